@@ -1,0 +1,74 @@
+"""What a FLOP rate is divided by: the peaks of the device, each by name."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+
+from gpuprof.record import Run
+
+WORDS = {
+    "given": "the peak given with --peak-tflops",
+    "datasheet": "datasheet dense peak",
+    "clock": "datasheet rate per clock at the SM clock measured in the window",
+    "measured": "best matmul measured on this device",
+}
+"""Denominators, the preferred first, in words."""
+
+
+def denominators(run: Run) -> dict[str, dict[str, float]]:
+    """Peak FLOP/s per dtype under each denominator that is known for this run, the preferred first."""
+    peaks: dict[str, dict[str, float]] = {}
+    given = run.settings.get("peak_tflops")
+    if given:
+        peaks["given"] = {dtype: given * 1e12 for dtype in sorted(set(run.ops["dtype"]) | {"tf32"})}
+    known = run.device.get("peaks", {})
+    if "datasheet" in known:
+        peaks["datasheet"] = known["datasheet"]
+        clock = sm_clock_hz(run)
+        rates, count = run.device.get("flops_per_clock_per_sm") or {}, run.device.get("sm_count")
+        if clock and rates and count:
+            peaks["clock"] = {dtype: rate * count * clock for dtype, rate in rates.items()}
+    if "measured" in known:
+        peaks["measured"] = known["measured"]
+    return peaks
+
+
+def denominator(run: Run) -> tuple[str, dict[str, float]]:
+    """The preferred denominator by name, and its peaks; an empty name where none is known."""
+    return next(iter(denominators(run).items()), ("", {}))
+
+
+def sm_clock_hz(run: Run) -> float | None:
+    """Median SM clock in the timing window, or None where it was not read."""
+    telemetry = run.telemetry
+    clocks = telemetry.loc[telemetry["quantity"] == "sm_clock", ["unit", "value"]].dropna()
+    if clocks.empty:
+        return None
+    factor = {"Hz": 1.0, "MHz": 1e6}[clocks["unit"].iloc[0]]
+    return float(clocks["value"].median()) * factor
+
+
+def peak_dtype(dtype: str, run: Run) -> str:
+    """The dtype whose peak a matmul of this dtype runs against.
+
+    float32 on tensor cores is TF32; every 8-bit float format runs at one rate.
+    """
+    if dtype == "float32" and run.environment.get("allow_tf32_matmul") and run.device.get("type") == "cuda":
+        return "tf32"
+    return "float8" if re.match(r"float8", dtype) else dtype
+
+
+def ideal_seconds(ops: pd.DataFrame, flops: str, peaks: dict[str, float], run: Run) -> pd.Series:
+    """Time that the matmul FLOPs of each row would take at the peak of their dtype; missing where there is none.
+
+    Args:
+        ops: rows of the ``ops`` table.
+        flops: name of the column of FLOPs.
+        peaks: FLOP/s by dtype.
+        run: the run that the rows are of.
+    """
+    rate = ops["dtype"].map(lambda dtype: peaks.get(peak_dtype(dtype, run), float("nan")))
+    seconds = ops[flops].astype("Float64").fillna(0).astype("float64") / rate
+    return seconds.where(ops[flops].fillna(0) > 0, 0.0)

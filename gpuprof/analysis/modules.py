@@ -1,0 +1,332 @@
+"""A run per module, class, operator, kernel and phase, and its totals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gpuprof.analysis.denominators import denominator, ideal_seconds
+from gpuprof.record import PHASES, UNATTRIBUTED, Run
+from gpuprof.theory import rule_for
+
+_COUNTS = ("flops", "flops_full", "flops_hardware", "vector_flops", "bytes")
+_MODULE_PHASES = ("forward", "recompute", "backward")
+
+MODULE_COLUMNS = [
+    "module", "class", "calls", "params", "trainable_params", "macs",
+    "flops_forward", "flops_recompute", "flops_backward", "flops_forward_full", "flops_backward_full",
+    "flops_hardware", "vector_flops_forward", "vector_flops_recompute", "vector_flops_backward",
+    "time_forward_s", "time_recompute_s", "time_backward_s", "flops_per_s_forward", "flops_per_s_backward",
+    "mfu_forward", "mfu_backward", "mfu",
+]  # fmt: skip
+"""Columns of `by_module`: the machine-readable contract."""
+
+
+def convention_of(run: Run, convention: str | None = None) -> str:
+    """The convention a run is read in."""
+    return convention or run.settings.get("convention", "causal")
+
+
+def counted(run: Run, convention: str | None = None) -> pd.DataFrame:
+    """The ``ops`` table with a column ``flops`` of matmul FLOPs in the convention, and ``ideal_s``."""
+    ops = run.ops.copy()
+    ops["flops"] = ops[f"flops_{convention_of(run, convention)}"]
+    ops["ideal_s"] = ideal_seconds(ops, "flops", denominator(run)[1], run)
+    ops["hardware_ideal_s"] = ideal_seconds(ops, "flops_hardware", denominator(run)[1], run)
+    return ops
+
+
+def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
+    """One row per module, children included in their parent, and one for what belongs to no module.
+
+    Args:
+        run: the run.
+        convention: how attention is counted; the run's own by default.
+
+    Returns:
+        Columns `MODULE_COLUMNS`. Plain ``flops_*`` are matmul FLOPs in the convention, counts are exact integers,
+        times are in seconds of kernel time (union of the intervals) of one traced step, and what is not known is
+        missing, never 0.
+    """
+    paths = [*run.tree["module"], UNATTRIBUTED]
+    table = pd.concat(
+        [
+            run.tree[["module", "class", "calls", "params", "trainable_params"]],
+            pd.DataFrame({"module": [UNATTRIBUTED], "class": [""]}),
+        ],
+        ignore_index=True,
+    ).set_index("module")
+    if run.done("count"):
+        _add_counts(table, counted(run, convention), paths)
+    if run.done("trace"):
+        times = kernel_times(run.kernels, paths)
+        for phase in _MODULE_PHASES:
+            table[f"time_{phase}_s"] = [times[path].get(phase, 0.0) for path in paths]
+    for column in (*MODULE_COLUMNS, "ideal_forward_s", "ideal_backward_s"):
+        if column not in table and column != "module":
+            table[column] = pd.array([None] * len(table), dtype="Float64")
+    if run.done("count"):
+        table["macs"] = table["flops_forward"] // 2
+    for phase in ("forward", "backward"):
+        time = table[f"time_{phase}_s"]
+        table[f"flops_per_s_{phase}"] = _ratio(table[f"flops_{phase}"], time)
+        table[f"mfu_{phase}"] = _ratio(table[f"ideal_{phase}_s"], time)
+    table["mfu"] = _ratio(
+        table["ideal_forward_s"] + table["ideal_backward_s"],
+        table["time_forward_s"] + table["time_recompute_s"] + table["time_backward_s"],
+    )
+    return table.reset_index()[MODULE_COLUMNS]
+
+
+def ancestors(path: str) -> list[str]:
+    """The module itself and every module that it is part of, up to the root."""
+    if path == UNATTRIBUTED:
+        return [path]
+    parts = path.split(".") if path else []
+    return [".".join(parts[:count]) for count in range(len(parts), -1, -1)]
+
+
+def _add_counts(table: pd.DataFrame, ops: pd.DataFrame, paths: list[str]) -> None:
+    """Columns of FLOPs, rolled up; a part without a rule adds nothing and is named by `without_rule`."""
+    columns = [*_COUNTS, "ideal_s"]
+    sums: dict[tuple[str, str], list[Any]] = {}
+    for row in ops[["module", "phase", *columns]].itertuples(index=False):
+        for path in ancestors(row.module):
+            entry = sums.setdefault((path, row.phase), [0] * len(columns))
+            for index, value in enumerate(row[2:]):
+                if value is not pd.NA:
+                    entry[index] += value
+    known = set(paths)
+    if stray := {path for path, _ in sums} - known:
+        raise AssertionError(f"work booked on modules that are not in the tree: {sorted(stray)}")
+
+    def column(name: str, phases: Iterable[str]) -> list[Any]:
+        index = columns.index(name)
+        return [sum(sums[path, p][index] for p in phases if (path, p) in sums) for path in paths]
+
+    for phase in _MODULE_PHASES:
+        table[f"flops_{phase}"] = pd.array(column("flops", [phase]), dtype="Int64")
+        table[f"vector_flops_{phase}"] = pd.array(column("vector_flops", [phase]), dtype="Int64")
+    for phase in ("forward", "backward"):
+        table[f"flops_{phase}_full"] = pd.array(column("flops_full", [phase]), dtype="Int64")
+        table[f"ideal_{phase}_s"] = column("ideal_s", [phase])
+    table["flops_hardware"] = pd.array(column("flops_hardware", PHASES), dtype="Int64")
+
+
+def kernel_times(kernels: pd.DataFrame, paths: list[str]) -> dict[str, dict[str, float]]:
+    """Seconds of kernel time by module (children included) and phase: the union of the kernels' intervals."""
+    times: dict[str, dict[str, float]] = {path: {} for path in paths}
+    if _disjoint(kernels):  # one stream at a time: the union of any of them is their sum
+        for (module, phase), nanoseconds in kernels.groupby(["module", "phase"])["duration_ns"].sum().items():  # type: ignore[misc]
+            for path in ancestors(module):
+                times[path][phase] = times[path].get(phase, 0.0) + nanoseconds * 1e-9
+        return times
+    members: dict[tuple[str, str], list[int]] = {}
+    for index, (module, phase) in enumerate(zip(kernels["module"], kernels["phase"], strict=True)):
+        for path in ancestors(module):
+            members.setdefault((path, phase), []).append(index)
+    start = kernels["start_ns"].to_numpy("int64")
+    end = start + kernels["duration_ns"].to_numpy("int64")
+    for (path, phase), rows in members.items():
+        times[path][phase] = union_ns(start[rows], end[rows]) * 1e-9
+    return times
+
+
+def union_ns(start: np.ndarray, end: np.ndarray) -> int:
+    """Length of the union of intervals, in the unit of the input (int64, sorted or not)."""
+    if not len(start):
+        return 0
+    order = np.argsort(start, kind="stable")
+    start, reach = start[order], np.maximum.accumulate(end[order])
+    gaps = np.maximum(start[1:] - reach[:-1], 0).sum()
+    return int(reach[-1] - start[0] - gaps)
+
+
+def _disjoint(kernels: pd.DataFrame) -> bool:
+    start = kernels["start_ns"].to_numpy("int64")
+    end = start + kernels["duration_ns"].to_numpy("int64")
+    return union_ns(start, end) == int((end - start).sum())
+
+
+def _ratio(numerator: pd.Series, denominator: pd.Series) -> pd.Series:
+    """Quotient, missing where the denominator or either side is missing or 0."""
+    above, below = (s.astype("Float64") for s in (numerator, denominator))
+    return (above / below.where(below > 0)).where(above > 0)
+
+
+def by_class(run: Run, convention: str | None = None) -> pd.DataFrame:
+    """One row per class: the sum over its modules, a module inside another of the same class counted once."""
+    modules = by_module(run, convention)
+    classes = dict(zip(modules["module"], modules["class"], strict=True))
+    outermost = [
+        not any(classes.get(path) == row_class for path in ancestors(module)[1:])
+        for module, row_class in zip(modules["module"], modules["class"], strict=True)
+    ]
+    sums = modules[outermost]
+    columns = [c for c in MODULE_COLUMNS[2:] if not c.startswith(("mfu", "flops_per_s"))]
+    table = sums.groupby("class", sort=False)[columns].sum(min_count=1)
+    table.insert(0, "modules", modules.groupby("class", sort=False).size())
+    times = table[["time_forward_s", "time_recompute_s", "time_backward_s"]]
+    table["flops_per_s_forward"] = _ratio(table["flops_forward"], table["time_forward_s"])
+    table["flops_per_s_backward"] = _ratio(table["flops_backward"], table["time_backward_s"])
+    # ideal times follow from MFU x time, module by module
+    ideal = (sums["mfu"] * (sums["time_forward_s"] + sums["time_recompute_s"] + sums["time_backward_s"])).fillna(0)
+    table["mfu"] = _ratio(ideal.groupby(sums["class"], sort=False).sum(), times.sum(axis=1, min_count=1))
+    table["time_s"] = times.sum(axis=1, min_count=1)
+    return table.reset_index().sort_values(["time_s", "flops_forward"], ascending=False, ignore_index=True)
+
+
+def plain_op(op: str) -> str:
+    """An operator without its overload, in place or not: ``aten::add`` for ``aten::add_.Tensor``."""
+    return op.partition(".")[0].rstrip("_")
+
+
+def by_op(run: Run, convention: str | None = None) -> pd.DataFrame:
+    """One row per operator: what it cost, how long it took, and what torch.profiler itself makes of it.
+
+    Kernels that no operator launched come last, under an empty name. ``flops`` is missing where an operator has no
+    rule; ``flops_profiler`` where torch makes no estimate.
+    """
+    ops = counted(run, convention)
+    ops["op"] = ops["op"].map(plain_op)
+    grouped = ops.groupby("op", sort=False)
+    table = pd.DataFrame(
+        {
+            "kind": grouped["kind"].first(),
+            "calls": grouped["calls"].sum(),
+            **{name: grouped[name].sum(min_count=1) for name in _COUNTS},
+            "ideal_s": grouped["ideal_s"].sum(),
+        }
+    )
+    if run.done("trace"):
+        kernels = run.kernels.groupby(run.kernels["op"].map(plain_op))["duration_ns"].agg(["sum", "size"])
+        table = table.reindex(table.index.union(kernels.index, sort=False))
+        table["kernels"] = kernels["size"].reindex(table.index).astype("Int64")
+        table["time_s"] = kernels["sum"].reindex(table.index).astype("Float64") * 1e-9
+        table["time_share"] = table["time_s"] / (run.kernels["duration_ns"].sum() * 1e-9)
+        table["flops_per_s"] = _ratio(table["flops"], table["time_s"])
+        table["mfu"] = _ratio(table["ideal_s"], table["time_s"])
+        table["flops_profiler"] = (
+            run.estimates.groupby(run.estimates["op"].map(plain_op))["flops_profiler"].sum().reindex(table.index)
+        )
+        table = table.sort_values("time_s", ascending=False, na_position="last")
+    # the backward may run operators in place that the counting pass saw run out of place: known all the same
+    rules = {op: rule_for(op) for op in table.index[table["kind"].isna()]}
+    table["kind"] = table["kind"].fillna({op: rule.kind for op, rule in rules.items() if rule}).fillna("")
+    table.index.name = "op"
+    return table.drop(columns="ideal_s").reset_index()
+
+
+def by_kernel(run: Run, convention: str | None = None) -> pd.DataFrame:
+    """One row per kernel name: times, and the operators that launch it. No FLOPs: an operator may launch several."""
+    grouped = run.kernels.groupby("kernel", sort=False)
+    table = pd.DataFrame(
+        {
+            "ops": grouped["op"].agg(lambda names: " ".join(sorted(set(names) - {""}))),
+            "kernels": grouped.size(),
+            "time_s": grouped["duration_ns"].sum().astype("float64") * 1e-9,
+            "median_s": grouped["duration_ns"].median().astype("float64") * 1e-9,
+        }
+    )
+    total = table["time_s"].sum()
+    table["time_share"] = table["time_s"] / total if total else math.nan
+    return table.sort_values("time_s", ascending=False).reset_index()
+
+
+def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
+    """One row per phase: step time by events (median and quartiles), kernel time, FLOPs, rates.
+
+    ``time_s`` of the backward includes recomputation, which cannot be told apart without a trace.
+    """
+    ops = counted(run, convention).groupby("phase")
+    table = pd.DataFrame(index=pd.Index([p for p in PHASES], name="phase"))
+    for name in (*_COUNTS, "ideal_s"):
+        table[name] = ops[name].sum(min_count=1).reindex(table.index)
+    times = run.samples.groupby("phase")["time_s"]
+    for name, quantile in (("time_s", 0.5), ("time_q1_s", 0.25), ("time_q3_s", 0.75)):
+        table[name] = times.quantile(quantile).reindex(table.index)
+    if run.done("trace"):
+        seconds = kernel_times(run.kernels.assign(module=""), [""])[""]
+        table["kernel_time_s"] = [seconds.get(phase, 0.0) for phase in table.index]
+        table["flops_per_s"] = _ratio(table["flops"], table["kernel_time_s"])
+        table["mfu"] = _ratio(table["ideal_s"], table["kernel_time_s"])
+    present = table.drop(columns="ideal_s").notna().any(axis=1) & (table.get("kernel_time_s", 1) != 0)
+    return table.drop(columns="ideal_s")[present].reset_index()
+
+
+def without_rule(run: Run) -> pd.DataFrame:
+    """Operators that no rule prices: their calls and their share of kernel time (missing without a trace)."""
+    table = by_op(run)
+    missing = table[(table["kind"] == "") & (table["op"] != "")]
+    columns = [c for c in ("op", "calls", "time_s", "time_share") if c in missing]
+    return missing[columns].reset_index(drop=True)
+
+
+def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
+    """The figures of the header; None where a figure is not known.
+
+    Keys: params, trainable_params, macs, flops_forward, flops_recompute, flops_backward, flops (model FLOPs of the
+    step), flops_hardware, vector_flops, backward_ratio (counted backward / forward), step_s, step_iqr_s, steps,
+    flops_per_s, mfu, hfu, denominator, kernel_s, traced_share (kernel time of the traced step with a known owner),
+    peak_bytes, peak_reserved_bytes, tokens_per_s, samples_per_s.
+    """
+    figures: dict[str, Any] = dict.fromkeys(
+        (
+            "params", "trainable_params", "macs", "flops_forward", "flops_recompute", "flops_backward", "flops",
+            "flops_hardware", "vector_flops", "backward_ratio", "step_s", "step_iqr_s", "steps", "flops_per_s", "mfu",
+            "hfu", "kernel_s", "owned_share", "peak_bytes", "peak_reserved_bytes", "tokens_per_s", "samples_per_s",
+        )
+    )  # fmt: skip
+    figures["denominator"] = denominator(run)[0]
+    if len(run.tree):
+        root = run.tree.iloc[0]
+        figures |= {"params": int(root["params"]), "trainable_params": int(root["trainable_params"])}
+    if run.done("count"):
+        ops = counted(run, convention)
+        phases = ops.groupby("phase")["flops"].sum()
+        forward, backward = (int(phases.get(phase, 0)) for phase in ("forward", "backward"))
+        figures |= {
+            "macs": forward // 2,
+            "flops_forward": forward,
+            "flops_recompute": int(phases.get("recompute", 0)),
+            "flops_backward": backward,
+            "flops": forward + backward,
+            "flops_hardware": int(ops["flops_hardware"].sum()),
+            "vector_flops": int(ops["vector_flops"].sum()),
+            "backward_ratio": backward / forward if forward and backward else None,
+        }
+    steps = run.samples.loc[run.samples["phase"] == "step", "time_s"]
+    if len(steps):
+        step_s = float(steps.median())
+        figures |= {
+            "step_s": step_s,
+            "step_iqr_s": float(steps.quantile(0.75) - steps.quantile(0.25)),
+            "steps": len(steps),
+        }
+        for unit in ("tokens", "samples"):
+            amount = run.workload.get(f"{unit}_per_step")
+            figures[f"{unit}_per_s"] = amount / step_s if amount else None
+        if run.done("count"):
+            model = ops[ops["phase"].isin(["forward", "backward"])]
+            figures |= {
+                "flops_per_s": figures["flops"] / step_s,
+                "mfu": _known_share(model["ideal_s"].sum(skipna=False), step_s),
+                "hfu": _known_share(ops["hardware_ideal_s"].sum(skipna=False), step_s),
+            }
+    if run.done("trace") and len(run.kernels):
+        kernels = run.kernels
+        figures["kernel_s"] = kernel_times(kernels.assign(module="", phase=""), [""])[""].get("", 0.0)
+        owned = (kernels["module"] != UNATTRIBUTED) | (kernels["phase"] == "optimizer")
+        figures["owned_share"] = float(kernels.loc[owned, "duration_ns"].sum() / kernels["duration_ns"].sum())
+    for key, names in (("peak_bytes", ("allocated_peak", "rss_peak")), ("peak_reserved_bytes", ("reserved_peak",))):
+        peaks = run.memory.loc[run.memory["quantity"].isin(names), "bytes"]
+        figures[key] = int(peaks.max()) if len(peaks) else None
+    return figures
+
+
+def _known_share(ideal_s: float, time_s: float) -> float | None:
+    return ideal_s / time_s if ideal_s > 0 and not math.isnan(ideal_s) else None

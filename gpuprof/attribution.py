@@ -1,0 +1,189 @@
+"""Who owns an operator: module calls as intervals of autograd sequence numbers.
+
+Every autograd node takes the next number of its thread when it is made, in the forward. So the numbers between a
+module's start and its end are the nodes of that module, and in the backward the number of the running node tells
+whose work it is. No tensor is touched and no node is added; outputs may be anything. Backward hooks can do neither
+(docs/method.md has the comparison).
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gpuprof.record import UNATTRIBUTED
+from gpuprof.theory.attention import AttentionFacts
+
+
+def in_backward() -> bool:
+    """Whether the calling thread is inside a backward pass."""
+    return torch._C._current_graph_task_id() != -1
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What work is booked on: a module, and within it perhaps one fused attention call.
+
+    Attributes:
+        module: path; the root is the empty path.
+        facts: what is known of the attention products made here.
+    """
+
+    module: str
+    facts: AttentionFacts | None = None
+
+
+NOWHERE = Scope(UNATTRIBUTED)
+
+
+class Call:
+    """One call of a module, in order of start: its scope, whether inside a backward, and the thread."""
+
+    __slots__ = ("in_backward", "range", "scope", "thread")
+
+    def __init__(self, scope: Scope, inside: bool, thread: int) -> None:
+        self.scope = scope
+        self.in_backward = inside
+        self.thread = thread
+        self.range: AbstractContextManager[Any] | None = None
+
+
+class Ownership:
+    """The module calls of a step, while they happen and afterwards.
+
+    Attributes:
+        calls: every module call so far.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._stacks: dict[int, list[Call]] = {}
+        # per thread: from this sequence number on, new nodes belong to that scope
+        self._numbers: dict[int, list[int]] = {}
+        self._scopes: dict[int, list[Scope]] = {}
+        self._last_closed: dict[int, Scope] = {}
+
+    def open(self, scope: Scope) -> Call:
+        """A module starts."""
+        thread = threading.get_ident()
+        call = Call(scope, in_backward(), thread)
+        self.calls.append(call)
+        self._stacks.setdefault(thread, []).append(call)
+        self._change(thread, scope)
+        return call
+
+    def close(self, call: Call) -> None:
+        """A module ends, also by an exception; calls that were left open inside it end with it."""
+        thread = threading.get_ident()
+        stack = self._stacks.get(thread, [])
+        if call not in stack:
+            return
+        while stack and stack.pop() is not call:
+            pass
+        self._change(thread, stack[-1].scope if stack else NOWHERE)
+        self._last_closed[thread] = call.scope
+
+    def _change(self, thread: int, scope: Scope) -> None:
+        self._numbers.setdefault(thread, []).append(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
+        self._scopes.setdefault(thread, []).append(scope)
+
+    def running(self) -> Scope | None:
+        """The innermost scope that is open on this thread."""
+        stack = self._stacks.get(threading.get_ident())
+        return stack[-1].scope if stack else None
+
+    def recomputing(self) -> bool:
+        """Whether a module call is open on this thread inside a backward."""
+        stack = self._stacks.get(threading.get_ident())
+        return bool(stack) and stack[-1].in_backward  # type: ignore[index]
+
+    def beside_last(self) -> str:
+        """Path of the parent of the module call that ended last on this thread."""
+        return self._last_closed.get(threading.get_ident(), NOWHERE).module.rpartition(".")[0]
+
+    @contextmanager
+    def within(self, scope: Scope) -> Iterator[None]:
+        """Book what happens on this scope, without counting it as a call of the module."""
+        call = self.open(scope)
+        self.calls.pop()
+        try:
+            yield
+        finally:
+            self.close(call)
+
+    def maker(self, thread: int, number: int) -> Scope | None:
+        """The scope that made the node with this sequence number on this thread; None before the first call."""
+        numbers = self._numbers.get(thread)
+        if not numbers:
+            return None
+        index = bisect_right(numbers, number) - 1
+        return self._scopes[thread][index] if index >= 0 else None
+
+    def first_thread(self, default: int) -> int:
+        """The thread that called a module first."""
+        return next(iter(self._numbers), default)
+
+
+def inside_compiled(model: torch.nn.Module) -> set[torch.nn.Module]:
+    """Modules whose calls happen inside a region that torch.compile has taken over."""
+    hidden: set[torch.nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
+            hidden.update(inner for inner in module.modules() if inner is not module)
+        elif module._compiled_call_impl is not None:
+            hidden.update(module.modules())
+    return hidden
+
+
+@contextmanager
+def observed(
+    model: torch.nn.Module,
+    scopes: dict[torch.nn.Module, Scope] | None = None,
+    mark: Callable[[int], AbstractContextManager[Any]] | None = None,
+    through_compiled: bool = False,
+) -> Iterator[Ownership]:
+    """Record the calls of every module of a model. All hooks are gone afterwards, also after an exception.
+
+    Args:
+        model: the model.
+        scopes: scope of each module; by default its path alone.
+        mark: given the index of a call, a context to hold open while it runs (a range in the trace).
+        through_compiled: hook modules inside compiled regions too. Only where compilation is off for the while:
+            Python hooks would break it, so otherwise such a region is owned by the module that calls it.
+    """
+    ownership = Ownership()
+    if scopes is None:
+        scopes = {module: Scope(path) for path, module in model.named_modules()}
+    open_calls: dict[torch.nn.Module, list[Call]] = {}
+    handles = []
+
+    def before(module: torch.nn.Module, *_: Any) -> None:
+        call = ownership.open(scopes[module])
+        if mark is not None:
+            call.range = mark(len(ownership.calls) - 1)
+            call.range.__enter__()
+        open_calls.setdefault(module, []).append(call)
+
+    def after(module: torch.nn.Module, *_: Any) -> None:
+        if open_calls.get(module):
+            call = open_calls[module].pop()
+            if call.range is not None:
+                call.range.__exit__(None, None, None)
+            ownership.close(call)
+
+    try:
+        hidden = set() if through_compiled else inside_compiled(model)
+        for module in scopes:
+            if module not in hidden:
+                handles.append(module.register_forward_pre_hook(before))
+                handles.append(module.register_forward_hook(after, always_call=True))
+        yield ownership
+    finally:
+        for handle in handles:
+            handle.remove()

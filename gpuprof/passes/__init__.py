@@ -1,0 +1,1 @@
+"""The passes: each measures one thing, alone with the step."""

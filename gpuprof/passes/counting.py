@@ -1,0 +1,300 @@
+"""The counting pass: every operator of one step, with its owner and phase, priced by its FLOP rule."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gpuprof.attribution import NOWHERE, Ownership, Scope, observed
+from gpuprof.passes.operators import is_composite
+from gpuprof.passes.phases import Phase, observed_phases
+from gpuprof.record import PassOutcome, table
+from gpuprof.theory import TensorSpec, cost_of
+from gpuprof.theory.attention import AttentionFacts, with_facts
+from gpuprof.theory.rules import Cost, least_bytes
+from gpuprof.workload import Workload
+from gpuprof.workload.causality import attention_facts
+
+Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+"""How an operator is carried out."""
+
+_sdpa = torch.nn.functional.scaled_dot_product_attention
+
+
+class Counted(NamedTuple):
+    """What the counting pass gives: the raw tables and how it ended."""
+
+    ops: pd.DataFrame
+    tree: pd.DataFrame
+    outcome: PassOutcome
+
+
+def count(workload: Workload, execute: Execute | None = None) -> Counted:
+    """Run one step and count every operator of it.
+
+    Args:
+        workload: what to run.
+        execute: how operators are carried out; by default they just run. `gpuprof.passes.weightless.execute`
+            carries them out without storage.
+    """
+    model = workload.model
+    scopes = {module: Scope(path, attention_facts(module)) for path, module in model.named_modules()}
+    with (
+        torch.compiler.set_stance("force_eager"),
+        observed_phases(model) as phase,
+        observed(model, scopes, through_compiled=True) as ownership,
+        _AttentionCalls(ownership, place := _Place(ownership, phase), fuse=execute is not None),
+        _Counter(place, execute or _run) as counter,
+    ):
+        workload.step()
+    rows, causality = counter.rows()
+    calls: dict[str, int] = {}
+    for call in ownership.calls:
+        if not call.in_backward:
+            calls[call.scope.module] = calls.get(call.scope.module, 0) + 1
+    missing = sorted({row["op"] for row in rows if not row["kind"]})
+    facts = {"calls": sum(counter.counts.values()), "ops_without_rule": missing}
+    return Counted(table("ops", rows), module_tree(model, calls, causality), PassOutcome("done", facts=facts))
+
+
+def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[str, str]) -> pd.DataFrame:
+    """The ``tree`` table: one row per module, parameters of its children included, each parameter once."""
+    rows = []
+    for path, module in model.named_modules():
+        params = list(module.parameters())
+        trainable = [p for p in params if p.requires_grad]
+        rows.append(
+            {
+                "module": path,
+                "class": type(module).__name__,
+                "extra": " ".join(module.extra_repr().split()),
+                "calls": calls.get(path, 0),
+                "params": sum(p.numel() for p in params),
+                "trainable_params": sum(p.numel() for p in trainable),
+                "param_bytes": sum(p.numel() * p.element_size() for p in params),
+                "trainable_bytes": sum(p.numel() * p.element_size() for p in trainable),
+                "causality": causality.get(path, ""),
+            }
+        )
+    return table("tree", rows)
+
+
+class _Signature(NamedTuple):
+    """Calls that cost the same and are booked alike."""
+
+    func: Any
+    scope: Scope
+    phase: str
+    args: tuple[Any, ...]
+    kwargs: tuple[Any, ...]
+
+
+class _Counter(TorchDispatchMode):
+    """Tallies operator calls by signature; rules are applied once per signature, when the step is over."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, place: _Place, execute: Execute) -> None:
+        super().__init__()
+        self.counts: dict[_Signature, int] = {}
+        self._outputs: dict[_Signature, Any] = {}
+        self._composite: dict[Any, bool] = {}
+        self._place = place
+        self._execute = execute
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        composite = self._composite.get(func)
+        if composite is None:
+            composite = self._composite[func] = (
+                isinstance(func, torch._ops.OpOverload) and is_composite(func.name())
+            )
+        if composite:  # arrives whole in inference mode only; its parts are what is counted everywhere else
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        scope, phase = self._place()
+        # args before the call: in-place operators may change the metadata of what they are given
+        signature = _Signature(func, scope, phase, _spec(args), _spec(tuple(kwargs.items())) if kwargs else ())
+        out = self._execute(func, args, kwargs)
+        if signature in self.counts:
+            self.counts[signature] += 1
+        else:
+            self.counts[signature] = 1
+            self._outputs[signature] = _spec(out)
+        return out
+
+    def rows(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """Rows of the ``ops`` table, and the causality of every module that attends: known or unknown."""
+        merged: dict[Any, dict[str, Any]] = {}
+        causality: dict[str, str] = {}
+        for signature, calls in self.counts.items():
+            op = _name(signature.func)
+            args, kwargs = _torch_free(signature.args), dict(_torch_free(signature.kwargs))
+            out = _torch_free(self._outputs[signature])
+            specs = _specs(args) + _specs(tuple(kwargs.values()))
+            priced: tuple[int | None, ...] = (None,) * 5
+            kind: str = ""
+            module = signature.scope.module
+            found = cost_of(op, args, kwargs, out)
+            if found is not None:
+                cost, kind = found
+                cost, known = with_facts(op, args, kwargs, out, cost, found[1], signature.scope.facts)
+                priced = _figures(cost, least_bytes(cost, found[1], args, kwargs, out))
+                if not known:
+                    causality[module] = "unknown"
+                elif kind == "attention" or cost.causal not in (None, cost.full):
+                    causality.setdefault(module, "known")
+            row = {
+                "module": module,
+                "phase": signature.phase,
+                "op": op,
+                "kind": kind,
+                "shapes": _shapes(specs),
+                "dtype": _dtype(specs + _specs((out,))),
+            }
+            counted = merged.setdefault((tuple(row.values()), priced), {**row, "calls": 0, "priced": priced})
+            counted["calls"] += calls
+        rows = list(merged.values())
+        for row in rows:
+            figures = zip(_FIGURES, row.pop("priced"), strict=True)
+            row.update({name: None if value is None else value * row["calls"] for name, value in figures})
+        return rows, causality
+
+
+_FIGURES = ("flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes")
+
+
+def _figures(cost: Cost, nbytes: int) -> tuple[int, ...]:
+    causal = cost.full if cost.causal is None else cost.causal
+    hardware = cost.full if cost.hardware is None else cost.hardware
+    return causal, cost.full, hardware, cost.vector, nbytes
+
+
+class _Place:
+    """Owner and phase of the operator that runs now."""
+
+    def __init__(self, ownership: Ownership, phase: Phase) -> None:
+        self.ownership = ownership
+        self.phase = phase
+        self._last_owner = NOWHERE
+        # backward of a checkpoint inside the backward: the thread that made its nodes, and who runs it
+        self._tasks: dict[int, tuple[int, Scope]] = {}
+
+    def __call__(self) -> tuple[Scope, str]:
+        node = torch._C._current_autograd_node()  # type: ignore[attr-defined]
+        running = self.ownership.running()
+        if node is None:
+            if self._tasks:
+                self._tasks.clear()
+            return running or NOWHERE, self.phase.name
+        if running is not None and self.ownership.recomputing():
+            return running, "recompute"
+        owner = self._last_owner = self._owner(node)
+        if torch.is_grad_enabled() and not self.phase.keeps_graph:
+            # the forward run again by a checkpoint, between the calls of its modules: the owner is beside them
+            beside = self.ownership.beside_last()
+            return (Scope(beside) if owner.module.startswith(beside + ".") else owner), "recompute"
+        return owner, "backward"
+
+    def _owner(self, node: Any) -> Scope:
+        task = torch._C._current_graph_task_id()
+        if task not in self._tasks:
+            # the outermost backward works on nodes of the thread that ran the forward
+            here = threading.get_ident()
+            self._tasks[task] = (here if self._tasks else self.ownership.first_thread(here), self._last_owner)
+        thread, runner = self._tasks[task]
+        number = node._sequence_nr()
+        if number >= 1 << 63:  # AccumulateGrad has no number: it follows the node whose gradient it takes
+            return self._last_owner
+        return self.ownership.maker(thread, number) or runner
+
+
+class _AttentionCalls(TorchFunctionMode):
+    """Opens a scope around scaled_dot_product_attention, so that its parts know what its arguments said.
+
+    The math backend takes the call apart before a dispatch mode sees it; only here is ``is_causal`` still known.
+    """
+
+    def __init__(self, ownership: Ownership, place: _Place, fuse: bool) -> None:
+        super().__init__()
+        self.ownership = ownership
+        self.place = place
+        self.fuse = fuse
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not _sdpa:
+            return func(*args, **(kwargs or {}))
+        return self._attend(*args, **(kwargs or {}))
+
+    def _attend(
+        self, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        around, _ = self.place()
+        dims = (query.shape[-1], value.shape[-1])
+        if attn_mask is None:
+            facts = AttentionFacts(causal=is_causal, window=None, head_dims=dims)
+        elif around.facts is not None:
+            facts = AttentionFacts(around.facts.causal, around.facts.window, dims)
+        else:
+            facts = AttentionFacts(causal=None, window=None, head_dims=dims)
+        with self.ownership.within(Scope(around.module, facts)):
+            if self.fuse and attn_mask is None and query.shape[-1] == value.shape[-1]:
+                # the default backend of meta tensors is the slow one; any of them counts the same
+                fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+                return fused(query, key, value, 0.0, is_causal, scale=kwargs.get("scale"))[0]
+            return _sdpa(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return func(*args, **kwargs)
+
+
+def _name(func: Any) -> str:
+    if isinstance(func, torch._ops.OpOverload):
+        return f"{func.namespace}::{func._opname}.{func._overloadname}"
+    return f"higher_order::{getattr(func, '_name', func)}"
+
+
+def _spec(value: Any) -> Any:
+    """A hashable stand-in: tensors by shape and dtype, containers as tuples, numbers as they are."""
+    if isinstance(value, torch.Tensor):
+        return TensorSpec(tuple(value.shape), value.dtype)  # type: ignore[arg-type]  # named by _torch_free
+    if value is None or isinstance(value, (int, float, str)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return tuple([_spec(item) for item in value])
+    if isinstance(value, dict):
+        return tuple([(key, _spec(item)) for key, item in value.items()])
+    return str(value)
+
+
+def _torch_free(value: Any) -> Any:
+    if isinstance(value, TensorSpec):
+        return TensorSpec(value.shape, str(value.dtype).removeprefix("torch."))
+    return tuple(_torch_free(item) for item in value) if isinstance(value, tuple) else value
+
+
+def _specs(value: Any) -> list[TensorSpec]:
+    if isinstance(value, TensorSpec):
+        return [value]
+    return [spec for item in value for spec in _specs(item)] if isinstance(value, tuple) else []
+
+
+def _shapes(specs: list[TensorSpec], most: int = 8) -> str:
+    text = " ".join("x".join(map(str, spec.shape)) or "scalar" for spec in specs[:most])
+    return text if len(specs) <= most else f"{text} and {len(specs) - most} more"
+
+
+def _dtype(specs: list[TensorSpec]) -> str:
+    """dtype of the first floating tensor, else of the first."""
+    names = [spec.dtype for spec in specs]
+    return next((name for name in names if "float" in name or "complex" in name), names[0] if names else "")

@@ -1,0 +1,80 @@
+"""A step that fails, in words: the model's own error shown short, where it came from, and what to do."""
+
+from __future__ import annotations
+
+import traceback
+from types import TracebackType
+from typing import NamedTuple
+
+import torch
+
+from gpuprof.errors import GpuprofError
+from gpuprof.units import size
+from gpuprof.workload import Workload
+
+
+class StepFailure(NamedTuple):
+    """Why a step failed.
+
+    Attributes:
+        reason: what happened and where.
+        remedy: what to do about it, may be empty.
+        error: the exception itself.
+    """
+
+    reason: str
+    remedy: str
+    error: Exception
+
+    @property
+    def line(self) -> str:
+        """Reason and remedy as one line."""
+        return f"{self.reason}: {self.remedy}" if self.remedy else self.reason
+
+
+def explain(error: Exception, workload: Workload) -> StepFailure:
+    """Say what failed, in which phase and module."""
+    if isinstance(error, GpuprofError):
+        return StepFailure(str(error), "", error)
+    phase, module = _where(error.__traceback__, workload.model)
+    place = f"the {phase}" + (f" of {module}" if module else "")
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error):
+        return StepFailure(f"out of memory in {place}{_reached(workload.device)}", _less_memory(workload), error)
+    return StepFailure(f"the model raised in {place}: {type(error).__name__}: {_short(error)}", "", error)
+
+
+def _where(trace: TracebackType | None, model: torch.nn.Module) -> tuple[str, str]:
+    """Phase, and the innermost module whose method was running."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    phase, module = "forward", ""
+    for frame, _ in traceback.walk_tb(trace):
+        name = frame.f_code.co_filename.replace("\\", "/")
+        if name.endswith("torch/autograd/__init__.py") or name.endswith("torch/autograd/graph.py"):
+            phase = "backward"
+        elif "/torch/optim/" in name:
+            phase = "optimizer step"
+        owner = frame.f_locals.get("self")
+        if id(owner) in paths and isinstance(owner, torch.nn.Module):
+            module = paths[id(owner)] or type(model).__name__
+    return phase, module
+
+
+def _short(error: Exception, limit: int = 300) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _reached(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    total = torch.cuda.get_device_properties(device).total_memory
+    return f" (reached {size(torch.cuda.max_memory_reserved(device))} of {size(total)})"
+
+
+def _less_memory(workload: Workload) -> str:
+    lower = ["--batch-size", "--seq-len"]
+    if workload.description.get("dtype") == "float32":
+        lower.append("--dtype bfloat16")
+    if workload.description.get("mode") == "train" and workload.description.get("checkpointing", "none") == "none":
+        lower.append("--checkpointing non-reentrant")
+    return f"lower {lower[0]} or {lower[1]}" + (f", or give {' or '.join(lower[2:])}" if lower[2:] else "")

@@ -1,0 +1,74 @@
+"""The timing pass: the undisturbed step, with one CUDA-event pair per phase and nothing else attached."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+
+from gpuprof.passes.phases import observed_phases
+from gpuprof.record import PassOutcome, table
+from gpuprof.workload import Workload
+
+
+def measure(
+    workload: Workload, warmup: int, steps: int, before_step: Callable[[], None], tick: Callable[[], None]
+) -> tuple[pd.DataFrame, PassOutcome]:
+    """Time steps and their phases.
+
+    On CUDA by events on the current stream, read when all steps are over, so that the host is never made to wait
+    inside a step; elsewhere by ``perf_counter``.
+
+    Args:
+        workload: what to run.
+        warmup: steps that are not kept.
+        steps: steps that are.
+        before_step: run before every step, outside the clock (seeding).
+        tick: called after every step (progress).
+
+    Returns:
+        The ``samples`` table, in seconds, and the outcome.
+    """
+    cuda = workload.device.type == "cuda"
+    now: Callable[[], Any] = _event if cuda else time.perf_counter
+    steps_marks: list[list[tuple[str, Any]]] = []
+    for index in range(warmup + steps):
+        before_step()
+        marks: list[tuple[str, Any]] = []
+        with observed_phases(workload.model, lambda name, marks=marks: marks.append((name, now()))):  # type: ignore[misc]
+            if cuda and index in (0, warmup):
+                torch.cuda.synchronize(workload.device)
+            marks.append(("forward", now()))
+            workload.step()
+            marks.append(("", now()))
+        if index >= warmup:
+            steps_marks.append(marks)
+        tick()
+    if cuda:
+        torch.cuda.synchronize(workload.device)
+    rows = [row for number, marks in enumerate(steps_marks) for row in _durations(number, marks, cuda)]
+    return table("samples", rows), PassOutcome("done", facts={"warmup": warmup, "steps": steps})
+
+
+def _event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _durations(step: int, marks: list[tuple[str, Any]], cuda: bool) -> list[dict[str, Any]]:
+    """Rows of one step: the whole of it, then each phase that took place."""
+
+    def between(first: Any, second: Any) -> float:
+        return first.elapsed_time(second) * 1e-3 if cuda else second - first
+
+    phases: dict[str, float] = {}
+    for (name, start), (_, end) in zip(marks, marks[1:], strict=False):
+        phases[name] = phases.get(name, 0.0) + between(start, end)
+    total = between(marks[0][1], marks[-1][1])
+    return [{"step": step, "phase": "step", "time_s": total}] + [
+        {"step": step, "phase": name, "time_s": seconds} for name, seconds in phases.items()
+    ]

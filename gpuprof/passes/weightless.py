@@ -1,0 +1,99 @@
+"""Running a step without storage: floating tensors live on ``meta``, small integer ones are real.
+
+A model decides by its integers (ids, masks, positions, image sizes) and computes with its floats. Keeping the first
+real and the second empty lets the model's own code run as it is, at no memory and hardly any time; plain meta tensors
+fail as soon as the code looks at a mask, and fake tensors make libraries take their tracing paths.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from gpuprof.errors import GpuprofError
+
+_aten = torch.ops.aten
+_META = torch.device("meta")
+
+# what these return depends on values, and a computed value does not exist here
+_READS_VALUES = {
+    _aten._local_scalar_dense.default, _aten.nonzero.default, _aten.is_nonzero.default, _aten.equal.default,
+    _aten.unique_consecutive.default, _aten._unique2.default, _aten.masked_select.default,
+}  # fmt: skip
+
+_INDEXES = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
+
+
+def execute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Carry out one operator: on ``meta`` if it touches a computed value, else for real.
+
+    Raises:
+        GpuprofError: the model asks for the value of something computed, which does not exist here.
+    """
+    device = kwargs.get("device")
+    if device is not None and torch.device(device).type == "meta" and _keeps_values(func, args, kwargs):
+        kwargs = {**kwargs, "device": torch.device("cpu")}  # integers stay readable
+    if not _touches_meta(args) and not (kwargs and _touches_meta(tuple(kwargs.values()))):
+        return func(*args, **kwargs)
+    if func in _READS_VALUES:
+        raise GpuprofError(
+            f"the model reads the value of a computed tensor ({func}), which counting without weights does not have: "
+            "count a real step with 'gpuprof profile MODEL --passes count'"
+        )
+    if func in _INDEXES:
+        args = (args[0], [position for index in args[1] for position in _positions(index)], *args[2:])
+    return func(*_to_meta(args), **_to_meta(kwargs))
+
+
+def _keeps_values(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a result asked for on ``meta`` is one that the model may want to read."""
+    dtype = kwargs.get("dtype")
+    if dtype is None:
+        source = next((arg for arg in args if isinstance(arg, torch.Tensor)), None)
+        if source is None:
+            return func in (_aten.arange.default, _aten.arange.start, _aten.arange.start_step) and not any(
+                isinstance(arg, float) for arg in args
+            )
+        dtype = source.dtype
+    return not (dtype.is_floating_point or dtype.is_complex) and not _touches_meta(args)
+
+
+def _touches_meta(values: Any) -> bool:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            if value.device.type == "meta":
+                return True
+        elif isinstance(value, (list, tuple)) and _touches_meta(value):
+            return True
+    return False
+
+
+def _to_meta(values: Any) -> Any:
+    return tree_map(_without_storage, values)
+
+
+def _without_storage(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.device.type != "meta":
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=_META)
+    return _META if isinstance(value, torch.device) else value
+
+
+def _positions(index: Any) -> list[Any]:
+    """A real boolean index as integer ones: as many as it has true elements, all that shapes depend on."""
+    if not isinstance(index, torch.Tensor) or index.dtype not in (torch.bool, torch.uint8):
+        return [index]
+    if index.device.type == "meta":
+        raise GpuprofError(
+            "the model selects by a mask that it computes, which counting without weights does not have: "
+            "count a real step with 'gpuprof profile MODEL --passes count'"
+        )
+    times = 1
+    once = index
+    for dim, stride in enumerate(index.stride()):
+        if stride == 0:  # expanded: what is repeated need not be looked at again
+            times *= index.shape[dim]
+            once = once.narrow(dim, 0, 1)
+    chosen = times * int(once.count_nonzero())
+    return [torch.empty(chosen, dtype=torch.int64, device=_META)] * index.dim()

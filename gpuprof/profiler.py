@@ -1,0 +1,262 @@
+"""profile() and count(): one pass after another over a workload, a Run out."""
+
+from __future__ import annotations
+
+import functools
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from gpuprof.errors import GpuprofError
+from gpuprof.hardware.ceilings import cpu_ceilings
+from gpuprof.hardware.device import describe, environment
+from gpuprof.passes import counting, memory, telemetry, timing, trace, weightless
+from gpuprof.passes.failure import StepFailure, explain
+from gpuprof.passes.preserve import preserved
+from gpuprof.record import PassOutcome, Run
+from gpuprof.theory.conventions import CONVENTIONS
+from gpuprof.theory.rules import RULES_VERSION
+from gpuprof.workload import Options, Workload, build, from_module
+
+PASSES = ("count", "time", "trace", "memory", "telemetry")
+"""Names of the passes, in the order in which they run; telemetry runs around the timing pass."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a pass, what is done of it and how much there is."""
+
+
+def profile(
+    model: torch.nn.Module | str,
+    inputs: Any = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    loss: Callable[[Any], torch.Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    step: Callable[[], Any] | None = None,
+    mode: str = "train",
+    passes: Iterable[str] = PASSES,
+    warmup: int | None = None,
+    steps: int | None = None,
+    convention: str = "causal",
+    peak_tflops: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Run:
+    """Measure a step of a model, forward and backward, per module.
+
+    The model is as before afterwards: parameters, gradients, buffers, flags, hooks and random states.
+
+    Args:
+        model: a module, or the name of a model as on the command line.
+        inputs: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
+        kwargs: keyword arguments beside positional inputs.
+        loss: turns the output into a scalar; else ``output.loss``, else the mean of the output's first floating
+            tensor.
+        optimizer: steps after each backward; its state and the parameters are put back.
+        step: a whole step of one's own, used as it is.
+        mode: train, forward or generate.
+        passes: which passes to run, of `PASSES`.
+        warmup: steps before the clock counts; 1 on a CPU and 5 on a GPU unless given.
+        steps: timed steps; 3 on a CPU and 20 on a GPU unless given.
+        convention: how attention is counted, of `gpuprof.theory.conventions.CONVENTIONS`.
+        peak_tflops: peak of the device in TFLOP/s, for every dtype, instead of the table's.
+        seed: of every step, so that each pass repeats the same one.
+        progress: told how far each pass is.
+        options: fields of `gpuprof.workload.Options`, for a named model.
+
+    Raises:
+        GpuprofError: wrong arguments, or the step fails in every pass.
+    """
+    if isinstance(model, str):
+        workload = build(model, _options(mode=mode, seed=seed, **options))
+    else:
+        if options:
+            raise GpuprofError(f"{', '.join(options)}: only for a model given by name; here the module says it")
+        args, keywords = _arguments(inputs, kwargs)
+        workload = from_module(model, args, keywords, loss=loss, mode=mode, optimizer=optimizer, step=step)
+    return run_passes(
+        workload, passes=passes, warmup=warmup, steps=steps, convention=convention, peak_tflops=peak_tflops,
+        seed=seed, progress=progress,
+    )  # fmt: skip
+
+
+def count(
+    model: torch.nn.Module | str,
+    inputs: Any = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    loss: Callable[[Any], torch.Tensor] | None = None,
+    step: Callable[[], Any] | None = None,
+    mode: str = "train",
+    convention: str = "causal",
+    seed: int = 0,
+    **options: Any,
+) -> Run:
+    """Count a step without measuring it: a named model without weights, a given module by really running it once.
+
+    Arguments and errors are those of `profile`.
+    """
+    if not isinstance(model, str):
+        return profile(
+            model, inputs, kwargs=kwargs, loss=loss, step=step, mode=mode, passes=("count",), convention=convention,
+            seed=seed, **options,
+        )  # fmt: skip
+    workload = build(model, _options(mode=mode, seed=seed, **options), weightless=True)
+    return run_passes(workload, passes=("count",), convention=convention, seed=seed)
+
+
+def run_passes(
+    workload: Workload,
+    *,
+    passes: Iterable[str] = PASSES,
+    warmup: int | None = None,
+    steps: int | None = None,
+    convention: str = "causal",
+    peak_tflops: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Run:
+    """Run the passes over a workload, each alone with its step; see `profile` for the arguments.
+
+    A pass that fails is recorded with its reason and the others still deliver.
+    """
+    cuda = workload.device.type == "cuda"
+    wanted = _checked(passes, warmup, steps, convention, peak_tflops)
+    warmup = (5 if cuda else 1) if warmup is None else warmup
+    steps = (20 if cuda else 3) if steps is None else steps
+    tell = progress or (lambda name, done, total: None)
+    run = Run(
+        workload=workload.description,
+        device=describe(workload.device),
+        environment=environment() | {"flop_rules": RULES_VERSION},
+        settings={"convention": convention, "peak_tflops": peak_tflops, "warmup": warmup, "steps": steps, "seed": seed},
+    )
+    seeded = functools.partial(torch.manual_seed, seed)
+    failures: list[StepFailure] = []
+
+    def attempt(name: str, total: int, body: Callable[[], PassOutcome]) -> None:
+        tell(name, 0, total)
+        start = time.perf_counter()
+        try:
+            outcome = body()
+        except Exception as error:
+            failure = explain(error, workload)
+            failures.append(failure)
+            outcome = PassOutcome("failed", failure.reason, failure.remedy)
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step
+            if cuda:
+                torch.cuda.empty_cache()
+        outcome.seconds = round(time.perf_counter() - start, 3)
+        run.passes[name] = outcome
+        tell(name, total, total)
+
+    def count_pass() -> PassOutcome:
+        seeded()
+        execute = weightless.execute if workload.device.type == "meta" else None
+        run.ops, run.tree, outcome = counting.count(_watched(workload, run), execute)
+        return outcome
+
+    def time_pass() -> PassOutcome:
+        done = iter(range(1, warmup + steps + 1))
+        with telemetry.watch(workload.device) as watched:
+            run.samples, outcome = timing.measure(
+                workload, warmup, steps, seeded, lambda: tell("time", next(done), warmup + steps)
+            )
+        if "telemetry" in wanted:
+            run.telemetry, run.passes["telemetry"] = watched.rows(), watched.outcome
+        return outcome
+
+    def trace_pass() -> PassOutcome:
+        run.kernels, run.estimates, outcome = trace.trace(workload, seeded)
+        return outcome
+
+    def memory_pass() -> PassOutcome:
+        run.memory, outcome = memory.measure(workload, seeded)
+        return outcome
+
+    bodies = {"count": count_pass, "time": time_pass, "trace": trace_pass, "memory": memory_pass}
+    with preserved(workload):
+        for name, body in bodies.items():
+            if name in wanted:
+                attempt(name, warmup + steps if name == "time" else 1, body)
+    if failures and not any(run.done(name) for name in bodies):
+        raise GpuprofError(failures[0].line) from failures[0].error
+    if "telemetry" in wanted and "telemetry" not in run.passes:
+        run.passes["telemetry"] = PassOutcome(
+            "skipped", "telemetry is read around the timing pass, which did not run", "add time to --passes"
+        )
+    if workload.device.type == "cpu" and wanted & {"time", "trace"}:
+        tell("ceiling", 0, 1)
+        run.device["peaks"] = {"measured": _measured_ceilings(run)}
+        run.device["peak_source"] = "best of a few matmul shapes, measured after the passes"
+        tell("ceiling", 1, 1)
+    run.tree = counting.module_tree(workload.model, {}, {}) if run.tree.empty else run.tree
+    run.warnings += [f"the {name} pass failed: {o.reason}" for name, o in run.passes.items() if o.status == "failed"]
+    return run
+
+
+def _measured_ceilings(run: Run) -> dict[str, float]:
+    """Best matmul rate of this CPU for every dtype that the step multiplies in, FLOP/s."""
+    multiplies = run.ops["flops_full"].fillna(0) > 0
+    dtypes = set(run.ops.loc[multiplies, "dtype"]) or {run.workload.get("dtype") or "float32"}
+    return cpu_ceilings(sorted(dtypes), seconds=0.5)["measured"]
+
+
+def _watched(workload: Workload, run: Run) -> Workload:
+    """The workload, with a look at its loss: one that is not finite is measured all the same, and said."""
+
+    def step() -> Any:
+        result = workload.step()
+        if isinstance(result, torch.Tensor) and result.numel() == 1 and result.device.type != "meta":
+            value = result.detach()
+            if value.is_floating_point() and not bool(torch.isfinite(value)):
+                run.warnings.append(
+                    f"the loss is {float(value)}: measured anyway, but kernels may be faster or slower on such values"
+                )
+        return result
+
+    return Workload(**{**vars(workload), "step": step})
+
+
+def _options(**given: Any) -> Options:
+    try:
+        return Options(**given)
+    except TypeError as error:
+        unknown = sorted(set(given) - set(Options.__dataclass_fields__))
+        raise GpuprofError(
+            f"unknown option {', '.join(unknown)}: known are {', '.join(Options.__dataclass_fields__)}"
+        ) from error
+
+
+def _arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the model's call."""
+    keywords = dict(kwargs or {})
+    if inputs is None:
+        return (), keywords
+    if isinstance(inputs, Mapping):  # ModelOutput and BatchEncoding are mappings too
+        return (), {**inputs, **keywords}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs), keywords
+    return (inputs,), keywords
+
+
+def _checked(
+    passes: Iterable[str], warmup: int | None, steps: int | None, convention: str, peak_tflops: float | None
+) -> set[str]:
+    wanted = set(passes)
+    unknown = wanted - set(PASSES)
+    if unknown or not wanted:
+        raise GpuprofError(f"no pass named {', '.join(sorted(unknown)) or '(none given)'}: known are {', '.join(PASSES)}")
+    if warmup is not None and warmup < 0:
+        raise GpuprofError(f"--warmup must be at least 0, not {warmup}")
+    if steps is not None and steps < 1:
+        raise GpuprofError(f"--steps must be at least 1, not {steps}")
+    if convention not in CONVENTIONS:
+        raise GpuprofError(f"no convention {convention!r}: known are {', '.join(CONVENTIONS)}")
+    if peak_tflops is not None and not peak_tflops > 0:
+        raise GpuprofError(f"--peak-tflops must be above 0, not {peak_tflops}")
+    return wanted

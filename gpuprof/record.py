@@ -1,0 +1,263 @@
+"""The Run: everything that was measured, raw, in one JSON file. Rates, ratios and percentages are never stored."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from gpuprof.errors import GpuprofError
+
+SCHEMA_VERSION = 1
+UNATTRIBUTED = "(unattributed)"
+"""The module of time and work that belongs to no module, so that every total adds up."""
+
+PHASES = ("forward", "recompute", "backward", "optimizer", "other")
+
+TABLES: dict[str, dict[str, str]] = {
+    "tree": {
+        "module": "path in the model; the root is the empty path",
+        "class": "class name",
+        "extra": "what the module says of itself (extra_repr)",
+        "calls": "calls in one step, recomputation not counted",
+        "params": "parameters of the module and its children, each once",
+        "trainable_params": "those of them that require a gradient",
+        "param_bytes": "their bytes",
+        "trainable_bytes": "bytes of the trainable ones",
+        "causality": "attention products: known, unknown (counted full), or empty",
+    },
+    "ops": {
+        "module": "owner",
+        "phase": "forward, recompute, backward, optimizer, other",
+        "op": "operator and overload",
+        "kind": "matmul, convolution, attention, recurrent, vector, movement, view; empty without a rule",
+        "shapes": "shapes of the tensor inputs",
+        "dtype": "dtype of the first floating input",
+        "calls": "calls in one step",
+        "flops_causal": "matmul FLOPs, unmasked pairs only",
+        "flops_full": "matmul FLOPs, whole square",
+        "flops_hardware": "matmul FLOPs that the operators really do",
+        "vector_flops": "elementwise FLOPs, an estimate",
+        "bytes": "least bytes moved",
+    },
+    "kernels": {
+        "module": "owner",
+        "phase": "as in ops",
+        "op": "operator that launched it, as in ops but without the overload",
+        "kernel": "kernel name; on a CPU the operator's own time",
+        "call": "number of the operator call: kernels of one call share it",
+        "shapes": "shapes of the tensor inputs of that call",
+        "stream": "CUDA stream, or thread",
+        "start_ns": "start from the beginning of the traced step",
+        "duration_ns": "duration",
+    },
+    "estimates": {
+        "module": "owner",
+        "phase": "as in ops",
+        "op": "operator",
+        "calls": "calls in the traced step",
+        "flops_profiler": "what torch.profiler(with_flops=True) itself estimates",
+    },
+    "samples": {
+        "step": "number of the timed step",
+        "phase": "step (the whole of it), or a phase",
+        "time_s": "seconds",
+    },
+    "memory": {
+        "module": "path, or empty for the whole model",
+        "phase": "as in ops, or empty",
+        "quantity": "what was read",
+        "source": "measured or analytic",
+        "bytes": "bytes",
+    },
+    "telemetry": {
+        "time_s": "seconds since the window opened",
+        "quantity": "name",
+        "unit": "unit",
+        "value": "reading",
+    },
+}
+"""Columns of each raw table and what they mean."""
+
+_INTEGERS = {
+    "calls", "params", "trainable_params", "param_bytes", "trainable_bytes", "flops_causal", "flops_full",
+    "flops_hardware", "vector_flops", "bytes", "call", "start_ns", "duration_ns", "flops_profiler", "step",
+}  # fmt: skip
+
+
+def table(name: str, rows: list[dict[str, Any]] | dict[str, list[Any]]) -> pd.DataFrame:
+    """A raw table with exactly its columns; integers stay exact, unknown ones are missing, never 0."""
+    frame = pd.DataFrame(rows, columns=list(TABLES[name]))
+    for column in frame.columns:
+        if column in _INTEGERS:
+            # exact counts pass 2**63 only in the sum of very large models; objects keep Python's integers
+            values = [None if value is None or value != value else int(value) for value in frame[column]]
+            frame[column] = pd.array(values, dtype="Int64")
+        elif column in ("time_s", "value"):
+            frame[column] = frame[column].astype("float64")
+        else:
+            frame[column] = frame[column].fillna("").astype("object")
+    return frame
+
+
+@dataclass
+class PassOutcome:
+    """How one pass ended.
+
+    Attributes:
+        status: done, skipped or failed.
+        reason: why it was skipped or failed, one line.
+        remedy: what to do about it, one line.
+        seconds: wall time it took.
+        facts: what the pass has to say of itself, e.g. events read.
+    """
+
+    status: Literal["done", "skipped", "failed"]
+    reason: str = ""
+    remedy: str = ""
+    seconds: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """One workload, measured once.
+
+    The tables are tidy and raw; `TABLES` says what each column holds. Analysis lives in `gpuprof.analysis`.
+
+    Attributes:
+        workload: what was run: name, mode, every option, inputs, loss.
+        device: what it ran on, with the peaks known of it (FLOP/s).
+        environment: versions, date, settings that change speed.
+        settings: how the record is to be read: convention, user-given peak.
+        passes: outcome of each pass by name.
+        warnings: what the user should know, one line each.
+        tree, ops, kernels, estimates, samples, memory, telemetry: the raw tables.
+    """
+
+    workload: dict[str, Any]
+    device: dict[str, Any]
+    environment: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=lambda: {"convention": "causal"})
+    passes: dict[str, PassOutcome] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    tree: pd.DataFrame = field(default_factory=lambda: table("tree", []))
+    ops: pd.DataFrame = field(default_factory=lambda: table("ops", []))
+    kernels: pd.DataFrame = field(default_factory=lambda: table("kernels", []))
+    estimates: pd.DataFrame = field(default_factory=lambda: table("estimates", []))
+    samples: pd.DataFrame = field(default_factory=lambda: table("samples", []))
+    memory: pd.DataFrame = field(default_factory=lambda: table("memory", []))
+    telemetry: pd.DataFrame = field(default_factory=lambda: table("telemetry", []))
+
+    def modules(self, convention: str | None = None) -> pd.DataFrame:
+        """One row per module, children included in a parent; see `gpuprof.analysis.modules.by_module`."""
+        # the one import against the direction of the layers: a convenience on the record itself
+        from gpuprof.analysis.modules import by_module
+
+        return by_module(self, convention)
+
+    def done(self, name: str) -> bool:
+        """Whether the named pass ran to its end."""
+        return name in self.passes and self.passes[name].status == "done"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run as JSON-ready values; tables column by column."""
+        return {
+            "gpuprof": "run",
+            "schema_version": SCHEMA_VERSION,
+            "workload": self.workload,
+            "device": self.device,
+            "environment": self.environment,
+            "settings": self.settings,
+            "passes": {name: vars(outcome) for name, outcome in self.passes.items()},
+            "warnings": self.warnings,
+            **{name: _columns(getattr(self, name)) for name in TABLES},
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the run as JSON, gzip if the name ends in ``.gz``. The file appears whole or not at all.
+
+        Raises:
+            GpuprofError: the file cannot be written.
+        """
+        text = json.dumps(self.to_dict(), allow_nan=False, separators=(",", ":"))
+        return write_atomically(path, text)
+
+
+def write_atomically(path: str | os.PathLike[str], text: str) -> Path:
+    """Write text (gzip if the name ends in ``.gz``) so that the file is never seen half-written.
+
+    Raises:
+        GpuprofError: the file cannot be written.
+    """
+    path = Path(path)
+    data = text.encode()
+    if path.suffix == ".gz":
+        data = gzip.compress(data, mtime=0)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes the file private
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise GpuprofError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def load(path: str | os.PathLike[str]) -> Run:
+    """Read a run saved by `Run.save`. Does not need torch.
+
+    Raises:
+        GpuprofError: no such file, not a gpuprof run, truncated, or written by a newer gpuprof.
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+        text = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        data = json.loads(text)
+    except OSError as error:
+        if not path.exists():
+            raise GpuprofError(f"no file {path}: give a run saved by 'gpuprof profile -o' or 'count -o'") from error
+        raise GpuprofError(f"cannot read {path}: {error.strerror or error}") from error
+    except (EOFError, ValueError) as error:
+        raise GpuprofError(f"{path} is not a whole gpuprof run (truncated or foreign): profile again") from error
+    if not isinstance(data, dict) or data.get("gpuprof") != "run":
+        raise GpuprofError(f"{path} is JSON but no gpuprof run: give a file saved by 'gpuprof profile -o'")
+    version = data.get("schema_version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise GpuprofError(
+            f"{path} has schema version {version}, this gpuprof reads up to {SCHEMA_VERSION}: upgrade gpuprof"
+        )
+    try:
+        return Run(
+            **{key: data[key] for key in ("workload", "device", "environment", "settings", "warnings")},
+            passes={name: PassOutcome(**outcome) for name, outcome in data["passes"].items()},
+            **{name: table(name, data[name]) for name in TABLES},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise GpuprofError(f"{path} is a gpuprof run with a part missing or broken ({error}): profile again") from error
+
+
+def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
+    return {str(column): [_plain(value) for value in frame[column]] for column in frame.columns}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or value is pd.NA:
+        return None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value.item() if hasattr(value, "item") else value

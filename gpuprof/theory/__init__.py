@@ -1,0 +1,31 @@
+"""What an operator costs, from its shapes alone. Importing it registers every rule; torch is not loaded."""
+
+from __future__ import annotations
+
+from . import attention, convolution, matmul, recurrent, vector
+from .attention import AttentionFacts, masked_matmul, unmasked_pairs, with_facts
+from .conventions import CONVENTIONS, DEFAULT_CONVENTION, Convention
+from .rules import RULES_VERSION, Cost, Kind, TensorSpec, cost_of, flop_rule, least_bytes, rule_for
+
+__all__ = [
+    "CONVENTIONS",
+    "DEFAULT_CONVENTION",
+    "RULES_VERSION",
+    "AttentionFacts",
+    "Convention",
+    "Cost",
+    "Kind",
+    "TensorSpec",
+    "attention",
+    "convolution",
+    "cost_of",
+    "flop_rule",
+    "least_bytes",
+    "masked_matmul",
+    "matmul",
+    "recurrent",
+    "rule_for",
+    "unmasked_pairs",
+    "vector",
+    "with_facts",
+]

@@ -1,0 +1,755 @@
+"""Attention: FLOPs over the whole square and over the unmasked pairs, in fused kernels and plain products.
+
+With P query-key pairs per head, the forward is two products, 2 P (d_qk + d_v) FLOPs, and the backward exactly
+four, twice that. A fused backward recomputes the scores, a fifth product that only `Cost.hardware` holds.
+With key heads shared between query heads, each query head still does its own products, so query heads are
+what counts.
+
+P is queries x keys in `Cost.full` and the unmasked pairs in `Cost.causal`. A kernel that masks by itself
+skips what is masked, so its hardware FLOPs are those of the unmasked pairs too (that it works in whole blocks
+is not counted); one that is given a mask tensor computes the whole square. Whether a mask tensor is causal
+cannot be read off its shape: there, and in attention spelled out as batched products, `with_facts` needs to
+know the module.
+
+Padding, dropout and softcap change nothing here. Softmax is an estimate of 5 vector FLOPs per score forward
+(scale, maximum, difference, exponential, sum) and 6 backward (scale, difference, exponential, difference,
+product, scale).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from .rules import Cost, Kind, TensorSpec, flop_rule, tensors
+
+SOFTMAX_FLOPS = 5
+SOFTMAX_BACKWARD_FLOPS = 6
+
+Align = Literal["top-left", "bottom-right"]
+
+
+@dataclass(frozen=True)
+class AttentionFacts:
+    """What is known of the attention of one module.
+
+    Attributes:
+        causal: whether a query sees no later keys; None where that cannot be known.
+        window: how many keys a query may see up to and including its own; where the attention is not causal,
+            as many to the other side too. None for no limit. Hugging Face's bidirectional ``sliding_window``
+            does not count the query's own key, so it is one less than this.
+        head_dims: size of a query and key head, and of a value head.
+    """
+
+    causal: bool | None
+    window: int | None
+    head_dims: tuple[int, ...]
+
+
+def unmasked_pairs(
+    queries: int, keys: int, *, causal: bool, window: int | None = None, align: Align = "top-left"
+) -> int:
+    """Number of query-key pairs that a mask leaves.
+
+    Args:
+        queries: number of queries.
+        keys: number of keys.
+        causal: whether a query sees no later keys.
+        window: see `AttentionFacts`.
+        align: which query stands at which key: ``top-left``, the first at the first (torch's ``is_causal``),
+            or ``bottom-right``, the last at the last (a cache of earlier keys; FlashAttention).
+    """
+    reach = None if window is None else window - 1
+    return _band(queries, keys, left=reach, right=0 if causal else reach, align=align)
+
+
+def _band(queries: int, keys: int, left: int | None, right: int | None, align: Align) -> int:
+    """Pairs with the key at most ``left`` before and ``right`` after the query's own; None for no limit."""
+    offset = keys - queries if align == "bottom-right" else 0
+
+    def pairs_before(limit: int) -> int:
+        # Query i sees the first i + limit keys, as far as they exist.
+        return _ramp(queries + limit, keys) - _ramp(limit, keys)
+
+    total = queries * keys if right is None else pairs_before(offset + right + 1)
+    return total if left is None else total - pairs_before(offset - left)
+
+
+def _ramp(stop: int, top: int) -> int:
+    """Sum of t limited to 0..top, over all t < stop."""
+    stop = max(stop, 0)
+    slope = min(stop, top + 1)
+    return slope * (slope - 1) // 2 + (stop - slope) * top
+
+
+class _Call(NamedTuple):
+    """One call of a fused attention operator.
+
+    Attributes:
+        heads: query heads of the whole batch.
+        queries: queries per head.
+        keys: keys per head.
+        qk_dim: size of a query and key head.
+        v_dim: size of a value head.
+        pairs: unmasked pairs per head, as far as the operator itself knows.
+        mask: ``own``, the operator masks by itself (or has nothing to mask); ``tensor``, it was given a dense
+            mask; ``block``, a mask that lets it skip blocks.
+        backward: whether it computes the gradients.
+    """
+
+    heads: int
+    queries: int
+    keys: int
+    qk_dim: int
+    v_dim: int
+    pairs: int
+    mask: Literal["own", "tensor", "block"]
+    backward: bool
+
+
+def _read(
+    query: TensorSpec,
+    key: TensorSpec,
+    value: TensorSpec,
+    *,
+    causal: bool = False,
+    mask: Any = None,
+    block: bool = False,
+    left: int | None = None,
+    right: int | None = None,
+    align: Align = "top-left",
+    layout: Literal["BHSD", "BSHD"] = "BHSD",
+    backward: bool = False,
+) -> _Call | None:
+    """A call from the arguments that matter; None where the tensors are not batches of sequences."""
+    if not len(query.shape) == len(key.shape) == len(value.shape) or len(query.shape) < 3:
+        return None
+    if layout == "BSHD":
+        if len(query.shape) != 4:
+            return None
+        batch, queries, heads, qk_dim = query.shape
+        heads, keys = batch * heads, key.shape[1]
+    else:
+        *batches, queries, qk_dim = query.shape
+        heads, keys = 1, key.shape[-2]
+        for size in batches:
+            heads *= size
+    # Kernels write "no limit" as a negative number.
+    left = None if left is None or left < 0 else left
+    right = 0 if causal else None if right is None or right < 0 else right
+    own = left is not None or right is not None or mask is None or mask.numel == 0
+    return _Call(
+        heads=heads,
+        queries=queries,
+        keys=keys,
+        qk_dim=qk_dim,
+        v_dim=value.shape[-1],
+        pairs=_band(queries, keys, left, right, align),
+        mask="own" if own else "block" if block else "tensor",
+        backward=backward,
+    )
+
+
+def _cost(call: _Call) -> Cost:
+    scores = call.heads * (call.queries * call.keys)
+    unmasked = call.heads * call.pairs
+    products = (call.qk_dim + call.v_dim) * (2 if call.backward else 1)
+    recomputed = call.qk_dim if call.backward else 0
+    softmax = SOFTMAX_BACKWARD_FLOPS if call.backward else SOFTMAX_FLOPS
+    return Cost(
+        full=2 * scores * products,
+        causal=2 * unmasked * products,
+        hardware=2 * unmasked * (products + recomputed),
+        vector=softmax * unmasked,
+    )
+
+
+Reader = Callable[..., _Call | None]
+_READERS: dict[str, Reader] = {}
+
+
+def _attention_op(*names: str) -> Callable[[Reader], Reader]:
+    """Register the decorated function, which has the operators' own signature, as what reads their calls."""
+
+    def register(reader: Reader) -> Reader:
+        def rule(*args: Any, out: Any, **kwargs: Any) -> Cost | None:
+            call = reader(*args, **kwargs)
+            return None if call is None else _cost(call)
+
+        _READERS.update(dict.fromkeys(names, reader))
+        flop_rule(*names, kind="attention")(rule)
+        return reader
+
+    return register
+
+
+def masked_matmul(full_cost: int, m: int, n: int, k: int, facts: AttentionFacts) -> int | None:
+    """FLOPs over the unmasked pairs of one attention product that ran over the whole square.
+
+    Scores, weighted values and their four gradients all are (batched) products over a query, a key and a head
+    dimension, in some order. What is left after the head dimension are queries and keys; the fewer are the
+    queries, standing at the last keys, as Hugging Face builds its masks.
+
+    Args:
+        full_cost: FLOPs of the product, 2 x batch x m x n x k.
+        m: rows of the left operand.
+        n: columns of the right operand.
+        k: the dimension summed over.
+        facts: of the module that owns the product; ``causal=None`` counts as not causal.
+
+    Returns:
+        None where no dimension is one of a head, or where two head dimensions leave open which one it is.
+    """
+    squares = _squares(m, n, k, facts)
+    if len(squares) != 1:
+        return None
+    queries, keys = squares.pop()
+    pairs = unmasked_pairs(
+        queries, keys, causal=bool(facts.causal), window=facts.window, align="bottom-right"
+    )
+    return full_cost * pairs // (queries * keys) if queries else full_cost
+
+
+def _squares(m: int, n: int, k: int, facts: AttentionFacts) -> set[tuple[int, int]]:
+    """The (queries, keys) that the dimensions of a product allow."""
+    dims = (m, n, k)
+    found = set()
+    for i, size in enumerate(dims):
+        if size in facts.head_dims:
+            queries, keys = sorted(dims[:i] + dims[i + 1 :])
+            found.add((queries, keys))
+    # A head dimension may happen to equal a sequence length: as many queries as keys is then the likely
+    # reading.
+    return {square for square in found if square[0] == square[1]} or found
+
+
+def with_facts(
+    op: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    out: Any,
+    cost: Cost,
+    kind: Kind,
+    facts: AttentionFacts | None,
+) -> tuple[Cost, bool]:
+    """The cost of a call, its unmasked pairs corrected by what is known of the module that owns it.
+
+    Args:
+        op: ``namespace::name.overload``.
+        args: positional arguments, tensors as `TensorSpec`.
+        kwargs: keyword arguments, likewise.
+        out: the result, likewise.
+        cost: what `cost_of` returned.
+        kind: likewise.
+        facts: of the owning module; None where it is not an attention module.
+
+    Returns:
+        The cost, and whether its causal FLOPs are known. They are not where the call is a product of an
+        attention whose mask is unknown, or a fused attention with a mask tensor in a module of which nothing
+        is known; they are then those of the whole square.
+    """
+    name = op.partition(".")[0]
+    if name in _PRODUCTS:
+        return _product_with_facts(args[_PRODUCTS[name] :], cost, facts)
+    if name in _LAYERS:
+        unmasked = _LAYERS[name](*args, **kwargs) or (
+            facts is not None and facts.causal is False and not facts.window
+        )
+        return cost, unmasked
+    reader = _READERS.get(op) or _READERS.get(name)
+    call = reader(*args, **{key: value for key, value in kwargs.items() if key != "out"}) if reader else None
+    if call is None or call.mask == "own":
+        return cost, True
+    if facts is None or facts.causal is None:
+        return cost, False
+    pairs = unmasked_pairs(
+        call.queries, call.keys, causal=facts.causal, window=facts.window, align="bottom-right"
+    )
+    square = max(call.queries * call.keys, 1)
+    masked = replace(cost, causal=cost.full * pairs // square)
+    if call.mask == "block" and cost.hardware is not None:
+        masked = replace(
+            masked, hardware=cost.hardware * pairs // square, vector=cost.vector * pairs // square
+        )
+    return masked, True
+
+
+# Operators that are an attention product, and where their two factors begin.
+_PRODUCTS = {"aten::bmm": 0, "aten::baddbmm": 1, "aten::matmul": 0}
+
+
+def _product_with_facts(
+    factors: tuple[Any, ...], cost: Cost, facts: AttentionFacts | None
+) -> tuple[Cost, bool]:
+    a, b = factors[:2]
+    if facts is None or len(a.shape) < 3 or len(b.shape) < 3:
+        return cost, True
+    dims = a.shape[-2], b.shape[-1], a.shape[-1]
+    squares = _squares(*dims, facts)
+    if not squares:
+        return cost, True
+    if facts.causal is None or (len(squares) > 1 and (facts.causal or facts.window)):
+        return cost, False
+    return replace(cost, causal=masked_matmul(cost.full, *dims, facts)), True
+
+
+@_attention_op("aten::_scaled_dot_product_flash_attention_for_cpu")
+def _cpu(
+    q: Any, k: Any, v: Any, dropout: float = 0.0, causal: bool = False, *, attn_mask: Any = None, **_: Any
+) -> Any:
+    return _read(q, k, v, causal=causal, mask=attn_mask)
+
+
+@_attention_op("aten::_scaled_dot_product_flash_attention_for_cpu_backward")
+def _cpu_backward(
+    grad: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    o: Any,
+    lse: Any,
+    dropout: float,
+    causal: bool,
+    *,
+    attn_mask: Any = None,
+    **_: Any,
+) -> Any:
+    return _read(q, k, v, causal=causal, mask=attn_mask, backward=True)
+
+
+# FlashAttention aligns the last query with the last key. scaled_dot_product_attention, whose is_causal means
+# the other alignment, picks it for squares only; torch.nn.attention.bias.causal_lower_right calls it for the
+# rest.
+@_attention_op("aten::_scaled_dot_product_flash_attention")
+def _flash(q: Any, k: Any, v: Any, dropout: float = 0.0, causal: bool = False, *_: Any, **__: Any) -> Any:
+    return _read(q, k, v, causal=causal, align="bottom-right")
+
+
+@_attention_op("aten::_scaled_dot_product_flash_attention.quantized")
+def _flash_quantized(
+    q: Any, k: Any, v: Any, q_scale: Any, k_scale: Any, v_scale: Any, *rest: Any, **kwargs: Any
+) -> Any:
+    return _flash(q, k, v, *rest, **kwargs)
+
+
+@_attention_op("aten::_scaled_dot_product_flash_attention_backward")
+def _flash_backward(
+    grad: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    o: Any,
+    lse: Any,
+    cum_q: Any,
+    cum_k: Any,
+    max_q: Any,
+    max_k: Any,
+    dropout: float,
+    causal: bool,
+    *_: Any,
+    **__: Any,
+) -> Any:
+    return _read(q, k, v, causal=causal, align="bottom-right", backward=True)
+
+
+@_attention_op(
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+)
+def _biased(
+    q: Any,
+    k: Any,
+    v: Any,
+    bias: Any,
+    lse: bool,
+    dropout: float = 0.0,
+    causal: bool = False,
+    *_: Any,
+    **__: Any,
+) -> Any:
+    return _read(q, k, v, causal=causal, mask=bias)
+
+
+@_attention_op("aten::_scaled_dot_product_efficient_attention_backward")
+def _efficient_backward(
+    grad: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    bias: Any,
+    o: Any,
+    lse: Any,
+    seed: Any,
+    offset: Any,
+    dropout: float,
+    grad_mask: Any,
+    causal: bool = False,
+    *_: Any,
+    **__: Any,
+) -> Any:
+    return _read(q, k, v, causal=causal, mask=bias, backward=True)
+
+
+@_attention_op("aten::_scaled_dot_product_cudnn_attention_backward")
+def _cudnn_backward(
+    grad: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    o: Any,
+    lse: Any,
+    seed: Any,
+    offset: Any,
+    bias: Any,
+    cum_q: Any,
+    cum_k: Any,
+    max_q: Any,
+    max_k: Any,
+    dropout: float,
+    causal: bool,
+    *_: Any,
+    **__: Any,
+) -> Any:
+    return _read(q, k, v, causal=causal, mask=bias, backward=True)
+
+
+@_attention_op("aten::_scaled_dot_product_fused_attention_overrideable")
+def _overrideable(
+    q: Any, k: Any, v: Any, bias: Any = None, dropout: float = 0.0, causal: bool = False, *_: Any, **__: Any
+) -> Any:
+    return _read(q, k, v, causal=causal, mask=bias)
+
+
+@_attention_op("aten::_scaled_dot_product_fused_attention_overrideable_backward")
+def _overrideable_backward(
+    grad: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    bias: Any,
+    grad_mask: Any,
+    o: Any,
+    lse: Any,
+    cum_q: Any,
+    cum_k: Any,
+    max_q: Any,
+    max_k: Any,
+    dropout: float,
+    causal: bool,
+    *_: Any,
+    **__: Any,
+) -> Any:
+    return _read(q, k, v, causal=causal, mask=bias, backward=True)
+
+
+@_attention_op(
+    "aten::scaled_dot_product_attention",
+    "aten::_scaled_dot_product_attention_math",
+    "aten::_scaled_dot_product_attention_math_for_mps",
+)
+def _composite(
+    q: Any,
+    k: Any,
+    v: Any,
+    attn_mask: Any = None,
+    dropout: float = 0.0,
+    causal: bool = False,
+    *_: Any,
+    **__: Any,
+) -> Any:
+    return _read(q, k, v, causal=causal, mask=attn_mask)
+
+
+@_attention_op("aten::_flash_attention_forward")
+def _flash_forward(
+    q: Any,
+    k: Any,
+    v: Any,
+    cum_q: Any,
+    cum_k: Any,
+    max_q: Any,
+    max_k: Any,
+    dropout: float,
+    causal: bool,
+    *_: Any,
+    window_size_left: int | None = None,
+    window_size_right: int | None = None,
+    seqused_k: Any = None,
+    block_table: Any = None,
+    **__: Any,
+) -> Any:
+    if any(packed is not None for packed in (cum_q, cum_k, seqused_k, block_table)):
+        return None
+    left, right = window_size_left, window_size_right
+    return _read(q, k, v, causal=causal, left=left, right=right, align="bottom-right", layout="BSHD")
+
+
+@_attention_op("aten::_flash_attention_backward")
+def _flash_backward_raw(
+    grad: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    o: Any,
+    lse: Any,
+    cum_q: Any,
+    cum_k: Any,
+    max_q: Any,
+    max_k: Any,
+    dropout: float,
+    causal: bool,
+    *_: Any,
+    window_size_left: int | None = None,
+    window_size_right: int | None = None,
+    **__: Any,
+) -> Any:
+    if cum_q is not None or cum_k is not None:
+        return None
+    left, right = window_size_left, window_size_right
+    return _read(
+        q, k, v, causal=causal, left=left, right=right, align="bottom-right", layout="BSHD", backward=True
+    )
+
+
+# custom_mask_type of the memory-efficient kernels; 0 is none.
+_EFFICIENT_ALIGN: dict[int, Align] = {0: "top-left", 1: "top-left", 2: "bottom-right"}
+
+
+@_attention_op("aten::_efficient_attention_forward")
+def _efficient_forward(
+    q: Any,
+    k: Any,
+    v: Any,
+    bias: Any,
+    cum_q: Any,
+    cum_k: Any,
+    max_q: Any,
+    max_k: Any,
+    dropout: float,
+    mask_type: int,
+    *_: Any,
+    seqlen_k: Any = None,
+    window_size: int | None = None,
+    backward: bool = False,
+    **__: Any,
+) -> Any:
+    if any(packed is not None for packed in (cum_q, cum_k, seqlen_k)):
+        return None
+    # Its window counts the query's own key, and zero or less is none.
+    left = window_size - 1 if window_size and window_size > 0 else None
+    align = _EFFICIENT_ALIGN[mask_type]
+    return _read(
+        q, k, v, causal=mask_type > 0, mask=bias, left=left, align=align, layout="BSHD", backward=backward
+    )
+
+
+@_attention_op("aten::_efficient_attention_backward")
+def _efficient_backward_raw(
+    grad: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    bias: Any,
+    o: Any,
+    cum_q: Any,
+    cum_k: Any,
+    max_q: Any,
+    max_k: Any,
+    lse: Any,
+    dropout: float,
+    seed: Any,
+    offset: Any,
+    mask_type: int,
+    *_: Any,
+    window_size: int | None = None,
+    **__: Any,
+) -> Any:
+    return _efficient_forward(
+        q, k, v, bias, cum_q, cum_k, max_q, max_k, dropout, mask_type, window_size=window_size, backward=True
+    )
+
+
+@_attention_op("aten::_cudnn_attention_forward")
+def _cudnn_forward_raw(
+    q: Any,
+    k: Any,
+    v: Any,
+    bias: Any,
+    cum_q: Any,
+    cum_k: Any,
+    max_q: Any,
+    max_k: Any,
+    lse: bool,
+    dropout: float = 0.0,
+    causal: bool = False,
+    *_: Any,
+    **__: Any,
+) -> Any:
+    if cum_q is not None or cum_k is not None:
+        return None
+    return _read(q, k, v, causal=causal, mask=bias)
+
+
+@_attention_op("aten::_cudnn_attention_backward")
+def _cudnn_backward_raw(
+    grad: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    o: Any,
+    lse: Any,
+    seed: Any,
+    offset: Any,
+    bias: Any,
+    cum_q: Any,
+    cum_k: Any,
+    max_q: Any,
+    max_k: Any,
+    dropout: float,
+    causal: bool,
+    *_: Any,
+    **__: Any,
+) -> Any:
+    if cum_q is not None or cum_k is not None:
+        return None
+    return _read(q, k, v, causal=causal, mask=bias, backward=True)
+
+
+# The flash-attn package. Head sizes are what its kernels get: padded to a multiple of 8 by the package
+# itself.
+@_attention_op("flash_attn::_flash_attn_forward")
+def _flash_attn_2(
+    q: Any,
+    k: Any,
+    v: Any,
+    dropout: float,
+    scale: Any,
+    causal: bool,
+    left: int,
+    right: int,
+    *_: Any,
+    **__: Any,
+) -> Any:
+    return _read(q, k, v, causal=causal, left=left, right=right, align="bottom-right", layout="BSHD")
+
+
+@_attention_op("flash_attn::_flash_attn_backward")
+def _flash_attn_2_backward(
+    grad: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    o: Any,
+    lse: Any,
+    dq: Any,
+    dk: Any,
+    dv: Any,
+    dropout: float,
+    scale: Any,
+    causal: bool,
+    left: int,
+    right: int,
+    *_: Any,
+    **__: Any,
+) -> Any:
+    return _read(
+        q, k, v, causal=causal, left=left, right=right, align="bottom-right", layout="BSHD", backward=True
+    )
+
+
+@_attention_op("flash_attn_3::_flash_attn_forward")
+def _flash_attn_3(q: Any, k: Any, v: Any, *rest: Any, **_: Any) -> Any:
+    # rest: 3 new keys, values and q-v products, the result, 9 of packing and paging, rotary and scales, then
+    # the mask.
+    packing, causal, left, right = rest[:3] + rest[4:8], _at(rest, 21), _at(rest, 22), _at(rest, 23)
+    if any(item is not None for item in packing + rest[11:14]) or _at(rest, 24):
+        return None
+    return _read(q, k, v, causal=bool(causal), left=left, right=right, align="bottom-right", layout="BSHD")
+
+
+@_attention_op("flash_attn_3::_flash_attn_backward")
+def _flash_attn_3_backward(grad: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, *rest: Any, **_: Any) -> Any:
+    # rest: 4 of packing, 2 longest lengths, 3 gradients, scale, then the mask.
+    if any(item is not None for item in rest[:4]):
+        return None
+    causal, left, right = _at(rest, 10), _at(rest, 11), _at(rest, 12)
+    return _read(
+        q,
+        k,
+        v,
+        causal=bool(causal),
+        left=left,
+        right=right,
+        align="bottom-right",
+        layout="BSHD",
+        backward=True,
+    )
+
+
+def _at(args: tuple[Any, ...], index: int) -> Any:
+    """An argument, or None where it was left at its default, which torch then drops."""
+    return args[index] if len(args) > index else None
+
+
+def _block_mask(block_mask: Any) -> TensorSpec | None:
+    """A tensor of flex attention's block mask; None for the one torch makes up, of one query and one key."""
+    return None if not block_mask or tuple(block_mask[:2]) == (1, 1) else next(tensors(block_mask), None)
+
+
+@_attention_op("higher_order::flex_attention")
+def _flex(q: Any, k: Any, v: Any, score_mod: Any = None, block_mask: Any = None, *_: Any, **__: Any) -> Any:
+    return _read(q, k, v, mask=_block_mask(block_mask), block=True)
+
+
+@_attention_op("higher_order::flex_attention_backward")
+def _flex_backward(
+    q: Any,
+    k: Any,
+    v: Any,
+    o: Any,
+    lse: Any,
+    grad: Any,
+    grad_lse: Any,
+    graph: Any,
+    joint: Any,
+    block_mask: Any = None,
+    *_: Any,
+    **__: Any,
+) -> Any:
+    return _read(q, k, v, mask=_block_mask(block_mask), block=True, backward=True)
+
+
+# The fast path of nn.MultiheadAttention and nn.TransformerEncoderLayer in inference: projections and
+# attention in one.
+@flop_rule("aten::_native_multi_head_attention", kind="attention")
+def _multi_head(
+    q: TensorSpec, k: TensorSpec, v: TensorSpec, width: int, heads: int, *_: Any, out: Any, **__: Any
+) -> Cost:
+    batch, queries, _width = q.shape
+    scores = batch * queries * k.shape[1]
+    # Four square projections: of the queries, of the keys, of the values, and of the result.
+    projected = 2 * (q.numel + k.numel + v.numel + q.numel) * width
+    return Cost(full=projected + 4 * scores * width, vector=SOFTMAX_FLOPS * heads * scores)
+
+
+@flop_rule("aten::_transformer_encoder_layer_fwd", kind="attention")
+def _encoder_layer(
+    x: TensorSpec, width: int, heads: int, qkv_weight: TensorSpec, *rest: Any, out: Any, **_: Any
+) -> Cost:
+    # rest: qkv bias, out weight and bias, gelu, norm first, epsilon, two norms of two, two linears of two,
+    # mask.
+    weights = qkv_weight.numel + rest[1].numel + rest[10].numel + rest[12].numel
+    batch, sequence, _width = x.shape
+    scores = batch * sequence * sequence
+    return Cost(
+        full=2 * batch * sequence * weights + 4 * scores * width,
+        vector=SOFTMAX_FLOPS * heads * scores,
+    )
+
+
+# Where these operators take their mask: whether there is none.
+_LAYERS: dict[str, Callable[..., bool]] = {
+    "aten::_native_multi_head_attention": lambda *args, **_: _at(args, 9) is None,
+    "aten::_transformer_encoder_layer_fwd": lambda *args, **_: _at(args, 18) is None,
+}

@@ -1,0 +1,161 @@
+"""The registry of FLOP rules: what one call of an operator costs, from plain shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+RULES_VERSION = 1
+"""Raised whenever a rule changes a figure: runs of different versions are not comparable."""
+
+Kind = Literal["matmul", "convolution", "attention", "recurrent", "vector", "movement", "view"]
+
+ITEM_BYTES = {
+    "float64": 8, "complex64": 8, "int64": 8, "uint64": 8, "complex128": 16,
+    "float32": 4, "int32": 4, "uint32": 4, "complex32": 4,
+    "bfloat16": 2, "float16": 2, "int16": 2, "uint16": 2,
+}  # fmt: skip
+"""Bytes per element; every dtype that is not named takes one."""
+
+
+class TensorSpec(NamedTuple):
+    """All that a rule sees of a tensor.
+
+    Attributes:
+        shape: sizes, outermost first.
+        dtype: torch's name without the prefix, e.g. ``bfloat16``.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a dense tensor of this shape."""
+        return self.numel * ITEM_BYTES.get(self.dtype, 1)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one call of an operator costs. One multiply-accumulate is 2 FLOPs.
+
+    Attributes:
+        full: matmul FLOPs with attention counted over the whole query x key square.
+        causal: matmul FLOPs over the unmasked pairs only; ``None`` means the same as ``full``.
+        hardware: matmul FLOPs that the operator really does, its own recomputation and masked-out pairs
+            that it computes anyway included; ``None`` means the same as ``full``.
+        vector: elementwise FLOPs, an estimate per element stated where the rule stands.
+        nbytes: least bytes moved; ``None`` means every tensor input read once and every output written once.
+    """
+
+    full: int = 0
+    causal: int | None = None
+    hardware: int | None = None
+    vector: int = 0
+    nbytes: int | None = None
+
+
+RuleFunction = Callable[..., Cost | int | None]
+
+
+class Rule(NamedTuple):
+    """A rule and the kind of work it describes."""
+
+    cost: RuleFunction
+    kind: Kind
+
+
+_RULES: dict[str, Rule] = {}
+
+
+def flop_rule(*names: str, kind: Kind = "matmul") -> Callable[[RuleFunction], RuleFunction]:
+    """Register the decorated function as the FLOP rule of the named operators.
+
+    The function is called with the operator's own arguments, positional and keyword as the schema has them,
+    every tensor replaced by its `TensorSpec`, and with the keyword ``out``: the `TensorSpec` of the result,
+    or a tuple of them. An ``out`` argument of the operator's own is the same tensor as its result and is not
+    passed twice. It returns a `Cost`, or a plain number of matmul FLOPs, or None where shapes alone do not
+    tell the cost (sequences packed by offsets): the call then counts as one without a rule.
+
+    Args:
+        names: ``namespace::name``, or ``namespace::name.overload`` for one overload alone. A rule of one's
+            own replaces the built-in one.
+        kind: the kind of work, by which reports group operators.
+    """
+
+    def register(cost: RuleFunction) -> RuleFunction:
+        for name in names:
+            _RULES[name] = Rule(cost, kind)
+        return cost
+
+    return register
+
+
+def rule_for(op: str) -> Rule | None:
+    """The rule of an operator, ``namespace::name`` or ``namespace::name.overload``; None if there is none."""
+    return _RULES.get(op) or _RULES.get(op.partition(".")[0])
+
+
+def cost_of(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> tuple[Cost, Kind] | None:
+    """Cost of one call, or None where the operator has no rule or its rule cannot tell from these arguments.
+
+    Args:
+        op: ``namespace::name.overload``.
+        args: positional arguments, tensors as `TensorSpec`.
+        kwargs: keyword arguments, likewise.
+        out: the result, likewise.
+    """
+    rule = rule_for(op)
+    if rule is None:
+        return None
+    cost = rule.cost(*args, **{**kwargs, "out": out})
+    if cost is None:
+        return None
+    if not isinstance(cost, Cost):
+        cost = Cost(full=int(cost))
+    return cost, rule.kind
+
+
+def tensors(value: Any) -> Iterator[TensorSpec]:
+    """Every `TensorSpec` in a nest of lists, tuples and dicts, in order."""
+    if isinstance(value, TensorSpec):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors(item)
+    elif isinstance(value, dict):
+        yield from tensors(list(value.values()))
+
+
+def bytes_of(*values: Any) -> int:
+    """Bytes of every tensor in a nest of lists, tuples and dicts."""
+    return sum(spec.nbytes for spec in tensors(values))
+
+
+def least_bytes(cost: Cost, kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    """Least bytes one call must move.
+
+    They are what its rule says, else every input read once and every output written once.
+    A `TensorSpec` has no strides, so an expanded input counts as if it were dense, and a tensor passed twice
+    is read twice.
+
+    Args:
+        cost: what `cost_of` returned.
+        kind: likewise; a view moves nothing.
+        args: positional arguments, tensors as `TensorSpec`.
+        kwargs: keyword arguments, likewise; those named ``out...`` are only written.
+        out: the result, likewise.
+    """
+    if kind == "view":
+        return 0
+    if cost.nbytes is not None:
+        return cost.nbytes
+    inputs = [value for name, value in kwargs.items() if not name.startswith("out")]
+    return bytes_of(args, inputs, out)

@@ -1,0 +1,227 @@
+"""From a preset, a directory or a Hub id to a transformers model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from gpuprof.errors import GpuprofError
+from gpuprof.workload.options import DTYPES, Options
+from gpuprof.workload.presets import load_preset
+
+WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
+TOKENIZER_FILES = ("tokenizer.*", "vocab*", "spiece.model", "sentencepiece*", "*.spm", "tekken.json")
+
+
+@dataclass
+class Loaded:
+    """A model and what is known of its making.
+
+    Attributes:
+        model: The model, on its device, in its dtype.
+        name: What to call it.
+        source: `preset`, `directory` or `hub`.
+        weights: `random`, `loaded` or `none`.
+        tokenizer: The model's own, where there is one.
+        defaults: Sizes a preset proposes.
+        notes: What the user should know.
+    """
+
+    model: Any
+    name: str
+    source: str
+    weights: str
+    tokenizer: Any = None
+    defaults: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def from_preset(name: str, options: Options, device: torch.device) -> Loaded:
+    """Builds a preset with random weights, or with none on the `meta` device.
+
+    Raises:
+        GpuprofError: There is no such preset, or the options do not fit the model.
+    """
+    preset = load_preset(name)
+    fields = dict(preset["config"])
+    with quiet():
+        config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+        config.architectures = [preset["architecture"]]
+        default = torch.float32 if device.type == "cpu" else torch.bfloat16
+        model = _construct(_model_class(config, name, options), config, options, device, default)
+    return Loaded(model, name, "preset", _unloaded(device), defaults=preset.get("defaults", {}))
+
+
+def from_pretrained(location: str, options: Options, device: torch.device) -> Loaded:
+    """Builds what a local directory or a Hub id holds: its weights where there are any, else random ones.
+
+    Args:
+        location: A directory with a `config.json`, or `owner/name` on the Hub or in its local cache.
+        options: The user's.
+        device: Where the model goes; on `meta` no weights are read.
+
+    Raises:
+        GpuprofError: There is no configuration, it names no model class, or the weights do not load.
+    """
+    folder = Path(location).expanduser() if Path(location).expanduser().is_dir() else None
+    if folder is not None and not (folder / "config.json").is_file():
+        raise GpuprofError(f"no config.json in {location}: it is no Hugging Face model directory")
+    source = "directory" if folder is not None else "hub"
+    place = str(folder or location)
+    with quiet():
+        config = _load_config(place, source, options)
+        model_class = _model_class(config, location, options)
+        # On a CPU the half precisions are slow and often missing, so there a checkpoint is widened.
+        default = torch.float32 if device.type == "cpu" else _own_dtype(config)
+        has_weights = folder is None or any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES)
+        notes: list[str] = []
+        if device.type == "meta" or not has_weights:
+            model, weights = _construct(model_class, config, options, device, default), _unloaded(device)
+            if weights == "random":
+                notes.append(f"no weights in {location}: they are random")
+        else:
+            model, missing = _load_weights(model_class, config, place, options, device, default)
+            weights = "loaded"
+            if missing:
+                notes.append(
+                    f"{len(missing)} tensors are not among the weights, so random: {', '.join(missing[:3])}"
+                )
+        tokenizer = None if device.type == "meta" else _load_tokenizer(place, options)
+    name = folder.resolve().name if folder is not None else location
+    return Loaded(model, name, source, weights, tokenizer, notes=notes)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences transformers' own log lines and progress bars, and gives them back."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _construct(
+    model_class: Any, config: Any, options: Options, device: torch.device, default: torch.dtype
+) -> Any:
+    """A model with random weights, made in its dtype on its device: nothing is copied or cast afterwards."""
+    attention = {"attn_implementation": options.attention} if options.attention else {}
+    dtype = DTYPES[options.dtype] if options.dtype else default
+    torch.manual_seed(options.seed)
+    try:
+        with device:
+            return model_class._from_config(config, dtype=dtype, **attention)
+    except (ImportError, ValueError, RuntimeError) as error:
+        asked = f" with --attention {options.attention}" if options.attention else ""
+        raise GpuprofError(f"{model_class.__name__} cannot be built{asked}: {first_line(error)}") from error
+
+
+def _load_weights(
+    model_class: Any, config: Any, place: str, options: Options, device: torch.device, default: torch.dtype
+) -> tuple[Any, list[str]]:
+    """A model with the weights at `place`, and the names of those that are not there."""
+    attention = {"attn_implementation": options.attention} if options.attention else {}
+    dtype = DTYPES[options.dtype] if options.dtype else default
+    # Weights that are missing are random, and those are to be the same each time.
+    torch.manual_seed(options.seed)
+    try:
+        model, info = model_class.from_pretrained(
+            place,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=options.trust_remote_code,
+            **attention,
+        )
+        model = model.to(device)
+    except Exception as error:  # whatever a broken file, a foreign format or a full device raises
+        raise GpuprofError(f"the weights of {place} do not load: {first_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if len(missing) >= len(list(model.parameters())):
+        raise GpuprofError(
+            f"the weights of {place} do not load: none of them belongs to {model_class.__name__}"
+        )
+    return model, missing
+
+
+def _load_config(place: str, source: str, options: Options) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(place, trust_remote_code=options.trust_remote_code)
+    except Exception as error:  # connection, JSON and validation errors come in many classes
+        if "trust_remote_code" in str(error):
+            raise GpuprofError(
+                f"{place} runs code of its own: read it, then add --trust-remote-code"
+            ) from error
+        if source == "directory":
+            raise GpuprofError(f"config.json in {place} is not usable: {first_line(error)}") from error
+        raise GpuprofError(
+            f"{place} is no preset, no local directory, not in the Hugging Face cache, and the Hub does not "
+            f"give it: {first_line(error)}"
+        ) from error
+
+
+def _load_tokenizer(place: str, options: Options) -> Any:
+    """The tokenizer beside a model, or None: many models have none, and random ids do as well."""
+    folder = Path(place)
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        return None
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            place, trust_remote_code=options.trust_remote_code, local_files_only=folder.is_dir()
+        )
+        # Where files are missing the library makes an empty one, that knows special tokens at most.
+        words = set(tokenizer("some words")["input_ids"]) - set(tokenizer.all_special_ids)
+    except Exception:  # a missing, partial or foreign tokenizer; the step runs without it
+        return None
+    return tokenizer if words else None
+
+
+def _model_class(config: Any, location: str, options: Options) -> Any:
+    """The class that a configuration names, from transformers or, if trusted, from the model's own code."""
+    names = getattr(config, "architectures", None) or []
+    if not names:
+        raise GpuprofError(
+            f'config.json in {location} names no architecture: add "architectures": ["SomeModelForSomeTask"]'
+        )
+    if (model_class := getattr(transformers, names[0], None)) is not None:
+        return model_class
+    own_code = getattr(config, "auto_map", None) or {}
+    for reference in own_code.values():
+        if isinstance(reference, str) and reference.endswith(f".{names[0]}"):
+            if not options.trust_remote_code:
+                raise GpuprofError(f"{location} runs code of its own: read it, then add --trust-remote-code")
+            return get_class_from_dynamic_module(reference, location)
+    raise GpuprofError(
+        f"config.json in {location} names {names[0]}, which transformers {transformers.__version__} lacks"
+    )
+
+
+def _own_dtype(config: Any) -> torch.dtype:
+    """The dtype a configuration says its weights have; float32 where it says nothing, as in the library."""
+    for part in (config, getattr(config, "text_config", None)):
+        dtype = getattr(part, "dtype", None)
+        if dtype is not None:
+            return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return torch.float32
+
+
+def _unloaded(device: torch.device) -> str:
+    return "none" if device.type == "meta" else "random"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, cut to its first line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,121 @@
+"""What the user may ask of a workload."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from gpuprof.errors import GpuprofError
+
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+}
+CHOICES = {
+    "mode": ("train", "forward", "generate"),
+    "attention": (None, "eager", "sdpa", "flash_attention_2", "flex_attention"),
+    "checkpointing": ("none", "reentrant", "non-reentrant"),
+    "optimizer": ("none", "adamw", "sgd"),
+    "dtype": (None, *DTYPES),
+}
+SIZES = ("batch_size", "seq_len", "prompt_len", "new_tokens", "image_crops")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to build a workload; `None` leaves the choice to the workload, which writes down what it chose.
+
+    Attributes:
+        mode: `train` (forward, loss, backward), `forward` (no gradients) or `generate` (one prefill, then
+            one decode step per further token).
+        batch_size: Samples in one step.
+        seq_len: Positions of text per sample in train and forward mode; the decoder's for whisper.
+        prompt_len: Positions of the prompt in generate mode, the image's own included.
+        new_tokens: Tokens to generate; the prefill gives the first of them.
+        image_crops: Crops of each image that go through the vision tower, the whole-image one included.
+        dtype: `bfloat16`, `float16` or `float32`, or `bf16`, `fp16`, `fp32`.
+        attention: The attention implementation, as transformers names it.
+        device: A torch device; CUDA where there is one, else the CPU.
+        checkpointing: Activation checkpointing: `none`, `reentrant` or `non-reentrant`.
+        optimizer: `none`, `adamw` or `sgd`; for train mode.
+        freeze: Patterns (`fnmatch`) of module or parameter paths that are not trained.
+        seed: Seed of the random weights and of the inputs.
+        trust_remote_code: Whether the code in a model's own repository may run.
+
+    Raises:
+        GpuprofError: A value is not one of the choices, a size is below 1, or two options contradict.
+    """
+
+    mode: str = "train"
+    batch_size: int | None = None
+    seq_len: int | None = None
+    prompt_len: int | None = None
+    new_tokens: int | None = None
+    image_crops: int | None = None
+    dtype: str | None = None
+    attention: str | None = None
+    device: str | None = None
+    checkpointing: str = "none"
+    optimizer: str = "none"
+    freeze: tuple[str, ...] = ()
+    seed: int = 0
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        # A list, as a command line gives it, is as good.
+        object.__setattr__(self, "freeze", tuple(self.freeze))
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                known = ", ".join(choice for choice in choices if choice is not None)
+                raise GpuprofError(f"{flag(name)} {getattr(self, name)!r} is not one of: {known}")
+        for name in SIZES:
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise GpuprofError(f"{flag(name)} must be at least 1, not {size}")
+        if self.mode != "train":
+            for name in ("optimizer", "checkpointing", "freeze"):
+                if getattr(self, name) not in ("none", ()):
+                    raise GpuprofError(f"{flag(name)} is for --mode train: --mode {self.mode} trains nothing")
+        if self.mode != "generate" and self.new_tokens is not None:
+            raise GpuprofError(f"--new-tokens is for --mode generate, not --mode {self.mode}")
+        if self.mode == "generate" and self.seq_len is not None:
+            raise GpuprofError(
+                "--seq-len is for --mode train and forward; --mode generate has --prompt-len, --new-tokens"
+            )
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of an option: `seq_len` is `--seq-len`."""
+    return "--" + name.replace("_", "-")
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """The device a step runs on: the one asked for, else CUDA where there is one, else the CPU.
+
+    Raises:
+        GpuprofError: The name is no device, or there is no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise GpuprofError(f"--device {name!r} is no device; use cuda, cuda:0 or cpu") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise GpuprofError(f"no CUDA device: torch {torch.__version__} finds none here; use --device cpu")
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise GpuprofError(f"no device {name}: there are {torch.cuda.device_count()} CUDA devices here")
+    elif device.type not in ("cpu", "meta"):
+        raise GpuprofError(f"--device {name!r} is not supported; use cuda, cuda:0 or cpu")
+    return device
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`torch.bfloat16` as `bfloat16`."""
+    return str(dtype).removeprefix("torch.")

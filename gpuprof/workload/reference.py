@@ -1,0 +1,175 @@
+"""What MODEL means on the command line, and the workload it becomes."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpuprof.errors import GpuprofError
+from gpuprof.workload import huggingface, steps, training, userfile
+from gpuprof.workload.inputs import Inputs, make_inputs
+from gpuprof.workload.options import DTYPES, Options, dtype_name, resolve_device
+from gpuprof.workload.presets import preset_names
+from gpuprof.workload.workload import Workload, describe_inputs, from_module
+
+KINDS = "a preset, a local Hugging Face directory, a Hub id owner/name, or file.py:function"
+
+
+def build(reference: str, options: Options, *, weightless: bool = False) -> Workload:
+    """Builds the model that a reference names, with inputs and a step.
+
+    Sets torch's global seed to `options.seed`, so two builds are the same.
+
+    Args:
+        reference: A preset's name, a local Hugging Face directory, a Hub id, or `file.py:function`.
+        options: What the user asks of it.
+        weightless: Build for counting: the model and its floating inputs are on the `meta` device and have no
+            values, integer inputs are real. The step then needs a mode that lets the two mix.
+
+    Raises:
+        GpuprofError: The reference names nothing, or the options do not fit it.
+    """
+    kind = _kind(reference)
+    if kind == "file":
+        return _from_file(reference, options, weightless=weightless)
+    device = torch.device("meta") if weightless else resolve_device(options.device)
+    load: Callable[..., huggingface.Loaded] = (
+        huggingface.from_preset if kind == "preset" else huggingface.from_pretrained
+    )
+    loaded = load(reference, options, device)
+    model = loaded.model
+    inputs = make_inputs(
+        model,
+        options,
+        defaults=loaded.defaults,
+        tokenizer=loaded.tokenizer,
+        device=device,
+        weightless=weightless,
+    )
+    optimizer = training.prepare(model, options)
+    description: dict[str, Any] = {
+        "name": loaded.name,
+        "source": loaded.source,
+        "architecture": type(model).__name__,
+        **asdict(options),
+        **inputs.sizes,
+        "freeze": list(options.freeze),
+        "dtype": dtype_name(model.dtype),
+        "attention": model.config._attn_implementation,
+        "device": str(device),
+        "weights": loaded.weights,
+        **describe_inputs((), inputs.kwargs),
+        "tokens_per_step": inputs.tokens_per_step,
+        "samples_per_step": inputs.sizes["batch_size"],
+        "notes": loaded.notes,
+    }
+    step = _make_step(model, inputs, options, description, optimizer, weightless=weightless)
+    return Workload(model, step, description, device, optimizer, owned=True)
+
+
+def _make_step(
+    model: Any,
+    inputs: Inputs,
+    options: Options,
+    description: dict[str, Any],
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    weightless: bool,
+) -> Callable[[], Any]:
+    """The step of the mode; also writes down the loss that train mode will use."""
+    description["loss"] = None
+    kwargs = inputs.kwargs
+    if options.mode == "train":
+        labelled = {"labels", "start_positions", "return_loss"} & set(kwargs)
+        description["loss"] = steps.OWN_LOSS if labelled else steps.MEAN_LOSS
+        return steps.train_step(model, (), kwargs, description, optimizer=optimizer)
+    if options.mode == "forward":
+        return steps.forward_step(model, (), kwargs)
+    new_tokens = inputs.sizes["new_tokens"]
+    assert new_tokens is not None
+    # Any token will do where logits have no values; it takes part in no arithmetic but the embedding.
+    token = 1 if weightless else None
+    if "decoder_input_ids" in kwargs:
+        return steps.generate_seq2seq_step(model, kwargs, new_tokens, token=token)
+    # A prompt needs the logits of its last position only, and no generation computes the others.
+    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    call_options = {"logits_to_keep": 1} if keeps else {}
+    return steps.generate_step(model, kwargs, new_tokens, call_options=call_options, token=token)
+
+
+def _from_file(reference: str, options: Options, *, weightless: bool) -> Workload:
+    """The workload that a user's function describes."""
+    if options.mode == "generate":
+        raise GpuprofError(
+            "--mode generate is for Hugging Face models; let the function return a step instead"
+        )
+    device = torch.device("meta") if weightless else resolve_device(options.device)
+    given = userfile.call(reference, options)
+    if given.step is not None and (weightless or options.optimizer != "none"):
+        why = "count without weights" if weightless else f"add --optimizer {options.optimizer} to"
+        raise GpuprofError(f"{reference} gives a step of its own, which gpuprof cannot {why}")
+    if given.optimizer is not None and options.optimizer != "none":
+        raise GpuprofError(
+            f"{reference} gives an optimizer of its own; leave --optimizer {options.optimizer} out"
+        )
+
+    if given.step is None:
+        dtype = DTYPES[options.dtype] if options.dtype else None
+        given = userfile.place(given, device, dtype)
+        training_optimizer = training.prepare(given.model, options)
+        if options.mode == "train":
+            given.optimizer = given.optimizer or training_optimizer
+        else:
+            given.optimizer = given.loss = None
+    workload = from_module(
+        given.model,
+        given.args,
+        given.kwargs,
+        loss=given.loss,
+        mode=options.mode,
+        optimizer=given.optimizer,
+        step=given.step,
+    )
+    path, _, function = reference.rpartition(":")
+    known = {key: value for key, value in workload.description.items() if value is not None}
+    workload.description = (
+        asdict(options) | {"freeze": list(options.freeze), "loss": None, "tokens_per_step": None} | known
+    )
+    workload.description |= {
+        "name": f"{Path(path).name}:{function}",
+        "source": "file",
+        "weights": "none" if weightless else "given",
+    }
+    workload.owned = True
+    return workload
+
+
+def _kind(reference: str) -> str:
+    """Which of the four kinds a reference is."""
+    path = Path(reference).expanduser()
+    if re.search(r"\.py(:\w*)?$", reference):
+        if not re.search(r"\.py:\w+$", reference):
+            raise GpuprofError(f"which function of {reference.rstrip(':')}? Give it as file.py:function")
+        return "file"
+    if reference in preset_names():
+        return "preset"
+    if path.is_dir():
+        return "directory"
+    if path.is_file():
+        raise GpuprofError(f"{reference} is a file; MODEL is {KINDS}")
+    if reference.startswith((".", "/", "~")):
+        raise GpuprofError(f"no directory {reference}")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", reference):
+        return "hub"
+    near = get_close_matches(reference.lower(), preset_names(), n=3, cutoff=0.5)
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    raise GpuprofError(
+        f"no model {reference!r}: {meant}MODEL is {KINDS}; presets: {', '.join(preset_names())}"
+    )

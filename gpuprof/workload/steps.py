@@ -1,0 +1,193 @@
+"""The step: what one run of a workload does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from transformers.modeling_outputs import BaseModelOutput
+
+from gpuprof.errors import GpuprofError
+
+OWN_LOSS = "model's own .loss"
+MEAN_LOSS = "mean of the first output"
+GIVEN_LOSS = "given"
+
+
+def train_step(
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    description: dict[str, Any],
+    *,
+    loss: Callable[[Any], torch.Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Callable[[], torch.Tensor]:
+    """Makes the step of a training: forward, loss, backward and, where there is one, the optimizer.
+
+    Args:
+        model: The module to run.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        description: The workload's; `loss` in it is set to the kind of loss the step found.
+        loss: Turns the output into a scalar; else `output.loss`, else the mean of the first output.
+        optimizer: Steps after the backward.
+    """
+
+    def step() -> torch.Tensor:
+        # At the start, so that after a step the gradients are still there to be looked at, and so that every
+        # step allocates them anew, as the first does.
+        model.zero_grad(set_to_none=True)
+        if optimizer is not None:
+            optimizer.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            output = model(*args, **kwargs)
+            value, description["loss"] = (loss(output), GIVEN_LOSS) if loss is not None else find_loss(output)
+            if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:
+                raise GpuprofError(
+                    f"the loss ({description['loss']}) is no scalar tensor that needs a gradient; give a "
+                    "loss function, or use --mode forward"
+                )
+            value.backward()
+        if optimizer is not None:
+            optimizer.step()
+        return value.detach()
+
+    return step
+
+
+def forward_step(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[[], Any]:
+    """Makes the step of an inference: one forward without gradients, which returns the model's output."""
+
+    def step() -> Any:
+        with torch.no_grad():
+            return model(*args, **kwargs)
+
+    return step
+
+
+def generate_step(
+    model: torch.nn.Module,
+    prompt: Mapping[str, torch.Tensor],
+    new_tokens: int,
+    *,
+    call_options: Mapping[str, Any],
+    token: int | None = None,
+) -> Callable[[], torch.Tensor]:
+    """Makes the step of a greedy generation by a decoder: one prefill, then `new_tokens - 1` decode steps.
+
+    Our own loop and not `model.generate`: no stopping at an end token and no bookkeeping of the library's, so
+    every step does the same operations.
+
+    Args:
+        model: A decoder that takes `past_key_values` and `use_cache`.
+        prompt: The prefill's inputs, `input_ids` of shape (batch, prompt length) among them.
+        new_tokens: Tokens to generate.
+        call_options: Further arguments of every call, such as `logits_to_keep`.
+        token: Feed this token instead of the one the logits give, which without weights have no values.
+
+    Returns:
+        A step that returns the new tokens, shape (batch, new_tokens).
+    """
+
+    def step() -> torch.Tensor:
+        with torch.no_grad():
+            output = model(**prompt, use_cache=True, **call_options)
+            tokens = [_next(output.logits, token)]
+            while len(tokens) < new_tokens:
+                output = model(
+                    input_ids=tokens[-1],
+                    past_key_values=output.past_key_values,
+                    use_cache=True,
+                    **call_options,
+                )
+                tokens.append(_next(output.logits, token))
+            return torch.cat(tokens, dim=1)
+
+    return step
+
+
+def generate_seq2seq_step(
+    model: torch.nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    new_tokens: int,
+    *,
+    token: int | None = None,
+) -> Callable[[], torch.Tensor]:
+    """Makes the step of a greedy generation by an encoder and a decoder: the encoder runs once.
+
+    Args:
+        model: A model that takes `decoder_input_ids`, `encoder_outputs` and `past_key_values`.
+        inputs: The encoder's inputs, and `decoder_input_ids` of shape (batch, decoder prompt length).
+        new_tokens: Tokens to generate.
+        token: Feed this token instead of the one the logits give, which without weights have no values.
+
+    Returns:
+        A step that returns the new tokens, shape (batch, new_tokens).
+    """
+
+    def step() -> torch.Tensor:
+        with torch.no_grad():
+            output = model(**inputs, use_cache=True)
+            encoded = BaseModelOutput(last_hidden_state=output.encoder_last_hidden_state)
+            tokens = [_next(output.logits, token)]
+            while len(tokens) < new_tokens:
+                output = model(
+                    encoder_outputs=encoded,
+                    decoder_input_ids=tokens[-1],
+                    past_key_values=output.past_key_values,
+                    use_cache=True,
+                )
+                tokens.append(_next(output.logits, token))
+            return torch.cat(tokens, dim=1)
+
+    return step
+
+
+def find_loss(output: Any) -> tuple[torch.Tensor, str]:
+    """The loss in a model's output: its own `.loss`, else the mean of its first floating tensor.
+
+    Args:
+        output: What the model returned: a tensor, or any nesting of mappings, sequences and dataclasses.
+
+    Returns:
+        The scalar, and `"model's own .loss"` or `"mean of the first output"`.
+
+    Raises:
+        GpuprofError: No floating tensor in the output needs a gradient.
+    """
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(own, torch.Tensor):
+        return own, OWN_LOSS
+    for tensor in tensors(output):
+        # A mask or a constant that happens to come first has no backward to measure.
+        if tensor.is_floating_point() and tensor.requires_grad:
+            return tensor.mean(), MEAN_LOSS
+    raise GpuprofError(
+        f"{type(output).__name__}, the model's output, holds no floating tensor that needs a gradient: "
+        "give a loss function, or use --mode forward"
+    )
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in a nesting of mappings, sequences and dataclasses, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors(getattr(value, field.name))
+
+
+def _next(logits: torch.Tensor, token: int | None) -> torch.Tensor:
+    """The greedy next token of each sample, shape (batch, 1)."""
+    greedy = logits[:, -1:].argmax(-1)
+    # Without weights the argmax is still an operation that a real run does, but its value is nowhere.
+    return greedy if token is None else torch.full(greedy.shape, token, dtype=torch.long, device="cpu")

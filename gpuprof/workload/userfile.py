@@ -1,0 +1,183 @@
+"""A workload of the user's own: `file.py:function` returns a model and its inputs."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpuprof.errors import GpuprofError
+from gpuprof.workload.options import SIZES, Options, flag
+
+KEYS = ("model", "inputs", "loss", "optimizer", "step")
+SHAPES = "a model and its inputs (and a loss function), or a dict with some of: " + ", ".join(KEYS)
+
+
+@dataclass
+class Given:
+    """What the user's function gave.
+
+    Attributes:
+        model: The module.
+        args: Positional arguments of its forward.
+        kwargs: Keyword arguments of its forward.
+        loss: Turns the output into a scalar.
+        optimizer: Steps after each backward.
+        step: A whole step of the user's own.
+    """
+
+    model: torch.nn.Module
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] | None = None
+    loss: Callable[[Any], torch.Tensor] | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    step: Callable[[], Any] | None = None
+
+
+def call(reference: str, options: Options) -> Given:
+    """Imports the file, calls the function and sorts what it returns.
+
+    Args:
+        reference: `path/to/file.py:function`. The function takes nothing, or the `Options`.
+        options: The user's.
+
+    Raises:
+        GpuprofError: There is no such file or function, it raised, or it returned something else.
+    """
+    file, _, name = reference.rpartition(":")
+    path = Path(file).expanduser()
+    label = f"{path.name}:{name}"
+    if not path.is_file():
+        raise GpuprofError(f"no file {file}")
+    # The folder is on the path while the function runs too: it may import its neighbours only then.
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        function = getattr(_import(path), name, None)
+        if not callable(function):
+            raise GpuprofError(f"no function {name!r} in {file}")
+        takes_options = _takes_options(function)
+        if not takes_options:
+            _refuse_options(label, options)
+        torch.manual_seed(options.seed)
+        try:
+            result = function(options) if takes_options else function()
+        except Exception as error:
+            raise _raised(label, error) from error
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+    return _sort(label, result)
+
+
+def place(given: Given, device: torch.device, dtype: torch.dtype | None) -> Given:
+    """Moves a model and its tensors to a device, and to a dtype where one is given.
+
+    On `meta` only floating inputs go: models look at the values of integers to decide what to do.
+    """
+    given.model.to(dtype=dtype)
+    if device.type == "meta":
+        _drop_weights(given.model, given.optimizer)
+    else:
+        given.model.to(device)
+
+    def move(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            if value.is_floating_point():
+                return value.to(device=device, dtype=dtype or value.dtype)
+            return value if device.type == "meta" else value.to(device)
+        if isinstance(value, Mapping):
+            return {key: move(item) for key, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(move(item) for item in value)
+        return value
+
+    return replace(given, args=move(given.args), kwargs=move(given.kwargs))
+
+
+def _drop_weights(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Puts a model on `meta`, where `model.to("meta")` would untie weights and lose the optimizer's."""
+    originals = list(model.parameters())
+    empty = {
+        id(weight): torch.nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
+        for weight in originals
+    }
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = empty[id(weight)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to("meta")
+    for group in optimizer.param_groups if optimizer is not None else ():
+        group["params"] = [empty.get(id(weight), weight) for weight in group["params"]]
+
+
+def _import(path: Path) -> Any:
+    """The file as a module under a name of its own, so that it hides no other."""
+    name = f"gpuprof_workload_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickles of the file look their module up by name.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise _raised(path.name, error) from error
+    return module
+
+
+def _raised(label: str, error: Exception) -> GpuprofError:
+    """The user's own exception in one line, with the line of the file that it came from."""
+    lines = str(error).strip().splitlines()
+    return GpuprofError(f"{label} raised {type(error).__name__}: {lines[0] if lines else '(no message)'}")
+
+
+def _takes_options(function: Callable[..., Any]) -> bool:
+    """Whether a function asks for the options: a parameter called so, or one that it cannot do without."""
+    parameters = inspect.signature(function).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(
+        parameter.kind in named and (parameter.default is parameter.empty or parameter.name == "options")
+        for parameter in parameters
+    )
+
+
+def _refuse_options(label: str, options: Options) -> None:
+    """A function that takes nothing decides the sizes itself; an option that changes nothing is a mistake."""
+    for name in (*SIZES, "attention"):
+        if getattr(options, name) is not None:
+            raise GpuprofError(
+                f"{flag(name)} cannot reach {label}: let the function take one argument, the options"
+            )
+
+
+def _sort(label: str, result: Any) -> Given:
+    if isinstance(result, Mapping) and "model" in result:
+        if unknown := set(result) - set(KEYS):
+            raise GpuprofError(f"{label} returned unknown keys {sorted(unknown)}; it may return {SHAPES}")
+        given = dict(result)
+    elif isinstance(result, Sequence) and 2 <= len(result) <= 3:
+        given = dict(zip(("model", "inputs", "loss"), result, strict=False))
+    else:
+        raise GpuprofError(f"{label} returned {type(result).__name__}; it must return {SHAPES}")
+    if not isinstance(given["model"], torch.nn.Module):
+        raise GpuprofError(f"{label}: the model is a {type(given['model']).__name__}, no torch.nn.Module")
+    for key in ("loss", "step"):
+        if given.get(key) is not None and not callable(given[key]):
+            raise GpuprofError(f"{label}: the {key} is a {type(given[key]).__name__}, no function")
+
+    inputs = given.pop("inputs", None)
+    if isinstance(inputs, Mapping):
+        return Given(**given, kwargs=dict(inputs))
+    if inputs is None:
+        return Given(**given)
+    return Given(**given, args=tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,))

@@ -1,0 +1,136 @@
+"""The workload: a model, and the step that the passes repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gpuprof.errors import GpuprofError
+from gpuprof.workload.options import CHOICES, dtype_name
+from gpuprof.workload.steps import GIVEN_LOSS, MEAN_LOSS, OWN_LOSS, forward_step, train_step
+
+
+@dataclass
+class Workload:
+    """A model and a step to measure.
+
+    Attributes:
+        model: The module whose submodules the figures are for.
+        step: Runs one whole step: forward and, in train mode, loss, backward and the optimizer if there is
+            one. Returns the loss in train mode, else the output.
+        description: What this workload is, in JSON's types: `name`, `source` (`preset`, `directory`, `hub`,
+            `file` or `module`), `architecture`, `mode`, every option as resolved, `loss`, `weights`
+            (`random`, `loaded` or `none`), `inputs` (a list of `name`, `shape`, `dtype`), `tokens_per_step`
+            (positions of text that one step processes, encoder and decoder together; None where there is
+            no text), `samples_per_step` and `notes`.
+        device: Where the step runs; `meta` for a workload without weights.
+        optimizer: What the step updates the parameters with.
+        owned: The model was made for this run, so nobody minds what becomes of it.
+    """
+
+    model: torch.nn.Module
+    step: Callable[[], Any]
+    description: dict[str, Any]
+    device: torch.device
+    optimizer: torch.optim.Optimizer | None = None
+    owned: bool = False
+
+
+def from_module(
+    model: torch.nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    loss: Callable[[Any], torch.Tensor] | None = None,
+    mode: str = "train",
+    optimizer: torch.optim.Optimizer | None = None,
+    step: Callable[[], Any] | None = None,
+    name: str | None = None,
+) -> Workload:
+    """Makes a workload of any module: it stays where it is, and its training flags as they are.
+
+    Args:
+        model: The module.
+        args: Positional arguments of its forward.
+        kwargs: Keyword arguments of its forward.
+        loss: Turns the output into a scalar; else `output.loss`, else the mean of the output's first floating
+            tensor.
+        mode: `train` or `forward`; with `step` only a word in the description.
+        optimizer: Steps after each backward. Its learning rate is the user's: the parameters will change.
+        step: A step of the user's own, used as it is.
+        name: What to call it; the class's name unless given.
+
+    Raises:
+        GpuprofError: The mode is unknown, needs a `step`, or contradicts the other arguments.
+    """
+    if mode not in CHOICES["mode"]:
+        raise GpuprofError(f"mode {mode!r} is not one of: {', '.join(map(str, CHOICES['mode']))}")
+    if mode == "generate" and step is None:
+        raise GpuprofError("mode 'generate' of a module needs a step function that generates")
+    if mode != "train" and (optimizer is not None or loss is not None):
+        raise GpuprofError(f"an optimizer or a loss is for mode 'train', not mode {mode!r}")
+    if not isinstance(args, Sequence) or isinstance(args, (str, torch.Tensor)):
+        raise GpuprofError("args must be a tuple of the positional arguments, such as (tensor,)")
+    kwargs = dict(kwargs or {})
+
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    description: dict[str, Any] = {
+        "name": name or type(model).__name__,
+        "source": "module",
+        "architecture": type(model).__name__,
+        "mode": mode,
+        "dtype": None if parameter is None else dtype_name(parameter.dtype),
+        "device": str(device),
+        "optimizer": "none" if optimizer is None else type(optimizer).__name__.lower(),
+        "loss": _expected_loss(kwargs, given=loss is not None or step is not None)
+        if mode == "train"
+        else None,
+        "weights": "given",
+        **describe_inputs(args, kwargs),
+        "notes": [],
+    }
+    if step is None and mode == "train":
+        step = train_step(model, args, kwargs, description, loss=loss, optimizer=optimizer)
+    elif step is None:
+        step = forward_step(model, args, kwargs)
+    return Workload(model, step, description, device, optimizer)
+
+
+def describe_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What the inputs say of a step: `inputs`, `tokens_per_step` and `samples_per_step`.
+
+    The samples are the first dimension of the first tensor; the tokens are known where a tensor is called
+    `input_ids`.
+    """
+    named = list(_named(dict(enumerate(args)), "")) + list(_named(kwargs, ""))
+    ids = [tensor for name, tensor in named if name.rpartition(".")[2] == "input_ids"]
+    return {
+        "inputs": [
+            {"name": name, "shape": list(tensor.shape), "dtype": dtype_name(tensor.dtype)}
+            for name, tensor in named
+        ],
+        "tokens_per_step": ids[0].numel() if ids else None,
+        "samples_per_step": named[0][1].shape[0] if named and named[0][1].dim() else 1,
+    }
+
+
+def _named(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of nested arguments under its dotted path; positional ones under their index."""
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _named(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, (list, tuple)):
+        yield from _named(dict(enumerate(value)), path)
+
+
+def _expected_loss(kwargs: Mapping[str, Any], *, given: bool) -> str:
+    """The kind of loss to expect; the first step replaces it with what it found."""
+    if given:
+        return GIVEN_LOSS
+    return OWN_LOSS if kwargs.get("labels") is not None else MEAN_LOSS
