@@ -43,14 +43,14 @@ def size(value: float | None) -> str:
     return f"{int(value)} B"
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: float | None, digits: int = 4) -> str:
     """Seconds in the unit that suits: s, ms or us."""
     if seconds is None or not _known(seconds):
         return MISSING
     for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
         if abs(seconds) >= factor:
-            return f"{significant(seconds / factor)} {unit}"
-    return "0 s" if seconds == 0 else f"{significant(seconds / 1e-9)} ns"
+            return f"{significant(seconds / factor, digits)} {unit}"
+    return "0 s" if seconds == 0 else f"{significant(seconds / 1e-9, digits)} ns"
 
 
 def percent(share: float | None) -> str:

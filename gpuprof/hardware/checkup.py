@@ -31,6 +31,7 @@ OPTIONAL = {"matplotlib": "pictures", "sqlalchemy": "history in a database other
 
 _ESSENTIAL = ("torch", "counting", "timing")
 _CAP_SYS_ADMIN, _CAP_PERFMON = 21, 38  # bits, linux/capability.h
+_OTHER_TORCH = "install a torch that gpuprof was tested with"
 _PERMISSION_REMEDY = (
     "run as root with CAP_SYS_ADMIN (or CAP_PERFMON from driver R565), in a container with "
     "--cap-add=SYS_ADMIN, or ask the administrator for "
@@ -74,96 +75,67 @@ def works(findings: list[Finding]) -> bool:
 
 
 def _software(torch: Any) -> Iterator[Finding]:
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
-    if torch.version.cuda is None and torch.version.hip is None:
-        build = "CPU build"
+    cuda, hip = torch.version.cuda, torch.version.hip
+    build = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "CPU build"
     yield Finding("software", "torch", True, f"{torch.__version__} ({build})")
     version = _version("transformers")
-    yield Finding(
-        "software",
-        "transformers",
-        version is not None,
-        version or "missing",
-        "" if version else "pip install transformers",
+    yield _finding(
+        "software", "transformers", bool(version), version or "missing", "pip install transformers"
     )
     missing = [path for path in PRIVATE if not _exists(path)]
     detail = f"missing: {', '.join(missing)}" if missing else f"all {len(PRIVATE)} present"
-    yield Finding(
-        "software",
-        "torch internals",
-        not missing,
-        detail,
-        "install a torch that gpuprof was tested with" if missing else "",
-    )
+    yield _finding("software", "torch internals", not missing, detail, _OTHER_TORCH)
 
 
 def _devices(torch: Any) -> Iterator[Finding]:
     from gpuprof.hardware.device import describe
 
     cpu = describe(torch.device("cpu"))["cpu"]
-    yield Finding(
-        "device", "cpu", True, f"{cpu['name']}, {cpu['cores'] or '?'} cores, {cpu['threads']} threads"
-    )
-    if not torch.cuda.is_available():
-        built = torch.version.cuda or torch.version.hip
-        remedy = (
-            "check the driver with nvidia-smi" if built else "on a GPU machine install a CUDA build of torch"
-        )
-        yield Finding(
-            "device", "cuda", False, "torch sees no GPU" if built else "torch is a CPU build", remedy
-        )
-        return
-    for index in range(torch.cuda.device_count()):
-        yield from _cuda_device(describe(torch.device("cuda", index)), f"cuda:{index}")
+    detail = f"{cpu['name']}, {cpu['cores'] or '?'} cores, {cpu['threads']} threads"
+    yield Finding("device", "cpu", True, detail)
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            yield from _cuda_device(describe(torch.device("cuda", index)), f"cuda:{index}")
+    elif torch.version.cuda or torch.version.hip:
+        yield Finding("device", "cuda", False, "torch sees no GPU", "check the driver with nvidia-smi")
+    else:
+        remedy = "on a GPU machine install a CUDA build of torch"
+        yield Finding("device", "cuda", False, "torch is a CPU build", remedy)
 
 
 def _cuda_device(facts: dict[str, Any], name: str) -> Iterator[Finding]:
-    driver = facts["driver"] or "unknown"
-    yield Finding(
-        "device", name, True,
-        f"{facts['name']}, {facts['sm_count']} SMs, {facts['memory_bytes'] / 2**30:.1f} GiB, driver {driver}",
-    )  # fmt: skip
-    peak = facts["peaks"].get("datasheet", {}).get("bfloat16") or facts["peaks"].get("datasheet", {}).get(
-        "float16"
-    )
-    detail = (
-        f"{peak / 1e12:g} TFLOP/s dense 16-bit ({facts['peak_source'].split(':')[0]})"
-        if peak
-        else "not in the table"
-    )
-    yield Finding("device", f"{name} peak", peak is not None, detail, facts["peak_remedy"])
+    size, driver = f"{facts['memory_bytes'] / 2**30:.1f} GiB", facts["driver"] or "unknown"
+    detail = f"{facts['name']}, {facts['sm_count']} SMs, {size}, driver {driver}"
+    yield Finding("device", name, True, detail)
+    rates = facts["peaks"].get("datasheet", {})
+    detail = ", ".join(f"{dtype} {rate / 1e12:g}" for dtype, rate in rates.items())
+    detail = f"dense TFLOP/s: {detail}" if rates else "not in the table"
+    yield _finding("device", f"{name} peak", bool(rates), detail, facts["peak_remedy"])
     failures, detail = _nvml_calls(facts["uuid"])
-    remedy = "telemetry goes without them; a newer driver may answer" if failures else ""
-    yield Finding("device", f"{name} NVML", not failures, detail, remedy)
+    remedy = "telemetry goes without them; a newer driver may answer"
+    yield _finding("device", f"{name} NVML", not failures, detail, remedy)
 
 
 def _nvml_calls(uuid: str) -> tuple[dict[str, str], str]:
     """Every NVML query once: those that failed, and a sentence."""
     try:
         with nvml.open_device(uuid) as gpu:
-            answers = {quantity: gpu.read(quantity) for quantity in nvml.FUNCTIONS} | gpu.read_fields(
-                nvml.FIELDS
-            )
-            gpm = gpu.facts()["gpm"]
+            values = [gpu.read(quantity) for quantity in nvml.FUNCTIONS]
+            answered = sum(value is not None for value in values) + len(gpu.read_fields(nvml.FIELDS))
+            offered = "offered" if gpu.facts()["gpm"] else "not offered"
             failures = dict(gpu.failures)
     except GpuprofError as error:
         return {"nvmlInit": str(error)}, str(error)
-    answered = sum(value is not None for value in answers.values())
-    detail = f"{answered} of {len(nvml.UNITS)} readings; GPM {'offered' if gpm else 'not offered'}"
-    if failures:
-        detail += "; failed: " + ", ".join(f"{name} ({reason})" for name, reason in failures.items())
-    return failures, detail
+    failed = "".join(f"; no {name} ({reason})" for name, reason in failures.items())
+    return failures, f"{answered} of {len(nvml.UNITS)} readings; GPM {offered}{failed}"
 
 
 def _passes(torch: Any) -> Iterator[Finding]:
     cuda = torch.cuda.is_available()
-    internals = all(_exists(path) for path in PRIVATE)
-    yield Finding(
-        "passes",
-        "counting",
-        internals,
-        "every operator by its rule" if internals else "needs the torch internals above",
-    )
+    if all(_exists(path) for path in PRIVATE):
+        yield Finding("passes", "counting", True, "every operator by its rule")
+    else:
+        yield Finding("passes", "counting", False, "needs the torch internals above", _OTHER_TORCH)
     yield Finding("passes", "timing", True, "CUDA events" if cuda else "perf_counter; no GPU to time")
     yield _trace(torch, cuda)
     yield _memory(cuda)
@@ -185,18 +157,14 @@ def _trace(torch: Any, cuda: bool) -> Finding:
         events = profile.profiler.kineto_results.events()
     except Exception as error:  # whatever breaks here breaks the trace pass
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        return Finding("passes", "trace", False, reason, "install a torch that gpuprof was tested with")
+        return Finding("passes", "trace", False, reason, _OTHER_TORCH)
     if cuda:
         kernels = sum(event.device_type() == torch.autograd.DeviceType.CUDA for event in events)
-        remedy = "" if kernels else "another profiler may hold CUPTI: end it, and unset CUDA_INJECTION64_PATH"
-        return Finding("passes", "trace", kernels > 0, f"self test recorded {kernels} kernels", remedy)
+        remedy = "another profiler may hold CUPTI: end it, and unset CUDA_INJECTION64_PATH"
+        return _finding("passes", "trace", kernels > 0, f"self test recorded {kernels} kernels", remedy)
     recorded = any(event.name() == "aten::mm" for event in events)
-    return Finding(
-        "passes",
-        "trace",
-        recorded,
-        f"self test recorded {'operators' if recorded else 'nothing'}; no GPU kernels",
-    )
+    detail = f"self test recorded {'operators; no GPU kernels' if recorded else 'nothing'}"
+    return _finding("passes", "trace", recorded, detail, _OTHER_TORCH)
 
 
 def _memory(cuda: bool) -> Finding:
@@ -205,14 +173,8 @@ def _memory(cuda: bool) -> Finding:
     try:
         RESET_PEAK.write_text("5")  # resets this process's own VmHWM, see proc_pid_clear_refs(5)
     except OSError as error:
-        detail = f"process memory; the high-water mark cannot be reset ({error.strerror})"
-        return Finding(
-            "passes",
-            "memory",
-            False,
-            detail,
-            "peaks are of the whole process: run under Linux with /proc writable",
-        )
+        detail = f"the process's high-water mark cannot be reset ({error.strerror})"
+        return Finding("passes", "memory", False, detail, "run under Linux with /proc writable")
     return Finding("passes", "memory", True, "process memory, high-water mark reset before the step")
 
 
@@ -230,27 +192,24 @@ def _telemetry(torch: Any, cuda: bool) -> Finding:
 
 def _counters(cuda: bool) -> Finding:
     """Whether Nsight Compute is here and may read hardware counters."""
+    if not cuda:
+        return Finding("passes", "counters", False, "needs an NVIDIA GPU")
     path = shutil.which("ncu")
     if path is None:
-        remedy = "install Nsight Compute (it comes with the CUDA toolkit) and put ncu on PATH" if cuda else ""
-        return Finding(
-            "passes", "counters", False, "no ncu on PATH" + ("" if cuda else ", and no NVIDIA GPU"), remedy
-        )
+        remedy = "install Nsight Compute (it comes with the CUDA toolkit) and put ncu on PATH"
+        return Finding("passes", "counters", False, "no ncu on PATH", remedy)
     try:
         run = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=False)
-        version = re.search(r"Version (\S+)", run.stdout)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Finding("passes", "counters", False, f"ncu does not run ({error})", "reinstall Nsight Compute")
+    version = re.search(r"Version (\S+)", run.stdout)
     detail = f"Nsight Compute {version.group(1) if version else 'of unknown version'}"
-    if not cuda:
-        return Finding("passes", "counters", False, f"{detail}, but no NVIDIA GPU")
-    if _admin_only() and not _privileged():
-        return Finding(
-            "passes", "counters", False, f"{detail}, but counters are for administrators", _PERMISSION_REMEDY
-        )
-    return Finding(
-        "passes", "counters", True, f"{detail}, {'privileged' if _admin_only() else 'open to all users'}"
-    )
+    if not _admin_only():
+        return Finding("passes", "counters", True, f"{detail}, open to all users")
+    if _privileged():
+        return Finding("passes", "counters", True, f"{detail}, for administrators, and this process is one")
+    detail += ", but counters are for administrators"
+    return Finding("passes", "counters", False, detail, _PERMISSION_REMEDY)
 
 
 def _admin_only() -> bool:
@@ -274,13 +233,12 @@ def _privileged() -> bool:
 def _optional() -> Iterator[Finding]:
     for package, use in OPTIONAL.items():
         version = _version(package)
-        yield Finding(
-            "optional",
-            package,
-            version is not None,
-            f"{version or 'not installed'}: {use}",
-            "" if version else f"pip install {package}",
-        )
+        detail = f"{version or 'not installed'}: {use}"
+        yield _finding("optional", package, bool(version), detail, f"pip install {package}")
+
+
+def _finding(group: str, name: str, ok: bool, detail: str, remedy: str) -> Finding:
+    return Finding(group, name, ok, detail, "" if ok else remedy)
 
 
 def _version(package: str) -> str | None:

@@ -66,9 +66,8 @@ UNITS = {quantity: reading.unit for quantity, reading in {**FUNCTIONS, **FIELDS}
 """Unit of every quantity."""
 
 _NOT_AVAILABLE = (0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)  # NVML_VALUE_NOT_AVAILABLE, 32 and 64 bits
-_MEMBERS = dict(
-    enumerate(("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal"))
-)  # NVML_VALUE_TYPE_*
+# by NVML_VALUE_TYPE_*
+_MEMBERS = dict(enumerate(("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")))
 
 
 class Nvml:
@@ -100,12 +99,10 @@ class Nvml:
                 self.failures[name] = "unknown to this pynvml"
             else:
                 numbers[quantity] = number
-        answers = (
-            self._call(("nvmlDeviceGetFieldValues",), self._handle, list(numbers.values()))
-            if numbers
-            else None
-        )
         values: dict[str, float] = {}
+        if not numbers:
+            return values
+        answers = self._call(("nvmlDeviceGetFieldValues",), self._handle, list(numbers.values()))
         for quantity, answer in zip(numbers, answers or (), strict=False):
             reading = FIELDS[quantity]
             name = reading.names[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -78,6 +79,8 @@ def trace(workload: Workload, before_step: Callable[[], None]) -> Traced:
         with record_function(_PHASE + name):
             pass
 
+    # Kineto writes its stages to stderr unless told otherwise before its first use
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     # the first step under the profiler pays for its start-up and is thrown away
     plan = schedule(wait=0, warmup=1, active=1, repeat=1)
     with profile(activities=activities, schedule=plan, record_shapes=True, with_flops=True) as profiler:

@@ -276,7 +276,7 @@ def with_facts(
 
 
 # Operators that are an attention product, and where their two factors begin.
-_PRODUCTS = {"aten::bmm": 0, "aten::baddbmm": 1, "aten::matmul": 0}
+_PRODUCTS = {"aten::bmm": 0, "aten::baddbmm": 1, "aten::baddbmm_": 1, "aten::matmul": 0}
 
 
 def _product_with_facts(

@@ -120,8 +120,8 @@ _COPIES = """
     expand_copy permute_copy narrow_copy split_copy split_with_sizes_copy unbind_copy transpose_copy t_copy
     block_diag diag_embed _convert_weight_to_int4pack bernoulli poisson complex view_as_complex_copy rot90
     tril_indices triu_indices meshgrid unfold_copy combinations cartesian_prod _to_dense _copy_from
-    _nested_view_from_buffer_copy _reshape_alias_copy _cudnn_rnn_flatten_weight pin_memory _pin_memory index_select_backward
-    masked_scatter_backward
+    _nested_view_from_buffer_copy _reshape_alias_copy _cudnn_rnn_flatten_weight pin_memory _pin_memory
+    index_select_backward masked_scatter_backward
 """
 
 # No FLOPs; the result is written and nothing is read.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gpuprof.errors import GpuprofError
+from gpuprof.workload.anyres import choose_grid, grids, image_positions
 from gpuprof.workload.options import SIZES, Options, flag
 
 # What a model with a tokenizer reads: experts and caches see the statistics of a language and not of noise.
@@ -312,7 +313,7 @@ def _image_and_text(maker: _Maker) -> Inputs:
 def _llava_onevision(maker: _Maker) -> Inputs:
     """One image per sample, cut into crops: the whole image scaled down, and the cells of a grid."""
     config = maker.config
-    crops = maker.size("image_crops", min(_grids(config), key=lambda crops: (abs(crops - 5), crops)))
+    crops = maker.size("image_crops", min(grids(config), key=lambda crops: (abs(crops - 5), crops)))
     rows, columns = choose_grid(config, crops)
     side = config.vision_config.image_size
     size = torch.tensor([[rows * side, columns * side]])
@@ -360,53 +361,6 @@ def _with_image(
     sizes |= {"batch_size": batch, "image_crops": crops, "new_tokens": new_tokens}
     sizes["prompt_len" if maker.generating else "seq_len"] = length
     return Inputs(kwargs, sizes, batch * (length + (new_tokens or 1) - 1))
-
-
-def choose_grid(config: Any, crops: int) -> tuple[int, int]:
-    """Rows and columns of the grid that gives this many crops: the squarest, then the widest.
-
-    Args:
-        config: A LLaVA-OneVision configuration; its pinpoints list the grids there are.
-        crops: Cells of the grid, and one for the whole image.
-
-    Raises:
-        GpuprofError: No grid gives this many crops.
-    """
-    grids = _grids(config)
-    if crops not in grids:
-        possible = ", ".join(map(str, sorted(grids)))
-        raise GpuprofError(f"--image-crops {crops} fits no grid of this model; it can be one of: {possible}")
-    return min(grids[crops], key=lambda grid: (abs(grid[0] - grid[1]), grid[0]))
-
-
-def image_positions(config: Any, rows: int, columns: int) -> int:
-    """Positions that LLaVA-OneVision's image takes in the text, for an image that fills its grid exactly.
-
-    The whole image gives side x side features. The grid's rows x columns x side x side are scaled down where
-    they exceed `anyres_max_N` whole images by more than a tenth, and each line of them ends in a newline.
-
-    Args:
-        config: The configuration.
-        rows: Rows of crops.
-        columns: Columns of crops.
-    """
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    height, width = rows * side, columns * side
-    most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
-    ratio = math.sqrt(height * width / (most * side**2))
-    if ratio > 1.1:
-        height, width = int(height // ratio), int(width // ratio)
-    return side**2 + height * (width + 1)
-
-
-def _grids(config: Any) -> dict[int, list[tuple[int, int]]]:
-    """The grids (rows, columns) of a LLaVA-OneVision configuration, by the crops they give."""
-    side = config.vision_config.image_size
-    grids: dict[int, list[tuple[int, int]]] = {}
-    for height, width in config.image_grid_pinpoints:
-        rows, columns = height // side, width // side
-        grids.setdefault(rows * columns + 1, []).append((rows, columns))
-    return grids
 
 
 def _image_shape(config: Any) -> tuple[int, int, int]:

@@ -169,7 +169,5 @@ def _kind(reference: str) -> str:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", reference):
         return "hub"
     near = get_close_matches(reference.lower(), preset_names(), n=3, cutoff=0.5)
-    meant = f"did you mean {' or '.join(near)}? " if near else ""
-    raise GpuprofError(
-        f"no model {reference!r}: {meant}MODEL is {KINDS}; presets: {', '.join(preset_names())}"
-    )
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the presets are {', '.join(preset_names())}"
+    raise GpuprofError(f"no model {reference!r}: {hint} (MODEL is {KINDS})")

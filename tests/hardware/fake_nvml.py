@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -25,8 +26,8 @@ class NVMLError(Exception):
 
 
 def pynvml(
-    missing: set[str] = frozenset(),  # type: ignore[assignment]
-    failing: set[str] = frozenset(),  # type: ignore[assignment]
+    missing: Collection[str] = (),
+    failing: Collection[str] = (),
     answers: dict[str, Any] | None = None,
     fields: dict[int, Any] | None = None,
 ) -> ModuleType:
@@ -36,7 +37,7 @@ def pynvml(
         missing: names this pynvml does not have.
         failing: functions that raise NVMLError.
         answers: other answers by function name.
-        fields: other field values by number; ``None`` is not supported, a list is consumed reading by reading.
+        fields: other field values by number; ``None`` is not supported, a list goes reading by reading.
     """
     module: Any = ModuleType("pynvml")
     module.NVMLError = NVMLError

@@ -107,7 +107,7 @@ def test_permission_for_counters(ncu, admin_only, capabilities, ok):
 def test_ncu_without_a_gpu_cannot_count(ncu):
     ncu(0)
 
-    assert checkup._counters(cuda=False).detail == "Nsight Compute 2025.3.1.0, but no NVIDIA GPU"
+    assert checkup._counters(cuda=False).detail == "needs an NVIDIA GPU"
 
 
 def test_an_ncu_that_does_not_run_is_a_finding(ncu):
@@ -125,7 +125,7 @@ def test_nvml_calls_that_fail_are_listed(monkeypatch):
     failures, detail = checkup._nvml_calls(fake_nvml.UUID)
 
     assert failures == {"nvmlDeviceGetTemperature": "Not Supported"}
-    assert detail == "16 of 17 readings; GPM offered; failed: nvmlDeviceGetTemperature (Not Supported)"
+    assert detail == "16 of 17 readings; GPM offered; no nvmlDeviceGetTemperature (Not Supported)"
 
 
 def test_a_gpu_without_a_known_peak_gets_its_remedy():

@@ -61,10 +61,16 @@ def test_a_device_opens_by_uuid_with_or_without_prefix_by_index_and_as_the_paren
 
 def test_nvml_is_closed_also_after_an_exception(fake):
     module = fake()
-    with pytest.raises(KeyError), nvml.open_device(0):
-        assert module.open == 1
-        raise KeyError
-    assert module.open == 0
+    opened = []
+
+    def break_down():
+        with nvml.open_device(0):
+            opened.append(module.open)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        break_down()
+    assert (opened, module.open) == ([1], 0)
 
 
 def test_an_error_at_closing_does_not_hide_the_callers(fake):

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 from torch._higher_order_ops.flex_attention import flex_attention, flex_attention_backward
+from torch._ops import HigherOrderOperator
 from torch.utils.flop_counter import flop_registry
 
 from gpuprof.theory import cost_of, rule_for
@@ -94,6 +95,11 @@ def efficient_backward(pick):
     return (out, q, k, v, None, out, None, None, 1, 1, lse, 0.0, meta(), meta(), 0, False), (q, k, v)
 
 
+def flex_backward(pick):
+    (q, k, v, out), lse = attention(pick)
+    return (q, k, v, out, lse, out, None, None, None, (1, 1), 1.0, {}), (q, k, v)
+
+
 CASES = {
     aten.mm: mm,
     aten.bmm: lambda pick: mm(pick, batch=True),
@@ -130,13 +136,11 @@ CASES = {
     ),
     aten._efficient_attention_backward: efficient_backward,
     flex_attention: lambda pick: forward(pick, None, (1, 1), 1.0, {}),
-    flex_attention_backward: lambda pick: (
-        lambda q, k, v, out, lse: ((q, k, v, out, lse, out, None, None, None, (1, 1), 1.0, {}), (q, k, v))
-    )(*(lambda tensors, lse: (*tensors, lse))(*attention(pick))),
+    flex_attention_backward: flex_backward,
 }
 """How to call each of torch's operators: arguments and result from a random number source."""
 
-# Tensors are (batch, sequence, heads, size), which torch's formulas read as (batch, heads, sequence, size).
+# Tensors are (batch, sequence, heads, size); torch's formulas read them as (batch, heads, sequence, size).
 WRONG_LAYOUT = {
     aten._flash_attention_forward,
     aten._flash_attention_backward,
@@ -148,9 +152,9 @@ NOT_CALLABLE = {aten._slow_conv2d_forward}
 
 
 def name_of(op) -> str:
-    return f"higher_order::{op.__name__}" if op in (flex_attention, flex_attention_backward) else str(op).replace(
-        ".", "::", 1
-    )  # fmt: skip
+    if isinstance(op, HigherOrderOperator):
+        return f"higher_order::{op.name()}"
+    return str(op).replace(".", "::", 1)
 
 
 def pick_from(seed: int):
@@ -168,7 +172,7 @@ def test_figures_agree_but_for_the_named_differences(op, spec):
             # Compare with what its formula says of the tensors laid out as it reads them.
             args = tuple(a.transpose(1, 2) if torch.is_tensor(a) and a.ndim == 4 else a for a in args)
         theirs = flop_registry[op](*args, out_val=out)
-        # Their backward counts the fifth product, the recomputed scores, which for us is the hardware's alone.
+        # Their backward counts the recomputed scores, a fifth product, which for us is the hardware's alone.
         ours = cost.hardware if kind == "attention" else cost.full
         assert ours == theirs, seed
 
@@ -177,14 +181,13 @@ def test_torch_forgets_the_groups_in_the_backward_of_a_convolution(spec):
     args, out = convolution(pick_from(3), aten.convolution_backward, groups=3)
     ours = cost_of("aten::convolution_backward.default", spec(args), {}, spec(out))[0].full
     theirs = flop_registry[aten.convolution_backward](*args, out_val=out)
-    # Fixed after 2.13: then both agree.
-    assert theirs in (ours, 2 * ours) if args[7] else theirs >= ours
+    # Groups times too much for one gradient or both in 2.13, right after.
+    assert theirs in (ours, 2 * ours, 3 * ours)
 
 
 def test_torch_reads_the_raw_flash_layout_wrongly(spec):
-    args, out = forward(lambda low, high: 8, None, None, 1, 1, 0.0, False, False, layout="BSHD")
-    q, k, v = meta(1, 1024, 16, 64), meta(1, 1024, 16, 64), meta(1, 1024, 16, 64)
-    args = (q, k, v, *args[3:])
+    q = meta(1, 1024, 16, 64)
+    args, out = (q, q, q, None, None, 1024, 1024, 0.0, False, False), (q, meta(1, 16, 1024))
     ours = cost_of("aten::_flash_attention_forward.default", spec(args), {}, spec(out))[0].full
     theirs = flop_registry[aten._flash_attention_forward](*args, out_val=out)
     assert ours == 4 * 16 * 1024 * 1024 * 64

@@ -6,14 +6,13 @@ import pytest
 import torch
 import transformers as hf
 from torch import nn
+from torch.nn import functional as F
 
 from gpuprof.theory import cost_of, least_bytes
 
-SMALL = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64,
-}  # fmt: skip
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL_TEXT = {**SMALL, "vocab_size": 64}
 VISION = {**SMALL, "image_size": 16, "patch_size": 8}
-VISION.pop("vocab_size")
 IDS = torch.arange(16).reshape(2, 8)
 TEXT = {"input_ids": IDS, "labels": IDS}
 PADDED = {**TEXT, "attention_mask": torch.tensor([[0] * 3 + [1] * 5, [1] * 8])}
@@ -27,12 +26,12 @@ def t5(**options):
 
 
 def whisper(**options):
-    config = hf.WhisperConfig(
-        d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=64, num_mel_bins=8, max_source_positions=8,
-        max_target_positions=16, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, **options,
-    )  # fmt: skip
-    return hf.WhisperForConditionalGeneration(config)
+    sizes = {"d_model": 16, "vocab_size": 64, "num_mel_bins": 8}
+    for part in ("encoder", "decoder"):
+        sizes |= {f"{part}_layers": 2, f"{part}_attention_heads": 2, f"{part}_ffn_dim": 32}
+    lengths = {"max_source_positions": 8, "max_target_positions": 16}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    return hf.WhisperForConditionalGeneration(hf.WhisperConfig(**sizes, **lengths, **tokens, **options))
 
 
 def gpt2(**options):
@@ -42,9 +41,15 @@ def gpt2(**options):
 
 
 MODELS = {
-    "llama": (lambda **o: hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL, num_key_value_heads=1, **o)), TEXT),
+    "llama": (
+        lambda **o: hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL_TEXT, num_key_value_heads=1, **o)),
+        TEXT,
+    ),
     "gpt2": (gpt2, TEXT),
-    "bert": (lambda **o: hf.BertForMaskedLM(hf.BertConfig(**SMALL, max_position_embeddings=32, **o)), PADDED),
+    "bert": (
+        lambda **o: hf.BertForMaskedLM(hf.BertConfig(**SMALL_TEXT, max_position_embeddings=32, **o)),
+        PADDED,
+    ),
     "t5": (t5, TEXT),
     "siglip": (lambda **o: hf.SiglipVisionModel(hf.SiglipVisionConfig(**VISION, **o)), IMAGE),
     "vit": (lambda **o: hf.ViTForImageClassification(hf.ViTConfig(**VISION, **o)), LABELED),
@@ -52,12 +57,15 @@ MODELS = {
     "mixtral": (
         lambda **o: hf.MixtralForCausalLM(
             hf.MixtralConfig(
-                **SMALL, num_key_value_heads=1, num_local_experts=4, output_router_logits=True, **o
+                **SMALL_TEXT, num_key_value_heads=1, num_local_experts=4, output_router_logits=True, **o
             )
         ),
         TEXT,
     ),
-    "qwen2": (lambda **o: hf.Qwen2ForCausalLM(hf.Qwen2Config(**SMALL, num_key_value_heads=1, **o)), PADDED),
+    "qwen2": (
+        lambda **o: hf.Qwen2ForCausalLM(hf.Qwen2Config(**SMALL_TEXT, num_key_value_heads=1, **o)),
+        PADDED,
+    ),
 }
 
 OPTIMIZERS = {
@@ -90,8 +98,9 @@ LAYERS = {
     ),
     "norms and activations": (
         nn.Sequential(
-            nn.RMSNorm(6), nn.LayerNorm(6), nn.Softplus(), nn.ELU(), nn.Mish(), nn.SiLU(), nn.Sigmoid(), nn.Tanh(),
-            nn.PReLU(), nn.LogSoftmax(-1), nn.ReLU6(), nn.Hardtanh(), nn.Softmax(-1), nn.LogSigmoid(), nn.GLU(),
+            nn.RMSNorm(6), nn.LayerNorm(6), nn.Softplus(), nn.ELU(), nn.Mish(), nn.SiLU(), nn.Sigmoid(),
+            nn.Tanh(), nn.PReLU(), nn.LogSoftmax(-1), nn.ReLU6(), nn.Hardtanh(), nn.Softmax(-1),
+            nn.LogSigmoid(), nn.GLU(),
         ),
         (4, 6),
     ),
@@ -129,7 +138,7 @@ def test_mixtral_in_every_way_to_run_its_experts(record):
     figures = set()
     for experts in ("eager", "batched_mm", "grouped_mm"):
         torch.manual_seed(0)
-        config = hf.MixtralConfig(**SMALL, num_key_value_heads=1, num_local_experts=4)
+        config = hf.MixtralConfig(**SMALL_TEXT, num_key_value_heads=1, num_local_experts=4)
         model = hf.MixtralForCausalLM(config)
         model.set_experts_implementation(experts)
         with record() as calls:
@@ -181,14 +190,20 @@ def test_packed_sequences(record):
 def test_losses(record):
     x = torch.randn(4, 5, requires_grad=True)
     y = torch.rand(4, 5)
-    functions = nn.functional
+    classes = torch.tensor([0, 1, 2, 3])
     with record() as calls:
         losses = [
-            functions.mse_loss(x, y), functions.l1_loss(x, y), functions.smooth_l1_loss(x, y), functions.huber_loss(x, y),
-            functions.binary_cross_entropy_with_logits(x, y), functions.kl_div(x, y), functions.cross_entropy(x, y),
-            functions.cross_entropy(x, torch.tensor([0, 1, 2, 3]), label_smoothing=0.1),
-            functions.binary_cross_entropy(x.sigmoid(), y), functions.cosine_similarity(x, y).sum(),
-        ]  # fmt: skip
+            F.mse_loss(x, y),
+            F.l1_loss(x, y),
+            F.smooth_l1_loss(x, y),
+            F.huber_loss(x, y),
+            F.binary_cross_entropy(x.sigmoid(), y),
+            F.binary_cross_entropy_with_logits(x, y),
+            F.kl_div(x, y, reduction="batchmean"),
+            F.cross_entropy(x, y),
+            F.cross_entropy(x, classes, label_smoothing=0.1),
+            F.cosine_similarity(x, y).sum(),
+        ]
         torch.stack(losses).sum().backward()
     assert without_rule(calls) == set()
 

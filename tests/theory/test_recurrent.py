@@ -34,7 +34,7 @@ def test_forward_and_backward_as_torch_runs_them_on_the_cpu(kind, bidirectional,
         out.sum().backward()
     expected = layer_flops(GATES[kind], 10, 4, 8, layers, 1 + bidirectional, 0)
     assert sum(call.cost.full for call in forward) == expected
-    # The first step has no gradient to pass to a state before it, and not every path computes one: two in ten.
+    # A path that runs step by step leaves out the gradient of the constant first state.
     total = sum(call.cost.full for call in backward)
     assert 1.8 * expected < total <= 2 * expected
     if kind is nn.LSTM:
@@ -47,9 +47,8 @@ def test_cudnn_from_its_schema(proj, bidirectional, spec):
     module = nn.LSTM(4, 8, 2, bidirectional=bidirectional, proj_size=proj)
     weights = spec(list(module._flat_weights))
     tail = (2, 8, proj, 2, False, 0.0, True, bidirectional, [], None)
-    forward, kind = cost_of(
-        "aten::_cudnn_rnn.default", (T((5, 2, 4)), weights, 4, None, T(()), T(()), *tail), {}, ()
-    )
+    args = T((5, 2, 4)), weights, 4, None, T(()), T(()), *tail
+    forward, kind = cost_of("aten::_cudnn_rnn.default", args, {}, ())
     expected = layer_flops(4, 10, 4, 8, 2, 1 + bidirectional, proj)
     assert (forward.full, kind) == (expected, "recurrent")
     for needs_weights, times in ((True, 2), (False, 1)):

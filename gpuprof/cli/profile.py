@@ -1,0 +1,83 @@
+"""``gpuprof profile``: measure a step of a model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gpuprof.cli import options as o
+from gpuprof.cli.report import deliver, progress
+
+_MEASURING = "Measuring"
+
+
+def profile(
+    model: o.ModelArgument,
+    mode: o.ModeOption = o.Mode.train,
+    batch_size: o.BatchSize = None,
+    seq_len: o.SeqLen = None,
+    prompt_len: o.PromptLen = None,
+    new_tokens: o.NewTokens = None,
+    image_crops: o.ImageCrops = None,
+    dtype: o.Dtype = None,
+    attention: o.AttentionOption = None,
+    device: o.Device = None,
+    checkpointing: o.CheckpointingOption = o.Checkpointing.none,
+    optimizer: o.OptimizerOption = o.Optimizer.none,
+    freeze: o.Freeze = None,
+    seed: o.Seed = 0,
+    trust_remote_code: o.TrustRemoteCode = False,
+    warmup: Annotated[
+        int | None,
+        typer.Option(help="Steps before the clock counts; by default 5 on CUDA, 1 on a CPU.", rich_help_panel=_MEASURING),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Timed steps; by default 20 on CUDA, 3 on a CPU.", rich_help_panel=_MEASURING)
+    ] = None,
+    passes: Annotated[
+        str,
+        typer.Option(metavar="LIST", help="Which passes to run, separated by commas.", rich_help_panel=_MEASURING),
+    ] = "count,time,trace,memory,telemetry",
+    peak_tflops: Annotated[
+        float | None,
+        typer.Option(help="Peak of the device in TFLOP/s, instead of the table's.", rich_help_panel=_MEASURING),
+    ] = None,
+    convention: o.ConventionOption = o.Convention.causal,
+    output: o.OutputFile = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Run a model's real forward and backward, and report time, FLOPs and MFU per module."""
+    from gpuprof.profiler import profile as run_profile
+
+    with progress(quiet) as tell:
+        made = run_profile
+        deliver(
+            lambda: made(
+                model,
+                mode=mode.value,
+                batch_size=batch_size,
+                seq_len=seq_len,
+                prompt_len=prompt_len,
+                new_tokens=new_tokens,
+                image_crops=image_crops,
+                dtype=dtype,
+                attention=attention.value if attention else None,
+                device=device,
+                checkpointing=checkpointing.value,
+                optimizer=optimizer.value,
+                freeze=tuple(freeze or ()),
+                seed=seed,
+                trust_remote_code=trust_remote_code,
+                warmup=warmup,
+                steps=steps,
+                passes=[name.strip() for name in passes.split(",") if name.strip()],
+                peak_tflops=peak_tflops,
+                convention=convention.value,
+                progress=tell,
+            ),
+            output,
+            quiet,
+            verbose,
+        )

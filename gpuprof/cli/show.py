@@ -1,0 +1,76 @@
+"""``gpuprof show``: a saved run, in another way."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpuprof.cli import options as o
+
+
+class Format(StrEnum):
+    """How to show a run."""
+
+    tree = "tree"
+    table = "table"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
+class By(StrEnum):
+    """What a row is."""
+
+    module = "module"
+    klass = "class"
+    op = "op"
+    kernel = "kernel"
+    phase = "phase"
+
+
+def show(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run saved with -o.", show_default=False)],
+    format: Annotated[
+        Format | None, typer.Option("--format", "-f", help="By default a tree; a table if --by is not module.")
+    ] = None,
+    by: Annotated[By, typer.Option("--by", help="What a row is.")] = By.module,
+    depth: Annotated[int | None, typer.Option(min=0, help="Modules down to this depth; 0 is the root.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Only so many rows (not in a tree).")] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Largest first (not in a tree).", show_default=False)
+    ] = None,
+    convention: Annotated[
+        o.Convention | None, typer.Option("--convention", help="Instead of the run's own.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here instead of to the terminal.")
+    ] = None,
+) -> None:
+    """Show a saved run as a tree or a table, for people or for machines."""
+    from gpuprof.cli.report import check_output, in_color, terminal_width
+    from gpuprof.errors import GpuprofError
+    from gpuprof.record import load, write_atomically
+    from gpuprof.render import render
+    from gpuprof.render.view import View
+
+    check_output(output)
+    chosen = format or (Format.tree if by is By.module and not (top or sort) else Format.table)
+    if chosen is Format.tree and (top or sort):
+        raise GpuprofError("a tree keeps the model's order: give --top and --sort with --format table")
+    view = View(
+        by=by.value,
+        depth=depth,
+        top=top,
+        sort=sort,
+        convention=convention.value if convention else None,
+        width=terminal_width(),
+        color=in_color() and output is None,
+    )
+    text = render(load(run), chosen.value, view)
+    if output is None:
+        print(text, end="")
+    else:
+        write_atomically(output, text)

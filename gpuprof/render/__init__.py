@@ -1,0 +1,35 @@
+"""A run as text: one function per format, in one table. Formatting only; figures come from `gpuprof.analysis`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gpuprof.errors import GpuprofError
+from gpuprof.record import Run
+from gpuprof.render import tables, tree
+from gpuprof.render.view import BY, View
+
+FORMATS: dict[str, Callable[[Run, View], str]] = {
+    "tree": tree.render,
+    "table": tables.text,
+    "markdown": tables.markdown,
+    "csv": tables.csv,
+    "json": tables.json,
+}
+"""Every format by name."""
+
+
+def render(run: Run, format: str = "tree", view: View | None = None) -> str:
+    """A run in one of the `FORMATS`.
+
+    Raises:
+        GpuprofError: no such format, or a view that does not go with it.
+    """
+    view = view or View()
+    if format not in FORMATS:
+        raise GpuprofError(f"no format {format!r}: known are {', '.join(FORMATS)}")
+    if view.by not in BY:
+        raise GpuprofError(f"cannot show by {view.by!r}: known are {', '.join(BY)}")
+    if format == "tree" and view.by != "module":
+        raise GpuprofError(f"a tree is by module; by {view.by} there are: {', '.join(f for f in FORMATS if f != 'tree')}")
+    return FORMATS[format](run, view)

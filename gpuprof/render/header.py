@@ -1,0 +1,187 @@
+"""What stands above and below the tree: the run's totals, and what was not counted or not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gpuprof import units
+from gpuprof.analysis.consistency import mismatches
+from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds
+from gpuprof.analysis.memory import account
+from gpuprof.analysis.modules import by_phase, convention_of, counted, totals, without_rule
+from gpuprof.analysis.telemetry import invalid_reasons
+from gpuprof.record import Run
+from gpuprof.render.view import View
+from gpuprof.theory import CONVENTIONS
+
+
+def header(run: Run, view: View, sums: dict[str, Any]) -> RenderableType:
+    """The totals as labelled lines."""
+    grid = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, line in _lines(run, view, sums):
+        grid.add_row(label, Text(line))
+    return grid
+
+
+def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "Workload", _workload(run)
+    yield "Device", _device(run)
+    convention = convention_of(run, view.convention)
+    yield "Convention", f"{convention}: {CONVENTIONS[convention].title} 1 MAC = 2 FLOPs."
+    yield "Parameters", _parameters(sums)
+    if run.done("count"):
+        other = "full" if convention == "causal" else "causal"
+        beside = totals(run, other)
+        forward = f"{units.si(sums['flops_forward'])}FLOPs = {units.si(sums['macs'])}MACs matmul"
+        yield "Forward", f"{forward} ({other}: {units.si(beside['flops_forward'])}FLOPs)"
+        if sums["flops_backward"]:
+            ratio = f"{sums['backward_ratio']:.3f} x forward as counted (2.00 is what counters assume)"
+            yield "Backward", f"{units.si(sums['flops_backward'])}FLOPs = {ratio}"
+        if sums["flops_recompute"]:
+            yield "Recompute", f"{units.si(sums['flops_recompute'])}FLOPs of checkpoints, not in the model's FLOPs"
+        beyond = f"hardware {units.si(sums['flops_hardware'])}FLOPs"
+        yield "Beside them", f"{beyond}; vector operators about {units.si(sums['vector_flops'])}FLOPs (estimate)"
+    if sums["step_s"] is not None:
+        yield "Step", _step(run, sums)
+    if sums["flops_per_s"]:
+        yield "Achieved", _achieved(run, view, sums)
+    if sums["kernel_s"] is not None:
+        yield "Kernels", _kernels(run, sums)
+    if sums["peak_bytes"] is not None:
+        yield "Memory", _memory(run, sums)
+
+
+def _workload(run: Run) -> str:
+    about = run.workload
+    size = [f"batch {about['batch_size']}"] if about.get("batch_size") else []
+    for key, words in (
+        ("seq_len", "sequence {}"), ("prompt_len", "prompt {}"), ("new_tokens", "{} new tokens"),
+        ("image_crops", "{} image crops"),
+    ):  # fmt: skip
+        if about.get(key):
+            size.append(words.format(about[key]))
+    parts = [about["name"], about.get("architecture"), about["mode"], ", ".join(size), about.get("dtype")]
+    parts += [f"{about['attention']} attention" if about.get("attention") else None]
+    parts += [f"weights {about['weights']}" if about.get("weights") else None]
+    for key in ("checkpointing", "optimizer"):
+        if about.get(key, "none") not in ("none", None):
+            parts.append(f"{key} {about[key]}")
+    if about.get("freeze"):
+        parts.append(f"frozen {' '.join(about['freeze'])}")
+    if about.get("mode") == "train" and about.get("loss"):
+        parts.append(f"loss: {about['loss']}")
+    return " · ".join(part for part in parts if part)
+
+
+def _device(run: Run) -> str:
+    device, software = run.device, run.environment
+    name = device.get("name") or device.get("type")
+    threads = f"{software.get('threads')} threads" if device.get("type") == "cpu" else None
+    driver = f"driver {device['driver']}" if device.get("driver") else None
+    versions = f"torch {software.get('torch')}, transformers {software.get('transformers')}"
+    return " · ".join(part for part in (name, threads, driver, versions, software.get("date")) if part)
+
+
+def _parameters(sums: dict[str, Any]) -> str:
+    text = f"{sums['params']:,}"
+    frozen = sums["params"] - sums["trainable_params"]
+    return f"{text} ({sums['trainable_params']:,} trainable)" if frozen else text
+
+
+def _step(run: Run, sums: dict[str, Any]) -> str:
+    text = f"{units.duration(sums['step_s'])} median of {sums['steps']} (IQR {units.duration(sums['step_iqr_s'])})"
+    phases = by_phase(run)
+    parts = [
+        f"{row.phase} {units.duration(row.time_s)}"
+        for row in phases.itertuples()
+        if row.phase != "other" and units.duration(row.time_s) != units.MISSING
+    ]
+    rates = [f"{units.si(sums[f'{unit}_per_s'])} {unit}/s" for unit in ("tokens", "samples") if sums[f"{unit}_per_s"]]
+    return "; ".join([text, ", ".join(parts), ", ".join(rates)])
+
+
+def _achieved(run: Run, view: View, sums: dict[str, Any]) -> str:
+    rate = f"{units.si(sums['flops_per_s'])}FLOP/s of model FLOPs over the step"
+    known = denominators(run)
+    if not known:
+        return f"{rate}; no MFU: {run.device.get('peak_remedy') or 'no peak is known of this device'}"
+    ops = counted(run, view.convention)
+    model = ops[ops["phase"].isin(["forward", "backward"])]
+    lines = []
+    for name, peaks in known.items():
+        parts = [
+            ideal_seconds(rows, column, peaks, run).sum(skipna=False) / sums["step_s"]
+            for rows, column in ((model, "flops"), (ops, "flops_hardware"))
+        ]
+        used = {dtype: peaks[dtype] for dtype in _dtypes(model) if dtype in peaks}
+        peak = ", ".join(f"{dtype} {units.si(value)}FLOP/s" for dtype, value in used.items())
+        lines.append(f"MFU {units.percent(parts[0])}, HFU {units.percent(parts[1])} of {name} ({WORDS[name]}: {peak})")
+    return "\n".join([rate, *lines])
+
+
+def _dtypes(ops: Any) -> list[str]:
+    names = list(dict.fromkeys(ops.loc[ops["flops"].fillna(0) > 0, "dtype"]))
+    return [name for dtype in names for name in ((dtype, "tf32") if dtype == "float32" else (dtype,))]
+
+
+def _kernels(run: Run, sums: dict[str, Any]) -> str:
+    what = "kernel time" if run.device.get("type") == "cuda" else "operator time"
+    text = f"{units.duration(sums['kernel_s'])} of {what} in the traced step"
+    if sums["step_s"]:
+        text += f", {units.percent(sums['kernel_s'] / sums['step_s'])} of the undisturbed one"
+    return f"{text}; {units.percent(sums['owned_share'])} has an owner"
+
+
+def _memory(run: Run, sums: dict[str, Any]) -> str:
+    cuda = run.device.get("type") == "cuda"
+    text = f"peak {units.size(sums['peak_bytes'])} {'allocated' if cuda else 'resident set of the process'}"
+    if sums["peak_reserved_bytes"]:
+        text += f", {units.size(sums['peak_reserved_bytes'])} reserved"
+    rows = account(run)
+    peak = rows[rows["moment"] == "peak"]
+    if len(peak):
+        row = peak.iloc[0]
+        named = [("parameters", "parameters"), ("gradients", "gradients"), ("optimizer_state", "optimizer"),
+                 ("activations", "activations")]  # fmt: skip
+        parts = [f"{words} {units.size(row[name])}" for name, words in named if row[name]]
+        text += f"\nexpected {', '.join(parts)}; residual {units.size(row['residual'])}"
+    return text
+
+
+def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableType]:
+    """Notes below the tree: what was not counted, not known, not measured."""
+    lines = []
+    if run.done("count"):
+        missing = without_rule(run)
+        if len(missing):
+            named = [
+                f"{row['op']} ({row['calls']} calls, {units.percent(row.get('time_share'))} of kernel time)"
+                for row in missing.to_dict(orient="records")
+            ]
+            lines.append(f"Without a FLOP rule, so not in any count: {', '.join(named)}.")
+        unknown = list(run.tree.loc[run.tree["causality"] == "unknown", "module"])
+        if unknown:
+            some = ", ".join(path or "(root)" for path in unknown[:3]) + (
+                f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+            )
+            lines.append(f"Causality unknown, attention counted full: {some}.")
+    if "±" in str(lines) or run.done("trace"):
+        lines.append(
+            "Times are of one traced step: the union of the intervals of a module's kernels, backward with recompute. "
+            "Folded layers show their mean ± standard deviation."
+        )
+    lines += [f"Warning: {text}" for text in (*run.warnings, *mismatches(run))]
+    lines += [f"Invalid for tracking: {reason}" for reason in invalid_reasons(run.telemetry)]
+    for name, outcome in run.passes.items():
+        if outcome.status == "skipped":
+            lines.append(f"Pass {name} skipped: {outcome.reason}; {outcome.remedy}")
+    if lines:
+        yield Text("")
+        yield from (Text(line) for line in lines)

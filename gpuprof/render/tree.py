@@ -1,0 +1,197 @@
+"""The report: what ran and on what, its totals, and the module tree with repeated layers folded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from gpuprof import units
+from gpuprof.analysis.modules import by_module, totals
+from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.render.console import to_text
+from gpuprof.render.header import footer, header
+from gpuprof.render.view import View
+
+_TIMES = ("time_forward_s", "time_recompute_s", "time_backward_s")
+_COLUMNS = ("params", "%", "MACs", "FLOPs", "%", "forward", "backward", "FLOP/s", "MFU")
+
+
+@dataclass
+class Node:
+    """A line of the tree: one module, or several that agree, folded.
+
+    Attributes:
+        label: name and class.
+        figures: its row of the module table; times of folded modules are their mean.
+        spread: of the folded modules' times, standard deviation over mean, by column; empty for one module.
+        children: the lines below it.
+    """
+
+    label: str
+    figures: dict[str, Any]
+    spread: dict[str, float] = field(default_factory=dict)
+    children: list[Node] = field(default_factory=list)
+
+
+def render(run: Run, view: View) -> str:
+    """Header, tree and notes as text of the view's width."""
+    modules = by_module(run, view.convention)
+    sums = totals(run, view.convention)
+    grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold", expand=False)
+    room = view.width - 70
+    grid.add_column("module", no_wrap=True, overflow="ellipsis", max_width=max(room, 24), min_width=20)
+    for name in _COLUMNS:
+        grid.add_column(name, justify="right", no_wrap=True)
+    root = build(modules, view.depth)
+    lost = _lost_time(modules)
+    for prefix, node in _lines(root):
+        grid.add_row(Text(prefix + node.label), *_cells(node, sums, lost))
+    rest = modules[modules["module"] == UNATTRIBUTED].iloc[0].to_dict()
+    if any(_number(rest[c]) for c in (*_TIMES, "flops_forward", "flops_backward", "vector_flops_forward")):
+        grid.add_row(Text(UNATTRIBUTED), *_cells(Node(UNATTRIBUTED, rest), sums, lost))
+    return to_text(Group(header(run, view, sums), Text(""), grid, *footer(run, view, sums)), view)
+
+
+def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
+    """The tree of lines, down to a depth. Neighbours that agree in all but their times become one line."""
+    rows = {row["module"]: row for row in modules.to_dict(orient="records") if row["module"] != UNATTRIBUTED}
+    children: dict[str, list[str]] = {path: [] for path in rows}
+    for path in rows:
+        if path:
+            children[path.rpartition(".")[0]].append(path)
+    signatures: dict[str, tuple[Any, ...]] = {}
+    for path in reversed(list(rows)):  # children come after their parent
+        own = tuple((c, v) for c, v in rows[path].items() if c != "module" and not _is_timed(c) and not pd.isna(v))
+        signatures[path] = (own, tuple((_last(child), signatures[child]) for child in children[path]))
+
+    def line(paths: list[str], level: int) -> Node:
+        figures, spread = _mean([rows[path] for path in paths])
+        below = [] if depth is not None and level >= depth else list(folded(paths, level + 1))
+        name = _last(paths[0]) if len(paths) == 1 else f"({_last(paths[0])}-{_last(paths[-1])})"
+        times = "" if len(paths) == 1 else f"{len(paths)} x "
+        label = f"{name}: {times}{figures['class']}" if paths[0] else str(figures["class"])
+        return Node(label, figures, spread, below)
+
+    def folded(parents: list[str], level: int) -> Iterator[Node]:
+        """Lines below parents that agree: their children of one name are one line, and neighbours may be too."""
+        first = children[parents[0]]
+        index = 0
+        while index < len(first):
+            end = index + 1
+            if len(parents) == 1 and _last(first[index]).isdigit():
+                while end < len(first) and signatures[first[end]] == signatures[first[index]]:
+                    end += 1
+            if len(parents) == 1:
+                yield line(first[index:end], level)
+            else:
+                yield same_child(parents, index, level)
+            index = end
+
+    def same_child(parents: list[str], index: int, level: int) -> Node:
+        paths = [children[parent][index] for parent in parents]
+        node = line(paths, level)
+        node.label = f"{_last(paths[0])}: {node.figures['class']}"
+        return node
+
+    return line([""], 0)
+
+
+def _mean(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, float]]:
+    """The rows' common figures with mean times and the rates that follow from them, and the spread of the times."""
+    figures = dict(rows[0])
+    if len(rows) == 1:
+        return figures, {}
+    spread = {}
+    for column in figures:
+        if _is_timed(column):
+            values = pd.to_numeric(pd.Series([row[column] for row in rows], dtype="Float64"))
+            figures[column] = values.mean()
+            if column in _TIMES and values.mean() is not pd.NA and values.mean() > 0:
+                spread[column] = float(values.std(ddof=0) / values.mean())
+    for phase in ("forward", "backward"):  # a rate of means, not a mean of rates
+        time, flops = _number(figures[f"time_{phase}_s"]), _number(figures[f"flops_{phase}"])
+        figures[f"flops_per_s_{phase}"] = flops / time if time and flops else None
+    weights = [sum(_number(row[c]) or 0.0 for c in _TIMES) for row in rows]
+    shares = [_number(row["mfu"]) for row in rows]
+    known = [(share, weight) for share, weight in zip(shares, weights, strict=True) if share is not None]
+    figures["mfu"] = sum(s * w for s, w in known) / sum(w for _, w in known) if len(known) == len(rows) else None
+    return figures, spread
+
+
+def _is_timed(column: str) -> bool:
+    return column.startswith(("time_", "flops_per_s", "mfu"))
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _lines(node: Node, prefix: str = "", below: str = "") -> Iterator[tuple[str, Node]]:
+    yield prefix, node
+    for index, child in enumerate(node.children):
+        last = index == len(node.children) - 1
+        yield from _lines(child, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  "))
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or pd.isna(value) else float(value)
+
+
+def _lost_time(modules: pd.DataFrame) -> float:
+    """Kernel time of the step that went beyond its ideal time: what colour is measured against. 0 if unknown."""
+    root = modules.iloc[0]
+    return _lost(root.to_dict()) or 0.0
+
+
+def _lost(figures: dict[str, Any]) -> float | None:
+    share = _number(figures["mfu"])
+    return None if share is None else (1 - share) * sum(_number(figures[c]) or 0.0 for c in _TIMES)
+
+
+def _cells(node: Node, sums: dict[str, Any], lost: float) -> list[Text]:
+    figures = node.figures
+    number = {column: _number(value) for column, value in figures.items() if column not in ("module", "class")}
+    flops = _plus(number["flops_forward"], number["flops_backward"])
+    time = _plus(*(number[c] for c in _TIMES))
+    backward = _plus(number["time_backward_s"], number["time_recompute_s"])
+    share = number["mfu"]
+    own_loss = _lost(figures)
+    part = own_loss / lost if own_loss is not None and lost > 0 else 0.0
+    style = "bold red" if part >= 0.1 else "yellow" if part >= 0.02 else "green"
+    return [
+        Text(_count(number["params"])),
+        Text(_share(number["params"], sums["params"])),
+        Text(_count(number["macs"])),
+        Text(_count(number["flops_forward"])),
+        Text(_share(number["flops_forward"], sums["flops_forward"])),
+        Text(_time(number["time_forward_s"], node.spread.get("time_forward_s"))),
+        Text(_time(backward, node.spread.get("time_backward_s"))),
+        Text(units.si(flops / time if flops and time else None, digits=3)),
+        Text(units.percent(share), style=style if share is not None else ""),
+    ]
+
+
+def _plus(*values: float | None) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _count(value: float | None) -> str:
+    return units.si(value, digits=3)
+
+
+def _share(value: float | None, total: float | None) -> str:
+    return units.percent(value / total if value is not None and total else None).replace(" %", "")
+
+
+def _time(seconds: float | None, spread: float | None) -> str:
+    if not seconds:
+        return units.MISSING
+    text = units.duration(seconds, digits=3)
+    return f"{text} ±{spread:.0%}" if spread is not None else text

@@ -1,0 +1,67 @@
+"""Which part of a run to show, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from gpuprof.analysis import modules
+from gpuprof.errors import GpuprofError
+from gpuprof.record import UNATTRIBUTED, Run
+
+BY: dict[str, Callable[[Run, str | None], pd.DataFrame]] = {
+    "module": modules.by_module,
+    "class": modules.by_class,
+    "op": modules.by_op,
+    "kernel": modules.by_kernel,
+    "phase": modules.by_phase,
+}
+"""What a row may be."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What to show of a run.
+
+    Attributes:
+        by: what a row is, of `BY`.
+        depth: modules down to this depth; the root is 0. None for all.
+        top: this many rows. None for all.
+        sort: column to sort by, largest first. None for the natural order.
+        convention: how attention is counted. None for the run's own.
+        width: columns of text.
+        color: whether to colour text.
+    """
+
+    by: str = "module"
+    depth: int | None = None
+    top: int | None = None
+    sort: str | None = None
+    convention: str | None = None
+    width: int = 120
+    color: bool = False
+
+
+def frame(run: Run, view: View) -> pd.DataFrame:
+    """The rows of a view, with raw figures.
+
+    Raises:
+        GpuprofError: no such column to sort by.
+    """
+    table = BY[view.by](run, view.convention)
+    if view.depth is not None and view.by == "module":
+        depths = table["module"].map(depth_of)
+        table = table[depths <= view.depth]
+    if view.sort is not None:
+        if view.sort not in table:
+            raise GpuprofError(f"no column {view.sort!r} to sort by: there are {', '.join(map(str, table.columns))}")
+        numeric = pd.api.types.is_numeric_dtype(table[view.sort])
+        table = table.sort_values(view.sort, ascending=not numeric, kind="stable", na_position="last")
+    return table if view.top is None else table.head(view.top)
+
+
+def depth_of(path: str) -> int:
+    """How deep a module lies: 0 for the root."""
+    return 0 if path in ("", UNATTRIBUTED) else path.count(".") + 1
