@@ -90,7 +90,7 @@ class Ownership:
         self._last_closed[thread] = call.scope
 
     def _change(self, thread: int, scope: Scope) -> None:
-        self._numbers.setdefault(thread, []).append(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
+        self._numbers.setdefault(thread, []).append(torch.autograd._get_sequence_nr())
         self._scopes.setdefault(thread, []).append(scope)
 
     def running(self) -> Scope | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -34,7 +33,7 @@ def profile(
     *,
     kwargs: Mapping[str, Any] | None = None,
     loss: Callable[[Any], torch.Tensor] | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: torch.optim.Optimizer | str | None = None,
     step: Callable[[], Any] | None = None,
     mode: str = "train",
     passes: Iterable[str] = PASSES,
@@ -56,7 +55,7 @@ def profile(
         kwargs: keyword arguments beside positional inputs.
         loss: turns the output into a scalar; else ``output.loss``, else the mean of the output's first floating
             tensor.
-        optimizer: steps after each backward; its state and the parameters are put back.
+        optimizer: steps after each backward; its state and the parameters are put back. For a named model its name.
         step: a whole step of one's own, used as it is.
         mode: train, forward or generate.
         passes: which passes to run, of `PASSES`.
@@ -72,7 +71,11 @@ def profile(
         GpuprofError: wrong arguments, or the step fails in every pass.
     """
     if isinstance(model, str):
-        workload = build(model, _options(mode=mode, seed=seed, **options))
+        workload = build(model, _options(mode=mode, seed=seed, optimizer=optimizer or "none", **options))
+    elif isinstance(optimizer, str):
+        raise GpuprofError(
+            f"optimizer {optimizer!r}: for a given module, give a torch.optim.Optimizer on its parameters"
+        )
     else:
         if options:
             raise GpuprofError(f"{', '.join(options)}: only for a model given by name; here the module says it")
@@ -133,10 +136,18 @@ def run_passes(
         workload=workload.description,
         device=describe(workload.device),
         environment=environment() | {"flop_rules": RULES_VERSION},
-        settings={"convention": convention, "peak_tflops": peak_tflops, "warmup": warmup, "steps": steps, "seed": seed},
+        settings={
+            "convention": convention,
+            "peak_tflops": peak_tflops,
+            "warmup": warmup,
+            "steps": steps,
+            "seed": seed,
+        },
     )
-    seeded = functools.partial(torch.manual_seed, seed)
     failures: list[StepFailure] = []
+
+    def seeded() -> None:
+        torch.manual_seed(seed)
 
     def attempt(name: str, total: int, body: Callable[[], PassOutcome]) -> None:
         tell(name, 0, total)
@@ -250,7 +261,9 @@ def _checked(
     wanted = set(passes)
     unknown = wanted - set(PASSES)
     if unknown or not wanted:
-        raise GpuprofError(f"no pass named {', '.join(sorted(unknown)) or '(none given)'}: known are {', '.join(PASSES)}")
+        raise GpuprofError(
+            f"no pass named {', '.join(sorted(unknown)) or '(none given)'}: known are {', '.join(PASSES)}"
+        )
     if warmup is not None and warmup < 0:
         raise GpuprofError(f"--warmup must be at least 0, not {warmup}")
     if steps is not None and steps < 1:

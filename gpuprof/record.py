@@ -9,7 +9,7 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -242,11 +242,12 @@ def load(path: str | os.PathLike[str]) -> Run:
             f"{path} has schema version {version}, this gpuprof reads up to {SCHEMA_VERSION}: upgrade gpuprof"
         )
     try:
-        return Run(
+        parts: dict[str, Any] = {
             **{key: data[key] for key in ("workload", "device", "environment", "settings", "warnings")},
-            passes={name: PassOutcome(**outcome) for name, outcome in data["passes"].items()},
+            "passes": {name: PassOutcome(**outcome) for name, outcome in data["passes"].items()},
             **{name: table(name, data[name]) for name in TABLES},
-        )
+        }
+        return Run(**parts)
     except (KeyError, TypeError, ValueError) as error:
         raise GpuprofError(f"{path} is a gpuprof run with a part missing or broken ({error}): profile again") from error
 

@@ -21,7 +21,7 @@ def mismatches(run: Run) -> list[str]:
     kernels = run.kernels.dropna(subset=["call"])
     traced = kernels.groupby([kernels["phase"], kernels["op"].map(plain_op)])["call"].nunique()
     lines = []
-    for (phase, op), calls in counted.items():  # type: ignore[misc]
+    for (phase, op), calls in counted.items():
         seen = int(traced.get((phase, op), 0))
         if seen != calls:
             lines.append(f"{op} in the {phase}: counted {calls} calls, traced {seen}: the passes ran different steps")

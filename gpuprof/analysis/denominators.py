@@ -22,7 +22,7 @@ def denominators(run: Run) -> dict[str, dict[str, float]]:
     peaks: dict[str, dict[str, float]] = {}
     given = run.settings.get("peak_tflops")
     if given:
-        peaks["given"] = {dtype: given * 1e12 for dtype in sorted(set(run.ops["dtype"]) | {"tf32"})}
+        peaks["given"] = dict.fromkeys(sorted(set(run.ops["dtype"]) | {"tf32"}), given * 1000000000000.0)
     known = run.device.get("peaks", {})
     if "datasheet" in known:
         peaks["datasheet"] = known["datasheet"]

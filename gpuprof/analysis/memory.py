@@ -30,7 +30,15 @@ def account(run: Run) -> pd.DataFrame:
             continue
         present = {name: 0 if name in absent else size for name, size in parts.items()}
         total = sum(present.values())
-        rows.append({"moment": moment, **present, "expected": total, "measured": measured, "residual": measured - total})
+        rows.append(
+            {
+                "moment": moment,
+                **present,
+                "expected": total,
+                "measured": measured,
+                "residual": measured - total,
+            }
+        )
     return pd.DataFrame(rows, columns=["moment", *EXPECTED, "expected", "measured", "residual"])
 
 

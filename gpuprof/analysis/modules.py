@@ -121,7 +121,7 @@ def kernel_times(kernels: pd.DataFrame, paths: list[str]) -> dict[str, dict[str,
     """Seconds of kernel time by module (children included) and phase: the union of the kernels' intervals."""
     times: dict[str, dict[str, float]] = {path: {} for path in paths}
     if _disjoint(kernels):  # one stream at a time: the union of any of them is their sum
-        for (module, phase), nanoseconds in kernels.groupby(["module", "phase"])["duration_ns"].sum().items():  # type: ignore[misc]
+        for (module, phase), nanoseconds in kernels.groupby(["module", "phase"])["duration_ns"].sum().items():
             for path in ancestors(module):
                 times[path][phase] = times[path].get(phase, 0.0) + nanoseconds * 1e-9
         return times
@@ -243,7 +243,7 @@ def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
     ``time_s`` of the backward includes recomputation, which cannot be told apart without a trace.
     """
     ops = counted(run, convention).groupby("phase")
-    table = pd.DataFrame(index=pd.Index([p for p in PHASES], name="phase"))
+    table = pd.DataFrame(index=pd.Index(list(PHASES), name="phase"))
     for name in (*_COUNTS, "ideal_s"):
         table[name] = ops[name].sum(min_count=1).reindex(table.index)
     times = run.samples.groupby("phase")["time_s"]
@@ -322,7 +322,10 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
         figures["kernel_s"] = kernel_times(kernels.assign(module="", phase=""), [""])[""].get("", 0.0)
         owned = (kernels["module"] != UNATTRIBUTED) | (kernels["phase"] == "optimizer")
         figures["owned_share"] = float(kernels.loc[owned, "duration_ns"].sum() / kernels["duration_ns"].sum())
-    for key, names in (("peak_bytes", ("allocated_peak", "rss_peak")), ("peak_reserved_bytes", ("reserved_peak",))):
+    for key, names in (
+        ("peak_bytes", ("allocated_peak", "rss_peak")),
+        ("peak_reserved_bytes", ("reserved_peak",)),
+    ):
         peaks = run.memory.loc[run.memory["quantity"].isin(names), "bytes"]
         figures[key] = int(peaks.max()) if len(peaks) else None
     return figures

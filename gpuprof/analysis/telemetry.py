@@ -8,9 +8,7 @@ import pandas as pd
 
 from gpuprof import units
 
-_COUNTER_STEP_S = (
-    0.1  # drivers advance the cumulative counters about every 0.1 s, so a window may gain one step
-)
+_COUNTER_STEP_S = 0.1  # drivers advance the cumulative counters about every 0.1 s, so a window may gain one step
 
 
 class Cause(NamedTuple):

@@ -36,9 +36,7 @@ def devices(
 
     dtypes = _dtypes(dtype)
     here = {row.name for gpu in nvml.devices() if (row := peaks.find(gpu))}
-    rows = [
-        row for row in peaks.all_peaks() if _matches(row, name) and any(d in row.flops_per_s for d in dtypes)
-    ]
+    rows = [row for row in peaks.all_peaks() if _matches(row, name) and any(d in row.flops_per_s for d in dtypes)]
     if not rows:
         what = f"{dtype or 'peak'} of '{name}'" if name else f"{dtype} peak"
         raise GpuprofError(f"no {what} is in the table: give --peak-tflops or measure, 'gpuprof ceilings'")
@@ -56,11 +54,7 @@ def _dtypes(wanted: str) -> list[str]:
 
 
 def _matches(row: DevicePeaks, name: str) -> bool:
-    return (
-        name.lower() in row.name.lower()
-        or name.lower() in row.architecture.lower()
-        or peaks.find(name) is row
-    )
+    return name.lower() in row.name.lower() or name.lower() in row.architecture.lower() or peaks.find(name) is row
 
 
 def _figures(row: DevicePeaks, dtypes: list[str], here: bool) -> dict[str, Any]:
@@ -72,10 +66,7 @@ def _figures(row: DevicePeaks, dtypes: list[str], here: bool) -> dict[str, Any]:
         "architecture": row.architecture,
         "compute_capability": row.compute_capability,
         "sm_count": row.sm_count,
-        **{
-            f"{dtype}_tflops": None if rate is None else round(rate / 1e12, 4)
-            for dtype, rate in rates.items()
-        },
+        **{f"{dtype}_tflops": None if rate is None else round(rate / 1e12, 4) for dtype, rate in rates.items()},
         "memory_bandwidth_gbps": None if row.memory_bandwidth is None else row.memory_bandwidth / 1e9,
         "confidence": row.confidence,
         "source": row.source,
@@ -104,9 +95,7 @@ def _text(rows: list[dict[str, Any]], dtypes: list[str], detailed: bool) -> None
         console.print(Text("Sources and remarks: 'gpuprof devices NAME', or --format csv, json, markdown."))
         return
     for row in rows:
-        console.print(
-            Text(f"\n{row['name']}: {row['architecture']}, confidence {row['confidence']}", style="bold")
-        )
+        console.print(Text(f"\n{row['name']}: {row['architecture']}, confidence {row['confidence']}", style="bold"))
         console.print(Padding(Text(f"source: {row['source']}\nremarks: {row['remarks']}"), (0, 0, 0, 2)))
 
 

@@ -62,36 +62,45 @@ ModelArgument = Annotated[
 ModeOption = Annotated[Mode, typer.Option("--mode", help="What a step is.", rich_help_panel=_WORKLOAD)]
 BatchSize = Annotated[int | None, typer.Option(help="Samples per step.", rich_help_panel=_WORKLOAD)]
 SeqLen = Annotated[int | None, typer.Option(help="Positions per sample.", rich_help_panel=_WORKLOAD)]
-PromptLen = Annotated[
-    int | None, typer.Option(help="Positions of the prompt (generate).", rich_help_panel=_WORKLOAD)
-]
+PromptLen = Annotated[int | None, typer.Option(help="Positions of the prompt (generate).", rich_help_panel=_WORKLOAD)]
 NewTokens = Annotated[int | None, typer.Option(help="Tokens to generate.", rich_help_panel=_WORKLOAD)]
 ImageCrops = Annotated[
     int | None, typer.Option(help="Crops of the image (vision-language models).", rich_help_panel=_WORKLOAD)
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="bfloat16, float16 or float32; by default bfloat16 on CUDA, float32 on a CPU.", rich_help_panel=_WORKLOAD),
+    typer.Option(
+        help="bfloat16, float16 or float32; by default bfloat16 on CUDA, float32 on a CPU.",
+        rich_help_panel=_WORKLOAD,
+    ),
 ]
 AttentionOption = Annotated[
     Attention | None, typer.Option("--attention", help="Attention implementation.", rich_help_panel=_WORKLOAD)
 ]
 Device = Annotated[
-    str | None, typer.Option(help="cuda, cuda:1 or cpu; by default cuda where there is one.", rich_help_panel=_WORKLOAD)
+    str | None,
+    typer.Option(help="cuda, cuda:1 or cpu; by default cuda where there is one.", rich_help_panel=_WORKLOAD),
 ]
 CheckpointingOption = Annotated[
-    Checkpointing, typer.Option("--checkpointing", help="Activation checkpointing.", rich_help_panel=_WORKLOAD)
+    Checkpointing,
+    typer.Option("--checkpointing", help="Activation checkpointing.", rich_help_panel=_WORKLOAD),
 ]
 OptimizerOption = Annotated[
-    Optimizer, typer.Option("--optimizer", help="Optimizer that steps after each backward.", rich_help_panel=_WORKLOAD)
+    Optimizer,
+    typer.Option("--optimizer", help="Optimizer that steps after each backward.", rich_help_panel=_WORKLOAD),
 ]
 Freeze = Annotated[
     list[str] | None,
-    typer.Option(metavar="GLOB", help="Modules or parameters to freeze, e.g. 'model.layers.*'; repeatable.", rich_help_panel=_WORKLOAD),
+    typer.Option(
+        metavar="GLOB",
+        help="Modules or parameters to freeze, e.g. 'model.layers.*'; repeatable.",
+        rich_help_panel=_WORKLOAD,
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of weights, inputs and every step.", rich_help_panel=_WORKLOAD)]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let a Hub model run its own code.", rich_help_panel=_WORKLOAD)
+    bool,
+    typer.Option("--trust-remote-code", help="Let a Hub model run its own code.", rich_help_panel=_WORKLOAD),
 ]
 ConventionOption = Annotated[
     Convention,
@@ -99,9 +108,21 @@ ConventionOption = Annotated[
 ]
 OutputFile = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Save the run here (.json or .json.gz).", rich_help_panel=_OUTPUT),
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Save the run here (.json or .json.gz).",
+        rich_help_panel=_OUTPUT,
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no report.", rich_help_panel=_OUTPUT)]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Also how each pass went; errors with their traceback.", rich_help_panel=_OUTPUT)
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        help="Also how each pass went; errors with their traceback.",
+        rich_help_panel=_OUTPUT,
+    ),
 ]

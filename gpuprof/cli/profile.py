@@ -30,10 +30,14 @@ def profile(
     trust_remote_code: o.TrustRemoteCode = False,
     warmup: Annotated[
         int | None,
-        typer.Option(help="Steps before the clock counts; by default 5 on CUDA, 1 on a CPU.", rich_help_panel=_MEASURING),
+        typer.Option(
+            help="Steps before the clock counts; by default 5 on CUDA, 1 on a CPU.",
+            rich_help_panel=_MEASURING,
+        ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Timed steps; by default 20 on CUDA, 3 on a CPU.", rich_help_panel=_MEASURING)
+        int | None,
+        typer.Option(help="Timed steps; by default 20 on CUDA, 3 on a CPU.", rich_help_panel=_MEASURING),
     ] = None,
     passes: Annotated[
         str,

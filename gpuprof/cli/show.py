@@ -34,7 +34,8 @@ class By(StrEnum):
 def show(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run saved with -o.", show_default=False)],
     format: Annotated[
-        Format | None, typer.Option("--format", "-f", help="By default a tree; a table if --by is not module.")
+        Format | None,
+        typer.Option("--format", "-f", help="By default a tree; a table if --by is not module."),
     ] = None,
     by: Annotated[By, typer.Option("--by", help="What a row is.")] = By.module,
     depth: Annotated[int | None, typer.Option(min=0, help="Modules down to this depth; 0 is the root.")] = None,
@@ -43,10 +44,12 @@ def show(
         str | None, typer.Option(metavar="COLUMN", help="Largest first (not in a tree).", show_default=False)
     ] = None,
     convention: Annotated[
-        o.Convention | None, typer.Option("--convention", help="Instead of the run's own.", show_default=False)
+        o.Convention | None,
+        typer.Option("--convention", help="Instead of the run's own.", show_default=False),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here instead of to the terminal.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write here instead of to the terminal."),
     ] = None,
 ) -> None:
     """Show a saved run as a tree or a table, for people or for machines."""

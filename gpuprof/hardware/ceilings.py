@@ -116,9 +116,7 @@ def _matmul(device: torch.device, dtype: str, shape: tuple[int, int, int]) -> Ca
     if dtype == "float8":
         one = torch.ones((), device=device)
         a = torch.randn(m, k, device=device).to(torch.float8_e4m3fn)
-        b = (
-            torch.randn(n, k, device=device).to(torch.float8_e4m3fn).t()
-        )  # the kernel wants it column by column
+        b = torch.randn(n, k, device=device).to(torch.float8_e4m3fn).t()  # the kernel wants it column by column
         return lambda: torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
     if dtype == "int8":
         a = torch.randint(-128, 128, (m, k), device=device, dtype=torch.int8)

@@ -79,9 +79,7 @@ def _software(torch: Any) -> Iterator[Finding]:
     build = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "CPU build"
     yield Finding("software", "torch", True, f"{torch.__version__} ({build})")
     version = _version("transformers")
-    yield _finding(
-        "software", "transformers", bool(version), version or "missing", "pip install transformers"
-    )
+    yield _finding("software", "transformers", bool(version), version or "missing", "pip install transformers")
     missing = [path for path in PRIVATE if not _exists(path)]
     detail = f"missing: {', '.join(missing)}" if missing else f"all {len(PRIVATE)} present"
     yield _finding("software", "torch internals", not missing, detail, _OTHER_TORCH)

@@ -56,9 +56,7 @@ FIELDS = {
     # above never moved; analysis.telemetry drops a time that grew faster than the clock.
     "sw_thermal_time": Reading("s", ("NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN",), scale=1e-9),
     "hw_thermal_time": Reading("s", ("NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN",), scale=1e-9),
-    "hw_power_brake_time": Reading(
-        "s", ("NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN",), scale=1e-9
-    ),
+    "hw_power_brake_time": Reading("s", ("NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN",), scale=1e-9),
 }
 """Quantities read together by nvmlDeviceGetFieldValues; the times are cumulative."""
 
@@ -195,14 +193,10 @@ def open_device(device: str | int) -> Iterator[Nvml]:
     with _library() as library:
         try:
             handle = (
-                library.nvmlDeviceGetHandleByIndex(device)
-                if isinstance(device, int)
-                else _by_uuid(library, device)
+                library.nvmlDeviceGetHandleByIndex(device) if isinstance(device, int) else _by_uuid(library, device)
             )
         except Exception as error:
-            raise GpuprofError(
-                f"NVML does not know the GPU {device} ({error}): check nvidia-smi -L"
-            ) from error
+            raise GpuprofError(f"NVML does not know the GPU {device} ({error}): check nvidia-smi -L") from error
         yield Nvml(library, handle)
 
 
@@ -210,9 +204,7 @@ def devices() -> list[str]:
     """Names of the NVIDIA GPUs of this machine, the same that torch gives; none without NVML."""
     try:
         with _library() as library:
-            handles = [
-                library.nvmlDeviceGetHandleByIndex(index) for index in range(library.nvmlDeviceGetCount())
-            ]
+            handles = [library.nvmlDeviceGetHandleByIndex(index) for index in range(library.nvmlDeviceGetCount())]
             return [str(library.nvmlDeviceGetName(handle)) for handle in handles]
     except Exception:  # no driver, no library, no permission: all the same to who asks for names
         return []

@@ -120,9 +120,7 @@ def for_device(device_name: str, sm_count: int) -> DevicePeaks | None:
 
 def _peaks(row: dict[str, str]) -> DevicePeaks:
     per_clock = dict(pair.split("=") for pair in row["flops_per_clock_per_sm"].split())
-    sm_count, memory, bandwidth = (
-        _number(row[key]) for key in ("sm_count", "memory_gb", "memory_bandwidth_gbps")
-    )
+    sm_count, memory, bandwidth = (_number(row[key]) for key in ("sm_count", "memory_gb", "memory_bandwidth_gbps"))
     return DevicePeaks(
         name=row["name"],
         pattern=row["device_name_regex"],
@@ -132,13 +130,9 @@ def _peaks(row: dict[str, str]) -> DevicePeaks:
         max_sm_clock_mhz=_number(row["max_sm_clock_mhz"]),
         clock_implied_mhz=_number(row["clock_implied_mhz"]),
         flops_per_s={
-            dtype: float(row[f"{short}_tflops"] + "e12")
-            for dtype, short in DTYPES.items()
-            if row[f"{short}_tflops"]
+            dtype: float(row[f"{short}_tflops"] + "e12") for dtype, short in DTYPES.items() if row[f"{short}_tflops"]
         },
-        flops_per_clock_per_sm={
-            dtype: int(per_clock[short]) for dtype, short in DTYPES.items() if short in per_clock
-        },
+        flops_per_clock_per_sm={dtype: int(per_clock[short]) for dtype, short in DTYPES.items() if short in per_clock},
         memory_bytes=None if memory is None else memory * 1e9,
         memory_bandwidth=None if bandwidth is None else bandwidth * 1e9,
         confidence=row["confidence"],

@@ -112,9 +112,7 @@ class _Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         composite = self._composite.get(func)
         if composite is None:
-            composite = self._composite[func] = (
-                isinstance(func, torch._ops.OpOverload) and is_composite(func.name())
-            )
+            composite = self._composite[func] = isinstance(func, torch._ops.OpOverload) and is_composite(func.name())
         if composite:  # arrives whole in inference mode only; its parts are what is counted everywhere else
             with self:
                 parts = func.decompose(*args, **kwargs)
@@ -152,7 +150,7 @@ class _Counter(TorchDispatchMode):
                     causality[module] = "unknown"
                 elif kind == "attention" or cost.causal not in (None, cost.full):
                     causality.setdefault(module, "known")
-            row = {
+            row: dict[str, Any] = {
                 "module": module,
                 "phase": signature.phase,
                 "op": op,
@@ -189,7 +187,7 @@ class _Place:
         self._tasks: dict[int, tuple[int, Scope]] = {}
 
     def __call__(self) -> tuple[Scope, str]:
-        node = torch._C._current_autograd_node()  # type: ignore[attr-defined]
+        node = torch._C._current_autograd_node()
         running = self.ownership.running()
         if node is None:
             if self._tasks:
@@ -241,11 +239,11 @@ class _AttentionCalls(TorchFunctionMode):
         around, _ = self.place()
         dims = (query.shape[-1], value.shape[-1])
         if attn_mask is None:
-            facts = AttentionFacts(causal=is_causal, window=None, head_dims=dims)
+            facts = AttentionFacts(is_causal, None, dims, align="top-left")
         elif around.facts is not None:
             facts = AttentionFacts(around.facts.causal, around.facts.window, dims)
         else:
-            facts = AttentionFacts(causal=None, window=None, head_dims=dims)
+            facts = AttentionFacts(None, None, dims)
         with self.ownership.within(Scope(around.module, facts)):
             if self.fuse and attn_mask is None and query.shape[-1] == value.shape[-1]:
                 # the default backend of meta tensors is the slow one; any of them counts the same
@@ -295,6 +293,6 @@ def _shapes(specs: list[TensorSpec], most: int = 8) -> str:
 
 
 def _dtype(specs: list[TensorSpec]) -> str:
-    """dtype of the first floating tensor, else of the first."""
+    """Dtype of the first floating tensor, else of the first."""
     names = [spec.dtype for spec in specs]
     return next((name for name in names if "float" in name or "complex" in name), names[0] if names else "")

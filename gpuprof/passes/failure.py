@@ -49,7 +49,7 @@ def _where(trace: TracebackType | None, model: torch.nn.Module) -> tuple[str, st
     phase, module = "forward", ""
     for frame, _ in traceback.walk_tb(trace):
         name = frame.f_code.co_filename.replace("\\", "/")
-        if name.endswith("torch/autograd/__init__.py") or name.endswith("torch/autograd/graph.py"):
+        if name.endswith(("torch/autograd/__init__.py", "torch/autograd/graph.py")):
             phase = "backward"
         elif "/torch/optim/" in name:
             phase = "optimizer step"

@@ -7,7 +7,7 @@ synchronisation. On a CPU there is no such allocator, and what is read is the re
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,13 +48,16 @@ def measure(workload: Workload, before_step: Callable[[], None]) -> tuple[pd.Dat
         torch.cuda.empty_cache()
     peaks = _Peaks(read, reset)
     optimizers: dict[int, torch.optim.Optimizer] = {}
+
+    def remember(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        optimizers[id(optimizer)] = optimizer
+
     with ExitStack() as stack:
         mark = peaks.module if cuda else None  # a resident set says nothing of one module
         ownership = stack.enter_context(observed(workload.model, mark=mark))
         stack.enter_context(observed_phases(workload.model, peaks.enter_phase))
         saved = stack.enter_context(_saved_tensors(workload.model, ownership))
-        remember = register_optimizer_step_post_hook(lambda o, *_: optimizers.setdefault(id(o), o) and None)
-        stack.callback(remember.remove)
+        stack.callback(register_optimizer_step_post_hook(remember).remove)
         peaks.enter_phase("forward")
         result = workload.step()
         peaks.enter_phase("")
@@ -171,7 +174,7 @@ def _expected(
     return rows + [_row(module, "", "activations", "analytic", nbytes) for module, nbytes in saved.items()]
 
 
-def _bytes(tensors: list[torch.Tensor]) -> int:
+def _bytes(tensors: Sequence[torch.Tensor]) -> int:
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 

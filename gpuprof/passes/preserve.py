@@ -77,7 +77,11 @@ class _Copies:
             self._keep_optimizer(optimizer)
 
     def _keep_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizers[id(optimizer)] = (optimizer, copy.deepcopy(optimizer.state_dict()), bool(optimizer.state))
+        self._optimizers[id(optimizer)] = (
+            optimizer,
+            copy.deepcopy(optimizer.state_dict()),
+            bool(optimizer.state),
+        )
         self.keep(p for group in optimizer.param_groups for p in group["params"])
 
     def put_back(self) -> None:

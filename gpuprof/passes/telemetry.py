@@ -72,9 +72,7 @@ def watch(device: torch.device, interval_s: float = 0.1) -> Iterator[Telemetry]:
             yield record
             return
         stop = threading.Event()
-        sampler = threading.Thread(
-            target=_sample, args=(gpu, record, stop, interval_s), name="gpuprof-telemetry"
-        )
+        sampler = threading.Thread(target=_sample, args=(gpu, record, stop, interval_s), name="gpuprof-telemetry")
         record._add(_counters(gpu))
         sampler.start()
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -66,7 +67,7 @@ def _durations(step: int, marks: list[tuple[str, Any]], cuda: bool) -> list[dict
         return first.elapsed_time(second) * 1e-3 if cuda else second - first
 
     phases: dict[str, float] = {}
-    for (name, start), (_, end) in zip(marks, marks[1:], strict=False):
+    for (name, start), (_, end) in itertools.pairwise(marks):
         phases[name] = phases.get(name, 0.0) + between(start, end)
     total = between(marks[0][1], marks[-1][1])
     return [{"step": step, "phase": "step", "time_s": total}] + [

@@ -100,7 +100,7 @@ def trace(workload: Workload, before_step: Callable[[], None]) -> Traced:
 
 def read(profiler: profile) -> list[Event]:
     """Kineto's events, straight from the binding: ``prof.events()`` builds the same list ten times slower."""
-    results = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]
     cpu = torch.autograd.DeviceType.CPU
     events = []
     for event in results.events():
@@ -258,7 +258,11 @@ def attribute(
     first = min((row["start_ns"] for row in kernels), default=0)
     for row in kernels:
         row["start_ns"] -= first
-    facts = {"events": len(events), "kernels": len(kernels), "kernels_linked": sum(row["op"] != "" for row in kernels)}
+    facts = {
+        "events": len(events),
+        "kernels": len(kernels),
+        "kernels_linked": sum(row["op"] != "" for row in kernels),
+    }
     rows = [
         {"module": module, "phase": where, "op": op, "calls": times, "flops_profiler": flops}
         for (module, where, op), (times, flops) in estimates.items()
@@ -281,7 +285,13 @@ def _device_times(device: list[Event], launchers: dict[int, tuple[_Frame, str]])
         call = frame.call if frame is not None else None
         module, op, shapes, number = UNATTRIBUTED, "", "", None
         if call is not None:
-            module, phase, op, shapes, number = call.module, call.phase, call.name, _shapes(call.shapes), call.number
+            module, phase, op, shapes, number = (
+                call.module,
+                call.phase,
+                call.name,
+                _shapes(call.shapes),
+                call.number,
+            )
         elif frame is not None:
             module, phase = frame.owner, frame.phase or phase
         rows.append(_kernel(module, phase, op, event.name, number, shapes, event))

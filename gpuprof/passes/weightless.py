@@ -23,7 +23,12 @@ _READS_VALUES = {
     _aten.unique_consecutive.default, _aten._unique2.default, _aten.masked_select.default,
 }  # fmt: skip
 
-_INDEXES = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
+_INDEXES = {
+    _aten.index.Tensor,
+    _aten.index_put.default,
+    _aten.index_put_.default,
+    _aten._index_put_impl_.default,
+}
 
 
 def execute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -31,5 +31,7 @@ def render(run: Run, format: str = "tree", view: View | None = None) -> str:
     if view.by not in BY:
         raise GpuprofError(f"cannot show by {view.by!r}: known are {', '.join(BY)}")
     if format == "tree" and view.by != "module":
-        raise GpuprofError(f"a tree is by module; by {view.by} there are: {', '.join(f for f in FORMATS if f != 'tree')}")
+        raise GpuprofError(
+            f"a tree is by module; by {view.by} there are: {', '.join(f for f in FORMATS if f != 'tree')}"
+        )
     return FORMATS[format](run, view)

@@ -45,9 +45,15 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
             ratio = f"{sums['backward_ratio']:.3f} x forward as counted (2.00 is what counters assume)"
             yield "Backward", f"{units.si(sums['flops_backward'])}FLOPs = {ratio}"
         if sums["flops_recompute"]:
-            yield "Recompute", f"{units.si(sums['flops_recompute'])}FLOPs of checkpoints, not in the model's FLOPs"
+            yield (
+                "Recompute",
+                f"{units.si(sums['flops_recompute'])}FLOPs of checkpoints, not in the model's FLOPs",
+            )
         beyond = f"hardware {units.si(sums['flops_hardware'])}FLOPs"
-        yield "Beside them", f"{beyond}; vector operators about {units.si(sums['vector_flops'])}FLOPs (estimate)"
+        yield (
+            "Beside them",
+            f"{beyond}; vector operators about {units.si(sums['vector_flops'])}FLOPs (estimate)",
+        )
     if sums["step_s"] is not None:
         yield "Step", _step(run, sums)
     if sums["flops_per_s"]:

@@ -30,7 +30,11 @@ def text(run: Run, view: View) -> str:
             break
         room -= wide
         grid.add_column(
-            str(column), justify="left" if _is_text(column) else "right", max_width=56, no_wrap=True, overflow="ellipsis"
+            str(column),
+            justify="left" if _is_text(column) else "right",
+            max_width=56,
+            no_wrap=True,
+            overflow="ellipsis",
         )
     shown = list(rows)[: len(grid.columns)]
     for row in rows[shown].itertuples(index=False):

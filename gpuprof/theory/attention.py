@@ -40,11 +40,13 @@ class AttentionFacts:
             as many to the other side too. None for no limit. Hugging Face's bidirectional ``sliding_window``
             does not count the query's own key, so it is one less than this.
         head_dims: size of a query and key head, and of a value head.
+        align: which query stands at which key, see `unmasked_pairs`; Hugging Face's masks put the last at the last.
     """
 
     causal: bool | None
     window: int | None
     head_dims: tuple[int, ...]
+    align: Align = "bottom-right"
 
 
 def unmasked_pairs(
@@ -188,8 +190,7 @@ def masked_matmul(full_cost: int, m: int, n: int, k: int, facts: AttentionFacts)
     """FLOPs over the unmasked pairs of one attention product that ran over the whole square.
 
     Scores, weighted values and their four gradients all are (batched) products over a query, a key and a head
-    dimension, in some order. What is left after the head dimension are queries and keys; the fewer are the
-    queries, standing at the last keys, as Hugging Face builds its masks.
+    dimension, in some order. What is left after the head dimension are queries and keys; the fewer are the queries.
 
     Args:
         full_cost: FLOPs of the product, 2 x batch x m x n x k.
@@ -205,9 +206,7 @@ def masked_matmul(full_cost: int, m: int, n: int, k: int, facts: AttentionFacts)
     if len(squares) != 1:
         return None
     queries, keys = squares.pop()
-    pairs = unmasked_pairs(
-        queries, keys, causal=bool(facts.causal), window=facts.window, align="bottom-right"
-    )
+    pairs = unmasked_pairs(queries, keys, causal=bool(facts.causal), window=facts.window, align=facts.align)
     return full_cost * pairs // (queries * keys) if queries else full_cost
 
 
@@ -253,9 +252,7 @@ def with_facts(
     if name in _PRODUCTS:
         return _product_with_facts(args[_PRODUCTS[name] :], cost, facts)
     if name in _LAYERS:
-        unmasked = _LAYERS[name](*args, **kwargs) or (
-            facts is not None and facts.causal is False and not facts.window
-        )
+        unmasked = _LAYERS[name](*args, **kwargs) or (facts is not None and facts.causal is False and not facts.window)
         return cost, unmasked
     reader = _READERS.get(op) or _READERS.get(name)
     call = reader(*args, **{key: value for key, value in kwargs.items() if key != "out"}) if reader else None
@@ -263,15 +260,11 @@ def with_facts(
         return cost, True
     if facts is None or facts.causal is None:
         return cost, False
-    pairs = unmasked_pairs(
-        call.queries, call.keys, causal=facts.causal, window=facts.window, align="bottom-right"
-    )
+    pairs = unmasked_pairs(call.queries, call.keys, causal=facts.causal, window=facts.window, align=facts.align)
     square = max(call.queries * call.keys, 1)
     masked = replace(cost, causal=cost.full * pairs // square)
     if call.mask == "block" and cost.hardware is not None:
-        masked = replace(
-            masked, hardware=cost.hardware * pairs // square, vector=cost.vector * pairs // square
-        )
+        masked = replace(masked, hardware=cost.hardware * pairs // square, vector=cost.vector * pairs // square)
     return masked, True
 
 
@@ -279,9 +272,7 @@ def with_facts(
 _PRODUCTS = {"aten::bmm": 0, "aten::baddbmm": 1, "aten::baddbmm_": 1, "aten::matmul": 0}
 
 
-def _product_with_facts(
-    factors: tuple[Any, ...], cost: Cost, facts: AttentionFacts | None
-) -> tuple[Cost, bool]:
+def _product_with_facts(factors: tuple[Any, ...], cost: Cost, facts: AttentionFacts | None) -> tuple[Cost, bool]:
     a, b = factors[:2]
     if facts is None or len(a.shape) < 3 or len(b.shape) < 3:
         return cost, True
@@ -295,9 +286,7 @@ def _product_with_facts(
 
 
 @_attention_op("aten::_scaled_dot_product_flash_attention_for_cpu")
-def _cpu(
-    q: Any, k: Any, v: Any, dropout: float = 0.0, causal: bool = False, *, attn_mask: Any = None, **_: Any
-) -> Any:
+def _cpu(q: Any, k: Any, v: Any, dropout: float = 0.0, causal: bool = False, *, attn_mask: Any = None, **_: Any) -> Any:
     return _read(q, k, v, causal=causal, mask=attn_mask)
 
 
@@ -507,9 +496,7 @@ def _flash_backward_raw(
     if cum_q is not None or cum_k is not None:
         return None
     left, right = window_size_left, window_size_right
-    return _read(
-        q, k, v, causal=causal, left=left, right=right, align="bottom-right", layout="BSHD", backward=True
-    )
+    return _read(q, k, v, causal=causal, left=left, right=right, align="bottom-right", layout="BSHD", backward=True)
 
 
 # custom_mask_type of the memory-efficient kernels; 0 is none.
@@ -539,9 +526,7 @@ def _efficient_forward(
     # Its window counts the query's own key, and zero or less is none.
     left = window_size - 1 if window_size and window_size > 0 else None
     align = _EFFICIENT_ALIGN[mask_type]
-    return _read(
-        q, k, v, causal=mask_type > 0, mask=bias, left=left, align=align, layout="BSHD", backward=backward
-    )
+    return _read(q, k, v, causal=mask_type > 0, mask=bias, left=left, align=align, layout="BSHD", backward=backward)
 
 
 @_attention_op("aten::_efficient_attention_backward")
@@ -653,9 +638,7 @@ def _flash_attn_2_backward(
     *_: Any,
     **__: Any,
 ) -> Any:
-    return _read(
-        q, k, v, causal=causal, left=left, right=right, align="bottom-right", layout="BSHD", backward=True
-    )
+    return _read(q, k, v, causal=causal, left=left, right=right, align="bottom-right", layout="BSHD", backward=True)
 
 
 @_attention_op("flash_attn_3::_flash_attn_forward")

@@ -59,9 +59,7 @@ def _convolution(
     "mkldnn::_convolution_pointwise",
     kind="convolution",
 )
-def _forward(
-    x: TensorSpec, weight: TensorSpec, bias: Any = None, *_: Any, out: TensorSpec, **__: Any
-) -> Cost:
+def _forward(x: TensorSpec, weight: TensorSpec, bias: Any = None, *_: Any, out: TensorSpec, **__: Any) -> Cost:
     return Cost(full=convolution_flops(out, weight), vector=_bias(bias, out))
 
 
@@ -109,9 +107,7 @@ def _slow(
     "mkldnn::_convolution_transpose_pointwise",
     kind="convolution",
 )
-def _transposed(
-    x: TensorSpec, weight: TensorSpec, bias: Any = None, *_: Any, out: TensorSpec, **__: Any
-) -> Cost:
+def _transposed(x: TensorSpec, weight: TensorSpec, bias: Any = None, *_: Any, out: TensorSpec, **__: Any) -> Cost:
     return Cost(full=convolution_flops(x, weight), vector=_bias(bias, out))
 
 

@@ -19,9 +19,7 @@ from .rules import Cost, TensorSpec, flop_rule
 GATE_FLOPS = 5
 
 
-def _cost(
-    tokens: int, weights: Sequence[TensorSpec], products: int = 1, gate_flops: int = GATE_FLOPS
-) -> Cost:
+def _cost(tokens: int, weights: Sequence[TensorSpec], products: int = 1, gate_flops: int = GATE_FLOPS) -> Cost:
     """Cost of a stack of recurrent layers.
 
     Args:
@@ -45,28 +43,20 @@ def _tokens(x: TensorSpec) -> int:
     return math.prod(x.shape[:-1])
 
 
-@flop_rule(
-    "aten::lstm.input", "aten::gru.input", "aten::rnn_tanh.input", "aten::rnn_relu.input", kind="recurrent"
-)
+@flop_rule("aten::lstm.input", "aten::gru.input", "aten::rnn_tanh.input", "aten::rnn_relu.input", kind="recurrent")
 def _stack(x: TensorSpec, hidden: Any, weights: Sequence[TensorSpec], *_: Any, out: Any, **__: Any) -> Cost:
     return _cost(_tokens(x), weights)
 
 
-@flop_rule(
-    "aten::lstm.data", "aten::gru.data", "aten::rnn_tanh.data", "aten::rnn_relu.data", kind="recurrent"
-)
+@flop_rule("aten::lstm.data", "aten::gru.data", "aten::rnn_tanh.data", "aten::rnn_relu.data", kind="recurrent")
 def _packed_stack(
     x: TensorSpec, batch_sizes: Any, hidden: Any, weights: Sequence[TensorSpec], *_: Any, out: Any, **__: Any
 ) -> Cost:
     return _cost(_tokens(x), weights)
 
 
-@flop_rule(
-    "aten::lstm_cell", "aten::gru_cell", "aten::rnn_tanh_cell", "aten::rnn_relu_cell", kind="recurrent"
-)
-def _cell(
-    x: TensorSpec, hidden: Any, w_ih: TensorSpec, w_hh: TensorSpec, *_: Any, out: Any, **__: Any
-) -> Cost:
+@flop_rule("aten::lstm_cell", "aten::gru_cell", "aten::rnn_tanh_cell", "aten::rnn_relu_cell", kind="recurrent")
+def _cell(x: TensorSpec, hidden: Any, w_ih: TensorSpec, w_hh: TensorSpec, *_: Any, out: Any, **__: Any) -> Cost:
     return _cost(_tokens(x), (w_ih, w_hh))
 
 
@@ -76,9 +66,7 @@ def _fused_stack(x: TensorSpec, weights: Sequence[TensorSpec], *_: Any, out: Any
 
 
 @flop_rule("aten::_cudnn_rnn_backward", "aten::miopen_rnn_backward", kind="recurrent")
-def _fused_stack_backward(
-    x: TensorSpec, weights: Sequence[TensorSpec], *rest: Any, out: Any, **_: Any
-) -> Cost:
+def _fused_stack_backward(x: TensorSpec, weights: Sequence[TensorSpec], *rest: Any, out: Any, **_: Any) -> Cost:
     # The mask comes last: (input, hx, cx, weight). The data gradients are always computed, the others need
     # them.
     return _cost(_tokens(x), weights, products=1 + bool(rest[-1][3]), gate_flops=2 * GATE_FLOPS)
@@ -90,9 +78,7 @@ def _mkldnn_layer(x: TensorSpec, w_ih: TensorSpec, w_hh: TensorSpec, *_: Any, ou
 
 
 @flop_rule("aten::mkldnn_rnn_layer_backward", kind="recurrent")
-def _mkldnn_layer_backward(
-    x: TensorSpec, w_ih: TensorSpec, w_hh: TensorSpec, *_: Any, out: Any, **__: Any
-) -> Cost:
+def _mkldnn_layer_backward(x: TensorSpec, w_ih: TensorSpec, w_hh: TensorSpec, *_: Any, out: Any, **__: Any) -> Cost:
     return _cost(_tokens(x), (w_ih, w_hh), products=2, gate_flops=2 * GATE_FLOPS)
 
 

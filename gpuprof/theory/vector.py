@@ -248,26 +248,20 @@ def _index_put(
 
 
 @flop_rule("aten::scatter_", "aten::index_copy_", kind="movement")
-def _scatter(
-    target: TensorSpec, dim: int, index: TensorSpec, source: Any = None, *_: Any, out: Any, **__: Any
-) -> Cost:
+def _scatter(target: TensorSpec, dim: int, index: TensorSpec, source: Any = None, *_: Any, out: Any, **__: Any) -> Cost:
     # Written is where the indices point, one element for each; a scalar source takes no bytes.
     written = bytes_of(source) or index.numel * target.nbytes // max(target.numel, 1)
     return Cost(nbytes=bytes_of(index, source) + written)
 
 
-@flop_rule(
-    "aten::scatter_add", "aten::scatter_reduce", "aten::index_add", "aten::index_reduce", kind="vector"
-)
+@flop_rule("aten::scatter_add", "aten::scatter_reduce", "aten::index_add", "aten::index_reduce", kind="vector")
 def _scatter_add(
     target: TensorSpec, dim: int, index: TensorSpec, source: TensorSpec, *_: Any, out: Any, **__: Any
 ) -> Cost:
     return Cost(vector=source.numel)
 
 
-@flop_rule(
-    "aten::scatter_add_", "aten::scatter_reduce_", "aten::index_add_", "aten::index_reduce_", kind="vector"
-)
+@flop_rule("aten::scatter_add_", "aten::scatter_reduce_", "aten::index_add_", "aten::index_reduce_", kind="vector")
 def _scatter_add_in_place(
     target: TensorSpec, dim: int, index: TensorSpec, source: TensorSpec, *_: Any, out: Any, **__: Any
 ) -> Cost:
@@ -281,9 +275,7 @@ def _gelu(x: TensorSpec, *_: Any, approximate: str = "none", out: Any, **__: Any
 
 
 @flop_rule("aten::gelu_backward", kind="vector")
-def _gelu_backward(
-    grad: TensorSpec, x: TensorSpec, *_: Any, approximate: str = "none", out: Any, **__: Any
-) -> Cost:
+def _gelu_backward(grad: TensorSpec, x: TensorSpec, *_: Any, approximate: str = "none", out: Any, **__: Any) -> Cost:
     return Cost(vector=(11 if approximate == "none" else 19) * x.numel)
 
 
@@ -395,15 +387,11 @@ def _fft(x: TensorSpec, dim: Sequence[int], *_: Any, out: TensorSpec, **__: Any)
     # The usual 5 N log2 N of a complex transform; half where one side is real.
     larger = max(x, out, key=lambda spec: spec.numel)
     flops = 5 * larger.numel * math.log2(max(2, math.prod(larger.shape[i] for i in dim)))
-    return Cost(
-        vector=int(flops if x.dtype.startswith("complex") and out.dtype.startswith("complex") else flops / 2)
-    )
+    return Cost(vector=int(flops if x.dtype.startswith("complex") and out.dtype.startswith("complex") else flops / 2))
 
 
 @flop_rule("aten::_embedding_bag", "aten::_embedding_bag_forward_only", kind="vector")
-def _embedding_bag(
-    table: TensorSpec, indices: TensorSpec, *_: Any, out: Sequence[TensorSpec], **__: Any
-) -> Cost:
+def _embedding_bag(table: TensorSpec, indices: TensorSpec, *_: Any, out: Sequence[TensorSpec], **__: Any) -> Cost:
     gathered = indices.numel * table.shape[1]
     rows = gathered * table.nbytes // max(table.numel, 1)
     return Cost(vector=gathered, nbytes=indices.nbytes + rows + bytes_of(out))

@@ -28,9 +28,7 @@ def attention_facts(module: nn.Module) -> AttentionFacts | None:
 
 
 def _head_dims(module: nn.Module) -> tuple[int, ...]:
-    dims = {
-        value for name in _HEAD_DIMS if isinstance(value := getattr(module, name, None), int) and value > 0
-    }
+    dims = {value for name in _HEAD_DIMS if isinstance(value := getattr(module, name, None), int) and value > 0}
     if not dims:
         width = _first_int(module, "embed_dim", "hidden_size", "all_head_size", "d_model", "dim")
         heads = _first_int(module, "num_heads", "num_attention_heads", "n_heads")

@@ -90,9 +90,7 @@ def from_pretrained(location: str, options: Options, device: torch.device) -> Lo
             model, missing = _load_weights(model_class, config, place, options, device, default)
             weights = "loaded"
             if missing:
-                notes.append(
-                    f"{len(missing)} tensors are not among the weights, so random: {', '.join(missing[:3])}"
-                )
+                notes.append(f"{len(missing)} tensors are not among the weights, so random: {', '.join(missing[:3])}")
         tokenizer = None if device.type == "meta" else _load_tokenizer(place, options)
     name = folder.resolve().name if folder is not None else location
     return Loaded(model, name, source, weights, tokenizer, notes=notes)
@@ -113,9 +111,7 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _construct(
-    model_class: Any, config: Any, options: Options, device: torch.device, default: torch.dtype
-) -> Any:
+def _construct(model_class: Any, config: Any, options: Options, device: torch.device, default: torch.dtype) -> Any:
     """A model with random weights, made in its dtype on its device: nothing is copied or cast afterwards."""
     attention = {"attn_implementation": options.attention} if options.attention else {}
     dtype = DTYPES[options.dtype] if options.dtype else default
@@ -150,9 +146,7 @@ def _load_weights(
         raise GpuprofError(f"the weights of {place} do not load: {first_line(error)}") from error
     missing = sorted(info["missing_keys"])
     if len(missing) >= len(list(model.parameters())):
-        raise GpuprofError(
-            f"the weights of {place} do not load: none of them belongs to {model_class.__name__}"
-        )
+        raise GpuprofError(f"the weights of {place} do not load: none of them belongs to {model_class.__name__}")
     return model, missing
 
 
@@ -161,9 +155,7 @@ def _load_config(place: str, source: str, options: Options) -> Any:
         return transformers.AutoConfig.from_pretrained(place, trust_remote_code=options.trust_remote_code)
     except Exception as error:  # connection, JSON and validation errors come in many classes
         if "trust_remote_code" in str(error):
-            raise GpuprofError(
-                f"{place} runs code of its own: read it, then add --trust-remote-code"
-            ) from error
+            raise GpuprofError(f"{place} runs code of its own: read it, then add --trust-remote-code") from error
         if source == "directory":
             raise GpuprofError(f"config.json in {place} is not usable: {first_line(error)}") from error
         raise GpuprofError(

@@ -71,8 +71,7 @@ def make_inputs(
     maker = _Maker(model, options, defaults or {}, tokenizer, device, weightless)
     if options.mode == "generate" and not (model.can_generate() and "past_key_values" in maker.takes):
         raise GpuprofError(
-            f"{maker.architecture} cannot --mode generate: it is no decoder with a key-value cache; use "
-            "--mode forward"
+            f"{maker.architecture} cannot --mode generate: it is no decoder with a key-value cache; use --mode forward"
         )
     inputs = _family(maker)(maker)
     # A cache would add copies that no training and no single forward needs; generation turns it on itself.
@@ -112,8 +111,7 @@ class _Maker:
         for name in SIZES:
             if getattr(self.options, name) is not None and name not in names:
                 raise GpuprofError(
-                    f"{flag(name)} means nothing for {self.architecture}, {kind}, "
-                    f"in --mode {self.options.mode}"
+                    f"{flag(name)} means nothing for {self.architecture}, {kind}, in --mode {self.options.mode}"
                 )
 
     def floats(self, *shape: int) -> torch.Tensor:
@@ -244,13 +242,9 @@ def _seq2seq(maker: _Maker) -> Inputs:
     kwargs: dict[str, Any] = {}
     if hears:
         if not {"num_mel_bins", "max_source_positions"} <= set(dir(maker.config)):
-            raise GpuprofError(
-                f"gpuprof does not know the sound that {maker.architecture} hears; use file.py:function"
-            )
+            raise GpuprofError(f"gpuprof does not know the sound that {maker.architecture} hears; use file.py:function")
         # Two frames of spectrogram become one position in the convolutions: 3000 frames are whisper's 30 s.
-        kwargs["input_features"] = maker.floats(
-            batch, maker.config.num_mel_bins, 2 * maker.config.max_source_positions
-        )
+        kwargs["input_features"] = maker.floats(batch, maker.config.num_mel_bins, 2 * maker.config.max_source_positions)
     else:
         kwargs["input_ids"] = maker.text(batch, length)
 
@@ -345,9 +339,7 @@ def _with_image(
     if length < positions:
         of_crops = f" with {crops} crops" if crops else ""
         name = flag("prompt_len" if maker.options.prompt_len else "seq_len")
-        raise GpuprofError(
-            f"{name} {length} is too short: the image alone takes {positions} positions{of_crops}"
-        )
+        raise GpuprofError(f"{name} {length} is too short: the image alone takes {positions} positions{of_crops}")
     new_tokens = maker.size("new_tokens", 16) if maker.generating else None
 
     placeholder = maker.place(torch.full((batch, positions), _image_token(maker.config) or 0))

@@ -13,9 +13,7 @@ _FOLDER = resources.files("gpuprof.workload") / "presets"
 
 def preset_names() -> list[str]:
     """The names of all presets, sorted."""
-    return sorted(
-        file.name.removesuffix(".json") for file in _FOLDER.iterdir() if file.name.endswith(".json")
-    )
+    return sorted(file.name.removesuffix(".json") for file in _FOLDER.iterdir() if file.name.endswith(".json"))
 
 
 def load_preset(name: str) -> dict[str, Any]:

@@ -107,18 +107,14 @@ def _make_step(
 def _from_file(reference: str, options: Options, *, weightless: bool) -> Workload:
     """The workload that a user's function describes."""
     if options.mode == "generate":
-        raise GpuprofError(
-            "--mode generate is for Hugging Face models; let the function return a step instead"
-        )
+        raise GpuprofError("--mode generate is for Hugging Face models; let the function return a step instead")
     device = torch.device("meta") if weightless else resolve_device(options.device)
     given = userfile.call(reference, options)
     if given.step is not None and (weightless or options.optimizer != "none"):
         why = "count without weights" if weightless else f"add --optimizer {options.optimizer} to"
         raise GpuprofError(f"{reference} gives a step of its own, which gpuprof cannot {why}")
     if given.optimizer is not None and options.optimizer != "none":
-        raise GpuprofError(
-            f"{reference} gives an optimizer of its own; leave --optimizer {options.optimizer} out"
-        )
+        raise GpuprofError(f"{reference} gives an optimizer of its own; leave --optimizer {options.optimizer} out")
 
     if given.step is None:
         dtype = DTYPES[options.dtype] if options.dtype else None

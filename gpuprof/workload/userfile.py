@@ -104,10 +104,7 @@ def place(given: Given, device: torch.device, dtype: torch.dtype | None) -> Give
 def _drop_weights(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Puts a model on `meta`, where `model.to("meta")` would untie weights and lose the optimizer's."""
     originals = list(model.parameters())
-    empty = {
-        id(weight): torch.nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
-        for weight in originals
-    }
+    empty = {id(weight): torch.nn.Parameter(weight.detach().to("meta"), weight.requires_grad) for weight in originals}
     for module in model.modules():
         for name, weight in module._parameters.items():
             if weight is not None:
@@ -155,9 +152,7 @@ def _refuse_options(label: str, options: Options) -> None:
     """A function that takes nothing decides the sizes itself; an option that changes nothing is a mistake."""
     for name in (*SIZES, "attention"):
         if getattr(options, name) is not None:
-            raise GpuprofError(
-                f"{flag(name)} cannot reach {label}: let the function take one argument, the options"
-            )
+            raise GpuprofError(f"{flag(name)} cannot reach {label}: let the function take one argument, the options")
 
 
 def _sort(label: str, result: Any) -> Given:

@@ -86,9 +86,7 @@ def from_module(
         "dtype": None if parameter is None else dtype_name(parameter.dtype),
         "device": str(device),
         "optimizer": "none" if optimizer is None else type(optimizer).__name__.lower(),
-        "loss": _expected_loss(kwargs, given=loss is not None or step is not None)
-        if mode == "train"
-        else None,
+        "loss": _expected_loss(kwargs, given=loss is not None or step is not None) if mode == "train" else None,
         "weights": "given",
         **describe_inputs(args, kwargs),
         "notes": [],
@@ -110,8 +108,7 @@ def describe_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str,
     ids = [tensor for name, tensor in named if name.rpartition(".")[2] == "input_ids"]
     return {
         "inputs": [
-            {"name": name, "shape": list(tensor.shape), "dtype": dtype_name(tensor.dtype)}
-            for name, tensor in named
+            {"name": name, "shape": list(tensor.shape), "dtype": dtype_name(tensor.dtype)} for name, tensor in named
         ],
         "tokens_per_step": ids[0].numel() if ids else None,
         "samples_per_step": named[0][1].shape[0] if named and named[0][1].dim() else 1,

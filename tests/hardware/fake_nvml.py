@@ -100,9 +100,7 @@ def pynvml(
         "nvmlDeviceGetComputeMode": lambda handle: 0,
         "nvmlDeviceGetMigMode": lambda handle: [0, 0],
         "nvmlGpmQueryDeviceSupport": lambda handle: SimpleNamespace(isSupportedDevice=1),
-        "nvmlDeviceGetComputeRunningProcesses": lambda handle: [
-            SimpleNamespace(pid=7, usedGpuMemory=123 << 20)
-        ],
+        "nvmlDeviceGetComputeRunningProcesses": lambda handle: [SimpleNamespace(pid=7, usedGpuMemory=123 << 20)],
         "nvmlDeviceGetFieldValues": field_values,
     }
 

@@ -62,9 +62,7 @@ def test_the_best_shape_wins(monkeypatch):
     ("device", "dtype"), [("cpu", "tf32"), ("cpu", "float8"), ("cpu", "int64"), ("meta", "float32")]
 )
 def test_what_cannot_be_measured_says_what_can(device, dtype):
-    with pytest.raises(
-        GpuprofError, match=f"no matmul ceiling for {dtype} on {device}: there it can measure"
-    ):
+    with pytest.raises(GpuprofError, match=f"no matmul ceiling for {dtype} on {device}: there it can measure"):
         ceilings.measure_matmul(torch.device(device), dtype)
 
 

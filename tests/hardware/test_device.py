@@ -25,9 +25,7 @@ def h200(monkeypatch):
             "total_memory": 150_000_000_000,
         }
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        monkeypatch.setattr(
-            torch.cuda, "get_device_properties", lambda _: SimpleNamespace(**properties | changes)
-        )
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(**properties | changes))
         monkeypatch.setitem(sys.modules, "pynvml", nvml or fake_nvml.pynvml())
 
     return install

@@ -52,9 +52,7 @@ def test_doctor_json_says_the_same(monkeypatch):
     assert result.exit_code == 1
     assert json.loads(result.stdout) == {
         "works": False,
-        "findings": [
-            {"group": "passes", "name": "trace", "ok": False, "detail": "broken", "remedy": "mend it"}
-        ],
+        "findings": [{"group": "passes", "name": "trace", "ok": False, "detail": "broken", "remedy": "mend it"}],
     }
 
 

@@ -191,17 +191,12 @@ def test_a_gpu_that_answers_nothing_is_a_failed_pass(fake):
 
 def window(masks=(0, 0), **counters):
     """A ten-second window: event masks spread over it, counters as (start, end)."""
-    rows = [
-        {"time_s": 0.0, "quantity": name, "unit": "s", "value": start}
-        for name, (start, _) in counters.items()
-    ]
+    rows = [{"time_s": 0.0, "quantity": name, "unit": "s", "value": start} for name, (start, _) in counters.items()]
     rows += [
         {"time_s": 10 * i / (len(masks) - 1), "quantity": "event_reasons", "unit": "mask", "value": mask}
         for i, mask in enumerate(masks)
     ]
-    rows += [
-        {"time_s": 10.0, "quantity": name, "unit": "s", "value": end} for name, (_, end) in counters.items()
-    ]
+    rows += [{"time_s": 10.0, "quantity": name, "unit": "s", "value": end} for name, (_, end) in counters.items()]
     return table("telemetry", rows)
 
 

@@ -29,11 +29,7 @@ def convolution(pick, op, *, groups=1):
     )
     transposed = bool(pick(0, 1))
     x = meta(batch, c_in, size, size)
-    weight = (
-        meta(c_in, c_out // groups, kernel, kernel)
-        if transposed
-        else meta(c_out, c_in // groups, kernel, kernel)
-    )
+    weight = meta(c_in, c_out // groups, kernel, kernel) if transposed else meta(c_out, c_in // groups, kernel, kernel)
     shape = [1, 1], [0, 0], [1, 1], transposed, [0, 0], groups
     out = aten.convolution(x, weight, None, *shape)
     if op is aten.convolution_backward:
@@ -110,9 +106,7 @@ CASES = {
     aten._convolution: lambda pick: convolution(pick, aten._convolution),
     aten.convolution_overrideable: lambda pick: convolution(pick, aten.convolution_overrideable),
     aten.convolution_backward: lambda pick: convolution(pick, aten.convolution_backward),
-    aten.cudnn_convolution: lambda pick: plain_convolution(
-        pick, ([0, 0], [1, 1], [1, 1], 1, False, False, True)
-    ),
+    aten.cudnn_convolution: lambda pick: plain_convolution(pick, ([0, 0], [1, 1], [1, 1], 1, False, False, True)),
     aten._scaled_dot_product_flash_attention: forward,
     aten._scaled_dot_product_efficient_attention: lambda pick: forward(pick, None, True),
     aten._scaled_dot_product_cudnn_attention: lambda pick: forward(pick, None, True),
@@ -125,15 +119,11 @@ CASES = {
     aten._scaled_dot_product_cudnn_attention_backward: lambda pick: backward(
         pick, after=(meta(), meta(), None, None, None, 1, 1, 0.0, False)
     ),
-    aten._flash_attention_forward: lambda pick: forward(
-        pick, None, None, 1, 1, 0.0, False, False, layout="BSHD"
-    ),
+    aten._flash_attention_forward: lambda pick: forward(pick, None, None, 1, 1, 0.0, False, False, layout="BSHD"),
     aten._flash_attention_backward: lambda pick: backward(
         pick, after=(None, None, 1, 1, 0.0, False, meta(), meta()), layout="BSHD"
     ),
-    aten._efficient_attention_forward: lambda pick: forward(
-        pick, None, None, None, None, None, 0.0, 0, layout="BSHD"
-    ),
+    aten._efficient_attention_forward: lambda pick: forward(pick, None, None, None, None, None, 0.0, 0, layout="BSHD"),
     aten._efficient_attention_backward: efficient_backward,
     flex_attention: lambda pick: forward(pick, None, (1, 1), 1.0, {}),
     flex_attention_backward: flex_backward,

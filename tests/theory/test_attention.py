@@ -157,9 +157,7 @@ def test_sliding_windows_of_the_kernels():
     (6, 6, 6, 4), (4, 4, 6, 4), (1, 9, 8, 8), (3, 7, 8, 5),
 ])  # fmt: skip
 @pytest.mark.parametrize("window", [None, 3])
-def test_all_six_products_of_an_attention_also_where_a_head_is_as_long_as_the_sequence(
-    queries, keys, qk, v, window
-):
+def test_all_six_products_of_an_attention_also_where_a_head_is_as_long_as_the_sequence(queries, keys, qk, v, window):
     facts = AttentionFacts(True, window, (qk, v))
     pairs = unmasked_pairs(queries, keys, causal=True, window=window, align="bottom-right")
     products = {

@@ -37,9 +37,7 @@ def multiplications(case: dict) -> int:
     Padding is of ones too where it is multiplied with, and nothing is cropped off a transposed convolution.
     """
     c_in, c_out = case["channels"]
-    weight_channels = (
-        (c_in, c_out // case["groups"]) if case["transposed"] else (c_out, c_in // case["groups"])
-    )
+    weight_channels = (c_in, c_out // case["groups"]) if case["transposed"] else (c_out, c_in // case["groups"])
     weight = torch.ones(*weight_channels, *case["kernel"], dtype=torch.float64)
     pad = 0 if case["transposed"] else 2 * case["padding"]
     x = torch.ones(case["batch"], c_in, *(size + pad for size in case["size"]), dtype=torch.float64)
@@ -51,9 +49,7 @@ def multiplications(case: dict) -> int:
 def test_forward_and_both_gradients_cost_what_counting_products_says(seed, record):
     case = random_case(seed)
     c_in, c_out = case["channels"]
-    weight_channels = (
-        (c_in, c_out // case["groups"]) if case["transposed"] else (c_out, c_in // case["groups"])
-    )
+    weight_channels = (c_in, c_out // case["groups"]) if case["transposed"] else (c_out, c_in // case["groups"])
     weight = torch.randn(*weight_channels, *case["kernel"], requires_grad=True)
     x = torch.randn(case["batch"], c_in, *case["size"], requires_grad=True)
     bias = torch.randn(c_out, requires_grad=True)
@@ -100,7 +96,4 @@ def test_kernels_agree(op, extra):
 def test_transposed_kernels_agree():
     extra = [0, 0], [0, 0], [2, 2], [1, 1], 2, False, False, True
     args = T((1, 4, 5, 5)), T((4, 3, 3, 3)), *extra
-    assert (
-        cost_of("aten::cudnn_convolution_transpose.default", args, {}, T((1, 6, 11, 11)))[0].full
-        == 2 * 100 * 27
-    )
+    assert cost_of("aten::cudnn_convolution_transpose.default", args, {}, T((1, 6, 11, 11)))[0].full == 2 * 100 * 27

@@ -35,9 +35,7 @@ def whisper(**options):
 
 
 def gpt2(**options):
-    return hf.GPT2LMHeadModel(
-        hf.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=64, n_positions=32, **options)
-    )
+    return hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=64, n_positions=32, **options))
 
 
 MODELS = {
@@ -56,9 +54,7 @@ MODELS = {
     "whisper": (whisper, {"input_features": torch.ones(2, 8, 16), "labels": IDS}),
     "mixtral": (
         lambda **o: hf.MixtralForCausalLM(
-            hf.MixtralConfig(
-                **SMALL_TEXT, num_key_value_heads=1, num_local_experts=4, output_router_logits=True, **o
-            )
+            hf.MixtralConfig(**SMALL_TEXT, num_key_value_heads=1, num_local_experts=4, output_router_logits=True, **o)
         ),
         TEXT,
     ),

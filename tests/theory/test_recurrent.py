@@ -10,9 +10,7 @@ T = TensorSpec
 GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
 
 
-def layer_flops(
-    gates: int, tokens: int, features: int, hidden: int, layers: int, directions: int, proj: int
-) -> int:
+def layer_flops(gates: int, tokens: int, features: int, hidden: int, layers: int, directions: int, proj: int) -> int:
     state = proj or hidden
     flops = 0
     for layer in range(layers):

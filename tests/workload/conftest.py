@@ -67,9 +67,7 @@ SMALLER = {
         "text_config": DECODER,
         "image_token_index": 252,
         "video_token_index": 253,
-        "image_grid_pinpoints": [
-            [28 * rows, 28 * columns] for rows in range(1, 7) for columns in range(1, 7)
-        ],
+        "image_grid_pinpoints": [[28 * rows, 28 * columns] for rows in range(1, 7) for columns in range(1, 7)],
     },
 }
 

@@ -280,9 +280,7 @@ def refusal(reference, weightless=False, **options):
 
 def test_references_that_name_nothing(tmp_path):
     assert "did you mean qwen2-7b" in refusal("qwen2-7")
-    assert "a preset, a local Hugging Face directory, a Hub id owner/name, or file.py:function" in refusal(
-        "xyz"
-    )
+    assert "a preset, a local Hugging Face directory, a Hub id owner/name, or file.py:function" in refusal("xyz")
     assert refusal("./nowhere") == "no directory ./nowhere"
     assert refusal(tmp_path).startswith(f"no config.json in {tmp_path}")
     assert refusal(tmp_path / "missing.py:f") == f"no file {tmp_path / 'missing.py'}"
@@ -340,9 +338,7 @@ def test_no_cuda():
 def test_flash_attention_that_is_not_installed(tiny):
     if transformers.utils.is_flash_attn_2_available():
         pytest.skip("flash-attn is installed here")
-    assert "--attention flash_attention_2" in refusal(
-        tiny("gpt2"), attention="flash_attention_2", weightless=True
-    )
+    assert "--attention flash_attention_2" in refusal(tiny("gpt2"), attention="flash_attention_2", weightless=True)
 
 
 def test_a_hub_id_that_is_not_cached_offline(tmp_path):
@@ -355,16 +351,12 @@ def test_a_hub_id_that_is_not_cached_offline(tmp_path):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": os.getcwd()}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
-    assert done.stdout.startswith(
-        "GpuprofError owner/name is no preset, no local directory, not in the Hugging"
-    )
+    assert done.stdout.startswith("GpuprofError owner/name is no preset, no local directory, not in the Hugging")
     assert done.stdout.count("\n") == 1
 
 
 def test_options_that_do_not_fit_the_model():
-    assert "--image-crops means nothing for GPT2LMHeadModel" in refusal(
-        "gpt2", weightless=True, image_crops=2
-    )
+    assert "--image-crops means nothing for GPT2LMHeadModel" in refusal("gpt2", weightless=True, image_crops=2)
     assert "--seq-len means nothing for ViT" in refusal("vit-base-16", weightless=True, seq_len=8)
     assert "--prompt-len means nothing for" in refusal("gpt2", weightless=True, prompt_len=8)
     for name in ("bert-base", "resnet-50", "siglip-so400m-384"):

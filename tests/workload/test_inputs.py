@@ -29,21 +29,15 @@ def test_sixteen_crops_are_a_grid_of_three_by_five():
 
 
 def test_crops_that_fit_no_grid():
-    with pytest.raises(
-        GpuprofError, match=r"--image-crops 8 fits no grid .* one of: 2, 3, 4, 5, 6, 7, 9, 10"
-    ):
+    with pytest.raises(GpuprofError, match=r"--image-crops 8 fits no grid .* one of: 2, 3, 4, 5, 6, 7, 9, 10"):
         choose_grid(llava_config(), 8)
 
 
 @pytest.mark.parametrize("crops", [2, 3, 4, 5, 6, 7, 9, 10, 11, 13, 16, 17, 19, 21, 25, 26, 31, 37])
 def test_the_model_itself_finds_as_many_image_features_as_positions(tiny, crops):
-    workload = build(
-        tiny("llava-onevision-qwen2-7b"), Options(mode="forward", image_crops=crops, batch_size=2)
-    )
+    workload = build(tiny("llava-onevision-qwen2-7b"), Options(mode="forward", image_crops=crops, batch_size=2))
     config, seen = workload.model.config, []
-    workload.model.model.vision_tower.register_forward_pre_hook(
-        lambda module, args: seen.append(args[0].shape[0])
-    )
+    workload.model.model.vision_tower.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[0]))
 
     output = workload.step()
 
@@ -72,9 +66,7 @@ def test_a_generation_about_an_image(tiny):
 
 
 def test_a_prompt_too_short_for_its_image():
-    with pytest.raises(
-        GpuprofError, match="--prompt-len 7238 is too short: the image alone takes 7239 positions"
-    ):
+    with pytest.raises(GpuprofError, match="--prompt-len 7238 is too short: the image alone takes 7239 positions"):
         build(
             "llava-onevision-qwen2-7b",
             Options(mode="generate", image_crops=16, prompt_len=7238),
@@ -162,9 +154,7 @@ def test_an_unknown_kind_of_model_points_to_a_file():
     )
     with torch.device("meta"):
         model = transformers.VideoMAEModel(config)
-    with pytest.raises(
-        GpuprofError, match=r"does not know the inputs of VideoMAEModel .* as file.py:function"
-    ):
+    with pytest.raises(GpuprofError, match=r"does not know the inputs of VideoMAEModel .* as file.py:function"):
         make_inputs(model, Options(), device=CPU)
 
 

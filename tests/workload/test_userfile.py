@@ -73,9 +73,7 @@ def test_options_that_cannot_reach_it_are_refused(write):
 
 
 def test_options_that_apply_to_any_module(write):
-    reference = write(
-        "def make():\n    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)), torch.ones(2, 4)\n"
-    )
+    reference = write("def make():\n    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)), torch.ones(2, 4)\n")
     workload = build(reference, Options(dtype="bf16", optimizer="adamw", freeze=("0",)))
     workload.step()
 
