@@ -8,14 +8,17 @@ whose work it is. No tensor is touched and no node is added; outputs may be anyt
 
 from __future__ import annotations
 
+import functools
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.theory.attention import AttentionFacts
@@ -66,8 +69,8 @@ class Ownership:
         self._stacks: dict[int, list[Call]] = {}
         # per thread: from this sequence number on, new nodes belong to that scope
         self._numbers: dict[int, list[int]] = {}
-        self._scopes: dict[int, list[Scope]] = {}
-        self._last_closed: dict[int, Scope] = {}
+        self._scopes: dict[int, list[Scope | None]] = {}
+        self._seen: dict[int, int] = {}
 
     def open(self, scope: Scope) -> Call:
         """A module starts."""
@@ -86,12 +89,21 @@ class Ownership:
             return
         while stack and stack.pop() is not call:
             pass
-        self._change(thread, stack[-1].scope if stack else NOWHERE)
-        self._last_closed[thread] = call.scope
+        self._change(thread, stack[-1].scope if stack else None)
 
-    def _change(self, thread: int, scope: Scope) -> None:
-        self._numbers.setdefault(thread, []).append(torch.autograd._get_sequence_nr())
+    def _change(self, thread: int, scope: Scope | None) -> None:
+        self._seen[thread] = torch.autograd._get_sequence_nr()
+        self._numbers.setdefault(thread, []).append(self._seen[thread])
         self._scopes.setdefault(thread, []).append(scope)
+
+    def claim(self, scope: Scope | None) -> None:
+        """The nodes made on this thread since the last change or claim belong to that scope, and the next ones too."""
+        thread = threading.get_ident()
+        scopes = self._scopes.setdefault(thread, [])
+        if not scopes or scopes[-1] is not scope:
+            self._numbers.setdefault(thread, []).append(self._seen.get(thread, 0))
+            scopes.append(scope)
+        self._seen[thread] = torch.autograd._get_sequence_nr()
 
     def running(self) -> Scope | None:
         """The innermost scope that is open on this thread."""
@@ -102,10 +114,6 @@ class Ownership:
         """Whether a module call is open on this thread inside a backward."""
         stack = self._stacks.get(threading.get_ident())
         return bool(stack) and stack[-1].in_backward  # type: ignore[index]
-
-    def beside_last(self) -> str:
-        """Path of the parent of the module call that ended last on this thread."""
-        return self._last_closed.get(threading.get_ident(), NOWHERE).module.rpartition(".")[0]
 
     @contextmanager
     def within(self, scope: Scope) -> Iterator[None]:
@@ -118,16 +126,17 @@ class Ownership:
             self.close(call)
 
     def maker(self, thread: int, number: int) -> Scope | None:
-        """The scope that made the node with this sequence number on this thread; None before the first call."""
+        """The scope that made the node with this sequence number on this thread; None outside every scope."""
         numbers = self._numbers.get(thread)
         if not numbers:
             return None
         index = bisect_right(numbers, number) - 1
         return self._scopes[thread][index] if index >= 0 else None
 
-    def first_thread(self, default: int) -> int:
-        """The thread that called a module first."""
-        return next(iter(self._numbers), default)
+    def thread(self) -> int:
+        """The calling thread if it ever called a module, else the first that did."""
+        here = threading.get_ident()
+        return here if here in self._numbers else next(iter(self._numbers), here)
 
 
 def inside_compiled(model: torch.nn.Module) -> set[torch.nn.Module]:
@@ -163,19 +172,41 @@ def observed(
     open_calls: dict[torch.nn.Module, list[Call]] = {}
     handles = []
 
-    def before(module: torch.nn.Module, *_: Any) -> None:
-        call = ownership.open(scopes[module])
+    def start(scope: Scope) -> Call:
+        call = ownership.open(scope)
         if mark is not None:
             call.range = mark(len(ownership.calls) - 1)
             call.range.__enter__()
-        open_calls.setdefault(module, []).append(call)
+        return call
+
+    def end(call: Call) -> None:
+        if call.range is not None:
+            call.range.__exit__(None, None, None)
+        ownership.close(call)
+
+    def before(module: torch.nn.Module, *_: Any) -> None:
+        open_calls.setdefault(module, []).append(start(scopes[module]))
 
     def after(module: torch.nn.Module, *_: Any) -> None:
         if open_calls.get(module):
-            call = open_calls[module].pop()
-            if call.range is not None:
-                call.range.__exit__(None, None, None)
-            ownership.close(call)
+            end(open_calls[module].pop())
+
+    def reopening(function: Callable[..., Any]) -> Callable[..., Any]:
+        """A checkpointed function; run again in the backward, it is booked on the module that ran it first."""
+        scope = ownership.running()
+        if scope is None:
+            return function
+
+        @functools.wraps(function, updated=())
+        def run(*args: Any, **kwargs: Any) -> Any:
+            call = start(scope) if in_backward() else None
+            try:
+                return function(*args, **kwargs)
+            finally:
+                if call is not None:
+                    end(call)
+
+        return run
 
     try:
         hidden = set() if through_compiled else inside_compiled(model)
@@ -183,7 +214,26 @@ def observed(
             if module not in hidden:
                 handles.append(module.register_forward_pre_hook(before))
                 handles.append(module.register_forward_hook(after, always_call=True))
-        yield ownership
+        with _checkpointed_functions(reopening):
+            yield ownership
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _checkpointed_functions(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Pass every function that torch.utils.checkpoint will run again through ``wrap``.
+
+    Both of its ways are changed where `checkpoint` itself looks them up: libraries have imported that by name.
+    """
+    library: Any = torch.utils.checkpoint
+    reentrant, generator = library.CheckpointFunction, library._checkpoint_without_reentrant_generator
+    library.CheckpointFunction = SimpleNamespace(apply=lambda function, *rest: reentrant.apply(wrap(function), *rest))
+    library._checkpoint_without_reentrant_generator = lambda function, *rest, **kwargs: generator(
+        wrap(function), *rest, **kwargs
+    )
+    try:
+        yield
+    finally:
+        library.CheckpointFunction, library._checkpoint_without_reentrant_generator = reentrant, generator

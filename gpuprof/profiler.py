@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -190,7 +191,7 @@ def run_passes(
         return outcome
 
     bodies = {"count": count_pass, "time": time_pass, "trace": trace_pass, "memory": memory_pass}
-    with preserved(workload):
+    with preserved(workload), torch.cuda.device(workload.device) if cuda else nullcontext():
         for name, body in bodies.items():
             if name in wanted:
                 attempt(name, warmup + steps if name == "time" else 1, body)

@@ -93,18 +93,26 @@ _INTEGERS = {
 
 
 def table(name: str, rows: list[dict[str, Any]] | dict[str, list[Any]]) -> pd.DataFrame:
-    """A raw table with exactly its columns; integers stay exact, unknown ones are missing, never 0."""
-    frame = pd.DataFrame(rows, columns=list(TABLES[name]))
-    for column in frame.columns:
-        if column in _INTEGERS:
-            # exact counts pass 2**63 only in the sum of very large models; objects keep Python's integers
-            values = [None if value is None or value != value else int(value) for value in frame[column]]
-            frame[column] = pd.array(values, dtype="Int64")
-        elif column in ("time_s", "value"):
-            frame[column] = frame[column].astype("float64")
-        else:
-            frame[column] = frame[column].fillna("").astype("object")
-    return frame
+    """A raw table with exactly its columns; integers stay exact, unknown ones are missing, never 0.
+
+    Args:
+        name: of `TABLES`.
+        rows: a list of rows, or columns by name; what is not given is missing.
+    """
+    if isinstance(rows, list):
+        columns = {column: [row.get(column) for row in rows] for column in TABLES[name]}
+    else:
+        columns = {column: rows[column] for column in TABLES[name]}
+    return pd.DataFrame({column: _typed(column, values) for column, values in columns.items()})
+
+
+def _typed(column: str, values: list[Any]) -> Any:
+    # never through a frame of mixed values: pandas would make floats of integers, and those round beyond 2**53
+    if column in _INTEGERS:
+        return pd.array([None if value is None or value is pd.NA else int(value) for value in values], dtype="Int64")
+    if column in ("time_s", "value"):
+        return pd.Series(values, dtype="float64")
+    return pd.Series(["" if value is None else value for value in values], dtype="object")
 
 
 @dataclass

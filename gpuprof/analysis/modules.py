@@ -180,6 +180,23 @@ def by_class(run: Run, convention: str | None = None) -> pd.DataFrame:
     return table.reset_index().sort_values(["time_s", "flops_forward"], ascending=False, ignore_index=True)
 
 
+OP_COLUMNS = [
+    "op", "kind", "calls", "flops", "flops_profiler", "time_s", "time_share", "flops_per_s", "mfu", "kernels",
+    "vector_flops", "bytes", "flops_full", "flops_hardware",
+]  # fmt: skip
+"""Columns of `by_op`, as far as the passes that give them ran."""
+
+PHASE_COLUMNS = [
+    "phase", "time_s", "time_q1_s", "time_q3_s", "kernel_time_s", "flops", "flops_per_s", "mfu", "vector_flops",
+    "bytes", "flops_full", "flops_hardware",
+]  # fmt: skip
+"""Columns of `by_phase`, likewise."""
+
+
+def _ordered(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    return table[[column for column in columns if column in table]]
+
+
 def plain_op(op: str) -> str:
     """An operator without its overload, in place or not: ``aten::add`` for ``aten::add_.Tensor``."""
     return op.partition(".")[0].rstrip("_")
@@ -218,7 +235,7 @@ def by_op(run: Run, convention: str | None = None) -> pd.DataFrame:
     rules = {op: rule_for(op) for op in table.index[table["kind"].isna()]}
     table["kind"] = table["kind"].fillna({op: rule.kind for op, rule in rules.items() if rule}).fillna("")
     table.index.name = "op"
-    return table.drop(columns="ideal_s").reset_index()
+    return _ordered(table.reset_index(), OP_COLUMNS)
 
 
 def by_kernel(run: Run, convention: str | None = None) -> pd.DataFrame:
@@ -251,11 +268,10 @@ def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
         table[name] = times.quantile(quantile).reindex(table.index)
     if run.done("trace"):
         seconds = kernel_times(run.kernels.assign(module=""), [""])[""]
-        table["kernel_time_s"] = [seconds.get(phase, 0.0) for phase in table.index]
+        table["kernel_time_s"] = pd.array([seconds.get(phase) for phase in table.index], dtype="Float64")
         table["flops_per_s"] = _ratio(table["flops"], table["kernel_time_s"])
         table["mfu"] = _ratio(table["ideal_s"], table["kernel_time_s"])
-    present = table.drop(columns="ideal_s").notna().any(axis=1) & (table.get("kernel_time_s", 1) != 0)
-    return table.drop(columns="ideal_s")[present].reset_index()
+    return _ordered(table[table.notna().any(axis=1)].reset_index(), PHASE_COLUMNS)
 
 
 def without_rule(run: Run) -> pd.DataFrame:

@@ -39,7 +39,7 @@ def devices(
     rows = [row for row in peaks.all_peaks() if _matches(row, name) and any(d in row.flops_per_s for d in dtypes)]
     if not rows:
         what = f"{dtype or 'peak'} of '{name}'" if name else f"{dtype} peak"
-        raise GpuprofError(f"no {what} is in the table: give --peak-tflops or measure, 'gpuprof ceilings'")
+        raise GpuprofError(f"no {what} is in the table: give --peak-tflops")
     printers = {Format.text: _text, Format.csv: _csv, Format.json: _json, Format.markdown: _markdown}
     printers[format]([_figures(row, dtypes, row.name in here) for row in rows], dtypes, bool(name))
 

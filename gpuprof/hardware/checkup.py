@@ -27,8 +27,6 @@ PRIVATE = (
 )
 """Attributes outside torch's promises that tell whose an operator is."""
 
-OPTIONAL = {"matplotlib": "pictures", "sqlalchemy": "history in a database other than a SQLite file"}
-
 _ESSENTIAL = ("torch", "counting", "timing")
 _CAP_SYS_ADMIN, _CAP_PERFMON = 21, 38  # bits, linux/capability.h
 _OTHER_TORCH = "install a torch that gpuprof was tested with"
@@ -44,7 +42,7 @@ class Finding:
     """One thing that was looked at.
 
     Attributes:
-        group: software, device, passes or optional.
+        group: software, device or passes.
         name: what it is.
         ok: whether it can be used.
         detail: what was found, or why it cannot be used.
@@ -65,7 +63,7 @@ def examine() -> list[Finding]:
         import torch
     except (ImportError, OSError) as error:
         return [*findings, Finding("software", "torch", False, str(error), "pip install torch")]
-    return [*findings, *_software(torch), *_devices(torch), *_passes(torch), *_optional()]
+    return [*findings, *_software(torch), *_devices(torch), *_passes(torch)]
 
 
 def works(findings: list[Finding]) -> bool:
@@ -99,6 +97,7 @@ def _devices(torch: Any) -> Iterator[Finding]:
     else:
         remedy = "on a GPU machine install a CUDA build of torch"
         yield Finding("device", "cuda", False, "torch is a CPU build", remedy)
+    yield _nsight_compute(torch.cuda.is_available())
 
 
 def _cuda_device(facts: dict[str, Any], name: str) -> Iterator[Finding]:
@@ -138,7 +137,6 @@ def _passes(torch: Any) -> Iterator[Finding]:
     yield _trace(torch, cuda)
     yield _memory(cuda)
     yield _telemetry(torch, cuda)
-    yield _counters(cuda)
 
 
 def _trace(torch: Any, cuda: bool) -> Finding:
@@ -188,26 +186,26 @@ def _telemetry(torch: Any, cuda: bool) -> Finding:
         return Finding("passes", "telemetry", False, str(error), "clocks, power and energy will be missing")
 
 
-def _counters(cuda: bool) -> Finding:
+def _nsight_compute(cuda: bool) -> Finding:
     """Whether Nsight Compute is here and may read hardware counters."""
     if not cuda:
-        return Finding("passes", "counters", False, "needs an NVIDIA GPU")
+        return Finding("device", "nsight compute", False, "needs an NVIDIA GPU")
     path = shutil.which("ncu")
     if path is None:
         remedy = "install Nsight Compute (it comes with the CUDA toolkit) and put ncu on PATH"
-        return Finding("passes", "counters", False, "no ncu on PATH", remedy)
+        return Finding("device", "nsight compute", False, "no ncu on PATH", remedy)
     try:
         run = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("passes", "counters", False, f"ncu does not run ({error})", "reinstall Nsight Compute")
+        return Finding("device", "nsight compute", False, f"ncu does not run ({error})", "reinstall Nsight Compute")
     version = re.search(r"Version (\S+)", run.stdout)
     detail = f"Nsight Compute {version.group(1) if version else 'of unknown version'}"
     if not _admin_only():
-        return Finding("passes", "counters", True, f"{detail}, open to all users")
+        return Finding("device", "nsight compute", True, f"{detail}, open to all users")
     if _privileged():
-        return Finding("passes", "counters", True, f"{detail}, for administrators, and this process is one")
+        return Finding("device", "nsight compute", True, f"{detail}, for administrators, and this process is one")
     detail += ", but counters are for administrators"
-    return Finding("passes", "counters", False, detail, _PERMISSION_REMEDY)
+    return Finding("device", "nsight compute", False, detail, _PERMISSION_REMEDY)
 
 
 def _admin_only() -> bool:
@@ -226,13 +224,6 @@ def _privileged() -> bool:
         return False
     bits = int(effective.group(1), 16) if effective else 0
     return bool(bits >> _CAP_SYS_ADMIN & 1 or bits >> _CAP_PERFMON & 1)
-
-
-def _optional() -> Iterator[Finding]:
-    for package, use in OPTIONAL.items():
-        version = _version(package)
-        detail = f"{version or 'not installed'}: {use}"
-        yield _finding("optional", package, bool(version), detail, f"pip install {package}")
 
 
 def _finding(group: str, name: str, ok: bool, detail: str, remedy: str) -> Finding:

@@ -42,7 +42,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         return facts | _cuda(device)
     if device.type == "cpu":
-        remedy = "a CPU has no datasheet peak here: its ceiling is measured, 'gpuprof ceilings'"
+        remedy = "a CPU has no datasheet peak here: 'gpuprof profile' measures its matmul ceiling"
         return facts | {"name": facts["cpu"]["name"], "memory_bytes": _main_memory(), "peak_remedy": remedy}
     remedy = f"device '{device.type}' has no known peak: give one with --peak-tflops"
     return facts | {"name": f"{device.type} device", "index": device.index, "peak_remedy": remedy}
@@ -98,7 +98,7 @@ def _cuda(device: torch.device) -> dict[str, Any]:
     row = peaks.for_device(name, sm_count)
     if row is None:
         device_said = f"'{name}' with {sm_count} SMs"
-        remedy = f"no peak is known for {device_said}: give --peak-tflops or measure one, 'gpuprof ceilings'"
+        remedy = f"no peak is known for {device_said}: give one with --peak-tflops"
         return facts | {"peak_remedy": remedy}
     return facts | {
         "peaks": {"datasheet": row.flops_per_s},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,8 +46,10 @@ def count(workload: Workload, execute: Execute | None = None) -> Counted:
     scopes = {module: Scope(path, attention_facts(module)) for path, module in model.named_modules()}
     with (
         torch.compiler.set_stance("force_eager"),
-        observed_phases(model) as phase,
+        # autograd numbers its nodes thread by thread, and a node does not tell its thread: so all on this one
+        torch.autograd.set_multithreading_enabled(False),
         observed(model, scopes, through_compiled=True) as ownership,
+        observed_phases(model, lambda name: place.phase_changed(name)) as phase,
         _AttentionCalls(ownership, place := _Place(ownership, phase), fuse=execute is not None),
         _Counter(place, execute or _run) as counter,
     ):
@@ -183,36 +184,36 @@ class _Place:
         self.ownership = ownership
         self.phase = phase
         self._last_owner = NOWHERE
-        # backward of a checkpoint inside the backward: the thread that made its nodes, and who runs it
-        self._tasks: dict[int, tuple[int, Scope]] = {}
+        # what runs a backward: nothing, or the node that holds a checkpoint's own
+        self._runners: dict[int, Scope] = {}
 
     def __call__(self) -> tuple[Scope, str]:
         node = torch._C._current_autograd_node()
         running = self.ownership.running()
         if node is None:
-            if self._tasks:
-                self._tasks.clear()
             return running or NOWHERE, self.phase.name
         if running is not None and self.ownership.recomputing():
             return running, "recompute"
         owner = self._last_owner = self._owner(node)
-        if torch.is_grad_enabled() and not self.phase.keeps_graph:
-            # the forward run again by a checkpoint, between the calls of its modules: the owner is beside them
-            beside = self.ownership.beside_last()
-            return (Scope(beside) if owner.module.startswith(beside + ".") else owner), "recompute"
+        if self.phase.keeps_graph:
+            self.ownership.claim(owner)
+        elif torch.is_grad_enabled():  # a function of somebody's own that runs its forward again
+            return owner, "recompute"
         return owner, "backward"
 
+    def phase_changed(self, _: str) -> None:
+        """An outermost backward begins or ends."""
+        self._last_owner = NOWHERE
+        self._runners.clear()
+        if self.phase.keeps_graph:
+            self.ownership.claim(self.ownership.running())
+
     def _owner(self, node: Any) -> Scope:
-        task = torch._C._current_graph_task_id()
-        if task not in self._tasks:
-            # the outermost backward works on nodes of the thread that ran the forward
-            here = threading.get_ident()
-            self._tasks[task] = (here if self._tasks else self.ownership.first_thread(here), self._last_owner)
-        thread, runner = self._tasks[task]
+        runner = self._runners.setdefault(torch._C._current_graph_task_id(), self._last_owner)
         number = node._sequence_nr()
         if number >= 1 << 63:  # AccumulateGrad has no number: it follows the node whose gradient it takes
             return self._last_owner
-        return self.ownership.maker(thread, number) or runner
+        return self.ownership.maker(self.ownership.thread(), number) or runner
 
 
 class _AttentionCalls(TorchFunctionMode):

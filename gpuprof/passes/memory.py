@@ -17,6 +17,9 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gpuprof.attribution import Ownership, in_backward, observed
+from gpuprof.errors import GpuprofError
+from gpuprof.hardware import nvml
+from gpuprof.hardware.device import uuid_of
 from gpuprof.passes.phases import observed_phases
 from gpuprof.record import UNATTRIBUTED, PassOutcome, table
 from gpuprof.workload import Workload
@@ -64,6 +67,8 @@ def measure(workload: Workload, before_step: Callable[[], None]) -> tuple[pd.Dat
     del result
     rows = peaks.rows(lambda index: ownership.calls[index].scope.module, "allocated" if cuda else "rss")
     rows += _expected(workload.model, saved, list(optimizers.values()))
+    if cuda:
+        rows += _process_total(workload.device)
     outcome = PassOutcome("done", facts={"reads": "torch's CUDA allocator" if cuda else "resident set of the process"})
     if not cuda and peaks.blind:
         outcome.facts["missing"] = "peak per phase: this system does not let a process reset its high-water mark"
@@ -172,6 +177,16 @@ def _expected(
     }
     rows = [_row("", "", name, "analytic", nbytes) for name, nbytes in sums.items()]
     return rows + [_row(module, "", "activations", "analytic", nbytes) for module, nbytes in saved.items()]
+
+
+def _process_total(device: torch.device) -> list[dict[str, Any]]:
+    """What the driver says this process holds of the device, torch's cache and CUDA's own included; maybe nothing."""
+    try:
+        with nvml.open_device(uuid_of(device)) as gpu:
+            total = gpu.process_memory()
+    except GpuprofError:  # telemetry says why
+        total = None
+    return [] if total is None else [_row("", "", "process_total", "measured", total)]
 
 
 def _bytes(tensors: Sequence[torch.Tensor]) -> int:

@@ -1,8 +1,8 @@
 """Which phase of the step is running: forward, backward, optimizer or other.
 
-One mechanism for our own steps and for a user's: the first call of the model opens the forward, `torch.autograd`'s
-entry points open and close the backward, `torch.optim`'s global hooks the optimizer. What the loss needs after the
-model's call is still forward.
+One mechanism for our own steps and for a user's: a call of the model, or of one of its direct children where a step
+calls these one by one, opens the forward; `torch.autograd`'s way into the engine opens and closes the backward;
+`torch.optim`'s global hooks the optimizer. What the loss needs after the model's call is still forward.
 """
 
 from __future__ import annotations
@@ -47,18 +47,19 @@ def observed_phases(model: torch.nn.Module, changed: Callable[[str], None] | Non
         if changed is not None:
             changed(name)
 
-    def as_backward(run: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            if in_backward():  # a checkpoint's own backward inside the backward
-                return run(*args, **kwargs)
-            enter("backward")
-            phase.keeps_graph = bool(kwargs.get("create_graph"))
-            try:
-                return run(*args, **kwargs)
-            finally:
-                enter("other")
+    autograd: Any = torch.autograd
+    # what both backward and grad call, also when they were imported by name
+    run_backward = autograd._engine_run_backward
 
-        return wrapped
+    def backward(outputs: Any, gradients: Any, keep: bool, create: bool, *args: Any, **kwargs: Any) -> Any:
+        if in_backward():  # a checkpoint's own backward inside the backward
+            return run_backward(outputs, gradients, keep, create, *args, **kwargs)
+        phase.keeps_graph = create
+        enter("backward")
+        try:
+            return run_backward(outputs, gradients, keep, create, *args, **kwargs)
+        finally:
+            enter("other")
 
     def forward_starts(*_: Any) -> None:
         if not in_backward() and phase.name != "forward":
@@ -68,13 +69,16 @@ def observed_phases(model: torch.nn.Module, changed: Callable[[str], None] | Non
         register_optimizer_step_pre_hook(lambda *_: enter("optimizer")),
         register_optimizer_step_post_hook(lambda *_: enter("other")),
     ]
-    if model not in inside_compiled(model):
-        handles.append(model.register_forward_pre_hook(forward_starts))
-    backward, grad = torch.autograd.backward, torch.autograd.grad
-    torch.autograd.backward, torch.autograd.grad = as_backward(backward), as_backward(grad)
+    hidden = inside_compiled(model)
+    handles += [
+        module.register_forward_pre_hook(forward_starts)
+        for module in (model, *model.children())
+        if module not in hidden
+    ]
+    autograd._engine_run_backward = backward
     try:
         yield phase
     finally:
-        torch.autograd.backward, torch.autograd.grad = backward, grad
+        autograd._engine_run_backward = run_backward
         for handle in handles:
             handle.remove()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -20,6 +22,8 @@ from gpuprof.workload import Workload
 _CALL = "gpuprof#"
 _PHASE = "gpuprof:phase:"
 _NODE = "autograd::engine::evaluate_function: "
+_RUNTIME = re.compile(r"(cuda|cu|hip)[A-Z]").match  # names of CUDA's own calls
+_WAIT = re.compile(r"(Stream|Event|Context) (Wait|Sync)|Unknown Sync").match  # not work of the GPU
 _AUTOGRAD = ("autograd::", "torch::autograd::")  # names of nodes, not of operators
 
 
@@ -68,6 +72,11 @@ def trace(workload: Workload, before_step: Callable[[], None]) -> Traced:
         workload: what to run.
         before_step: run before each step (seeding).
     """
+    return ingest(*record(workload, before_step))
+
+
+def record(workload: Workload, before_step: Callable[[], None]) -> tuple[profile, Ownership]:
+    """Run the step under the profiler; its events are still to be read."""
     cuda = workload.device.type == "cuda"
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
     model = workload.model
@@ -79,13 +88,16 @@ def trace(workload: Workload, before_step: Callable[[], None]) -> Traced:
         with record_function(_PHASE + name):
             pass
 
-    # Kineto writes its stages to stderr unless told otherwise before its first use
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     # the first step under the profiler pays for its start-up and is thrown away
     plan = schedule(wait=0, warmup=1, active=1, repeat=1)
-    with profile(activities=activities, schedule=plan, record_shapes=True, with_flops=True) as profiler:
+    with (
+        _quiet_kineto(),
+        profile(activities=activities, schedule=plan, record_shapes=True, with_flops=True) as profiler,
+    ):
         before_step()
         workload.step()
+        if cuda:  # kernels of the first step must not run on into the second's record
+            torch.cuda.synchronize(workload.device)
         profiler.step()
         before_step()
         with observed(model, mark=mark) as ownership, observed_phases(model, mark_phase):
@@ -93,34 +105,68 @@ def trace(workload: Workload, before_step: Callable[[], None]) -> Traced:
             workload.step()
             if cuda:
                 torch.cuda.synchronize(workload.device)
-    events = read(profiler)
-    kernels, estimates, facts = attribute(events, *owners(events, ownership), is_composite=is_composite_name)
-    return Traced(table("kernels", kernels), table("estimates", estimates), PassOutcome("done", facts=facts))
+    return profiler, ownership
+
+
+@contextmanager
+def _quiet_kineto() -> Iterator[None]:
+    """Kineto writes its stages to stderr unless told otherwise before its first use."""
+    if "KINETO_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["KINETO_LOG_LEVEL"] = "99"
+    try:
+        yield
+    finally:
+        os.environ.pop("KINETO_LOG_LEVEL", None)
+
+
+def ingest(profiler: profile, ownership: Ownership) -> Traced:
+    """The ``kernels`` and ``estimates`` tables of a recorded step."""
+    collecting = gc.isenabled()
+    gc.disable()  # it would walk over hundreds of thousands of new tuples again and again, and find nothing
+    try:
+        events = read(profiler)
+        kernels, estimates, facts = attribute(events, *owners(events, ownership), is_composite=is_composite_name)
+        return Traced(table("kernels", kernels), table("estimates", estimates), PassOutcome("done", facts=facts))
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def read(profiler: profile) -> list[Event]:
-    """Kineto's events, straight from the binding: ``prof.events()`` builds the same list ten times slower."""
+    """Kineto's events, straight from the binding: ``prof.events()`` builds the same list ten times slower.
+
+    Every field costs a call, so each kind of event is asked only for what it has.
+    """
     results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]
     cpu = torch.autograd.DeviceType.CPU
     events = []
     for event in results.events():
-        if event.device_type() == cpu:
-            if event.linked_correlation_id() > 0:  # a CUDA runtime call; its kernel names the operator itself
-                continue
-            events.append(
-                Event(
-                    event.name(), False, event.start_thread_id(), event.start_ns(), event.end_ns(),
-                    event.correlation_id(), 0, event.sequence_nr(), event.fwd_thread_id(), event.flops(),
-                    event.shapes(),
-                )
-            )  # fmt: skip
-        elif not event.is_user_annotation():  # the shadow of a range on the GPU is no kernel
-            events.append(
-                Event(
-                    event.name(), True, event.device_resource_id(), event.start_ns(), event.end_ns(),
-                    event.correlation_id(), event.linked_correlation_id(),
-                )
-            )  # fmt: skip
+        name = event.name()
+        if event.device_type() != cpu:
+            # the shadow of a range on the GPU is no kernel, and neither is a wait
+            if not event.is_user_annotation() and not _WAIT(name):
+                events.append(
+                    Event(
+                        name, True, event.device_resource_id(), event.start_ns(), event.end_ns(),
+                        event.correlation_id(), event.linked_correlation_id(),
+                    )
+                )  # fmt: skip
+            continue
+        number, forward_thread, flops, shapes = -1, 0, 0, ()
+        if name.startswith(_NODE):
+            number, forward_thread = event.sequence_nr(), event.fwd_thread_id()
+        elif "::" in name:
+            flops, shapes = event.flops(), event.shapes()
+        elif event.linked_correlation_id() > 0 or _RUNTIME(name):
+            continue  # a CUDA runtime call; one that is linked to no operator has a number of another sequence
+        events.append(
+            Event(
+                name, False, event.start_thread_id(), event.start_ns(), event.end_ns(), event.correlation_id(), 0,
+                number, forward_thread, flops, shapes,
+            )
+        )  # fmt: skip
     return events
 
 

@@ -19,6 +19,9 @@ from gpuprof.record import Run
 from gpuprof.render.view import View
 from gpuprof.theory import CONVENTIONS
 
+_SLOWED = 1.2
+"""From this ratio of traced kernel time to the undisturbed step, times of modules are not taken at their word."""
+
 
 def header(run: Run, view: View, sums: dict[str, Any]) -> RenderableType:
     """The totals as labelled lines."""
@@ -150,6 +153,9 @@ def _memory(run: Run, sums: dict[str, Any]) -> str:
     text = f"peak {units.size(sums['peak_bytes'])} {'allocated' if cuda else 'resident set of the process'}"
     if sums["peak_reserved_bytes"]:
         text += f", {units.size(sums['peak_reserved_bytes'])} reserved"
+    total = run.memory.loc[run.memory["quantity"] == "process_total", "bytes"]
+    if len(total):
+        text += f", {units.size(total.iloc[0])} held by the process as NVML sees it"
     rows = account(run)
     peak = rows[rows["moment"] == "peak"]
     if len(peak):
@@ -158,6 +164,7 @@ def _memory(run: Run, sums: dict[str, Any]) -> str:
                  ("activations", "activations")]  # fmt: skip
         parts = [f"{words} {units.size(row[name])}" for name, words in named if row[name]]
         text += f"\nexpected {', '.join(parts)}; residual {units.size(row['residual'])}"
+        text += "" if cuda else " (with Python and its libraries)"
     return text
 
 
@@ -178,11 +185,13 @@ def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableTyp
                 f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
             )
             lines.append(f"Causality unknown, attention counted full: {some}.")
-    if "±" in str(lines) or run.done("trace"):
+    if run.done("trace"):
         lines.append(
             "Times are of one traced step: the union of the intervals of a module's kernels, backward with recompute. "
-            "Folded layers show their mean ± standard deviation."
+            "FLOPs are of the forward. Folded layers show their mean ± standard deviation."
         )
+        if sums["step_s"] and sums["kernel_s"] > _SLOWED * sums["step_s"]:
+            lines.append("Tracing slowed the step: read times below the whole as shares, not as seconds.")
     lines += [f"Warning: {text}" for text in (*run.warnings, *mismatches(run))]
     lines += [f"Invalid for tracking: {reason}" for reason in invalid_reasons(run.telemetry)]
     for name, outcome in run.passes.items():

@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import json as json_module
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
+from rich.table import Table
+from rich.text import Text
 
 from gpuprof import units
 from gpuprof.record import Run
 from gpuprof.render.console import to_text
 from gpuprof.render.view import View, frame
 
-_SHORT = {"params": "params", "trainable_params": "trainable"}
+_READABLE = [
+    "module", "class", "modules", "params", "macs", "flops_forward", "flops_backward", "time_s", "time_forward_s",
+    "time_backward_s", "flops_per_s_forward", "flops_per_s_backward", "mfu_forward", "mfu_backward", "mfu",
+]  # fmt: skip
+"""What people read of modules and classes; machines get every column."""
 
 
 def text(run: Run, view: View) -> str:
     """An aligned table; columns that do not fit the width are left out, the rightmost first."""
-    from rich.table import Table
-    from rich.text import Text
-
     rows = _readable(frame(run, view))
-    grid = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     room = view.width
     for column in rows:
-        longest = max([len(str(column)), *(len(value) for value in rows[column])])
-        wide = min(longest, 56) + 1
+        wide = min(max([len(str(column)), *(len(value) for value in rows[column])]), 56) + 2
         if room < wide:
             break
         room -= wide
-        grid.add_column(
-            str(column),
-            justify="left" if _is_text(column) else "right",
-            max_width=56,
-            no_wrap=True,
-            overflow="ellipsis",
-        )
+        side: Literal["left", "right"] = "left" if _is_text(column) else "right"
+        grid.add_column(str(column), justify=side, max_width=56, no_wrap=True, overflow="ellipsis")
     shown = list(rows)[: len(grid.columns)]
     for row in rows[shown].itertuples(index=False):
         grid.add_row(*(Text(value) for value in row))
@@ -80,6 +77,8 @@ def _is_text(column: Any) -> bool:
 
 
 def _readable(rows: pd.DataFrame) -> pd.DataFrame:
+    if "flops_forward" in rows:
+        rows = rows[[column for column in _READABLE if column in rows]]
     columns = {column: [_format(column, value) for value in rows[column]] for column in rows}
     return pd.DataFrame(columns, dtype="object")
 

@@ -19,7 +19,16 @@ from gpuprof.render.header import footer, header
 from gpuprof.render.view import View
 
 _TIMES = ("time_forward_s", "time_recompute_s", "time_backward_s")
-_COLUMNS = ("params", "%", "MACs", "FLOPs", "%", "forward", "backward", "FLOP/s", "MFU")
+_COLUMNS = {
+    "params": 6, "of params": 5, "MACs": 6, "FLOPs": 6, "of FLOPs": 5, "forward": 12, "backward": 13, "FLOP/s": 6,
+    "MFU %": 5,
+}  # fmt: skip
+"""Figures of a line and their widths."""
+
+_GIVE_WAY = ("MACs", "of params", "of FLOPs", "FLOP/s")
+"""Figures left out of a narrow report, in this order, so that names keep some room."""
+
+_HEADINGS = {"of params": "%", "of FLOPs": "%"}
 
 
 @dataclass
@@ -43,19 +52,32 @@ def render(run: Run, view: View) -> str:
     """Header, tree and notes as text of the view's width."""
     modules = by_module(run, view.convention)
     sums = totals(run, view.convention)
-    grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold", expand=False)
-    room = view.width - 70
-    grid.add_column("module", no_wrap=True, overflow="ellipsis", max_width=max(room, 24), min_width=20)
-    for name in _COLUMNS:
-        grid.add_column(name, justify="right", no_wrap=True)
+    columns = _fitting(view.width)
+    grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
+    # the figures keep their room; names give way
+    names = view.width - sum(_COLUMNS[name] + 1 for name in columns)
+    grid.add_column("module", no_wrap=True, overflow="ellipsis", min_width=16, max_width=max(names, 16))
+    for name in columns:
+        grid.add_column(_HEADINGS.get(name, name), justify="right", no_wrap=True)
     root = build(modules, view.depth)
     lost = _lost_time(modules)
     for prefix, node in _lines(root):
-        grid.add_row(Text(prefix + node.label), *_cells(node, sums, lost))
+        cells = _cells(node, sums, lost)
+        grid.add_row(Text(prefix + node.label), *(cells[name] for name in columns))
     rest = modules[modules["module"] == UNATTRIBUTED].iloc[0].to_dict()
     if any(_number(rest[c]) for c in (*_TIMES, "flops_forward", "flops_backward", "vector_flops_forward")):
-        grid.add_row(Text(UNATTRIBUTED), *_cells(Node(UNATTRIBUTED, rest), sums, lost))
+        cells = _cells(Node(UNATTRIBUTED, rest), sums, lost)
+        grid.add_row(Text(UNATTRIBUTED), *(cells[name] for name in columns))
     return to_text(Group(header(run, view, sums), Text(""), grid, *footer(run, view, sums)), view)
+
+
+def _fitting(width: int) -> list[str]:
+    """The figures that leave names at least 32 columns."""
+    columns = list(_COLUMNS)
+    for name in _GIVE_WAY:
+        if width - sum(_COLUMNS[c] + 1 for c in columns) < 32:
+            columns.remove(name)
+    return columns
 
 
 def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
@@ -154,7 +176,7 @@ def _lost(figures: dict[str, Any]) -> float | None:
     return None if share is None else (1 - share) * sum(_number(figures[c]) or 0.0 for c in _TIMES)
 
 
-def _cells(node: Node, sums: dict[str, Any], lost: float) -> list[Text]:
+def _cells(node: Node, sums: dict[str, Any], lost: float) -> dict[str, Text]:
     figures = node.figures
     number = {column: _number(value) for column, value in figures.items() if column not in ("module", "class")}
     flops = _plus(number["flops_forward"], number["flops_backward"])
@@ -164,17 +186,17 @@ def _cells(node: Node, sums: dict[str, Any], lost: float) -> list[Text]:
     own_loss = _lost(figures)
     part = own_loss / lost if own_loss is not None and lost > 0 else 0.0
     style = "bold red" if part >= 0.1 else "yellow" if part >= 0.02 else "green"
-    return [
-        Text(_count(number["params"])),
-        Text(_share(number["params"], sums["params"])),
-        Text(_count(number["macs"])),
-        Text(_count(number["flops_forward"])),
-        Text(_share(number["flops_forward"], sums["flops_forward"])),
-        Text(_time(number["time_forward_s"], node.spread.get("time_forward_s"))),
-        Text(_time(backward, node.spread.get("time_backward_s"))),
-        Text(units.si(flops / time if flops and time else None, digits=3)),
-        Text(units.percent(share), style=style if share is not None else ""),
-    ]
+    return {
+        "params": Text(_count(number["params"])),
+        "of params": Text(_share(number["params"], sums["params"])),
+        "MACs": Text(_count(number["macs"])),
+        "FLOPs": Text(_count(number["flops_forward"])),
+        "of FLOPs": Text(_share(number["flops_forward"], sums["flops_forward"])),
+        "forward": Text(_time(number["time_forward_s"], node.spread.get("time_forward_s"))),
+        "backward": Text(_time(backward, node.spread.get("time_backward_s"))),
+        "FLOP/s": Text(units.si(flops / time if flops and time else None, digits=3)),
+        "MFU %": Text(_percent(share), style=style if share is not None else ""),
+    }
 
 
 def _plus(*values: float | None) -> float | None:
@@ -187,11 +209,15 @@ def _count(value: float | None) -> str:
 
 
 def _share(value: float | None, total: float | None) -> str:
-    return units.percent(value / total if value is not None and total else None).replace(" %", "")
+    return _percent(value / total if value is not None and total else None)
+
+
+def _percent(share: float | None) -> str:
+    return units.percent(share).removesuffix(" %")
 
 
 def _time(seconds: float | None, spread: float | None) -> str:
     if not seconds:
         return units.MISSING
     text = units.duration(seconds, digits=3)
-    return f"{text} ±{spread:.0%}" if spread is not None else text
+    return f"{text} ±{min(round(spread * 100), 999)}%" if spread is not None else text

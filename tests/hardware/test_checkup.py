@@ -36,7 +36,7 @@ def test_a_cpu_machine_can_profile_and_says_what_it_lacks():
 
     assert checkup.works(list(findings.values()))
     assert all(findings[name].ok for name in ("torch", "torch internals", "counting", "timing", "trace"))
-    assert not any(findings[name].ok for name in ("cuda", "telemetry", "counters"))
+    assert not any(findings[name].ok for name in ("cuda", "telemetry", "nsight compute"))
     assert findings["cuda"].remedy
     assert findings["telemetry"].detail == "NVML needs an NVIDIA GPU"
 
@@ -78,8 +78,8 @@ def test_a_high_water_mark_that_cannot_be_reset_is_said(monkeypatch, tmp_path):
 def test_no_ncu_says_how_to_get_it(monkeypatch):
     monkeypatch.setenv("PATH", "")
 
-    assert "no ncu on PATH" in checkup._counters(cuda=True).detail
-    assert "Nsight Compute" in checkup._counters(cuda=True).remedy
+    assert "no ncu on PATH" in checkup._nsight_compute(cuda=True).detail
+    assert "Nsight Compute" in checkup._nsight_compute(cuda=True).remedy
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,10 @@ def test_no_ncu_says_how_to_get_it(monkeypatch):
         (None, 1 << 21, True),
     ],
 )
-def test_permission_for_counters(ncu, admin_only, capabilities, ok):
+def test_permission_for_nsight_compute(ncu, admin_only, capabilities, ok):
     ncu(admin_only, capabilities)
 
-    counters = checkup._counters(cuda=True)
+    counters = checkup._nsight_compute(cuda=True)
 
     assert counters.ok is ok
     assert counters.detail.startswith("Nsight Compute 2025.3.1.0, ")
@@ -107,13 +107,13 @@ def test_permission_for_counters(ncu, admin_only, capabilities, ok):
 def test_ncu_without_a_gpu_cannot_count(ncu):
     ncu(0)
 
-    assert checkup._counters(cuda=False).detail == "needs an NVIDIA GPU"
+    assert checkup._nsight_compute(cuda=False).detail == "needs an NVIDIA GPU"
 
 
 def test_an_ncu_that_does_not_run_is_a_finding(ncu):
     ncu(0).write_text("#!/no/such/interpreter\n")
 
-    assert "ncu does not run" in checkup._counters(cuda=True).detail
+    assert "ncu does not run" in checkup._nsight_compute(cuda=True).detail
 
 
 def test_nvml_calls_that_fail_are_listed(monkeypatch):

@@ -87,7 +87,7 @@ def test_the_cpu_has_a_name_no_datasheet_peak_and_a_remedy():
     assert facts["name"] == facts["cpu"]["name"] != ""
     assert facts["cpu"]["threads"] >= 1
     assert facts["peaks"] == {}
-    assert "gpuprof ceilings" in facts["peak_remedy"]
+    assert "measures its matmul ceiling" in facts["peak_remedy"]
 
 
 def test_cpu_cores_count_each_core_of_each_package_once(monkeypatch, tmp_path):

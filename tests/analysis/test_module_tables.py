@@ -1,0 +1,179 @@
+import numpy as np
+import pandas as pd
+import pytest
+from runs import gpu_run, kernel_row, row
+
+from gpuprof.analysis import modules
+from gpuprof.record import table
+
+
+def test_counts_roll_up_and_add_up():
+    frame = gpu_run().modules()
+
+    assert row(frame, module="layers.1")["flops_forward"] == 1000
+    assert row(frame, module="layers")["flops_forward"] == 2000
+    root, rest = row(frame, module=""), row(frame, module="(unattributed)")
+    assert (root["flops_forward"], root["flops_backward"], root["macs"]) == (4000, 8000, 2000)
+    assert root["flops_forward_full"] == 8000
+    assert (rest["flops_forward"], rest["flops_backward"]) == (0, 0)
+
+
+def test_times_rates_and_mfu():
+    frame = gpu_run().modules()
+
+    head = row(frame, module="head")
+    assert head["time_forward_s"] == pytest.approx(40e-9)
+    assert head["time_backward_s"] == pytest.approx(160e-9)
+    assert head["flops_per_s_forward"] == pytest.approx(50e9)
+    assert (head["mfu_forward"], head["mfu_backward"]) == (pytest.approx(0.5), pytest.approx(0.25))
+    assert head["mfu"] == pytest.approx(60 / 200)
+    assert row(frame, module="")["mfu"] == pytest.approx(0.3)
+    assert row(frame, module="(unattributed)")["time_forward_s"] == 0.0
+
+
+def test_another_convention_changes_counts_and_mfu_only():
+    full = row(gpu_run().modules("full"), module="head")
+
+    assert (full["flops_forward"], full["mfu_forward"]) == (4000, pytest.approx(1.0))
+    assert full["time_forward_s"] == pytest.approx(40e-9)
+
+
+def test_what_no_pass_measured_is_missing_not_zero():
+    run = gpu_run()
+    run.passes["trace"].status = "failed"
+
+    head = row(run.modules(), module="head")
+
+    assert head["flops_forward"] == 2000
+    for column in ("time_forward_s", "flops_per_s_forward", "mfu_forward", "mfu"):
+        assert pd.isna(head[column])
+
+
+def test_no_peak_no_mfu_but_a_rate():
+    run = gpu_run()
+    run.device["peaks"] = {}
+
+    head = row(run.modules(), module="head")
+
+    assert pd.isna(head["mfu"])
+    assert head["flops_per_s_forward"] == pytest.approx(50e9)
+
+
+def test_a_dtype_without_a_peak_leaves_no_mfu():
+    run = gpu_run()
+    run.ops.loc[run.ops["module"] == "head", "dtype"] = "float64"
+
+    frame = run.modules()
+
+    assert pd.isna(row(frame, module="head")["mfu"])
+    assert pd.isna(row(frame, module="")["mfu"])
+    assert row(frame, module="layers")["mfu"] == pytest.approx(0.3)
+
+
+def test_overlapping_streams_are_not_added_twice():
+    kernels = table(
+        "kernels",
+        [
+            kernel_row("a", "forward", "x", 0, 100, stream="1"),
+            kernel_row("a", "forward", "x", 50, 100, stream="2"),  # half of it beside the first
+            kernel_row("b", "forward", "x", 120, 10, stream="1"),  # all of it beside the second
+        ],
+    )
+
+    times = modules.kernel_times(kernels, ["", "a", "b"])
+
+    assert times["a"]["forward"] == pytest.approx(150e-9)
+    assert times["b"]["forward"] == pytest.approx(10e-9)
+    assert times[""]["forward"] == pytest.approx(150e-9)
+
+
+@pytest.mark.parametrize(
+    ("intervals", "length"),
+    [([], 0), ([(5, 9)], 4), ([(0, 4), (4, 6)], 6), ([(0, 10), (2, 3), (20, 21)], 11), ([(8, 9), (0, 1)], 2)],
+)
+def test_union(intervals, length):
+    start, end = (np.array([pair[side] for pair in intervals], dtype="int64") for side in (0, 1))
+
+    assert modules.union_ns(start, end) == length
+
+
+def test_by_class_counts_a_module_inside_its_own_class_once():
+    run = gpu_run()
+    run.tree.loc[run.tree["module"] == "layers", "class"] = "Block"
+
+    block = row(modules.by_class(run), **{"class": "Block"})
+
+    assert (block["modules"], block["flops_forward"]) == (3, 2000)
+    assert block["mfu"] == pytest.approx(0.3)
+
+
+def test_by_op_sets_torchs_estimate_beside_the_count():
+    frame = modules.by_op(gpu_run())
+
+    mm = row(frame, op="aten::mm")
+    assert (mm["flops"], mm["flops_profiler"], mm["kernels"]) == (4000, 4000, 3)
+    assert mm["mfu"] == pytest.approx(0.5)
+    bmm = row(frame, op="aten::bmm")
+    assert bmm["flops"] == 8000
+    assert pd.isna(bmm["flops_profiler"])
+
+
+def test_an_operator_without_a_rule_is_named_with_its_share_of_time():
+    run = gpu_run()
+
+    missing = modules.without_rule(run)
+
+    assert missing["op"].tolist() == ["mylib::step"]
+    assert missing["time_share"].tolist() == pytest.approx([40 / (80 + 320 + 40)])
+    assert pd.isna(row(modules.by_op(run), op="mylib::step")["flops"])
+
+
+def test_by_kernel():
+    frame = modules.by_kernel(gpu_run())
+
+    assert frame["kernel"].tolist() == ["gemm", "step"]
+    assert row(frame, kernel="gemm")["ops"] == "aten::bmm aten::mm"
+    assert row(frame, kernel="gemm")["time_share"] == pytest.approx(400 / 440)
+
+
+def test_by_phase():
+    frame = modules.by_phase(gpu_run())
+
+    assert frame["phase"].tolist() == ["forward", "backward", "optimizer"]
+    forward = row(frame, phase="forward")
+    assert forward["time_s"] == pytest.approx(80e-9)
+    assert forward["kernel_time_s"] == pytest.approx(80e-9)
+    assert forward["mfu"] == pytest.approx(0.5)
+
+
+def test_totals():
+    sums = modules.totals(gpu_run())
+
+    assert (sums["flops_forward"], sums["flops_backward"], sums["backward_ratio"]) == (4000, 8000, 2.0)
+    assert sums["step_s"] == pytest.approx(480e-9)
+    assert sums["step_iqr_s"] == pytest.approx(48e-9)
+    assert sums["flops_per_s"] == pytest.approx(12000 / 480e-9)
+    assert sums["mfu"] == pytest.approx(120 / 480)
+    assert sums["denominator"] == "datasheet"
+    assert sums["tokens_per_s"] == pytest.approx(8 / 480e-9)
+    assert sums["kernel_s"] == pytest.approx(440e-9)
+    assert sums["owned_share"] == 1.0
+    assert sums["peak_bytes"] == 1200
+
+
+def test_hardware_flops_make_the_hfu():
+    run = gpu_run()
+    run.ops["flops_hardware"] = run.ops["flops_hardware"] * 2
+
+    sums = modules.totals(run)
+
+    assert sums["mfu"] == pytest.approx(0.25)
+    assert sums["hfu"] == pytest.approx(0.5)
+
+
+def test_work_on_a_module_that_is_not_in_the_tree_is_a_bug_not_a_lost_row():
+    run = gpu_run()
+    run.ops.loc[0, "module"] = "nowhere"
+
+    with pytest.raises(AssertionError, match="nowhere"):
+        run.modules()

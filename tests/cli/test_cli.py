@@ -1,0 +1,170 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from runs import gpu_run
+
+import gpuprof
+
+MODEL = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(16, 8, bias=False)
+
+    def forward(self, x):
+        return self.fc(x).mean()
+
+def net():
+    return Net(), {"x": torch.ones(4, 16)}
+
+def raises():
+    class Bad(Net):
+        def forward(self, x):
+            raise ValueError("shapes do not fit")
+    return Bad(), {"x": torch.ones(4, 16)}
+
+def nan():
+    return Net(), {"x": torch.full((4, 16), float("nan"))}
+"""
+
+
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / "model.py").write_text(MODEL)
+    return tmp_path / "model.py"
+
+
+def gpuprof_cli(*arguments, cwd=None, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "gpuprof", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(gpuprof.__file__).parent.parent), "HF_HUB_OFFLINE": "1", **env},
+        check=False,
+    )
+
+
+def test_profile_then_show(model, tmp_path):
+    made = gpuprof_cli("profile", f"{model}:net", "-o", tmp_path / "run.json", "--steps", 2, "--optimizer", "none")
+
+    assert made.returncode == 0, made.stderr
+    assert made.stderr == ""  # no progress where there is no terminal, no noise of libraries
+    assert "fc: Linear" in made.stdout
+    shown = gpuprof_cli("show", tmp_path / "run.json", "--format", "csv", "-o", tmp_path / "rows.csv")
+    assert shown.returncode == 0, shown.stderr
+    rows = pd.read_csv(tmp_path / "rows.csv", keep_default_na=False).set_index("module")
+    assert rows.loc["fc", "flops_forward"] == 2 * 4 * 16 * 8
+    assert rows.loc["fc", "flops_backward"] == 2 * 4 * 16 * 8  # the input needs no gradient
+    assert float(rows.loc["fc", "time_forward_s"]) > 0
+    assert float(rows.loc["", "mfu"]) > 0
+
+
+def test_count_needs_no_measuring(tmp_path):
+    made = gpuprof_cli("count", "smollm2-135m", "--seq-len", 16, "-o", tmp_path / "c.json.gz", "-q")
+
+    assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
+    run = gpuprof.load(tmp_path / "c.json.gz")
+    assert list(run.passes) == ["count"]
+    # 134,515,008 parameters less 61 norms of 576 multiply once per token; attention sees 16 x 17 / 2 pairs
+    pairs = 16 * 17 // 2
+    assert run.modules()["flops_forward"].iloc[0] == 2 * 16 * (134_515_008 - 61 * 576) + 30 * 4 * 9 * 64 * pairs
+
+
+def test_a_verbose_run_says_how_each_pass_went(model):
+    made = gpuprof_cli("profile", f"{model}:net", "-v", "--passes", "count,time", "--steps", 1)
+
+    assert "count: done in" in made.stdout
+    assert "time: done in" in made.stdout
+    assert "trace" not in made.stdout
+
+
+def test_a_loss_that_is_not_finite_is_warned_and_measured(model):
+    made = gpuprof_cli("profile", f"{model}:nan", "--steps", 1)
+
+    assert made.returncode == 0
+    assert "Warning: the loss is nan: measured anyway" in made.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["profile", "smolm2-135m"], ["smolm2-135m", "smollm2-135m"]),
+        (["profile", "no/such.py:f"], ["no/such.py"]),
+        (["profile", "model.py:missing"], ["missing"]),
+        (["profile", "model.py:raises"], ["the model raised in the forward of Bad", "ValueError: shapes do not fit"]),
+        (["profile", "empty"], ["config.json"]),
+        (["profile", "gpt2", "--device", "cuda"], ["--device cpu"]),
+        (["profile", "gpt2", "--seq-len", "0"], ["--seq-len must be at least 1"]),
+        (["profile", "gpt2", "--steps", "0"], ["--steps must be at least 1"]),
+        (["profile", "gpt2", "--passes", "count,speed"], ["no pass named speed", "telemetry"]),
+        (["profile", "gpt2", "--peak-tflops", "-1"], ["--peak-tflops must be above 0"]),
+        (["profile", "gpt2", "-o", "nowhere/run.json"], ["there is no folder nowhere"]),
+        (["profile", "gpt2", "-o", "empty"], ["it is a folder"]),
+        (["profile", "gpt2", "--freeze", "nothing.*"], ["nothing.*"]),
+        (["profile", "gpt2", "--dtype", "int3"], ["int3"]),
+        (["count", "bert-base", "--mode", "generate"], ["generate"]),
+        (["show", "absent.json"], ["no file absent.json"]),
+        (["show", "model.py"], ["truncated or foreign"]),
+        (["show", "newer.json"], ["schema version 99", "upgrade gpuprof"]),
+        (["show", "run.json", "--by", "op", "--format", "tree"], ["a tree is by module"]),
+        (["show", "run.json", "--format", "tree", "--top", "3"], ["--format table"]),
+        (["show", "run.json", "--by", "op", "--sort", "speed"], ["no column 'speed'"]),
+        (["devices", "no such card"], ["no such card"]),
+    ],
+    ids=" ".join,
+)
+def test_bad_input_is_one_line_and_status_2(model, arguments, words):
+    folder = model.parent
+    (folder / "empty").mkdir()
+    gpu_run().save(folder / "run.json")
+    (folder / "newer.json").write_text(json.dumps({"gpuprof": "run", "schema_version": 99}))
+
+    ended = gpuprof_cli(*arguments, cwd=folder)
+
+    assert ended.returncode == 2, ended.stdout
+    assert ended.stderr.startswith("gpuprof: ")
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    for word in words:
+        assert word in ended.stderr
+    assert "Traceback" not in ended.stderr + ended.stdout
+
+
+@pytest.mark.parametrize("arguments", [["profile"], ["profile", "gpt2", "--mode", "dream"], ["fly"]])
+def test_wrong_usage_is_status_2(arguments):
+    ended = gpuprof_cli(*arguments)
+
+    assert ended.returncode == 2
+    assert "Usage" in ended.stderr
+
+
+def test_help_names_every_verb():
+    text = gpuprof_cli("--help").stdout
+
+    for verb in ("profile", "count", "show", "presets", "devices", "doctor"):
+        assert verb in text
+
+
+def test_presets_lists_parameter_counts():
+    text = gpuprof_cli("presets").stdout
+
+    assert "8,030,807,584" in text
+    assert "smollm2-135m" in text
+
+
+def test_a_reader_that_stops_reading_is_no_error(tmp_path):
+    gpu_run().save(tmp_path / "run.json")
+    command = f"{sys.executable} -m gpuprof show run.json --format csv | true"
+    ended = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(gpuprof.__file__).parent.parent)},
+    )  # fmt: skip
+
+    assert "Traceback" not in ended.stderr

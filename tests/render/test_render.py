@@ -1,0 +1,184 @@
+import csv
+import io
+import json
+
+import pandas as pd
+import pytest
+from runs import gpu_run, ops_row, tree_row
+
+import gpuprof
+from gpuprof.analysis.modules import MODULE_COLUMNS, by_module
+from gpuprof.record import table
+from gpuprof.render import FORMATS, render
+from gpuprof.render.tree import build
+from gpuprof.render.view import BY, View
+
+CONTRACT = [
+    "module", "class", "calls", "params", "trainable_params", "macs", "flops_forward", "flops_recompute",
+    "flops_backward", "flops_forward_full", "flops_backward_full", "vector_flops_forward", "vector_flops_recompute",
+    "vector_flops_backward", "time_forward_s", "time_recompute_s", "time_backward_s", "flops_per_s_forward",
+    "flops_per_s_backward", "mfu_forward", "mfu_backward", "mfu",
+]  # fmt: skip
+
+
+def labels(node, depth=0):
+    yield depth, node.label
+    for child in node.children:
+        yield from labels(child, depth + 1)
+
+
+def test_the_module_table_keeps_its_contract():
+    assert set(CONTRACT) <= set(MODULE_COLUMNS)
+    rows = list(csv.DictReader(io.StringIO(render(gpu_run(), "csv"))))
+
+    assert [row["module"] for row in rows] == ["", "layers", "layers.0", "layers.1", "head", "(unattributed)"]
+    assert rows[0]["flops_backward"] == "8000"
+    assert rows[-1]["params"] == rows[-1]["mfu"] == ""
+
+
+def test_csv_of_a_count_alone_leaves_times_empty():
+    run = gpu_run()
+    del run.passes["trace"]
+
+    rows = list(csv.DictReader(io.StringIO(render(run, "csv"))))
+
+    assert (rows[0]["flops_forward"], rows[0]["time_forward_s"], rows[0]["mfu"]) == ("4000", "", "")
+
+
+@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("format", [name for name in FORMATS if name != "tree"])
+def test_every_table_in_every_format(format, by):
+    text = render(gpu_run(), format, View(by=by))
+
+    assert text.endswith("\n")
+    if format == "json":
+        assert isinstance(json.loads(text), list)
+    if format == "csv":
+        assert len({len(line) for line in csv.reader(io.StringIO(text))}) == 1
+
+
+def test_json_keeps_integers_and_nulls():
+    rows = {row["module"]: row for row in json.loads(render(gpu_run(), "json"))}
+
+    assert rows["head"]["flops_forward"] == 2000
+    assert rows["(unattributed)"]["mfu"] is None
+
+
+def test_equal_layers_fold_and_their_times_are_averaged_with_their_spread():
+    run = gpu_run()
+    run.kernels.loc[(run.kernels["module"] == "layers.1") & (run.kernels["phase"] == "forward"), "duration_ns"] = 60
+
+    tree = build(by_module(run))
+
+    assert list(labels(tree)) == [(0, "Net"), (1, "layers: ModuleList"), (2, "(0-1): 2 x Block"), (1, "head: Linear")]
+    block = tree.children[0].children[0]
+    assert block.figures["flops_forward"] == 1000
+    assert block.figures["time_forward_s"] == pytest.approx(40e-9)  # of 20 and 60
+    assert block.spread["time_forward_s"] == pytest.approx(0.5)
+    assert block.figures["flops_per_s_forward"] == pytest.approx(1000 / 40e-9)
+
+
+def test_layers_that_differ_in_a_count_do_not_fold():
+    run = gpu_run()
+    run.ops.loc[(run.ops["module"] == "layers.1") & (run.ops["phase"] == "forward"), "flops_causal"] = 999
+
+    assert [label for _, label in labels(build(by_module(run)))][2:4] == ["0: Block", "1: Block"]
+
+
+def test_children_of_folded_layers_are_folded_with_them():
+    run = gpu_run()
+    inner = [tree_row(f"layers.{n}.fc", "Linear", 10) for n in (0, 1)]
+    rows = run.tree.to_dict(orient="records")
+    run.tree = table("tree", [*rows[:3], inner[0], rows[3], inner[1], rows[4]])
+    run.ops = table("ops", [ops_row(f"layers.{n}.fc", "forward", "aten::mm.default", 500) for n in (0, 1)])
+    run.kernels = run.kernels.assign(module=[m.replace("layers.0", "layers.0.fc") for m in run.kernels["module"]])
+
+    tree = list(labels(build(by_module(run))))
+
+    assert tree[2:4] == [(2, "(0-1): 2 x Block"), (3, "fc: Linear")]
+
+
+def test_depth_cuts_the_tree():
+    assert [label for _, label in labels(build(by_module(gpu_run()), depth=1))] == [
+        "Net", "layers: ModuleList", "head: Linear",
+    ]  # fmt: skip
+    assert "layers.0" not in render(gpu_run(), "csv", View(depth=1))
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_the_tree_keeps_to_its_width_and_says_what_matters(width):
+    text = render(gpu_run(), "tree", View(width=width))
+
+    assert max(map(len, text.splitlines())) <= width
+    assert "\x1b" not in text
+    for part in ("net · train", "causal", "2.000 x forward as counted", "MFU 25.0 %", "(0-1): 2 x Block"):
+        assert part in text
+    assert "mylib::step (3 calls, 9.1 % of kernel time)" in " ".join(text.split())
+
+
+def test_colour_only_when_asked():
+    assert "\x1b[" in render(gpu_run(), "tree", View(color=True))
+
+
+def test_names_are_no_markup():
+    run = gpu_run()
+    run.tree.loc[run.tree["module"] == "head", "class"] = "Odd[red]|<b>"
+
+    assert "head: Odd[red]|<b>" in render(run, "tree")
+    assert r"Odd[red]\|&lt;b>" in render(run, "markdown")
+
+
+def test_unknown_peak_is_said_with_its_remedy():
+    run = gpu_run()
+    run.device |= {"peaks": {}, "peak_remedy": "no peak is known: give --peak-tflops"}
+
+    assert "no MFU: no peak is known: give --peak-tflops" in render(run, "tree")
+
+
+def test_unknown_causality_and_skipped_passes_are_said():
+    run = gpu_run()
+    run.tree.loc[run.tree["module"] == "layers.0", "causality"] = "unknown"
+    run.passes["telemetry"] = gpuprof.record.PassOutcome("skipped", "no GPU", "use one")
+    run.warnings.append("the loss is nan")
+
+    text = render(run, "tree")
+
+    assert "Causality unknown, attention counted full: layers.0." in text
+    assert "Pass telemetry skipped: no GPU; use one" in text
+    assert "Warning: the loss is nan" in text
+
+
+def test_a_traced_step_much_slower_than_the_timed_one_is_said():
+    run = gpu_run()
+    run.samples["time_s"] = run.samples["time_s"] / 2
+
+    assert "Tracing slowed the step" in render(run, "tree")
+    assert "Tracing slowed the step" not in render(gpu_run(), "tree")
+
+
+def test_top_and_sort():
+    text = render(gpu_run(), "csv", View(by="op", sort="flops", top=1))
+
+    assert pd.read_csv(io.StringIO(text))["op"].tolist() == ["aten::bmm"]
+
+
+@pytest.mark.parametrize(
+    ("format", "view", "message"),
+    [
+        ("pdf", View(), "no format 'pdf'"),
+        ("csv", View(by="layer"), "cannot show by 'layer'"),
+        ("tree", View(by="op"), "a tree is by module"),
+        ("csv", View(sort="speed"), "no column 'speed'"),
+    ],
+)
+def test_bad_views_are_one_line(format, view, message):
+    with pytest.raises(gpuprof.GpuprofError, match=message):
+        render(gpu_run(), format, view)
+
+
+def test_an_empty_run_renders():
+    run = gpuprof.Run({"name": "m", "mode": "train"}, {"type": "cpu", "name": "c"}, {})
+    run.tree = table("tree", [tree_row("", "M")])
+
+    for format in FORMATS:
+        assert render(run, format)

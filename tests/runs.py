@@ -1,0 +1,78 @@
+"""Hand-made runs with figures that are easy to check."""
+
+import pandas as pd
+
+from gpuprof.record import PassOutcome, Run, table
+
+
+def ops_row(module, phase, op, flops, *, full=None, hardware=None, kind="matmul", calls=1, vector=0, dtype="bfloat16"):
+    return {
+        "module": module, "phase": phase, "op": op, "kind": kind, "shapes": "", "dtype": dtype, "calls": calls,
+        "flops_causal": flops, "flops_full": flops if full is None else full,
+        "flops_hardware": flops if hardware is None else hardware, "vector_flops": vector, "bytes": 10,
+    }  # fmt: skip
+
+
+def tree_row(module, cls, params=0, calls=1):
+    return {
+        "module": module, "class": cls, "extra": "", "calls": calls, "params": params, "trainable_params": params,
+        "param_bytes": 2 * params, "trainable_bytes": 2 * params, "causality": "",
+    }  # fmt: skip
+
+
+def kernel_row(module, phase, op, start, duration, *, kernel="gemm", call=0, stream="7"):
+    return {
+        "module": module, "phase": phase, "op": op, "kernel": kernel, "call": call, "shapes": "", "stream": stream,
+        "start_ns": start, "duration_ns": duration,
+    }  # fmt: skip
+
+
+def gpu_run() -> Run:
+    """Two equal layers and a head on a device of 100 GFLOP/s: forward at half of peak, backward at a quarter."""
+    modules = [("", "Net"), ("layers", "ModuleList"), ("layers.0", "Block"), ("layers.1", "Block"), ("head", "Linear")]
+    work = {"layers.0": 1000, "layers.1": 1000, "head": 2000}
+    ops, kernels, clock = [], [], 0
+    for phase, factor, slow in (("forward", 1, 2), ("backward", 2, 4)):
+        for number, (module, flops) in enumerate(work.items()):
+            duration = flops * factor * slow // 100  # ns at 100 FLOP/ns
+            op = "aten::mm.default" if phase == "forward" else "aten::bmm.default"
+            ops.append(ops_row(module, phase, op, flops * factor, full=2 * flops * factor))
+            kernels.append(kernel_row(module, phase, op.partition(".")[0], clock, duration, call=number))
+            clock += duration
+    ops.append(ops_row("(unattributed)", "optimizer", "mylib::step.default", None, kind="", calls=3))
+    ops[-1].update(flops_full=None, flops_hardware=None, vector_flops=None, bytes=None)
+    kernels.append(kernel_row("(unattributed)", "optimizer", "mylib::step", clock, 40, kernel="step", call=9))
+    return Run(
+        workload={"name": "net", "mode": "train", "dtype": "bfloat16", "tokens_per_step": 8, "samples_per_step": 2},
+        device={"type": "cuda", "name": "Toy GPU", "peaks": {"datasheet": {"bfloat16": 100e9}}},
+        environment={"torch": "2.13.0", "transformers": "5.0", "date": "2026-01-02T03:04:05+00:00"},
+        settings={"convention": "causal", "peak_tflops": None},
+        passes={name: PassOutcome("done") for name in ("count", "time", "trace", "memory")},
+        tree=table("tree", [tree_row(m, c, {"": 70, "layers": 20, "head": 50}.get(m, 10)) for m, c in modules]),
+        ops=table("ops", ops),
+        kernels=table("kernels", kernels),
+        estimates=table(
+            "estimates",
+            [{"module": "head", "phase": "forward", "op": "aten::mm", "calls": 3, "flops_profiler": 4000}],
+        ),
+        samples=table(
+            "samples",
+            [{"step": n, "phase": p, "time_s": t * s} for n, s in enumerate((1.0, 1.1, 0.9))
+             for p, t in (("step", 480e-9), ("forward", 80e-9), ("backward", 340e-9), ("optimizer", 60e-9))],
+        ),
+        memory=table(
+            "memory",
+            [{"module": "", "phase": "forward", "quantity": "allocated_exit", "source": "measured", "bytes": 1000},
+             {"module": "", "phase": "forward", "quantity": "allocated_peak", "source": "measured", "bytes": 1200},
+             {"module": "", "phase": "", "quantity": "parameters", "source": "analytic", "bytes": 700},
+             {"module": "head", "phase": "", "quantity": "activations", "source": "analytic", "bytes": 250}],
+        ),
+    )  # fmt: skip
+
+
+def row(frame: pd.DataFrame, **where) -> dict:
+    """The one row of a table where the columns have these values."""
+    for column, value in where.items():
+        frame = frame[frame[column] == value]
+    assert len(frame) == 1, frame
+    return frame.iloc[0].to_dict()

@@ -1,0 +1,100 @@
+import gzip
+import json
+import stat
+
+import pytest
+from runs import gpu_run
+
+import gpuprof
+from gpuprof.record import SCHEMA_VERSION, TABLES
+
+
+@pytest.mark.parametrize("name", ["run.json", "run.json.gz"])
+def test_save_and_load_keep_everything(tmp_path, name):
+    run = gpu_run()
+
+    loaded = gpuprof.load(run.save(tmp_path / name))
+
+    assert loaded.to_dict() == run.to_dict()
+    assert loaded.modules().equals(run.modules())
+
+
+def test_counts_stay_exact_beyond_what_a_float_holds(tmp_path):
+    run = gpu_run()
+    run.ops.loc[0, "flops_full"] = 2**60 + 1
+
+    assert gpuprof.load(run.save(tmp_path / "run.json")).ops.loc[0, "flops_full"] == 2**60 + 1
+
+
+def test_unknown_figures_stay_missing(tmp_path):
+    run = gpu_run()
+
+    loaded = gpuprof.load(run.save(tmp_path / "run.json"))
+
+    assert loaded.ops.loc[loaded.ops["kind"] == "", "flops_causal"].isna().all()
+
+
+def test_saving_replaces_whole_files_and_leaves_no_others(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text("before")
+
+    gpu_run().save(path)
+
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+    assert stat.S_IMODE(path.stat().st_mode) & stat.S_IROTH or stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "run.json"
+    path.write_text("before")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+
+    with pytest.raises(gpuprof.GpuprofError, match="No space left on device"):
+        gpu_run().save(path)
+
+    assert path.read_text() == "before"
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_missing_folder_is_one_line(tmp_path):
+    with pytest.raises(gpuprof.GpuprofError, match="No such file or directory"):
+        gpu_run().save(tmp_path / "nowhere" / "run.json")
+
+
+def broken(tmp_path, content):
+    path = tmp_path / "run.json"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "truncated or foreign"),
+        (b"not json", "truncated or foreign"),
+        (b"\x89PNG\r\n\x1a\n", "truncated or foreign"),
+        (json.dumps(gpu_run().to_dict()).encode()[:-100], "truncated or foreign"),
+        (gzip.compress(json.dumps(gpu_run().to_dict()).encode())[:-20], "truncated or foreign"),
+        (b"[1, 2]", "no gpuprof run"),
+        (b'{"gpuprof": "other"}', "no gpuprof run"),
+        (json.dumps({"gpuprof": "run", "schema_version": SCHEMA_VERSION + 1}).encode(), "upgrade gpuprof"),
+        (json.dumps({"gpuprof": "run", "schema_version": "x"}).encode(), "upgrade gpuprof"),
+        (json.dumps({"gpuprof": "run", "schema_version": 1}).encode(), "missing or broken"),
+        (json.dumps({**gpu_run().to_dict(), "ops": {"calls": ["many"]}}).encode(), "missing or broken"),
+    ],
+)
+def test_bad_files_are_one_line(tmp_path, content, message):
+    with pytest.raises(gpuprof.GpuprofError, match=message) as caught:
+        gpuprof.load(broken(tmp_path, content))
+
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(gpuprof.GpuprofError, match=r"no file .*absent\.json"):
+        gpuprof.load(tmp_path / "absent.json")
+
+
+def test_every_column_is_described():
+    for columns in TABLES.values():
+        assert all(columns.values())
