@@ -182,6 +182,7 @@ def observed(
     def end(call: Call) -> None:
         if call.range is not None:
             call.range.__exit__(None, None, None)
+            call.range = None
         ownership.close(call)
 
     def before(module: torch.nn.Module, *_: Any) -> None:
@@ -219,6 +220,9 @@ def observed(
     finally:
         for handle in handles:
             handle.remove()
+        for call in reversed(ownership.calls):  # an interrupt by the user skips the hooks of what was running
+            if call.range is not None:
+                end(call)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -169,7 +170,8 @@ def run_passes(
     def count_pass() -> PassOutcome:
         seeded()
         execute = weightless.execute if workload.device.type == "meta" else None
-        run.ops, run.tree, outcome = counting.count(_watched(workload, run), execute)
+        run.ops, run.tree, outcome, result = counting.count(workload, execute)
+        run.warnings += _loss_warning(result)
         return outcome
 
     def time_pass() -> PassOutcome:
@@ -218,20 +220,14 @@ def _measured_ceilings(run: Run) -> dict[str, float]:
     return cpu_ceilings(sorted(dtypes), seconds=0.5)["measured"]
 
 
-def _watched(workload: Workload, run: Run) -> Workload:
-    """The workload, with a look at its loss: one that is not finite is measured all the same, and said."""
-
-    def step() -> Any:
-        result = workload.step()
-        if isinstance(result, torch.Tensor) and result.numel() == 1 and result.device.type != "meta":
-            value = result.detach()
-            if value.is_floating_point() and not bool(torch.isfinite(value)):
-                run.warnings.append(
-                    f"the loss is {float(value)}: measured anyway, but kernels may be faster or slower on such values"
-                )
-        return result
-
-    return Workload(**{**vars(workload), "step": step})
+def _loss_warning(result: Any) -> list[str]:
+    """A loss that is not finite is measured all the same, and said."""
+    if not isinstance(result, torch.Tensor) or result.numel() != 1 or result.device.type == "meta":
+        return []
+    value = float(result.detach())
+    if math.isfinite(value):
+        return []
+    return [f"the loss is {value}: measured anyway, but kernels may be faster or slower on such values"]
 
 
 def _options(**given: Any) -> Options:

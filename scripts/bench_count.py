@@ -39,7 +39,7 @@ def gpuprof_counter() -> Callable[[], dict[str, int]]:
 
 
 def torch_counter() -> Callable[[], dict[str, int]]:
-    """The same modules called one after another: the whole model looks at the values of its inputs, which meta lacks."""
+    """The same modules called one by one: the whole model looks at the values of its inputs, which meta lacks."""
     model: Any = build(MODEL, Options(mode="generate", image_crops=CROPS), weightless=True).model
     inner, config = model.model, model.config
     size, dtype = config.vision_config.image_size, model.dtype

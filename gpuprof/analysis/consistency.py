@@ -23,6 +23,8 @@ def mismatches(run: Run) -> list[str]:
     lines = []
     for (phase, op), calls in counted.items():
         seen = int(traced.get((phase, op), 0))
-        if seen != calls:
+        # a checkpoint stops its recomputation inside an operator: a CPU's trace shows that it began
+        begun = phase == "recompute" and run.device.get("type") == "cpu" and seen > calls
+        if seen != calls and not begun:
             lines.append(f"{op} in the {phase}: counted {calls} calls, traced {seen}: the passes ran different steps")
     return lines

@@ -282,6 +282,19 @@ def without_rule(run: Run) -> pd.DataFrame:
     return missing[columns].reset_index(drop=True)
 
 
+def estimate_coverage(run: Run) -> float | None:
+    """Share of the counted matmul FLOPs (full square) that torch.profiler's own estimates reach; None if unknown.
+
+    Its estimates for elementwise operators are left out.
+    """
+    counted_flops = run.ops["flops_full"].sum()
+    if not (run.done("trace") and run.done("count")) or not counted_flops:
+        return None
+    rules = run.estimates["op"].map(rule_for)
+    elementwise = rules.map(lambda rule: rule is not None and rule.kind == "vector")
+    return float(run.estimates.loc[~elementwise, "flops_profiler"].sum() / counted_flops)
+
+
 def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
     """The figures of the header; None where a figure is not known.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -28,6 +29,7 @@ for verb in (profile, count, show, presets, devices, doctor):
 
 def main() -> None:
     """Run the command line; what the user can mend is one line on stderr and status 2."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the report is what the user asked for
     try:
         app()
     except GpuprofError as error:

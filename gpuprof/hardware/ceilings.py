@@ -84,11 +84,12 @@ def cpu_ceilings(dtypes: Iterable[str], seconds: float = 1.0) -> dict[str, Any]:
     Returns:
         ``{"measured": {dtype: FLOP/s}, "how": {dtype: what measure_matmul says}}``.
     """
-    how = {
-        dtype: measure_matmul(torch.device("cpu"), dtype, seconds)
-        for dtype in dict.fromkeys(dtypes)
-        if dtype in _CPU_DTYPES
-    }
+    with torch.random.fork_rng(devices=()):
+        how = {
+            dtype: measure_matmul(torch.device("cpu"), dtype, seconds)
+            for dtype in dict.fromkeys(dtypes)
+            if dtype in _CPU_DTYPES
+        }
     return {"measured": {dtype: result["flops_per_s"] for dtype, result in how.items()}, "how": how}
 
 

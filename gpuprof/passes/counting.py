@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -11,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpuprof.attribution import NOWHERE, Ownership, Scope, observed
+from gpuprof.passes.flex import flex_attention_booked
 from gpuprof.passes.operators import is_composite
 from gpuprof.passes.phases import Phase, observed_phases
 from gpuprof.record import PassOutcome, table
@@ -24,14 +26,16 @@ Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 """How an operator is carried out."""
 
 _sdpa = torch.nn.functional.scaled_dot_product_attention
+_multi_head = torch.nn.functional.multi_head_attention_forward
 
 
 class Counted(NamedTuple):
-    """What the counting pass gives: the raw tables and how it ended."""
+    """What the counting pass gives: the raw tables, how it ended, and what the step returned."""
 
     ops: pd.DataFrame
     tree: pd.DataFrame
     outcome: PassOutcome
+    result: Any
 
 
 def count(workload: Workload, execute: Execute | None = None) -> Counted:
@@ -52,8 +56,9 @@ def count(workload: Workload, execute: Execute | None = None) -> Counted:
         observed_phases(model, lambda name: place.phase_changed(name)) as phase,
         _AttentionCalls(ownership, place := _Place(ownership, phase), fuse=execute is not None),
         _Counter(place, execute or _run) as counter,
+        flex_attention_booked(counter.book),
     ):
-        workload.step()
+        result = workload.step()
     rows, causality = counter.rows()
     calls: dict[str, int] = {}
     for call in ownership.calls:
@@ -61,7 +66,7 @@ def count(workload: Workload, execute: Execute | None = None) -> Counted:
             calls[call.scope.module] = calls.get(call.scope.module, 0) + 1
     missing = sorted({row["op"] for row in rows if not row["kind"]})
     facts = {"calls": sum(counter.counts.values()), "ops_without_rule": missing}
-    return Counted(table("ops", rows), module_tree(model, calls, causality), PassOutcome("done", facts=facts))
+    return Counted(table("ops", rows), module_tree(model, calls, causality), PassOutcome("done", facts=facts), result)
 
 
 def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[str, str]) -> pd.DataFrame:
@@ -119,10 +124,16 @@ class _Counter(TorchDispatchMode):
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
+        return self.book(func, args, lambda: self._execute(func, args, kwargs), kwargs)
+
+    def book(
+        self, func: Any, args: tuple[Any, ...], run: Callable[[], Any], kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Count a call of an operator, and return what ``run`` computes for it."""
         scope, phase = self._place()
         # args before the call: in-place operators may change the metadata of what they are given
         signature = _Signature(func, scope, phase, _spec(args), _spec(tuple(kwargs.items())) if kwargs else ())
-        out = self._execute(func, args, kwargs)
+        out = run()
         if signature in self.counts:
             self.counts[signature] += 1
         else:
@@ -149,7 +160,7 @@ class _Counter(TorchDispatchMode):
                 priced = _figures(cost, least_bytes(cost, found[1], args, kwargs, out))
                 if not known:
                     causality[module] = "unknown"
-                elif kind == "attention" or cost.causal not in (None, cost.full):
+                elif kind == "attention" or cost.causal is not None:
                     causality.setdefault(module, "known")
             row: dict[str, Any] = {
                 "module": module,
@@ -217,9 +228,10 @@ class _Place:
 
 
 class _AttentionCalls(TorchFunctionMode):
-    """Opens a scope around scaled_dot_product_attention, so that its parts know what its arguments said.
+    """Opens a scope around torch's attention functions, so that their parts know what the arguments said.
 
-    The math backend takes the call apart before a dispatch mode sees it; only here is ``is_causal`` still known.
+    They are taken apart, by the math backend or for the weights, before a dispatch mode sees them; only here is
+    ``is_causal`` still known.
     """
 
     def __init__(self, ownership: Ownership, place: _Place, fuse: bool) -> None:
@@ -229,9 +241,16 @@ class _AttentionCalls(TorchFunctionMode):
         self.fuse = fuse
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not _sdpa:
-            return func(*args, **(kwargs or {}))
-        return self._attend(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is _sdpa:
+            return self._attend(*args, **kwargs)
+        if func is _multi_head:
+            causal = True if kwargs.get("is_causal") else False if kwargs.get("attn_mask") is None else None
+            width, heads = args[3:5]
+            facts = AttentionFacts(causal, None, (width // heads,), align="top-left")
+            with self.ownership.within(Scope(self.place()[0].module, facts)):
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
 
     def _attend(
         self, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
@@ -242,7 +261,7 @@ class _AttentionCalls(TorchFunctionMode):
         if attn_mask is None:
             facts = AttentionFacts(is_causal, None, dims, align="top-left")
         elif around.facts is not None:
-            facts = AttentionFacts(around.facts.causal, around.facts.window, dims)
+            facts = replace(around.facts, head_dims=dims)
         else:
             facts = AttentionFacts(None, None, dims)
         with self.ownership.within(Scope(around.module, facts)):

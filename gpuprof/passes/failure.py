@@ -33,10 +33,11 @@ class StepFailure(NamedTuple):
 
 
 def explain(error: Exception, workload: Workload) -> StepFailure:
-    """Say what failed, in which phase and module."""
+    """Say what failed, in which phase and module; the error's frames then hold nothing of the step any more."""
     if isinstance(error, GpuprofError):
         return StepFailure(str(error), "", error)
     phase, module = _where(error.__traceback__, workload.model)
+    _let_go(error.__traceback__)
     place = f"the {phase}" + (f" of {module}" if module else "")
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error):
         return StepFailure(f"out of memory in {place}{_reached(workload.device)}", _less_memory(workload), error)
@@ -59,6 +60,12 @@ def _where(trace: TracebackType | None, model: torch.nn.Module) -> tuple[str, st
     return phase, module
 
 
+def _let_go(trace: TracebackType | None) -> None:
+    traceback.clear_frames(trace)
+    for frame, _ in traceback.walk_tb(trace):
+        frame.f_locals.get("self")  # what was read of a frame stays with it until it is read again
+
+
 def _short(error: Exception, limit: int = 300) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
@@ -72,6 +79,8 @@ def _reached(device: torch.device) -> str:
 
 
 def _less_memory(workload: Workload) -> str:
+    if workload.description.get("source") == "module":  # the options below are for models given by name
+        return "give smaller or fewer inputs, a model in a smaller dtype, or checkpoint its activations"
     lower = ["--batch-size", "--seq-len"]
     if workload.description.get("dtype") == "float32":
         lower.append("--dtype bfloat16")

@@ -28,10 +28,12 @@ class Phase:
     Attributes:
         name: forward, backward, optimizer or other.
         keeps_graph: the running backward builds a graph of itself (``create_graph=True``).
+        around: what the step comes back to after a backward; an optimizer may call for one of its own (L-BFGS).
     """
 
     name: str = "forward"
     keeps_graph: bool = False
+    around: str = "other"
 
 
 @contextmanager
@@ -59,15 +61,23 @@ def observed_phases(model: torch.nn.Module, changed: Callable[[str], None] | Non
         try:
             return run_backward(outputs, gradients, keep, create, *args, **kwargs)
         finally:
-            enter("other")
+            enter(phase.around)
+
+    def optimizer_starts(*_: Any) -> None:
+        phase.around = "optimizer"
+        enter("optimizer")
+
+    def optimizer_ends(*_: Any) -> None:
+        phase.around = "other"
+        enter("other")
 
     def forward_starts(*_: Any) -> None:
         if not in_backward() and phase.name != "forward":
             enter("forward")
 
     handles = [
-        register_optimizer_step_pre_hook(lambda *_: enter("optimizer")),
-        register_optimizer_step_post_hook(lambda *_: enter("other")),
+        register_optimizer_step_pre_hook(optimizer_starts),
+        register_optimizer_step_post_hook(optimizer_ends),
     ]
     hidden = inside_compiled(model)
     handles += [

@@ -202,14 +202,19 @@ class _Frame:
 
 
 class _Node:
-    """A running autograd node, in which a checkpoint may run a forward again."""
+    """A running autograd node, in which a function of somebody's own may run a forward again."""
 
-    __slots__ = ("called", "pending", "reruns")
+    __slots__ = ("called", "pending")
 
-    def __init__(self, reruns: bool) -> None:
-        self.reruns = reruns  # all of it outside a nested backward is recomputation
-        self.called = ""  # the module called last by the recomputation in this node
-        self.pending: list[_OpCall] = []  # operators after that call
+    def __init__(self) -> None:
+        self.called = False  # a module, in this node
+        self.pending: list[_OpCall] = []  # operators since then
+
+    def calls_again(self) -> None:
+        """Another module is called in this node: what ran since the last one was recomputation too."""
+        for call in self.pending:
+            call.phase = "recompute"
+        self.called, self.pending = True, []
 
 
 class _OpCall:
@@ -251,16 +256,22 @@ def attribute(
     host = sorted((e for e in events if not e.on_device), key=lambda e: (e.thread, e.start, -e.end))
     device = [e for e in events if e.on_device]
     op_calls: list[_OpCall] = []
-    launchers: dict[int, tuple[_Frame, str]] = {}
+    launching = {e.linked for e in device}
+    launchers: dict[int, tuple[_Frame, str, str]] = {}
     estimates: dict[tuple[str, str, str], list[int]] = {}
     thread: int | None = None
     stack: list[_Frame] = []
-    phase, last_owner = "", UNATTRIBUTED
+    # the phase is the whole step's: autograd's own threads, and a user's, are in the one that was marked last
+    marks = sorted((e.start, e.name[len(_PHASE) :]) for e in host if e.name.startswith(_PHASE))
+    phase, following, last_owner = "other", 0, UNATTRIBUTED
     outside = _Frame(0, UNATTRIBUTED, "")
     for event in host:
         if event.thread != thread:
             thread, stack, last_owner = event.thread, [], UNATTRIBUTED
-            phase = "backward"  # autograd's own threads do nothing else; on others a marker comes first
+            phase, following = "other", 0
+        while following < len(marks) and marks[following][0] <= event.start:
+            phase = marks[following][1]
+            following += 1
         while stack and stack[-1].end <= event.start:
             stack.pop()
         around = stack[-1] if stack else outside
@@ -272,23 +283,20 @@ def attribute(
             module, again = calls[int(name[len(_CALL) :])]
             frame = _Frame(event.end, module, "recompute" if again else "", around.node)
             if again and around.phase == "backward" and around.node is not None:
-                _close_gap(around.node, module)
+                around.node.calls_again()
         elif name.startswith(_PHASE):
-            phase = name[len(_PHASE) :]
             continue
         elif name.startswith(_NODE):
             if event.number >= 0:  # AccumulateGrad has none: it follows the node whose gradient it takes
+                made_by = maker(event.forward_thread, event.number)
                 # made by no module call: part of a checkpoint's own backward, and so of what runs that
-                last_owner = maker(event.forward_thread, event.number) or around.owner
-            frame = _Frame(event.end, last_owner, "backward", _Node("CheckpointFunction" in name))
+                last_owner = around.owner if made_by is None else made_by
+            frame = _Frame(event.end, last_owner, "backward", _Node())
         elif "::" in name and not name.startswith(_AUTOGRAD) and not is_composite(name):
             call = _OpCall(len(op_calls), event, around.owner, around.phase or phase)
             op_calls.append(call)
-            if around.phase == "backward" and around.node is not None:
-                if around.node.reruns:
-                    call.phase = "recompute"
-                else:
-                    around.node.pending.append(call)
+            if around.phase == "backward" and around.node is not None and around.node.called:
+                around.node.pending.append(call)
             frame = _Frame(event.end, around.owner, call.phase, around.node, call)
         else:
             frame = _Frame(event.end, around.owner, around.phase, around.node)
@@ -296,19 +304,16 @@ def attribute(
             estimate = estimates.setdefault((frame.owner, frame.phase or phase, name), [0, 0])
             estimate[0] += 1
             estimate[1] += event.flops
-        if event.correlation:
-            launchers[event.correlation] = (frame, phase)
+        if event.correlation in launching:
+            launchers[event.correlation] = (frame, frame.phase or phase, name)
         if frame is not around:
             stack.append(frame)
     kernels = _device_times(device, launchers) if device else _operator_times(op_calls)
+    linked = sum(event.linked in launchers for event in device) if device else len(kernels)
     first = min((row["start_ns"] for row in kernels), default=0)
     for row in kernels:
         row["start_ns"] -= first
-    facts = {
-        "events": len(events),
-        "kernels": len(kernels),
-        "kernels_linked": sum(row["op"] != "" for row in kernels),
-    }
+    facts = {"events": len(events), "kernels": len(kernels), "kernels_linked": linked}
     rows = [
         {"module": module, "phase": where, "op": op, "calls": times, "flops_profiler": flops}
         for (module, where, op), (times, flops) in estimates.items()
@@ -316,31 +321,19 @@ def attribute(
     return kernels, rows, facts
 
 
-def _close_gap(node: _Node, module: str) -> None:
-    """A recomputation calls its next module: what ran since the last one was recomputation too."""
-    if node.called:
-        for call in node.pending:
-            call.phase, call.module = "recompute", node.called.rpartition(".")[0]
-    node.called, node.pending = module, []
-
-
-def _device_times(device: list[Event], launchers: dict[int, tuple[_Frame, str]]) -> list[dict[str, Any]]:
+def _device_times(device: list[Event], launchers: dict[int, tuple[_Frame, str, str]]) -> list[dict[str, Any]]:
+    """Kernels, copies and fills in order of start, each under the operator that launched it."""
     rows = []
+    nothing = (_Frame(0, UNATTRIBUTED, ""), "other", "")
     for event in sorted(device, key=lambda e: e.start):
-        frame, phase = launchers.get(event.linked, (None, "other"))
-        call = frame.call if frame is not None else None
-        module, op, shapes, number = UNATTRIBUTED, "", "", None
+        frame, phase, name = launchers.get(event.linked, nothing)
+        call = frame.call
         if call is not None:
-            module, phase, op, shapes, number = (
-                call.module,
-                call.phase,
-                call.name,
-                _shapes(call.shapes),
-                call.number,
+            rows.append(
+                _kernel(call.module, call.phase, call.name, event.name, call.number, _shapes(call.shapes), event)
             )
-        elif frame is not None:
-            module, phase = frame.owner, frame.phase or phase
-        rows.append(_kernel(module, phase, op, event.name, number, shapes, event))
+        else:  # launched by a node or a function of the user's, with no operator between
+            rows.append(_kernel(frame.owner, phase, name.removeprefix(_NODE), event.name, None, "", event))
     return rows
 
 

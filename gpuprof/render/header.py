@@ -13,7 +13,14 @@ from gpuprof import units
 from gpuprof.analysis.consistency import mismatches
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds
 from gpuprof.analysis.memory import account
-from gpuprof.analysis.modules import by_phase, convention_of, counted, totals, without_rule
+from gpuprof.analysis.modules import (
+    by_phase,
+    convention_of,
+    counted,
+    estimate_coverage,
+    totals,
+    without_rule,
+)
 from gpuprof.analysis.telemetry import invalid_reasons
 from gpuprof.record import Run
 from gpuprof.render.view import View
@@ -53,10 +60,8 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
                 f"{units.si(sums['flops_recompute'])}FLOPs of checkpoints, not in the model's FLOPs",
             )
         beyond = f"hardware {units.si(sums['flops_hardware'])}FLOPs"
-        yield (
-            "Beside them",
-            f"{beyond}; vector operators about {units.si(sums['vector_flops'])}FLOPs (estimate)",
-        )
+        vector = f"vector operators about {units.si(sums['vector_flops'])}FLOPs (estimate)"
+        yield "Beside them", f"{beyond}; {vector}{_coverage(run)}"
     if sums["step_s"] is not None:
         yield "Step", _step(run, sums)
     if sums["flops_per_s"]:
@@ -65,6 +70,11 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
         yield "Kernels", _kernels(run, sums)
     if sums["peak_bytes"] is not None:
         yield "Memory", _memory(run, sums)
+
+
+def _coverage(run: Run) -> str:
+    covered = estimate_coverage(run)
+    return "" if covered is None else f"; torch.profiler's own estimate reaches {units.percent(covered)} of full"
 
 
 def _workload(run: Run) -> str:

@@ -89,7 +89,7 @@ def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
             children[path.rpartition(".")[0]].append(path)
     signatures: dict[str, tuple[Any, ...]] = {}
     for path in reversed(list(rows)):  # children come after their parent
-        own = tuple((c, v) for c, v in rows[path].items() if c != "module" and not _is_timed(c) and not pd.isna(v))
+        own = tuple((c, v) for c, v in rows[path].items() if _must_agree(c) and not pd.isna(v))
         signatures[path] = (own, tuple((_last(child), signatures[child]) for child in children[path]))
 
     def line(paths: list[str], level: int) -> Node:
@@ -144,6 +144,11 @@ def _mean(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, float]]
     known = [(share, weight) for share, weight in zip(shares, weights, strict=True) if share is not None]
     figures["mfu"] = sum(s * w for s, w in known) / sum(w for _, w in known) if len(known) == len(rows) else None
     return figures, spread
+
+
+def _must_agree(column: str) -> bool:
+    """Whether layers that differ here are not the same. Times may, and the estimates that a line does not show."""
+    return column != "module" and not _is_timed(column) and not column.startswith("vector_flops")
 
 
 def _is_timed(column: str) -> bool:

@@ -119,7 +119,7 @@ def _construct(model_class: Any, config: Any, options: Options, device: torch.de
     try:
         with device:
             return model_class._from_config(config, dtype=dtype, **attention)
-    except (ImportError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever the model's own code makes of a configuration that it does not expect
         asked = f" with --attention {options.attention}" if options.attention else ""
         raise GpuprofError(f"{model_class.__name__} cannot be built{asked}: {first_line(error)}") from error
 

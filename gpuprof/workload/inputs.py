@@ -131,7 +131,10 @@ class _Maker:
     def text(self, batch: int, length: int) -> torch.Tensor:
         """Token ids, shape (batch, length): real text if there is a tokenizer, else random ordinary ids."""
         if self.tokenizer is None:
-            ordinary = torch.ones(self.text_config.vocab_size, dtype=torch.bool)
+            vocabulary = getattr(self.text_config, "vocab_size", None)
+            if not isinstance(vocabulary, int):
+                raise _unknown_inputs(self)
+            ordinary = torch.ones(vocabulary, dtype=torch.bool)
             ordinary[[token for token in _special_tokens(self.config) if token < len(ordinary)]] = False
             allowed = ordinary.nonzero().flatten()
             ids = allowed[torch.randint(len(allowed), (batch, length), generator=self.random)]
@@ -186,8 +189,12 @@ def _family(maker: _Maker) -> Any:
         return _image
     elif main == "input_values":
         return _waveform
-    raise GpuprofError(
-        f"gpuprof does not know the inputs of {maker.architecture} (model type {config.model_type!r}): write "
+    raise _unknown_inputs(maker)
+
+
+def _unknown_inputs(maker: _Maker) -> GpuprofError:
+    return GpuprofError(
+        f"gpuprof does not know the inputs of {maker.architecture} (model type {maker.config.model_type!r}): write "
         "a function that returns the model and its inputs, and give it as file.py:function"
     )
 

@@ -91,9 +91,11 @@ def from_module(
         **describe_inputs(args, kwargs),
         "notes": [],
     }
-    if step is None and mode == "train":
+    if step is not None:
+        description["step"] = "given"
+    elif mode == "train":
         step = train_step(model, args, kwargs, description, loss=loss, optimizer=optimizer)
-    elif step is None:
+    else:
         step = forward_step(model, args, kwargs)
     return Workload(model, step, description, device, optimizer)
 
