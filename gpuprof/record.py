@@ -38,7 +38,7 @@ TABLES: dict[str, dict[str, str]] = {
         "phase": "forward, recompute, backward, optimizer, other",
         "op": "operator and overload",
         "kind": "matmul, convolution, attention, recurrent, vector, movement, view; empty without a rule",
-        "shapes": "shapes of the tensor inputs",
+        "shapes": "shapes of the tensor inputs -> shapes of the tensor results",
         "dtype": "dtype of the first floating input",
         "calls": "calls in one step",
         "flops_causal": "matmul FLOPs, unmasked pairs only",

@@ -167,7 +167,7 @@ class _Counter(TorchDispatchMode):
                 "phase": signature.phase,
                 "op": op,
                 "kind": kind,
-                "shapes": _shapes(specs),
+                "shapes": f"{_shapes(specs)} -> {_shapes(_specs((out,)))}",
                 "dtype": _dtype(specs + _specs((out,))),
             }
             counted = merged.setdefault((tuple(row.values()), priced), {**row, "calls": 0, "priced": priced})
