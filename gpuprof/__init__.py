@@ -9,24 +9,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gpuprof.analysis.validation import Validation, validate
     from gpuprof.errors import GpuprofError
     from gpuprof.profiler import count, profile
     from gpuprof.record import Run, load
+    from gpuprof.reports import read_report
     from gpuprof.theory.rules import Cost, TensorSpec, flop_rule
 
 __version__ = "0.1.0"
 
-__all__ = ["Cost", "GpuprofError", "Run", "TensorSpec", "count", "flop_rule", "load", "profile"]
+__all__ = [
+    "Cost",
+    "GpuprofError",
+    "Run",
+    "TensorSpec",
+    "Validation",
+    "count",
+    "flop_rule",
+    "load",
+    "profile",
+    "read_report",
+    "validate",
+]
 
 _HOMES = {
     "Cost": "gpuprof.theory.rules",
     "GpuprofError": "gpuprof.errors",
     "Run": "gpuprof.record",
     "TensorSpec": "gpuprof.theory.rules",
+    "Validation": "gpuprof.analysis.validation",
     "count": "gpuprof.profiler",
     "flop_rule": "gpuprof.theory.rules",
     "load": "gpuprof.record",
     "profile": "gpuprof.profiler",
+    "read_report": "gpuprof.reports",
+    "validate": "gpuprof.analysis.validation",
 }
 
 

@@ -12,7 +12,7 @@ import functools
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -156,6 +156,7 @@ def observed(
     scopes: dict[torch.nn.Module, Scope] | None = None,
     mark: Callable[[int], AbstractContextManager[Any]] | None = None,
     through_compiled: bool = False,
+    again: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Iterator[Ownership]:
     """Record the calls of every module of a model. All hooks are gone afterwards, also after an exception.
 
@@ -165,11 +166,12 @@ def observed(
         mark: given the index of a call, a context to hold open while it runs (a range in the trace).
         through_compiled: hook modules inside compiled regions too. Only where compilation is off for the while:
             Python hooks would break it, so otherwise such a region is owned by the module that calls it.
+        again: a context for what a checkpoint runs again: function modes are off inside a backward.
     """
     ownership = Ownership()
     if scopes is None:
         scopes = {module: Scope(path) for path, module in model.named_modules()}
-    open_calls: dict[torch.nn.Module, list[Call]] = {}
+    open_calls: dict[int, list[Call]] = {}
     handles = []
 
     def start(scope: Scope) -> Call:
@@ -185,12 +187,13 @@ def observed(
             call.range = None
         ownership.close(call)
 
-    def before(module: torch.nn.Module, *_: Any) -> None:
-        open_calls.setdefault(module, []).append(start(scopes[module]))
+    # a copy that is made of a module while it is observed carries these hooks too: it is booked on the original
+    def before(scope: Scope, module: torch.nn.Module, *_: Any) -> None:
+        open_calls.setdefault(id(module), []).append(start(scope))
 
     def after(module: torch.nn.Module, *_: Any) -> None:
-        if open_calls.get(module):
-            end(open_calls[module].pop())
+        if open_calls.get(id(module)):
+            end(open_calls[id(module)].pop())
 
     def reopening(function: Callable[..., Any]) -> Callable[..., Any]:
         """A checkpointed function; run again in the backward, it is booked on the module that ran it first."""
@@ -200,20 +203,22 @@ def observed(
 
         @functools.wraps(function, updated=())
         def run(*args: Any, **kwargs: Any) -> Any:
-            call = start(scope) if in_backward() else None
-            try:
+            if not in_backward():
                 return function(*args, **kwargs)
+            call = start(scope)
+            try:
+                with again():
+                    return function(*args, **kwargs)
             finally:
-                if call is not None:
-                    end(call)
+                end(call)
 
         return run
 
     try:
         hidden = set() if through_compiled else inside_compiled(model)
-        for module in scopes:
+        for module, scope in scopes.items():
             if module not in hidden:
-                handles.append(module.register_forward_pre_hook(before))
+                handles.append(module.register_forward_pre_hook(functools.partial(before, scope)))
                 handles.append(module.register_forward_hook(after, always_call=True))
         with _checkpointed_functions(reopening):
             yield ownership

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -13,12 +12,13 @@ import torch
 
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware.ceilings import cpu_ceilings
+from gpuprof.hardware.checkup import require_internals
 from gpuprof.hardware.device import describe, environment
 from gpuprof.passes import counting, memory, telemetry, timing, trace, weightless
-from gpuprof.passes.failure import StepFailure, explain
+from gpuprof.passes.failure import StepFailure, explain, let_go
 from gpuprof.passes.preserve import preserved
 from gpuprof.record import PassOutcome, Run
-from gpuprof.theory.conventions import CONVENTIONS
+from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.workload import Options, Workload, build, from_module
 
@@ -63,7 +63,7 @@ def profile(
         passes: which passes to run, of `PASSES`.
         warmup: steps before the clock counts; 1 on a CPU and 5 on a GPU unless given.
         steps: timed steps; 3 on a CPU and 20 on a GPU unless given.
-        convention: how attention is counted, of `gpuprof.theory.conventions.CONVENTIONS`.
+        convention: how FLOPs are counted, of `gpuprof.theory.conventions.CONVENTIONS`.
         peak_tflops: peak of the device in TFLOP/s, for every dtype, instead of the table's.
         seed: of every step, so that each pass repeats the same one.
         progress: told how far each pass is.
@@ -129,8 +129,10 @@ def run_passes(
 
     A pass that fails is recorded with its reason and the others still deliver.
     """
+    require_internals()
     cuda = workload.device.type == "cuda"
-    wanted = _checked(passes, warmup, steps, convention, peak_tflops)
+    wanted = _checked(passes, warmup, steps, peak_tflops)
+    fitting_convention(convention, workload.description.get("facts"), workload.description["name"])
     warmup = (5 if cuda else 1) if warmup is None else warmup
     steps = (20 if cuda else 3) if steps is None else steps
     tell = progress or (lambda name, done, total: None)
@@ -160,7 +162,7 @@ def run_passes(
             failure = explain(error, workload)
             failures.append(failure)
             outcome = PassOutcome("failed", failure.reason, failure.remedy)
-            traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step
+            let_go(error)
             if cuda:
                 torch.cuda.empty_cache()
         outcome.seconds = round(time.perf_counter() - start, 3)
@@ -176,11 +178,11 @@ def run_passes(
 
     def time_pass() -> PassOutcome:
         done = iter(range(1, warmup + steps + 1))
-        with telemetry.watch(workload.device) as watched:
+        with telemetry.watch(workload.device) if "telemetry" in wanted else nullcontext() as watched:
             run.samples, outcome = timing.measure(
                 workload, warmup, steps, seeded, lambda: tell("time", next(done), warmup + steps)
             )
-        if "telemetry" in wanted:
+        if watched is not None:
             run.telemetry, run.passes["telemetry"] = watched.rows(), watched.outcome
         return outcome
 
@@ -200,24 +202,27 @@ def run_passes(
     if failures and not any(run.done(name) for name in bodies):
         raise GpuprofError(failures[0].line) from failures[0].error
     if "telemetry" in wanted and "telemetry" not in run.passes:
-        run.passes["telemetry"] = PassOutcome(
-            "skipped", "telemetry is read around the timing pass, which did not run", "add time to --passes"
-        )
+        reason, remedy = "telemetry is read around the timing pass, which did not end", "see its reason"
+        if "time" not in wanted:
+            reason, remedy = "telemetry is read around the timing pass, which was not asked for", "add time to --passes"
+        run.passes["telemetry"] = PassOutcome("skipped", reason, remedy)
     if workload.device.type == "cpu" and wanted & {"time", "trace"}:
         tell("ceiling", 0, 1)
-        run.device["peaks"] = {"measured": _measured_ceilings(run)}
-        run.device["peak_source"] = "best of a few matmul shapes, measured after the passes"
+        _measure_ceilings(run)
         tell("ceiling", 1, 1)
     run.tree = counting.module_tree(workload.model, {}, {}) if run.tree.empty else run.tree
     run.warnings += [f"the {name} pass failed: {o.reason}" for name, o in run.passes.items() if o.status == "failed"]
     return run
 
 
-def _measured_ceilings(run: Run) -> dict[str, float]:
-    """Best matmul rate of this CPU for every dtype that the step multiplies in, FLOP/s."""
+def _measure_ceilings(run: Run) -> None:
+    """Best matmul rate of this CPU for every dtype that the step multiplies in, as a peak of the device."""
     multiplies = run.ops["flops_full"].fillna(0) > 0
     dtypes = set(run.ops.loc[multiplies, "dtype"]) or {run.workload.get("dtype") or "float32"}
-    return cpu_ceilings(sorted(dtypes), seconds=0.5)["measured"]
+    ceilings = cpu_ceilings(sorted(dtypes), seconds=0.5)
+    run.device["peaks"] = {"measured": ceilings["measured"]}
+    run.device["peak_source"] = "best of a few matmul shapes, measured after the passes"
+    run.device["peak_spread"] = {dtype: how["spread"] for dtype, how in ceilings["how"].items()}
 
 
 def _loss_warning(result: Any) -> list[str]:
@@ -252,9 +257,7 @@ def _arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any
     return (inputs,), keywords
 
 
-def _checked(
-    passes: Iterable[str], warmup: int | None, steps: int | None, convention: str, peak_tflops: float | None
-) -> set[str]:
+def _checked(passes: Iterable[str], warmup: int | None, steps: int | None, peak_tflops: float | None) -> set[str]:
     wanted = set(passes)
     unknown = wanted - set(PASSES)
     if unknown or not wanted:
@@ -265,8 +268,6 @@ def _checked(
         raise GpuprofError(f"--warmup must be at least 0, not {warmup}")
     if steps is not None and steps < 1:
         raise GpuprofError(f"--steps must be at least 1, not {steps}")
-    if convention not in CONVENTIONS:
-        raise GpuprofError(f"no convention {convention!r}: known are {', '.join(CONVENTIONS)}")
-    if peak_tflops is not None and not peak_tflops > 0:
-        raise GpuprofError(f"--peak-tflops must be above 0, not {peak_tflops}")
+    if peak_tflops is not None and not 0 < peak_tflops < math.inf:
+        raise GpuprofError(f"--peak-tflops must be above 0 and finite, not {peak_tflops}")
     return wanted

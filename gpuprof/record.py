@@ -166,10 +166,16 @@ class Run:
 
     def modules(self, convention: str | None = None) -> pd.DataFrame:
         """One row per module, children included in a parent; see `gpuprof.analysis.modules.by_module`."""
-        # the one import against the direction of the layers: a convenience on the record itself
+        # imports against the direction of the layers, here and below: a convenience on the record itself
         from gpuprof.analysis.modules import by_module
 
         return by_module(self, convention)
+
+    def backward_ratios(self, by: Literal["module", "class"] = "module") -> pd.DataFrame:
+        """Backward over forward of each module or class; see `gpuprof.analysis.backward.backward_ratios`."""
+        from gpuprof.analysis.backward import backward_ratios
+
+        return backward_ratios(self, by)
 
     def done(self, name: str) -> bool:
         """Whether the named pass ran to its end."""
@@ -255,8 +261,13 @@ def load(path: str | os.PathLike[str]) -> Run:
             "passes": {name: PassOutcome(**outcome) for name, outcome in data["passes"].items()},
             **{name: table(name, data[name]) for name in TABLES},
         }
-        return Run(**parts)
-    except (KeyError, TypeError, ValueError) as error:
+        run = Run(**parts)
+        names = (run.workload["name"], run.workload["mode"], run.device["type"])
+        homeless = {*run.ops["module"], *run.kernels["module"]} - {*run.tree["module"], UNATTRIBUTED}
+        if not all(isinstance(name, str) for name in names) or homeless:
+            raise ValueError("rows of modules that it has not" if homeless else "no name, mode or device")
+        return run
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise GpuprofError(f"{path} is a gpuprof run with a part missing or broken ({error}): profile again") from error
 
 

@@ -290,9 +290,15 @@ def reference(folder: Path) -> Facts:
     """The published report's workload, measured: time, MFU, memory, and its FLOPs counted on the device."""
     workload = build("llava-onevision-qwen2-7b", Options(mode="generate", device="cuda", dtype="bfloat16", **REFERENCE))
     run = run_passes(workload, warmup=2, steps=10)
-    counts = {name: int(run.ops[f"flops_{name}"].sum()) for name in REFERENCE_FLOPS}
+    # some releases of transformers compute the rotary angles by a matmul of 948,608 FLOPs
+    ops = run.ops[~run.ops["module"].str.endswith("rotary_emb")]
+    counts = {name: int(ops[f"flops_{name}"].sum()) for name in REFERENCE_FLOPS}
     facts = _measured(run, folder, "reference-generate")
-    facts |= {"flops": counts, "flops_expected": REFERENCE_FLOPS, "report_memory_gb": REFERENCE_MEMORY_GB}
+    facts |= {
+        "flops_without_rotary": counts,
+        "flops_expected": REFERENCE_FLOPS,
+        "report_memory_gb": REFERENCE_MEMORY_GB,
+    }
     done = all(outcome.status == "done" for outcome in run.passes.values())
     return facts | {"passed": done and counts == REFERENCE_FLOPS and not facts["mismatches"]}
 

@@ -11,6 +11,9 @@ python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
 if [ ! -x .venv/bin/python ]; then
     if python3 -c 'import torch' 2>/dev/null; then
         python3 -m venv --system-site-packages .venv
+        # where python3 itself lives in a virtual environment, that is not what .venv sees by that option
+        python3 -c 'import torch, os; print(os.path.dirname(os.path.dirname(torch.__file__)))' \
+            > "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/host.pth"
     else
         python3 -m venv .venv
     fi

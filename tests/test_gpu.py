@@ -179,4 +179,4 @@ def test_running_out_of_memory_says_where_and_what_to_do():
     child = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, timeout=120)
 
     assert child.stdout.startswith("out of memory in the forward of 0")
-    assert "--batch-size" in child.stdout
+    assert "fewer inputs" in child.stdout

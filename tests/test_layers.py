@@ -15,6 +15,7 @@ PACKAGE = Path(gpuprof.__file__).parent
 LAYERS = [
     ("errors", "units"),
     ("record",),
+    ("reports",),
     ("hardware",),
     ("theory",),
     ("workload",),
@@ -27,10 +28,21 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
-# Run.modules() is a convenience that reaches up, when it is called
+# Run.modules() and Run.backward_ratios() are conveniences that reach up, when they are called
 EXCEPTIONS = {("record", "analysis")}
 
-TORCH_FREE = ["errors", "units", "record", "theory", "analysis", "render", "cli", "hardware.peaks", "hardware.nvml"]
+TORCH_FREE = [
+    "errors",
+    "units",
+    "record",
+    "reports",
+    "theory",
+    "analysis",
+    "render",
+    "cli",
+    "hardware.peaks",
+    "hardware.nvml",
+]
 
 
 def imports(path: Path) -> set[str]:

@@ -4,7 +4,19 @@ import pytest
 
 import gpuprof
 
-NAMES = ["Cost", "GpuprofError", "Run", "TensorSpec", "count", "flop_rule", "load", "profile"]
+NAMES = [
+    "Cost",
+    "GpuprofError",
+    "Run",
+    "TensorSpec",
+    "Validation",
+    "count",
+    "flop_rule",
+    "load",
+    "profile",
+    "read_report",
+    "validate",
+]
 
 
 def test_public_names():

@@ -16,7 +16,8 @@ def mismatches(run: Run) -> list[str]:
     """
     if not (run.done("count") and run.done("trace")):
         return []
-    ops = run.ops[run.ops["kind"].isin(_MULTIPLIES)]
+    # an empty product launches no kernel
+    ops = run.ops[run.ops["kind"].isin(_MULTIPLIES) & (run.ops["flops_full"].fillna(0) > 0)]
     counted = ops.groupby([ops["phase"], ops["op"].map(plain_op)])["calls"].sum()
     kernels = run.kernels.dropna(subset=["call"])
     traced = kernels.groupby([kernels["phase"], kernels["op"].map(plain_op)])["call"].nunique()

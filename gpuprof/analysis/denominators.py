@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pandas as pd
 
 from gpuprof.record import Run
@@ -22,7 +20,7 @@ def denominators(run: Run) -> dict[str, dict[str, float]]:
     peaks: dict[str, dict[str, float]] = {}
     given = run.settings.get("peak_tflops")
     if given:
-        peaks["given"] = dict.fromkeys(sorted(set(run.ops["dtype"]) | {"tf32"}), given * 1000000000000.0)
+        peaks["given"] = dict.fromkeys(sorted({_family(dtype) for dtype in run.ops["dtype"]} | {"tf32"}), given * 1e12)
     known = run.device.get("peaks", {})
     if "datasheet" in known:
         peaks["datasheet"] = known["datasheet"]
@@ -50,14 +48,20 @@ def sm_clock_hz(run: Run) -> float | None:
     return float(clocks["value"].median()) * factor
 
 
-def peak_dtype(dtype: str, run: Run) -> str:
-    """The dtype whose peak a matmul of this dtype runs against.
+def peak_dtype(dtype: str, kind: str, run: Run) -> str:
+    """The dtype whose peak an operator of this dtype and kind runs against.
 
-    float32 on tensor cores is TF32; every 8-bit float format runs at one rate.
+    float32 on tensor cores is TF32, which cuBLAS and cuDNN are allowed separately; every 8-bit float format runs at
+    one rate.
     """
-    if dtype == "float32" and run.environment.get("allow_tf32_matmul") and run.device.get("type") == "cuda":
+    allowed = "allow_tf32_cudnn" if kind in ("convolution", "recurrent") else "allow_tf32_matmul"
+    if dtype == "float32" and run.environment.get(allowed) and run.device.get("type") == "cuda":
         return "tf32"
-    return "float8" if re.match(r"float8", dtype) else dtype
+    return _family(dtype)
+
+
+def _family(dtype: str) -> str:
+    return "float8" if dtype.startswith("float8") else dtype
 
 
 def ideal_seconds(ops: pd.DataFrame, flops: str, peaks: dict[str, float], run: Run) -> pd.Series:
@@ -69,6 +73,13 @@ def ideal_seconds(ops: pd.DataFrame, flops: str, peaks: dict[str, float], run: R
         peaks: FLOP/s by dtype.
         run: the run that the rows are of.
     """
-    rate = ops["dtype"].map(lambda dtype: peaks.get(peak_dtype(dtype, run), float("nan")))
+    rate = pd.Series(
+        [
+            peaks.get(peak_dtype(dtype, kind, run), float("nan"))
+            for dtype, kind in zip(ops["dtype"], ops["kind"], strict=True)
+        ],
+        index=ops.index,
+        dtype="float64",
+    )
     seconds = ops[flops].astype("Float64").fillna(0).astype("float64") / rate
     return seconds.where(ops[flops].fillna(0) > 0, 0.0)

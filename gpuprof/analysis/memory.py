@@ -10,44 +10,25 @@ EXPECTED = ("parameters", "buffers", "gradients", "optimizer_state", "activation
 
 
 def account(run: Run) -> pd.DataFrame:
-    """Expected against measured bytes at the end of the forward and of the backward, and at the peak.
+    """Expected against measured bytes at the end of the forward and of the backward.
 
     Columns: moment, then one per expected quantity, expected (their sum), measured, residual (measured - expected).
-    Activations are expected at the end of the forward only: the backward frees them. The measured figure is torch's
-    allocated memory on CUDA, elsewhere the resident set of the process (which holds Python and its libraries too).
+    Activations are there at the end of the forward, gradients at the end of the backward; a peak lies between, with
+    some of both, and so has no expectation of its own. The measured figure is torch's allocated memory on CUDA,
+    elsewhere the resident set of the process (which holds Python and its libraries too).
     """
     memory = run.memory
     expected = memory[memory["source"] == "analytic"].groupby("quantity")["bytes"].sum()
     parts = {name: int(expected.get(name, 0)) for name in EXPECTED}
+    measured = memory[memory["quantity"].isin(["allocated_exit", "rss_exit"]) & (memory["module"] == "")]
     rows = []
-    for moment, phase, absent in (
-        ("end of forward", "forward", ("gradients",)),
-        ("end of backward", "backward", ("activations",)),
-        ("peak", None, ()),
-    ):
-        measured = _measured(memory, phase)
-        if measured is None:
-            continue
-        present = {name: 0 if name in absent else size for name, size in parts.items()}
-        total = sum(present.values())
-        rows.append(
-            {
-                "moment": moment,
-                **present,
-                "expected": total,
-                "measured": measured,
-                "residual": measured - total,
-            }
-        )
+    for phase, absent in (("forward", "gradients"), ("backward", "activations")):
+        ends = measured.loc[measured["phase"] == phase, "bytes"]
+        if len(ends):
+            present = {**parts, absent: 0}
+            total = sum(present.values())
+            end = int(ends.iloc[0])
+            rows.append(
+                {"moment": f"end of {phase}", **present, "expected": total, "measured": end, "residual": end - total}
+            )
     return pd.DataFrame(rows, columns=["moment", *EXPECTED, "expected", "measured", "residual"])
-
-
-def _measured(memory: pd.DataFrame, phase: str | None) -> int | None:
-    measured = memory[(memory["source"] == "measured") & (memory["module"] == "")]
-    if phase is None:
-        peaks = measured.loc[measured["quantity"].isin(["allocated_peak", "rss_peak"]), "bytes"]
-        return int(peaks.max()) if len(peaks) else None
-    ends = measured.loc[
-        measured["quantity"].isin(["allocated_exit", "rss_exit"]) & (measured["phase"] == phase), "bytes"
-    ]
-    return int(ends.iloc[0]) if len(ends) else None

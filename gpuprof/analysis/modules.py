@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gpuprof.analysis.denominators import denominator, ideal_seconds
+from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
+from gpuprof.analysis.denominators import denominator
 from gpuprof.record import PHASES, UNATTRIBUTED, Run
 from gpuprof.theory import rule_for
+
+__all__ = [
+    "MODULE_COLUMNS", "OP_COLUMNS", "PHASE_COLUMNS", "ancestors", "by_class", "by_kernel", "by_module", "by_op",
+    "by_phase", "convention_by_module", "convention_of", "counted", "estimate_coverage", "kernel_times", "plain_op",
+    "totals", "union_ns", "without_rule",
+]  # fmt: skip
 
 _COUNTS = ("flops", "flops_full", "flops_hardware", "vector_flops", "bytes")
 _MODULE_PHASES = ("forward", "recompute", "backward")
@@ -26,26 +33,13 @@ MODULE_COLUMNS = [
 """Columns of `by_module`: the machine-readable contract."""
 
 
-def convention_of(run: Run, convention: str | None = None) -> str:
-    """The convention a run is read in."""
-    return convention or run.settings.get("convention", "causal")
-
-
-def counted(run: Run, convention: str | None = None) -> pd.DataFrame:
-    """The ``ops`` table with a column ``flops`` of matmul FLOPs in the convention, and ``ideal_s``."""
-    ops = run.ops.copy()
-    ops["flops"] = ops[f"flops_{convention_of(run, convention)}"]
-    ops["ideal_s"] = ideal_seconds(ops, "flops", denominator(run)[1], run)
-    ops["hardware_ideal_s"] = ideal_seconds(ops, "flops_hardware", denominator(run)[1], run)
-    return ops
-
-
 def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
     """One row per module, children included in their parent, and one for what belongs to no module.
 
     Args:
         run: the run.
-        convention: how attention is counted; the run's own by default.
+        convention: how FLOPs are counted; the run's own by default. A formula knows only the whole step: its modules
+            are counted as its `gpuprof.theory.Convention.modules_in` says.
 
     Returns:
         Columns `MODULE_COLUMNS`. Plain ``flops_*`` are matmul FLOPs in the convention, counts are exact integers,
@@ -69,7 +63,7 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
     for column in (*MODULE_COLUMNS, "ideal_forward_s", "ideal_backward_s"):
         if column not in table and column != "module":
             table[column] = pd.array([None] * len(table), dtype="Float64")
-    if run.done("count"):
+    if run.done("count") and chosen(run, convention).rule is None:
         table["macs"] = table["flops_forward"] // 2
     for phase in ("forward", "backward"):
         time = table[f"time_{phase}_s"]
@@ -82,6 +76,19 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
     return table.reset_index()[MODULE_COLUMNS]
 
 
+def convention_by_module(run: Run, name: str) -> pd.DataFrame:
+    """What a convention makes of each module's forward, children included: what calflops prints of it, for one.
+
+    Returns:
+        Columns module, class, params, macs, flops; ``params`` are the trainable ones for calflops, which counts no
+        others. Nothing is rounded.
+    """
+    table = by_module(run, name)
+    params = "trainable_params" if name.startswith("calflops") else "params"
+    columns = {"module": "module", "class": "class", params: "params", "macs": "macs", "flops_forward": "flops"}
+    return table[list(columns)].rename(columns=columns)
+
+
 def ancestors(path: str) -> list[str]:
     """The module itself and every module that it is part of, up to the root."""
     if path == UNATTRIBUTED:
@@ -92,7 +99,7 @@ def ancestors(path: str) -> list[str]:
 
 def _add_counts(table: pd.DataFrame, ops: pd.DataFrame, paths: list[str]) -> None:
     """Columns of FLOPs, rolled up; a part without a rule adds nothing and is named by `without_rule`."""
-    columns = [*_COUNTS, "ideal_s"]
+    columns = [*_COUNTS, "macs", "ideal_s"]
     sums: dict[tuple[str, str], list[Any]] = {}
     for row in ops[["module", "phase", *columns]].itertuples(index=False):
         for path in ancestors(row.module):
@@ -115,6 +122,7 @@ def _add_counts(table: pd.DataFrame, ops: pd.DataFrame, paths: list[str]) -> Non
         table[f"flops_{phase}_full"] = pd.array(column("flops_full", [phase]), dtype="Int64")
         table[f"ideal_{phase}_s"] = column("ideal_s", [phase])
     table["flops_hardware"] = pd.array(column("flops_hardware", PHASES), dtype="Int64")
+    table["macs"] = pd.array(column("macs", ["forward"]), dtype="Int64")
 
 
 def kernel_times(kernels: pd.DataFrame, paths: list[str]) -> dict[str, dict[str, float]]:
@@ -299,15 +307,17 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
     """The figures of the header; None where a figure is not known.
 
     Keys: params, trainable_params, macs, flops_forward, flops_recompute, flops_backward, flops (model FLOPs of the
-    step), flops_hardware, vector_flops, backward_ratio (counted backward / forward), step_s, step_iqr_s, steps,
+    step, by the formula where the convention is one), counted_flops (those of the rows: the same, but for a formula),
+    flops_hardware, vector_flops, backward_ratio (counted backward / forward), step_s, step_iqr_s, steps,
     flops_per_s, mfu, hfu, denominator, kernel_s, traced_share (kernel time of the traced step with a known owner),
     peak_bytes, peak_reserved_bytes, tokens_per_s, samples_per_s.
     """
     figures: dict[str, Any] = dict.fromkeys(
         (
             "params", "trainable_params", "macs", "flops_forward", "flops_recompute", "flops_backward", "flops",
-            "flops_hardware", "vector_flops", "backward_ratio", "step_s", "step_iqr_s", "steps", "flops_per_s", "mfu",
-            "hfu", "kernel_s", "owned_share", "peak_bytes", "peak_reserved_bytes", "tokens_per_s", "samples_per_s",
+            "counted_flops", "flops_hardware", "vector_flops", "backward_ratio", "step_s", "step_iqr_s", "steps",
+            "flops_per_s", "mfu", "hfu", "kernel_s", "owned_share", "peak_bytes", "peak_reserved_bytes",
+            "tokens_per_s", "samples_per_s",
         )
     )  # fmt: skip
     figures["denominator"] = denominator(run)[0]
@@ -319,11 +329,11 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
         phases = ops.groupby("phase")["flops"].sum()
         forward, backward = (int(phases.get(phase, 0)) for phase in ("forward", "backward"))
         figures |= {
-            "macs": forward // 2,
+            "macs": int(ops.loc[ops["phase"] == "forward", "macs"].sum()),
             "flops_forward": forward,
             "flops_recompute": int(phases.get("recompute", 0)),
             "flops_backward": backward,
-            "flops": forward + backward,
+            **whole_step(run, ops, convention),
             "flops_hardware": int(ops["flops_hardware"].sum()),
             "vector_flops": int(ops["vector_flops"].sum()),
             "backward_ratio": backward / forward if forward and backward else None,
@@ -341,9 +351,11 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
             figures[f"{unit}_per_s"] = amount / step_s if amount else None
         if run.done("count"):
             model = ops[ops["phase"].isin(["forward", "backward"])]
+            # a formula's FLOPs run in the mix of dtypes that was counted
+            scale = figures["flops"] / figures["counted_flops"] if figures["counted_flops"] else 1.0
             figures |= {
                 "flops_per_s": figures["flops"] / step_s,
-                "mfu": _known_share(model["ideal_s"].sum(skipna=False), step_s),
+                "mfu": _known_share(model["ideal_s"].sum(skipna=False) * scale, step_s),
                 "hfu": _known_share(ops["hardware_ideal_s"].sum(skipna=False), step_s),
             }
     if run.done("trace") and len(run.kernels):

@@ -7,12 +7,14 @@ import sys
 
 import typer
 
+from gpuprof.cli.backward import backward
 from gpuprof.cli.count import count
 from gpuprof.cli.devices import devices
 from gpuprof.cli.doctor import doctor
 from gpuprof.cli.presets import presets
 from gpuprof.cli.profile import profile
 from gpuprof.cli.show import show
+from gpuprof.cli.validate import validate
 from gpuprof.errors import GpuprofError
 
 app = typer.Typer(
@@ -23,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (profile, count, show, presets, devices, doctor):
+for verb in (profile, count, show, validate, backward, presets, devices, doctor):
     app.command()(verb)
 
 
@@ -35,9 +37,10 @@ def main() -> None:
     except GpuprofError as error:
         print(f"gpuprof: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("gpuprof: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # Ctrl-C, which Typer turns into this
+            print("gpuprof: interrupted", file=sys.stderr)
+        raise
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
         sys.exit(0)

@@ -27,28 +27,9 @@ def count(
     verbose: o.Verbose = False,
 ) -> None:
     """Count a model's FLOPs, forward and backward, per module, without weights and without running it."""
+    chosen = o.plain(locals())
     from gpuprof.profiler import count as run_count
 
-    made = run_count
-    deliver(
-        lambda: made(
-            model,
-            mode=mode.value,
-            batch_size=batch_size,
-            seq_len=seq_len,
-            prompt_len=prompt_len,
-            new_tokens=new_tokens,
-            image_crops=image_crops,
-            dtype=dtype,
-            attention=attention.value if attention else None,
-            checkpointing=checkpointing.value,
-            optimizer=optimizer.value,
-            freeze=tuple(freeze or ()),
-            seed=seed,
-            trust_remote_code=trust_remote_code,
-            convention=convention.value,
-        ),
-        output,
-        quiet,
-        verbose,
-    )
+    for name in ("output", "quiet", "verbose"):
+        del chosen[name]
+    deliver(lambda: run_count(**chosen), output, quiet, verbose)

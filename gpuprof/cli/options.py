@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,10 +43,21 @@ class Optimizer(StrEnum):
 
 
 class Convention(StrEnum):
-    """How attention is counted."""
+    """How FLOPs are counted: `gpuprof.theory.CONVENTIONS`."""
 
     causal = "causal"
     full = "full"
+    flash = "flash"
+    torch_counter = "torch-counter"
+    calflops = "calflops"
+    calflops_03 = "calflops-0.3"
+    palm = "palm"
+    chinchilla = "chinchilla"
+    megatron = "megatron"
+    megatron_paper = "megatron-paper"
+    megatron_hfu = "megatron-hfu"
+    torchtitan = "torchtitan"
+    mosaic = "mosaic"
 
 
 _WORKLOAD, _OUTPUT = "Workload", "Output"
@@ -104,7 +115,13 @@ TrustRemoteCode = Annotated[
 ]
 ConventionOption = Annotated[
     Convention,
-    typer.Option("--convention", help="Attention over unmasked pairs, or the full square.", rich_help_panel=_OUTPUT),
+    typer.Option(
+        "--convention",
+        help="How FLOPs are counted: attention over unmasked pairs (causal) or the full square, as another tool "
+        "counts the operators (flash, torch-counter, calflops, calflops-0.3), or by a formula for the whole step "
+        "(the others).",
+        rich_help_panel=_OUTPUT,
+    ),
 ]
 OutputFile = Annotated[
     Path | None,
@@ -126,3 +143,11 @@ Verbose = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+
+
+def plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a verb as the Python API takes them: choices by their names, lists as tuples."""
+    return {
+        name: value.value if isinstance(value, StrEnum) else tuple(value or ()) if name == "freeze" else value
+        for name, value in arguments.items()
+    }

@@ -53,35 +53,11 @@ def profile(
     verbose: o.Verbose = False,
 ) -> None:
     """Run a model's real forward and backward, and report time, FLOPs and MFU per module."""
+    chosen = o.plain(locals())
     from gpuprof.profiler import profile as run_profile
 
+    for name in ("output", "quiet", "verbose"):
+        del chosen[name]
+    chosen["passes"] = [name.strip() for name in passes.split(",") if name.strip()]
     with progress(quiet) as tell:
-        made = run_profile
-        deliver(
-            lambda: made(
-                model,
-                mode=mode.value,
-                batch_size=batch_size,
-                seq_len=seq_len,
-                prompt_len=prompt_len,
-                new_tokens=new_tokens,
-                image_crops=image_crops,
-                dtype=dtype,
-                attention=attention.value if attention else None,
-                device=device,
-                checkpointing=checkpointing.value,
-                optimizer=optimizer.value,
-                freeze=tuple(freeze or ()),
-                seed=seed,
-                trust_remote_code=trust_remote_code,
-                warmup=warmup,
-                steps=steps,
-                passes=[name.strip() for name in passes.split(",") if name.strip()],
-                peak_tflops=peak_tflops,
-                convention=convention.value,
-                progress=tell,
-            ),
-            output,
-            quiet,
-            verbose,
-        )
+        deliver(lambda: run_profile(**chosen, progress=tell), output, quiet, verbose)

@@ -31,6 +31,7 @@ _CUDA_SHAPES = [
 _CPU_DTYPES = ("bfloat16", "float16", "float32", "float64")
 _CUDA_DTYPES = (*_CPU_DTYPES, "tf32", "float8", "int8")
 _MINIMUM_SAMPLES = 5
+_LONGEST_S = 1.0  # no shape may take longer than half of this for one multiplication
 
 
 def measure_matmul(device: torch.device, dtype: str, seconds: float = 1.0) -> dict[str, Any]:
@@ -45,8 +46,8 @@ def measure_matmul(device: torch.device, dtype: str, seconds: float = 1.0) -> di
         seconds: about how long to measure; half finds the shape, half measures it.
 
     Returns:
-        flops_per_s (of the median sample), shape ([M, N, K]), samples (how many), spread (10th to 90th
-        percentile over the median) and times_s (every sample).
+        flops_per_s (of the median sample; on a CPU of the fastest tenth), shape ([M, N, K]), samples (how many),
+        spread (10th to 90th percentile over the value) and times_s (every sample).
 
     Raises:
         GpuprofError: the device has no such multiplication.
@@ -63,13 +64,14 @@ def measure_matmul(device: torch.device, dtype: str, seconds: float = 1.0) -> di
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise GpuprofError(f"{device.type} cannot multiply {dtype} matrices here ({reason})") from error
-    median = statistics.median(times)
     deciles = statistics.quantiles(times, n=10, method="inclusive")
+    # on a CPU other processes take their share, and a ceiling is what is left without them
+    typical = deciles[0] if device.type == "cpu" else statistics.median(times)
     return {
-        "flops_per_s": _flops(shape) / median,
+        "flops_per_s": _flops(shape) / typical,
         "shape": list(shape),
         "samples": len(times),
-        "spread": (deciles[-1] - deciles[0]) / median,
+        "spread": (deciles[-1] - deciles[0]) / typical,
         "times_s": times,
     }
 
@@ -99,7 +101,7 @@ def _best_shape(
     best, best_rate, share = shapes[0], 0.0, seconds / len(shapes)
     for shape in shapes:
         # some CPUs multiply float16 a thousand times slower than float32, and ever slower as it grows
-        if best_rate and 2 * _flops(shape) / best_rate > share:
+        if best_rate and 2 * _flops(shape) / best_rate > _LONGEST_S:
             continue
         rate = _flops(shape) / min(_times(device, _matmul(device, dtype, shape), share / 2, minimum=1))
         if rate > best_rate:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuprof.errors import GpuprofError
-from gpuprof.hardware import nvml
+from gpuprof.hardware import kineto, nvml
 
 DRIVER_PARAMS = Path("/proc/driver/nvidia/params")
 OWN_STATUS = Path("/proc/self/status")
@@ -22,8 +22,13 @@ RESET_PEAK = Path("/proc/self/clear_refs")
 
 PRIVATE = (
     "torch.autograd._get_sequence_nr",
+    "torch.autograd._engine_run_backward",
     "torch._C._current_autograd_node",
     "torch._C._current_graph_task_id",
+    "torch._C._dispatch_has_kernel_for_dispatch_key",
+    "torch.utils._python_dispatch._disable_current_modes",
+    "torch.utils.checkpoint.CheckpointFunction",
+    "torch.utils.checkpoint._checkpoint_without_reentrant_generator",
 )
 """Attributes outside torch's promises that tell whose an operator is."""
 
@@ -64,6 +69,18 @@ def examine() -> list[Finding]:
     except (ImportError, OSError) as error:
         return [*findings, Finding("software", "torch", False, str(error), "pip install torch")]
     return [*findings, *_software(torch), *_devices(torch), *_passes(torch)]
+
+
+def require_internals() -> None:
+    """Refuse a torch that lacks what ownership leans on, rather than fail as if the model had.
+
+    Raises:
+        GpuprofError: it lacks something.
+    """
+    missing = [path for path in PRIVATE if not _exists(path)]
+    if missing:
+        version = _version("torch")
+        raise GpuprofError(f"torch {version} lacks {', '.join(missing)}: {_OTHER_TORCH} (2.11 to 2.13)")
 
 
 def works(findings: list[Finding]) -> bool:
@@ -146,7 +163,7 @@ def _trace(torch: Any, cuda: bool) -> Finding:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     try:
         ones = torch.ones(64, 64, device="cuda" if cuda else "cpu")
-        with torch.profiler.profile(activities=activities) as profile:
+        with kineto.quiet(), torch.profiler.profile(activities=activities) as profile:
             ones @ ones
             if cuda:
                 torch.cuda.synchronize()

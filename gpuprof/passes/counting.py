@@ -52,9 +52,9 @@ def count(workload: Workload, execute: Execute | None = None) -> Counted:
         torch.compiler.set_stance("force_eager"),
         # autograd numbers its nodes thread by thread, and a node does not tell its thread: so all on this one
         torch.autograd.set_multithreading_enabled(False),
-        observed(model, scopes, through_compiled=True) as ownership,
+        observed(model, scopes, through_compiled=True, again=lambda: attending) as ownership,
         observed_phases(model, lambda name: place.phase_changed(name)) as phase,
-        _AttentionCalls(ownership, place := _Place(ownership, phase), fuse=execute is not None),
+        _AttentionCalls(ownership, place := _Place(ownership, phase), fuse=execute is not None) as attending,
         _Counter(place, execute or _run) as counter,
         flex_attention_booked(counter.book),
     ):

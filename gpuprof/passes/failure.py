@@ -37,7 +37,6 @@ def explain(error: Exception, workload: Workload) -> StepFailure:
     if isinstance(error, GpuprofError):
         return StepFailure(str(error), "", error)
     phase, module = _where(error.__traceback__, workload.model)
-    _let_go(error.__traceback__)
     place = f"the {phase}" + (f" of {module}" if module else "")
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error):
         return StepFailure(f"out of memory in {place}{_reached(workload.device)}", _less_memory(workload), error)
@@ -60,10 +59,13 @@ def _where(trace: TracebackType | None, model: torch.nn.Module) -> tuple[str, st
     return phase, module
 
 
-def _let_go(trace: TracebackType | None) -> None:
-    traceback.clear_frames(trace)
-    for frame, _ in traceback.walk_tb(trace):
-        frame.f_locals.get("self")  # what was read of a frame stays with it until it is read again
+def let_go(error: BaseException | None) -> None:
+    """Empty the frames of an exception and of those behind it: they hold the tensors of the step."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            frame.f_locals.get("self")  # what was read of a frame stays with it until it is read again
+        error = error.__cause__ or error.__context__
 
 
 def _short(error: Exception, limit: int = 300) -> str:

@@ -28,7 +28,10 @@ def flex_attention_booked(book: Book) -> Iterator[None]:
         "_validate_device": lambda *_: None,
         "flex_attention_hop": lambda *args, **_: _StandIn.apply(book, *args),
     }
-    theirs = {name: getattr(library, name) for name in ours}
+    theirs = {name: getattr(library, name, None) for name in ours}
+    if None in theirs.values():  # another torch: flex_attention is then counted as that torch lets it be
+        yield
+        return
     vars(library).update(ours)
     try:
         yield

@@ -46,6 +46,8 @@ def measure(workload: Workload, before_step: Callable[[], None]) -> tuple[pd.Dat
     cuda = workload.device.type == "cuda"
     read, reset = (_cuda_reader(workload.device)) if cuda else (_resident, _reset_resident)
     before_step()
+    for parameter in workload.model.parameters():
+        parameter.grad = None  # of the pass before
     gc.collect()
     if cuda:
         torch.cuda.empty_cache()
@@ -88,11 +90,17 @@ class _Peaks:
         self._done: list[dict[str, Any]] = []
 
     def enter_phase(self, name: str) -> None:
-        """Another phase begins; the empty name ends the last."""
-        if self._open:
-            self._close()
+        """Another phase begins; the empty name ends the last. Module calls that are open stay so."""
+        self._take_along()
+        now = self._read().now
+        if self._open and "phase" in self._open[0]:
+            ended, *inside = self._open
+            for key in ("peak", "reserved"):
+                ended[key] = max(frame[key] for frame in (ended, *inside))
+            self._open = inside
+            self._done.append({**ended, "exit": now})
         if name:
-            self._begin(phase=name)
+            self._open.insert(0, {"phase": name, "entry": now, "peak": 0, "reserved": 0})
 
     @contextmanager
     def module(self, index: int) -> Iterator[None]:
@@ -100,23 +108,18 @@ class _Peaks:
         if in_backward():
             yield
             return
-        self._begin(call=index)
+        self._take_along()
+        frame: dict[str, Any] = {"call": index, "entry": self._read().now, "peak": 0, "reserved": 0}
+        self._open.append(frame)
         try:
             yield
         finally:
-            self._close()
-
-    def _begin(self, **what: Any) -> None:
-        self._take_along()
-        self._open.append({**what, "entry": self._read().now, "peak": 0, "reserved": 0})
-
-    def _close(self) -> None:
-        self._take_along()
-        frame = self._open.pop()
-        self._done.append({**frame, "exit": self._read().now})
-        if self._open:
-            for key in ("peak", "reserved"):
-                self._open[-1][key] = max(self._open[-1][key], frame[key])
+            self._take_along()
+            self._open.remove(frame)
+            self._done.append({**frame, "exit": self._read().now})
+            if self._open:
+                for key in ("peak", "reserved"):
+                    self._open[-1][key] = max(self._open[-1][key], frame[key])
 
     def _take_along(self) -> None:
         reading = self._read()
@@ -201,6 +204,8 @@ def _saved_tensors(model: torch.nn.Module, ownership: Ownership) -> Iterator[dic
     saved: dict[str, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if in_backward():  # what a recomputation keeps is gone again before the next one
+            return tensor
         storage = tensor.untyped_storage()
         if storage._cdata not in known:
             known.add(storage._cdata)

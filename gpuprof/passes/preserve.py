@@ -35,12 +35,18 @@ def preserved(workload: Workload) -> Iterator[None]:
             stack.callback(setattr, module, "training", module.training)
         grads = stack.enter_context(_gradients())
         optimized = workload.optimizer.param_groups if workload.optimizer is not None else []
-        grads.set_aside([*model.parameters(), *(p for group in optimized for p in group["params"])])
-        if not workload.owned:
+        leaves = [*model.parameters(), *(p for group in optimized for p in group["params"])]
+        if workload.owned:
+            for leaf in leaves:  # nobody wants them back, and they would stand beside those of every step
+                leaf.grad = None
+        else:
+            grads.set_aside(leaves)
             copies = stack.enter_context(_copies())
             copies.keep(model.buffers())
             for module in model.modules():
                 stack.callback(_refill, module._buffers, dict(module._buffers))
+            if workload.optimizer is not None:
+                copies.keep_optimizer(workload.optimizer)
             if workload.description.get("step") == "given":  # it may change parameters by itself
                 copies.keep(model.parameters())
             stack.callback(register_optimizer_step_pre_hook(lambda one, *_: copies.keep_optimizer(one)).remove)

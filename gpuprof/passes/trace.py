@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -14,6 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from gpuprof.attribution import Ownership, observed
+from gpuprof.hardware import kineto
 from gpuprof.passes.operators import is_composite_name
 from gpuprof.passes.phases import observed_phases
 from gpuprof.record import UNATTRIBUTED, PassOutcome, table
@@ -91,7 +91,7 @@ def record(workload: Workload, before_step: Callable[[], None]) -> tuple[profile
     # the first step under the profiler pays for its start-up and is thrown away
     plan = schedule(wait=0, warmup=1, active=1, repeat=1)
     with (
-        _quiet_kineto(),
+        kineto.quiet(),
         profile(activities=activities, schedule=plan, record_shapes=True, with_flops=True) as profiler,
     ):
         before_step()
@@ -106,19 +106,6 @@ def record(workload: Workload, before_step: Callable[[], None]) -> tuple[profile
             if cuda:
                 torch.cuda.synchronize(workload.device)
     return profiler, ownership
-
-
-@contextmanager
-def _quiet_kineto() -> Iterator[None]:
-    """Kineto writes its stages to stderr unless told otherwise before its first use."""
-    if "KINETO_LOG_LEVEL" in os.environ:
-        yield
-        return
-    os.environ["KINETO_LOG_LEVEL"] = "99"
-    try:
-        yield
-    finally:
-        os.environ.pop("KINETO_LOG_LEVEL", None)
 
 
 def ingest(profiler: profile, ownership: Ownership) -> Traced:
@@ -256,7 +243,7 @@ def attribute(
     host = sorted((e for e in events if not e.on_device), key=lambda e: (e.thread, e.start, -e.end))
     device = [e for e in events if e.on_device]
     op_calls: list[_OpCall] = []
-    launching = {e.linked for e in device}
+    launching = {e.linked for e in device if e.linked}
     launchers: dict[int, tuple[_Frame, str, str]] = {}
     estimates: dict[tuple[str, str, str], list[int]] = {}
     thread: int | None = None

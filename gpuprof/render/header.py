@@ -26,6 +26,9 @@ from gpuprof.record import Run
 from gpuprof.render.view import View
 from gpuprof.theory import CONVENTIONS
 
+_STEADY = 0.5
+"""Spread of a measured ceiling, 10th to 90th percentile over its value, from which it is doubted."""
+
 _SLOWED = 1.2
 """From this ratio of traced kernel time to the undisturbed step, times of modules are not taken at their word."""
 
@@ -47,20 +50,31 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
     yield "Convention", f"{convention}: {CONVENTIONS[convention].title} 1 MAC = 2 FLOPs."
     yield "Parameters", _parameters(sums)
     if run.done("count"):
-        other = "full" if convention == "causal" else "causal"
+        if CONVENTIONS[convention].parts is not None:
+            yield "Formula", _formula(run, convention, sums)
+        how = CONVENTIONS[convention]
+        other = "full" if how.rule is None and how.modules_in == "causal" else "causal"
         beside = totals(run, other)
-        forward = f"{units.si(sums['flops_forward'])}FLOPs = {units.si(sums['macs'])}MACs matmul"
-        yield "Forward", f"{forward} ({other}: {units.si(beside['flops_forward'])}FLOPs)"
+        exact = (
+            sums["flops_forward"] // 2 == sums["macs"]
+        )  # some conventions add elementwise FLOPs to those of products
+        macs = f"= {units.si(sums['macs'], 'MACs')} matmul" if exact else f"and {units.si(sums['macs'], 'MACs')}"
+        forward = f"{units.si(sums['flops_forward'], 'FLOPs')} {macs}"
+        yield "Forward", f"{forward} ({other}: {units.si(beside['flops_forward'], 'FLOPs')})"
         if sums["flops_backward"]:
             ratio = f"{sums['backward_ratio']:.3f} x forward as counted (2.00 is what counters assume)"
-            yield "Backward", f"{units.si(sums['flops_backward'])}FLOPs = {ratio}"
+            if how.backward_factor is not None:
+                ratio = f"{how.backward_factor} x forward as {convention} assumes, not counted"
+            yield "Backward", f"{units.si(sums['flops_backward'], 'FLOPs')} = {ratio}"
         if sums["flops_recompute"]:
             yield (
                 "Recompute",
-                f"{units.si(sums['flops_recompute'])}FLOPs of checkpoints, not in the model's FLOPs",
+                f"{units.si(sums['flops_recompute'], 'FLOPs')} of checkpoints, not in the model's FLOPs",
             )
-        beyond = f"hardware {units.si(sums['flops_hardware'])}FLOPs"
-        vector = f"vector operators about {units.si(sums['vector_flops'])}FLOPs (estimate)"
+        beyond = f"hardware {units.si(sums['flops_hardware'], 'FLOPs')}"
+        if sums["flops_hardware"] < sums["flops"]:
+            beyond += " (fused causal attention skips what the full square counts)"
+        vector = f"vector operators about {units.si(sums['vector_flops'], 'FLOPs')} (estimate)"
         yield "Beside them", f"{beyond}; {vector}{_coverage(run)}"
     if sums["step_s"] is not None:
         yield "Step", _step(run, sums)
@@ -70,6 +84,13 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
         yield "Kernels", _kernels(run, sums)
     if sums["peak_bytes"] is not None:
         yield "Memory", _memory(run, sums)
+
+
+def _formula(run: Run, convention: str, sums: dict[str, Any]) -> str:
+    causal = totals(run, "causal")["flops"]
+    beside = f", {units.percent(sums['flops'] / causal)} of the counted causal FLOPs" if causal else ""
+    below = f"rates and MFU of the step are of these, all else below is counted ({CONVENTIONS[convention].modules_in})"
+    return f"{units.si(sums['flops'], 'FLOPs')} a step by {convention}{beside}; {below}"
 
 
 def _coverage(run: Run) -> str:
@@ -122,25 +143,28 @@ def _step(run: Run, sums: dict[str, Any]) -> str:
         for row in phases.itertuples()
         if row.phase != "other" and units.duration(row.time_s) != units.MISSING
     ]
-    rates = [f"{units.si(sums[f'{unit}_per_s'])} {unit}/s" for unit in ("tokens", "samples") if sums[f"{unit}_per_s"]]
+    # in a generation most positions are the prompt's, and a rate of them is none of tokens
+    words = {"tokens": "positions" if run.workload.get("mode") == "generate" else "tokens", "samples": "samples"}
+    rates = [f"{units.si(sums[f'{key}_per_s'])} {word}/s" for key, word in words.items() if sums[f"{key}_per_s"]]
     return "; ".join([text, ", ".join(parts), ", ".join(rates)])
 
 
 def _achieved(run: Run, view: View, sums: dict[str, Any]) -> str:
-    rate = f"{units.si(sums['flops_per_s'])}FLOP/s of model FLOPs over the step"
+    rate = f"{units.si(sums['flops_per_s'], 'FLOP/s')} of model FLOPs over the step"
     known = denominators(run)
     if not known:
         return f"{rate}; no MFU: {run.device.get('peak_remedy') or 'no peak is known of this device'}"
     ops = counted(run, view.convention)
     model = ops[ops["phase"].isin(["forward", "backward"])]
+    formula = sums["flops"] / (sums["counted_flops"] or sums["flops"])
     lines = []
     for name, peaks in known.items():
         parts = [
-            ideal_seconds(rows, column, peaks, run).sum(skipna=False) / sums["step_s"]
-            for rows, column in ((model, "flops"), (ops, "flops_hardware"))
+            ideal_seconds(rows, column, peaks, run).sum(skipna=False) * scale / sums["step_s"]
+            for rows, column, scale in ((model, "flops", formula), (ops, "flops_hardware", 1.0))
         ]
         used = {dtype: peaks[dtype] for dtype in _dtypes(model) if dtype in peaks}
-        peak = ", ".join(f"{dtype} {units.si(value)}FLOP/s" for dtype, value in used.items())
+        peak = ", ".join(f"{dtype} {units.si(value, 'FLOP/s')}" for dtype, value in used.items())
         lines.append(f"MFU {units.percent(parts[0])}, HFU {units.percent(parts[1])} of {name} ({WORDS[name]}: {peak})")
     return "\n".join([rate, *lines])
 
@@ -167,14 +191,13 @@ def _memory(run: Run, sums: dict[str, Any]) -> str:
     if len(total):
         text += f", {units.size(total.iloc[0])} held by the process as NVML sees it"
     rows = account(run)
-    peak = rows[rows["moment"] == "peak"]
-    if len(peak):
-        row = peak.iloc[0]
+    if len(rows):
+        end = rows.iloc[0]
         named = [("parameters", "parameters"), ("gradients", "gradients"), ("optimizer_state", "optimizer"),
                  ("activations", "activations")]  # fmt: skip
-        parts = [f"{words} {units.size(row[name])}" for name, words in named if row[name]]
-        text += f"\nexpected {', '.join(parts)}; residual {units.size(row['residual'])}"
-        text += "" if cuda else " (with Python and its libraries)"
+        parts = [f"{words} {units.size(end[name])}" for name, words in named if end[name]]
+        text += f"\n{end['moment']}: expected {', '.join(parts)}; measured {units.size(end['measured'])}"
+        text += f", residual {units.size(end['residual'])}" + ("" if cuda else " (with Python and its libraries)")
     return text
 
 
@@ -202,6 +225,12 @@ def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableTyp
         )
         if sums["step_s"] and sums["kernel_s"] > _SLOWED * sums["step_s"]:
             lines.append("Tracing slowed the step: read times below the whole as shares, not as seconds.")
+    for dtype, spread in run.device.get("peak_spread", {}).items():
+        if spread > _STEADY:
+            lines.append(
+                f"The {dtype} ceiling varied by {spread:.0%} while it was measured: other work on this CPU makes MFU "
+                "uncertain."
+            )
     lines += [f"Warning: {text}" for text in (*run.warnings, *mismatches(run))]
     lines += [f"Invalid for tracking: {reason}" for reason in invalid_reasons(run.telemetry)]
     for name, outcome in run.passes.items():

@@ -57,12 +57,13 @@ def csv(run: Run, view: View) -> str:
 def json(run: Run, view: View) -> str:
     """Raw figures as a list of objects; null where unknown."""
     rows = [
-        {column: _plain(value) for column, value in row.items()} for row in frame(run, view).to_dict(orient="records")
+        {column: plain(value) for column, value in row.items()} for row in frame(run, view).to_dict(orient="records")
     ]
     return json_module.dumps(rows, indent=1, allow_nan=False) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A figure as JSON has it; None where it is not known."""
     if value is None or pd.isna(value):
         return None
     return value.item() if hasattr(value, "item") else value

@@ -61,7 +61,7 @@ def render(run: Run, view: View) -> str:
         grid.add_column(_HEADINGS.get(name, name), justify="right", no_wrap=True)
     root = build(modules, view.depth)
     lost = _lost_time(modules)
-    for prefix, node in _lines(root):
+    for prefix, node in walk(root):
         cells = _cells(node, sums, lost)
         grid.add_row(Text(prefix + node.label), *(cells[name] for name in columns))
     rest = modules[modules["module"] == UNATTRIBUTED].iloc[0].to_dict()
@@ -159,11 +159,12 @@ def _last(path: str) -> str:
     return path.rpartition(".")[2]
 
 
-def _lines(node: Node, prefix: str = "", below: str = "") -> Iterator[tuple[str, Node]]:
+def walk(node: Node, prefix: str = "", below: str = "") -> Iterator[tuple[str, Node]]:
+    """Every line from a node down, with the branches that lead to it."""
     yield prefix, node
     for index, child in enumerate(node.children):
         last = index == len(node.children) - 1
-        yield from _lines(child, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  "))
+        yield from walk(child, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  "))
 
 
 def _number(value: Any) -> float | None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from . import attention, convolution, matmul, recurrent, vector
+from .architecture import Architecture
 from .attention import AttentionFacts, masked_matmul, unmasked_pairs, with_facts
-from .conventions import CONVENTIONS, DEFAULT_CONVENTION, Convention
+from .conventions import CONVENTIONS, DEFAULT_CONVENTION, Convention, convention
 from .rules import RULES_VERSION, Cost, Kind, TensorSpec, cost_of, flop_rule, least_bytes, rule_for
 
 __all__ = [
     "CONVENTIONS",
     "DEFAULT_CONVENTION",
     "RULES_VERSION",
+    "Architecture",
     "AttentionFacts",
     "Convention",
     "Cost",
     "Kind",
     "TensorSpec",
     "attention",
+    "convention",
     "convolution",
     "cost_of",
     "flop_rule",

@@ -73,6 +73,8 @@ class Options:
             if getattr(self, name) not in choices:
                 known = ", ".join(choice for choice in choices if choice is not None)
                 raise GpuprofError(f"{flag(name)} {getattr(self, name)!r} is not one of: {known}")
+        if not 0 <= self.seed < 2**63:
+            raise GpuprofError(f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
         for name in SIZES:
             size = getattr(self, name)
             if size is not None and size < 1:

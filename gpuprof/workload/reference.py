@@ -14,6 +14,7 @@ import torch
 
 from gpuprof.errors import GpuprofError
 from gpuprof.workload import huggingface, steps, training, userfile
+from gpuprof.workload.facts import architecture_facts
 from gpuprof.workload.inputs import Inputs, make_inputs
 from gpuprof.workload.options import DTYPES, Options, dtype_name, resolve_device
 from gpuprof.workload.presets import preset_names
@@ -70,6 +71,7 @@ def build(reference: str, options: Options, *, weightless: bool = False) -> Work
         "samples_per_step": inputs.sizes["batch_size"],
         "notes": loaded.notes,
     }
+    description["facts"] = architecture_facts(model, description)
     step = _make_step(model, inputs, options, description, optimizer, weightless=weightless)
     return Workload(model, step, description, device, optimizer, owned=True)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gpuprof.errors import GpuprofError
+from gpuprof.workload.facts import architecture_facts
 from gpuprof.workload.options import CHOICES, dtype_name
 from gpuprof.workload.steps import GIVEN_LOSS, MEAN_LOSS, OWN_LOSS, forward_step, train_step
 
@@ -25,7 +26,8 @@ class Workload:
             `file` or `module`), `architecture`, `mode`, every option as resolved, `loss`, `weights`
             (`random`, `loaded` or `none`), `inputs` (a list of `name`, `shape`, `dtype`), `tokens_per_step`
             (positions of text that one step processes, encoder and decoder together; None where there is
-            no text), `samples_per_step` and `notes`.
+            no text), `samples_per_step`, `notes` and `facts` (the architecture as closed formulas ask for it, see
+            `gpuprof.theory.Architecture`; None where it is not known).
         device: Where the step runs; `meta` for a workload without weights.
         optimizer: What the step updates the parameters with.
         owned: The model was made for this run, so nobody minds what becomes of it.
@@ -91,6 +93,7 @@ def from_module(
         **describe_inputs(args, kwargs),
         "notes": [],
     }
+    description["facts"] = architecture_facts(model, description) if step is None else None
     if step is not None:
         description["step"] = "given"
     elif mode == "train":

@@ -75,7 +75,9 @@ def test_count_needs_no_measuring(tmp_path):
     assert list(run.passes) == ["count"]
     # 134,515,008 parameters less 61 norms of 576 multiply once per token; attention sees 16 x 17 / 2 pairs
     pairs = 16 * 17 // 2
-    assert run.modules()["flops_forward"].iloc[0] == 2 * 16 * (134_515_008 - 61 * 576) + 30 * 4 * 9 * 64 * pairs
+    modules = run.modules().set_index("module")["flops_forward"]
+    # some releases of transformers compute the rotary angles by a matmul
+    assert modules[""] - modules["model.rotary_emb"] == 2 * 16 * (134_515_008 - 61 * 576) + 30 * 4 * 9 * 64 * pairs
 
 
 def test_a_verbose_run_says_how_each_pass_went(model):

@@ -10,11 +10,13 @@ from gpuprof.hardware import ceilings
 CPU = torch.device("cpu")
 
 
-def test_the_rate_is_two_m_n_k_over_the_median_time():
+def test_the_rate_is_two_m_n_k_over_the_time_of_the_fastest_tenth():
     result = ceilings.measure_matmul(CPU, "float32", seconds=0.2)
     m, n, k = result["shape"]
 
-    assert result["flops_per_s"] == pytest.approx(2 * m * n * k / statistics.median(result["times_s"]))
+    assert result["flops_per_s"] == pytest.approx(
+        2 * m * n * k / statistics.quantiles(result["times_s"], n=10, method="inclusive")[0]
+    )
     assert result["samples"] == len(result["times_s"]) >= 5
     assert result["spread"] >= 0
 
@@ -27,7 +29,7 @@ def test_slow_dtypes_keep_to_the_time(dtype):
     assert time.perf_counter() - begin < 8  # not the minute it would take; cores are shared
 
 
-def test_a_shape_that_would_not_fit_in_the_time_is_skipped(monkeypatch):
+def test_a_shape_that_would_take_seconds_is_skipped(monkeypatch):
     tried = []
 
     def one_gflop_per_s(device, run, seconds, minimum=5):
@@ -37,7 +39,8 @@ def test_a_shape_that_would_not_fit_in_the_time_is_skipped(monkeypatch):
     monkeypatch.setattr(ceilings, "_times", one_gflop_per_s)
     result = ceilings.measure_matmul(CPU, "float16", seconds=1.0)
 
-    assert tried == [(256, 256, 256), (256, 256, 256)]
+    # at 1 GFLOP/s 1024 cubed takes 2.1 s, and it would run twice
+    assert tried == [(256, 256, 256), (512, 512, 512), (256, 256, 256)]
     assert result["flops_per_s"] == pytest.approx(1e9)
 
 

@@ -133,3 +133,16 @@ def test_without_weights_each_module_counts_the_same(tmp_path, name, mode):
     assert really.loc["", "flops_forward"] > 0
     different = (really != weightless).any(axis=1)
     assert not different.any(), (really[different].to_dict("index"), weightless[different].to_dict("index"))
+
+
+@pytest.mark.parametrize("kind", ["reentrant", "non-reentrant"])
+def test_checkpoints_without_weights_recompute_what_a_real_step_does(kind):
+    plain, again = (
+        gpuprof.count("smollm2-135m", seq_len=16, checkpointing=checkpointing).ops.groupby("phase")["flops_full"].sum()
+        for checkpointing in ("none", kind)
+    )
+
+    assert (again["forward"], again["backward"]) == (plain["forward"], plain["backward"])
+    down_proj = 2 * 16 * 1536 * 576  # a recomputation that may stop early does not come to the last product
+    layers = plain["forward"] - 2 * 16 * 49152 * 576
+    assert again["recompute"] == layers - (30 * down_proj if kind == "non-reentrant" else 0)

@@ -75,5 +75,5 @@ def test_bytes_of_a_spec():
 def test_conventions_name_a_field_of_the_cost():
     for name, convention in conventions.CONVENTIONS.items():
         assert convention.name == name
-        assert hasattr(Cost(), convention.field)
+        assert hasattr(Cost(), convention.modules_in)
     assert conventions.DEFAULT_CONVENTION in conventions.CONVENTIONS

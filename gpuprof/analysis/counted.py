@@ -1,0 +1,115 @@
+"""The operator table read in a convention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from gpuprof.analysis.denominators import denominator, ideal_seconds
+from gpuprof.record import Run
+from gpuprof.theory.architecture import Architecture
+from gpuprof.theory.conventions import Convention
+from gpuprof.theory.conventions import convention as fitting_convention
+from gpuprof.theory.rows import Count, Row, read_shapes
+
+
+def convention_of(run: Run, convention: str | None = None) -> str:
+    """The convention a run is read in."""
+    return convention or run.settings.get("convention", "causal")
+
+
+def chosen(run: Run, convention: str | None = None) -> Convention:
+    """The same as an entry of `gpuprof.theory.CONVENTIONS`.
+
+    Raises:
+        GpuprofError: there is no such convention, or it is a formula that does not fit the model.
+    """
+    workload = run.workload
+    return fitting_convention(
+        convention_of(run, convention), workload.get("facts"), workload.get("name") or "this model"
+    )
+
+
+def formula_parts(run: Run, convention: str | None = None) -> dict[str, int] | None:
+    """FLOPs of the step by part, as `gpuprof.theory.formulas` names them; None in a convention that is no formula."""
+    parts = chosen(run, convention).parts
+    return None if parts is None else parts(Architecture.from_facts(run.workload["facts"]))
+
+
+def counted(run: Run, convention: str | None = None) -> pd.DataFrame:
+    """The ``ops`` table with the figures of the convention.
+
+    In a formula, which knows only the whole step, the rows are counted as its `Convention.modules_in` says.
+
+    Returns:
+        The table with columns ``flops``, ``macs``, ``ideal_s`` and ``hardware_ideal_s``. Where the convention takes
+        the backward for a multiple of the forward, the rows end with that backward, and the one that ran is 0.
+    """
+    ops = run.ops.copy()
+    how = chosen(run, convention)
+    if how.rule is None:
+        ops["flops"] = ops[f"flops_{how.modules_in}"]
+        ops["macs"] = ops["flops"] // 2
+    else:
+        counts = _apply(how, run)
+        ops["flops"] = pd.array([count.flops for count in counts], dtype="Int64")
+        ops["macs"] = pd.array([count.macs for count in counts], dtype="Int64")
+    if how.recompute_in_backward:
+        ops["phase"] = ops["phase"].replace("recompute", "backward")
+    if how.backward_factor is not None and (ops["phase"] == "backward").any():
+        ops = pd.concat([ops, _assumed_backward(ops, how.backward_factor)], ignore_index=True)
+    peaks = denominator(run)[1]
+    ops["ideal_s"] = ideal_seconds(ops, "flops", peaks, run)
+    ops["hardware_ideal_s"] = ideal_seconds(ops, "flops_hardware", peaks, run)
+    return ops
+
+
+def _apply(how: Convention, run: Run) -> list[Count]:
+    assert how.rule is not None
+    classes = dict(zip(run.tree["module"], run.tree["class"], strict=True))
+    attending = set(run.tree.loc[run.tree["causality"] != "", "module"])
+    device = run.device.get("type", "")
+    columns = ["module", "phase", "op", "kind", "shapes", "calls", "flops_causal", "flops_full"]
+    counts = []
+    for module, phase, op, kind, shapes, calls, causal, full in run.ops[columns].itertuples(index=False, name=None):
+        inputs, results = read_shapes(shapes)
+        row = Row(
+            op=op.partition(".")[0],
+            kind=kind,
+            phase=phase,
+            module_class=classes.get(module, ""),
+            attends=module in attending,
+            inputs=inputs,
+            results=results,
+            calls=int(calls),
+            causal=None if causal is pd.NA else int(causal),
+            full=None if full is pd.NA else int(full),
+            device=device,
+        )
+        counts.append(how.rule(row))
+    return counts
+
+
+def _assumed_backward(ops: pd.DataFrame, factor: int) -> pd.DataFrame:
+    """Rows of a backward that is so many times the forward, and nothing else."""
+    rows = ops[(ops["phase"] == "forward") & (ops["flops"].fillna(0) > 0)].copy()
+    rows["phase"] = "backward"
+    for column in ("flops", "macs"):
+        rows[column] *= factor
+    for column in ("calls", "flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes"):
+        rows[column] = pd.array([0] * len(rows), dtype="Int64")
+    return rows
+
+
+def whole_step(run: Run, ops: pd.DataFrame, convention: str | None = None) -> dict[str, Any]:
+    """Model FLOPs of the step: ``flops`` in the convention, ``counted_flops`` of the rows that it was read from.
+
+    Args:
+        run: the run.
+        ops: what `counted` gives in this convention.
+        convention: the run's own by default.
+    """
+    rows = int(ops.loc[ops["phase"].isin(["forward", "backward"]), "flops"].sum())
+    parts = formula_parts(run, convention)
+    return {"flops": rows if parts is None else sum(parts.values()), "counted_flops": rows}

@@ -1,0 +1,64 @@
+"""``gpuprof backward``: does the backward cost twice the forward?"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Format(StrEnum):
+    """How to show the ratios."""
+
+    text = "text"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
+class By(StrEnum):
+    """What a row is."""
+
+    module = "module"
+    klass = "class"
+
+
+def backward(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run saved with -o.", show_default=False)],
+    by: Annotated[By, typer.Option("--by", help="What a row is.")] = By.module,
+    depth: Annotated[int | None, typer.Option(min=0, help="Modules down to this depth; 0 is the root.")] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Only so many rows, those furthest from twice their forward.")
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="For people or for machines.")] = Format.text,
+    chart: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also draw the ratios: .png or .svg.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write here instead of to the terminal."),
+    ] = None,
+) -> None:
+    """Hold 'the backward costs twice the forward' against a saved run, per module, and say why not."""
+    from gpuprof.cli.report import check_output, in_color, terminal_width
+    from gpuprof.record import load, write_atomically
+    from gpuprof.render.backward import render_backward
+    from gpuprof.render.charts import backward_chart, check_picture
+    from gpuprof.render.view import View
+
+    check_output(output)
+    check_output(chart)
+    if chart is not None:
+        check_picture(chart)
+    view = View(by=by.value, depth=depth, top=top, width=terminal_width(), color=in_color() and output is None)
+    loaded = load(run)
+    text = render_backward(loaded, format.value, view)
+    if chart is not None:
+        backward_chart(loaded, chart, view)
+    if output is None:
+        print(text, end="")
+    else:
+        write_atomically(output, text)

@@ -1,0 +1,88 @@
+"""``gpuprof validate``: a report of another counter, held against the count."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpuprof.cli import options as o
+
+
+class Format(StrEnum):
+    """How to show the verdicts."""
+
+    tree = "tree"
+    table = "table"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+    html = "html"
+
+
+def validate(
+    report: Annotated[
+        Path,
+        typer.Argument(
+            metavar="REPORT",
+            help="A report of calflops, DeepSpeed, ptflops, fvcore, FlopCounterMode or torchinfo.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="What the report is of, as for 'gpuprof count'.", show_default=False),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="RUN", help="Instead of MODEL: a saved run.", show_default=False)
+    ] = None,
+    mode: o.ModeOption = o.Mode.forward,
+    batch_size: o.BatchSize = None,
+    seq_len: o.SeqLen = None,
+    prompt_len: o.PromptLen = None,
+    new_tokens: o.NewTokens = None,
+    image_crops: o.ImageCrops = None,
+    dtype: o.Dtype = None,
+    attention: o.AttentionOption = None,
+    checkpointing: o.CheckpointingOption = o.Checkpointing.none,
+    freeze: o.Freeze = None,
+    seed: o.Seed = 0,
+    trust_remote_code: o.TrustRemoteCode = False,
+    format: Annotated[Format, typer.Option("--format", "-f", help="For people or for machines.")] = Format.tree,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here instead of to the terminal.")
+    ] = None,
+) -> None:
+    """Say of every figure of a report whether it is right, and why not. Status 1 if one is unexplained."""
+    chosen = o.plain(locals())
+    from gpuprof.analysis.validation import validate as hold
+    from gpuprof.cli.report import check_output, in_color, terminal_width
+    from gpuprof.errors import GpuprofError
+    from gpuprof.record import load, write_atomically
+    from gpuprof.render.validation import render_validation
+    from gpuprof.render.view import View
+    from gpuprof.reports import read_report
+
+    check_output(output)
+    claims = read_report(report)
+    if (model is None) == (run is None):
+        raise GpuprofError("say what the report is of: MODEL with its options, or --run RUN, and not both")
+    if run is not None:
+        found = load(run)
+    else:
+        from gpuprof.profiler import count
+
+        for name in ("report", "run", "format", "output"):
+            del chosen[name]
+        found = count(**chosen)
+    validation = hold(claims, found)
+    view = View(width=terminal_width(), color=in_color() and output is None)
+    text = render_validation(validation, format.value, view)
+    if output is None:
+        print(text, end="")
+    else:
+        write_atomically(output, text)
+    if validation.lines["verdict"].isin(["unexplained", "unmatched"]).any():
+        raise typer.Exit(1)

@@ -1,0 +1,176 @@
+"""A validation as text, Markdown, CSV, JSON or HTML: the verdict first, then the figures."""
+
+from __future__ import annotations
+
+import html as html_module
+import json as json_module
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from gpuprof import units
+from gpuprof.analysis.validation import Validation
+from gpuprof.errors import GpuprofError
+from gpuprof.render.console import to_text
+from gpuprof.render.tables import plain
+from gpuprof.render.view import View, depth_of
+
+_STYLES = {"right": "green", "explained": "yellow", "unexplained": "bold red", "unmatched": "bold red"}
+_WORST = ("unexplained", "unmatched", "explained", "not checked", "right")
+_TREE_QUANTITIES = ("flops", "macs", "flops_per_s")
+
+
+def render_validation(validation: Validation, format: str = "tree", view: View | None = None) -> str:
+    """A validation in one of the `FORMATS`. Of the view, ``width`` and ``color`` count.
+
+    Raises:
+        GpuprofError: no such format.
+    """
+    if format not in FORMATS:
+        raise GpuprofError(f"no format {format!r}: known are {', '.join(FORMATS)}")
+    return FORMATS[format](validation, view or View())
+
+
+def folded(lines: pd.DataFrame) -> pd.DataFrame:
+    """One row per line of the report and quantity: layers that the report folds are one line there."""
+    return lines.drop_duplicates(["line", "quantity", "verdict", "cause"])
+
+
+def _tree(validation: Validation, view: View) -> str:
+    """Per line of the report its FLOPs (or MACs, where the tool prints no others), and the worst of its verdicts."""
+    grid = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    grid.add_column("line", justify="right")
+    grid.add_column("module", no_wrap=True, overflow="ellipsis", max_width=max(view.width // 3, 20))
+    for name in ("claimed", "counted", "error"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_column("verdict", overflow="fold")
+    lines = validation.lines
+    for _, group in lines[lines["module"] != "(total)"].groupby("line", sort=False):
+        one = group.drop_duplicates("quantity").set_index("quantity")
+        main = next((one.loc[name] for name in _TREE_QUANTITIES if name in one.index), one.iloc[0])
+        worst = next(name for name in _WORST if (group["verdict"] == name).any())
+        # a figure can be right where its share of a wrong total is not
+        verdict = worst if worst in ("unexplained", "unmatched") else main["verdict"]
+        times = group["module"].nunique()
+        label = f"{'  ' * depth_of(main['module'])}{main['module'].rpartition('.')[2] or '(root)'}: {main['class']}"
+        grid.add_row(
+            str(main["line"]),
+            Text(label + (f" ({times} x)" if times > 1 else "")),
+            Text(str(main["text"])),
+            Text(_counted(main)),
+            Text(_percent(main["error_percent"])),
+            Text(verdict + (f": {main['cause']}" if main["cause"] else ""), style=_STYLES.get(verdict, "")),
+        )
+    totals = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    for row in lines[lines["module"] == "(total)"].to_dict(orient="records"):
+        words = f"{row['verdict']}{': ' + row['cause'] if row['cause'] else ''}"
+        totals.add_row(Text(row["quantity"]), Text(row["text"]), Text(words, style=_STYLES.get(row["verdict"], "")))
+    parts: list[Any] = [Text(textwrap.fill(validation.sentences, view.width)), Text(""), totals, Text(""), grid]
+    if validation.missing:
+        parts += [Text(""), Text(f"No line of the report stands for: {', '.join(validation.missing)}")]
+    return to_text(Group(*parts), view)
+
+
+def _table(validation: Validation, view: View) -> str:
+    grid = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for name in _HEADINGS:
+        grid.add_column(
+            name, overflow="fold", justify="right" if name in ("line", "counted", "full", "error") else "left"
+        )
+    for row in folded(validation.lines).to_dict(orient="records"):
+        grid.add_row(*(Text(cell) for cell in _cells(row)))
+    return to_text(Group(Text(textwrap.fill(validation.sentences, view.width)), Text(""), grid), view)
+
+
+_HEADINGS = ("line", "module", "quantity", "claimed", "counted", "full", "error", "verdict", "cause")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    full = "" if row["full"] is None or pd.isna(row["full"]) else units.si(row["full"])
+    return [
+        str(row["line"]), str(row["module"]) or "(root)", str(row["quantity"]), str(row["text"]), _counted(row), full,
+        _percent(row["error_percent"]), str(row["verdict"]), str(row["cause"]),
+    ]  # fmt: skip
+
+
+def _counted(row: Any) -> str:
+    value = row["causal"]
+    return units.MISSING if value is None or pd.isna(value) else units.si(float(value))
+
+
+def _percent(error: Any) -> str:
+    return units.MISSING if error is None or pd.isna(error) else f"{error:+.1f} %"
+
+
+def _markdown(validation: Validation, view: View) -> str:
+    rows = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in _cells(row)] for row in _rows(validation)]
+    table = [list(_HEADINGS), ["---"] * len(_HEADINGS), *rows]
+    return f"{validation.sentences}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in table)
+
+
+def _rows(validation: Validation) -> list[dict[str, Any]]:
+    return folded(validation.lines).to_dict(orient="records")
+
+
+def _csv(validation: Validation, view: View) -> str:
+    return validation.lines.to_csv(index=False, lineterminator="\n")
+
+
+def _json(validation: Validation, view: View) -> str:
+    rows = [{name: plain(value) for name, value in row.items()} for row in validation.lines.to_dict(orient="records")]
+    document = {
+        "tool": validation.tool, "verdict": validation.sentences, "missing": validation.missing, "figures": rows,
+    }  # fmt: skip
+    return json_module.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; }}
+table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
+th, td {{ text-align: left; padding: .2rem .6rem; border-bottom: 1px solid #8884; vertical-align: top; }}
+.right {{ color: #1a7f37; }} .explained {{ color: #9a6700; }}
+.unexplained, .unmatched {{ color: #cf222e; font-weight: 600; }}
+@media (prefers-color-scheme: dark) {{ .right {{ color: #3fb950; }} .explained {{ color: #d29922; }} }}
+</style></head><body>
+<h1>{title}</h1><p>{sentences}</p>{missing}
+<table><thead><tr>{headings}</tr></thead><tbody>
+{rows}
+</tbody></table></body></html>
+"""
+
+
+def _html(validation: Validation, view: View) -> str:
+    escape = html_module.escape
+    rows = "\n".join(
+        f'<tr class="{escape(row["verdict"]).replace(" ", "-")}">'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(row))
+        + "</tr>"
+        for row in _rows(validation)
+    )
+    missing = f"<p>No line of the report stands for: {escape(', '.join(validation.missing))}</p>"
+    return _PAGE.format(
+        title=escape(f"A {validation.tool} report held against a count"),
+        sentences=escape(validation.sentences),
+        missing=missing if validation.missing else "",
+        headings="".join(f"<th>{name}</th>" for name in _HEADINGS),
+        rows=rows,
+    )
+
+
+FORMATS: dict[str, Callable[[Validation, View], str]] = {
+    "tree": _tree,
+    "table": _table,
+    "markdown": _markdown,
+    "csv": _csv,
+    "json": _json,
+    "html": _html,
+}
+"""Every format by name."""

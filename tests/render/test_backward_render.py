@@ -1,0 +1,188 @@
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from runs import gpu_run, ops_row, tree_row
+
+import gpuprof
+from gpuprof.analysis.backward import RATIO_COLUMNS
+from gpuprof.record import table
+from gpuprof.render import charts
+from gpuprof.render.backward import FORMATS, render_backward, verdict
+from gpuprof.render.charts import backward_chart, chart_rows
+from gpuprof.render.view import View
+
+CONTRACT = [
+    "module", "class", "params", "trainable_params", "flops_forward", "flops_recompute", "flops_backward",
+    "flops_hardware_forward", "flops_hardware_recompute", "flops_hardware_backward", "time_forward_s",
+    "time_recompute_s", "time_backward_s", "ratio_flops", "ratio_hardware", "ratio_time", "flops_explained", "cause",
+    "reason",
+]  # fmt: skip
+
+
+def frozen_run():
+    """The layers frozen: they pass the input gradient only."""
+    run = gpu_run()
+    layers = run.tree["module"].str.startswith("layers")
+    run.tree.loc[layers, "trainable_params"] = 0
+    halved = (run.ops["phase"] == "backward") & run.ops["module"].str.startswith("layers")
+    for column in ("flops_causal", "flops_full", "flops_hardware"):
+        run.ops.loc[halved, column] //= 2
+    return run
+
+
+def test_the_verdict_is_two_sentences():
+    assert verdict(gpu_run()) == (
+        "Counted, the backward has 2.000 x the FLOPs of the forward (convention causal; 2.000 x in hardware): "
+        "assuming 2 x is exact. "
+        "Measured, it took 4.000 x the forward's kernel time (4.250 x in undisturbed steps): "
+        "assuming 2 x puts its time 50.0 % too low."
+    )
+    assert verdict(frozen_run()).startswith(
+        "Counted, the backward has 1.500 x the FLOPs of the forward (convention causal; 1.500 x in hardware): assuming "
+        "2 x counts the step 20.0 % too high: of the forward's FLOPs, 50.0 % have frozen weights (1 x). "
+    )
+
+
+def test_recompute_is_said_apart():
+    run = gpu_run()
+    run.ops = table("ops", [*run.ops.to_dict(orient="records"), ops_row("head", "recompute", "aten::mm.default", 2000)])
+
+    assert "; recompute, another 0.500 x, apart" in verdict(run)
+    assert "in undisturbed steps, recompute included" in verdict(run)
+    assert "recompute apart: 1.000 x forward" in render_backward(run)
+    assert "recompute" in render_backward(run, view=View(width=120)).split("\n\n")[1].splitlines()[0]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("by", ["module", "class"])
+@pytest.mark.parametrize("top", [None, 2])
+def test_text_keeps_to_its_width(width, by, top):
+    text = render_backward(frozen_run(), "text", View(width=width, by=by, top=top))
+
+    assert max(map(len, text.splitlines())) <= width
+    assert "frozen" in text
+
+
+def test_equal_layers_fold_and_repetition_is_not_repeated():
+    lines = render_backward(frozen_run()).splitlines()
+
+    assert any("layers: ModuleList" in line and "weights frozen: input gradient only" in line for line in lines)
+    assert any("(0-1): 2 x Block" in line and "as above" in line for line in lines)
+    assert any("Net" in line and "mixed: layers 1x" in line for line in lines)
+
+
+def test_machine_formats_keep_their_contract():
+    assert set(CONTRACT) <= set(RATIO_COLUMNS)
+    rows = list(csv.DictReader(io.StringIO(render_backward(frozen_run(), "csv"))))
+    assert (rows[1]["module"], rows[1]["ratio_flops"], rows[1]["cause"]) == ("layers", "1.0", "frozen")
+    data = json.loads(render_backward(frozen_run(), "json", View(by="class")))
+    assert data["whole"]["error_flops"] == pytest.approx(0.2)
+    assert {row["class"]: row["ratio_time"] for row in data["rows"]}["Linear"] == 4.0
+    assert data["verdict"] == verdict(frozen_run())
+
+
+def test_top_is_furthest_first_and_depth_cuts():
+    rows = list(csv.DictReader(io.StringIO(render_backward(frozen_run(), "csv", View(top=2)))))
+    assert [row["module"] for row in rows] == ["", "layers"]  # 2000 FLOPs away each; the head is not
+    rows = list(csv.DictReader(io.StringIO(render_backward(frozen_run(), "csv", View(depth=1)))))
+    assert [row["module"] for row in rows] == ["", "layers", "head", "(unattributed)"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_without_times(format):
+    run = gpu_run()
+    del run.passes["trace"], run.passes["time"]
+    text = render_backward(run, format)
+
+    assert "4.000 x" not in text
+    assert "4.250" not in text
+    if format in ("text", "markdown"):
+        assert "Its time was not measured." in text
+
+
+def test_names_are_no_markup():
+    run = gpu_run()
+    run.tree.loc[run.tree["module"] == "head", "class"] = "Odd[red]|<b>"
+
+    assert "Odd[red]|<b>" in render_backward(run)
+    assert r"Odd[red]\|&lt;b>" in render_backward(run, "markdown", View(by="class"))
+
+
+def test_bad_requests_are_one_line(tmp_path):
+    with pytest.raises(gpuprof.GpuprofError, match="no format 'tree'"):
+        render_backward(gpu_run(), "tree")
+    with pytest.raises(gpuprof.GpuprofError, match="by 'op'"):
+        render_backward(gpu_run(), "csv", View(by="op"))
+    with pytest.raises(gpuprof.GpuprofError, match=r"ends in .png or .svg"):
+        backward_chart(gpu_run(), tmp_path / "chart.pdf")
+    with pytest.raises(gpuprof.GpuprofError, match="cannot write"):
+        backward_chart(gpu_run(), tmp_path / "missing" / "chart.png")
+
+
+def test_without_matplotlib_the_way_to_get_it_is_said(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+    with pytest.raises(gpuprof.GpuprofError, match=r"pip install 'gpuprof\[plot\]'"):
+        backward_chart(gpu_run(), tmp_path / "chart.png")
+
+
+def test_matplotlib_is_loaded_late():
+    code = "import sys, gpuprof.render.charts; print('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_charts_of_both_kinds(tmp_path):
+    png = backward_chart(frozen_run(), tmp_path / "a.png", View(by="class"))
+    assert png.read_bytes().startswith(b"\x89PNG")
+    svgs = [backward_chart(frozen_run(), tmp_path / name, View(by="class")).read_text() for name in ("a.svg", "b.svg")]
+    assert svgs[0] == svgs[1]  # the same run draws the same picture
+    for part in ("assumed: 2.0", "by counted FLOPs", "by time", "Block x 2", "1.500", "4.00"):
+        assert part in svgs[0]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.png", "a.svg", "b.svg"]
+
+
+def test_chart_rows_are_the_first_depth_with_something_to_compare():
+    assert list(chart_rows(gpu_run(), View())["label"]) == ["layers.0", "layers.1"]  # no depth has three: the deepest
+    assert list(chart_rows(gpu_run(), View(depth=1))["label"]) == ["layers", "head"]
+    assert list(chart_rows(gpu_run(), View(by="class"))["label"]) == ["Net", "ModuleList", "Block x 2", "Linear"]
+    assert list(chart_rows(gpu_run(), View(by="class", top=1))["label"]) == ["Net"]
+
+
+def test_nothing_to_draw_is_said(tmp_path):
+    run = gpu_run()
+    with pytest.raises(gpuprof.GpuprofError, match="no ratio to draw"):
+        backward_chart(run, tmp_path / "a.png", View(depth=9))
+    assert charts.SUFFIXES == (".png", ".svg")
+
+
+def test_an_empty_backward_is_refused_in_every_format():
+    run = gpuprof.Run({"name": "m", "mode": "forward"}, {"type": "cpu", "name": "c"}, {})
+    run.tree = table("tree", [tree_row("", "M")])
+    run.passes["count"] = gpuprof.record.PassOutcome("done")
+    for format in FORMATS:
+        with pytest.raises(gpuprof.GpuprofError, match="this run has no backward: profile with --mode train"):
+            render_backward(run, format)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "gpuprof", "backward", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_verb(tmp_path):
+    path = gpu_run().save(tmp_path / "run.json")
+    made = command(
+        path, "--by", "class", "--format", "markdown", "--chart", tmp_path / "c.svg", "-o", tmp_path / "c.md"
+    )
+
+    assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
+    assert (tmp_path / "c.md").read_text().startswith("Counted, the backward has 2.000 x")
+    assert (tmp_path / "c.svg").stat().st_size > 1000
+    bad = command(path, "--chart", tmp_path / "c.gif")
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.startswith("gpuprof: cannot draw") and bad.stderr.count("\n") == 1  # noqa: PT018
