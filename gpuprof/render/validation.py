@@ -135,6 +135,7 @@ _PAGE = """<!doctype html>
 :root {{ color-scheme: light dark; }}
 body {{ font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
+td:nth-child(n+3):nth-child(-n+8) {{ white-space: nowrap; }}
 th, td {{ text-align: left; padding: .2rem .6rem; border-bottom: 1px solid #8884; vertical-align: top; }}
 .right {{ color: #1a7f37; }} .explained {{ color: #9a6700; }}
 .unexplained, .unmatched {{ color: #cf222e; font-weight: 600; }}

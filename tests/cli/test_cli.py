@@ -170,3 +170,48 @@ def test_a_reader_that_stops_reading_is_no_error(tmp_path):
     )  # fmt: skip
 
     assert "Traceback" not in ended.stderr
+
+
+REPORT = Path(__file__).parent.parent / "data" / "reports" / "calflops_llava_onevision_qwen2_7b.txt"
+WORKLOAD = ["--mode", "generate", "--image-crops", 16, "--prompt-len", 7405, "--new-tokens", 7]
+
+
+def test_validate_a_report_figure_by_figure(tmp_path):
+    ended = gpuprof_cli("validate", REPORT, "llava-onevision-qwen2-7b", *WORKLOAD, "-f", "json")
+
+    assert ended.returncode == 0, ended.stderr
+    said = json.loads(ended.stdout)
+    assert {row["verdict"] for row in said["figures"]} == {"right", "explained", "not checked"}
+    assert said["missing"] == []
+    assert "106.4 T of multiplications and 5.426 T of elementwise operators broadcast from the left" in said["verdict"]
+    assert "without 12.04 T (full square: 23.05 T) of fused attention" in said["verdict"]
+
+
+def test_validate_against_another_workload_is_a_finding(tmp_path):
+    counted = gpuprof_cli("count", "llava-onevision-qwen2-7b", "--mode", "generate", "-q", "-o", tmp_path / "c.json")
+    assert counted.returncode == 0, counted.stderr
+
+    for format in ("tree", "table", "markdown", "csv", "html"):
+        ended = gpuprof_cli("validate", REPORT, "--run", tmp_path / "c.json", "-f", format)
+        assert ended.returncode == 1, ended.stderr
+        assert "unexplained" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["validate", "absent.txt", "gpt2"], "absent.txt"),
+        (["validate", REPORT], "MODEL with its options, or --run RUN"),
+        (["validate", REPORT, "gpt2", "--run", "run.json"], "and not both"),
+        (["validate", "notes.txt", "gpt2"], "notes.txt"),
+        (["validate", REPORT, "--run", "absent.json"], "no file absent.json"),
+    ],
+)
+def test_validate_with_bad_input(tmp_path, arguments, words):
+    (tmp_path / "notes.txt").write_text("nothing of the kind\n")
+
+    ended = gpuprof_cli(*arguments, cwd=tmp_path)
+
+    assert ended.returncode == 2
+    assert words in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
