@@ -584,10 +584,10 @@ def markdown(found: dict[str, dict[str, dict[str, Any]]], facts: dict[str, Any])
         + ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
         + ". This page is written by that command; `--json FILE` has the raw counts.",
         "",
-        "Each cell is the error of a tool's FLOPs against a closed form that the script derives by hand. The convention "
-        "is `full`: one multiply-accumulate (MAC) is 2 FLOPs, attention is the whole square also where it is causal, "
-        "elementwise work and lookups are 0. Backward is what autograd has to compute: nothing for frozen weights and "
-        "for inputs without gradient.",
+        "Each cell is the error of a tool's FLOPs against a closed form that the script derives by hand. The "
+        "convention is `full`: one multiply-accumulate (MAC) is 2 FLOPs, attention is the whole square also where it "
+        "is causal, elementwise work and lookups are 0. Backward is what autograd has to compute: nothing for frozen "
+        "weights and for inputs without gradient.",
         "",
     ]
     lines += [f"- **{tool}**: {'; '.join(TOOLS[tool].notes)}." for tool in found]
@@ -596,8 +596,8 @@ def markdown(found: dict[str, dict[str, dict[str, Any]]], facts: dict[str, Any])
         "Where a tool prints FLOPs and MACs that say different things, both are shown, MACs doubled: DeepSpeed and "
         "calflops add elementwise work to their FLOPs, which is another convention rather than a mistake; ptflops adds "
         "it to its MACs. Layers have no bias. A tool that raises says so. fvcore can list operators that it does not "
-        "know (`unsupported_ops()`), gpuprof always does; FlopCounterMode, DeepSpeed and calflops leave them out without "
-        "a word.",
+        "know (`unsupported_ops()`), gpuprof always does; FlopCounterMode, DeepSpeed and calflops leave them out "
+        "without a word.",
     ]
     for column, title in COLUMNS.items():
         names = [name for name in next(iter(found.values())) if column == "both" or not CASES[name].training_only]
@@ -606,7 +606,12 @@ def markdown(found: dict[str, dict[str, dict[str, Any]]], facts: dict[str, Any])
         for name in names:
             cells = [cell(found[tool][name], CASES[name], column) for tool in found]
             lines += [f"| {name} | {getattr(CASES[name], column):,} | " + " | ".join(cells) + " |"]
-        exact = [sum(right(found[tool][name], CASES[name], column) for name in names) for tool in found]
+        exact = [
+            str(sum(right(found[tool][name], CASES[name], column) for name in names))
+            if any("error" not in found[tool][name] for name in names)
+            else "none measured"
+            for tool in found
+        ]
         lines += [f"| **exact, in FLOPs or MACs** | of {len(names)} | " + " | ".join(f"**{n}**" for n in exact) + " |"]
     return "\n".join(lines) + "\n"
 

@@ -37,6 +37,11 @@ def build(reference: str, options: Options, *, weightless: bool = False) -> Work
     Raises:
         GpuprofError: The reference names nothing, or the options do not fit it.
     """
+    if weightless and options.attention == "flex_attention":
+        raise GpuprofError(
+            "flex_attention cannot be counted without weights: --attention sdpa counts the same, and 'gpuprof profile "
+            "MODEL --passes count' runs it"
+        )
     kind = _kind(reference)
     if kind == "file":
         return _from_file(reference, options, weightless=weightless)
@@ -46,14 +51,18 @@ def build(reference: str, options: Options, *, weightless: bool = False) -> Work
     )
     loaded = load(reference, options, device)
     model = loaded.model
-    inputs = make_inputs(
-        model,
-        options,
-        defaults=loaded.defaults,
-        tokenizer=loaded.tokenizer,
-        device=device,
-        weightless=weightless,
-    )
+    try:
+        inputs = make_inputs(
+            model,
+            options,
+            defaults=loaded.defaults,
+            tokenizer=loaded.tokenizer,
+            device=device,
+            weightless=weightless,
+        )
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise GpuprofError(f"the inputs cannot be made ({reason}): lower --batch-size or --seq-len") from error
     optimizer = training.prepare(model, options)
     description: dict[str, Any] = {
         "name": loaded.name,
