@@ -205,14 +205,14 @@ class Run:
         return write_atomically(path, text)
 
 
-def write_atomically(path: str | os.PathLike[str], text: str) -> Path:
-    """Write text (gzip if the name ends in ``.gz``) so that the file is never seen half-written.
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> Path:
+    """Write text or bytes (gzip if the name ends in ``.gz``) so that the file is never seen half-written.
 
     Raises:
         GpuprofError: the file cannot be written.
     """
     path = Path(path)
-    data = text.encode()
+    data = content.encode() if isinstance(content, str) else content
     if path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
     temporary = None

@@ -81,7 +81,7 @@ ImageCrops = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="bfloat16, float16 or float32; by default bfloat16 on CUDA, float32 on a CPU.",
+        help="bfloat16, float16 or float32; by default bfloat16 on CUDA, float32 on a CPU, a directory's own.",
         rich_help_panel=_WORKLOAD,
     ),
 ]

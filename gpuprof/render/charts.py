@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 
 from gpuprof.analysis.backward import ASSUMED, backward_ratios, whole
 from gpuprof.errors import GpuprofError
-from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.record import UNATTRIBUTED, Run, write_atomically
 from gpuprof.render.view import View, depth_of
 
 SUFFIXES = (".png", ".svg")
@@ -169,21 +169,12 @@ def _title(run: Run) -> str:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """Write the picture so that it is never seen half-drawn."""
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".chart.", suffix=path.suffix)
-        os.close(handle)
-        # no date and no random names in an SVG: the same run draws the same file
-        from matplotlib import rc_context
+    """Write the picture whole, in the format of the suffix."""
+    from matplotlib import rc_context
 
-        with rc_context({"svg.hashsalt": "gpuprof", "svg.fonttype": "none"}):
-            figure.savefig(temporary, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes the file private
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise GpuprofError(f"cannot write {path}: {error.strerror or error}") from error
+    kind = path.suffix.lower().removeprefix(".")
+    picture = io.BytesIO()
+    # no date and no random names in an SVG: the same run draws the same file
+    with rc_context({"svg.hashsalt": "gpuprof", "svg.fonttype": "none"}):
+        figure.savefig(picture, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    write_atomically(path, picture.getvalue())
