@@ -11,7 +11,7 @@ from gpuprof.record import Run
 from gpuprof.theory.architecture import Architecture
 from gpuprof.theory.conventions import Convention
 from gpuprof.theory.conventions import convention as fitting_convention
-from gpuprof.theory.rows import Count, Row, read_shapes
+from gpuprof.theory.rows import Row, read_shapes
 
 
 def convention_of(run: Run, convention: str | None = None) -> str:
@@ -52,7 +52,7 @@ def counted(run: Run, convention: str | None = None) -> pd.DataFrame:
         ops["flops"] = ops[f"flops_{how.modules_in}"]
         ops["macs"] = ops["flops"] // 2
     else:
-        counts = _apply(how, run)
+        counts = [how.rule(row) for row in read_rows(run)]
         ops["flops"] = pd.array([count.flops for count in counts], dtype="Int64")
         ops["macs"] = pd.array([count.macs for count in counts], dtype="Int64")
     if how.recompute_in_backward:
@@ -65,13 +65,13 @@ def counted(run: Run, convention: str | None = None) -> pd.DataFrame:
     return ops
 
 
-def _apply(how: Convention, run: Run) -> list[Count]:
-    assert how.rule is not None
+def read_rows(run: Run) -> list[Row]:
+    """The ``ops`` table as rules see it, row by row."""
     classes = dict(zip(run.tree["module"], run.tree["class"], strict=True))
     attending = set(run.tree.loc[run.tree["causality"] != "", "module"])
     device = run.device.get("type", "")
     columns = ["module", "phase", "op", "kind", "shapes", "calls", "flops_causal", "flops_full"]
-    counts = []
+    rows = []
     for module, phase, op, kind, shapes, calls, causal, full in run.ops[columns].itertuples(index=False, name=None):
         inputs, results = read_shapes(shapes)
         row = Row(
@@ -87,8 +87,8 @@ def _apply(how: Convention, run: Run) -> list[Count]:
             full=None if full is pd.NA else int(full),
             device=device,
         )
-        counts.append(how.rule(row))
-    return counts
+        rows.append(row)
+    return rows
 
 
 def _assumed_backward(ops: pd.DataFrame, factor: int) -> pd.DataFrame:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from gpuprof import units
-from gpuprof.analysis.counted import convention_of, counted
+from gpuprof.analysis import readings
+from gpuprof.analysis.counted import convention_of
+from gpuprof.analysis.matching import match
 from gpuprof.analysis.modules import ancestors
+from gpuprof.analysis.readings import TOTAL
 from gpuprof.errors import GpuprofError
-from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.record import Run
 from gpuprof.reports import read_report
-from gpuprof.theory.rows import read_shapes
 
 LINE_COLUMNS = [
     "line", "module", "class", "matched", "quantity", "text", "claimed", "causal", "full", "profiler",
@@ -24,18 +27,10 @@ LINE_COLUMNS = [
 ]  # fmt: skip
 """Columns of `Validation.lines`."""
 
-_RULES_OF_TOOL = {"calflops": ("calflops", "calflops-0.3"), "torch-counter": ("torch-counter",)}
-"""Conventions that compute what a tool would print."""
+_SHARE_DECIMALS = {"calflops": 4, "deepspeed": 2}
+"""Decimals of a percentage in tools that cut zeros off; their other figures of modules have two."""
 
-_TWO_DECIMALS = ("calflops", "deepspeed", "ptflops")
-"""Tools that round figures of modules to two decimals, and shares to four, and cut zeros off."""
-
-_ATTENTION, _BROADCAST, _VECTOR, _PRODUCTS = (
-    "fused attention not counted",
-    "elementwise operators broadcast from the left",
-    "other elementwise operators",
-    "multiplications counted otherwise",
-)
+_CUTS_ZEROS = ("calflops", "deepspeed", "ptflops")
 
 
 @dataclass(frozen=True)
@@ -74,91 +69,29 @@ def validate(report: pd.DataFrame | str | os.PathLike[str], run: Run) -> Validat
         raise GpuprofError("this run was not counted: make one with 'gpuprof count', or with count among --passes")
     tool = str(claims.attrs["tool"])
     places = match(claims, run)
-    figures = _Figures(run, tool)
-    rows = [_judged(claim, places, figures, run) for claim in claims.to_dict(orient="records")]
+    figures = _Figures(run, tool, claims)
+    rows = [_judged(claim, places, figures) for claim in claims.to_dict(orient="records")]
     lines = pd.DataFrame(rows, columns=LINE_COLUMNS)
-    seen = {path for paths in places.values() for path in paths}
-    missing = [path for path in figures.busy() if path not in seen]
-    return Validation(tool, lines, missing, _sentences(tool, lines, figures, run))
-
-
-# matching
-
-
-def match(claims: pd.DataFrame, run: Run) -> dict[str, list[str]]:
-    """Modules of the model that each module of the report stands for; an empty list where there is none.
-
-    Names move between releases of a library: containers such as ``model`` come and go. So paths are compared without
-    them, then by how they end; where several fit, the parameters decide. A module of the report that no single one
-    equals may still be the sum of what its children stand for.
-    """
-    tree = run.tree.set_index("module")
-    keys: dict[str, list[str]] = {}
-    for path in tree.index:
-        parts = _key(path).split(".")
-        for start in range(len(parts)):
-            keys.setdefault(".".join(parts[start:]), []).append(path)
-    whole = {path: _key(path) for path in tree.index}
-    params = claims[claims["quantity"] == "params"].drop_duplicates("module").set_index("module")
-    modules = claims[claims["module"] != "(total)"].drop_duplicates("module")
-    classes = dict(zip(modules["module"], modules["class"], strict=True))
-    found: dict[str, list[str]] = {}
-
-    def fits(path: str, module: str) -> bool:
-        if module not in params.index:
-            return _stem(tree.loc[path, "class"]) == _stem(classes[module])
-        claim = params.loc[module]
-        return abs(int(tree.loc[path, "params"]) - claim["value"]) <= claim["precision"]
-
-    for module in classes:
-        parts = _key(module).split(".")
-        for start in range(len(parts)):
-            end = ".".join(parts[start:])
-            options = [path for path in keys.get(end, []) if start or whole[path] == end]
-            best = [path for path in options if fits(path, module)]
-            if best:
-                found[module] = [best[0]]
-                break
-    for module in reversed(list(classes)):  # children before their parents
-        if module in found:
-            continue
-        children = [child for child in classes if child and child.rpartition(".")[0] == module]
-        parts_found = [path for child in children for path in found.get(child, [])]
-        whole_fits = module in params.index and parts_found
-        if whole_fits:
-            total = sum(int(tree.loc[path, "params"]) for path in dict.fromkeys(parts_found))
-            if abs(total - params.loc[module]["value"]) <= params.loc[module]["precision"]:
-                found[module] = list(dict.fromkeys(parts_found))
-                continue
-        same = [path for path in tree.index if _stem(tree.loc[path, "class"]) == _stem(classes[module])]
-        found[module] = same if len(same) == 1 else []
-    return found
-
-
-_CONTAINERS = {"model", "vision_model", "transformer", "base_model", "module"}
-
-
-def _key(path: str) -> str:
-    return ".".join(part for part in path.split(".") if part not in _CONTAINERS)
-
-
-def _stem(name: str) -> str:
-    """A class without what releases of a library change of its name."""
-    name = re.sub(r"(Flash|Sdpa|Eager)?Attention2?$", "Attention", str(name))
-    return re.sub(r"^Pytorch|Activation$", "", name)
+    return Validation(tool, lines, figures.missing(places), _sentences(tool, lines, figures))
 
 
 # verdicts
 
-_COUNTED = {"macs": 0.5, "flops": 1.0, "macs_forward": 0.5, "flops_forward": 1.0}
-_SHARES = {"params_share": "params", "macs_share": "macs", "flops_share": "flops"}
+_COUNTED = {"macs": 0.5, "flops": 1.0, "macs_forward": 0.5, "flops_forward": 1.0, "flops_forward_of_model": 1.0}
+_SHARES = {
+    "params_share": "params", "params_own_share": "params_own", "macs_share": "macs", "flops_share": "flops",
+}  # fmt: skip
 _WITH_BACKWARD = {"macs_forward_backward": 0.5, "flops_forward_backward": 1.0}
+_PARAMS = ("params", "params_own", "params_trainable", "params_frozen", "params_of_model")
+
+Option = tuple[str, float]
+"""What a claim could be: the cause in words, empty for the count itself, and the figure that follows from it."""
 
 
-def _judged(claim: dict[str, Any], places: dict[str, list[str]], figures: _Figures, run: Run) -> dict[str, Any]:
+def _judged(claim: dict[str, Any], places: dict[str, list[str]], figures: _Figures) -> dict[str, Any]:
     """One claimed figure with its verdict."""
     module, quantity = claim["module"], claim["quantity"]
-    paths = [""] if module == "(total)" else places.get(module, [])
+    paths = [TOTAL] if module == TOTAL else places.get(module, [])
     row = {
         "line": claim["line"], "module": module, "class": claim["class"], "matched": _named(paths),
         "quantity": quantity, "text": claim["text"], "claimed": claim["value"], "causal": None, "full": None,
@@ -167,145 +100,115 @@ def _judged(claim: dict[str, Any], places: dict[str, list[str]], figures: _Figur
     if not paths:
         return row
     claimed, slack = claim["value"], _slack(claim, figures.tool)
-    if quantity == "params":
-        return row | _compare(claimed, slack, {"": sum(figures.params[path] for path in paths)}, "params")
+    if quantity in _PARAMS:
+        options = figures.params_options(paths, quantity)
+        return row | {"causal": options[0][1], "full": options[0][1]} | _verdict(claimed, slack, options)
     if quantity in _COUNTED:
-        return row | _judge_count(claimed, slack, paths, _COUNTED[quantity], figures, run)
+        return row | _judge_count(claimed, slack, paths, _COUNTED[quantity], figures)
     if quantity in _SHARES:
-        return row | _judge_share(claimed, slack, paths, _SHARES[quantity], figures)
+        return row | _verdict(claimed, slack, _share_options(paths, _SHARES[quantity], figures))
     if quantity in _WITH_BACKWARD:
-        return row | _judge_backward(claimed, slack, _WITH_BACKWARD[quantity], figures, run)
+        return row | _judge_backward(claimed, slack, _WITH_BACKWARD[quantity], figures)
     if quantity == "backward_factor":
-        return row | _judge_factor(claimed, figures, run)
+        return row | _judge_factor(claimed, figures)
     return row | {"verdict": "not checked", "cause": "no count: it depends on what was measured, and how"}
 
 
 def _named(paths: list[str]) -> str:
-    return " + ".join(path or "(root)" for path in paths)
+    return " + ".join("(root)" if path in ("", TOTAL) else path for path in paths)
 
 
 def _slack(claim: dict[str, Any], tool: str) -> float:
     """Half a unit of the last digit that the tool rounds to, also where it cut zeros off."""
     digits = re.search(r"\d+\.?(\d*)", claim["text"])
-    if tool not in _TWO_DECIMALS or claim["module"] == "(total)" or not digits:
+    if tool not in _CUTS_ZEROS or claim["module"] == TOTAL or not digits:
         return float(claim["precision"])
-    kept = 4 if claim["quantity"].endswith("share") else 2
+    kept = _SHARE_DECIMALS.get(tool, 0) if claim["quantity"].endswith("share") else 2
     return float(claim["precision"]) * 10.0 ** min(0, len(digits.group(1)) - kept)
 
 
-def _compare(claimed: float, slack: float, options: dict[str, int], what: str) -> dict[str, Any]:
-    """Right if the claim is one of the options, which are named by what is said then."""
-    for cause, value in options.items():
+def _verdict(claimed: float, slack: float, options: Iterable[Option]) -> dict[str, Any]:
+    """Right if the claim is the first of the options, which is the count; explained by another that it is."""
+    error: float | None = None
+    for place, (cause, value) in enumerate(options):
+        if not place:
+            error = _error(claimed, value)
         if abs(claimed - value) <= slack:
-            verdict = "explained" if cause else "right"
-            return {
-                "causal": value,
-                "full": value,
-                "error_percent": _error(claimed, value),
-                "verdict": verdict,
-                "cause": cause,
-            }
-    value = next(iter(options.values()))
-    return {"causal": value, "full": value, "error_percent": _error(claimed, value), "verdict": "unexplained"}
+            return {"error_percent": error, "verdict": "explained" if cause else "right", "cause": cause}
+    return {"error_percent": error, "verdict": "unexplained"}
 
 
-def _judge_count(
-    claimed: float, slack: float, paths: list[str], factor: float, figures: _Figures, run: Run
-) -> dict[str, Any]:
-    """MACs or FLOPs of a forward."""
-    causal, full, fused = (
-        figures.of(paths, figures.ours, f"forward {name}") for name in ("causal", "full", "attention")
-    )
-    reference = (causal if convention_of(run) == "causal" else full) * factor
+def _judge_count(claimed: float, slack: float, paths: list[str], factor: float, figures: _Figures) -> dict[str, Any]:
+    """MACs or FLOPs of a forward; of FlopCounterMode also of the backward, if one ran."""
+    phases = ("forward", "backward") if figures.tool == "torch-counter" else ("forward",)
+    causal, full = (figures.count(paths, kind, phases) * factor for kind in ("causal", "full"))
     row: dict[str, Any] = {
-        "causal": int(causal * factor),
-        "full": int(full * factor),
-        "profiler": figures.of(paths, figures.ours, "profiler") * factor if run.done("trace") else None,
-        "error_percent": _error(claimed, reference),
-    }
-    if abs(claimed - reference) <= slack:
-        return row | {"verdict": "right"}
-    for cause, value in _causes(paths, factor, causal, full, fused, figures):
-        if abs(claimed - value) <= slack:
-            return row | {"verdict": "explained", "cause": cause}
-    return row | {"verdict": "unexplained"}
+        "causal": int(causal), "full": int(full),
+        "profiler": figures.of(paths, figures.ours, "profiler") * factor if figures.run.done("trace") else None,
+    }  # fmt: skip
+    first: Option = ("", causal if figures.in_causal else full)
+    return row | _verdict(claimed, slack, itertools.chain([first], _causes(paths, factor, figures, phases)))
 
 
 def _causes(
-    paths: list[str], factor: float, causal: int, full: int, fused: int, figures: _Figures
-) -> Iterable[tuple[str, float]]:
-    """What a claim could be, the likeliest first: the cause in words, and the figure that follows from it."""
-    square = "attention over the whole square" if full != causal else ""
-    yield square or "unmasked pairs only", full * factor
-    yield "attention over unmasked pairs only", causal * factor
-    for sums in figures.by_rule.values():
-        quantity = "macs" if factor == 0.5 else "flops"
-        parts = {cause: figures.of(paths, sums, cause) for cause in (_ATTENTION, _BROADCAST, _VECTOR, _PRODUCTS)}
-        if quantity == "macs":  # of MACs, elementwise operators have none
-            parts = {cause: flops for cause, flops in parts.items() if cause in (_ATTENTION, _PRODUCTS)}
-        named = sorted((item for item in parts.items() if item[1]), key=lambda item: -abs(item[1]))
-        words = ", ".join(f"{cause} ({_signed(flops)})" for cause, flops in named)
-        yield words or "rounding", figures.of(paths, sums, quantity)
-    yield f"{_ATTENTION} ({_signed(-fused)})", (full - fused) * factor
-    for words, times in (("MACs printed as FLOPs", 0.5), ("FLOPs printed as MACs", 2.0)):
-        for attention, value in (
-            ("", causal),
-            ("over the whole square", full),
-            ("without fused attention", full - fused),
-        ):
-            yield f"{words}{', attention ' if attention else ''}{attention}", value * factor * times
+    paths: list[str], factor: float, figures: _Figures, phases: tuple[str, ...] = ("forward",)
+) -> Iterator[Option]:
+    """What a claim could be, the likeliest first: the tool's own rules, then what any tool may do."""
+    quantity, unit = ("macs", "MACs") if factor == 0.5 else ("flops", "FLOPs")
+    causal, full, fused = (figures.count(paths, kind, phases) for kind in ("causal", "full", "attention"))
+    for sums in figures.by_rule:
+        if words := figures.words(paths, sums, quantity, full != causal):
+            yield words, figures.of(paths, sums, quantity)
+    without = f"{readings.ATTENTION} ({_signed(-fused * factor, unit)})"
+    options: list[Option] = [(readings.SQUARE, full), ("attention over unmasked pairs only", causal)]
+    if fused:
+        options.append((without, full - fused))
+    for cause, value in options:
+        yield cause, value * factor
+    for cause, sums in (("output layer at every position", figures.heads), (readings.EMBEDDING, figures.tables)):
+        if change := figures.of(paths, sums, "flops"):
+            for attention, value in options:
+                words = f"{cause} ({_signed(change * factor, unit)})"
+                yield words + (f", {attention}" if fused else ""), (value + change) * factor
+    for cause, times in (("MACs printed as FLOPs", 0.5), ("FLOPs printed as MACs", 2.0)):
+        if (times == 0.5) == (quantity == "flops"):
+            for attention, value in options:
+                yield cause + (f", {attention}" if fused else ""), value * factor * times
 
 
-def _judge_share(claimed: float, slack: float, paths: list[str], of: str, figures: _Figures) -> dict[str, Any]:
-    """A share of the whole, under the count or under the tool's own rules."""
-    if of == "params":
-        parts = {"": (sum(figures.params[path] for path in paths), figures.params[""])}
-    else:
-        parts = {
-            cause: (figures.of(paths, figures.ours, name), figures.of([""], figures.ours, name))
-            for cause, name in (("", "forward causal"), ("share of the full square", "forward full"))
-        }
-        for sums in figures.by_rule.values():
-            parts.setdefault("share of the tool's own total", (figures.of(paths, sums, of), figures.of([""], sums, of)))
-    shares = {cause: part / whole for cause, (part, whole) in parts.items() if whole}
-    for cause, share in shares.items():
-        if abs(claimed - share) <= slack:
-            return {
-                "error_percent": _error(claimed, shares[""]),
-                "verdict": "explained" if cause else "right",
-                "cause": cause,
-            }
-    return {"error_percent": _error(claimed, shares.get("", 0.0)), "verdict": "unexplained"}
+def _share_options(paths: list[str], of: str, figures: _Figures) -> Iterator[Option]:
+    """Shares of the whole: of the count, then of the tool's own figures."""
+    if of.startswith("params"):
+        for cause, part in figures.params_options(paths, of):
+            for of_whole, whole in figures.params_options([TOTAL], "params"):
+                if whole:
+                    words = (cause, of_whole and f"share of a total with {of_whole}")
+                    yield ", ".join(filter(None, words)), part / whole
+        return
+    phases = ("forward", "backward") if figures.tool == "torch-counter" else ("forward",)
+    for cause, kind in (("", figures.kind), ("share of the full square", "full")):
+        whole = figures.count([TOTAL], kind, phases)
+        yield cause, figures.count(paths, kind, phases) / whole if whole else 0.0
+    for sums in figures.by_rule:
+        if whole := figures.of([TOTAL], sums, of):
+            yield "share of the tool's own total", figures.of(paths, sums, of) / whole
 
 
-def _judge_backward(claimed: float, slack: float, factor: float, figures: _Figures, run: Run) -> dict[str, Any]:
-    """Forward and backward together, which tools assume to be three times the forward."""
-    causal, full = (
-        figures.of([""], figures.ours, f"forward {name}") + figures.of([""], figures.ours, f"backward {name}")
-        for name in ("causal", "full")
-    )
-    reference = (causal if convention_of(run) == "causal" else full) * factor
-    row: dict[str, Any] = {
-        "causal": int(causal * factor), "full": int(full * factor), "error_percent": _error(claimed, reference),
-    }  # fmt: skip
-    if abs(claimed - reference) <= slack:
-        return row | {"verdict": "right"}
-    forward_causal, forward_full, fused = (
-        figures.of([""], figures.ours, f"forward {name}") for name in ("causal", "full", "attention")
-    )
-    ran = "none ran" if not figures.of([""], figures.ours, "backward full") else "another ran"
-    for cause, value in _causes([""], factor, forward_causal, forward_full, fused, figures):
-        if abs(claimed - 3 * value) <= slack:
-            return row | {
-                "verdict": "explained",
-                "cause": f"backward assumed 2x the forward, where {ran}; forward: {cause}",
-            }
-    return row | {"verdict": "unexplained"}
+def _judge_backward(claimed: float, slack: float, factor: float, figures: _Figures) -> dict[str, Any]:
+    """Forward and backward together, where tools take the backward for a multiple of the forward."""
+    both = ("forward", "backward")
+    causal, full = (figures.count([TOTAL], kind, both) * factor for kind in ("causal", "full"))
+    ran = "another ran" if figures.count([TOTAL], "full", ("backward",)) else "none ran"
+    times = figures.backward_factor
+    words = f"backward assumed {times:g}x the forward, where {ran}; forward: "
+    assumed = ((words + cause, (1 + times) * value) for cause, value in _causes([TOTAL], factor, figures))
+    first: Option = ("", causal if figures.in_causal else full)
+    return {"causal": int(causal), "full": int(full)} | _verdict(claimed, slack, itertools.chain([first], assumed))
 
 
-def _judge_factor(claimed: float, figures: _Figures, run: Run) -> dict[str, Any]:
-    forward, backward = (figures.of([""], figures.ours, f"{phase} causal") for phase in ("forward", "backward"))
-    if not backward:
+def _judge_factor(claimed: float, figures: _Figures) -> dict[str, Any]:
+    forward, backward = (figures.count([TOTAL], "causal", (phase,)) for phase in ("forward", "backward"))
+    if not backward or not forward:
         return {"verdict": "explained", "cause": "an assumption: no backward ran in this workload"}
     ratio = backward / forward
     right = abs(claimed - ratio) <= 0.005
@@ -319,16 +222,16 @@ def _error(claimed: float, reference: float) -> float | None:
     return None if not reference else 100 * (claimed - reference) / reference
 
 
-def _signed(flops: float) -> str:
-    return ("+" if flops > 0 else "-") + units.si(abs(flops), "FLOPs")
+def _signed(value: float, unit: str) -> str:
+    return ("+" if value > 0 else "-") + units.si(abs(value), unit)
 
 
-def _sentences(tool: str, lines: pd.DataFrame, figures: _Figures, run: Run) -> str:
+def _sentences(tool: str, lines: pd.DataFrame, figures: _Figures) -> str:
     """The verdict in two sentences: what is wrong with the total, and how the lines came out."""
     verdicts = lines["verdict"].value_counts()
     counts = ", ".join(f"{verdicts.get(name, 0)} {name}" for name in ("right", "explained", "unexplained", "unmatched"))
     second = f"Of {len(lines)} figures {counts}, {verdicts.get('not checked', 0)} not checked."
-    total = lines[lines["quantity"].isin(["flops_forward", "macs_forward"]) & (lines["module"] == "(total)")]
+    total = lines[lines["quantity"].isin(["flops_forward", "macs_forward"]) & (lines["module"] == TOTAL)]
     if total.empty:
         total = lines[lines["quantity"].isin(["flops", "macs"]) & (lines["matched"] == "(root)")]
     if total.empty:
@@ -336,7 +239,8 @@ def _sentences(tool: str, lines: pd.DataFrame, figures: _Figures, run: Run) -> s
     row = total.iloc[-1]
     unit = "MACs" if row["quantity"].startswith("macs") else "FLOPs"
     claimed, causal, full = (units.si(float(row[name]), unit) for name in ("claimed", "causal", "full"))
-    first = f"{tool} claims {claimed} for the forward, where {causal} are counted (full square: {full})"
+    what = "forward and backward" if figures.both_in(tool) else "the forward"
+    first = f"{tool} claims {claimed} for {what}, where {causal} are counted (full square: {full})"
     if row["verdict"] != "explained":
         return f"{first}: {row['verdict']}. {second}"
     made = _made_of(row, figures) if unit == "FLOPs" else ""
@@ -345,18 +249,20 @@ def _sentences(tool: str, lines: pd.DataFrame, figures: _Figures, run: Run) -> s
 
 def _made_of(row: pd.Series, figures: _Figures) -> str:
     """What a claimed total of FLOPs consists of by the tool's own rules, and what it lacks; empty without rules."""
-    for sums in figures.by_rule.values():
-        if abs(row["claimed"] - figures.of([""], sums, "flops")) > 0.001 * row["claimed"]:
+    for sums in figures.by_rule:
+        parts = figures.parts([TOTAL], sums, "flops")
+        if abs(row["claimed"] - figures.of([TOTAL], sums, "flops")) > 0.001 * row["claimed"]:
             continue
-        parts = {cause: figures.of([""], sums, cause) for cause in (_PRODUCTS, _BROADCAST, _VECTOR, _ATTENTION)}
-        lacking = -parts.pop(_ATTENTION)
-        products = int(row["full"]) - lacking + parts.pop(_PRODUCTS)
-        words = [f"{units.si(products)} of multiplications"] + [
-            f"{units.si(flops)} of {cause}" for cause, flops in parts.items() if flops
-        ]
+        lacking = -parts.pop(readings.ATTENTION, 0)
+        added = {cause: parts.pop(cause) for cause in (readings.BROADCAST, readings.VECTOR) if cause in parts}
+        words = [f"{units.si(int(row['full']) - lacking + sum(parts.values()))} of multiplications"]
+        words += [f"{units.si(flops)} of {cause}" for cause, flops in added.items()]
+        made = f"they are {' and '.join(words)}"
+        if lacking <= 0:
+            return made
         masked = int(row["full"]) - int(row["causal"])
         lack = f"{units.si(lacking - masked)} (full square: {units.si(lacking)})" if masked else units.si(lacking)
-        return f"they are {' and '.join(words)}, without {lack} of fused attention"
+        return f"{made}, without {lack} of fused attention"
     return ""
 
 
@@ -366,74 +272,99 @@ def _made_of(row: pd.Series, figures: _Figures) -> str:
 class _Figures:
     """Counted figures of modules, and what the tool would make of them, cause by cause."""
 
-    def __init__(self, run: Run, tool: str) -> None:
+    def __init__(self, run: Run, tool: str, claims: pd.DataFrame) -> None:
         self.run = run
         self.tool = tool
-        self.params = dict(zip(run.tree["module"], run.tree["params"], strict=True))
-        self.ours = self._sums(self._own(run))
-        self.by_rule = {
-            name: self._sums(self._theirs(counted(run, name))) for name in _RULES_OF_TOOL.get(tool, ()) if len(run.ops)
-        }
+        self.in_causal = convention_of(run) == "causal"
+        self.kind = "causal" if self.in_causal else "full"
+        self.ours = readings.own_counts(run)
+        self.by_rule = readings.readings(run, tool)
+        self.heads, self.tables = readings.lookups(run)
+        self.covered = readings.covered_params(run)
+        factors = claims.loc[claims["quantity"] == "backward_factor", "value"]
+        self.backward_factor = float(factors.iloc[0]) if len(factors) else 2.0
+        self._params = self._by_path("params")
+        self._trainable = self._by_path("trainable_params")
         self._children: dict[str, list[str]] = {}
         for path in run.tree["module"]:
             if path:
                 self._children.setdefault(path.rpartition(".")[0], []).append(path)
 
-    def _own(self, run: Run) -> Iterable[tuple[str, dict[str, int]]]:
-        for row in run.ops.itertuples(index=False):
-            if row.phase in ("forward", "backward"):
-                full = 0 if row.flops_full is pd.NA else int(row.flops_full)
-                causal = 0 if row.flops_causal is pd.NA else int(row.flops_causal)
-                attention = full if row.kind == "attention" else 0
-                yield row.module, {
-                    f"{row.phase} full": full, f"{row.phase} causal": causal, f"{row.phase} attention": attention,
-                }  # fmt: skip
-        for row in run.estimates.itertuples(index=False):
-            yield row.module, {"profiler": int(row.flops_profiler)}
+    def _by_path(self, column: str) -> dict[str, int]:
+        values = dict(zip(self.run.tree["module"], (int(value) for value in self.run.tree[column]), strict=True))
+        return values | {TOTAL: values.get("", 0)}
 
-    def _theirs(self, ops: pd.DataFrame) -> Iterable[tuple[str, dict[str, int]]]:
-        for row in ops.itertuples(index=False):
-            if row.phase != "forward":
-                continue
-            flops, macs = (0 if value is pd.NA else int(value) for value in (row.flops, row.macs))
-            full = 0 if row.flops_full is pd.NA else int(row.flops_full)
-            cause = _PRODUCTS
-            if row.kind == "attention":
-                cause = _ATTENTION
-            elif not full and flops:
-                results = read_shapes(row.shapes)[1]
-                widest = max((_elements(shape) for shape in results), default=0)
-                elementwise = row.op.startswith(("aten::mul", "aten::add"))
-                cause = _BROADCAST if elementwise and flops > widest * int(row.calls) else _VECTOR
-            yield row.module, {"flops": flops, "macs": macs, cause: flops - full}
-
-    def _sums(self, rows: Iterable[tuple[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
-        sums: dict[str, dict[str, int]] = {}
-        for module, values in rows:
-            for path in ancestors(module):
-                entry = sums.setdefault(path, {})
-                for name, value in values.items():
-                    entry[name] = entry.get(name, 0) + value
-        return sums
-
-    def of(self, paths: list[str], table: dict[str, dict[str, int]], name: str) -> int:
+    def of(self, paths: list[str], table: readings.Sums, name: str) -> int:
         """Sum over modules, which do not contain each other."""
-        total = sum(table.get(path, {}).get(name, 0) for path in paths)
-        if paths == [""]:  # a loss outside the model is still part of the step
-            total += table.get(UNATTRIBUTED, {}).get(name, 0)
-        return total
+        return sum(table.get(path, {}).get(name, 0) for path in paths)
 
-    def busy(self) -> list[str]:
-        """Modules without children that multiply or have parameters."""
+    def count(self, paths: list[str], kind: str, phases: tuple[str, ...]) -> int:
+        """FLOPs of the phases, of a kind: causal, full, or attention, which is a part of full."""
+        return sum(self.of(paths, self.ours, f"{phase} {kind}") for phase in phases)
+
+    def both_in(self, tool: str) -> bool:
+        """Whether the figures of the tool have the backward in them, and one ran."""
+        return tool == "torch-counter" and self.count([TOTAL], "full", ("backward",)) > 0
+
+    def parts(self, paths: list[str], table: readings.Sums, quantity: str) -> dict[str, int]:
+        """By how much each cause changes the figure of the full square, the largest first."""
+        names = {name for path in paths for name in table.get(path, {}) if name.startswith(f"{quantity} ")}
+        changes = {name.partition(" ")[2]: self.of(paths, table, name) for name in names}
+        return dict(sorted(((cause, change) for cause, change in changes.items() if change), key=_by_size))
+
+    def words(self, paths: list[str], table: readings.Sums, quantity: str, masked: bool) -> str:
+        """The causes by which a figure of the tool differs from the count, empty if it does not."""
+        parts = self.parts(paths, table, quantity)
+        unit = "MACs" if quantity == "macs" else "FLOPs"
+        named = [f"{cause} ({_signed(change, unit)})" for cause, change in parts.items()]
+        if masked and readings.ATTENTION not in parts:
+            named.insert(0, readings.SQUARE)
+        return ", ".join(named)
+
+    def params_options(self, paths: list[str], quantity: str) -> list[Option]:
+        """What a claim of parameters could be; first what they are."""
+        params, trainable = (sum(table[path] for path in paths) for table in (self._params, self._trainable))
+        if quantity == "params_frozen":
+            return [("", params - trainable)]
+        if quantity == "params_own":
+            below = sum(self._params[child] for path in paths for child in self._children.get(_root(path), []))
+            return [("", max(params - below, 0)), ("tied parameters subtracted twice", params - below)]
+        twice = self.tied()
+        options: list[Option] = [("", trainable if quantity == "params_trainable" else params)]
+        if quantity == "params_of_model":
+            options.append(("0: the profiler ran outside the DeepSpeed engine", 0))
+        if trainable != params:
+            options.append(("trainable parameters only", trainable))
+        if self.tool == "ptflops":
+            options.append((readings.UNCOVERED, sum(self.covered.get(path, 0) for path in paths)))
+        if twice:
+            options += [("tied parameters counted twice", options[0][1] + twice)]
+            options += [("tied parameters counted only where they are first", options[0][1] - twice)]
+        return options
+
+    def tied(self) -> int:
+        """Parameters that are in more than one of the root's children."""
+        return max(0, sum(self._params[child] for child in self._children.get("", [])) - self._params[""])
+
+    def missing(self, places: dict[str, list[str]]) -> list[str]:
+        """Modules that multiply or have parameters, without children, and are not part of what a line stands for.
+
+        A line whose own modules have no lines stands for all that is in it. A report without lines of modules leaves
+        none out.
+        """
+        seen = {path for paths in places.values() for path in paths}
+        opened = {parent for path in seen for parent in ancestors(path)[1:]}
         return [
             path for path in self.run.tree["module"]
-            if path not in self._children
-            and (self.params[path] or self.ours.get(path, {}).get("forward full"))
+            if places and path not in self._children
+            and (self._params[path] or self.ours.get(path, {}).get("forward full"))
+            and not any(place in seen and (place == path or place not in opened) for place in ancestors(path))
         ]  # fmt: skip
 
 
-def _elements(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
+def _by_size(item: tuple[str, int]) -> int:
+    return -abs(item[1])
+
+
+def _root(path: str) -> str:
+    return "" if path == TOTAL else path

@@ -19,6 +19,7 @@ class Format(StrEnum):
     markdown = "markdown"
     csv = "csv"
     json = "json"
+    calflops = "calflops"
 
 
 class By(StrEnum):
@@ -61,8 +62,10 @@ def show(
 
     check_output(output)
     chosen = format or (Format.tree if by is By.module and not (top or sort) else Format.table)
-    if chosen is Format.tree and (top or sort):
+    if chosen in (Format.tree, Format.calflops) and (top or sort):
         raise GpuprofError("a tree keeps the model's order: give --top and --sort with --format table")
+    if chosen is Format.calflops and by is not By.module:
+        raise GpuprofError(f"calflops' layout is by module: give --by {by.value} with --format table")
     view = View(
         by=by.value,
         depth=depth,

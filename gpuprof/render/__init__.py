@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Run
-from gpuprof.render import tables, tree
+from gpuprof.render import calflops, tables, tree
 from gpuprof.render.view import BY, View
 
 FORMATS: dict[str, Callable[[Run, View], str]] = {
@@ -15,6 +15,7 @@ FORMATS: dict[str, Callable[[Run, View], str]] = {
     "markdown": tables.markdown,
     "csv": tables.csv,
     "json": tables.json,
+    "calflops": calflops.render,
 }
 """Every format by name."""
 
