@@ -30,6 +30,7 @@ class By(StrEnum):
     op = "op"
     kernel = "kernel"
     phase = "phase"
+    convention = "convention"
 
 
 def show(

@@ -74,7 +74,7 @@ def _cell(value: str) -> str:
 
 
 def _is_text(column: Any) -> bool:
-    return column in ("module", "class", "op", "ops", "kernel", "phase", "kind")
+    return column in ("module", "class", "op", "ops", "kernel", "phase", "kind", "convention", "because")
 
 
 def _readable(rows: pd.DataFrame) -> pd.DataFrame:
@@ -96,6 +96,8 @@ def _format(column: Any, value: Any) -> str:
         return units.si(number, "FLOP/s")
     if name.startswith("mfu") or name.endswith("share"):
         return units.percent(number)
+    if name.endswith("_percent"):
+        return units.percent(None if number is None else number / 100)
     if name == "bytes":
         return units.size(number)
     return units.si(number)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from gpuprof.analysis import modules
+from gpuprof.analysis.conventions import beside
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run
 
@@ -17,6 +18,7 @@ BY: dict[str, Callable[[Run, str | None], pd.DataFrame]] = {
     "op": modules.by_op,
     "kernel": modules.by_kernel,
     "phase": modules.by_phase,
+    "convention": lambda run, convention: beside(run),
 }
 """What a row may be."""
 

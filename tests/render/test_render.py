@@ -182,3 +182,11 @@ def test_an_empty_run_renders():
 
     for format in FORMATS:
         assert render(run, format)
+
+
+def test_by_convention_says_where_the_difference_comes_from():
+    rows = {row["convention"]: row for row in json.loads(render(gpu_run(), "json", View(by="convention")))}
+
+    assert (rows["causal"]["flops"], rows["causal"]["difference"]) == (12000, 0)
+    assert (rows["full"]["flops"], rows["full"]["difference_percent"]) == (24000, 100.0)
+    assert rows["full"]["because"]
