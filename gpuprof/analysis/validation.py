@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,7 @@ def validate(report: pd.DataFrame | str | os.PathLike[str], run: Run) -> Validat
         raise GpuprofError("this run was not counted: make one with 'gpuprof count', or with count among --passes")
     tool = str(claims.attrs["tool"])
     places = match(claims, run)
-    figures = _Figures(run, tool, claims)
+    figures = _Figures(run, tool, claims, places)
     rows = [_judged(claim, places, figures) for claim in claims.to_dict(orient="records")]
     lines = pd.DataFrame(rows, columns=LINE_COLUMNS)
     return Validation(tool, lines, figures.missing(places), _sentences(tool, lines, figures))
@@ -174,6 +175,8 @@ def _causes(
         if (times == 0.5) == (quantity == "flops"):
             for attention, value in options:
                 yield cause + (f", {attention}" if fused else ""), value * factor * times
+    if figures.meant_twice.issuperset(paths):
+        yield "a copy that never runs: the model has one of it for all layers", 0.0
 
 
 def _share_options(paths: list[str], of: str, figures: _Figures) -> Iterator[Option]:
@@ -272,7 +275,7 @@ def _made_of(row: pd.Series, figures: _Figures) -> str:
 class _Figures:
     """Counted figures of modules, and what the tool would make of them, cause by cause."""
 
-    def __init__(self, run: Run, tool: str, claims: pd.DataFrame) -> None:
+    def __init__(self, run: Run, tool: str, claims: pd.DataFrame, places: dict[str, list[str]]) -> None:
         self.run = run
         self.tool = tool
         self.in_causal = convention_of(run) == "causal"
@@ -281,6 +284,8 @@ class _Figures:
         self.by_rule = readings.readings(run, tool)
         self.heads, self.tables = readings.lookups(run)
         self.covered = readings.covered_params(run)
+        meant = Counter(path for paths in places.values() for path in paths)
+        self.meant_twice = {path for path, times in meant.items() if times > 1}
         factors = claims.loc[claims["quantity"] == "backward_factor", "value"]
         self.backward_factor = float(factors.iloc[0]) if len(factors) else 2.0
         self._params = self._by_path("params")

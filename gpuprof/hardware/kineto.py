@@ -16,7 +16,7 @@ def quiet() -> Iterator[None]:
         os.environ["KINETO_LOG_LEVEL"] = "99"  # read before the first use only
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Profiler clears events")
+            warnings.filterwarnings("ignore", message=".*Profiler clears events")
             yield
     finally:
         if ours:
