@@ -309,7 +309,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
     Keys: params, trainable_params, macs, flops_forward, flops_recompute, flops_backward, flops (model FLOPs of the
     step, by the formula where the convention is one), counted_flops (those of the rows: the same, but for a formula),
     flops_hardware, vector_flops, backward_ratio (counted backward / forward), step_s, step_iqr_s, steps,
-    flops_per_s, mfu, hfu, denominator, kernel_s, traced_share (kernel time of the traced step with a known owner),
+    flops_per_s, mfu, hfu, denominator, kernel_s, owned_share (kernel time of the traced step with a known owner),
     peak_bytes, peak_reserved_bytes, tokens_per_s, samples_per_s.
     """
     figures: dict[str, Any] = dict.fromkeys(

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import gpuprof
-from gpuprof import profiler
 from gpuprof.errors import GpuprofError
 from gpuprof.passes.failure import explain
 from gpuprof.record import UNATTRIBUTED
@@ -17,10 +16,7 @@ from gpuprof.workload import Options, build
 PASSES = ["count", "time", "trace", "memory"]
 
 
-@pytest.fixture(autouse=True)
-def brief_ceiling(monkeypatch):
-    measured = profiler.cpu_ceilings
-    monkeypatch.setattr(profiler, "cpu_ceilings", lambda dtypes, seconds: measured(dtypes, 0.01))
+pytestmark = pytest.mark.usefixtures("brief_ceiling")
 
 
 class FailingBackward(torch.autograd.Function):

@@ -13,17 +13,13 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 
 import gpuprof
-from gpuprof import profiler
 from gpuprof.errors import GpuprofError
 from gpuprof.passes import counting, memory, timing, trace
 
 PASSES = ["count", "time", "trace", "memory"]
 
 
-@pytest.fixture(autouse=True)
-def brief_ceiling(monkeypatch):
-    measured = profiler.cpu_ceilings
-    monkeypatch.setattr(profiler, "cpu_ceilings", lambda dtypes, seconds: measured(dtypes, 0.01))
+pytestmark = pytest.mark.usefixtures("brief_ceiling")
 
 
 class Failing(torch.autograd.Function):
