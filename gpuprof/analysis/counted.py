@@ -9,14 +9,14 @@ import pandas as pd
 from gpuprof.analysis.denominators import denominator, ideal_seconds
 from gpuprof.record import Run
 from gpuprof.theory.architecture import Architecture
-from gpuprof.theory.conventions import Convention
+from gpuprof.theory.conventions import DEFAULT_CONVENTION, Convention
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rows import Row, read_shapes
 
 
 def convention_of(run: Run, convention: str | None = None) -> str:
     """The convention a run is read in."""
-    return convention or run.settings.get("convention", "causal")
+    return convention or run.settings.get("convention", DEFAULT_CONVENTION)
 
 
 def chosen(run: Run, convention: str | None = None) -> Convention:
