@@ -15,7 +15,7 @@ import pandas as pd
 
 from gpuprof.errors import GpuprofError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 UNATTRIBUTED = "(unattributed)"
 """The module of time and work that belongs to no module, so that every total adds up."""
 
@@ -65,6 +65,29 @@ TABLES: dict[str, dict[str, str]] = {
         "calls": "calls in the traced step",
         "flops_profiler": "what torch.profiler(with_flops=True) itself estimates",
     },
+    "counters": {
+        "launch": "number of the kernel launch in the counted step",
+        "module": "owner",
+        "phase": "as in ops",
+        "op": "operator and overload, as in ops",
+        "shapes": "as in ops: the launch belongs to the row of ops with the same module, phase, op, shapes and dtype",
+        "dtype": "as in ops",
+        "kernel": "kernel name, demangled",
+        "grid": "blocks, x by y by z",
+        "block": "threads per block, x by y by z",
+        "tensor_bfloat16": "FLOPs executed by tensor cores on bfloat16 operands; missing where not collected",
+        "tensor_float16": "the same on float16",
+        "tensor_tf32": "the same on float32 rounded to TF32",
+        "tensor_float64": "the same on float64",
+        "tensor_float8": "the same on 8-bit floats; on Blackwell with those of 4 and 6 bits",
+        "scalar_float16": "FLOPs executed outside tensor cores on half precision, issued lanes",
+        "scalar_float32": "the same on float32",
+        "scalar_float64": "the same on float64",
+        "tensor_instructions": "instructions of the tensor pipe that multiply matrices, of any dtype",
+        "dram_read_bytes": "bytes read from device memory",
+        "dram_written_bytes": "bytes written to device memory",
+        "duration_ns": "duration under the counters, where kernels run one by one: not for rates",
+    },
     "samples": {
         "step": "number of the timed step",
         "phase": "step (the whole of it), or a phase",
@@ -86,9 +109,14 @@ TABLES: dict[str, dict[str, str]] = {
 }
 """Columns of each raw table and what they mean."""
 
+_SINCE = {"counters": 2}
+"""Schema version that a table came with."""
+
 _INTEGERS = {
     "calls", "params", "trainable_params", "param_bytes", "trainable_bytes", "flops_causal", "flops_full",
-    "flops_hardware", "vector_flops", "bytes", "call", "start_ns", "duration_ns", "flops_profiler", "step",
+    "flops_hardware", "vector_flops", "bytes", "call", "start_ns", "duration_ns", "flops_profiler", "step", "launch",
+    "tensor_bfloat16", "tensor_float16", "tensor_tf32", "tensor_float64", "tensor_float8", "scalar_float16",
+    "scalar_float32", "scalar_float64", "tensor_instructions", "dram_read_bytes", "dram_written_bytes",
 }  # fmt: skip
 
 
@@ -147,7 +175,7 @@ class Run:
         settings: how the record is to be read: convention, user-given peak.
         passes: outcome of each pass by name.
         warnings: what the user should know, one line each.
-        tree, ops, kernels, estimates, samples, memory, telemetry: the raw tables.
+        tree, ops, kernels, estimates, counters, samples, memory, telemetry: the raw tables.
     """
 
     workload: dict[str, Any]
@@ -160,6 +188,7 @@ class Run:
     ops: pd.DataFrame = field(default_factory=lambda: table("ops", []))
     kernels: pd.DataFrame = field(default_factory=lambda: table("kernels", []))
     estimates: pd.DataFrame = field(default_factory=lambda: table("estimates", []))
+    counters: pd.DataFrame = field(default_factory=lambda: table("counters", []))
     samples: pd.DataFrame = field(default_factory=lambda: table("samples", []))
     memory: pd.DataFrame = field(default_factory=lambda: table("memory", []))
     telemetry: pd.DataFrame = field(default_factory=lambda: table("telemetry", []))
@@ -259,7 +288,7 @@ def load(path: str | os.PathLike[str]) -> Run:
         parts: dict[str, Any] = {
             **{key: data[key] for key in ("workload", "device", "environment", "settings", "warnings")},
             "passes": {name: PassOutcome(**outcome) for name, outcome in data["passes"].items()},
-            **{name: table(name, data[name]) for name in TABLES},
+            **{name: table(name, data[name] if version >= _SINCE.get(name, 1) else []) for name in TABLES},
         }
         run = Run(**parts)
         names = (run.workload["name"], run.workload["mode"], run.device["type"])

@@ -98,3 +98,14 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_every_column_is_described():
     for columns in TABLES.values():
         assert all(columns.values())
+
+
+def test_a_run_from_before_the_counters_table_still_loads(tmp_path):
+    data = gpu_run().to_dict() | {"schema_version": 1}
+    del data["counters"]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(data))
+    assert gpuprof.load(path).counters.empty
+    path.write_text(json.dumps(data | {"schema_version": 2}))
+    with pytest.raises(gpuprof.GpuprofError, match="missing or broken"):
+        gpuprof.load(path)
