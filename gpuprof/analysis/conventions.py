@@ -20,6 +20,8 @@ COLUMNS = ["convention", "flops", "difference", "difference_percent", "because"]
 _WORDS = {
     "layers": "weights of the layers",
     "head": "output head",
+    "transform": "pooler or transform before the head",
+    "patches": "patch embedding",
     "attention": "attention",
     "embedding": "lookup tables counted as multiplications",
     "vectors": "norms and biases counted as multiplications",
@@ -28,6 +30,9 @@ _WORDS = {
     "recompute": "layers run once more",
     "backward": "a backward of exactly two forwards, where {counted} ran",
 }
+
+_ENDS = {"head": "head", "transform": "transform", "patch": "patches"}
+"""Parts of a formula by the fact that holds the path of their module."""
 
 
 def beside(run: Run) -> pd.DataFrame:
@@ -136,7 +141,8 @@ def _by_group(run: Run) -> dict[str, tuple[int, int]]:
 def _rows(run: Run, ops: pd.DataFrame) -> Iterator[tuple[str, str, int, int]]:
     """Group, phase, FLOPs and position of every row."""
     attending = set(run.tree.loc[run.tree["causality"] != "", "module"])
-    head = (run.workload.get("facts") or {}).get("head") or None
+    facts = run.workload.get("facts") or {}
+    ends = {facts[fact]: part for fact, part in _ENDS.items() if facts.get(fact)}
     columns = ops[["module", "phase", "op", "kind", "flops"]].itertuples(index=False, name=None)
     for index, (module, phase, op, kind, flops) in enumerate(columns):
         product = op.partition(".")[0] in ("aten::bmm", "aten::baddbmm", "aten::baddbmm_", "aten::matmul")
@@ -145,7 +151,7 @@ def _rows(run: Run, ops: pd.DataFrame) -> Iterator[tuple[str, str, int, int]]:
         elif kind not in ("matmul", "convolution", "recurrent", ""):
             group = "elementwise"
         else:
-            group = "head" if module == head else "layers"
+            group = ends.get(module, "layers")
         yield group, phase, 0 if flops is pd.NA else int(flops), index
 
 

@@ -51,6 +51,9 @@ class Convention:
         return self.misfit(Architecture.from_facts(facts)) or ""
 
 
+_STACKS = "For encoders, encoder-decoders and vision transformers it is gpuprof's reading; the source has decoders."
+_ENDS = "V of a classifier meets one position per sequence; pooler, transform and patch embedding are left out."
+
 CONVENTIONS: dict[str, Convention] = {
     convention.name: convention
     for convention in (
@@ -121,6 +124,9 @@ CONVENTIONS: dict[str, Convention] = {
             "PaLM, arXiv 2204.02311, appendix B",
             "full",
             ("N is every parameter: lookup tables, norms and biases too; a tied table counts once.",
+             _STACKS,
+             "A pooler, a classifier and the patch embedding multiply at every position too, as every parameter does.",
+             "Of two stacks each has its own N and positions; a table that both look up is in both.",
              "A backward is two forwards."),
             parts=formulas.palm,
             misfit=formulas.misfit_dense,
@@ -134,6 +140,8 @@ CONVENTIONS: dict[str, Convention] = {
              "embedding and logits out.",
              "Softmax is 3 FLOPs per score; norms and activations are 0.",
              "Keys shared between heads and gates are counted as they are, which the paper did not have.",
+             _STACKS,
+             "The embedding is the table of tokens alone; patches are embedded by a multiplication of their own.",
              "A backward is two forwards."),
             parts=formulas.chinchilla,
             misfit=formulas.misfit_dense,
@@ -145,6 +153,8 @@ CONVENTIONS: dict[str, Convention] = {
             "causal",
             ("Releases before the square was halved are megatron-paper's reading.",
              "Routers, norms, biases and lookups are 0; the vocabulary is not padded here.",
+             _STACKS,
+             "Only causal attention is half a square: that of an encoder and cross-attention are whole.",
              "A backward is two forwards."),
             parts=formulas.megatron,
         ),
@@ -153,7 +163,9 @@ CONVENTIONS: dict[str, Convention] = {
             "72 B L s h^2 (1 + s/6h + V/12hL): attention over the whole square, for the layers of GPT.",
             "Korthikanti et al., arXiv 2205.05198, appendix A",
             "full",
-            ("Layers are GPT's: four matrices of h x h and two of h x 4h.", "A backward is two forwards."),
+            ("Layers are GPT's: four matrices of h x h and two of h x 4h, also in an encoder or a vision transformer.",
+             _ENDS,
+             "A backward is two forwards."),
             parts=formulas.megatron_paper,
             misfit=formulas.misfit_gpt,
         ),
@@ -163,7 +175,9 @@ CONVENTIONS: dict[str, Convention] = {
             "Narayanan et al., arXiv 2104.04473; written out for any width of heads and feed-forward",
             "full",
             ("Every layer is run once more in the backward, whether this run did so or not.",
-             "Attention is the whole square, and the fused backward's own recomputation is not in it."),
+             "Attention is the whole square, and the fused backward's own recomputation is not in it.",
+             _STACKS,
+             _ENDS),
             parts=formulas.megatron_hfu,
             misfit=formulas.misfit_recompute,
         ),
@@ -174,8 +188,10 @@ CONVENTIONS: dict[str, Convention] = {
             "full",
             ("Lookup tables are left out; where input and output share one, nothing is.",
              "Of experts, those count that a token is sent to.",
+             "It is for decoders, which torchtitan trains.",
              "A backward is two forwards."),
             parts=formulas.torchtitan,
+            misfit=formulas.misfit_decoder,
         ),
         Convention(
             "mosaic",
@@ -184,8 +200,10 @@ CONVENTIONS: dict[str, Convention] = {
             "full",
             ("N is every parameter that a token meets, lookup tables too; llm-foundry's models tie them.",
              "Heads are together as wide as the model.",
+             "It is for decoders, which llm-foundry trains.",
              "A backward is two forwards."),
             parts=formulas.mosaic,
+            misfit=formulas.misfit_decoder,
         ),
     )
 }  # fmt: skip

@@ -112,6 +112,21 @@ def gpt2():
     return gpuprof.count("gpt2", seq_len=1024)
 
 
+@pytest.fixture(scope="module")
+def bert():
+    return gpuprof.count("bert-base", mode="train", batch_size=2, seq_len=128)
+
+
+@pytest.fixture(scope="module")
+def t5():
+    return gpuprof.count("t5-small", mode="train", batch_size=2, seq_len=64)
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return gpuprof.count("vit-base-16", mode="train", batch_size=2)
+
+
 def figures(modules, path):
     """Params, MACs and FLOPs of a module of the report, as today's tree has them."""
     if path == "-":
@@ -168,11 +183,11 @@ def test_gpt2_over_the_square_is_what_nanogpt_counts(gpt2):
 def test_facts_of_llama(llama):
     facts = llama.workload["facts"]
 
-    assert {name: facts[name] for name in ("kind", "layers", "attention_layers", "hidden", "heads", "kv_heads")} == {
-        "kind": "decoder", "layers": 32, "attention_layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8,
+    assert {name: facts[name] for name in ("kind", "layers", "attention_layers", "hidden", "heads", "causal")} == {
+        "kind": "decoder", "layers": 32, "attention_layers": 32, "hidden": 4096, "heads": 32, "causal": True,
     }  # fmt: skip
     assert (facts["params"], facts["embedding_params"], facts["vector_params"]) == (8_030_261_248, 525_336_576, 266_240)
-    assert (facts["tied"], facts["gated"], facts["head"], facts["seq"]) == (False, True, "lm_head", 2048)
+    assert (facts["tied"], facts["pooled"], facts["head"], facts["seq"]) == (False, False, "lm_head", 2048)
 
 
 def test_differences_of_llama_to_the_flop(llama):
@@ -192,7 +207,160 @@ def test_differences_of_llama_to_the_flop(llama):
     assert "lookup tables counted as multiplications +6.455 TFLOPs" in in_words(llama, "palm")
 
 
-@pytest.mark.parametrize("model", ["llama", "gpt2", "llava"])
+def test_formulas_of_bert_to_the_flop(bert):
+    # 12 layers of 12 h^2 weights, the transform h^2, the tied table and head V h; 512 positions and 2 kinds of token
+    batch, s, h, layers, heads, vocab = 2, 128, 768, 12, 12, 30522
+    weights, transform, head, tables = layers * 12 * h * h, h * h, vocab * h, (512 + 2) * h
+    # biases and norms: 9 h + 4 h a layer, 2 h of the embedding's norm, 3 h and V of the head
+    vectors = layers * 13 * h + 2 * h + 3 * h + vocab
+    assert weights + transform + head + tables + vectors == 109_514_298
+    tokens, attention = batch * s, batch * layers * 4 * s * s * h
+    forward = {
+        "palm": 2 * tokens * 109_514_298 + attention,
+        "chinchilla": 2 * tokens * (head + weights + transform + head) + attention + 3 * batch * layers * heads * s * s,
+        "megatron": 2 * tokens * (weights + transform + head) + attention,
+        "megatron-paper": 24 * batch * layers * s * h * h + attention + 2 * tokens * head,
+    }
+
+    assert {name: totals(bert, name)["flops"] for name in forward} == {name: 3 * f for name, f in forward.items()}
+    assert totals(bert, "megatron-hfu")["flops"] == 4 * (2 * tokens * weights + attention) + 3 * 2 * tokens * head
+    # every multiplication is the formula's, and an encoder's square is not halved
+    assert difference(bert, "megatron") == {}
+    assert difference(bert, "megatron-paper") == {"transform": -6 * tokens * transform}
+    assert difference(bert, "palm") == {"embedding": 6 * tokens * tables, "vectors": 6 * tokens * vectors}
+    assert "pooler or transform before the head -906.0 MFLOPs" in in_words(bert, "megatron-paper")
+
+
+def test_formulas_of_t5_to_the_flop(t5):
+    # 6 layers in each stack: 4 d^2 of attention and 2 x 4 d^2 of feed-forward, in the decoder 4 d^2 more for
+    # cross-attention; a tied table of V d; in each stack 32 distances for 8 heads, and norms of d
+    batch, s, d, layers, heads, vocab = 2, 64, 512, 6, 8, 32128
+    encoder, decoder, table, distances = layers * 12 * d * d, layers * 16 * d * d, vocab * d, 32 * heads
+    norms = {"encoder": (2 * layers + 1) * d, "decoder": (3 * layers + 1) * d}
+    assert encoder + decoder + table + 2 * distances + sum(norms.values()) == 60_506_624
+    tokens, square = batch * s, batch * layers * 4 * s * s * d  # in each: the encoder's, the decoder's, across
+    scores = 3 * batch * layers * heads * s * s
+    forward = {
+        "palm": 2 * tokens * (60_506_624 + table) + 3 * square,
+        "chinchilla": 2 * tokens * (encoder + decoder + 3 * table) + 3 * square + 3 * scores,
+        "megatron": 2 * tokens * (encoder + decoder + table) + 2 * square + square // 2,
+    }
+
+    assert {name: totals(t5, name)["flops"] for name in forward} == {name: 3 * f for name, f in forward.items()}
+    hfu = 4 * (2 * tokens * (encoder + decoder) + 3 * square) + 3 * 2 * tokens * table
+    assert totals(t5, "megatron-hfu")["flops"] == hfu
+    # unmasked are s (s + 1) / 2 pairs of s^2, in the decoder's own attention only
+    masked = 3 * (square - square * (s + 1) // (2 * s))
+    assert difference(t5, "megatron") == {"attention": masked - 3 * square // 2}
+    assert difference(t5, "palm") == {
+        "attention": masked, "embedding": 6 * tokens * (table + 2 * distances),
+        "vectors": 6 * tokens * sum(norms.values()),
+    }  # fmt: skip
+
+
+def test_formulas_of_vit_to_the_flop(vit):
+    # 14 x 14 patches and the class; 12 layers as BERT's, patches of 3 x 16 x 16, 1000 classes
+    batch, patches, s, h, layers, heads = 2, 196, 197, 768, 12, 12
+    weights, patch, head, table = layers * 12 * h * h, 3 * 16 * 16 * h, 1000 * h, s * h
+    # biases and norms of the layers, a last norm, the class token, the biases of the patches and of the head
+    vectors = layers * 13 * h + 2 * h + h + h + 1000
+    assert weights + patch + head + table + vectors == 86_567_656
+    tokens, attention = batch * s, batch * layers * 4 * s * s * h
+    multiplied = 2 * (tokens * weights + batch * patches * patch + batch * head) + attention
+    forward = {
+        "palm": 2 * tokens * 86_567_656 + attention,
+        "chinchilla": multiplied + 3 * batch * layers * heads * s * s,
+        "megatron": multiplied,
+        "megatron-paper": 24 * batch * layers * s * h * h + attention + 2 * batch * head,
+    }
+
+    assert {name: totals(vit, name)["flops"] for name in forward} == {name: 3 * f for name, f in forward.items()}
+    assert totals(vit, "megatron-hfu")["flops"] == 4 * (2 * tokens * weights + attention) + 3 * 2 * batch * head
+    # nobody asks for the gradient of the pixels
+    backward = 2 * batch * patches * patch
+    assert difference(vit, "megatron") == {"backward": backward}
+    assert difference(vit, "megatron-paper") == {"backward": backward, "patches": -6 * batch * patches * patch}
+    assert difference(vit, "palm") == {
+        "backward": backward, "embedding": 6 * tokens * table, "vectors": 6 * tokens * vectors,
+        "head": 6 * batch * (s - 1) * head, "patches": 6 * batch * patch,
+    }  # fmt: skip
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+TEXT = SMALL | {"vocab_size": 100, "max_position_embeddings": 40}
+IMAGE = SMALL | {"image_size": 32, "patch_size": 8}
+DISTILLED = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "vocab_size": 100}
+# three layers behind two, narrower heads
+SEQ2SEQ = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48, "decoder_ffn_dim": 40, "vocab_size": 100, "max_position_embeddings": 40,
+}  # fmt: skip
+T5 = {
+    "d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4, "vocab_size": 100,
+}  # fmt: skip
+
+
+@pytest.fixture
+def built(tmp_path):
+    """A directory with the configuration of a model."""
+
+    def write(architecture, kind, sizes):
+        config = transformers.AutoConfig.for_model(kind, **sizes)
+        config.architectures = [architecture]
+        config.save_pretrained(tmp_path)
+        return str(tmp_path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "sizes", "halves"),
+    [
+        ("BertModel", "bert", TEXT, 0),
+        ("RobertaForSequenceClassification", "roberta", TEXT, 0),
+        ("RobertaForMaskedLM", "roberta", TEXT, 0),
+        ("DistilBertForMaskedLM", "distilbert", DISTILLED, 0),
+        ("DistilBertForSequenceClassification", "distilbert", DISTILLED, 0),
+        ("BertForTokenClassification", "bert", TEXT, 0),
+        ("ElectraForMaskedLM", "electra", TEXT | {"embedding_size": 16}, 0),
+        ("T5EncoderModel", "t5", T5, 0),
+        # half of the diagonal is missing in each layer of the decoder: B s H (d_qk + d_v) L
+        ("BartForConditionalGeneration", "bart", SEQ2SEQ, 2 * 20 * 2 * 32 * 3),
+        ("T5ForConditionalGeneration", "t5", T5 | {"feed_forward_proj": "gated-gelu"}, 2 * 20 * 4 * 32 * 3),
+        ("GPT2ForSequenceClassification", "gpt2",
+         {"n_embd": 32, "n_head": 4, "n_layer": 2, "vocab_size": 100, "pad_token_id": 0}, 2 * 20 * 4 * 16 * 2),
+        ("DeiTForImageClassification", "deit", IMAGE, 0),
+        ("Dinov2WithRegistersForImageClassification", "dinov2_with_registers", IMAGE, 0),
+        ("CLIPVisionModelWithProjection", "clip_vision_model", IMAGE, 0),
+        ("SiglipVisionModel", "siglip_vision_model", IMAGE | {"vision_use_head": False}, 0),
+    ],
+)  # fmt: skip
+def test_every_multiplication_is_the_formulas(built, architecture, kind, sizes, halves):
+    lengths = {} if "image_size" in sizes else {"seq_len": 20}
+    run = gpuprof.count(built(architecture, kind, sizes), mode="forward", batch_size=2, **lengths)
+
+    assert difference(run, "megatron") == ({"attention": -halves} if halves else {})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "sizes", "reason"),
+    [
+        ("SiglipVisionModel", "siglip_vision_model", IMAGE, "that of the 2 layers, and this model has 1 more"),
+        ("SwinForImageClassification", "swin",
+         {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
+         "a vision model with stages"),
+        ("BertForPreTraining", "bert", TEXT, "a head, or more of them"),
+        ("DebertaV2ForMaskedLM", "deberta-v2", TEXT, "attention other than scaled dot-product"),
+        ("AlbertForMaskedLM", "albert", TEXT, "each of the 2 layers, and 1 attend"),
+        ("T5Model", "t5", T5, "this model has none"),
+    ],
+)  # fmt: skip
+def test_other_shapes_are_refused(built, architecture, kind, sizes, reason):
+    with pytest.raises(GpuprofError, match=reason):
+        gpuprof.count(built(architecture, kind, sizes), mode="forward", convention="palm")
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2", "llava", "bert", "t5", "vit"])
 def test_the_parts_sum_up_to_the_difference(model, request):
     run = request.getfixturevalue(model)
     table = beside(run)
@@ -211,10 +379,20 @@ def test_formulas_fit_no_model_of_text_and_images(llava):
         totals(llava, "palm")
 
 
-@pytest.mark.parametrize(("model", "reason"), [("bert-base", "an encoder"), ("vit-base-16", "a vision transformer")])
-def test_a_misfit_is_said_before_anything_runs(model, reason):
-    with pytest.raises(GpuprofError, match=reason):
-        gpuprof.count(model, convention="palm")
+@pytest.mark.parametrize(
+    ("model", "name", "reason"),
+    [
+        ("bert-base", "torchtitan", "decoder-only language models, and this is an encoder"),
+        ("vit-base-16", "mosaic", "decoder-only language models, and this is a vision transformer"),
+        ("t5-small", "megatron-paper", "one stack of GPT's layers"),
+        ("siglip-so400m-384", "palm", "that of the 27 layers, and this model has 1 more"),
+        ("resnet-50", "palm", "a vision model with stages"),
+        ("whisper-small", "palm", "a model of sound"),
+    ],
+)
+def test_a_misfit_is_said_before_anything_runs(model, name, reason):
+    with pytest.raises(GpuprofError, match=f"{name} does not fit {model}: .*{reason}"):
+        gpuprof.count(model, convention=name)
 
 
 def test_frozen_layers_do_not_fit():

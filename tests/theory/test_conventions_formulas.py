@@ -1,6 +1,6 @@
 """Formulas against figures derived by hand and published ones; rules on rows against torch's own counter."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -14,16 +14,28 @@ from gpuprof.theory.rows import Count, Row, flash, read_shapes, torch_counter
 LLAMA = Architecture(
     kind="decoder", params=8_030_261_248, trainable_params=8_030_261_248, embedding_params=525_336_576,
     token_embedding_params=525_336_576, head_params=525_336_576, vector_params=65 * 4096, layers=32,
-    attention_layers=32, hidden=4096, heads=32, kv_heads=8, head_dim=128, v_head_dim=128, ffn=14336, gated=True,
-    vocab=128256, batch=1, seq=2048, mode="train", head="lm_head",
+    attention_layers=32, hidden=4096, heads=32, head_dim=128, v_head_dim=128, batch=1, seq=2048, mode="train",
+    head="lm_head",
 )  # fmt: skip
 
 # nanoGPT's transformer_sizing.ipynb: GPT-2 without biases, 124,337,664 parameters, of them 1024 x 768 for positions
 GPT2 = Architecture(
     kind="decoder", params=124_337_664, trainable_params=124_337_664, embedding_params=38_597_376 + 786_432,
     token_embedding_params=38_597_376, head_params=38_597_376, tied=True, vector_params=25 * 768, layers=12,
-    attention_layers=12, hidden=768, heads=12, kv_heads=12, head_dim=64, v_head_dim=64, ffn=3072, vocab=50257,
-    batch=1, seq=1024, mode="train", head="lm_head",
+    attention_layers=12, hidden=768, heads=12, head_dim=64, v_head_dim=64, batch=1, seq=1024, mode="train",
+    head="lm_head",
+)  # fmt: skip
+
+# One layer of width 4 with 2 heads of 2 in each stack, 12 h^2 = 192 weights in the encoder's, 16 h^2 = 256 in the
+# decoder's, of them 2 h^2 = 32 for keys and values; a table of 10 x 4 that both look up and the head multiplies with
+SEQ2SEQ = Architecture(
+    kind="encoder-decoder", params=256 + 40, trainable_params=256 + 40, embedding_params=40, token_embedding_params=40,
+    head_params=40, tied=True, memory_params=32, layers=1, attention_layers=1, hidden=4, heads=2, head_dim=2,
+    v_head_dim=2, batch=3, seq=5, head="lm_head",
+    encoder=Architecture(
+        kind="encoder", params=192 + 40, trainable_params=192 + 40, embedding_params=40, token_embedding_params=40,
+        layers=1, attention_layers=1, causal=False, hidden=4, heads=2, head_dim=2, v_head_dim=2, batch=3, seq=7,
+    ),
 )  # fmt: skip
 
 
@@ -67,8 +79,7 @@ def test_megatron_with_recomputation_is_narayanans_formula():
     b, s, h, layers, vocab = 4, 2048, 12288, 96, 51200  # GPT-3
     gpt3 = replace(
         GPT2, params=layers * 12 * h * h + (vocab + s) * h, embedding_params=(vocab + s) * h, head_params=vocab * h,
-        vector_params=0, layers=layers, hidden=h, heads=96, kv_heads=96, head_dim=128, v_head_dim=128, vocab=vocab,
-        batch=b, seq=s,
+        vector_params=0, layers=layers, hidden=h, heads=96, head_dim=128, v_head_dim=128, batch=b, seq=s,
     )  # fmt: skip
     # 96 B s L h^2 (1 + s / 6h + V / 16Lh), over the common denominator 48Lh
     expected = 96 * b * s * layers * h * h * (48 * layers * h + 8 * layers * s + 3 * vocab) // (48 * layers * h)
@@ -97,13 +108,32 @@ def test_torchtitan_of_experts_takes_those_at_work():
     moe = replace(
         LLAMA, params=8600, trainable_params=8600, embedding_params=100, head_params=100, vector_params=0,
         expert_params=8000, router_params=50, experts=8, top_k=2, layers=1, heads=1, head_dim=4, v_head_dim=2, batch=3,
-        seq=10, vocab=25, hidden=4,
+        seq=10, hidden=4,
     )  # fmt: skip
 
     assert total(formulas.torchtitan(moe)) == 30 * (6 * (8600 - 6000 - 100) + 6 * 1 * 1 * (4 + 2) * 10)
     assert formulas.megatron(moe) == {
-        "layers": 6 * 30 * (2000 + 400 - 50), "attention": 3 * 3 * 100 * (4 + 2), "head": 6 * 30 * 25 * 4,
+        "layers": 6 * 30 * (2000 + 400 - 50), "attention": 3 * 3 * 100 * (4 + 2), "head": 6 * 30 * 100,
     }  # fmt: skip
+
+
+def test_two_stacks_of_unequal_length():
+    # decoder 3 x 5 = 15 positions, encoder 3 x 7 = 21; pairs 5 x 5 and 7 x 7 of their own, 5 x 7 across, 4 h FLOPs each
+    own, across = 3 * 16 * (25 + 49), 3 * 16 * 35
+    layers = 2 * (15 * (256 - 32) + 21 * (192 + 32))
+
+    assert formulas.megatron(SEQ2SEQ) == {
+        "layers": 3 * layers, "attention": 3 * (own - 3 * 16 * 25 // 2 + across), "head": 3 * 2 * 15 * 40,
+    }  # fmt: skip
+    assert formulas.chinchilla(SEQ2SEQ) == {
+        "layers": 3 * layers, "attention": 3 * (own + across), "head": 3 * 2 * 15 * 40,
+        "embedding": 3 * 2 * (15 + 21) * 40, "softmax": 3 * 3 * 2 * 3 * (25 + 35 + 49),
+    }  # fmt: skip
+    assert formulas.palm(SEQ2SEQ) == {
+        "layers": 3 * 2 * (15 * 256 + 21 * 192), "attention": 3 * (own + across), "head": 3 * 2 * 15 * 40,
+        "embedding": 3 * 2 * 21 * 40,
+    }  # fmt: skip
+    assert formulas.megatron_hfu(SEQ2SEQ)["recompute"] == layers + own + across
 
 
 def test_a_forward_alone_is_a_third():
@@ -115,13 +145,18 @@ def test_a_forward_alone_is_a_third():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"kind": "encoder"}, "decoder-only language models, and this is an encoder"),
-        ({"kind": "vit"}, "a vision transformer"),
+        ({"kind": "vision"}, "a vision model with stages, or without the one convolution that embeds patches"),
+        ({"kind": "audio"}, "a model of sound"),
         ({"kind": "multimodal"}, "text and images"),
+        ({"kind": "other-head"}, "a head, or more of them, that gpuprof does not know"),
+        ({"kind": "other-layers"}, "attention other than scaled dot-product"),
+        ({"kind": "other"}, "no transformer that gpuprof knows"),
+        ({"kind": "encoder", "layers": 0}, "the sizes of the layers or of the step are not known"),
         ({"mode": "generate"}, "a generation"),
         ({"trainable_params": 1000}, "8,030,260,248 of 8,030,261,248 are frozen"),
         ({"head_params": 0}, "this model has none"),
         ({"attention_layers": 8}, "each of the 32 layers, and 8 attend"),
+        ({"attention_layers": 33}, "that of the 32 layers, and this model has 1 more"),
         ({"experts": 8, "top_k": 2}, "8 per layer, 2 of them at work"),
     ],
 )
@@ -132,6 +167,31 @@ def test_a_formula_says_why_it_does_not_fit(changes, reason):
         convention("palm", facts, "it")
     assert str(caught.value).startswith("convention palm does not fit it: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "reason"),
+    [
+        ({}, "torchtitan", "decoder-only language models, and this is an encoder and a decoder"),
+        ({}, "mosaic", "decoder-only language models, and this is an encoder and a decoder"),
+        ({}, "megatron-paper", "one stack of GPT's layers"),
+        ({"head_params": 0}, "palm", "this model has none"),
+        ({"memory_params": 0}, "palm", "are not known"),
+        ({"encoder": replace(SEQ2SEQ.encoder, seq=0)}, "palm", "are not known"),
+        ({"encoder": replace(SEQ2SEQ.encoder, trainable_params=32)}, "palm", "200 of 232 are frozen"),
+        ({"experts": 8}, "megatron", "experts in decoder-only"),
+    ],
+)
+def test_a_formula_says_why_it_does_not_fit_two_stacks(changes, name, reason):
+    assert reason in CONVENTIONS[name].applies_to(asdict(replace(SEQ2SEQ, **changes)))
+
+
+def test_formulas_that_fit_two_stacks():
+    facts = asdict(SEQ2SEQ)
+
+    assert Architecture.from_facts(facts) == SEQ2SEQ
+    fitting = [name for name, how in CONVENTIONS.items() if how.parts and not how.applies_to(facts)]
+    assert fitting == ["palm", "chinchilla", "megatron", "megatron-hfu"]
 
 
 def test_only_formulas_need_facts():
@@ -155,8 +215,12 @@ def test_every_convention_names_itself_its_source_and_its_assumptions():
         assert how.assumptions or name in ("causal", "full")
 
 
-def test_facts_of_a_newer_gpuprof_are_read():
+def test_facts_of_another_gpuprof_are_read():
     assert Architecture.from_facts({"layers": 3, "moons": 2}) == Architecture(layers=3)
+    older = {**asdict(LLAMA), "ffn": 14336}
+    for name in ("causal", "pooled", "transform", "transform_params", "memory_params", "patches", "encoder"):
+        del older[name]
+    assert Architecture.from_facts(older) == LLAMA
 
 
 def test_shapes_are_read_back():
