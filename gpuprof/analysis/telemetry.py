@@ -1,14 +1,23 @@
-"""What the telemetry of a run means: what held the GPU back, and whether its times can be trusted."""
+"""What the telemetry of a run means: what held the GPU back, what a step cost, and whether its times can be trusted."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from gpuprof import units
+from gpuprof.analysis.counted import counted, whole_step
+from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
+from gpuprof.record import Run
 
 _COUNTER_STEP_S = 0.1  # drivers advance the cumulative counters about every 0.1 s, so a window may gain one step
+
+TRUSTED_WINDOW_S = 1.0
+"""Shortest window in which energy and GPM are believed: one step of their counters is a tenth of it."""
+
+_POWER = ("power_instant", "power_average", "power_usage")  # the preferred first
+_OUTSIDE_TENSOR_CORES = ("float32", "float64")  # float64 is on some GPUs and not on others
 
 
 class Cause(NamedTuple):
@@ -73,6 +82,119 @@ def invalid_reasons(frame: pd.DataFrame) -> list[str]:
     A power cap is no such reason; `limits` names it.
     """
     return [_sentence(limit, frame) for limit in limits(frame) if limit.cause.invalid]
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """The telemetry in figures; None where a figure is not known.
+
+    Keys: window_s, sm_clock_mhz (median), max_sm_clock_mhz (of the device), sm_clock_ratio (of the two), power_w
+    (median), power_max_w, power_limit_w, temperature_max_c, energy_j (of the window), limits (a sentence for each of
+    `limits`).
+    """
+    frame = run.telemetry
+    readings = {str(quantity): values for quantity, values in frame.groupby("quantity")["value"]}
+    power = next((readings[quantity] for quantity in _POWER if quantity in readings), None)
+    clock, highest = sm_clock_hz(run), run.device.get("max_sm_clock_mhz")
+    energy_j = _growth(frame, "energy")
+    return {
+        "window_s": _window(frame) or None,
+        "sm_clock_mhz": clock / 1e6 if clock else None,
+        "max_sm_clock_mhz": highest,
+        "sm_clock_ratio": clock / 1e6 / highest if clock and highest else None,
+        "power_w": None if power is None else float(power.median()),
+        "power_max_w": None if power is None else float(power.max()),
+        "power_limit_w": run.device.get("power_limit_w"),
+        "temperature_max_c": float(readings["temperature"].max()) if "temperature" in readings else None,
+        "energy_j": energy_j if energy_j > 0 else None,
+        "limits": [_sentence(limit, frame) for limit in limits(frame)],
+    }
+
+
+def energy_per_step_j(run: Run) -> float | None:
+    """What the energy counter of the GPU gained over the window, by every step in it, in J.
+
+    So the warm-up and the pauses between steps are in it, and whatever else the GPU did.
+
+    Returns:
+        None where it was not read, in a window under `TRUSTED_WINDOW_S`, and on a MIG slice, which shares the counter.
+    """
+    energy_j, steps = _growth(run.telemetry, "energy"), _steps(run)
+    return energy_j / steps if energy_j > 0 and steps and _of_this_run(run) else None
+
+
+def flops_per_joule(run: Run, convention: str | None = None) -> float | None:
+    """Model FLOPs of a step over its energy; None where either is not known.
+
+    Args:
+        run: the run.
+        convention: how FLOPs are counted; the run's own by default.
+    """
+    energy_j = energy_per_step_j(run)
+    if energy_j is None or not run.done("count"):
+        return None
+    flops: int = whole_step(run, counted(run, convention), convention)["flops"]
+    return flops / energy_j if flops else None
+
+
+class TensorActivity(NamedTuple):
+    """The tensor cores as GPM saw them beside what the counted FLOPs ask of them.
+
+    More than asked is padding to tiles and stalls inside the instructions, or FLOPs that were not counted; less is work
+    that was counted and did not run there, or not at all.
+
+    Attributes:
+        busy: share of the window's SM cycles in which tensor cores worked, by GPM.
+        expected: share that the counted hardware FLOPs need at the rate per clock of the datasheet and the median SM
+            clock of the window. Summed over operators, each at the rate of its dtype.
+        counted_flops_per_s: counted hardware FLOPs of the tensor cores over the window, FLOP/s.
+    """
+
+    busy: float
+    expected: float
+    counted_flops_per_s: float
+
+    @property
+    def ratio(self) -> float:
+        """What GPM saw over what was asked."""
+        return self.busy / self.expected
+
+    @property
+    def implied_flops_per_s(self) -> float:
+        """FLOP/s that tensor cores as busy as this could do, in the mix of dtypes that was counted."""
+        return self.counted_flops_per_s * self.ratio
+
+
+def tensor_activity(run: Run) -> TensorActivity | None:
+    """A check of counted FLOPs and HFU by the GPU's own monitor, which knows of neither.
+
+    Every step of the window is in it, warm-up included. Products in float32 (without TF32) and float64 are left out.
+
+    Returns:
+        None where GPM, the clock, the rate per clock or the FLOPs are not known, in a window under `TRUSTED_WINDOW_S`,
+        and on a MIG slice, for GPM watches the whole GPU.
+    """
+    busy = run.telemetry.loc[run.telemetry["quantity"] == "gpm_tensor_active", "value"]
+    peaks, steps = denominators(run).get("clock"), _steps(run)
+    if busy.empty or not peaks or not steps or not run.done("count") or not _of_this_run(run):
+        return None
+    dtypes = [peak_dtype(dtype, kind, run) for dtype, kind in zip(run.ops["dtype"], run.ops["kind"], strict=True)]
+    ops = run.ops[[dtype not in _OUTSIDE_TENSOR_CORES for dtype in dtypes]]
+    ideal_s = float(ideal_seconds(ops, "flops_hardware", peaks, run).sum(skipna=False))
+    if not ideal_s > 0:  # nor a NaN, of a dtype without a rate
+        return None
+    per_s = steps / _window(run.telemetry)
+    return TensorActivity(float(busy.iloc[-1]) / 100, ideal_s * per_s, int(ops["flops_hardware"].sum()) * per_s)
+
+
+def _of_this_run(run: Run) -> bool:
+    """Whether counters of the whole GPU over the whole window can be taken for what the steps did."""
+    return _window(run.telemetry) >= TRUSTED_WINDOW_S and " MIG " not in (run.device.get("name") or "")
+
+
+def _steps(run: Run) -> int:
+    """Steps in the window, warm-up included; 0 where it is not known."""
+    settings = run.settings
+    return int(settings["warmup"] + settings["steps"]) if {"warmup", "steps"} <= settings.keys() else 0
 
 
 def _sentence(limit: Limit, frame: pd.DataFrame) -> str:

@@ -6,8 +6,9 @@ Only queries: nothing here changes a setting of the GPU. Torch-free; pynvml is i
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 from gpuprof.errors import GpuprofError
@@ -18,7 +19,7 @@ class Reading(NamedTuple):
 
     Attributes:
         unit: unit of the value as we give it.
-        names: NVML functions to try in order, or the one NVML field.
+        names: NVML functions to try in order, or the one NVML field or GPM metric.
         argument: name of the constant that the function takes besides the device.
         scale: factor from NVML's unit to ours.
     """
@@ -60,7 +61,28 @@ FIELDS = {
 }
 """Quantities read together by nvmlDeviceGetFieldValues; the times are cumulative."""
 
-UNITS = {quantity: reading.unit for quantity, reading in {**FUNCTIONS, **FIELDS}.items()}
+GPM = {
+    "gpm_sm_active": Reading("%", ("NVML_GPM_METRIC_SM_UTIL",)),
+    "gpm_sm_occupancy": Reading("%", ("NVML_GPM_METRIC_SM_OCCUPANCY",)),
+    "gpm_tensor_active": Reading("%", ("NVML_GPM_METRIC_ANY_TENSOR_UTIL",)),
+    "gpm_dfma_active": Reading("%", ("NVML_GPM_METRIC_DFMA_TENSOR_UTIL",)),
+    "gpm_hmma_active": Reading("%", ("NVML_GPM_METRIC_HMMA_TENSOR_UTIL",)),
+    "gpm_imma_active": Reading("%", ("NVML_GPM_METRIC_IMMA_TENSOR_UTIL",)),
+    "gpm_dram_active": Reading("%", ("NVML_GPM_METRIC_DRAM_BW_UTIL",)),
+    "gpm_fp64_active": Reading("%", ("NVML_GPM_METRIC_FP64_UTIL",)),
+    "gpm_fp32_active": Reading("%", ("NVML_GPM_METRIC_FP32_UTIL",)),
+    "gpm_fp16_active": Reading("%", ("NVML_GPM_METRIC_FP16_UTIL",)),
+}
+"""Quantities of GPU performance monitoring (GPM), read together between two samples by `Nvml.activity`.
+
+Means over the window and all SMs. ``tensor`` is any use of the tensor cores; ``dfma``, ``hmma`` and ``imma`` are their
+instructions for float64, smaller floats and integers; ``fp64``, ``fp32`` and ``fp16`` are work outside them.
+"""
+
+GPM_WINDOW_S = 0.1
+"""Least seconds between two GPM samples: they are refreshed that often (NVML's reference)."""
+
+UNITS = {quantity: reading.unit for quantity, reading in {**FUNCTIONS, **FIELDS, **GPM}.items()}
 """Unit of every quantity."""
 
 _NOT_AVAILABLE = (0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)  # NVML_VALUE_NOT_AVAILABLE, 32 and 64 bits
@@ -89,14 +111,7 @@ class Nvml:
 
     def read_fields(self, quantities: Iterable[str]) -> dict[str, float]:
         """Those of the quantities (of `FIELDS`) that the driver knows, in their units. One call for all."""
-        numbers: dict[str, int] = {}
-        for quantity in quantities:
-            name = FIELDS[quantity].names[0]
-            number = getattr(self._library, name, None)
-            if number is None:
-                self.failures[name] = "unknown to this pynvml"
-            else:
-                numbers[quantity] = number
+        numbers = self._numbers({quantity: FIELDS[quantity] for quantity in quantities})
         values: dict[str, float] = {}
         if not numbers:
             return values
@@ -114,6 +129,31 @@ class Nvml:
                 values[quantity] = value * reading.scale
         return values
 
+    @contextmanager
+    def activity(self) -> Iterator[dict[str, float]]:
+        """How busy the parts of the GPU are while the body runs, by GPM. Offered from Hopper on.
+
+        Yields:
+            The quantities of `GPM` that the driver knows: filled in when the body has ended, also by an exception.
+            Nothing where the body takes less than `GPM_WINDOW_S`; `failures` says so, as of any call that fails.
+        """
+        values: dict[str, float] = {}
+        with ExitStack() as samples:
+            offered = self._gpm_support()
+            if offered is False:
+                self.failures["nvmlGpmQueryDeviceSupport"] = "not offered by this GPU"
+            first = self._gpm_sample(samples) if offered else None
+            begin = time.perf_counter()
+            try:
+                yield values
+            finally:
+                seconds = time.perf_counter() - begin
+                if first is not None and seconds < GPM_WINDOW_S:
+                    reason = f"not called: a window of {seconds:.3f} s is shorter than {GPM_WINDOW_S} s"
+                    self.failures["nvmlGpmMetricsGet"] = reason
+                elif first is not None and (last := self._gpm_sample(samples)) is not None:
+                    values.update(self._gpm_between(first, last))
+
     def facts(self) -> dict[str, Any]:
         """What does not change while we measure; a fact that cannot be read is ``None``.
 
@@ -123,7 +163,6 @@ class Nvml:
         """
         cuda = self._call(("nvmlSystemGetCudaDriverVersion",))
         mig = self._call(("nvmlDeviceGetMigMode",), self._handle)
-        gpm = self._call(("nvmlGpmQueryDeviceSupport",), self._handle)
         return {
             "name": self._text("nvmlDeviceGetName", self._handle),
             "uuid": self._text("nvmlDeviceGetUUID", self._handle),
@@ -134,7 +173,7 @@ class Nvml:
             "mig": None if mig is None else bool(mig[0]),
             "persistence_mode": self.read("persistence_mode"),
             "compute_mode": self.read("compute_mode"),
-            "gpm": None if gpm is None else bool(gpm.isSupportedDevice),
+            "gpm": self._gpm_support(),
         }
 
     def process_memory(self, pid: int | None = None) -> int | None:
@@ -152,6 +191,52 @@ class Nvml:
             self.failures[name] = "not available for this process"
             return None
         return int(used)
+
+    def _numbers(self, readings: dict[str, Reading]) -> dict[str, int]:
+        """NVML's number of each field or metric that this pynvml knows."""
+        numbers = {}
+        for quantity, reading in readings.items():
+            number = getattr(self._library, reading.names[0], None)
+            if number is None:
+                self.failures[reading.names[0]] = "unknown to this pynvml"
+            else:
+                numbers[quantity] = number
+        return numbers
+
+    def _gpm_support(self) -> bool | None:
+        support = self._call(("nvmlGpmQueryDeviceSupport",), self._handle)
+        return None if support is None else bool(support.isSupportedDevice)
+
+    def _gpm_sample(self, samples: ExitStack) -> Any:
+        """The counters as they stand; freed with the stack."""
+        sample = self._call(("nvmlGpmSampleAlloc",))
+        if sample is None:
+            return None
+        samples.callback(self._call, ("nvmlGpmSampleFree",), sample)
+        return self._call(("nvmlGpmSampleGet",), self._handle, sample)
+
+    def _gpm_between(self, first: Any, last: Any) -> dict[str, float]:
+        """Quantities of `GPM` between two samples; a share that is none (NaN, above 100 %) is a failure."""
+        request = self._call(("c_nvmlGpmMetricsGet_t",))
+        if request is None:
+            return {}
+        numbers = self._numbers(GPM)
+        request.version = self._library.NVML_GPM_METRICS_GET_VERSION
+        request.sample1, request.sample2 = first, last
+        request.numMetrics = len(numbers)
+        for index, number in enumerate(numbers.values()):
+            request.metrics[index].metricId = number
+        answer = self._call(("nvmlGpmMetricsGet",), request)
+        values: dict[str, float] = {}
+        for index, quantity in enumerate(numbers if answer is not None else ()):
+            name, metric = GPM[quantity].names[0], answer.metrics[index]
+            if metric.nvmlReturn != 0:
+                self.failures[name] = self._error_text(metric.nvmlReturn)
+            elif not 0 <= metric.value <= 100:
+                self.failures[name] = f"answered {metric.value:g} %"
+            else:
+                values[quantity] = metric.value
+        return values
 
     def _call(self, names: tuple[str, ...], *arguments: Any) -> Any:
         for name in names:

@@ -1,7 +1,8 @@
 """The telemetry pass: what NVML says of the GPU while the timing pass runs. Was it held back?
 
-Two readings of cumulative counters miss nothing; a thread at a low rate adds clocks, power and temperature. A
-call that the driver does not offer is named in the outcome and costs nothing else.
+Two readings of cumulative counters miss nothing; a thread at a low rate adds clocks, power and temperature. Where the
+GPU offers it, two samples of its performance monitor tell how busy its parts were in between. A call that the driver
+does not offer is named in the outcome and costs nothing else.
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ class Telemetry:
         self._begin = time.perf_counter()
 
     def rows(self) -> pd.DataFrame:
-        """The ``telemetry`` table; energy and each ``..._time`` are cumulative, read at start and end."""
+        """The ``telemetry`` table.
+
+        Energy and each ``..._time`` are cumulative, read at start and end; each ``gpm_...`` is a mean over the window,
+        read at its end.
+        """
         rows = [
             {"time_s": at, "quantity": quantity, "unit": nvml.UNITS[quantity], "value": value}
             for at, quantity, value in self._readings
@@ -76,11 +81,12 @@ def watch(device: torch.device, interval_s: float = 0.1) -> Iterator[Telemetry]:
         record._add(_counters(gpu))
         sampler.start()
         try:
-            yield record
+            with gpu.activity() as activity:
+                yield record
         finally:
             stop.set()
             sampler.join()
-            record._add(_counters(gpu))
+            record._add({**_counters(gpu), **activity})
             record.outcome = _outcome(gpu, record)
 
 

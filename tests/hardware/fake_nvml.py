@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Collection
 from types import ModuleType, SimpleNamespace
 from typing import Any
+
+import pynvml as binding  # for its structures, which need no driver
 
 UUID = "GPU-11111111-2222-3333-4444-555555555555"
 NOT_SUPPORTED = 3
@@ -20,9 +23,27 @@ FIELDS = {
     "NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN": 271,
 }
 
+GPM = {
+    "NVML_GPM_METRIC_SM_UTIL": 2,
+    "NVML_GPM_METRIC_SM_OCCUPANCY": 3,
+    "NVML_GPM_METRIC_ANY_TENSOR_UTIL": 5,
+    "NVML_GPM_METRIC_DFMA_TENSOR_UTIL": 6,
+    "NVML_GPM_METRIC_HMMA_TENSOR_UTIL": 7,
+    "NVML_GPM_METRIC_IMMA_TENSOR_UTIL": 9,
+    "NVML_GPM_METRIC_DRAM_BW_UTIL": 10,
+    "NVML_GPM_METRIC_FP64_UTIL": 11,
+    "NVML_GPM_METRIC_FP32_UTIL": 12,
+    "NVML_GPM_METRIC_FP16_UTIL": 13,
+}
+GPM_OF_NUMBER = {2: 95.5, 3: 20.0, 5: 43.25, 6: 0.0, 7: 43.0, 9: 0.25, 10: 31.0, 11: 0.0, 12: 5.5, 13: 1.5}
+
 
 class NVMLError(Exception):
     pass
+
+
+def address(sample: Any) -> int | None:
+    return ctypes.cast(sample, ctypes.c_void_p).value
 
 
 def pynvml(
@@ -30,6 +51,7 @@ def pynvml(
     failing: Collection[str] = (),
     answers: dict[str, Any] | None = None,
     fields: dict[int, Any] | None = None,
+    gpm: dict[int, Any] | None = None,
 ) -> ModuleType:
     """The module.
 
@@ -38,12 +60,28 @@ def pynvml(
         failing: functions that raise NVMLError.
         answers: other answers by function name.
         fields: other field values by number; ``None`` is not supported, a list goes reading by reading.
+        gpm: other GPM metrics by number; ``None`` is not supported.
+
+    Attributes of the module:
+        calls: names of the functions called, in order.
+        open: how often NVML was opened and not closed.
+        samples: addresses of the GPM samples that were allocated and not freed.
     """
     module: Any = ModuleType("pynvml")
     module.NVMLError = NVMLError
     module.calls = []
     module.open = 0
-    constants = {"NVML_CLOCK_SM": 1, "NVML_CLOCK_MEM": 2, "NVML_TEMPERATURE_GPU": 0, **FIELDS}
+    module.samples = []
+    constants = {
+        "NVML_CLOCK_SM": 1,
+        "NVML_CLOCK_MEM": 2,
+        "NVML_TEMPERATURE_GPU": 0,
+        "NVML_GPM_METRICS_GET_VERSION": 1,
+        "c_nvmlGpmMetricsGet_t": binding.c_nvmlGpmMetricsGet_t,
+        **FIELDS,
+        **GPM,
+    }
+    shares: dict[int, Any] = {**GPM_OF_NUMBER, **(gpm or {})}
     values: dict[int, Any] = {
         74: 0,
         75: 0,
@@ -76,6 +114,25 @@ def pynvml(
             answers.append(SimpleNamespace(nvmlReturn=code, valueType=3, value=SimpleNamespace(ullVal=value)))
         return answers
 
+    def sample_alloc() -> Any:
+        taken = module.calls.count("nvmlGpmSampleAlloc")
+        module.samples.append(0x1000 * taken)
+        return ctypes.cast(0x1000 * taken, binding.c_nvmlGpmSample_t)
+
+    def sample_get(handle: Any, sample: Any) -> Any:
+        assert address(sample) in module.samples
+        return sample
+
+    def metrics_get(request: Any) -> Any:
+        if request.version != 1:
+            raise NVMLError("Argument Version Mismatch")
+        assert [address(request.sample1), address(request.sample2)] == module.samples  # in order, and not freed
+        for metric in request.metrics[: request.numMetrics]:
+            value = shares[metric.metricId]
+            metric.nvmlReturn = NOT_SUPPORTED if value is None else 0
+            metric.value = value or 0.0
+        return request
+
     functions = {
         "nvmlInit": init,
         "nvmlShutdown": shutdown,
@@ -100,6 +157,10 @@ def pynvml(
         "nvmlDeviceGetComputeMode": lambda handle: 0,
         "nvmlDeviceGetMigMode": lambda handle: [0, 0],
         "nvmlGpmQueryDeviceSupport": lambda handle: SimpleNamespace(isSupportedDevice=1),
+        "nvmlGpmSampleAlloc": sample_alloc,
+        "nvmlGpmSampleGet": sample_get,
+        "nvmlGpmMetricsGet": metrics_get,
+        "nvmlGpmSampleFree": lambda sample: module.samples.remove(address(sample)),
         "nvmlDeviceGetComputeRunningProcesses": lambda handle: [SimpleNamespace(pid=7, usedGpuMemory=123 << 20)],
         "nvmlDeviceGetFieldValues": field_values,
     }

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gpuprof.analysis.telemetry import invalid_reasons, limits
+from gpuprof.hardware import nvml
 from gpuprof.passes import telemetry
 from gpuprof.record import TABLES, table
 
@@ -23,6 +24,7 @@ def fake(monkeypatch):
         module = fake_nvml.pynvml(**changes)
         monkeypatch.setitem(sys.modules, "pynvml", module)
         monkeypatch.setattr(telemetry, "uuid_of", lambda _: fake_nvml.UUID)
+        monkeypatch.setattr(nvml, "GPM_WINDOW_S", 0.0)  # any window is long enough
         return module
 
     return install
@@ -62,6 +64,7 @@ def test_rows_have_the_columns_units_and_readings(fake):
         "event_reasons": "mask",
         "power_instant": "W",
         "power_average": "W",
+        **dict.fromkeys(nvml.GPM, "%"),
     }
     assert set(values(record, "sm_clock")) == {1755}
     assert set(values(record, "power_instant")) == {650.5}
@@ -84,6 +87,38 @@ def test_counters_are_read_once_before_and_once_after(fake):
     at = frame.loc[frame["quantity"] == "energy", "time_s"]
     assert at.iloc[0] == frame["time_s"].min()
     assert at.iloc[1] == frame["time_s"].max()
+
+
+def test_activity_is_read_once_at_the_end_and_its_samples_are_freed(fake):
+    module = fake()
+    record = watch_briefly()
+
+    frame = record.rows()
+    activity = frame[frame["quantity"].isin(nvml.GPM)]
+    assert len(activity) == 10
+    assert set(activity["time_s"]) == {frame["time_s"].max()}
+    assert values(record, "gpm_tensor_active") == [43.25]
+    assert module.samples == []
+
+
+def test_a_window_too_short_for_activity_is_said(fake, monkeypatch):
+    fake()
+    monkeypatch.setattr(nvml, "GPM_WINDOW_S", 60.0)
+    record = watch_briefly()
+
+    assert not set(record.rows()["quantity"]) & set(nvml.GPM)
+    (reason,) = record.outcome.facts["failed_calls"].values()
+    assert reason.endswith("s is shorter than 60.0 s")
+
+
+def test_gpm_that_fails_takes_nothing_else_along(fake):
+    module = fake(failing={"nvmlGpmSampleGet"})
+    record = watch_briefly()
+
+    assert record.outcome.status == "done"
+    assert record.outcome.facts["failed_calls"] == {"nvmlGpmSampleGet": "Not Supported"}
+    assert {"energy", "sm_clock", "power_policy_time"} <= set(record.rows()["quantity"])
+    assert module.samples == []
 
 
 def test_a_short_window_still_has_a_sample_and_a_long_one_has_several(fake):
@@ -116,9 +151,10 @@ def test_the_thread_stops_and_nvml_closes_also_after_an_exception(fake):
 
     assert len(threads) == 1
     assert running() == []
-    assert module.open == 0
+    assert (module.open, module.samples) == (0, [])
     assert records[0].outcome.status == "done"
     assert len(values(records[0], "energy")) == 2
+    assert values(records[0], "gpm_tensor_active") == [43.25]
 
 
 @pytest.mark.parametrize("kind", ["cpu", "meta"])
@@ -177,7 +213,7 @@ def test_the_averaging_power_call_is_read_only_without_the_power_fields(fake):
 
 
 def test_a_gpu_that_answers_nothing_is_a_failed_pass(fake):
-    everything = {name for name in vars(fake()) if name.startswith("nvmlDeviceGet")}
+    everything = {name for name in vars(fake()) if name.startswith(("nvmlDeviceGet", "nvmlGpm"))}
     fake(failing=everything - {"nvmlDeviceGetHandleByUUID"})
     record = watch_briefly()
 
@@ -263,3 +299,19 @@ def test_on_a_real_gpu_clock_power_and_energy_are_read():
     assert record.outcome.status == "done"
     assert min(values(record, "sm_clock")) > 0
     assert 10 < (last - first) / record.outcome.seconds < 2000  # mean power, W
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_real_gpu_matmuls_keep_the_tensor_cores_busy():
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    with telemetry.watch(CUDA) as record:
+        until = time.perf_counter() + 2
+        while time.perf_counter() < until:
+            a @ a
+            torch.cuda.synchronize()
+    if "gpm_tensor_active" not in set(record.rows()["quantity"]):
+        pytest.skip(f"no GPM here: {record.outcome.facts['failed_calls']}")
+
+    (tensor,), (sm,) = values(record, "gpm_tensor_active"), values(record, "gpm_sm_active")
+    assert 30 < tensor <= sm <= 100
