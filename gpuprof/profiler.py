@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from gpuprof.errors import GpuprofError
-from gpuprof.hardware.ceilings import cpu_ceilings
+from gpuprof.hardware import ceiling_cache
+from gpuprof.hardware.ceilings import DTYPES, cpu_ceilings
 from gpuprof.hardware.checkup import require_internals
 from gpuprof.hardware.device import describe, environment
-from gpuprof.passes import counting, memory, telemetry, timing, trace, weightless
+from gpuprof.launches import merge, repeat
+from gpuprof.passes import counters, counting, memory, telemetry, timing, trace, weightless
 from gpuprof.passes.failure import StepFailure, explain, let_go
 from gpuprof.passes.preserve import preserved
 from gpuprof.record import PassOutcome, Run
@@ -22,7 +24,10 @@ from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.workload import Options, Workload, build, from_module
 
-PASSES = ("count", "time", "trace", "memory", "telemetry")
+DEFAULT_PASSES = ("count", "time", "trace", "memory", "telemetry")
+"""Passes that run unless told otherwise."""
+
+PASSES = (*DEFAULT_PASSES, "counters")
 """Names of the passes, in the order in which they run; telemetry runs around the timing pass."""
 
 Progress = Callable[[str, int, int], None]
@@ -38,11 +43,13 @@ def profile(
     optimizer: torch.optim.Optimizer | str | None = None,
     step: Callable[[], Any] | None = None,
     mode: str = "train",
-    passes: Iterable[str] = PASSES,
+    passes: Iterable[str] = DEFAULT_PASSES,
     warmup: int | None = None,
     steps: int | None = None,
     convention: str = "causal",
     peak_tflops: float | None = None,
+    counter_level: str = "minimal",
+    launches: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     **options: Any,
@@ -65,6 +72,8 @@ def profile(
         steps: timed steps; 3 on a CPU and 20 on a GPU unless given.
         convention: how FLOPs are counted, of `gpuprof.theory.conventions.CONVENTIONS`.
         peak_tflops: peak of the device in TFLOP/s, for every dtype, instead of the table's.
+        counter_level: what the counters pass collects, of `gpuprof.passes.counters.LEVELS`.
+        launches: fresh processes that the timing pass is repeated in, for a named model; in this one unless given.
         seed: of every step, so that each pass repeats the same one.
         progress: told how far each pass is.
         options: fields of `gpuprof.workload.Options`, for a named model.
@@ -72,8 +81,16 @@ def profile(
     Raises:
         GpuprofError: wrong arguments, or the step fails in every pass.
     """
+    how = {"warmup": warmup, "steps": steps, "seed": seed, "convention": convention, "peak_tflops": peak_tflops}
+    if launches is not None and (launches < 1 or not isinstance(model, str)):
+        raise GpuprofError(
+            "--launches must be at least 1" if launches < 1 else "launches: fresh processes need a model given by name"
+        )
     if isinstance(model, str):
-        workload = build(model, _options(mode=mode, seed=seed, optimizer=optimizer or "none", **options))
+        chosen = _options(mode=mode, seed=seed, optimizer=optimizer or "none", **options)
+        if launches:
+            return _launched(model, chosen, set(passes), launches, counter_level, progress, how)
+        workload = build(model, chosen)
     elif isinstance(optimizer, str):
         raise GpuprofError(
             f"optimizer {optimizer!r}: for a given module, give a torch.optim.Optimizer on its parameters"
@@ -83,10 +100,26 @@ def profile(
             raise GpuprofError(f"{', '.join(options)}: only for a model given by name; here the module says it")
         args, keywords = _arguments(inputs, kwargs)
         workload = from_module(model, args, keywords, loss=loss, mode=mode, optimizer=optimizer, step=step)
-    return run_passes(
-        workload, passes=passes, warmup=warmup, steps=steps, convention=convention, peak_tflops=peak_tflops,
-        seed=seed, progress=progress,
-    )  # fmt: skip
+    return run_passes(workload, passes=passes, counter_level=counter_level, progress=progress, **how)
+
+
+def _launched(
+    model: str, options: Options, passes: set[str], launches: int, level: str, progress: Progress | None,
+    how: dict[str, Any],
+) -> Run:  # fmt: skip
+    """Fresh processes take the time, one after the other, before this one takes room for the model itself."""
+    _checked(passes, how["warmup"], how["steps"], how["peak_tflops"], level)
+    if "time" not in passes:
+        raise GpuprofError("--launches repeats the timing pass: add time to --passes")
+    repeated = repeat(model, options, passes, launches, progress or (lambda name, done, total: None), **how)
+    rest = passes - {"time", "telemetry"}
+    run = repeated[0]
+    if rest:
+        run = run_passes(build(model, options), passes=rest, counter_level=level, progress=progress, **how)
+    merge(run, repeated)
+    if "measured" not in run.device["peaks"]:
+        _add_ceilings(run)
+    return run
 
 
 def count(
@@ -117,11 +150,12 @@ def count(
 def run_passes(
     workload: Workload,
     *,
-    passes: Iterable[str] = PASSES,
+    passes: Iterable[str] = DEFAULT_PASSES,
     warmup: int | None = None,
     steps: int | None = None,
     convention: str = "causal",
     peak_tflops: float | None = None,
+    counter_level: str = "minimal",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Run:
@@ -131,7 +165,7 @@ def run_passes(
     """
     require_internals()
     cuda = workload.device.type == "cuda"
-    wanted = _checked(passes, warmup, steps, peak_tflops)
+    wanted = _checked(passes, warmup, steps, peak_tflops, counter_level)
     fitting_convention(convention, workload.description.get("facts"), workload.description["name"])
     warmup = (5 if cuda else 1) if warmup is None else warmup
     steps = (20 if cuda else 3) if steps is None else steps
@@ -172,9 +206,10 @@ def run_passes(
     def count_pass() -> PassOutcome:
         seeded()
         execute = weightless.execute if workload.device.type == "meta" else None
-        run.ops, run.tree, outcome, result = counting.count(workload, execute)
-        run.warnings += _loss_warning(result)
-        return outcome
+        counted = counting.count(workload, execute)
+        run.ops, run.tree = counted.ops, counted.tree
+        run.warnings += _loss_warning(counted.result)
+        return counted.outcome
 
     def time_pass() -> PassOutcome:
         done = iter(range(1, warmup + steps + 1))
@@ -194,7 +229,20 @@ def run_passes(
         run.memory, outcome = memory.measure(workload, seeded)
         return outcome
 
-    bodies = {"count": count_pass, "time": time_pass, "trace": trace_pass, "memory": memory_pass}
+    def counters_pass() -> PassOutcome:
+        if not run.done("count"):
+            return PassOutcome("skipped", "what to collect is known from the counting pass", "add count to --passes")
+        run.counters, outcome = counters.measure(workload, run.ops, _multiplied(run), counter_level, seed)
+        run.warnings += [f"counters: {text}" for text in outcome.facts.get("differences", ())]
+        return outcome
+
+    bodies = {
+        "count": count_pass,
+        "time": time_pass,
+        "trace": trace_pass,
+        "memory": memory_pass,
+        "counters": counters_pass,
+    }
     with preserved(workload), torch.cuda.device(workload.device) if cuda else nullcontext():
         for name, body in bodies.items():
             if name in wanted:
@@ -206,23 +254,46 @@ def run_passes(
         if "time" not in wanted:
             reason, remedy = "telemetry is read around the timing pass, which was not asked for", "add time to --passes"
         run.passes["telemetry"] = PassOutcome("skipped", reason, remedy)
-    if workload.device.type == "cpu" and wanted & {"time", "trace"}:
+    if workload.device.type in DTYPES and wanted & {"time", "trace"}:
         tell("ceiling", 0, 1)
-        _measure_ceilings(run)
+        _add_ceilings(run)
         tell("ceiling", 1, 1)
     run.tree = counting.module_tree(workload.model, {}, {}) if run.tree.empty else run.tree
     run.warnings += [f"the {name} pass failed: {o.reason}" for name, o in run.passes.items() if o.status == "failed"]
     return run
 
 
-def _measure_ceilings(run: Run) -> None:
-    """Best matmul rate of this CPU for every dtype that the step multiplies in, as a peak of the device."""
+def _multiplied(run: Run) -> list[str]:
+    """Dtypes that the step multiplies in; float32 that the user lets run as TF32 is both, as not every kernel does."""
     multiplies = run.ops["flops_full"].fillna(0) > 0
-    dtypes = set(run.ops.loc[multiplies, "dtype"]) or {run.workload.get("dtype") or "float32"}
-    ceilings = cpu_ceilings(sorted(dtypes), seconds=0.5)
-    run.device["peaks"] = {"measured": ceilings["measured"]}
-    run.device["peak_source"] = "best of a few matmul shapes, measured after the passes"
-    run.device["peak_spread"] = {dtype: how["spread"] for dtype, how in ceilings["how"].items()}
+    dtypes = sorted({"float8" if dtype.startswith("float8") else dtype for dtype in run.ops.loc[multiplies, "dtype"]})
+    tf32 = run.environment.get("allow_tf32_matmul") or run.environment.get("allow_tf32_cudnn")
+    return ["tf32", *dtypes] if "float32" in dtypes and tf32 else dtypes
+
+
+def _add_ceilings(run: Run) -> None:
+    """Best matmul rates of this very device as a peak of it: cached, or on a CPU measured now. And its copy bandwidth.
+
+    A CPU has no other peak, so there the cache has to know every dtype that the step multiplies in.
+    """
+    cached: dict[str, Any] = {}
+    try:
+        cached = ceiling_cache.read(ceiling_cache.key(run.device, run.environment))
+    except GpuprofError as error:
+        run.warnings.append(str(error))
+    known = {name: entry for name, entry in cached.items() if name != ceiling_cache.COPY}
+    if ceiling_cache.COPY in cached:
+        run.device["measured_bandwidth"] = cached[ceiling_cache.COPY]["bytes_per_s"]
+    source = f"by 'gpuprof ceilings' on {', '.join(sorted({entry['date'][:10] for entry in known.values()}))}"
+    if run.device["type"] == "cpu":
+        dtypes = set(_multiplied(run) or [run.workload.get("dtype") or "float32"]) & set(DTYPES["cpu"])
+        if not dtypes <= known.keys():
+            ceilings = cpu_ceilings(sorted(dtypes), seconds=0.5)
+            known, source = ceilings["how"], "just after the passes"
+    if known:
+        run.device["peaks"]["measured"] = {dtype: entry["flops_per_s"] for dtype, entry in known.items()}
+        run.device["peak_source_measured"] = source
+        run.device["peak_spread"] = {dtype: entry["spread"] for dtype, entry in known.items()}
 
 
 def _loss_warning(result: Any) -> list[str]:
@@ -257,7 +328,9 @@ def _arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any
     return (inputs,), keywords
 
 
-def _checked(passes: Iterable[str], warmup: int | None, steps: int | None, peak_tflops: float | None) -> set[str]:
+def _checked(
+    passes: Iterable[str], warmup: int | None, steps: int | None, peak_tflops: float | None, counter_level: str
+) -> set[str]:
     wanted = set(passes)
     unknown = wanted - set(PASSES)
     if unknown or not wanted:
@@ -270,4 +343,6 @@ def _checked(passes: Iterable[str], warmup: int | None, steps: int | None, peak_
         raise GpuprofError(f"--steps must be at least 1, not {steps}")
     if peak_tflops is not None and not 0 < peak_tflops < math.inf:
         raise GpuprofError(f"--peak-tflops must be above 0 and finite, not {peak_tflops}")
+    if counter_level not in counters.LEVELS:
+        raise GpuprofError(f"--counters must be {' or '.join(counters.LEVELS)}, not {counter_level}")
     return wanted

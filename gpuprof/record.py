@@ -66,7 +66,7 @@ TABLES: dict[str, dict[str, str]] = {
         "flops_profiler": "what torch.profiler(with_flops=True) itself estimates",
     },
     "counters": {
-        "launch": "number of the kernel launch in the counted step",
+        "number": "number of the kernel in the counted step",
         "module": "owner",
         "phase": "as in ops",
         "op": "operator and overload, as in ops",
@@ -89,6 +89,7 @@ TABLES: dict[str, dict[str, str]] = {
         "duration_ns": "duration under the counters, where kernels run one by one: not for rates",
     },
     "samples": {
+        "launch": "number of the process: 0 the one that made the run, from 1 on fresh ones",
         "step": "number of the timed step",
         "phase": "step (the whole of it), or a phase",
         "time_s": "seconds",
@@ -100,7 +101,26 @@ TABLES: dict[str, dict[str, str]] = {
         "source": "measured or analytic",
         "bytes": "bytes",
     },
+    "timeline": {
+        "time_s": "seconds since the step of the memory pass began",
+        "phase": "as in ops",
+        "module": "path; empty where a phase begins or ends",
+        "event": "begin or end of a phase, enter or exit of a module's call, gradient: of a parameter of the module",
+        "bytes": "in use: allocated by torch on CUDA, on a CPU the resident set of the process",
+        "peak_bytes": "the most in use since the row before; missing where the system does not say",
+        "reserved_bytes": "held by torch's allocator on CUDA",
+        "kept_bytes": "tensors kept for the backward that are there, by their sizes",
+        "gradient_bytes": "gradients that are there, by their sizes",
+    },
+    "launches": {
+        "launch": "as in samples",
+        "module": "path, or empty for the whole model",
+        "phase": "as in ops, or empty",
+        "quantity": "kernel_s (kernel time of the module's own work, s) or peak_bytes",
+        "value": "figure",
+    },
     "telemetry": {
+        "launch": "as in samples",
         "time_s": "seconds since the window opened",
         "quantity": "name",
         "unit": "unit",
@@ -109,14 +129,19 @@ TABLES: dict[str, dict[str, str]] = {
 }
 """Columns of each raw table and what they mean."""
 
-_SINCE = {"counters": 2}
+_SINCE = {"counters": 2, "timeline": 2, "launches": 2}
 """Schema version that a table came with."""
+
+_DEFAULTS = {"launch": 0}
+"""What a column holds where nothing is said of it, as in runs from before there was one."""
 
 _INTEGERS = {
     "calls", "params", "trainable_params", "param_bytes", "trainable_bytes", "flops_causal", "flops_full",
     "flops_hardware", "vector_flops", "bytes", "call", "start_ns", "duration_ns", "flops_profiler", "step", "launch",
+    "number",
     "tensor_bfloat16", "tensor_float16", "tensor_tf32", "tensor_float64", "tensor_float8", "scalar_float16",
-    "scalar_float32", "scalar_float64", "tensor_instructions", "dram_read_bytes", "dram_written_bytes",
+    "scalar_float32", "scalar_float64", "tensor_instructions", "dram_read_bytes", "dram_written_bytes", "peak_bytes",
+    "reserved_bytes", "kept_bytes", "gradient_bytes",
 }  # fmt: skip
 
 
@@ -125,12 +150,14 @@ def table(name: str, rows: list[dict[str, Any]] | dict[str, list[Any]]) -> pd.Da
 
     Args:
         name: of `TABLES`.
-        rows: a list of rows, or columns by name; what is not given is missing.
+        rows: a list of rows, or columns by name; what is not given is missing, and the launch 0.
     """
     if isinstance(rows, list):
-        columns = {column: [row.get(column) for row in rows] for column in TABLES[name]}
+        columns = {column: [row.get(column, _DEFAULTS.get(column)) for row in rows] for column in TABLES[name]}
     else:
-        columns = {column: rows[column] for column in TABLES[name]}
+        length = len(next(iter(rows.values()), ()))
+        given = {column: [default] * length for column, default in _DEFAULTS.items()} | rows
+        columns = {column: given[column] for column in TABLES[name]}
     return pd.DataFrame({column: _typed(column, values) for column, values in columns.items()})
 
 
@@ -175,7 +202,8 @@ class Run:
         settings: how the record is to be read: convention, user-given peak.
         passes: outcome of each pass by name.
         warnings: what the user should know, one line each.
-        tree, ops, kernels, estimates, counters, samples, memory, telemetry: the raw tables.
+        tree, ops, kernels, estimates, counters, samples, launches, memory, timeline, telemetry: the raw
+            tables.
     """
 
     workload: dict[str, Any]
@@ -190,7 +218,9 @@ class Run:
     estimates: pd.DataFrame = field(default_factory=lambda: table("estimates", []))
     counters: pd.DataFrame = field(default_factory=lambda: table("counters", []))
     samples: pd.DataFrame = field(default_factory=lambda: table("samples", []))
+    launches: pd.DataFrame = field(default_factory=lambda: table("launches", []))
     memory: pd.DataFrame = field(default_factory=lambda: table("memory", []))
+    timeline: pd.DataFrame = field(default_factory=lambda: table("timeline", []))
     telemetry: pd.DataFrame = field(default_factory=lambda: table("telemetry", []))
 
     def modules(self, convention: str | None = None) -> pd.DataFrame:
@@ -221,7 +251,7 @@ class Run:
             "settings": self.settings,
             "passes": {name: vars(outcome) for name, outcome in self.passes.items()},
             "warnings": self.warnings,
-            **{name: _columns(getattr(self, name)) for name in TABLES},
+            **{name: columns(getattr(self, name)) for name in TABLES},
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -292,7 +322,8 @@ def load(path: str | os.PathLike[str]) -> Run:
         }
         run = Run(**parts)
         names = (run.workload["name"], run.workload["mode"], run.device["type"])
-        homeless = {*run.ops["module"], *run.kernels["module"]} - {*run.tree["module"], UNATTRIBUTED}
+        owners = {*run.ops["module"], *run.kernels["module"], *run.counters["module"]}
+        homeless = owners - {*run.tree["module"], UNATTRIBUTED}
         if not all(isinstance(name, str) for name in names) or homeless:
             raise ValueError("rows of modules that it has not" if homeless else "no name, mode or device")
         return run
@@ -300,7 +331,8 @@ def load(path: str | os.PathLike[str]) -> Run:
         raise GpuprofError(f"{path} is a gpuprof run with a part missing or broken ({error}): profile again") from error
 
 
-def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
+def columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
+    """A table as JSON-ready values, column by column; `table` makes it one again."""
     return {str(column): [_plain(value) for value in frame[column]] for column in frame.columns}
 
 

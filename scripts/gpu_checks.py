@@ -20,14 +20,15 @@ from typing import Any, NamedTuple
 import torch
 
 from gpuprof.analysis.consistency import mismatches
+from gpuprof.analysis.executed import executed as executed_rows
+from gpuprof.analysis.executed import executed_by_module, not_collected
 from gpuprof.analysis.modules import totals, union_ns
-from gpuprof.errors import GpuprofError
-from gpuprof.hardware import nvml
-from gpuprof.hardware.ceilings import measure_matmul
+from gpuprof.analysis.telemetry import invalid_reasons, summary
+from gpuprof.hardware import ncu, nvml
 from gpuprof.hardware.device import describe, uuid_of
 from gpuprof.passes import telemetry, trace
-from gpuprof.profiler import run_passes
-from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.profiler import count, run_passes
+from gpuprof.record import UNATTRIBUTED, Run, load
 from gpuprof.workload import Options, Workload, build
 
 Facts = dict[str, Any]
@@ -99,7 +100,7 @@ def _busy(seconds: float) -> None:
 
 
 def _nvml() -> Facts:
-    """Cost of one reading, and whether GPU performance monitoring (GPM) is offered."""
+    """Cost of one reading, and what GPU performance monitoring (GPM) answers."""
     costs: dict[str, float] = {}
     with nvml.open_device(uuid_of(device())) as gpu:
         for quantity in ("sm_clock", "temperature", "power_usage", "energy", "event_reasons"):
@@ -113,14 +114,11 @@ def _nvml() -> Facts:
 
 
 def _gpm() -> Facts:
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        return {"supported": bool(pynvml.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice)}
-    except (pynvml.NVMLError, AttributeError) as error:
-        return {"supported": None, "reason": str(error)}
+    """What GPM says of two seconds of matmuls, and which of its calls fail."""
+    with nvml.open_device(uuid_of(device())) as gpu:
+        with gpu.activity() as activity:
+            _busy(2.0)
+        return {"activity": activity, "failures": gpu.failures}
 
 
 # kernel -> operator -> module
@@ -236,51 +234,29 @@ def _case(run: Run, workload: Workload) -> Facts:
 
 
 def ceilings(folder: Path) -> Facts:
-    """Best matmul per dtype and best copy, beside the datasheet."""
-    known = describe(device())
-    datasheet, bandwidth = known["peaks"].get("datasheet", {}), known["memory_bandwidth"]
-    _busy(5.0)  # to the temperature and clock of steady work
-    matmul: Facts = {}
-    for dtype in ("bfloat16", "float16", "tf32", "float32", "float8"):
-        try:
-            found = measure_matmul(device(), dtype, seconds=4.0)
-        except GpuprofError as error:
-            matmul[dtype] = {"error": str(error)}
-            continue
-        found.pop("times_s")
-        peak = datasheet.get(dtype)
-        matmul[dtype] = found | {"datasheet": peak, "share": found["flops_per_s"] / peak if peak else None}
-    copy = _copies()
-    best = max(entry["bytes_per_s"] for entry in copy)
-    shares = [entry["share"] for entry in matmul.values() if entry.get("share")]
-    shares += [best / bandwidth] if bandwidth else []
+    """Best matmul per dtype and best copy beside the datasheet, and what the products of a model reach."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = folder / "ceilings-shapes.json.gz"
+    count("qwen2-0.5b", mode="train", batch_size=4, seq_len=1024, dtype="bfloat16").save(run)
+    command = [sys.executable, "-m", "gpuprof", "ceilings", "--dtype", "bf16,fp16,tf32,fp32,fp8"]
+    command += ["--shapes", str(run), "--seconds", "4", "--format", "json"]
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    matmul = {row.pop("dtype"): row | {"share": row["of_datasheet"]} for row in found["matmul"]}
+    copy = found["copy"]
+    shares = [share for share in (*(row["share"] for row in matmul.values()), copy["of_datasheet"]) if share]
     return {
-        "device": known["name"],
-        "matmul": matmul,
-        "copy": copy,
-        "copy_best": {"bytes_per_s": best, "datasheet": bandwidth, "share": best / bandwidth if bandwidth else None},
+        "device": found["device"]["name"],
+        "matmul": matmul | {row["dtype"]: {"error": row["reason"]} for row in found["not_measured"]},
+        "shapes": found["shapes"],
+        "copy": [
+            {"mib": size["bytes"] >> 20, "median_s": size["seconds"], "bytes_per_s": size["bytes_per_s"]}
+            for size in copy["sizes"]
+        ],
+        "copy_best": {
+            "bytes_per_s": copy["bytes_per_s"], "datasheet": copy["datasheet"], "share": copy["of_datasheet"],
+        },
         "passed": bool(shares) and all(0.5 < share <= 1.02 for share in shares),
-    }
-
-
-def _copies() -> list[Facts]:
-    """Device-to-device copies, each byte read once and written once."""
-    found = []
-    for mib in (256, 1024, 4096):
-        source = torch.empty(mib << 20, dtype=torch.uint8, device=device()).random_()
-        target = torch.empty_like(source)
-        times = []
-        for number in range(25):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            target.copy_(source)
-            end.record()
-            end.synchronize()
-            if number >= 5:
-                times.append(start.elapsed_time(end) / 1e3)
-        seconds = statistics.median(times)
-        found.append({"mib": mib, "median_s": seconds, "bytes_per_s": 2 * (mib << 20) / seconds})
-    return found
+    }  # fmt: skip
 
 
 # the reference workload
@@ -396,36 +372,147 @@ def recording(folder: Path) -> Facts:
     return {"events": len(events), "on_device": on_device, "file": path.name, "passed": on_device > 0}
 
 
+# backward over forward
+
+
+def backward(folder: Path) -> Facts:
+    """The 2x table: six ways to train a model, by counted FLOPs and by time."""
+    command = [sys.executable, "scripts/study_backward.py", "--device", "cuda", "--batch-size", "16", "--seq-len",
+               "1024", "--steps", "15", "--results", str(folder)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {"exit_code": done.returncode, "table": done.stdout, "errors": done.stderr, "passed": done.returncode == 0}
+
+
+# hardware counters
+
+
+def counters_small(folder: Path) -> Facts:
+    """What one count is, every dtype's list, and whether a second run of the same step counts the same."""
+    recipe = ("scripts/gpu_workloads.py:qwen2_layers", {"batch_size": 1, "seq_len": 128})
+    texts = _kept_tables()
+    runs = [_counted(*recipe, level) for level in ("minimal", "minimal", "full")]
+    facts: Facts = {"runs": [run.passes["counters"].facts for run in runs]}
+    facts["outcomes"] = [vars(run.passes["counters"]) for run in runs if not run.done("counters")]
+    if facts["outcomes"]:
+        return facts | {"passed": False}
+    first, second, full = (run.counters for run in runs)
+    same = list(first["kernel"]) == list(second["kernel"])
+    facts["same_kernels_again"] = same
+    facts["same_flops_again"] = bool(same and (first["tensor_bfloat16"] == second["tensor_bfloat16"]).all())
+    facts["flops_by_level"] = [int(frame["tensor_bfloat16"].sum()) for frame in (first, full)]
+    facts["launches_without_a_range"] = int((first["op"] == "").sum())
+    folder.mkdir(parents=True, exist_ok=True)
+    recorded = folder / "counters-qwen2-layers.csv"
+    recorded.write_text(texts[0].replace(str(Path.home()), "~"))
+    facts["file"], facts["run"] = recorded.name, saved(runs[0], folder, "counters-small")
+    return facts | {"passed": facts["same_flops_again"] and len(set(facts["flops_by_level"])) == 1}
+
+
+def _kept_tables() -> list[str]:
+    """Every table of Nsight Compute that is read from now on, as it came."""
+    texts: list[str] = []
+    read = ncu.read_csv
+
+    def keep(text: str) -> list[ncu.Launch]:
+        texts.append(text)
+        return read(text)
+
+    ncu.read_csv = keep
+    return texts
+
+
+def _counted(model: str, options: dict[str, Any], level: str = "minimal", **more: Any) -> Run:
+    workload = build(model, Options(device="cuda", dtype="bfloat16", **options))
+    return run_passes(workload, passes=("count", "counters"), counter_level=level, **more)
+
+
+def executed(model: str, name: str, folder: Path) -> Facts:
+    """FLOPs executed against FLOPs counted, module by module, with what explains the difference."""
+    workload = build(f"scripts/gpu_workloads.py:{model}", Options(device="cuda", dtype="bfloat16"))
+    run = run_passes(workload, passes=("count", "time", "trace", "counters", "telemetry"), warmup=2, steps=10)
+    outcome = run.passes["counters"]
+    facts: Facts = {"outcome": vars(outcome), "run": saved(run, folder, name), "mismatches": mismatches(run)}
+    if outcome.status != "done":
+        return facts | {"passed": False}
+    rows = executed_rows(run)
+    facts["rows"] = json.loads(rows.to_json(orient="records"))
+    facts["modules"] = json.loads(executed_by_module(run).to_json(orient="records"))
+    facts["not_collected"] = json.loads(not_collected(run).to_json(orient="records"))
+    large = rows[rows["flops_hardware"].fillna(0) > 0.001 * rows["flops_hardware"].sum()]
+    residual = large["residual"].abs()
+    facts["explained_within_1_percent"] = f"{int((residual <= 0.01).sum())} of {len(large)}"
+    return facts | {"passed": bool((residual <= 0.01).all())}
+
+
+# repeatability
+
+
+def repeatability(folder: Path) -> Facts:
+    """Launches of one workload in fresh processes: the spread of their median step."""
+    found = []
+    for number in range(7):
+        file = folder / f"repeat-{number}.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "gpuprof", "profile", "qwen2-0.5b", "--batch-size", "8", "--seq-len", "1024",
+                   "--passes", "count,time,telemetry", "--steps", "30", "-q", "-o", str(file)]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True)
+        run = load(file)
+        steps = run.samples.loc[run.samples["phase"] == "step", "time_s"]
+        found.append(
+            {
+                "median_s": float(steps.median()),
+                "iqr_s": float(steps.quantile(0.75) - steps.quantile(0.25)),
+                "mfu": totals(run)["mfu"],
+                "telemetry": summary(run),
+                "invalid": invalid_reasons(run.telemetry),
+            }
+        )
+        file.unlink()
+    medians = [launch["median_s"] for launch in found]
+    middle = statistics.median(medians)
+    spread = max(abs(median - middle) for median in medians) / middle
+    return {"launches": found, "largest_deviation": spread, "passed": spread < 0.02}
+
+
 _TRAIN = {"batch_size": 4, "seq_len": 1024, "dtype": "bfloat16"}
 
 CHECKS: dict[str, Check] = {
     "doctor": Check(doctor, 60, "what the machine can measure, NVML calls and their cost, GPM, Nsight Compute"),
     "link-train": Check(
         functools.partial(link, "qwen2-0.5b", "link-train", **_TRAIN, optimizer="adamw"),
-        90,
+        60,
         "kernel to module: Qwen2-0.5B training step",
+    ),
+    "counters": Check(counters_small, 130, "hardware counters: calibration, replays, ranges, the same again"),
+    "counters-qwen2": Check(
+        functools.partial(executed, "qwen2_layers", "counters-qwen2"), 130, "executed against counted: Qwen2 layers"
+    ),
+    "counters-siglip": Check(
+        functools.partial(executed, "siglip_layers", "counters-siglip"), 120, "executed against counted: SigLIP layers"
     ),
     "link-reentrant": Check(
         functools.partial(link, "qwen2-0.5b", "link-reentrant", **_TRAIN, checkpointing="reentrant"),
-        90,
+        60,
         "kernel to module: reentrant checkpointing",
     ),
     "link-non-reentrant": Check(
         functools.partial(link, "qwen2-0.5b", "link-non-reentrant", **_TRAIN, checkpointing="non-reentrant"),
-        90,
+        60,
         "kernel to module: non-reentrant checkpointing",
     ),
     "link-forward": Check(
         functools.partial(
             link, "llava-onevision-qwen2-7b", "link-forward", mode="forward", dtype="bfloat16", seq_len=7405
         ),
-        150,
+        110,
         "kernel to module: LLaVA-OneVision-7B forward",
     ),
-    "timing": Check(timing, 120, "timed step against the union of kernels; cost of tracing; launches recorded"),
-    "recording": Check(recording, 60, "a small trace for tests/data"),
-    "tests": Check(tests, 180, "pytest -m gpu"),
-    "ceilings": Check(ceilings, 120, "best matmul per dtype and best copy, beside the datasheet"),
-    "reference": Check(reference, 200, "the published report's generation: time, MFU, memory, FLOPs"),
-    "reference-train": Check(reference_train, 300, "a training step of the same model"),
+    "timing": Check(timing, 90, "timed step against the union of kernels; cost of tracing; launches recorded"),
+    "recording": Check(recording, 50, "a small trace for tests/data"),
+    "tests": Check(tests, 140, "pytest -m gpu"),
+    "ceilings": Check(ceilings, 100, "best matmul per dtype and best copy, beside the datasheet"),
+    "reference": Check(reference, 150, "the published report's generation: time, MFU, memory, FLOPs"),
+    "reference-train": Check(reference_train, 190, "a training step of the same model"),
+    "backward": Check(backward, 110, "the 2x table: plain, frozen half, adapters, checkpointing"),
+    "repeatability": Check(repeatability, 130, "the same workload in fresh processes"),
 }

@@ -1,12 +1,13 @@
-"""Backward over forward of one model, trained in six ways: what is counted and what the CPU takes.
+"""Backward over forward of one model, trained in six ways: what is counted and what it takes.
 
-Writes results/cpu/<date>-backward/ (results.json, table.md, ratios.png, ratios.svg).
+Writes results/<device>/<date>-backward/ (results.json, table.md, ratios.png, ratios.svg).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,9 @@ def adapt(model: torch.nn.Module, rank: int = RANK) -> None:
                 setattr(module, name, Adapter(base, rank))
 
 
-def make(variant: str, seq_len: int, weightless: bool = False) -> Workload:
-    options = Options(device="cpu", dtype="float32", batch_size=1, seq_len=seq_len, **VARIANTS[variant][1])
+def make(variant: str, seq_len: int, weightless: bool = False, batch_size: int = 1, device: str = "cpu") -> Workload:
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    options = Options(device=device, dtype=dtype, batch_size=batch_size, seq_len=seq_len, **VARIANTS[variant][1])
     workload = build(MODEL, options, weightless=weightless)
     if variant == "lora":
         adapt(workload.model)
@@ -123,34 +125,38 @@ def draw(about: dict[str, Any], found: list[dict[str, Any]], folder: Path) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cuda trains in bfloat16, a CPU in float32")
+    parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--threads", type=int, help="of torch; one is steadier where the CPU is shared")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--results", type=Path, default=Path("results/cpu"))
+    parser.add_argument("--results", type=Path, help="folder of the device; results/cpu or results/<its name>")
     arguments = parser.parse_args()
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     found, run = [], None
     for variant in arguments.variants:
-        workload = make(variant, arguments.seq_len)
+        workload = make(variant, arguments.seq_len, batch_size=arguments.batch_size, device=arguments.device)
         run = run_passes(workload, passes=["count", "time", "trace"], warmup=2, steps=arguments.steps)
         found.append(finding(variant, run))
         print(f"{variant}: {found[-1]['whole']['ratio_flops']:.4f} by FLOPs", file=sys.stderr)
     assert run is not None
-    threads = run.environment["threads"]
-    device = f"CPU ({run.device['name']}, {threads} thread{'s' if threads > 1 else ''})"
+    threads, device = run.environment["threads"], run.device["name"]
+    if run.device["type"] == "cpu":
+        device = f"CPU ({device}, {threads} thread{'s' if threads > 1 else ''})"
     about = {
         "command": " ".join([".venv/bin/python scripts/study_backward.py", *sys.argv[1:]]),
         "device": device,
         "date": run.environment["date"],
         "torch": run.environment["torch"],
         "transformers": run.environment["transformers"],
-        "model": f"{MODEL}, batch 1, sequence {arguments.seq_len}, float32",
+        "model": f"{MODEL}, batch {arguments.batch_size}, sequence {arguments.seq_len}, {run.workload['dtype']}",
         "convention": run.settings["convention"],
     }
-    folder = arguments.results / f"{about['date'][:10]}-backward"
+    place = "cpu" if run.device["type"] == "cpu" else re.sub(r"\W+", "-", device.lower())
+    folder = (arguments.results or Path("results") / place) / f"{about['date'][:10]}-backward"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "results.json", json.dumps({**about, "variants": found}, indent=1) + "\n")
     stated = "\n".join(f"- {name}: {value}" for name, value in about.items())

@@ -11,6 +11,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_real_cache(tmp_path_factory):
+    """Keep the developer's own measured ceilings out of every test, and the tests out of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPUPROF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def brief_ceiling(monkeypatch):
     """Measure the CPU's ceiling for a moment only, where the test is not about it."""

@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from gpuprof.analysis.modules import ancestors, by_module, by_phase, convention_of, counted
+from gpuprof.analysis.modules import by_module, by_phase, convention_of, counted
+from gpuprof.analysis.paths import ancestors
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.theory import CONVENTIONS
@@ -53,9 +54,9 @@ CAUSES = {
 
 RATIO_COLUMNS = [
     "module", "class", "params", "trainable_params", "flops_forward", "flops_recompute", "flops_backward",
-    "flops_hardware_forward", "flops_hardware_recompute", "flops_hardware_backward", "time_forward_s",
-    "time_recompute_s", "time_backward_s", "ratio_flops", "ratio_hardware", "ratio_time", "flops_explained", "cause",
-    "reason",
+    "flops_hardware_forward", "flops_hardware_recompute", "flops_hardware_backward", "flops_executed_forward",
+    "flops_executed_recompute", "flops_executed_backward", "time_forward_s", "time_recompute_s", "time_backward_s",
+    "ratio_flops", "ratio_hardware", "ratio_executed", "ratio_time", "flops_explained", "cause", "reason",
 ]  # fmt: skip
 """Columns of `backward_ratios`: the machine-readable contract."""
 
@@ -112,7 +113,8 @@ def backward_ratios(run: Run, by: Literal["module", "class"] = "module") -> pd.D
     Returns:
         Columns `RATIO_COLUMNS`, without ``module`` and with ``modules``, how many there are, for classes.
         ``flops_*`` are model FLOPs in the run's convention, or the nearest of ``causal`` and ``full`` where it is a
-        formula or a peer's; ``flops_hardware_*`` what the operators do, ``time_*`` seconds of kernel time of one
+        formula or a peer's; ``flops_hardware_*`` what the operators do, ``flops_executed_*`` what the GPU's counters
+        say of them where they were read, ``time_*`` seconds of kernel time of one
         traced step. Recompute is in none of the ratios. ``flops_explained`` is what
         the cause predicts of the backward; ``cause`` is one of `CAUSES`, ``reason`` the same in words. Missing is
         what is not known: times without a trace, counts without a counting pass, a ratio to a forward of 0.
@@ -131,9 +133,10 @@ def backward_ratios(run: Run, by: Literal["module", "class"] = "module") -> pd.D
 def whole(run: Run) -> dict[str, Any]:
     """The whole step: its ratios, and the error of assuming twice the forward. None where a figure is not known.
 
-    Keys: convention; flops_forward, flops_recompute, flops_backward; flops_hardware_ and time_ of the same, as in
-    `backward_ratios`; ratio_flops, ratio_hardware, ratio_time; flops_assumed (3 x forward) and error_flops (over
-    forward + backward, less 1), error_flops_recompute (over forward + recompute + backward, less 1);
+    Keys: convention; flops_forward, flops_recompute, flops_backward; flops_hardware_, flops_executed_ and time_ of the
+    same, as in `backward_ratios`; ratio_flops, ratio_hardware, ratio_executed, ratio_time; flops_assumed
+    (3 x forward) and error_flops (over forward + backward, less 1), error_flops_recompute (over forward + recompute +
+    backward, less 1);
     time_backward_assumed_s (2 x forward) and error_time (over the backward, less 1); step_forward_s, step_backward_s
     and ratio_step, medians of undisturbed steps, where the backward holds the recompute; cause and reason of the
     root; causes, a list of cause, flops_forward and flops_backward, the largest first, that add up to the counts.
@@ -156,9 +159,14 @@ def whole(run: Run) -> dict[str, Any]:
                 value = 0 if run.done(done) and not name.startswith("step") else None
             figures[name.format(phase)] = value if value is None else value.item() if hasattr(value, "item") else value
     figures.pop("step_recompute_s")
+    executed = table.loc[["", UNATTRIBUTED]]
+    for phase in _PHASES:
+        flops = executed[f"flops_executed_{phase}"].sum(skipna=False)
+        figures[f"flops_executed_{phase}"] = None if pd.isna(flops) else int(flops)
     for ratio, name in (
         ("ratio_flops", "flops_{}"),
         ("ratio_hardware", "flops_hardware_{}"),
+        ("ratio_executed", "flops_executed_{}"),
         ("ratio_time", "time_{}_s"),
         ("ratio_step", "step_{}_s"),
     ):
@@ -212,6 +220,7 @@ def _finished(table: pd.DataFrame, parts: list[_Part]) -> pd.DataFrame:
     for ratio, name in (
         ("ratio_flops", "flops_{}"),
         ("ratio_hardware", "flops_hardware_{}"),
+        ("ratio_executed", "flops_executed_{}"),
         ("ratio_time", "time_{}_s"),
     ):
         backward, forward = (table[name.format(p)].astype("Float64") for p in ("backward", "forward"))
@@ -245,6 +254,9 @@ def _by_class(table: pd.DataFrame, parts: dict[str, _Part]) -> pd.DataFrame:
     ]
     columns = [c for c in RATIO_COLUMNS if c in table and c not in ("module", "class")]
     sums = table.loc[outermost].groupby("class", sort=False)[columns].sum(min_count=1)
+    for column in (f"flops_executed_{phase}" for phase in _PHASES):  # in part is not known
+        unknown = table.loc[outermost, column].isna().groupby(table.loc[outermost, "class"], sort=False).any()
+        sums[column] = sums[column].mask(unknown)
     sums.insert(0, "modules", table.groupby("class", sort=False).size())
     members: dict[str, list[str]] = {}
     for path in outermost:
@@ -255,7 +267,7 @@ def _by_class(table: pd.DataFrame, parts: dict[str, _Part]) -> pd.DataFrame:
         part = _merged(named, together=True)
         part.notes = list(dict.fromkeys(note for _, member in named for note in member.notes if _same(named, note)))
         merged.append(part)
-    return _finished(sums.reset_index(), merged)[["class", "modules", *columns, *RATIO_COLUMNS[-6:]]]
+    return _finished(sums.reset_index(), merged)[["class", "modules", *columns, *RATIO_COLUMNS[-7:]]]
 
 
 def _same(named: list[tuple[str, _Part]], note: str) -> bool:

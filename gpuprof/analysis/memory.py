@@ -1,34 +1,280 @@
-"""The memory account: what must be there by size, what was measured, and the residual between them."""
+"""The memory account: what must be there by size, what was measured, what lies between, and what another size needs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
 import pandas as pd
 
-from gpuprof.record import Run
+from gpuprof.analysis.paths import ancestors
+from gpuprof.errors import GpuprofError
+from gpuprof.record import PHASES, UNATTRIBUTED, Run
 
 EXPECTED = ("parameters", "buffers", "gradients", "optimizer_state", "activations")
+"""What must be there by the sizes of tensors."""
+
+ACCOUNT_COLUMNS = ["moment", *EXPECTED, "expected", "before", "workspace", "measured", "residual"]
+"""Columns of `account`: the machine-readable contract."""
+
+MODULE_COLUMNS = ["module", "class", "parameters", "gradients", "activations", "retained", "peak_above_entry"]
+"""Columns of `by_module`, likewise."""
+
+NO_TIMELINE = "this run has no memory timeline: profile it again with the memory pass"
+
+_STEPS = ("forward", "backward", "optimizer")
+_AFTER = ("optimizer", "other")
+"""Phases in which the optimizer has its state, if it had none before."""
+
+
+class _Moment(NamedTuple):
+    """What is there at a moment by size, and what was measured."""
+
+    parts: dict[str, int]
+    measured: int
 
 
 def account(run: Run) -> pd.DataFrame:
-    """Expected against measured bytes at the end of the forward and of the backward.
+    """Expected against measured bytes at the end of each phase and at its peak.
 
-    Columns: moment, then one per expected quantity, expected (their sum), measured, residual (measured - expected).
-    Activations are there at the end of the forward, gradients at the end of the backward; a peak lies between, with
-    some of both, and so has no expectation of its own. The measured figure is torch's allocated memory on CUDA,
-    elsewhere the resident set of the process (which holds Python and its libraries too).
+    Measured is torch's allocated memory on CUDA, elsewhere the resident set of the process. A peak has an expectation
+    only in a run with a timeline: what its nearer readings say is kept for the backward, and which gradients are there.
+
+    Returns:
+        Columns `ACCOUNT_COLUMNS`. ``expected`` is the sum of the expected quantities, ``residual`` is measured -
+        expected, in two parts: ``before``, what was there before the step and is none of these (on a CPU Python and
+        its libraries, on CUDA the inputs and cuBLAS's workspace), and ``workspace``, everything else.
+    """
+    before = _before(run)
+    rows = []
+    for words, moment_of in (("end of", _end), ("peak of", _peak)):
+        for phase in _STEPS:
+            moment = moment_of(run, phase)
+            if moment is not None:
+                expected = sum(moment.parts.values())
+                residual = moment.measured - expected
+                rows.append(
+                    {
+                        "moment": f"{words} {phase}", **moment.parts, "expected": expected, "before": before,
+                        "workspace": residual - before, "measured": moment.measured, "residual": residual,
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows, columns=ACCOUNT_COLUMNS)
+
+
+def by_module(run: Run) -> pd.DataFrame:
+    """What each module takes, its children included, and one row for what belongs to no module.
+
+    Returns:
+        Columns `MODULE_COLUMNS`, in bytes. ``gradients`` are those of its trainable parameters, of a training;
+        ``activations`` what its forward keeps for the backward, by size. ``retained`` (what its forward left behind,
+        activations and output) and ``peak_above_entry`` are measured, and missing where single modules cannot be (on
+        a CPU).
     """
     memory = run.memory
-    expected = memory[memory["source"] == "analytic"].groupby("quantity")["bytes"].sum()
-    parts = {name: int(expected.get(name, 0)) for name in EXPECTED}
-    measured = memory[memory["quantity"].isin(["allocated_exit", "rss_exit"]) & (memory["module"] == "")]
-    rows = []
-    for phase, absent in (("forward", "gradients"), ("backward", "activations")):
-        ends = measured.loc[measured["phase"] == phase, "bytes"]
-        if len(ends):
-            present = {**parts, absent: 0}
-            total = sum(present.values())
-            end = int(ends.iloc[0])
-            rows.append(
-                {"moment": f"end of {phase}", **present, "expected": total, "measured": end, "residual": end - total}
-            )
-    return pd.DataFrame(rows, columns=["moment", *EXPECTED, "expected", "measured", "residual"])
+    kept: dict[str, int] = {}
+    for module, nbytes in memory.loc[memory["quantity"] == "activations", ["module", "bytes"]].itertuples(index=False):
+        for path in ancestors(module):
+            kept[path] = kept.get(path, 0) + int(nbytes)
+    measured = {name: _by_module(memory, name) for name in ("retained", "peak_above_entry")}
+    training = "backward" in set(memory["phase"])
+    rows = [
+        {
+            "module": row["module"], "class": row["class"], "parameters": row["param_bytes"],
+            "gradients": row["trainable_bytes"] if training else 0, "activations": kept.get(row["module"], 0),
+            **{name: values.get(row["module"]) for name, values in measured.items()},
+        }
+        for row in run.tree.to_dict(orient="records")
+    ]  # fmt: skip
+    if UNATTRIBUTED in kept:
+        rows.append({"module": UNATTRIBUTED, "class": "", "activations": kept[UNATTRIBUTED]})
+    columns = {name: [row.get(name) for row in rows] for name in MODULE_COLUMNS}
+    types = {name: "object" if name in ("module", "class") else "Int64" for name in MODULE_COLUMNS}
+    return pd.DataFrame({name: pd.array(values, dtype=types[name]) for name, values in columns.items()})
+
+
+def peak(run: Run) -> dict[str, Any]:
+    """The highest reading of the step and what surrounds it; None where a figure is not known.
+
+    Keys: bytes, phase, module (that ran then; empty for the loss and whatever else is in none), time_s, reserved_bytes
+    (of torch's allocator, at most), fragmentation_bytes (of those, not allocated at the peak of the phase),
+    outside_bytes (what the driver counts beyond the reserved: CUDA itself, libraries, and where it does not tell
+    processes apart, other processes), outside_of (process or device), capacity_bytes (of the device).
+    """
+    peaks = {phase: value for phase in PHASES if (value := _highest_bytes(run, phase)) is not None}
+    figures: dict[str, Any] = dict.fromkeys(
+        ("bytes", "phase", "module", "time_s", "reserved_bytes", "fragmentation_bytes", "outside_bytes", "outside_of")
+    )
+    figures["capacity_bytes"] = run.device.get("memory_bytes")
+    if not peaks:
+        return figures
+    phase = max(peaks, key=lambda name: peaks[name])
+    figures |= {"bytes": peaks[phase], "phase": phase}
+    index = _highest(run.timeline, phase)
+    if index is not None:
+        figures |= {"module": running(run.timeline)[index], "time_s": float(run.timeline["time_s"].iloc[index])}
+    reserved = run.memory[run.memory["quantity"] == "reserved_peak"].set_index("phase")["bytes"]
+    if len(reserved):
+        figures["reserved_bytes"] = int(reserved.max())
+        figures["fragmentation_bytes"] = int(reserved[phase]) - peaks[phase] if phase in reserved else None
+        for quantity, whose in (("process_total", "process"), ("device_used", "device")):
+            total = _measured(run, "", quantity)
+            if total is not None:
+                figures |= {"outside_bytes": max(total - int(reserved.max()), 0), "outside_of": whose}
+                break
+    return figures
+
+
+def running(timeline: pd.DataFrame) -> list[str]:
+    """The module that ran before each row of a timeline: the innermost open one, or that of the gradient."""
+    names, open_modules = [], [""]
+    for module, event in zip(timeline["module"], timeline["event"], strict=True):
+        names.append(module if event == "gradient" else open_modules[-1])
+        if event == "enter":
+            open_modules.append(module)
+        elif event == "exit" and len(open_modules) > 1:
+            open_modules.pop()
+    return names
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a step of another size is expected to need at its peak, in bytes.
+
+    Attributes:
+        phase: where its peak is.
+        fixed: parameters, buffers and optimizer state.
+        before: what else was there before the measured step.
+        made: what the step itself makes: activations, gradients, outputs, temporaries.
+        fragmentation: reserved beyond the allocated, in the proportion of the measured step.
+        outside: what the driver counts beside torch.
+        total: the sum.
+    """
+
+    phase: str
+    fixed: int
+    before: int
+    made: int
+    fragmentation: int
+    outside: int
+
+    @property
+    def total(self) -> int:  # noqa: D102  # among the attributes
+        return self.fixed + self.before + self.made + self.fragmentation + self.outside
+
+
+def made(run: Run) -> dict[str, int]:
+    """By phase, what the step itself made and was there at its peak; in the optimizer's phase, when that begins.
+
+    Activations, gradients, outputs and temporaries: all but parameters, buffers, optimizer state, and what was there
+    before the step.
+    """
+    sizes = _expected(run)
+    aside = sizes["parameters"] + sizes["buffers"] + sizes["optimizer_state_before"] + _before(run)
+    levels = {phase: _highest_bytes(run, phase) for phase in _STEPS}
+    if levels["optimizer"] is not None:
+        levels["optimizer"] = min(_measured(run, "optimizer", "entry") or levels["optimizer"], levels["optimizer"])
+    return {phase: max(level - aside, 0) for phase, level in levels.items() if level is not None}
+
+
+def predict(run: Run, growth: Mapping[str, float]) -> Prediction:
+    """What a step of another size needs at its peak.
+
+    What the measured step made is taken to grow as that of the simulated one; what the optimizer takes while it steps
+    stays, as that depends on the parameters alone.
+
+    Args:
+        run: the measured step.
+        growth: by phase, what a simulated step of the other size makes over what it makes at the run's own.
+
+    Raises:
+        GpuprofError: the run has no memory readings.
+    """
+    sizes, before, outside = _expected(run), _before(run), peak(run)["outside_bytes"] or 0
+    fixed = sizes["parameters"] + sizes["buffers"] + sizes["optimizer_state"]
+    found = []
+    for phase, own in made(run).items():
+        now = round(own * growth.get(phase, 1.0))
+        highest = _highest_bytes(run, phase) or 0
+        if phase == "optimizer":  # state that it made in this step is there before the next
+            now += max(highest - fixed - before - own, 0)
+        reserved = _measured(run, phase, "reserved_peak")
+        beyond = max(reserved / highest - 1, 0.0) if reserved and highest else 0.0
+        fragmentation = round(beyond * (fixed + before + now))
+        found.append(Prediction(phase, fixed, before, now, fragmentation, outside))
+    if not found:
+        raise GpuprofError("this run has no memory readings: profile it again with the memory pass")
+    return max(found, key=lambda prediction: prediction.total)
+
+
+def _expected(run: Run) -> dict[str, int]:
+    """Bytes by size: those of `EXPECTED`, and the optimizer's state before the step."""
+    analytic = run.memory[run.memory["source"] == "analytic"].groupby("quantity")["bytes"].sum()
+    sizes = {name: int(analytic.get(name, 0)) for name in EXPECTED}
+    return sizes | {"optimizer_state_before": int(analytic.get("optimizer_state_before", sizes["optimizer_state"]))}
+
+
+def _measured(run: Run, phase: str, name: str) -> int | None:
+    """A reading of the whole model: entry, exit or peak of a phase, or a quantity by its own name."""
+    memory = run.memory
+    names = (name, f"allocated_{name}", f"rss_{name}")
+    found = memory.loc[(memory["module"] == "") & (memory["phase"] == phase) & memory["quantity"].isin(names), "bytes"]
+    return int(found.iloc[0]) if len(found) else None
+
+
+def _before(run: Run) -> int:
+    """What was in use before the step and is neither parameter, buffer nor optimizer state; 0 if not known."""
+    entry = _measured(run, "forward", "entry")
+    if entry is None:
+        return 0
+    sizes = _expected(run)
+    return max(entry - sum(sizes[name] for name in ("parameters", "buffers", "optimizer_state_before")), 0)
+
+
+def _end(run: Run, phase: str) -> _Moment | None:
+    measured = _measured(run, phase, "exit")
+    if measured is None:
+        return None
+    ends = run.timeline[(run.timeline["event"] == "end") & (run.timeline["phase"] == phase)]
+    if len(ends):
+        kept, gradients = (int(ends[name].iloc[-1]) for name in ("kept_bytes", "gradient_bytes"))
+    else:  # without a timeline the ends are clear: activations until the backward, gradients from then on
+        sizes = _expected(run)
+        kept, gradients = (sizes["activations"], 0) if phase == "forward" else (0, sizes["gradients"])
+    return _Moment(_parts(run, phase, kept, gradients), measured)
+
+
+def _peak(run: Run, phase: str) -> _Moment | None:
+    index, measured = _highest(run.timeline, phase), _highest_bytes(run, phase)
+    if index is None or measured is None:
+        return None
+    # it lay between this reading and the one before: of the two the one that more is known of
+    around = run.timeline.iloc[max(index - 1, 0) : index + 1]
+    readings = list(zip(around["kept_bytes"].astype(int), around["gradient_bytes"].astype(int), strict=True))
+    return _Moment(_parts(run, phase, *max(readings, key=sum)), measured)
+
+
+def _parts(run: Run, phase: str, kept: int, gradients: int) -> dict[str, int]:
+    sizes = _expected(run)
+    state = sizes["optimizer_state" if phase in _AFTER else "optimizer_state_before"]
+    return {name: sizes[name] for name in EXPECTED} | {
+        "activations": kept, "gradients": gradients, "optimizer_state": state,
+    }  # fmt: skip
+
+
+def _highest(timeline: pd.DataFrame, phase: str) -> int | None:
+    """Number of the row of a timeline before which most was in use in a phase; the first of several."""
+    phases = timeline["phase"].replace("recompute", "backward")
+    rows = timeline[phases == phase]
+    return None if rows.empty else int(rows["peak_bytes"].fillna(rows["bytes"]).astype("int64").idxmax())
+
+
+def _highest_bytes(run: Run, phase: str) -> int | None:
+    index, known = _highest(run.timeline, phase), _measured(run, phase, "peak")
+    return known if known is not None or index is None else int(run.timeline["bytes"].iloc[index])
+
+
+def _by_module(memory: pd.DataFrame, quantity: str) -> dict[str, int]:
+    rows = memory[(memory["quantity"] == quantity) & (memory["source"] == "measured")]
+    return dict(zip(rows["module"], rows["bytes"].astype(int), strict=True))

@@ -11,11 +11,14 @@ import pandas as pd
 
 from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominator
+from gpuprof.analysis.executed import executed_flops
+from gpuprof.analysis.paths import ancestors
+from gpuprof.analysis.steps import step_seconds
 from gpuprof.record import PHASES, UNATTRIBUTED, Run
 from gpuprof.theory import rule_for
 
 __all__ = [
-    "MODULE_COLUMNS", "OP_COLUMNS", "PHASE_COLUMNS", "ancestors", "by_class", "by_kernel", "by_module", "by_op",
+    "MODULE_COLUMNS", "OP_COLUMNS", "PHASE_COLUMNS", "by_class", "by_kernel", "by_module", "by_op",
     "by_phase", "convention_by_module", "convention_of", "counted", "estimate_coverage", "kernel_times", "plain_op",
     "totals", "union_ns", "without_rule",
 ]  # fmt: skip
@@ -29,6 +32,7 @@ MODULE_COLUMNS = [
     "flops_hardware", "vector_flops_forward", "vector_flops_recompute", "vector_flops_backward",
     "time_forward_s", "time_recompute_s", "time_backward_s", "flops_per_s_forward", "flops_per_s_backward",
     "mfu_forward", "mfu_backward", "mfu",
+    "flops_executed_forward", "flops_executed_recompute", "flops_executed_backward",
 ]  # fmt: skip
 """Columns of `by_module`: the machine-readable contract."""
 
@@ -42,9 +46,9 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
             are counted as its `gpuprof.theory.Convention.modules_in` says.
 
     Returns:
-        Columns `MODULE_COLUMNS`. Plain ``flops_*`` are matmul FLOPs in the convention, counts are exact integers,
-        times are in seconds of kernel time (union of the intervals) of one traced step, and what is not known is
-        missing, never 0.
+        Columns `MODULE_COLUMNS`. Plain ``flops_*`` are matmul FLOPs in the convention, ``flops_executed_*`` what the
+        GPU's counters say of them where they were read; counts are exact integers, times are in seconds of kernel time
+        (union of the intervals) of one traced step, and what is not known is missing, never 0.
     """
     paths = [*run.tree["module"], UNATTRIBUTED]
     table = pd.concat(
@@ -60,6 +64,11 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
         times = kernel_times(run.kernels, paths)
         for phase in _MODULE_PHASES:
             table[f"time_{phase}_s"] = [times[path].get(phase, 0.0) for path in paths]
+    if run.done("counters"):
+        executed = executed_flops(run).to_dict()
+        for phase in _MODULE_PHASES:
+            found = [executed.get((path, phase), 0) for path in paths]
+            table[f"flops_executed_{phase}"] = pd.array(found, dtype="Int64")
     for column in (*MODULE_COLUMNS, "ideal_forward_s", "ideal_backward_s"):
         if column not in table and column != "module":
             table[column] = pd.array([None] * len(table), dtype="Float64")
@@ -87,14 +96,6 @@ def convention_by_module(run: Run, name: str) -> pd.DataFrame:
     params = "trainable_params" if name.startswith("calflops") else "params"
     columns = {"module": "module", "class": "class", params: "params", "macs": "macs", "flops_forward": "flops"}
     return table[list(columns)].rename(columns=columns)
-
-
-def ancestors(path: str) -> list[str]:
-    """The module itself and every module that it is part of, up to the root."""
-    if path == UNATTRIBUTED:
-        return [path]
-    parts = path.split(".") if path else []
-    return [".".join(parts[:count]) for count in range(len(parts), -1, -1)]
 
 
 def _add_counts(table: pd.DataFrame, ops: pd.DataFrame, paths: list[str]) -> None:
@@ -177,6 +178,9 @@ def by_class(run: Run, convention: str | None = None) -> pd.DataFrame:
     sums = modules[outermost]
     columns = [c for c in MODULE_COLUMNS[2:] if not c.startswith(("mfu", "flops_per_s"))]
     table = sums.groupby("class", sort=False)[columns].sum(min_count=1)
+    for column in table.columns[table.columns.str.startswith("flops_executed")]:  # in part is not known
+        unknown = sums[column].isna().groupby(sums["class"], sort=False).any()
+        table[column] = table[column].mask(unknown)
     table.insert(0, "modules", modules.groupby("class", sort=False).size())
     times = table[["time_forward_s", "time_recompute_s", "time_backward_s"]]
     table["flops_per_s_forward"] = _ratio(table["flops_forward"], table["time_forward_s"])
@@ -271,8 +275,9 @@ def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
     table = pd.DataFrame(index=pd.Index(list(PHASES), name="phase"))
     for name in (*_COUNTS, "ideal_s"):
         table[name] = ops[name].sum(min_count=1).reindex(table.index)
+    table["time_s"] = pd.array([step_seconds(run, phase) for phase in table.index], dtype="Float64")
     times = run.samples.groupby("phase")["time_s"]
-    for name, quantile in (("time_s", 0.5), ("time_q1_s", 0.25), ("time_q3_s", 0.75)):
+    for name, quantile in (("time_q1_s", 0.25), ("time_q3_s", 0.75)):
         table[name] = times.quantile(quantile).reindex(table.index)
     if run.done("trace"):
         seconds = kernel_times(run.kernels.assign(module=""), [""])[""]
@@ -339,8 +344,8 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
             "backward_ratio": backward / forward if forward and backward else None,
         }
     steps = run.samples.loc[run.samples["phase"] == "step", "time_s"]
-    if len(steps):
-        step_s = float(steps.median())
+    step_s = step_seconds(run)
+    if step_s is not None:
         figures |= {
             "step_s": step_s,
             "step_iqr_s": float(steps.quantile(0.75) - steps.quantile(0.25)),

@@ -183,7 +183,7 @@ def tensor_activity(run: Run) -> TensorActivity | None:
     if not ideal_s > 0:  # nor a NaN, of a dtype without a rate
         return None
     per_s = steps / _window(run.telemetry)
-    return TensorActivity(float(busy.iloc[-1]) / 100, ideal_s * per_s, int(ops["flops_hardware"].sum()) * per_s)
+    return TensorActivity(float(busy.mean()) / 100, ideal_s * per_s, int(ops["flops_hardware"].sum()) * per_s)
 
 
 def _of_this_run(run: Run) -> bool:
@@ -193,8 +193,8 @@ def _of_this_run(run: Run) -> bool:
 
 def _steps(run: Run) -> int:
     """Steps in the window, warm-up included; 0 where it is not known."""
-    settings = run.settings
-    return int(settings["warmup"] + settings["steps"]) if {"warmup", "steps"} <= settings.keys() else 0
+    settings, launches = run.settings, run.telemetry["launch"].nunique()
+    return int(settings["warmup"] + settings["steps"]) * launches if {"warmup", "steps"} <= settings.keys() else 0
 
 
 def _sentence(limit: Limit, frame: pd.DataFrame) -> str:
@@ -205,9 +205,12 @@ def _sentence(limit: Limit, frame: pd.DataFrame) -> str:
 
 
 def _window(frame: pd.DataFrame) -> float:
-    return float(frame["time_s"].max() - frame["time_s"].min()) if len(frame) else 0.0
+    """Length of the window; of several launches all of theirs."""
+    times = frame.groupby("launch")["time_s"]
+    return float((times.max() - times.min()).sum())
 
 
 def _growth(frame: pd.DataFrame, quantity: str) -> float:
-    values = frame.loc[frame["quantity"] == quantity, "value"]
-    return float(values.iloc[-1] - values.iloc[0]) if len(values) else 0.0
+    """By how much a counter grew in the window, or the windows."""
+    values = frame.loc[frame["quantity"] == quantity].groupby("launch")["value"]
+    return float((values.last() - values.first()).sum())

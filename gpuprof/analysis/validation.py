@@ -15,8 +15,9 @@ import pandas as pd
 from gpuprof import units
 from gpuprof.analysis import readings
 from gpuprof.analysis.counted import convention_of
+from gpuprof.analysis.executed import executed_flops
 from gpuprof.analysis.matching import match
-from gpuprof.analysis.modules import ancestors
+from gpuprof.analysis.paths import ancestors
 from gpuprof.analysis.readings import TOTAL
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Run
@@ -24,7 +25,7 @@ from gpuprof.reports import read_report
 
 LINE_COLUMNS = [
     "line", "module", "class", "matched", "quantity", "text", "claimed", "causal", "full", "profiler",
-    "error_percent", "verdict", "cause",
+    "executed", "error_percent", "verdict", "cause",
 ]  # fmt: skip
 """Columns of `Validation.lines`."""
 
@@ -40,8 +41,9 @@ class Validation:
 
     Attributes:
         tool: what made the report.
-        lines: one row per claimed figure, columns `LINE_COLUMNS`: the claimed and the counted figure, the error of the
-            claim against the count in the run's convention in percent, the verdict (right, explained, unexplained,
+        lines: one row per claimed figure, columns `LINE_COLUMNS`: the claimed and the counted figure, what
+            torch.profiler estimates and what the GPU's counters say was executed, where they were asked, the error of
+            the claim against the count in the run's convention in percent, the verdict (right, explained, unexplained,
             unmatched, not checked) and its cause.
         missing: modules of the model that do work and that no line of the report stands for.
         sentences: the verdict in words.
@@ -96,7 +98,7 @@ def _judged(claim: dict[str, Any], places: dict[str, list[str]], figures: _Figur
     row = {
         "line": claim["line"], "module": module, "class": claim["class"], "matched": _named(paths),
         "quantity": quantity, "text": claim["text"], "claimed": claim["value"], "causal": None, "full": None,
-        "profiler": None, "error_percent": None, "verdict": "unmatched", "cause": "",
+        "profiler": None, "executed": None, "error_percent": None, "verdict": "unmatched", "cause": "",
     }  # fmt: skip
     if not paths:
         return row
@@ -146,6 +148,7 @@ def _judge_count(claimed: float, slack: float, paths: list[str], factor: float, 
     row: dict[str, Any] = {
         "causal": int(causal), "full": int(full),
         "profiler": figures.of(paths, figures.ours, "profiler") * factor if figures.run.done("trace") else None,
+        "executed": figures.executed(paths, factor, phases),
     }  # fmt: skip
     first: Option = ("", causal if figures.in_causal else full)
     return row | _verdict(claimed, slack, itertools.chain([first], _causes(paths, factor, figures, phases)))
@@ -288,6 +291,7 @@ class _Figures:
         self.meant_twice = {path for path, times in meant.items() if times > 1}
         factors = claims.loc[claims["quantity"] == "backward_factor", "value"]
         self.backward_factor = float(factors.iloc[0]) if len(factors) else 2.0
+        self._executed = executed_flops(run).to_dict() if run.done("counters") else None
         self._params = self._by_path("params")
         self._trainable = self._by_path("trainable_params")
         self._children: dict[str, list[str]] = {}
@@ -306,6 +310,13 @@ class _Figures:
     def count(self, paths: list[str], kind: str, phases: tuple[str, ...]) -> int:
         """FLOPs of the phases, of a kind: causal, full, or attention, which is a part of full."""
         return sum(self.of(paths, self.ours, f"{phase} {kind}") for phase in phases)
+
+    def executed(self, paths: list[str], factor: float, phases: tuple[str, ...]) -> float | None:
+        """FLOPs of the phases that the GPU executed, or MACs by the factor; None where that is not known."""
+        if self._executed is None:
+            return None
+        flops = [self._executed.get(("" if p == TOTAL else p, phase), 0) for p in paths for phase in phases]
+        return None if any(pd.isna(value) for value in flops) else sum(flops) * factor
 
     def both_in(self, tool: str) -> bool:
         """Whether the figures of the tool have the backward in them, and one ran."""

@@ -8,12 +8,16 @@ import sys
 import typer
 
 from gpuprof.cli.backward import backward
+from gpuprof.cli.budget import budget
+from gpuprof.cli.ceilings import ceilings
 from gpuprof.cli.count import count
 from gpuprof.cli.devices import devices
 from gpuprof.cli.doctor import doctor
 from gpuprof.cli.presets import presets
 from gpuprof.cli.profile import profile
+from gpuprof.cli.report import report
 from gpuprof.cli.show import show
+from gpuprof.cli.sweep import sweep
 from gpuprof.cli.validate import validate
 from gpuprof.errors import GpuprofError
 
@@ -25,7 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (profile, count, show, validate, backward, presets, devices, doctor):
+for verb in (
+    profile, sweep, count, show, validate, backward, report, budget, presets, devices, ceilings, doctor,
+):  # fmt: skip
     app.command()(verb)
 
 

@@ -43,7 +43,7 @@ def backward(
     ] = None,
 ) -> None:
     """Hold 'the backward costs twice the forward' against a saved run, per module, and say why not."""
-    from gpuprof.cli.report import check_output, in_color, terminal_width
+    from gpuprof.cli.output import check_output, in_color, terminal_width
     from gpuprof.record import load, write_atomically
     from gpuprof.render.backward import render_backward
     from gpuprof.render.charts import backward_chart, check_picture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpuprof.cli import options as o
-from gpuprof.cli.report import deliver
+from gpuprof.cli.output import deliver
 
 
 def count(

@@ -42,6 +42,13 @@ class Optimizer(StrEnum):
     sgd = "sgd"
 
 
+class CounterLevel(StrEnum):
+    """How much the counters pass collects: `gpuprof.passes.counters.LEVELS`."""
+
+    minimal = "minimal"
+    full = "full"
+
+
 class Convention(StrEnum):
     """How FLOPs are counted: `gpuprof.theory.CONVENTIONS`."""
 

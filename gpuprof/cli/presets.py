@@ -7,7 +7,7 @@ def presets() -> None:
     """List the models that come by name, with random weights, and their parameter counts."""
     from rich.table import Table
 
-    from gpuprof.cli.report import in_color, terminal_width
+    from gpuprof.cli.output import in_color, terminal_width
     from gpuprof.render.console import to_text
     from gpuprof.render.view import View
     from gpuprof.workload.presets import load_preset, preset_names

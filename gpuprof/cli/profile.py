@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gpuprof.cli import options as o
-from gpuprof.cli.report import deliver, progress
+from gpuprof.cli.output import deliver, progress
 
 _MEASURING = "Measuring"
 
@@ -39,10 +39,24 @@ def profile(
         int | None,
         typer.Option(help="Timed steps; by default 20 on CUDA, 3 on a CPU.", rich_help_panel=_MEASURING),
     ] = None,
+    launches: Annotated[
+        int | None,
+        typer.Option(
+            help="Repeat the timing pass in so many fresh processes, for tracking; by default in this one.",
+            rich_help_panel=_MEASURING,
+        ),
+    ] = None,
     passes: Annotated[
         str,
         typer.Option(metavar="LIST", help="Which passes to run, separated by commas.", rich_help_panel=_MEASURING),
     ] = "count,time,trace,memory,telemetry",
+    counters: Annotated[
+        o.CounterLevel | None,
+        typer.Option(
+            help="Hardware counters (adds the pass counters): those of the step's dtypes, or all.",
+            rich_help_panel=_MEASURING,
+        ),
+    ] = None,
     peak_tflops: Annotated[
         float | None,
         typer.Option(help="Peak of the device in TFLOP/s, instead of the table's.", rich_help_panel=_MEASURING),
@@ -56,8 +70,11 @@ def profile(
     chosen = o.plain(locals())
     from gpuprof.profiler import profile as run_profile
 
-    for name in ("output", "quiet", "verbose"):
+    for name in ("output", "quiet", "verbose", "counters"):
         del chosen[name]
     chosen["passes"] = [name.strip() for name in passes.split(",") if name.strip()]
+    if counters:
+        chosen["passes"].append("counters")
+        chosen["counter_level"] = counters.value
     with progress(quiet) as tell:
         deliver(lambda: run_profile(**chosen, progress=tell), output, quiet, verbose)

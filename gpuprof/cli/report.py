@@ -1,98 +1,37 @@
-"""What the verbs that make a run share: the check of the output file, the progress, and the report."""
+"""``gpuprof report``: a saved run as one HTML page."""
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-from gpuprof.errors import GpuprofError
+import typer
 
-if TYPE_CHECKING:
-    from gpuprof.profiler import Progress
-    from gpuprof.record import Run
+from gpuprof.cli import options as o
 
 
-def check_output(path: Path | None) -> None:
-    """Fail before measuring rather than after, if the result could not be saved.
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run saved with -o.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The page, .html.", show_default=False)
+    ],
+    convention: Annotated[
+        o.Convention | None,
+        typer.Option("--convention", help="Instead of the run's own.", show_default=False),
+    ] = None,
+) -> None:
+    """Make one self-contained page of a saved run: budget, modules, roofline, memory, kernels, provenance."""
+    from gpuprof.cli.output import check_output
+    from gpuprof.errors import GpuprofError
+    from gpuprof.record import load, write_atomically
+    from gpuprof.render.page import check_page, render_page
 
-    Raises:
-        GpuprofError: the folder is missing or not writable, or the path is a folder.
-    """
-    if path is None:
-        return
-    if path.is_dir():
-        raise GpuprofError(f"cannot write {path}: it is a folder; give a file name such as {path / 'run.json'}")
-    if not path.parent.is_dir():
-        raise GpuprofError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise GpuprofError(f"cannot write {path}: the folder {path.parent} is not writable")
-
-
-@contextmanager
-def progress(quiet: bool) -> Iterator[Progress | None]:
-    """A line per pass on the terminal; nothing where stderr is no terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, int] = {}
-
-        def tell(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, total=total)
-            bars.update(tasks[name], completed=done)  # type: ignore[arg-type]
-
-        yield tell
-
-
-def deliver(make: Callable[[], Run], output: Path | None, quiet: bool, verbose: bool) -> None:
-    """Make the run, save it, and print its report."""
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise GpuprofError(f"cannot write {output}: a report is a page, give a name that ends in .html")
     check_output(output)
-    try:
-        run = make()
-    except GpuprofError as error:
-        if verbose and error.__cause__ is not None:
-            traceback.print_exception(error.__cause__)
-        raise
-    if output is not None:
-        run.save(output)
-    if not quiet:
-        print_report(run)
-        if output is not None:
-            print(f"\nSaved to {output}: look again with 'gpuprof show {output}'")
-    if verbose:
-        for name, outcome in run.passes.items():
-            about = "; ".join(part for part in (outcome.reason, outcome.remedy) if part)
-            print(f"{name}: {outcome.status} in {outcome.seconds:.1f} s {about} {outcome.facts or ''}".rstrip())
-    if quiet:
-        for line in run.warnings:
-            print(f"gpuprof: {line}", file=sys.stderr)
-
-
-def print_report(run: Run) -> None:
-    """The tree on standard output, in colour on a terminal."""
-    from gpuprof.render import render
-    from gpuprof.render.view import View
-
-    print(render(run, "tree", View(width=terminal_width(), color=in_color())), end="")
-
-
-def terminal_width() -> int:
-    """Columns of the terminal, 120 where there is none."""
-    import shutil
-
-    return shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-
-
-def in_color() -> bool:
-    """Whether to colour: a terminal, and nobody said NO_COLOR."""
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    check_page()
+    chosen = convention.value if convention else None
+    command = f"gpuprof report {run.name} -o {output.name}" + (f" --convention {chosen}" if chosen else "")
+    page = render_page(load(run), chosen, command)
+    write_atomically(output, page)
+    print(f"{output}: {len(page.encode()) / 1e6:.1f} MB, opens in any browser")

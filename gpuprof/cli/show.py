@@ -20,6 +20,7 @@ class Format(StrEnum):
     csv = "csv"
     json = "json"
     calflops = "calflops"
+    perfetto = "perfetto"
 
 
 class By(StrEnum):
@@ -31,6 +32,7 @@ class By(StrEnum):
     kernel = "kernel"
     phase = "phase"
     convention = "convention"
+    executed = "executed"
 
 
 def show(
@@ -55,7 +57,7 @@ def show(
     ] = None,
 ) -> None:
     """Show a saved run as a tree or a table, for people or for machines."""
-    from gpuprof.cli.report import check_output, in_color, terminal_width
+    from gpuprof.cli.output import check_output, in_color, terminal_width
     from gpuprof.errors import GpuprofError
     from gpuprof.record import load, write_atomically
     from gpuprof.render import render
@@ -67,6 +69,8 @@ def show(
         raise GpuprofError("a tree keeps the model's order: give --top and --sort with --format table")
     if chosen is Format.calflops and by is not By.module:
         raise GpuprofError(f"calflops' layout is by module: give --by {by.value} with --format table")
+    if chosen is Format.perfetto and (by is not By.module or top or sort):
+        raise GpuprofError("a trace has every kernel: give --by, --top and --sort with --format table")
     view = View(
         by=by.value,
         depth=depth,

@@ -58,7 +58,7 @@ def validate(
     """Say of every figure of a report whether it is right, and why not. Status 1 if one is unexplained."""
     chosen = o.plain(locals())
     from gpuprof.analysis.validation import validate as hold
-    from gpuprof.cli.report import check_output, in_color, terminal_width
+    from gpuprof.cli.output import check_output, in_color, terminal_width
     from gpuprof.errors import GpuprofError
     from gpuprof.record import load, write_atomically
     from gpuprof.render.validation import render_validation

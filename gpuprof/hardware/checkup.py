@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import platform
-import re
-import shutil
-import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gpuprof.errors import GpuprofError
-from gpuprof.hardware import kineto, nvml
+from gpuprof.hardware import counters, kineto, ncu, nvml
 
-DRIVER_PARAMS = Path("/proc/driver/nvidia/params")
-OWN_STATUS = Path("/proc/self/status")
 RESET_PEAK = Path("/proc/self/clear_refs")
 
 PRIVATE = (
@@ -33,13 +29,7 @@ PRIVATE = (
 """Attributes outside torch's promises that tell whose an operator is."""
 
 _ESSENTIAL = ("torch", "counting", "timing")
-_CAP_SYS_ADMIN, _CAP_PERFMON = 21, 38  # bits, linux/capability.h
 _OTHER_TORCH = "install a torch that gpuprof was tested with"
-_PERMISSION_REMEDY = (
-    "run as root with CAP_SYS_ADMIN (or CAP_PERFMON from driver R565), in a container with "
-    "--cap-add=SYS_ADMIN, or ask the administrator for "
-    "'options nvidia NVreg_RestrictProfilingToAdminUsers=0' in /etc/modprobe.d"
-)
 
 
 @dataclass(frozen=True)
@@ -114,7 +104,7 @@ def _devices(torch: Any) -> Iterator[Finding]:
     else:
         remedy = "on a GPU machine install a CUDA build of torch"
         yield Finding("device", "cuda", False, "torch is a CPU build", remedy)
-    yield _nsight_compute(torch.cuda.is_available())
+    yield from _nsight_compute(torch)
 
 
 def _cuda_device(facts: dict[str, Any], name: str) -> Iterator[Finding]:
@@ -136,12 +126,16 @@ def _nvml_calls(uuid: str) -> tuple[dict[str, str], str]:
         with nvml.open_device(uuid) as gpu:
             values = [gpu.read(quantity) for quantity in nvml.FUNCTIONS]
             answered = sum(value is not None for value in values) + len(gpu.read_fields(nvml.FIELDS))
-            offered = "offered" if gpu.facts()["gpm"] else "not offered"
+            gpm = gpu.facts()["gpm"]
+            if gpm:
+                with gpu.activity():
+                    time.sleep(1.5 * nvml.GPM_WINDOW_S)
             failures = dict(gpu.failures)
     except GpuprofError as error:
         return {"nvmlInit": str(error)}, str(error)
     failed = "".join(f"; no {name} ({reason})" for name, reason in failures.items())
-    return failures, f"{answered} of {len(nvml.UNITS)} readings; GPM {offered}{failed}"
+    asked = len(nvml.FUNCTIONS) + len(nvml.FIELDS)
+    return failures, f"{answered} of {asked} readings; GPM {'offered' if gpm else 'not offered'}{failed}"
 
 
 def _passes(torch: Any) -> Iterator[Finding]:
@@ -203,44 +197,31 @@ def _telemetry(torch: Any, cuda: bool) -> Finding:
         return Finding("passes", "telemetry", False, str(error), "clocks, power and energy will be missing")
 
 
-def _nsight_compute(cuda: bool) -> Finding:
-    """Whether Nsight Compute is here and may read hardware counters."""
-    if not cuda:
-        return Finding("device", "nsight compute", False, "needs an NVIDIA GPU")
-    path = shutil.which("ncu")
-    if path is None:
-        remedy = "install Nsight Compute (it comes with the CUDA toolkit) and put ncu on PATH"
-        return Finding("device", "nsight compute", False, "no ncu on PATH", remedy)
+def _nsight_compute(torch: Any) -> Iterator[Finding]:
+    """Whether Nsight Compute is here, may read hardware counters, and which this chip has."""
+    name = "nsight compute"
+    if not torch.cuda.is_available():
+        yield Finding("device", name, False, "needs an NVIDIA GPU")
+        return
     try:
-        run = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("device", "nsight compute", False, f"ncu does not run ({error})", "reinstall Nsight Compute")
-    version = re.search(r"Version (\S+)", run.stdout)
-    detail = f"Nsight Compute {version.group(1) if version else 'of unknown version'}"
-    if not _admin_only():
-        return Finding("device", "nsight compute", True, f"{detail}, open to all users")
-    if _privileged():
-        return Finding("device", "nsight compute", True, f"{detail}, for administrators, and this process is one")
-    detail += ", but counters are for administrators"
-    return Finding("device", "nsight compute", False, detail, _PERMISSION_REMEDY)
-
-
-def _admin_only() -> bool:
-    """Whether the driver keeps counters for administrators; so assumed where it does not say."""
-    try:
-        setting = re.search(r"^RmProfilingAdminOnly:\s*(\d)", DRIVER_PARAMS.read_text(), re.MULTILINE)
-    except OSError:
-        return True
-    return setting is None or setting.group(1) != "0"
-
-
-def _privileged() -> bool:
-    try:
-        effective = re.search(r"^CapEff:\s*([0-9a-f]+)", OWN_STATUS.read_text(), re.MULTILINE)
-    except OSError:
-        return False
-    bits = int(effective.group(1), 16) if effective else 0
-    return bool(bits >> _CAP_SYS_ADMIN & 1 or bits >> _CAP_PERFMON & 1)
+        path = ncu.find()
+        detail = f"Nsight Compute {ncu.version(path)}"
+    except ncu.UnavailableError as error:
+        yield Finding("device", name, False, str(error), error.remedy)
+        return
+    if ncu.admin_only() is False:
+        yield Finding("device", name, True, f"{detail}, open to all users")
+    else:
+        allowed = ncu.privileged()
+        whose = "for administrators, and this process is one" if allowed else "but counters are for administrators"
+        yield _finding("device", name, allowed, f"{detail}, {whose}", ncu.PERMISSION)
+    major, minor = torch.cuda.get_device_capability()
+    found = counters.columns_of(ncu.metrics_of(path, f"{major}.{minor}"))
+    have = [dtype for dtype, column in counters.TENSOR_COLUMNS.items() if column in found]
+    detail = f"FLOPs of tensor cores: {', '.join(have) or 'none known'}"
+    if all(column in found for column in counters.SCALAR_COLUMNS.values()):
+        detail += "; outside them: all"
+    yield _finding("device", "hardware counters", bool(have), detail, "a newer Nsight Compute may know this chip")
 
 
 def _finding(group: str, name: str, ok: bool, detail: str, remedy: str) -> Finding:

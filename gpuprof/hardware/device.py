@@ -98,7 +98,7 @@ def _cuda(device: torch.device) -> dict[str, Any]:
     row = peaks.for_device(name, sm_count)
     if row is None:
         device_said = f"'{name}' with {sm_count} SMs"
-        remedy = f"no peak is known for {device_said}: give one with --peak-tflops"
+        remedy = f"no peak is known for {device_said}: give one with --peak-tflops, or measure it: 'gpuprof ceilings'"
         return facts | {"peak_remedy": remedy}
     return facts | {
         "peaks": {"datasheet": row.flops_per_s},

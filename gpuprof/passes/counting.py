@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -25,26 +26,35 @@ from gpuprof.workload.causality import attention_facts
 Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 """How an operator is carried out."""
 
+Mark = Callable[[int], AbstractContextManager[Any]]
+"""Given the number of a signature of calls, a context to hold open while one of them runs."""
+
 _sdpa = torch.nn.functional.scaled_dot_product_attention
 _multi_head = torch.nn.functional.multi_head_attention_forward
 
 
 class Counted(NamedTuple):
-    """What the counting pass gives: the raw tables, how it ended, and what the step returned."""
+    """What the counting pass gives: the raw tables, how it ended, and what the step returned.
+
+    Attributes:
+        row_of: row of ``ops`` of each signature of calls, by its number.
+    """
 
     ops: pd.DataFrame
     tree: pd.DataFrame
     outcome: PassOutcome
     result: Any
+    row_of: list[int]
 
 
-def count(workload: Workload, execute: Execute | None = None) -> Counted:
+def count(workload: Workload, execute: Execute | None = None, mark: Mark | None = None) -> Counted:
     """Run one step and count every operator of it.
 
     Args:
         workload: what to run.
         execute: how operators are carried out; by default they just run. `gpuprof.passes.weightless.execute`
             carries them out without storage.
+        mark: held open around every call.
     """
     model = workload.model
     scopes = {module: Scope(path, attention_facts(module)) for path, module in model.named_modules()}
@@ -55,18 +65,18 @@ def count(workload: Workload, execute: Execute | None = None) -> Counted:
         observed(model, scopes, through_compiled=True, again=lambda: attending) as ownership,
         observed_phases(model, lambda name: place.phase_changed(name)) as phase,
         _AttentionCalls(ownership, place := _Place(ownership, phase), fuse=execute is not None) as attending,
-        _Counter(place, execute or _run) as counter,
+        _Counter(place, execute or _run, mark) as counter,
         flex_attention_booked(counter.book),
     ):
         result = workload.step()
-    rows, causality = counter.rows()
+    rows, causality, row_of = counter.rows()
     calls: dict[str, int] = {}
     for call in ownership.calls:
         if not call.in_backward:
             calls[call.scope.module] = calls.get(call.scope.module, 0) + 1
     missing = sorted({row["op"] for row in rows if not row["kind"]})
-    facts = {"calls": sum(counter.counts.values()), "ops_without_rule": missing}
-    return Counted(table("ops", rows), module_tree(model, calls, causality), PassOutcome("done", facts=facts), result)
+    outcome = PassOutcome("done", facts={"calls": sum(counter.calls), "ops_without_rule": missing})
+    return Counted(table("ops", rows), module_tree(model, calls, causality), outcome, result, row_of)
 
 
 def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[str, str]) -> pd.DataFrame:
@@ -106,13 +116,15 @@ class _Counter(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, place: _Place, execute: Execute) -> None:
+    def __init__(self, place: _Place, execute: Execute, mark: Mark | None) -> None:
         super().__init__()
-        self.counts: dict[_Signature, int] = {}
-        self._outputs: dict[_Signature, Any] = {}
+        self.calls: list[int] = []  # of each signature, by its number
+        self._numbers: dict[_Signature, int] = {}
+        self._outputs: list[Any] = []
         self._composite: dict[Any, bool] = {}
         self._place = place
         self._execute = execute
+        self._mark = mark
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -133,22 +145,30 @@ class _Counter(TorchDispatchMode):
         scope, phase = self._place()
         # args before the call: in-place operators may change the metadata of what they are given
         signature = _Signature(func, scope, phase, _spec(args), _spec(tuple(kwargs.items())) if kwargs else ())
-        out = run()
-        if signature in self.counts:
-            self.counts[signature] += 1
+        number = self._numbers.setdefault(signature, len(self._numbers))
+        if number == len(self.calls):
+            self.calls.append(0)
+            self._outputs.append(None)
+        if self._mark is None:
+            out = run()
         else:
-            self.counts[signature] = 1
-            self._outputs[signature] = _spec(out)
+            with self._mark(number):
+                out = run()
+        self.calls[number] += 1
+        if self.calls[number] == 1:
+            self._outputs[number] = _spec(out)
         return out
 
-    def rows(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """Rows of the ``ops`` table, and the causality of every module that attends: known or unknown."""
+    def rows(self) -> tuple[list[dict[str, Any]], dict[str, str], list[int]]:
+        """Rows of the ``ops`` table, the causality of modules that attend (known or unknown), rows by signature."""
         merged: dict[Any, dict[str, Any]] = {}
         causality: dict[str, str] = {}
-        for signature, calls in self.counts.items():
+        row_of: list[int] = []
+        places: dict[Any, int] = {}
+        for signature, number in self._numbers.items():
             op = _name(signature.func)
             args, kwargs = _torch_free(signature.args), dict(_torch_free(signature.kwargs))
-            out = _torch_free(self._outputs[signature])
+            out = _torch_free(self._outputs[number])
             specs = _specs(args) + _specs(tuple(kwargs.values()))
             priced: tuple[int | None, ...] = (None,) * 5
             kind: str = ""
@@ -170,13 +190,14 @@ class _Counter(TorchDispatchMode):
                 "shapes": f"{_shapes(specs)} -> {_shapes(_specs((out,)))}",
                 "dtype": _dtype(specs + _specs((out,))),
             }
-            counted = merged.setdefault((tuple(row.values()), priced), {**row, "calls": 0, "priced": priced})
-            counted["calls"] += calls
+            key = (tuple(row.values()), priced)
+            merged.setdefault(key, {**row, "calls": 0, "priced": priced})["calls"] += self.calls[number]
+            row_of.append(places.setdefault(key, len(places)))
         rows = list(merged.values())
         for row in rows:
             figures = zip(_FIGURES, row.pop("priced"), strict=True)
             row.update({name: None if value is None else value * row["calls"] for name, value in figures})
-        return rows, causality
+        return rows, causality, row_of
 
 
 _FIGURES = ("flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes")

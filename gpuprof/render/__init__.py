@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Run
-from gpuprof.render import calflops, tables, tree
+from gpuprof.render import calflops, perfetto, tables, tree
 from gpuprof.render.view import BY, View
 
 FORMATS: dict[str, Callable[[Run, View], str]] = {
@@ -16,6 +16,7 @@ FORMATS: dict[str, Callable[[Run, View], str]] = {
     "csv": tables.csv,
     "json": tables.json,
     "calflops": calflops.render,
+    "perfetto": perfetto.render,
 }
 """Every format by name."""
 

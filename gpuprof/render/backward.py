@@ -37,7 +37,9 @@ from gpuprof.render.view import View, depth_of
 _COUNTS = {
     "flops_forward": "forward", "flops_recompute": "recompute", "flops_backward": "backward",
 }  # fmt: skip
-_RATIOS = {"ratio_flops": "by FLOPs", "ratio_hardware": "hardware", "ratio_time": "by time"}
+_RATIOS = {
+    "ratio_flops": "by FLOPs", "ratio_hardware": "hardware", "ratio_executed": "executed", "ratio_time": "by time",
+}  # fmt: skip
 _SHARES = {
     FROZEN: "have frozen weights (1 x)",
     NO_INPUT_GRADIENT: "have inputs without gradient (1 x)",
@@ -95,6 +97,8 @@ def _counted(figures: dict[str, Any]) -> str:
         return "No matmul FLOPs were counted in the forward, so there is nothing to double."
     text = f"Counted, the backward has {_ratio(figures['ratio_flops'])} x the FLOPs of the forward"
     text += f" (convention {figures['convention']}; {_ratio(figures['ratio_hardware'])} x in hardware"
+    if figures["ratio_executed"]:
+        text += f", {_ratio(figures['ratio_executed'])} x as the GPU's counters say it executed"
     if figures["flops_recompute"]:
         again = figures["flops_recompute"] / figures["flops_forward"]
         text += f"; recompute, another {_ratio(again)} x, apart"
@@ -137,8 +141,9 @@ def text(run: Run, view: View) -> str:
         _tree(run, view, figures["convention"]) if view.by == "module" and view.top is None else _flat(run, view)
     )
     columns = [name for name in _COUNTS if name != "flops_recompute" or any(_known(row[name]) for _, row in rows)]
-    heads = (_COUNTS if view.width >= _ROOMY else {}) | _RATIOS
-    heads = {name: head for name, head in heads.items() if name in columns or name in _RATIOS}
+    ratios = _ratios(run)
+    heads = (_COUNTS if view.width >= _ROOMY else {}) | ratios
+    heads = {name: head for name, head in heads.items() if name in columns or name in ratios}
     taken = sum(10 if name in _COUNTS else 9 for name in heads)
     names = min(max((len(label) for label, _ in rows), default=0), (view.width - taken) * 55 // 100)
     grid.add_column(view.by, no_wrap=True, overflow="ellipsis", width=max(names, 16))
@@ -160,12 +165,13 @@ def text(run: Run, view: View) -> str:
 
 def markdown(run: Run, view: View) -> str:
     """The verdict and a Markdown table with readable figures."""
-    heads = {view.by: view.by, **_COUNTS, **_RATIOS, "reason": "why"}
+    ratios = _ratios(run)
+    heads = {view.by: view.by, **_COUNTS, **ratios, "reason": "why"}
     lines = [list(heads.values()), ["---" if name in (view.by, "reason") else "---:" for name in heads]]
     for row in frame(run, view).to_dict(orient="records"):
         label = _label(row, view)
         lines.append(
-            [_escaped(label), *(str(_figure(n, row[n])) for n in (*_COUNTS, *_RATIOS)), _escaped(row["reason"])]
+            [_escaped(label), *(str(_figure(n, row[n])) for n in (*_COUNTS, *ratios)), _escaped(row["reason"])]
         )
     return f"{verdict(run)}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -185,6 +191,11 @@ def json(run: Run, view: View) -> str:
 
 FORMATS: dict[str, Callable[[Run, View], str]] = {"text": text, "markdown": markdown, "csv": csv, "json": json}
 """Every format by name."""
+
+
+def _ratios(run: Run) -> dict[str, str]:
+    """The ratios to show: that of executed FLOPs only where counters were read."""
+    return {name: head for name, head in _RATIOS.items() if name != "ratio_executed" or run.done("counters")}
 
 
 def _tree(run: Run, view: View, convention: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -114,7 +114,7 @@ def ratio_bars(bars: pd.DataFrame, title: str, path: Path) -> Path:
     axes.tick_params(axis="y", length=0)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", parse_math=False)
     figure.legend(loc="outside lower right", ncols=3, fontsize=8.5, frameon=False)
-    _save(figure, path)
+    save_picture(figure, path)
     return path
 
 
@@ -151,24 +151,28 @@ def _figure(column: str, value: float) -> str:
     return f"{value:.3f}" if column == "ratio_flops" else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
-def _title(run: Run) -> str:
-    figures, about = whole(run), run.workload
+def subject(run: Run) -> str:
+    """What was measured and on what, in a line."""
+    about = run.workload
     device = run.device.get("name") or run.device.get("type")
     if run.device.get("type") == "cpu":
         threads = run.environment.get("threads")
         device = f"CPU ({device}, {threads} thread{'' if threads == 1 else 's'})"
     size = [f"batch {about['batch_size']}"] if about.get("batch_size") else []
     size += [f"sequence {about['seq_len']}"] if about.get("seq_len") else []
-    first = " · ".join(str(part) for part in (about.get("name"), *size, about.get("dtype"), device) if part)
-    parts = []
+    return " · ".join(str(part) for part in (about.get("name"), *size, about.get("dtype"), device) if part)
+
+
+def _title(run: Run) -> str:
+    figures, parts = whole(run), []
     if figures["ratio_flops"] is not None:
         parts.append(f"{figures['ratio_flops']:.3f} by FLOPs (convention {figures['convention']})")
     if figures["ratio_time"] is not None:
         parts.append(f"{figures['ratio_time']:.2f} by time")
-    return f"{first}\nwhole step, recompute apart: {', '.join(parts)}"
+    return f"{subject(run)}\nwhole step, recompute apart: {', '.join(parts)}"
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_picture(figure: Any, path: Path) -> None:
     """Write the picture whole, in the format of the suffix."""
     from matplotlib import rc_context
 

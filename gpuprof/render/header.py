@@ -12,6 +12,7 @@ from rich.text import Text
 from gpuprof import units
 from gpuprof.analysis.consistency import mismatches
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds
+from gpuprof.analysis.executed import executed_whole, not_collected
 from gpuprof.analysis.memory import account
 from gpuprof.analysis.modules import (
     by_phase,
@@ -21,7 +22,14 @@ from gpuprof.analysis.modules import (
     totals,
     without_rule,
 )
-from gpuprof.analysis.telemetry import invalid_reasons
+from gpuprof.analysis.telemetry import (
+    TRUSTED_WINDOW_S,
+    energy_per_step_j,
+    flops_per_joule,
+    invalid_reasons,
+    summary,
+    tensor_activity,
+)
 from gpuprof.record import Run
 from gpuprof.render.view import View
 from gpuprof.theory import CONVENTIONS
@@ -72,7 +80,7 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
                 f"{units.si(sums['flops_recompute'], 'FLOPs')} of checkpoints, not in the model's FLOPs",
             )
         beyond = f"hardware {units.si(sums['flops_hardware'], 'FLOPs')}"
-        if sums["flops_hardware"] < sums["flops"]:
+        if (run.ops["flops_hardware"] < run.ops["flops_full"]).any() and sums["flops_hardware"] < sums["flops"]:
             beyond += " (fused causal attention skips what the full square counts)"
         vector = f"vector operators about {units.si(sums['vector_flops'], 'FLOPs')} (estimate)"
         yield "Beside them", f"{beyond}; {vector}{_coverage(run)}"
@@ -80,6 +88,10 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
         yield "Step", _step(run, sums)
     if sums["flops_per_s"]:
         yield "Achieved", _achieved(run, view, sums)
+    if run.done("counters"):
+        yield "Executed", _executed(run)
+    if watched := _telemetry(run, view):
+        yield "Telemetry", watched
     if sums["kernel_s"] is not None:
         yield "Kernels", _kernels(run, sums)
     if sums["peak_bytes"] is not None:
@@ -165,8 +177,52 @@ def _achieved(run: Run, view: View, sums: dict[str, Any]) -> str:
         ]
         used = {dtype: peaks[dtype] for dtype in _dtypes(model) if dtype in peaks}
         peak = ", ".join(f"{dtype} {units.si(value, 'FLOP/s')}" for dtype, value in used.items())
-        lines.append(f"MFU {units.percent(parts[0])}, HFU {units.percent(parts[1])} of {name} ({WORDS[name]}: {peak})")
+        source = run.device.get("peak_source_measured") if name == "measured" else None
+        known_from = f" [{source}]" if source else ""
+        shares = f"MFU {units.percent(parts[0])}, HFU {units.percent(parts[1])}"
+        lines.append(f"{shares} of {name} ({WORDS[name]}: {peak}){known_from}")
     return "\n".join([rate, *lines])
+
+
+def _executed(run: Run) -> str:
+    whole = executed_whole(run)
+    text = f"{units.si(whole['flops_executed'], 'FLOPs')} by the GPU's own counters"
+    if whole["factor"]:
+        text += f", {whole['factor']:.3f} x the counted hardware FLOPs"
+    if whole["causes"]:
+        text += f" ({whole['causes']})"
+    if whole["residual"] is not None:
+        text += f"; {units.percent(abs(whole['residual']))} unexplained"
+    if whole["dram_bytes"]:
+        text += f"; {units.size(whole['dram_bytes'])} moved in device memory"
+    found = run.passes["counters"].facts.get("calibration", [])
+    exact = [f"{c['dtype']} {c['executed'] / c['expected']:.4g}" for c in found[:1] if c["executed"]]
+    return f"{text}; a 4096^3 matmul reads {', '.join(exact)} of its FLOPs" if exact else text
+
+
+def _telemetry(run: Run, view: View) -> str:
+    known = summary(run)
+    state = []
+    if known["sm_clock_mhz"]:
+        highest = f" of {known['max_sm_clock_mhz']:,.0f}" if known["max_sm_clock_mhz"] else ""
+        state.append(f"SM clock {known['sm_clock_mhz']:,.0f}{highest} MHz")
+    if known["power_w"]:
+        limit = f" of {known['power_limit_w']:,.0f} W" if known["power_limit_w"] else ""
+        state.append(f"{known['power_w']:,.0f} W{limit}")
+    state += known["limits"]
+    if known["temperature_max_c"]:
+        state.append(f"{known['temperature_max_c']:.0f} C")
+    parts = [", ".join(state)]
+    joules, per_joule, tensor = energy_per_step_j(run), flops_per_joule(run, view.convention), tensor_activity(run)
+    if joules:
+        rate = f", {units.si(per_joule, 'FLOP/J')} of model FLOPs" if per_joule else ""
+        parts.append(f"{units.si(joules, 'J')} per step{rate}")
+    elif known["energy_j"] and known["window_s"] < TRUSTED_WINDOW_S:
+        parts.append(f"a window of {units.duration(known['window_s'])} is too short for energy (more --steps)")
+    if tensor:
+        asked = f"where counted FLOPs ask for {units.percent(tensor.expected)}"
+        parts.append(f"tensor cores busy {units.percent(tensor.busy)} by GPM {asked}")
+    return "; ".join(part for part in parts if part)
 
 
 def _dtypes(ops: Any) -> list[str]:
@@ -228,9 +284,14 @@ def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableTyp
     for dtype, spread in run.device.get("peak_spread", {}).items():
         if spread > _STEADY:
             lines.append(
-                f"The {dtype} ceiling varied by {spread:.0%} while it was measured: other work on this CPU makes MFU "
-                "uncertain."
+                f"The {dtype} ceiling varied by {spread:.0%} while it was measured: other work on this device makes "
+                "MFU uncertain."
             )
+    for row in not_collected(run).to_dict(orient="records") if run.done("counters") else ():
+        lines.append(
+            f"Ran on tensor cores in a dtype whose FLOPs were not collected (--counters full): {row['kernel']} of "
+            f"{row['module'] or '(root)'}, {row['launches']} launches."
+        )
     lines += [f"Warning: {text}" for text in (*run.warnings, *mismatches(run))]
     lines += [f"Invalid for tracking: {reason}" for reason in invalid_reasons(run.telemetry)]
     for name, outcome in run.passes.items():

@@ -74,17 +74,19 @@ def _cell(value: str) -> str:
 
 
 def _is_text(column: Any) -> bool:
-    return column in ("module", "class", "op", "ops", "kernel", "phase", "kind", "convention", "because")
+    return column in (
+        "module", "class", "op", "ops", "kernel", "phase", "kind", "convention", "because", "causes",
+    )  # fmt: skip
 
 
 def _readable(rows: pd.DataFrame) -> pd.DataFrame:
     if "flops_forward" in rows:
         rows = rows[[column for column in _READABLE if column in rows]]
-    columns = {column: [_format(column, value) for value in rows[column]] for column in rows}
+    columns = {column: [readable(column, value) for value in rows[column]] for column in rows}
     return pd.DataFrame(columns, dtype="object")
 
 
-def _format(column: Any, value: Any) -> str:
+def readable(column: Any, value: Any) -> str:
     """A figure as its column's name says: seconds, FLOP/s, a share, bytes or a count."""
     name = str(column)
     if _is_text(name):
@@ -94,10 +96,12 @@ def _format(column: Any, value: Any) -> str:
         return units.duration(number)
     if name.startswith("flops_per_s"):
         return units.si(number, "FLOP/s")
-    if name.startswith("mfu") or name.endswith("share"):
+    if name.startswith("mfu") or name.endswith("share") or name == "residual":
         return units.percent(number)
+    if name == "factor":
+        return units.MISSING if number is None else f"{number:.3f}"
     if name.endswith("_percent"):
         return units.percent(None if number is None else number / 100)
-    if name == "bytes":
+    if name.endswith("bytes"):
         return units.size(number)
     return units.si(number)

@@ -20,10 +20,10 @@ from gpuprof.render.view import View
 
 _TIMES = ("time_forward_s", "time_recompute_s", "time_backward_s")
 _COLUMNS = {
-    "params": 6, "of params": 5, "MACs": 6, "FLOPs": 6, "of FLOPs": 5, "forward": 12, "backward": 13, "FLOP/s": 6,
-    "MFU %": 5,
+    "params": 6, "of params": 5, "MACs": 6, "FLOPs": 6, "of FLOPs": 5, "executed": 8, "forward": 12, "backward": 13,
+    "FLOP/s": 6, "MFU %": 5,
 }  # fmt: skip
-"""Figures of a line and their widths."""
+"""Figures of a line and their widths; executed is what counters say over the counted hardware FLOPs."""
 
 _GIVE_WAY = ("MACs", "of params", "of FLOPs", "FLOP/s")
 """Figures left out of a narrow report, in this order, so that names keep some room."""
@@ -52,7 +52,7 @@ def render(run: Run, view: View) -> str:
     """Header, tree and notes as text of the view's width."""
     modules = by_module(run, view.convention)
     sums = totals(run, view.convention)
-    columns = _fitting(view.width)
+    columns = _fitting(view.width, [name for name in _COLUMNS if name != "executed" or run.done("counters")])
     grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
     # the figures keep their room; names give way
     names = view.width - sum(_COLUMNS[name] + 1 for name in columns)
@@ -71,9 +71,8 @@ def render(run: Run, view: View) -> str:
     return to_text(Group(header(run, view, sums), Text(""), grid, *footer(run, view, sums)), view)
 
 
-def _fitting(width: int) -> list[str]:
-    """The figures that leave names at least 32 columns."""
-    columns = list(_COLUMNS)
+def _fitting(width: int, columns: list[str]) -> list[str]:
+    """Those of the figures that leave names at least 32 columns."""
     for name in _GIVE_WAY:
         if width - sum(_COLUMNS[c] + 1 for c in columns) < 32:
             columns.remove(name)
@@ -198,11 +197,18 @@ def _cells(node: Node, sums: dict[str, Any], lost: float) -> dict[str, Text]:
         "MACs": Text(_count(number["macs"])),
         "FLOPs": Text(_count(number["flops_forward"])),
         "of FLOPs": Text(_share(number["flops_forward"], sums["flops_forward"])),
+        "executed": Text(_factor(number)),
         "forward": Text(_time(number["time_forward_s"], node.spread.get("time_forward_s"))),
         "backward": Text(_time(backward, node.spread.get("time_backward_s"))),
         "FLOP/s": Text(units.si(flops / time if flops and time else None, digits=3)),
         "MFU %": Text(_percent(share), style=style if share is not None else ""),
     }
+
+
+def _factor(number: dict[str, float | None]) -> str:
+    parts = [number[f"flops_executed_{phase}"] for phase in ("forward", "recompute", "backward")]
+    counted = number["flops_hardware"]
+    return f"x {sum(parts) / counted:.3f}" if counted and None not in parts else units.MISSING  # type: ignore[arg-type]
 
 
 def _plus(*values: float | None) -> float | None:

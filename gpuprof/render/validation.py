@@ -78,29 +78,38 @@ def _tree(validation: Validation, view: View) -> str:
 
 def _table(validation: Validation, view: View) -> str:
     grid = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    for name in _HEADINGS:
-        grid.add_column(
-            name, overflow="fold", justify="right" if name in ("line", "counted", "full", "error") else "left"
-        )
+    headings = _headings(validation)
+    for name in headings:
+        grid.add_column(name, overflow="fold", justify="right" if name in ("line", *_NUMBERS) else "left")
     for row in folded(validation.lines).to_dict(orient="records"):
-        grid.add_row(*(Text(cell) for cell in _cells(row)))
+        grid.add_row(*(Text(cell) for cell in _cells(row, headings)))
     return to_text(Group(Text(textwrap.fill(validation.sentences, view.width)), Text(""), grid), view)
 
 
-_HEADINGS = ("line", "module", "quantity", "claimed", "counted", "full", "error", "verdict", "cause")
+_NUMBERS = ("counted", "full", "profiler", "executed", "error")
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    full = "" if row["full"] is None or pd.isna(row["full"]) else units.si(row["full"])
-    return [
-        str(row["line"]), str(row["module"]) or "(root)", str(row["quantity"]), str(row["text"]), _counted(row), full,
-        _percent(row["error_percent"]), str(row["verdict"]), str(row["cause"]),
-    ]  # fmt: skip
+def _headings(validation: Validation) -> list[str]:
+    """What to show of a line: torch.profiler's estimate and the executed FLOPs only where there are any."""
+    asked = [name for name in ("profiler", "executed") if validation.lines[name].notna().any()]
+    return ["line", "module", "quantity", "claimed", "counted", "full", *asked, "error", "verdict", "cause"]
+
+
+def _cells(row: dict[str, Any], headings: list[str]) -> list[str]:
+    words = {
+        "line": str(row["line"]), "module": str(row["module"]) or "(root)", "quantity": str(row["quantity"]),
+        "claimed": str(row["text"]), "counted": _counted(row), "error": _percent(row["error_percent"]),
+        "verdict": str(row["verdict"]), "cause": str(row["cause"]),
+    } | {name: _si(row[name], "") for name in ("full", "profiler", "executed")}  # fmt: skip
+    return [words[name] for name in headings]
 
 
 def _counted(row: Any) -> str:
-    value = row["causal"]
-    return units.MISSING if value is None or pd.isna(value) else units.si(float(value))
+    return _si(row["causal"], units.MISSING)
+
+
+def _si(value: Any, missing: str) -> str:
+    return missing if value is None or pd.isna(value) else units.si(float(value))
 
 
 def _percent(error: Any) -> str:
@@ -108,8 +117,10 @@ def _percent(error: Any) -> str:
 
 
 def _markdown(validation: Validation, view: View) -> str:
-    rows = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in _cells(row)] for row in _rows(validation)]
-    table = [list(_HEADINGS), ["---"] * len(_HEADINGS), *rows]
+    headings = _headings(validation)
+    cells = (_cells(row, headings) for row in _rows(validation))
+    rows = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in cells]
+    table = [headings, ["---"] * len(headings), *rows]
     return f"{validation.sentences}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in table)
 
 
@@ -149,10 +160,10 @@ th, td {{ text-align: left; padding: .2rem .6rem; border-bottom: 1px solid #8884
 
 
 def _html(validation: Validation, view: View) -> str:
-    escape = html_module.escape
+    escape, names = html_module.escape, _headings(validation)
     rows = "\n".join(
         f'<tr class="{escape(row["verdict"]).replace(" ", "-")}">'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(row))
+        + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(row, names))
         + "</tr>"
         for row in _rows(validation)
     )
@@ -161,7 +172,7 @@ def _html(validation: Validation, view: View) -> str:
         title=escape(f"A {validation.tool} report held against a count"),
         sentences=escape(validation.sentences),
         missing=missing if validation.missing else "",
-        headings="".join(f"<th>{name}</th>" for name in _HEADINGS),
+        headings="".join(f"<th>{name}</th>" for name in names),
         rows=rows,
     )
 

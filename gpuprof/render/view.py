@@ -9,8 +9,17 @@ import pandas as pd
 
 from gpuprof.analysis import modules
 from gpuprof.analysis.conventions import beside
+from gpuprof.analysis.executed import executed_by_module
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run
+
+
+def _executed(run: Run, convention: str | None) -> pd.DataFrame:
+    if not run.done("counters"):
+        why = run.passes["counters"].reason if "counters" in run.passes else "profile with --counters minimal on a GPU"
+        raise GpuprofError(f"this run has no hardware counters: {why}")
+    return executed_by_module(run)
+
 
 BY: dict[str, Callable[[Run, str | None], pd.DataFrame]] = {
     "module": modules.by_module,
@@ -19,6 +28,7 @@ BY: dict[str, Callable[[Run, str | None], pd.DataFrame]] = {
     "kernel": modules.by_kernel,
     "phase": modules.by_phase,
     "convention": lambda run, convention: beside(run),
+    "executed": _executed,
 }
 """What a row may be."""
 
@@ -53,7 +63,7 @@ def frame(run: Run, view: View) -> pd.DataFrame:
         GpuprofError: no such column to sort by.
     """
     table = BY[view.by](run, view.convention)
-    if view.depth is not None and view.by == "module":
+    if view.depth is not None and "module" in table:
         depths = table["module"].map(depth_of)
         table = table[depths <= view.depth]
     if view.sort is not None:

@@ -82,7 +82,7 @@ def build(reference: str, options: Options, *, weightless: bool = False) -> Work
     }
     description["facts"] = architecture_facts(model, description)
     step = _make_step(model, inputs, options, description, optimizer, weightless=weightless)
-    return Workload(model, step, description, device, optimizer, owned=True)
+    return Workload(model, step, description, device, optimizer, owned=True, recipe=(reference, options))
 
 
 def _make_step(
@@ -155,6 +155,7 @@ def _from_file(reference: str, options: Options, *, weightless: bool) -> Workloa
         "weights": "none" if weightless else "given",
     }
     workload.owned = True
+    workload.recipe = (reference, options)
     return workload
 
 

@@ -10,7 +10,7 @@ import torch
 
 from gpuprof.errors import GpuprofError
 from gpuprof.workload.facts import architecture_facts
-from gpuprof.workload.options import CHOICES, dtype_name
+from gpuprof.workload.options import CHOICES, Options, dtype_name
 from gpuprof.workload.steps import GIVEN_LOSS, MEAN_LOSS, OWN_LOSS, forward_step, train_step
 
 
@@ -31,6 +31,7 @@ class Workload:
         device: Where the step runs; `meta` for a workload without weights.
         optimizer: What the step updates the parameters with.
         owned: The model was made for this run, so nobody minds what becomes of it.
+        recipe: Reference and `Options` that `gpuprof.workload.build` made it from; None of a module that was given.
     """
 
     model: torch.nn.Module
@@ -39,6 +40,7 @@ class Workload:
     device: torch.device
     optimizer: torch.optim.Optimizer | None = None
     owned: bool = False
+    recipe: tuple[str, Options] | None = None
 
 
 def from_module(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from runs import gpu_run, kernel_row, ops_row, row, tree_row
+from runs import counted_run, gpu_run, kernel_row, ops_row, row, tree_row
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -314,3 +314,15 @@ def test_an_operator_without_a_rule_does_no_harm():
     run.ops = table("ops", [*run.ops.to_dict(orient="records"), extra])
 
     assert row(run.backward_ratios(), module="head")["cause"] == b.TWO
+
+
+def test_executed_flops_have_a_ratio_where_counters_were_read():
+    """Executed forward 1000 + 1000 + 3000, backward 8000; counted 4000 and 8000."""
+    run = counted_run()
+
+    figures = b.whole(run)
+    assert (figures["flops_executed_forward"], figures["flops_executed_backward"]) == (5000, 8000)
+    assert figures["ratio_executed"] == pytest.approx(1.6)
+    assert row(b.backward_ratios(run), module="head")["ratio_executed"] == pytest.approx(4 / 3)
+    assert row(b.backward_ratios(run, "class"), **{"class": "Block"})["ratio_executed"] == pytest.approx(2.0)
+    assert b.whole(gpu_run())["ratio_executed"] is None

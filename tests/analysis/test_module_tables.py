@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from runs import gpu_run, kernel_row, row
+from runs import counted_run, gpu_run, kernel_row, row
 
 from gpuprof.analysis import modules
 from gpuprof.record import table
@@ -177,3 +177,23 @@ def test_work_on_a_module_that_is_not_in_the_tree_is_a_bug_not_a_lost_row():
 
     with pytest.raises(AssertionError, match="nowhere"):
         run.modules()
+
+
+def test_executed_flops_roll_up_by_phase_and_are_missing_without_counters():
+    frame = counted_run().modules()
+
+    assert row(frame, module="head")["flops_executed_forward"] == 3000
+    assert row(frame, module="")["flops_executed_forward"] == 1000 + 1000 + 3000
+    assert row(frame, module="")["flops_executed_backward"] == 8000
+    assert row(frame, module="")["flops_executed_recompute"] == 0
+    assert row(modules.by_class(counted_run()), **{"class": "Block"})["flops_executed_forward"] == 2000
+    assert gpu_run().modules()["flops_executed_forward"].isna().all()
+
+
+def test_of_a_class_executed_flops_are_known_only_where_all_of_it_is():
+    run = counted_run()
+    run.counters.loc[0, ["tensor_bfloat16", "tensor_instructions"]] = [0, 7]
+
+    frame = modules.by_class(run)
+    assert frame.loc[frame["class"] == "Block", "flops_executed_forward"].isna().all()
+    assert row(frame, **{"class": "Linear"})["flops_executed_forward"] == 3000

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from runs import counted_run, gpu_run
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -322,3 +323,12 @@ def test_a_run_that_was_not_counted_is_refused():
     run = gpuprof.profile(torch.nn.Linear(4, 4), {"input": torch.randn(2, 4)}, mode="forward", passes=["time"])
     with pytest.raises(GpuprofError, match="this run was not counted"):
         validate(LLAVA, run)
+
+
+def test_executed_flops_stand_beside_the_claim_where_counters_were_read():
+    """The head's forward executed 3000 FLOPs where 2000 were counted: 1500 MACs."""
+    claims = report_of("deepspeed", [("head", "Linear", "macs", 1000.0, 0.5)])
+
+    line = validate(claims, counted_run()).lines.iloc[0]
+    assert (line["causal"], line["executed"], line["verdict"]) == (1000, 1500, "right")
+    assert validate(claims, gpu_run()).lines.iloc[0]["executed"] is None

@@ -1,13 +1,21 @@
 import stat
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from gpuprof.hardware import checkup
+from gpuprof.hardware import ncu as nsight
 
 
 def finding(name):
     return next(f for f in checkup.examine() if f.name == name)
+
+
+def counting_hardware(cuda=True, capability=(9, 0)):
+    """What is found of hardware counters on a machine with or without a GPU."""
+    gpu = SimpleNamespace(is_available=lambda: cuda, get_device_capability=lambda: capability)
+    return list(checkup._nsight_compute(SimpleNamespace(cuda=gpu)))
 
 
 @pytest.fixture
@@ -23,8 +31,8 @@ def ncu(monkeypatch, tmp_path):
         if admin_only is not None:
             params.write_text(f"ResmanDebugLevel: 4294967295\nRmProfilingAdminOnly: {admin_only}\n")
         status.write_text(f"Name:\tpython\nCapEff:\t{capabilities:016x}\n")
-        monkeypatch.setattr(checkup, "DRIVER_PARAMS", params)
-        monkeypatch.setattr(checkup, "OWN_STATUS", status)
+        monkeypatch.setattr(nsight, "DRIVER_PARAMS", params)
+        monkeypatch.setattr(nsight, "OWN_STATUS", status)
         return script
 
     return install
@@ -78,8 +86,10 @@ def test_a_high_water_mark_that_cannot_be_reset_is_said(monkeypatch, tmp_path):
 def test_no_ncu_says_how_to_get_it(monkeypatch):
     monkeypatch.setenv("PATH", "")
 
-    assert "no ncu on PATH" in checkup._nsight_compute(cuda=True).detail
-    assert "Nsight Compute" in checkup._nsight_compute(cuda=True).remedy
+    (found,) = counting_hardware()
+
+    assert found.detail == "no ncu on PATH"
+    assert "Nsight Compute" in found.remedy
 
 
 @pytest.mark.parametrize(
@@ -97,7 +107,7 @@ def test_no_ncu_says_how_to_get_it(monkeypatch):
 def test_permission_for_nsight_compute(ncu, admin_only, capabilities, ok):
     ncu(admin_only, capabilities)
 
-    counters = checkup._nsight_compute(cuda=True)
+    counters, _ = counting_hardware()
 
     assert counters.ok is ok
     assert counters.detail.startswith("Nsight Compute 2025.3.1.0, ")
@@ -107,13 +117,33 @@ def test_permission_for_nsight_compute(ncu, admin_only, capabilities, ok):
 def test_ncu_without_a_gpu_cannot_count(ncu):
     ncu(0)
 
-    assert checkup._nsight_compute(cuda=False).detail == "needs an NVIDIA GPU"
+    (found,) = counting_hardware(cuda=False)
+
+    assert found.detail == "needs an NVIDIA GPU"
+
+
+@pytest.mark.parametrize(
+    ("capability", "ok", "detail"),
+    [
+        ((8, 0), True, "FLOPs of tensor cores: bfloat16, float16, tf32, float64; outside them: all"),
+        ((9, 0), True, "FLOPs of tensor cores: bfloat16, float16, tf32, float64, float8; outside them: all"),
+        ((7, 0), False, "FLOPs of tensor cores: none known"),
+    ],
+)
+def test_the_counters_of_the_chip_are_named(ncu, capability, ok, detail):
+    ncu(0)
+
+    _, found = counting_hardware(capability=capability)
+
+    assert (found.ok, found.detail) == (ok, detail)
 
 
 def test_an_ncu_that_does_not_run_is_a_finding(ncu):
     ncu(0).write_text("#!/no/such/interpreter\n")
 
-    assert "ncu does not run" in checkup._nsight_compute(cuda=True).detail
+    (found,) = counting_hardware()
+
+    assert "ncu does not run" in found.detail
 
 
 def test_nvml_calls_that_fail_are_listed(monkeypatch):

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from runs import gpu_run, ops_row, tree_row
+from runs import counted_run, gpu_run, ops_row, tree_row
 
 import gpuprof
 from gpuprof.analysis.backward import RATIO_COLUMNS
@@ -17,9 +17,9 @@ from gpuprof.render.view import View
 
 CONTRACT = [
     "module", "class", "params", "trainable_params", "flops_forward", "flops_recompute", "flops_backward",
-    "flops_hardware_forward", "flops_hardware_recompute", "flops_hardware_backward", "time_forward_s",
-    "time_recompute_s", "time_backward_s", "ratio_flops", "ratio_hardware", "ratio_time", "flops_explained", "cause",
-    "reason",
+    "flops_hardware_forward", "flops_hardware_recompute", "flops_hardware_backward", "flops_executed_forward",
+    "flops_executed_recompute", "flops_executed_backward", "time_forward_s", "time_recompute_s", "time_backward_s",
+    "ratio_flops", "ratio_hardware", "ratio_executed", "ratio_time", "flops_explained", "cause", "reason",
 ]  # fmt: skip
 
 
@@ -186,3 +186,11 @@ def test_the_verb(tmp_path):
     bad = command(path, "--chart", tmp_path / "c.gif")
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith("gpuprof: cannot draw") and bad.stderr.count("\n") == 1  # noqa: PT018
+
+
+def test_executed_flops_have_a_column_only_where_counters_were_read():
+    with_counters, without = (render_backward(run, "markdown") for run in (counted_run(), gpu_run()))
+
+    assert "| hardware | executed | by time |" in with_counters
+    assert "1.600 x as the GPU's counters say it executed" in with_counters
+    assert "executed" not in without

@@ -4,11 +4,11 @@ import json
 
 import pandas as pd
 import pytest
-from runs import gpu_run, ops_row, tree_row
+from runs import counted_run, gpu_run, ops_row, tree_row
 
 import gpuprof
 from gpuprof.analysis.modules import MODULE_COLUMNS, by_module
-from gpuprof.record import table
+from gpuprof.record import PassOutcome, table
 from gpuprof.render import FORMATS, render
 from gpuprof.render.tree import build
 from gpuprof.render.view import BY, View
@@ -48,7 +48,7 @@ def test_csv_of_a_count_alone_leaves_times_empty():
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("format", [name for name in FORMATS if name != "tree"])
 def test_every_table_in_every_format(format, by):
-    text = render(gpu_run(), format, View(by=by))
+    text = render(counted_run(), format, View(by=by))
 
     assert text.endswith("\n")
     if format == "json":
@@ -190,3 +190,108 @@ def test_by_convention_says_where_the_difference_comes_from():
     assert (rows["causal"]["flops"], rows["causal"]["difference"]) == (12000, 0)
     assert (rows["full"]["flops"], rows["full"]["difference_percent"]) == (24000, 100.0)
     assert rows["full"]["because"]
+
+
+def line_of(text, label):
+    """A labelled line of the header, continuation lines joined."""
+    lines = text.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(label))
+    end = next(number for number in range(start + 1, len(lines)) if not lines[number].startswith("  "))
+    return " ".join(" ".join(lines[start:end]).split())
+
+
+def readings(**quantities):
+    """Telemetry, each quantity at the start and at the end of a four-second window; a unit after ``__``."""
+    rows = [
+        {"time_s": at, "quantity": name.partition("__")[0], "unit": name.partition("__")[2], "value": value}
+        for name, values in quantities.items()
+        for at, value in zip((0.0, 4.0), values, strict=True)
+    ]
+    return table("telemetry", sorted(rows, key=lambda row: row["time_s"]))
+
+
+def test_telemetry_in_one_line_with_energy_and_the_tensor_cores():
+    run = gpu_run()
+    run.settings |= {"warmup": 5, "steps": 15}
+    # ten SMs of 10^-5 FLOPs per clock at 1500 MHz do 150,000 FLOP/s; 20 steps of 12,000 FLOPs in 4 s are 60,000
+    run.device |= {"max_sm_clock_mhz": 1980, "power_limit_w": 700.0, "sm_count": 10,
+                   "flops_per_clock_per_sm": {"bfloat16": 1e-5}}  # fmt: skip
+    run.telemetry = readings(
+        sm_clock__MHz=(1500, 1500),
+        power_instant__W=(600, 624),
+        temperature__C=(55, 61),
+        event_reasons__mask=(0, 4),
+        power_policy_time__s=(7.0, 10.1),
+        energy__J=(1000, 1048),
+        gpm_tensor_active__=(43.1, 43.1),
+    )
+
+    assert line_of(render(run, "tree", View(width=200)), "Telemetry") == (
+        "Telemetry SM clock 1,500 of 1,980 MHz, 612 W of 700 W, power cap for 3.100 s of 4.000 s, 61 C; "
+        "2.400 J per step, 5.000 KFLOP/J of model FLOPs; "
+        "tensor cores busy 43.1 % by GPM where counted FLOPs ask for 40.0 %"
+    )
+    assert "10.00 KFLOP/J" in render(run, "tree", View(convention="full", width=200))
+
+
+def test_telemetry_says_only_what_is_known():
+    run = gpu_run()
+    assert "Telemetry" not in render(run, "tree")
+    run.telemetry = readings(temperature__C=(55, 61))
+    assert line_of(render(run, "tree"), "Telemetry") == "Telemetry 61 C"
+
+
+def test_a_window_too_short_for_energy_says_how_to_get_it():
+    run = gpu_run()
+    run.settings |= {"warmup": 1, "steps": 3}
+    run.telemetry = readings(energy__J=(1000, 1048)).assign(time_s=[0.0, 0.25])
+
+    assert line_of(render(run, "tree", View(width=200)), "Telemetry") == (
+        "Telemetry a window of 250.0 ms is too short for energy (more --steps)"
+    )
+
+
+def test_the_measured_peak_names_where_it_comes_from():
+    run = gpu_run()
+    run.device["peaks"]["measured"] = {"bfloat16": 80e9}
+    run.device["peak_source_measured"] = "gpuprof ceilings, 2026-01-02"
+
+    text = " ".join(render(run, "tree", View(width=200)).split())
+
+    assert "of measured (best matmul measured on this device: bfloat16 80.00 GFLOP/s) [gpuprof ceilings, 2026" in text
+    assert "(datasheet dense peak: bfloat16 100.0 GFLOP/s) MFU" in text
+
+
+def test_executed_flops_stand_in_header_and_tree_where_counters_were_read():
+    """Counted 4000 forward and 8000 backward, executed 1000 more in the head's forward; six launches of 40 bytes."""
+    text = render(counted_run(), "tree", View(width=250))
+
+    executed = next(line for line in text.splitlines() if line.startswith("Executed"))
+    assert "13.00 KFLOPs by the GPU's own counters, 1.083 x the counted hardware FLOPs" in executed
+    assert "240 B moved in device memory; a 4096^3 matmul reads bfloat16 1 of its FLOPs" in executed
+    assert next(line for line in text.splitlines() if "head: Linear" in line).split().count("1.167") == 1  # 7000 / 6000
+    assert "executed" not in render(gpu_run(), "tree", View(width=160))
+
+
+def test_executed_flops_by_module_and_phase():
+    rows = json.loads(render(counted_run(), "json", View(by="executed", depth=1)))
+
+    head = next(row for row in rows if (row["module"], row["phase"]) == ("head", "forward"))
+    assert (head["flops_hardware"], head["flops_executed"], head["factor"], head["dram_bytes"]) == (2000, 3000, 1.5, 40)
+    assert {row["module"] for row in rows} == {"", "layers", "head", "(unattributed)"}
+
+
+def test_without_counters_there_is_nothing_to_show_by_executed():
+    with pytest.raises(gpuprof.GpuprofError, match="no hardware counters: profile with --counters"):
+        render(gpu_run(), "table", View(by="executed"))
+    run = gpu_run()
+    run.passes["counters"] = PassOutcome("skipped", "no ncu on PATH")
+    with pytest.raises(gpuprof.GpuprofError, match="no hardware counters: no ncu on PATH"):
+        render(run, "table", View(by="executed"))
+
+
+def test_work_in_a_dtype_that_was_not_collected_is_named():
+    run = counted_run()
+    run.counters.loc[0, ["tensor_bfloat16", "tensor_instructions"]] = [0, 7]
+
+    assert "not collected (--counters full): gemm of layers.0, 1 launches." in render(run, "tree", View(width=300))

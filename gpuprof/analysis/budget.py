@@ -1,0 +1,505 @@
+"""Where the time of a step went: named parts that add up to it.
+
+Every instant of the traced step belongs to one kernel or to one gap, so nothing counts twice. The time of a kernel
+falls under a part by its phase and operator; from there the bounds move what they explain to parts of their own, one
+after the other: the model FLOPs at peak, the clock, the bytes, the ceiling of the shape. What no bound explains stays.
+So the sum is the step whatever the bounds say, and a part is negative where work was faster than its bound.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from gpuprof import units
+from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
+from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
+from gpuprof.analysis.modules import ancestors, plain_op, union_ns
+from gpuprof.errors import GpuprofError
+from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.theory import rule_for
+from gpuprof.theory.rows import Shape, read_shapes
+
+PARTS = (
+    "ideal", "clock", "recompute", "matmul_shape", "matmul", "attention", "memory_bytes", "memory", "optimizer",
+    "communication", "idle_launch", "idle_host", "other",
+)  # fmt: skip
+"""The parts of a step, in the order in which they are told."""
+
+PART_COLUMNS = ["part", "title", "time_s", "share", "what"]
+"""Columns of `Budget.parts`: the machine-readable contract."""
+
+LAUNCH_GAP_S = 100e-6
+"""A gap up to this is the launch of one operator; in a longer one the host did something else."""
+
+_ALIKE = 0.01
+"""Share of the step by which the traced one may be shorter without a word."""
+
+_BOUNDS = {"ideal": "ideal_s", "clock": "clock_s", "memory_bytes": "bytes_s", "matmul_shape": "shape_s"}
+"""Parts that a bound explains, by the column of the operators that says how long."""
+
+_WORK = {"matmul": "matmul", "convolution": "matmul", "recurrent": "matmul", "attention": "attention",
+         "vector": "memory", "movement": "memory", "view": "memory"}  # fmt: skip
+"""Kinds of operators as a budget has them; anything else is other."""
+
+_ATTENTION_PRODUCTS = ("aten::bmm", "aten::baddbmm", "aten::matmul")
+_WITH_CEILING = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The time of one step, in parts.
+
+    Attributes:
+        run: what was measured.
+        step_s: the step, s.
+        convention: how model FLOPs are counted.
+        denominator: which peak the ideal time is at, of `gpuprof.analysis.denominators.WORDS`; empty without one.
+        mfu: ideal time over the step; None where no peak is known.
+        hfu: the same of the FLOPs that the operators really do.
+        bandwidth: bytes/s that memory-bound work is held against; None where it is not known.
+        parts: columns `PART_COLUMNS`, a row for each of `PARTS`; missing is a part that cannot be told from the rest.
+        rows: the same by module (its own work alone), phase and operator: columns module, phase, op, part, time_s.
+        ops: the run's as far as they are forward or backward, op without its overload; with work and part as in
+            `kernels`, and the bounds of all calls in seconds: ideal_s, and where known clock_s, bytes_s, shape_s.
+        kernels: the run's, op without its overload; with kind and dtype of the operator, work (matmul, attention,
+            memory or other), part (that its time falls under), own_s (seconds of the step that it alone has) and idle_s
+            (of the gap that it ended): the two add up to the step, as far as the traced one shows it.
+        notes: what is to be known of the figures, a sentence each.
+    """
+
+    run: Run
+    step_s: float
+    convention: str
+    denominator: str
+    mfu: float | None
+    hfu: float | None
+    bandwidth: float | None
+    parts: pd.DataFrame
+    rows: pd.DataFrame
+    ops: pd.DataFrame
+    kernels: pd.DataFrame
+    notes: list[str]
+
+    def seconds(self, part: str) -> float:
+        """Time of a part; 0 where it cannot be told from the rest."""
+        return float(self.parts.set_index("part")["time_s"].fillna(0)[part])
+
+
+def budget(
+    run: Run, convention: str | None = None, denominator: str | None = None, ceilings: dict[str, Any] | None = None
+) -> Budget:
+    """Split the time of a step into parts that add up to it.
+
+    Args:
+        run: one that was counted and traced. The step is the median of the timing pass, or the traced one without it.
+        convention: how model FLOPs are counted; the run's own by default.
+        denominator: which peak the ideal time is at; the preferred one of the run by default.
+        ceilings: what `read_ceilings` gives: rates of the run's products and a bandwidth, measured on the device.
+
+    Raises:
+        GpuprofError: the run was not counted or traced, has no kernels, or has no such denominator.
+    """
+    if not (run.done("count") and run.done("trace")) or run.kernels.empty:
+        raise GpuprofError("a budget needs operators and kernels: profile with the passes count, time and trace")
+    known = denominators(run)
+    if denominator is not None and denominator not in known:
+        raise GpuprofError(f"no denominator {denominator!r} in this run: it has {', '.join(known) or 'none'}")
+    name = denominator or next(iter(known), "")
+    peaks, cuda = known.get(name, {}), run.device.get("type") == "cuda"
+    bandwidth = _bandwidth(run, ceilings)
+    scores = _scores(run)
+    everything = _operators(run, convention, peaks, scores)
+    ops = everything[everything["phase"].isin(["forward", "backward"])].copy()
+    _add_bounds(ops, run, known.get("clock") if name == "datasheet" else None, bandwidth, ceilings)
+    kernels, step_s, notes = _timed(_classified(run, everything, convention, scores), run)
+    rows = _rows(kernels, step_s, ops, cuda)
+    sums = rows.groupby("part")["time_s"].sum()
+    unknown = {part for part, column in _BOUNDS.items() if column not in ops} | (set() if name else {"ideal"})
+    facts = {"peaks": peaks, "bandwidth": bandwidth, "flops": whole_step(run, everything, convention)["flops"]}
+    facts["unseen"] = step_s - float(kernels[["own_s", "idle_s"]].to_numpy().sum())
+    parts = pd.DataFrame({"part": PARTS})
+    parts["title"] = [_title(part, run, unknown) for part in PARTS]
+    parts["time_s"] = [float("nan") if part in unknown else float(sums.get(part, 0.0)) for part in PARTS]
+    parts["share"] = parts["time_s"] / step_s
+    parts["what"] = [_what(part, run, ops, kernels, facts) for part in PARTS]
+    peakless = sorted(set(ops.loc[ops["ideal_s"].isna(), "dtype"]))
+    if name and peakless:
+        notes.append(f"No {name} peak is known for {', '.join(peakless)}: no ideal time for its FLOPs, and no MFU.")
+    if not name:
+        notes.append(f"No ideal time: {run.device.get('peak_remedy') or 'no peak is known of this device'}.")
+    if (parts["share"] < -0.0005).any():
+        notes.append("A negative part is work that was faster than the bound it is held against.")
+    return Budget(
+        run=run, step_s=step_s, convention=convention_of(run, convention), denominator=name,
+        mfu=_share(ops["ideal_s"].sum(skipna=False), step_s),
+        hfu=_share(everything["hardware_s"].sum(skipna=False), step_s),
+        bandwidth=bandwidth, parts=parts, rows=rows, ops=ops, kernels=kernels, notes=notes,
+    )  # fmt: skip
+
+
+def budget_by(found: Budget, by: Literal["module", "class"] = "module", depth: int | None = None) -> pd.DataFrame:
+    """The budget by module or class, each its own work without that of the modules inside: rows add up to the step.
+
+    Args:
+        found: what `budget` gives.
+        by: what a row is.
+        depth: modules below this depth (the root is 0) are part of the one above them at it.
+
+    Returns:
+        Columns module and class, or class and modules (how many of them); time_s, share (of the step), and a column
+        ``PART_s`` for each of `PARTS`; missing is a part that cannot be told from the rest. Most time beyond the ideal
+        first. The gap before a kernel is its module's.
+
+    Raises:
+        GpuprofError: ``by`` is something else.
+    """
+    if by not in ("module", "class"):
+        raise GpuprofError(f"no budget by {by!r}: known are module, class")
+    classes = dict(zip(found.run.tree["module"], found.run.tree["class"], strict=True))
+    rows = found.rows.assign(row=[_cut(module, depth) for module in found.rows["module"]])
+    modules = rows.groupby(rows["row"].map(classes).fillna(""))["row"].nunique()
+    if by == "class":
+        rows["row"] = rows["row"].map(classes).fillna("")
+    sums = rows.pivot_table(index="row", columns="part", values="time_s", aggfunc="sum").reindex(columns=list(PARTS))
+    table = pd.DataFrame({"time_s": sums.sum(axis=1), "share": sums.sum(axis=1) / found.step_s})
+    for part, time_s in zip(found.parts["part"], found.parts["time_s"], strict=True):
+        table[f"{part}_s"] = float("nan") if pd.isna(time_s) else sums[part].fillna(0.0)
+    table = table.loc[(table["time_s"] - sums["ideal"].fillna(0)).sort_values(ascending=False, kind="stable").index]
+    if by == "class":
+        table.insert(0, "modules", modules.reindex(table.index))
+    else:
+        table.insert(0, "class", table.index.map(lambda module: classes.get(module, "")))
+    return table.rename_axis(by).reset_index()
+
+
+def idle_owners(found: Budget, longest_gap_s: float = math.inf) -> pd.DataFrame:
+    """Whose kernels the device waited for: gaps by the owner of the kernel that ended them, the longest time first.
+
+    Args:
+        found: what `budget` gives.
+        longest_gap_s: gaps that were longer in the trace are left out.
+
+    Returns:
+        Columns owner (module, with ``*`` for the number of a layer), phase, op (the one waited for longest), gaps (how
+        many), idle_s and share (of the step).
+    """
+    late = found.kernels[(found.kernels["idle_s"] > 0) & (found.kernels["gap_s"] <= longest_gap_s)]
+    late = late.assign(owner=[re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", module) for module in late["module"]])
+    rows = []
+    for (owner, phase), group in late.groupby(["owner", "phase"], sort=False):
+        idle_s = group["idle_s"].sum()
+        op = group.groupby("op")["idle_s"].sum().idxmax()
+        rows.append((owner, phase, op, len(group), idle_s, idle_s / found.step_s))
+    table = pd.DataFrame(rows, columns=["owner", "phase", "op", "gaps", "idle_s", "share"])
+    return table.sort_values("idle_s", ascending=False, ignore_index=True)
+
+
+def read_ceilings(path: Path, run: Run) -> dict[str, Any]:
+    """Read what ``gpuprof ceilings -o`` saved, for the device of a run.
+
+    Raises:
+        GpuprofError: there is no such file, it is something else, or it is of another device.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+        device, shapes = found["device"]["name"], found["shapes"]
+        [(row["dtype"], row["batch"], row["m"], row["n"], row["k"]) for row in shapes]
+    except OSError as error:
+        raise GpuprofError(f"cannot read {path}: {error.strerror or error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise GpuprofError(
+            f"{path} has no ceilings: give a file saved by 'gpuprof ceilings --shapes RUN -o'"
+        ) from error
+    if device != run.device.get("name"):
+        raise GpuprofError(f"{path} is of {device}, the run of {run.device.get('name')}: measure ceilings there")
+    return dict(found)
+
+
+def _bandwidth(run: Run, ceilings: dict[str, Any] | None) -> float | None:
+    """The measured one where there is one, else the datasheet's."""
+    copy = (ceilings or {}).get("copy") or {}
+    return copy.get("bytes_per_s") or run.device.get("measured_bandwidth") or run.device.get("memory_bandwidth")
+
+
+def _share(ideal_s: float, step_s: float) -> float | None:
+    return ideal_s / step_s if ideal_s > 0 else None  # a NaN is not
+
+
+def _cut(module: str, depth: int | None) -> str:
+    paths = ancestors(module)  # the module first, the root last
+    return module if depth is None or module == UNATTRIBUTED else paths[max(len(paths) - 1 - depth, 0)]
+
+
+def _operators(
+    run: Run, convention: str | None, peaks: dict[str, float], scores: dict[str, set[Shape]]
+) -> pd.DataFrame:
+    """The ``ops`` table in the convention, with ideal_s and hardware_s at these peaks, and the work."""
+    ops = counted(run, convention)
+    sums = whole_step(run, ops, convention)
+    # a formula's FLOPs run in the mix of dtypes that was counted
+    scale = sums["flops"] / sums["counted_flops"] if sums["counted_flops"] else 1.0
+    ops["ideal_s"] = ideal_seconds(ops, "flops", peaks, run) * scale
+    ops["hardware_s"] = ideal_seconds(ops, "flops_hardware", peaks, run)
+    ops["op"] = ops["op"].map(plain_op)
+    ops["work"] = ops["part"] = _work(ops, scores)
+    return ops
+
+
+def _scores(run: Run) -> dict[str, set[Shape]]:
+    """Queries and keys of the score matrices that attention modules write out: what their softmax is of."""
+    scores: dict[str, set[Shape]] = {module: set() for module in run.tree.loc[run.tree["causality"] != "", "module"]}
+    softmax = run.ops[run.ops["op"].str.contains("softmax") & run.ops["module"].isin(scores.keys())]
+    for module, shapes in zip(softmax["module"], softmax["shapes"], strict=True):
+        scores[module].update(shape[-2:] for shape in read_shapes(shapes)[0][:1])
+    return scores
+
+
+def _work(rows: pd.DataFrame, scores: dict[str, set[Shape]]) -> list[str]:
+    """The work of operators or kernels: products of attention, and what is done to its scores, are attention."""
+
+    def one(module: str, op: str, kind: str, shapes: str) -> str:
+        if module in scores:
+            if op in _ATTENTION_PRODUCTS:
+                return "attention"
+            of_scores = any(shape[-2:] in scores[module] for shape in read_shapes(shapes)[0])
+            if kind in ("vector", "movement") and of_scores:
+                return "attention"
+        return _WORK.get(kind, "other")
+
+    columns = rows[["module", "op", "kind", "shapes"]]
+    known = {key: one(*key) for key in set(columns.itertuples(index=False, name=None))}
+    return [known[key] for key in columns.itertuples(index=False, name=None)]
+
+
+def _add_bounds(
+    ops: pd.DataFrame,
+    run: Run,
+    clock: dict[str, float] | None,
+    bandwidth: float | None,
+    ceilings: dict[str, Any] | None,
+) -> None:
+    """Columns of `_BOUNDS`: what each bound adds to those before it; none for what is not known."""
+    below = ops["ideal_s"].fillna(0.0)
+    if clock:
+        ops["clock_s"] = ideal_seconds(ops, "flops", clock, run).fillna(below) - below
+        below = below + ops["clock_s"]
+    if bandwidth:
+        needed = ops["bytes"].astype("Float64").fillna(0).astype("float64") / bandwidth
+        ops["bytes_s"] = (needed - below).clip(lower=0).where(ops["work"].isin(["matmul", "memory"]), 0.0)
+        below = below + ops["bytes_s"]
+    rates = _shape_rates(ceilings)
+    if rates:
+        ops["ceiling_s"] = [_at_ceiling(row, rates, run) for row in ops.to_dict(orient="records")]
+        ops["shape_s"] = (ops["ceiling_s"] - below).fillna(0.0)
+
+
+def _shape_rates(ceilings: dict[str, Any] | None) -> dict[tuple[Any, ...], float]:
+    """Measured FLOP/s by dtype, batch, m, n and k."""
+    rows = (ceilings or {}).get("shapes") or []
+    return {
+        (row["dtype"], row["batch"], row["m"], row["n"], row["k"]): row["flops_per_s"]
+        for row in rows
+        if row.get("flops_per_s")
+    }
+
+
+def _at_ceiling(row: dict[str, Any], rates: dict[tuple[Any, ...], float], run: Run) -> float:
+    """Seconds that a product takes at the measured rate of its shape; NaN where there is none."""
+    if row["work"] != "matmul" or row["op"] not in _WITH_CEILING or not row["flops_hardware"]:
+        return float("nan")
+    *rows, n = read_shapes(row["shapes"])[1][0]
+    batch, m = (1, *rows)[-2:]
+    k = row["flops_hardware"] // (2 * row["calls"] * batch * m * n)
+    rate = rates.get((peak_dtype(row["dtype"], row["kind"], run), batch, m, n, k))
+    return row["flops_hardware"] / rate if rate else float("nan")
+
+
+def _classified(run: Run, ops: pd.DataFrame, convention: str | None, scores: dict[str, set[Shape]]) -> pd.DataFrame:
+    """The kernels by start, with what is known of their operators, and the part that their time falls under."""
+    kernels = run.kernels.sort_values("start_ns", kind="stable", ignore_index=True)
+    kernels["op"] = kernels["op"].map(plain_op)
+    rules = {op: rule_for(op) for op in set(kernels["op"])}
+    kinds: dict[str, str] = {op: rule.kind if rule else "" for op, rule in rules.items()}
+    kernels["kind"] = kernels["op"].map(kinds | dict(zip(ops["op"], ops["kind"], strict=True)))
+    key = ["module", "phase", "op"]
+    heaviest = ops.sort_values("bytes", na_position="first", kind="stable").drop_duplicates(key, keep="last")
+    kernels["dtype"] = kernels[key].merge(heaviest[[*key, "dtype"]], on=key, how="left")["dtype"].fillna("")
+    kernels["work"] = _work(kernels, scores)
+    phase = kernels["phase"]
+    if chosen(run, convention).recompute_in_backward:
+        phase = phase.replace("recompute", "backward")
+    kernels["part"] = kernels["work"].where(phase.isin(["forward", "backward"]), phase)
+    nccl = kernels["kernel"].str.contains("nccl", case=False) | kernels["op"].str.contains("c10d", regex=False)
+    kernels.loc[nccl, "part"] = "communication"
+    return kernels
+
+
+def _timed(kernels: pd.DataFrame, run: Run) -> tuple[pd.DataFrame, float, list[str]]:
+    """The kernels with own_s and idle_s; the step, s; and what is to be said of it."""
+    own, gaps = owned(
+        kernels["start_ns"].to_numpy("int64"),
+        kernels["duration_ns"].to_numpy("int64"),
+        (kernels["part"] == "communication").to_numpy(),
+    )
+    busy_s, gaps_s, notes = int(own.sum()) * 1e-9, int(gaps.sum()) * 1e-9, []
+    samples = run.samples.loc[run.samples["phase"] == "step", "time_s"]
+    step_s = float(samples.median()) if len(samples) else busy_s + gaps_s
+    if samples.empty:
+        notes.append("No undisturbed step was timed: this is the traced one, which tracing lengthens.")
+    if busy_s > step_s:
+        notes.append(
+            f"Tracing slowed the step: its kernels take {units.duration(busy_s)}, the undisturbed step "
+            f"{units.duration(step_s)}. They are scaled down to it, and idle time cannot be told."
+        )
+    if step_s - busy_s - gaps_s > _ALIKE * step_s:
+        notes.append(
+            f"The undisturbed step took {units.duration(step_s - busy_s - gaps_s)} longer than the traced one, whose "
+            "kernels and gaps are all there is to tell it by: other holds the difference. The device was slower, or "
+            "busy with something else."
+        )
+    kernels["own_s"] = own * 1e-9 * (step_s / busy_s if busy_s > step_s else 1.0)
+    kernels["gap_s"] = gaps * 1e-9
+    # tracing lengthens gaps, so there is no more idle time than it shows
+    idle_s = min(max(step_s - busy_s, 0.0), gaps_s)
+    kernels["idle_s"] = kernels["gap_s"] * (idle_s / gaps_s if gaps_s else 0.0)
+    return kernels, step_s, notes
+
+
+def owned(start: np.ndarray, duration: np.ndarray, communicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nanoseconds that each kernel has for itself, and those of the gap before it: exact integers.
+
+    Of the kernels of one instant one owns it: computation before communication, then the earlier start. So what they
+    own adds up to the union of all intervals, with the gaps to the span, and that of communication to what no
+    computation hides.
+
+    Args:
+        start: int64, ascending, from the beginning of the step.
+        duration: likewise, in the same order.
+        communicates: which kernels move data between devices.
+    """
+    end = start + duration
+    begin = start.copy()
+    for kind in (communicates, ~communicates):
+        begin[kind] = np.minimum(np.maximum(start[kind], _reach(end[kind])), end[kind])
+    own = end - begin
+    computing = ~communicates & (own > 0)  # disjoint pieces, in order
+    first, last, before = begin[computing], np.r_[0, end[computing]], np.cumsum(np.r_[0, own[computing]])
+
+    def computed_until(instant: np.ndarray) -> np.ndarray:
+        begun = np.searchsorted(first, instant, side="right")
+        return before[begun] - np.maximum(last[begun] - instant, 0)
+
+    own[communicates] -= computed_until(end[communicates]) - computed_until(begin[communicates])
+    return own, np.maximum(start - _reach(end), 0)
+
+
+def _reach(end: np.ndarray) -> np.ndarray:
+    """The latest end of all intervals before each."""
+    return np.maximum.accumulate(np.r_[0, end])[:-1]
+
+
+def _rows(kernels: pd.DataFrame, step_s: float, ops: pd.DataFrame, cuda: bool) -> pd.DataFrame:
+    """Time by owner and part: that of the kernels, the bounds moved out of it, and the gaps."""
+    key = ["module", "phase", "op"]
+    late = kernels[kernels["idle_s"] > 0]
+    short = (late["gap_s"] <= LAUNCH_GAP_S) & cuda
+    pieces = [
+        kernels[[*key, "part"]].assign(time_s=kernels["own_s"]),
+        late[key].assign(part=np.where(short, "idle_launch", "idle_host"), time_s=late["idle_s"]),
+    ]
+    for part, column in _BOUNDS.items():
+        if column in ops:
+            moved = ops[[*key, "part"]].assign(time_s=ops[column].fillna(0.0))
+            pieces += [moved.assign(part=part), moved.assign(time_s=-moved["time_s"])]
+    rest = step_s - float(kernels["own_s"].sum() + late["idle_s"].sum())
+    if rest > 1e-9 * step_s:  # the step was longer than the traced one
+        nobody = {"module": UNATTRIBUTED, "phase": "other", "op": "", "part": "other", "time_s": rest}
+        pieces.append(pd.DataFrame([nobody]))
+    rows = pd.concat(pieces, ignore_index=True).groupby([*key, "part"], sort=False, as_index=False)["time_s"].sum()
+    return rows[rows["time_s"] != 0].reset_index(drop=True)
+
+
+def _title(part: str, run: Run, unknown: set[str]) -> str:
+    cuda = run.device.get("type") == "cuda"
+    above = "above ideal" if "ideal" not in unknown else "all of it"
+    return {
+        "ideal": "ideal: model FLOPs at peak",
+        "clock": "clock below the datasheet's",
+        "recompute": "recompute",
+        "matmul_shape": "matmuls: limit of their shape",
+        "matmul": f"matmuls: {'above that' if 'matmul_shape' not in unknown else above}",
+        "attention": f"attention: {above}",
+        "memory_bytes": "memory-bound: their bytes",
+        "memory": f"memory-bound: {'above that' if 'memory_bytes' not in unknown else 'all of it'}",
+        "optimizer": "optimizer",
+        "communication": "communication not hidden",
+        "idle_launch": "GPU idle: launch-bound",
+        "idle_host": "GPU idle: host-bound" if cuda else "host between operators",
+        "other": "other",
+    }[part]
+
+
+def _what(part: str, run: Run, ops: pd.DataFrame, kernels: pd.DataFrame, facts: dict[str, Any]) -> str:
+    """The evidence of a part in a few words; empty where there is nothing to say."""
+    mine = kernels[kernels["part"] == part]
+    took = units.duration(float(mine["own_s"].sum()))
+    cuda = run.device.get("type") == "cuda"
+    many = f"{len(mine):,} {'kernels' if cuda else 'operators'}"
+    if part == "ideal":
+        priced = ops.loc[ops["ideal_s"] > 0, ["dtype", "kind"]].drop_duplicates()
+        dtypes = [peak_dtype(dtype, kind, run) for dtype, kind in priced.itertuples(index=False, name=None)]
+        peaks = [f"{dtype} {units.si(facts['peaks'][dtype], 'FLOP/s')}" for dtype in dict.fromkeys(dtypes)]
+        return f"{units.si(facts['flops'], 'FLOPs')} at {', '.join(peaks)}" if peaks else ""
+    if part == "clock" and "clock_s" in ops:
+        return f"SM clock {(sm_clock_hz(run) or 0) / 1e6:,.0f} MHz in the window"
+    if part == "memory_bytes" and facts["bandwidth"]:
+        needed = float(ops["bytes_s"].sum()) * facts["bandwidth"]
+        return f"{units.size(needed)} at {units.si(facts['bandwidth'], 'B/s')}"
+    if part == "matmul_shape" and "ceiling_s" in ops:
+        matmul = ops[ops["work"] == "matmul"]
+        flops = matmul["flops_hardware"].fillna(0)
+        covered = flops[matmul["ceiling_s"].notna()].sum() / flops.sum() if flops.sum() else None
+        return f"{units.percent(covered)} of their FLOPs have one measured"
+    if part in ("idle_launch", "idle_host"):
+        launch = (kernels["gap_s"] <= LAUNCH_GAP_S) & cuda
+        late = kernels[(kernels["idle_s"] > 0) & (launch == (part == "idle_launch"))]
+        if late.empty:
+            return ""
+        longest = late.loc[late["idle_s"].idxmax()]
+        size = f" {'up to' if part == 'idle_launch' else 'over'} {units.duration(LAUNCH_GAP_S, 1)}" if cuda else ""
+        return f"{len(late):,} gaps{size}, the longest before {longest['op'] or longest['kernel']}"
+    if part == "other" and facts["unseen"] > mine["own_s"].sum():
+        return f"{units.duration(facts['unseen'])} by which the step was longer than the traced one"
+    if mine.empty:
+        return ""
+    if part in ("matmul", "attention"):
+        work = ops[ops["work"] == part]
+        written = part == "attention" and (mine["kind"] != "attention").any()
+        how = ", scores written out" if written else ""
+        flops = float(work["flops"].fillna(0).sum())
+        rate = flops / float(mine["own_s"].sum()) if mine["own_s"].sum() else None
+        return f"{took} for {units.si(flops, 'FLOPs')}: {units.si(rate, 'FLOP/s')}{how}"
+    if part == "memory":
+        return f"{took} in {many}"
+    if part == "recompute":
+        again = run.ops.loc[run.ops["phase"] == "recompute", "flops_hardware"].sum()
+        return f"{units.si(float(again), 'FLOPs')} once more"
+    if part == "communication":
+        return f"of {units.duration(_union_s(mine))} in all"
+    if part == "other":
+        largest = mine.groupby("op")["own_s"].sum().nlargest(2)
+        return f"mostly {', '.join(op or 'no operator' for op in largest.index)}"
+    return many
+
+
+def _union_s(kernels: pd.DataFrame) -> float:
+    start = kernels["start_ns"].to_numpy("int64")
+    return union_ns(start, start + kernels["duration_ns"].to_numpy("int64")) * 1e-9

@@ -1,0 +1,362 @@
+"""What to change first: at most five hints from a budget, each with its evidence and what it would gain.
+
+A gain is an estimate that the sentence explains: the time of the work less what the same work needs by a figure of this
+run or its device. It is what there is to win at most, and gains overlap: they do not add up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pandas as pd
+
+from gpuprof import units
+from gpuprof.analysis.budget import LAUNCH_GAP_S, Budget, idle_owners
+from gpuprof.analysis.denominators import denominators, peak_dtype
+from gpuprof.analysis.telemetry import limits
+from gpuprof.theory.rows import read_shapes
+from gpuprof.theory.rules import ITEM_BYTES
+
+MOST = 5
+"""Hints that are given."""
+
+LEAST_GAIN = 0.005
+"""Share of the step below which a gain is not worth a hint."""
+
+_FACTORS = {"aten::mm": 0, "aten::addmm": 1, "aten::bmm": 0, "aten::baddbmm": 1}  # which input the left one is
+_MULTIPLE = 8  # of 16-bit sizes, for rows to start at 16 bytes
+_ATTENTION_PRODUCT = r"aten::(bmm|baddbmm|matmul)\b"
+_SMALL = 64  # a product with a side below this is short of work, however it is aligned
+
+
+class Hint(NamedTuple):
+    """One thing to change.
+
+    Attributes:
+        text: what takes the time, and what it would need instead: a sentence with its figures.
+        gain_s: seconds of the step that it would save.
+        gain_share: the same as a share of the step.
+        action: what to do.
+    """
+
+    text: str
+    gain_s: float
+    gain_share: float
+    action: str
+
+
+_Found = Iterator[tuple[str, float, str]]
+
+
+def hints(found: Budget) -> list[Hint]:
+    """The `MOST` hints with the largest gain, that first; fewer where the record has evidence for fewer.
+
+    Args:
+        found: what `gpuprof.analysis.budget.budget` gives.
+    """
+    all_hints = [
+        Hint(text, gain_s, gain_s / found.step_s, action)
+        for look in _LOOKS
+        for text, gain_s, action in look(found)
+        if gain_s >= LEAST_GAIN * found.step_s
+    ]
+    return sorted(all_hints, key=lambda hint: -hint.gain_s)[:MOST]
+
+
+def _of_step(found: Budget, seconds: float) -> str:
+    return f"{units.duration(seconds)}, {units.percent(seconds / found.step_s)} of the step"
+
+
+def _many(rows: pd.DataFrame, word: str) -> str:
+    return f"{len(rows):,} {word}{'' if len(rows) == 1 else 's'}"
+
+
+def _cuda(found: Budget) -> bool:
+    return bool(found.run.device.get("type") == "cuda")
+
+
+def _attention(found: Budget) -> _Found:
+    """Scores that are written out, where a fused kernel would keep them on chip and skip the masked ones.
+
+    Single queries are left out: what they take is reading the cache, fused or not.
+    """
+    kernels = found.kernels[(found.kernels["work"] == "attention") & found.kernels["shapes"].map(_many_queries)]
+    modules = set(kernels.loc[kernels["kind"] != "attention", "module"])
+    kernels = kernels[kernels["module"].isin(modules)]
+    ops = found.run.ops
+    ops = ops[ops["module"].isin(modules) & ops["op"].str.match(_ATTENTION_PRODUCT) & ops["shapes"].map(_many_queries)]
+    now = float(kernels["own_s"].sum())
+    products = float(kernels.loc[kernels["op"].str.match(_ATTENTION_PRODUCT), "own_s"].sum())
+    if ops.empty or not products:
+        return
+    rate = float(ops["flops_hardware"].sum()) / products
+    # a fused backward computes the scores once more: five products for four gradients
+    flops = ops["flops_causal"].where(ops["phase"] != "backward", ops["flops_causal"] * 5 // 4)
+    needed = float(flops.sum()) / rate
+    how = found.run.workload.get("attention")
+    means = "sdpa in its math backend" if how == "sdpa" else f"{how} attention" if how else "attention"
+    yield (
+        f"{means} writes out its scores and takes {_of_step(found, now)}; fused and over unmasked pairs alone it would "
+        f"need about {units.duration(needed)} at the {units.si(rate, 'FLOP/s')} that its products reach",
+        now - needed,
+        "give sdpa a dtype, head size, mask and dropout that flash takes"
+        if how == "sdpa"
+        else "use sdpa or flash attention",
+    )
+
+
+def _many_queries(shapes: str) -> bool:
+    inputs = read_shapes(shapes)[0]
+    return len(inputs) > 0 and len(inputs[0]) > 1 and inputs[0][-2] > 1
+
+
+def _precision(found: Budget) -> _Found:
+    """Products in float32 where TF32 or bfloat16 has a higher peak."""
+    peaks = denominators(found.run).get(found.denominator, {})
+    products = found.kernels["work"].isin(["matmul", "attention"]) & (found.kernels["dtype"] == "float32")
+    products &= found.kernels["kind"].isin(["matmul", "convolution", "recurrent", "attention"])
+    kernels, ops = found.kernels[products], found.ops[found.ops["dtype"] == "float32"]
+    by_peak = {
+        dtype: float(rows["own_s"].sum())
+        for dtype, rows in kernels.groupby(kernels["kind"].map(lambda kind: peak_dtype("float32", kind, found.run)))
+    }
+    bytes_s = float(ops["bytes_s"].sum()) if "bytes_s" in ops else 0.0
+    for dtype, what, action in (
+        ("tf32", "in TF32", "torch.set_float32_matmul_precision('high')"),
+        ("bfloat16", "in bfloat16", "bfloat16 weights, or torch.autocast"),
+    ):
+        slower = {now: time_s for now, time_s in by_peak.items() if 0 < peaks.get(now, 0) < peaks.get(dtype, 0)}
+        if not slower or (dtype == "tf32" and not _cuda(found)):
+            continue
+        now_s = sum(slower.values())
+        then_s = sum(time_s * peaks[now] / peaks[dtype] for now, time_s in slower.items())
+        gain = now_s - then_s
+        text = (
+            f"float32 products take {_of_step(found, now_s)}; {what}, at the same share of a peak of "
+            f"{units.si(peaks[dtype], 'FLOP/s')} instead of "
+            f"{', '.join(units.si(peaks[now], 'FLOP/s') for now in slower)}, they would need {units.duration(then_s)}"
+        )
+        if dtype == "bfloat16" and bytes_s:
+            gain += bytes_s / 2
+            text += f", and half of the {units.duration(bytes_s)} for the bytes of memory-bound work would go"
+        yield text, gain, action
+
+
+def _launches(found: Budget) -> _Found:
+    """Gaps as short as a launch."""
+    late = found.kernels[(found.kernels["idle_s"] > 0) & (found.kernels["gap_s"] <= LAUNCH_GAP_S)]
+    if late.empty or not _cuda(found):
+        return
+    idle_s, kernels = float(late["idle_s"].sum()), found.kernels
+    worst = idle_owners(found, LAUNCH_GAP_S).iloc[0]
+    yield (
+        f"the GPU waits for launches {_of_step(found, idle_s)}: {_many(late, 'gap')} of "
+        f"{units.duration(idle_s / len(late))} between {_many(kernels, 'kernel')} of "
+        f"{units.duration(float(kernels['own_s'].mean()))} on average, {units.percent(worst['idle_s'] / idle_s)} of it "
+        f"before those of {worst['owner'] or '(root)'} in the {worst['phase']}",
+        idle_s,
+        "CUDA graphs, torch.compile(mode='reduce-overhead'), or more work per kernel",
+    )
+
+
+def _host(found: Budget) -> _Found:
+    """Gaps in which the host did something else."""
+    cuda = _cuda(found)
+    late = found.kernels[(found.kernels["idle_s"] > 0) & ((found.kernels["gap_s"] > LAUNCH_GAP_S) | (not cuda))]
+    if late.empty:
+        return
+    idle_s, longest = float(late["idle_s"].sum()), late.loc[late["idle_s"].idxmax()]
+    where = f"{longest['op'] or longest['kernel']} of {longest['module'] or '(root)'} in the {longest['phase']}"
+    most = units.duration(float(longest["idle_s"]))
+    if cuda:
+        yield (
+            f"the GPU waits for the host {_of_step(found, idle_s)}: {_many(late, 'gap')} over "
+            f"{units.duration(LAUNCH_GAP_S, 1)}, the longest ({most}) before {where}",
+            idle_s,
+            "look at what the host does there: values read back (.item()), data, Python",
+        )
+    else:
+        yield (
+            f"the host takes {_of_step(found, idle_s)}, between operators: {units.duration(idle_s / len(late))} of "
+            f"Python and dispatch before each of {len(late):,}, the longest ({most}) before {where}",
+            idle_s,
+            "torch.compile, or more work per operator: a larger batch",
+        )
+
+
+def _recompute(found: Budget) -> _Found:
+    """Checkpoints, if what they save would fit."""
+    run, seconds = found.run, found.seconds("recompute")
+    rows = run.ops[(run.ops["phase"] == "recompute") & ~run.ops["kind"].isin(["view"])]
+    held = run.device.get("memory_bytes")
+    peaks = run.memory.loc[run.memory["quantity"].isin(["allocated_peak", "rss_peak"]), "bytes"]
+    if not seconds or rows.empty or not held or peaks.empty:
+        return
+    # at most: not every result is kept for the backward
+    kept = sum(
+        sum(map(math.prod, read_shapes(row.shapes)[1])) * ITEM_BYTES.get(row.dtype, 1) * int(row.calls)
+        for row in rows.itertuples(index=False)
+    )
+    peak = int(peaks.max())
+    if peak + kept <= held:
+        yield (
+            f"checkpoints take {_of_step(found, seconds)}, for forwards run again; without them the peak of "
+            f"{units.size(peak)} grows by {units.size(kept)} of activations at most, and the device has "
+            f"{units.size(held)}",
+            seconds,
+            "switch activation checkpointing off, or checkpoint fewer layers",
+        )
+
+
+def _optimizer(found: Budget) -> _Found:
+    """An optimizer that reads and writes its state many times over."""
+    run, seconds = found.run, found.seconds("optimizer")
+    kernels = found.kernels[found.kernels["part"] == "optimizer"]
+    sizes = run.memory[run.memory["source"] == "analytic"].groupby("quantity")["bytes"].sum()
+    if kernels.empty or not found.bandwidth or not len(run.tree) or "gradients" not in sizes:
+        return
+    if kernels["op"].str.contains("::_fused_").any():
+        return
+    needed_bytes = 2 * int(run.tree["trainable_bytes"].iloc[0]) + int(sizes["gradients"])
+    needed_bytes += 2 * int(sizes.get("optimizer_state", 0))
+    needed = needed_bytes / found.bandwidth
+    many = _many(kernels, "kernel" if _cuda(found) else "operator")
+    yield (
+        f"the optimizer takes {_of_step(found, seconds)} in {many}; reading gradients and state and "
+        f"writing parameters and state once, {units.size(needed_bytes)}, needs {units.duration(needed)} at "
+        f"{units.si(found.bandwidth, 'B/s')}",
+        seconds - needed,
+        "fused=True, where the optimizer has it",
+    )
+
+
+def _logits(found: Budget) -> _Found:
+    """An output head that meets every position of a prompt, where the next token needs the last."""
+    run = found.run
+    head = (run.workload.get("facts") or {}).get("head")
+    batch = run.workload.get("batch_size")
+    if run.workload.get("mode") != "generate" or not head or not batch:
+        return
+    rows = run.ops[(run.ops["module"] == head) & (run.ops["flops_full"].fillna(0) > 0)]
+    done = needed = 0
+    for row in rows.itertuples(index=False):
+        positions = math.prod(read_shapes(row.shapes)[1][0][:-1])
+        done += int(row.flops_full)
+        needed += int(row.flops_full) * min(batch, positions) // positions
+    kernels = found.kernels[(found.kernels["module"] == head) & (found.kernels["work"] == "matmul")]
+    seconds = float(kernels["own_s"].sum())
+    if done:
+        yield (
+            f"{head} takes {_of_step(found, seconds)} for logits of every position of the prompt, where the last "
+            f"one is {units.percent(needed / done)} of its FLOPs",
+            seconds * (1 - needed / done),
+            "logits_to_keep=1, or slice the hidden states before the head",
+        )
+
+
+def _elementwise(found: Budget) -> _Found:
+    """Elementwise operators and reductions that are far from the bandwidth; lookups are not for fusing."""
+    if "bytes_s" not in found.ops:
+        return
+    kernels, ops = (
+        rows[(rows["part"] == "memory") & (rows["kind"] == "vector") & ~rows["op"].str.contains("embedding")]
+        for rows in (found.kernels, found.ops)
+    )
+    now, needed = float(kernels["own_s"].sum()), float(ops["bytes_s"].sum())
+    if kernels.empty:
+        return
+    classes = dict(zip(found.run.tree["module"], found.run.tree["class"], strict=True))
+    by_class = kernels.groupby(kernels["module"].map(classes).fillna("no module"))["own_s"].sum()
+    yield (
+        f"{_many(kernels, 'elementwise operator')} take {_of_step(found, now)}, where their bytes need "
+        f"{units.duration(needed)} at {units.si(found.bandwidth, 'B/s')}; {units.percent(by_class.max() / now)} of it "
+        f"is in {by_class.idxmax()}",
+        now - needed,
+        "fuse them: torch.compile, or fused kernels for norms, activations and loss",
+    )
+
+
+def _alignment(found: Budget) -> _Found:
+    """Products whose sizes tensor cores have to pad, against the others of the same run."""
+    kernels = found.kernels[
+        (found.kernels["part"] == "matmul")
+        & found.kernels["op"].isin(_FACTORS.keys())
+        & found.kernels["dtype"].isin(["float16", "bfloat16"])
+    ]
+    if kernels.empty or not _cuda(found):
+        return
+    sums = {True: [0.0, 0.0], False: [0.0, 0.0]}  # FLOPs and seconds, by whether they are aligned
+    worst = (0.0, "")
+    for (op, shapes), rows in kernels.groupby(["op", "shapes"]):
+        factors = read_shapes(shapes)[0][_FACTORS[op] :][:2]
+        if len(factors) < 2:
+            continue
+        left, right = factors
+        sides = (left[-2], right[-1], left[-1])
+        if min(sides) < _SMALL:
+            continue
+        time_s = float(rows["own_s"].sum())
+        aligned = all(side % _MULTIPLE == 0 for side in sides)
+        batch = left[0] if len(left) == 3 else 1
+        sums[aligned][0] += 2 * batch * math.prod(sides) * rows["call"].nunique()
+        sums[aligned][1] += time_s
+        if not aligned:
+            worst = max(worst, (time_s, " x ".join(map(str, sides))))
+    (flops, seconds), (others, their_seconds) = sums[False], sums[True]
+    if flops and others:
+        rate = others / their_seconds
+        yield (
+            f"products with a size that is no multiple of {_MULTIPLE} take {_of_step(found, seconds)} at "
+            f"{units.si(flops / seconds, 'FLOP/s')}, the longest (m x n x k) {worst[1]}; at the "
+            f"{units.si(rate, 'FLOP/s')} of the run's aligned products they would need {units.duration(flops / rate)}",
+            seconds - flops / rate,
+            "pad those sizes to a multiple of 64, a vocabulary for one",
+        )
+
+
+def _layout(found: Budget) -> _Found:
+    """Convolutions that cuDNN has to lay out anew for tensor cores."""
+    turned = found.kernels[found.kernels["kernel"].str.contains("nchwToNhwc|nhwcToNchw", regex=True)]
+    if len(turned):
+        seconds = float(turned["own_s"].sum())
+        yield (
+            f"{_many(turned, 'kernel')} turn channels-first tensors into channels-last and back: "
+            f"{_of_step(found, seconds)}",
+            seconds,
+            "model.to(memory_format=torch.channels_last), and the input too",
+        )
+
+
+def _communication(found: Budget) -> _Found:
+    """Transfers that computation does not hide."""
+    seconds = found.seconds("communication")
+    if seconds:
+        kernels = found.kernels[found.kernels["part"] == "communication"]
+        yield (
+            f"{_many(kernels, 'communication kernel')} are not hidden by computation for {_of_step(found, seconds)}, "
+            f"of {units.duration(float(kernels['duration_ns'].sum()) * 1e-9)} that they run",
+            seconds,
+            "start them earlier: prefetching in FSDP, other bucket sizes in DDP",
+        )
+
+
+def _clock(found: Budget) -> _Found:
+    """A clock that power or heat holds down."""
+    seen = limits(found.run.telemetry)
+    if seen:
+        seconds = found.seconds("clock")
+        reasons = " and ".join(limit.cause.name for limit in seen)
+        yield (
+            f"{reasons} held the clock down: the model FLOPs alone take {_of_step(found, seconds)} longer than at the "
+            "clock of the datasheet",
+            seconds,
+            "see to cooling" if any(limit.cause.invalid for limit in seen) else "a higher power limit, if there is one",
+        )
+
+
+_LOOKS: tuple[Callable[[Budget], _Found], ...] = (
+    _attention, _precision, _launches, _host, _recompute, _optimizer, _logits, _elementwise, _alignment, _layout,
+    _communication, _clock,
+)  # fmt: skip

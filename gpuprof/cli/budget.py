@@ -1,0 +1,108 @@
+"""``gpuprof budget``: where the time of a step went."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpuprof.cli import options as o
+
+
+class Format(StrEnum):
+    """How to show the budget."""
+
+    text = "text"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
+class By(StrEnum):
+    """What a row is."""
+
+    part = "part"
+    klass = "class"
+    module = "module"
+
+
+class Denominator(StrEnum):
+    """Peaks: `gpuprof.analysis.denominators.WORDS`."""
+
+    given = "given"
+    datasheet = "datasheet"
+    clock = "clock"
+    measured = "measured"
+
+
+def budget(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run saved with -o.", show_default=False)],
+    by: Annotated[By, typer.Option("--by", help="What a row is; as text the parts come in any case.")] = By.part,
+    depth: Annotated[
+        int | None, typer.Option(min=0, help="Modules below this depth are part of the one above; 0 is the root.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Only so many rows, those that lost most time.")] = None,
+    ceilings: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Measured rates of this run's products: 'gpuprof ceilings --shapes RUN -o FILE'.",
+            show_default=False,
+        ),
+    ] = None,
+    convention: Annotated[
+        o.Convention | None, typer.Option("--convention", help="Instead of the run's own.", show_default=False)
+    ] = None,
+    denominator: Annotated[
+        Denominator | None,
+        typer.Option("--denominator", help="Peak of the ideal time, instead of the run's first.", show_default=False),
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="For people or for machines.")] = Format.text,
+    chart: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw the waterfall: .png or .svg.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here instead of to the terminal.")
+    ] = None,
+) -> None:  # fmt: skip
+    """Say where the time of a saved run's step went, in parts that add up to it, and what to change first."""
+    from gpuprof.analysis.budget import budget as budget_of
+    from gpuprof.analysis.budget import read_ceilings
+    from gpuprof.cli.output import check_output, in_color, terminal_width
+    from gpuprof.record import load, write_atomically
+    from gpuprof.render.budget import budget_chart, render_budget
+    from gpuprof.render.charts import check_picture
+    from gpuprof.render.view import View
+
+    check_output(output)
+    check_output(chart)
+    if chart is not None:
+        check_picture(chart)
+    loaded = load(run)
+    found = budget_of(
+        loaded,
+        convention.value if convention else None,
+        denominator.value if denominator else None,
+        read_ceilings(ceilings, loaded) if ceilings else None,
+    )
+    view = View(by=by.value, depth=depth, top=top, width=terminal_width(), color=in_color() and output is None)
+    text = render_budget(found, format.value, view)
+    if chart is not None:
+        budget_chart(found, chart)
+    if output is None:
+        print(_printable(text), end="")
+    else:
+        write_atomically(output, text)
+
+
+def _printable(text: str) -> str:
+    """The text with bars that this terminal can show."""
+    encoding = sys.stdout.encoding or "ascii"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        plain = text.translate(str.maketrans("█▒▏·…", "#-|-~"))
+        return plain.encode(encoding, "replace").decode(encoding)
+    return text

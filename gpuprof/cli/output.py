@@ -1,0 +1,98 @@
+"""What the verbs that make a run share: the check of the output file, the progress, and the report."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpuprof.errors import GpuprofError
+
+if TYPE_CHECKING:
+    from gpuprof.profiler import Progress
+    from gpuprof.record import Run
+
+
+def check_output(path: Path | None) -> None:
+    """Fail before measuring rather than after, if the result could not be saved.
+
+    Raises:
+        GpuprofError: the folder is missing or not writable, or the path is a folder.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise GpuprofError(f"cannot write {path}: it is a folder; give a file name such as {path / 'run.json'}")
+    if not path.parent.is_dir():
+        raise GpuprofError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise GpuprofError(f"cannot write {path}: the folder {path.parent} is not writable")
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Progress | None]:
+    """A line per pass on the terminal; nothing where stderr is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, int] = {}
+
+        def tell(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done)  # type: ignore[arg-type]
+
+        yield tell
+
+
+def deliver(make: Callable[[], Run], output: Path | None, quiet: bool, verbose: bool) -> None:
+    """Make the run, save it, and print its report."""
+    check_output(output)
+    try:
+        run = make()
+    except GpuprofError as error:
+        if verbose and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
+        raise
+    if output is not None:
+        run.save(output)
+    if not quiet:
+        print_report(run)
+        if output is not None:
+            print(f"\nSaved to {output}: look again with 'gpuprof show {output}'")
+    if verbose:
+        for name, outcome in run.passes.items():
+            about = "; ".join(part for part in (outcome.reason, outcome.remedy) if part)
+            print(f"{name}: {outcome.status} in {outcome.seconds:.1f} s {about} {outcome.facts or ''}".rstrip())
+    if quiet:
+        for line in run.warnings:
+            print(f"gpuprof: {line}", file=sys.stderr)
+
+
+def print_report(run: Run) -> None:
+    """The tree on standard output, in colour on a terminal."""
+    from gpuprof.render import render
+    from gpuprof.render.view import View
+
+    print(render(run, "tree", View(width=terminal_width(), color=in_color())), end="")
+
+
+def terminal_width() -> int:
+    """Columns of the terminal, 120 where there is none."""
+    import shutil
+
+    return shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+
+
+def in_color() -> bool:
+    """Whether to colour: a terminal, and nobody said NO_COLOR."""
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ

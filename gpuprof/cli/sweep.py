@@ -1,0 +1,259 @@
+"""``gpuprof sweep``: many workloads, one after another, and what became of each."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gpuprof.cli import options as o
+from gpuprof.errors import GpuprofError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from gpuprof.sweep import Point, Tell
+
+_SWEPT, _MEASURING, _OUTPUT = "Swept: several values, separated by commas", "Measuring", "Output"
+
+
+class Format(StrEnum):
+    """How the table is printed."""
+
+    text = "text"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
+def _list(help: str) -> Any:
+    return typer.Option(metavar="LIST", help=help, rich_help_panel=_SWEPT, show_default=False)
+
+
+def sweep(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL[,MODEL]", help="Models as 'gpuprof profile' takes them.", show_default=False),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder of the runs and tables.",
+            rich_help_panel=_OUTPUT,
+            show_default=False,
+        ),
+    ],
+    seq_len: Annotated[str | None, _list("Positions per sample.")] = None,
+    batch_size: Annotated[str | None, _list("Samples per step.")] = None,
+    prompt_len: Annotated[str | None, _list("Positions of the prompt (generate).")] = None,
+    new_tokens: Annotated[str | None, _list("Tokens to generate.")] = None,
+    image_crops: Annotated[str | None, _list("Crops of the image (vision-language models).")] = None,
+    dtype: Annotated[str | None, _list("bfloat16, float16, float32.")] = None,
+    attention: Annotated[str | None, _list("eager, sdpa, flash_attention_2, flex_attention.")] = None,
+    checkpointing: Annotated[str | None, _list("none, reentrant, non-reentrant.")] = None,
+    optimizer: Annotated[str | None, _list("none, adamw, sgd.")] = None,
+    mode: Annotated[str | None, _list("train, forward, generate.")] = None,
+    device: o.Device = None,
+    freeze: o.Freeze = None,
+    seed: o.Seed = 0,
+    trust_remote_code: o.TrustRemoteCode = False,
+    warmup: Annotated[
+        int | None, typer.Option(min=0, help="Steps before the clock counts.", rich_help_panel=_MEASURING)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Timed steps.", rich_help_panel=_MEASURING)] = None,
+    passes: Annotated[
+        str,
+        typer.Option(metavar="LIST", help="Which passes to run at each point.", rich_help_panel=_MEASURING),
+    ] = "count,time,memory,telemetry",
+    peak_tflops: Annotated[
+        float | None,
+        typer.Option(help="Peak of the device in TFLOP/s, instead of the table's.", rich_help_panel=_MEASURING),
+    ] = None,
+    convention: o.ConventionOption = o.Convention.causal,
+    limit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Kill a point that takes longer.", rich_help_panel=_MEASURING, show_default=False
+        ),
+    ] = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Run points that failed again.", rich_help_panel=_MEASURING)
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the command of each point, and run none.", rich_help_panel=_OUTPUT)
+    ] = False,
+    format: Annotated[
+        Format, typer.Option("--format", "-f", help="For people or for machines.", rich_help_panel=_OUTPUT)
+    ] = Format.text,
+    quiet: o.Quiet = False,
+) -> None:
+    """Profile every combination of the given values, each in a process of its own, into one table and a chart.
+
+    The same command goes on where it was interrupted.
+    """
+    given = o.plain(locals())
+    from gpuprof.sweep import SIZES, SWEPT, check, grid, joined
+    from gpuprof.sweep import sweep as run_sweep
+
+    swept = {name: _values(name, given[name], name in SIZES) for name in SWEPT if given[name] is not None}
+    planned = grid([str(name) for name in _values("MODEL", model, False)], swept)
+    _check_passes(passes)
+    if limit is not None and not limit > 0:
+        raise GpuprofError(f"--limit must be above 0, not {limit:g}")
+    if peak_tflops is not None and not peak_tflops > 0:
+        raise GpuprofError(f"--peak-tflops must be above 0, not {peak_tflops:g}")
+    shared = ("device", "freeze", "seed", "trust_remote_code")
+    check(planned, **{name: given[name] for name in shared})
+    fixed = _arguments(given, (*shared, "warmup", "steps", "passes", "peak_tflops", "convention"))
+    if dry_run:
+        for line in _commands(planned, joined(planned, fixed, output), fixed, output, retry):
+            print(line)
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the child is ended too
+    try:
+        with _progress(quiet) as tell:
+            reached = run_sweep(planned, fixed, output, limit_s=limit, retry=retry, tell=tell)
+    except (KeyboardInterrupt, SystemExit):
+        _save(joined(planned, fixed, output), output)
+        raise
+    table, saved = _save(reached, output)
+    if not quiet:
+        from gpuprof.cli.output import in_color, terminal_width
+        from gpuprof.render.sweep import FORMATS
+        from gpuprof.render.view import View
+
+        print(FORMATS[format.value](table, View(width=terminal_width(), color=in_color())), end="")
+        if format is Format.text:
+            print(f"Saved in {output}: {', '.join(saved)}")
+    names = {point.name for point in planned}
+    sys.exit(_status([point for point in reached if point.name in names]))
+
+
+def _values(name: str, given: str, whole: bool) -> list[int | str]:
+    """The values of a list, each once.
+
+    Raises:
+        GpuprofError: there is none, or one is no number where it has to be.
+    """
+    words = "MODEL" if name == "MODEL" else f"--{name.replace('_', '-')}"
+    parts = [part.strip() for part in given.split(",") if part.strip()]
+    if not parts:
+        raise GpuprofError(f"{words} {given!r} names no value")
+    try:
+        return list(dict.fromkeys(int(part) if whole else part for part in parts))
+    except ValueError as error:
+        raise GpuprofError(f"{words} {given!r}: give whole numbers, separated by commas") from error
+
+
+def _check_passes(passes: str) -> None:
+    from gpuprof.profiler import PASSES
+
+    names = [name.strip() for name in passes.split(",") if name.strip()]
+    unknown = [name for name in names if name not in PASSES]
+    if unknown or not names:
+        raise GpuprofError(f"no pass named {', '.join(unknown) or '(none given)'}: known are {', '.join(PASSES)}")
+
+
+def _arguments(given: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Options as arguments of ``gpuprof profile``, without those that were not given."""
+    arguments: list[str] = []
+    for name in names:
+        flag, value = f"--{name.replace('_', '-')}", given[name]
+        if value is True:
+            arguments.append(flag)
+        elif value is not None and value is not False:
+            for one in value if isinstance(value, tuple) else (value,):
+                arguments += [flag, f"{one:g}" if isinstance(one, float) else str(one)]
+    return arguments
+
+
+def _commands(
+    planned: Sequence[Point], points: Sequence[Point], fixed: Sequence[str], folder: Path, retry: bool
+) -> Iterator[str]:
+    """A line per planned point: what measures it, and as a comment why it would not be run."""
+    from gpuprof.sweep import to_run
+
+    left = {point.name for point in to_run(planned, points, retry)}
+    known = {point.name: point for point in points}
+    for name in (point.name for point in planned):
+        point = known[name]
+        line = shlex.join(["gpuprof", "profile", *point.arguments, *fixed, "-q", "-o", str(point.file(folder))])
+        yield line if name in left else f"{line}  # {point.status}"
+
+
+def _save(reached: Sequence[Point], folder: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Write the table and the chart; the names of what was written."""
+    from gpuprof.analysis.sweep import sweep_table
+    from gpuprof.record import write_atomically
+    from gpuprof.render.sweep import csv, markdown, sweep_chart
+    from gpuprof.render.view import View
+    from gpuprof.sweep import run_of
+
+    table = sweep_table([(point, run_of(point, folder)) for point in reached])
+    saved = ["sweep.json", "sweep.csv", "sweep.md"]
+    write_atomically(folder / "sweep.csv", csv(table, View()))
+    write_atomically(folder / "sweep.md", markdown(table, View()))
+    try:
+        for name in ("sweep.png", "sweep.svg"):
+            sweep_chart(table, folder / name)
+            saved.append(name)
+    except GpuprofError as error:
+        print(f"gpuprof: {error}", file=sys.stderr)
+    return table, saved
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Tell | None]:
+    """A line per point that was run on stderr, and on a terminal a bar below them; with the time that is left."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("", total=None)
+
+        def tell(over: Sequence[Point], left: Sequence[Point]) -> None:
+            total = len(over) + len(left)
+            remaining = ""
+            if over and left:
+                mean = sum(point.seconds for point in over) / len(over)
+                remaining = f", about {timedelta(seconds=round(mean * len(left)))} left"
+            if over:
+                point = over[-1]
+                why = f": {point.reason}" if point.reason else ""
+                ended = f"[{len(over)}/{total}] {point.name}: {point.status} in {point.seconds:.1f} s"
+                console.print(ended + remaining + why, markup=False)
+            name = escape(left[0].name) if left else ""
+            bars.update(task, description=name + remaining, completed=len(over), total=total)
+
+        yield tell
+
+
+def _status(reached: Sequence[Point]) -> int:
+    """Exit status: 1 if a point failed; out of memory is a result.
+
+    Raises:
+        GpuprofError: every point failed.
+    """
+    from gpuprof.sweep import FAILED, TIMED_OUT
+
+    failed = [point for point in reached if point.status in (FAILED, TIMED_OUT)]
+    if len(failed) == len(reached):
+        raise GpuprofError(f"no point of the sweep was measured: {failed[0].reason}")
+    return 1 if failed else 0

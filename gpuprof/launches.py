@@ -1,0 +1,117 @@
+"""Launches: the timing pass again in fresh processes, because the steps of one process are not independent.
+
+``python -m gpuprof.launches JOB.json`` is the child: it profiles what the job says and saves the run.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gpuprof.errors import GpuprofError
+from gpuprof.record import Run, load, table
+from gpuprof.workload import Options
+
+REPEATED = ("time", "telemetry", "trace", "memory")
+"""Passes that every launch makes, as far as they are asked for."""
+
+
+def repeat(
+    model: str,
+    options: Options,
+    passes: Iterable[str],
+    launches: int,
+    tell: Callable[[str, int, int], None],
+    **how: Any,
+) -> list[Run]:
+    """Profile a named model in fresh processes, one after the other.
+
+    Args:
+        model: as on the command line.
+        options: of the workload.
+        passes: those asked for; of them `REPEATED` run.
+        launches: how many processes.
+        tell: told how many are done.
+        how: further arguments of `gpuprof.profile`: warmup, steps, seed.
+
+    Raises:
+        GpuprofError: a launch fails; with its own words.
+    """
+    runs = []
+    wanted = [name for name in REPEATED if name in set(passes)]
+    with tempfile.TemporaryDirectory(prefix="gpuprof-launches-") as folder:
+        job, out = Path(folder) / "job.json", Path(folder) / "run.json"
+        arguments = {**asdict(options), **how, "passes": wanted}
+        job.write_text(json.dumps({"model": model, "arguments": arguments, "out": str(out)}))
+        for number in range(launches):
+            tell("launches", number, launches)
+            child = subprocess.run(
+                [sys.executable, "-m", "gpuprof.launches", str(job)], stdin=subprocess.DEVNULL, capture_output=True,
+                text=True, errors="replace", check=False,
+            )  # fmt: skip
+            if child.returncode != 0:
+                said = [line for line in child.stderr.splitlines() if line.strip()]
+                why = said[-1].removeprefix("gpuprof: ") if said else f"exit code {child.returncode}"
+                raise GpuprofError(f"launch {number + 1} of {launches} failed: {why}")
+            runs.append(load(out))
+            out.unlink()
+        tell("launches", launches, launches)
+    return runs
+
+
+def merge(run: Run, repeated: list[Run]) -> None:
+    """Put what fresh processes timed in the place of what this one would have; each is a launch, from 1 on.
+
+    Args:
+        run: of the other passes.
+        repeated: what `repeat` gives.
+    """
+    for name in ("time", "telemetry"):
+        found = [other.passes[name] for other in repeated if name in other.passes]
+        if found:
+            run.passes[name] = next((outcome for outcome in found if outcome.status != "done"), found[-1])
+            run.passes[name].seconds = round(sum(outcome.seconds for outcome in found), 3)
+    for name in ("samples", "telemetry"):
+        frames = [getattr(other, name).assign(launch=number) for number, other in enumerate(repeated, start=1)]
+        rows = pd.concat(frames, ignore_index=True)
+        setattr(run, name, table(name, {column: list(rows[column]) for column in rows}))
+    run.launches = table("launches", [row for number, other in enumerate(repeated, 1) for row in _rows(number, other)])
+    run.warnings = list(dict.fromkeys([*run.warnings, *(line for other in repeated for line in other.warnings)]))
+
+
+def _rows(launch: int, run: Run) -> list[dict[str, Any]]:
+    """What a launch says of modules and memory."""
+    times = run.kernels.groupby(["module", "phase"], sort=False)["duration_ns"].sum()
+    rows = [
+        {"launch": launch, "module": module, "phase": phase, "quantity": "kernel_s", "value": int(ns) * 1e-9}
+        for (module, phase), ns in times.items()
+    ]
+    peaks = run.memory.loc[run.memory["quantity"].isin(["allocated_peak", "rss_peak"]), "bytes"]
+    if len(peaks):
+        rows.append({"launch": launch, "quantity": "peak_bytes", "value": float(peaks.max())})
+    return rows
+
+
+def main(path: str) -> int:
+    """Profile what the job in the file says, in this fresh process."""
+    from gpuprof.profiler import profile
+
+    job = json.loads(Path(path).read_text())
+    try:
+        profile(job["model"], **job["arguments"]).save(job["out"])
+    except GpuprofError as error:
+        print(f"gpuprof: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

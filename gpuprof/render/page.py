@@ -1,0 +1,226 @@
+"""The report: a run as one HTML page that needs nothing else, with tables that sort and figures that answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+from typing import Any
+
+import pandas as pd
+
+from gpuprof import units
+from gpuprof.analysis.budget import budget
+from gpuprof.analysis.consistency import mismatches
+from gpuprof.analysis.hints import hints
+from gpuprof.analysis.modules import by_kernel, by_module, by_op, convention_of, totals
+from gpuprof.analysis.telemetry import invalid_reasons
+from gpuprof.errors import GpuprofError
+from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.render.backward import verdict
+from gpuprof.render.tables import plain, readable
+from gpuprof.render.tree import build, walk
+from gpuprof.theory import CONVENTIONS
+
+_MOST_KERNELS = 200
+_NEEDS = "the report needs plotly and jinja2, which are not installed: pip install 'gpuprof[report]'"
+
+
+def check_page() -> None:
+    """Refuse a page that could not be made, before anything is read.
+
+    Raises:
+        GpuprofError: a library is missing.
+    """
+    try:
+        import jinja2  # noqa: F401
+        import plotly  # noqa: F401
+    except ImportError as error:
+        raise GpuprofError(_NEEDS) from error
+
+
+def render_page(run: Run, convention: str | None = None, command: str = "") -> str:
+    """A run as one self-contained HTML page.
+
+    Args:
+        run: any; sections that it has nothing for are left out, and said.
+        convention: how FLOPs are counted; the run's own by default.
+        command: how the page was made, for its last section.
+
+    Raises:
+        GpuprofError: plotly or jinja2 is missing, or the convention does not fit the run.
+    """
+    check_page()
+    import jinja2
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    sections = list(_sections(run, convention, command))
+    for section in sections:
+        figure = section["figure"]
+        # inside a script element nothing but its end tag means anything
+        section["figure"] = figure and Markup(figure.to_json().replace("<", "\\u003c"))
+    return template.render(
+        title=str(run.workload["name"]),
+        subtitle=_subtitle(run),
+        cards=list(_cards(run, convention)),
+        warnings=[
+            *run.warnings,
+            *mismatches(run),
+            *(f"Invalid for tracking: {reason}" for reason in invalid_reasons(run.telemetry)),
+        ],
+        sections=sections,
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def _subtitle(run: Run) -> str:
+    about, env = run.workload, run.environment
+    parts = [about.get("architecture"), about.get("mode"), about.get("dtype"), run.device.get("name")]
+    return " · ".join(str(part) for part in (*parts, env.get("date")) if part)
+
+
+def _cards(run: Run, convention: str | None) -> Iterator[dict[str, str]]:
+    """The figures that everybody looks for first; those that are not known are left out."""
+    sums = totals(run, convention)
+    if sums["mfu"] is not None:
+        hfu = f"HFU {units.percent(sums['hfu'])}, " if sums["hfu"] is not None else ""
+        about = f"{hfu}of {sums['denominator']}, convention {convention_of(run, convention)}"
+        yield {"name": "MFU", "figure": units.percent(sums["mfu"]), "about": about}
+    if sums["step_s"] is not None:
+        spread = f"median of {sums['steps']} steps, IQR {units.duration(sums['step_iqr_s'])}"
+        yield {"name": "Step", "figure": units.duration(sums["step_s"]), "about": spread}
+    if sums["flops"] is not None:
+        back = f"{sums['backward_ratio']:.3f} x the forward in the backward" if sums["backward_ratio"] else "a forward"
+        yield {"name": "Model FLOPs", "figure": units.si(sums["flops"], "FLOPs"), "about": back}
+    if sums["flops_per_s"]:
+        rate = f"{units.si(sums['tokens_per_s'])} tokens/s" if sums["tokens_per_s"] else "of model FLOPs over the step"
+        yield {"name": "Achieved", "figure": units.si(sums["flops_per_s"], "FLOP/s"), "about": rate}
+    if sums["peak_bytes"] is not None:
+        what = "allocated at the peak" if run.device.get("type") == "cuda" else "resident set of the process"
+        yield {"name": "Memory", "figure": units.size(sums["peak_bytes"]), "about": what}
+    if sums["params"] is not None:
+        trained = f"{units.si(sums['trainable_params'])} trained"
+        yield {"name": "Parameters", "figure": units.si(sums["params"]), "about": trained}
+
+
+def _section(name: str, title: str, text: str = "", **content: Any) -> dict[str, Any]:
+    return {"id": name, "title": title, "text": text, "hints": None, "figure": None, "table": None} | content
+
+
+def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[str, Any]]:
+    from gpuprof.render import page_charts
+
+    modules = by_module(run, convention)
+    if run.done("count") and run.done("trace") and len(run.kernels):
+        found = budget(run, convention)
+        yield _section(
+            "budget", "Where the time went", " ".join(_budget_words(found)), figure=page_charts.waterfall(found)
+        )
+        best = hints(found)
+        told = [{"gain": units.percent(h.gain_share), "text": h.text, "action": h.action} for h in best]
+        yield _section("hints", "What to change first", "" if told else "No hint has evidence in this run.", hints=told)
+    if picture := page_charts.icicle(modules):
+        text = "As wide as the kernel time of one traced step, coloured by MFU; click to go in."
+        yield _section("time", "Time by module", text, figure=picture)
+    text = "Times are of one traced step, backward with recompute; layers that agree in every count are one line."
+    yield _section("modules", "Modules", text, table=_module_table(run, modules))
+    if (run.ops["phase"] == "backward").any():
+        yield _section("backward", "Backward over forward", verdict(run), figure=page_charts.backward(run))
+    if run.done("count"):
+        yield _section("operators", "Operators", table=_flat(by_op(run, convention)))
+    if run.done("trace") and len(run.kernels):
+        kernels = by_kernel(run)
+        many = f"The {_MOST_KERNELS} with most time of {len(kernels)}." if len(kernels) > _MOST_KERNELS else ""
+        yield _section("kernels", "Kernels", many, table=_flat(kernels.head(_MOST_KERNELS)))
+    if picture := page_charts.telemetry(run):
+        yield _section("telemetry", "Telemetry", figure=picture)
+    yield _section("provenance", "Provenance", table=_provenance(run, convention, command))
+
+
+def _budget_words(found: Any) -> Iterator[str]:
+    if found.mfu is not None:
+        yield f"MFU {units.percent(found.mfu)} of {found.denominator}, convention {found.convention}."
+    yield from found.notes
+
+
+_TREE_COLUMNS = {
+    "params": ("params", "parameters, children included"),
+    "flops_forward": ("FLOPs", "of the forward, in the convention"),
+    "time_forward_s": ("forward", "kernel time"),
+    "time_backward_s": ("backward", "kernel time, recompute included"),
+    "flops_per_s": ("FLOP/s", "forward and backward over their kernel time"),
+    "mfu": ("MFU", "ideal time over kernel time"),
+}
+
+
+def _module_table(run: Run, modules: pd.DataFrame) -> dict[str, Any]:
+    """The tree of modules, folded as in the terminal."""
+    rows = []
+    for prefix, node in walk(build(modules)):
+        rows.append(_tree_row(len(prefix) // 3, node.label, node.figures, bool(node.children)))
+    rest = modules[modules["module"] == UNATTRIBUTED].iloc[0].to_dict()
+    rows.append(_tree_row(0, UNATTRIBUTED, rest, False))
+    heads = [{"name": "module", "about": ""}]
+    heads += [{"name": name, "about": about} for name, about in _TREE_COLUMNS.values()]
+    return {"tree": True, "words": False, "heads": heads, "rows": rows}
+
+
+def _tree_row(depth: int, label: str, figures: dict[str, Any], parent: bool) -> dict[str, Any]:
+    numbers = {name: plain(value) for name, value in figures.items()}
+    back = [numbers[f"time_{phase}_s"] for phase in ("recompute", "backward")]
+    numbers["time_backward_s"] = sum(t or 0.0 for t in back) if any(t is not None for t in back) else None
+    time = (numbers["time_forward_s"] or 0.0) + (numbers["time_backward_s"] or 0.0)
+    flops = (numbers["flops_forward"] or 0) + (numbers["flops_backward"] or 0)
+    numbers["flops_per_s"] = flops / time if flops and time else None
+    name, _, kind = label.partition(": ")
+    path = str(figures["module"]) or "(root)"
+    cells = [{"text": name, "value": path}]
+    for column in _TREE_COLUMNS:
+        value = numbers[column]
+        cells.append({"text": readable(column, value), "value": "" if value is None else value})
+    return {"depth": depth, "path": path, "class": kind, "parent": parent, "cells": cells}
+
+
+def _flat(frame: pd.DataFrame) -> dict[str, Any]:
+    """A table whose rows stand alone."""
+    rows = []
+    for row in frame.to_dict(orient="records"):
+        values = {str(name): plain(value) for name, value in row.items()}
+        cells = [{"text": readable(n, v), "value": "" if v is None else v} for n, v in values.items()]
+        rows.append({"depth": None, "cells": cells})
+    heads = [{"name": _heading(str(name)), "about": ""} for name in frame]
+    return {"tree": False, "words": False, "heads": heads, "rows": rows}
+
+
+def _heading(column: str) -> str:
+    """A column's name without its unit, which every cell has."""
+    return column.replace("flops_per_s", "FLOP/s").removesuffix("_s").replace("_", " ").replace("flops", "FLOPs")
+
+
+def _provenance(run: Run, convention: str | None, command: str) -> dict[str, Any]:
+    """Where every figure comes from."""
+    name = convention_of(run, convention)
+    facts: dict[str, Any] = {
+        "convention": f"{name}: {CONVENTIONS[name].title} Source: {CONVENTIONS[name].source}",
+        **{f"workload: {key}": value for key, value in run.workload.items() if _short(value)},
+        **{f"device: {key}": value for key, value in run.device.items() if _short(value)},
+        **{f"environment: {key}": value for key, value in run.environment.items() if _short(value)},
+        **{f"settings: {key}": value for key, value in run.settings.items() if _short(value)},
+    }
+    for key, outcome in run.passes.items():
+        about = "; ".join(part for part in (outcome.reason, outcome.remedy) if part)
+        facts[f"pass: {key}"] = f"{outcome.status} in {outcome.seconds:g} s {about}".strip()
+    if command:
+        facts["this page"] = command
+    rows = [
+        {"depth": None, "cells": [{"text": str(key), "value": ""}, {"text": str(value), "value": ""}]}
+        for key, value in facts.items()
+    ]
+    heads = [{"name": "what", "about": ""}, {"name": "value", "about": ""}]
+    return {"tree": False, "words": True, "heads": heads, "rows": rows}
+
+
+def _short(value: Any) -> bool:
+    return value not in (None, "", [], {}) and len(str(value)) < 400

@@ -1,0 +1,146 @@
+"""The figures of the report page, drawn by Plotly. Every name is escaped: Plotly reads labels as HTML."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from gpuprof import units
+from gpuprof.analysis.backward import ASSUMED
+from gpuprof.analysis.budget import Budget
+from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.render.charts import chart_rows
+from gpuprof.render.view import View
+
+_MARGIN = {"l": 60, "r": 20, "t": 20, "b": 50}
+_LONGEST = 6.0  # ratios beyond are cut, as a lookup's may be a hundred
+_BLUE, _ORANGE, _RED, _GREEN, _GREY = "#4493f8", "#e0a030", "#d1495b", "#2e9e6b", "#8b949e"
+
+
+def icicle(modules: pd.DataFrame) -> go.Figure | None:
+    """Modules as bars within bars: as wide as their kernel time, coloured by MFU; None without times.
+
+    Args:
+        modules: of `gpuprof.analysis.modules.by_module`.
+    """
+    times = [c for c in modules if c.startswith("time_")]
+    rows = modules[modules["module"] != UNATTRIBUTED]
+    total = dict(zip(rows["module"], rows[times].astype("Float64").fillna(0).sum(axis=1), strict=True))
+    if not total or not total.get(""):
+        return None
+    shown = [path for path in total if total[path] > 0]
+    inside = dict.fromkeys(shown, 0.0)
+    for path in shown:
+        if path and path.rpartition(".")[0] in inside:
+            inside[path.rpartition(".")[0]] += total[path]
+    figures = rows.set_index("module")
+    mfu = [figures.at[path, "mfu"] for path in shown]
+    known = [100 * float(value) for value in mfu if not pd.isna(value)]
+    names = [path.rpartition(".")[2] or str(figures.at[path, "class"]) for path in shown]
+    figure = go.Figure(
+        go.Icicle(
+            ids=[path or "(root)" for path in shown],
+            labels=[_safe(name) for name in names],
+            parents=["" if not path else path.rpartition(".")[0] or "(root)" for path in shown],
+            # a parent's own time is what its children leave; intervals that overlap may leave less than nothing
+            values=[max(total[path] - inside[path], 0.0) for path in shown],
+            branchvalues="remainder",
+            marker={
+                "colors": [None if pd.isna(value) else 100 * float(value) for value in mfu],
+                "colorscale": "RdYlGn",
+                "cmin": 0,
+                "cmax": max([100.0, *known]) if known and max(known) > 60 else max([*known, 1.0]),
+                "colorbar": {"title": {"text": "MFU %"}},
+                "showscale": bool(known),
+            },
+            customdata=[[units.duration(total[path]), units.percent(total[path] / total[""])] for path in shown],
+            hovertemplate="%{id}<br>%{customdata[0]}, %{customdata[1]} of the time<br>MFU %{color:.1f}<extra></extra>",
+            maxdepth=6,
+            sort=False,
+            tiling={"orientation": "v"},
+        )
+    )
+    return _laid_out(figure, height=520, margin={"l": 10, "r": 10, "t": 10, "b": 10})
+
+
+def waterfall(found: Budget) -> go.Figure:
+    """The parts of the step, one after the other, up to the whole."""
+    parts = found.parts[found.parts["time_s"].fillna(0) != 0]
+    ideal = parts["part"].iloc[0] == "ideal" if len(parts) else False
+    figure = go.Figure(
+        go.Waterfall(
+            x=[_safe(title) for title in [*parts["title"], "step"]],
+            y=[*(1e3 * parts["time_s"]), 1e3 * found.step_s],
+            # what the FLOPs themselves need stands like the whole, the losses between the two
+            measure=["absolute" if ideal else "relative"] + ["relative"] * (len(parts) - 1) + ["total"],
+            text=[
+                f"{units.duration(t)}<br>{units.percent(t / found.step_s)}" for t in [*parts["time_s"], found.step_s]
+            ],
+            textposition="outside",
+            hovertext=[_safe(str(what)) for what in [*parts["what"], "the whole step"]],
+            increasing={"marker": {"color": _ORANGE}},
+            decreasing={"marker": {"color": _GREEN}},
+            totals={"marker": {"color": _GREY}},
+            connector={"line": {"color": _GREY, "width": 1}},
+            cliponaxis=False,
+        )
+    )
+    figure.update_yaxes(title_text="ms")
+    return _laid_out(figure, height=480, margin={**_MARGIN, "t": 50, "b": 80})
+
+
+def backward(run: Run) -> go.Figure:
+    """Backward over forward by class: what was counted, what it took, and the 2 that is assumed."""
+    bars = chart_rows(run, View(by="class"))[::-1]
+    figure = go.Figure()
+    for column, name, color in (("ratio_flops", "by counted FLOPs", _BLUE), ("ratio_time", "by time", _ORANGE)):
+        if bars[column].notna().any():
+            values = [None if pd.isna(value) else float(value) for value in bars[column]]
+            figure.add_bar(
+                y=[_safe(label) for label in bars["label"]], x=values, name=name, orientation="h", marker_color=color,
+                text=["" if value is None else f"{value:.2f}" for value in values], textposition="auto",
+            )  # fmt: skip
+    figure.add_vline(x=ASSUMED, line={"color": _RED, "dash": "dash"}, annotation_text="assumed")
+    longest = max([value for trace in figure.data for value in trace.x if value is not None], default=ASSUMED)
+    figure.update_xaxes(title_text="backward / forward", range=[0, min(1.05 * longest, _LONGEST)])
+    figure.update_yaxes(automargin=True)
+    return _laid_out(figure, height=160 + 42 * len(bars), barmode="group", legend=_LEGEND)
+
+
+def telemetry(run: Run) -> go.Figure | None:
+    """Clock, power and temperature over the timing pass; None where none was read."""
+    wanted = {"sm_clock": "SM clock", "power_instant": "power", "power_usage": "power", "temperature": "temperature"}
+    read = run.telemetry[run.telemetry["quantity"].isin(list(wanted))]
+    if read.empty:
+        return None
+    figure = go.Figure()
+    axes: dict[str, str] = {}
+    for quantity, group in read.groupby("quantity", sort=False):
+        unit = str(group["unit"].iloc[0])
+        axis = axes.setdefault(unit, "y" if not axes else f"y{len(axes) + 1}")
+        name = f"{wanted[str(quantity)]}, {unit}"
+        figure.add_scatter(x=group["time_s"], y=group["value"], name=_safe(name), mode="lines", yaxis=axis)
+    sides: dict[str, dict[str, Any]] = {}
+    for number, (unit, axis) in enumerate(axes.items()):
+        key = "yaxis" + axis[1:]
+        sides[key] = {"title": {"text": _safe(unit)}}
+        if number:
+            sides[key] |= {"overlaying": "y", "side": "right", "anchor": "free", "position": 1 - 0.06 * (number - 1)}
+    figure.update_layout(**sides, xaxis={"title": {"text": "s"}, "domain": [0, 1 - 0.06 * max(len(axes) - 2, 0)]})
+    return _laid_out(figure, height=360, legend=_LEGEND)
+
+
+_LEGEND = {"orientation": "h", "y": 1.08, "x": 0}
+
+
+def _laid_out(figure: go.Figure, height: int, margin: dict[str, int] | None = None, **layout: Any) -> go.Figure:
+    # the page gives figures its own colours, so no template
+    figure.update_layout(template="none", height=height, margin=margin or _MARGIN, **layout)
+    return figure
+
+
+def _safe(text: str) -> str:
+    return html.escape(text)

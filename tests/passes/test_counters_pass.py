@@ -1,0 +1,300 @@
+"""The counters pass, its child really run on the CPU under a stand-in for Nsight Compute."""
+
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gpuprof
+from gpuprof.errors import GpuprofError
+from gpuprof.hardware import counters as names
+from gpuprof.hardware import ncu
+from gpuprof.passes import counters
+from gpuprof.record import UNATTRIBUTED, table
+from gpuprof.workload import Options, build
+
+HERE = Path(__file__).parent
+MODEL = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 128, bias=False), nn.Linear(128, 64, bias=False)
+
+    def forward(self, x):
+        return self.down(torch.relu(self.up(x)))
+
+
+def net():
+    return Block(), (torch.randn(32, 64),)
+"""
+FORWARD = 2 * 32 * 64 * 128  # of either layer
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """The stand-in on PATH."""
+    script = tmp_path / "bin" / "ncu"
+    script.parent.mkdir()
+    script.write_text(f"#!{sys.executable}\n{(HERE / 'fake_ncu.py').read_text()}")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parents[1]))
+    return str(script)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    file = tmp_path_factory.mktemp("model") / "net.py"
+    file.write_text(MODEL)
+    return f"{file}:net"
+
+
+@pytest.fixture(scope="module")
+def counted(model):
+    return gpuprof.profile(model, device="cpu", dtype="bfloat16", passes=["count"])
+
+
+def collect(path, model, ops):
+    plan = names.plan(names.names_of("9.0"), ["bfloat16"])
+    return counters.collect(path, plan, (model, Options(device="cpu", dtype="bfloat16")), "cpu", ops, seed=0)
+
+
+def test_every_launch_belongs_to_its_row_of_the_operator_table(fake, model, counted):
+    frame, facts = collect(fake, model, counted.ops)
+
+    work = frame[frame["tensor_bfloat16"] > 0].groupby(["module", "phase"])["tensor_bfloat16"].sum()
+    assert work.to_dict() == {
+        ("up", "forward"): FORWARD,
+        ("down", "forward"): FORWARD,
+        ("down", "backward"): 2 * FORWARD,
+        ("up", "backward"): FORWARD,  # the input needs no gradient
+    }
+    keys = ["module", "phase", "op", "shapes", "dtype"]
+    assert set(frame[keys].itertuples(index=False)) <= set(counted.ops[keys].itertuples(index=False))
+    assert facts["differences"] == []
+    assert facts["replays"] == [1, 1]
+    assert facts["launches"] == len(frame) == frame["number"].max() + 1
+    assert (frame["tensor_instructions"] == frame["tensor_bfloat16"] // 4096).all()
+    assert (frame["dram_read_bytes"] == 64).all()
+    assert frame["scalar_float32"].isna().all()
+    assert [(c["shape"], c["expected"], c["executed"]) for c in facts["calibration"]] == [
+        ([4096, 4096, 4096], 2 * 4096**3, 2 * 4096**3),
+        ([4000, 4000, 4000], 2 * 4000**3, 2 * 4000**3),
+        ([1, 4096, 4096], 2 * 4096**2, 2 * 4096**2),
+    ]
+
+
+def test_a_child_that_fails_says_why_in_its_own_words(fake, counted):
+    with pytest.raises(GpuprofError, match="exit code 2: gpuprof: no model 'smolm2'"):
+        collect(fake, "smolm2", counted.ops)
+
+
+# by hand
+
+WIDTHS = {"tensor_bfloat16": {"t": 1}}
+STEP = counters.Step(
+    table("ops", [{"module": "a", "phase": "forward", "op": "aten::mm.default", "calls": 1, "dtype": "bfloat16"}]),
+    [0],
+    {},
+)
+
+
+def launch(ranges, value, kernel="k"):
+    return ncu.Launch(kernel, "1x1x1", "1x1x1", ranges, {"t": value})
+
+
+def calibration(value=2 * 4096**3, kernel="k"):
+    return launch(":gpuprof|calibration|bfloat16|4096x4096x4096:", value, kernel)
+
+
+def by_hand(*launches, step=STEP, scale=1, ops=STEP.ops):
+    plan = names.Plan((("t",),), WIDTHS, ())
+    return counters.combine(plan, [([calibration(scale * 2 * 4096**3), *launches], step)], ops)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2])
+def test_a_count_of_half_or_twice_the_flops_is_brought_right(scale):
+    frame, facts = by_hand(launch("gpuprof|op|0|1", scale * 1000), scale=scale)
+
+    assert facts["calibration"][0]["executed"] == scale * 2 * 4096**3
+    assert list(frame["tensor_bfloat16"]) == [1000]
+
+
+@pytest.mark.parametrize("scale", [0, 0.75, 3, 1.0001])
+def test_any_other_count_stops_the_pass(scale):
+    with pytest.raises(GpuprofError, match=r"a 4096x4096x4096 matmul in bfloat16 reads .* cannot be believed"):
+        by_hand(scale=scale)
+
+
+def test_a_canary_that_agrees_is_joined_and_one_of_other_launches_is_left_out_and_said():
+    plan = names.Plan((("t",), ("i",)), WIDTHS | {"tensor_instructions": {"i": 1}}, ())
+    work = [calibration(), launch("gpuprof|op|0|1", 8)]
+    canary = [one._replace(metrics={"i": 3}) for one in work]
+
+    frame, facts = counters.combine(plan, [(work, STEP), (canary, STEP)], STEP.ops)
+    assert (list(frame["tensor_bfloat16"]), list(frame["tensor_instructions"])) == ([8], [3])
+    assert facts["differences"] == []
+
+    frame, facts = counters.combine(plan, [(work, STEP), (canary + canary[-1:], STEP)], STEP.ops)
+    assert (list(frame["tensor_bfloat16"]), frame["tensor_instructions"].isna().all()) == ([8], True)
+    assert facts["differences"] == ["the run for tensor_instructions launched other kernels, and is left out"]
+
+
+def test_another_step_than_the_counted_one_is_said():
+    _, facts = by_hand(ops=STEP.ops.assign(calls=2))
+
+    assert facts["differences"] == ["the counted step ran other operators than the counting pass"]
+
+
+def test_a_launch_outside_every_range_belongs_to_nobody():
+    frame, _ = by_hand(launch("", 5), launch("gpuprof|op|0|1", 7))
+
+    assert list(frame["module"]) == [UNATTRIBUTED, "a"]
+    assert list(frame["phase"]) == ["other", "forward"]
+    assert list(frame["tensor_bfloat16"]) == [5, 7]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_nested_operators_the_innermost_counts_in_whichever_order_they_are_printed(order):
+    ops = table("ops", [{"module": name, "phase": "forward", "op": "x", "calls": 1, "dtype": ""} for name in "ab"])
+    ranges = " ".join(["gpuprof|op|0|1", "gpuprof|op|1|2"][::order])
+
+    frame, _ = by_hand(launch(ranges, 1), step=counters.Step(ops, [0, 1], {}))
+
+    assert list(frame["module"]) == ["b"]
+
+
+def test_what_was_not_read_is_missing_and_said():
+    frame, facts = by_hand(launch("gpuprof|op|0|1", None))
+
+    assert frame["tensor_bfloat16"].isna().all()
+    assert facts["differences"] == ["not read for every kernel: tensor_bfloat16"]
+
+
+def test_a_calibration_of_several_kernels_is_their_sum():
+    half = 4096**3
+    scale, (entry,) = counters.calibrate([calibration(half), calibration(half, "splitK")], WIDTHS)
+
+    assert scale == {"tensor_bfloat16": 1.0}
+    assert entry["kernels"] == ["k", "splitK"]
+
+
+def test_a_calibration_that_was_not_read_or_is_not_there_stops():
+    with pytest.raises(GpuprofError, match="reads nothing"):
+        counters.calibrate([calibration(None)], WIDTHS)
+    with pytest.raises(GpuprofError, match="no kernel of the bfloat16 multiplication"):
+        counters.calibrate([], WIDTHS)
+
+
+def test_outside_tensor_cores_the_scaling_of_the_result_is_allowed_for():
+    parts = {"scalar_float32": {"t": 1}}
+    named = ":gpuprof|calibration|float32|4096x4096x4096:"
+    scale, _ = counters.calibrate([launch(named, 2 * 4096**3 + 2 * 4096**2)], parts)
+
+    assert scale == {"scalar_float32": 1.0}
+    with pytest.raises(GpuprofError, match="cannot be believed"):
+        counters.calibrate([launch(named, 2 * 4096**3 * 1.01)], parts)
+
+
+def test_a_dtype_that_cannot_be_multiplied_here_is_left_out_and_said():
+    step = STEP._replace(refused={"float8": "no kernel"})
+    plan = names.Plan((("t", "u"),), WIDTHS | {"tensor_float8": {"u": 1}}, ())
+
+    frame, facts = counters.combine(plan, [([calibration(), launch("gpuprof|op|0|1", 7)], step)], STEP.ops)
+
+    assert frame["tensor_float8"].isna().all()
+    assert facts["differences"] == ["float8 is not counted, for it cannot be calibrated (no kernel)"]
+
+
+# what cannot run
+
+
+class Gpu:
+    """A CUDA device for who asks its type, and the CPU for who builds on it."""
+
+    type = "cuda"
+
+    def __str__(self):
+        return "cpu"
+
+
+@pytest.fixture
+def workload(model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(ncu, "forbidden", lambda: False)
+    built = build(model, Options(device="cpu", dtype="bfloat16"))
+    built.device = Gpu()
+    return built
+
+
+def test_the_whole_pass(fake, workload, counted):
+    frame, outcome = counters.measure(workload, counted.ops, ["bfloat16"], "minimal", seed=0)
+
+    # this Nsight Compute lists no counter of FLOPs
+    assert (outcome.status, len(frame)) == ("skipped", 0)
+    assert outcome.reason == "no counter of FLOPs in bfloat16 is known on this GPU"
+
+
+def test_the_whole_pass_with_the_counters_of_the_chip(fake, workload, counted, monkeypatch):
+    monkeypatch.setattr(ncu, "metrics_of", lambda path, capability: names.names_of(capability))
+
+    frame, outcome = counters.measure(workload, counted.ops, ["bfloat16"], "minimal", seed=0)
+
+    assert outcome.status == "done"
+    assert (outcome.facts["ncu"], outcome.facts["level"]) == ("2025.3.1.0", "minimal")
+    assert frame["tensor_bfloat16"].sum() == 5 * FORWARD
+
+
+def test_without_permission_it_is_skipped_with_what_to_do(fake, workload, counted, monkeypatch):
+    monkeypatch.setattr(ncu, "forbidden", lambda: True)
+
+    _, outcome = counters.measure(workload, counted.ops, ["bfloat16"], "minimal", seed=0)
+
+    assert outcome.status == "skipped"
+    assert "administrators" in outcome.reason
+    assert "CAP_PERFMON" in outcome.remedy
+
+
+def test_without_ncu_it_is_skipped_with_what_to_do(workload, counted, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+
+    _, outcome = counters.measure(workload, counted.ops, ["bfloat16"], "minimal", seed=0)
+
+    assert (outcome.status, outcome.reason) == ("skipped", "no ncu on PATH")
+    assert "Nsight Compute" in outcome.remedy
+
+
+def test_a_model_given_as_an_object_cannot_be_built_again(workload, counted):
+    workload.recipe = None
+
+    _, outcome = counters.measure(workload, counted.ops, ["bfloat16"], "minimal", seed=0)
+
+    assert outcome.status == "skipped"
+    assert "file.py:function" in outcome.remedy
+
+
+def test_on_a_cpu_the_run_goes_on_without_it(model):
+    run = gpuprof.profile(model, device="cpu", passes=["count", "counters"])
+
+    assert run.passes["counters"].status == "skipped"
+    assert run.passes["counters"].reason == "hardware counters need an NVIDIA GPU"
+    assert run.done("count")
+    assert run.counters.empty
+
+
+def test_it_needs_the_counting_pass(model):
+    run = gpuprof.profile(model, device="cpu", passes=["memory", "counters"])
+
+    assert run.passes["counters"].remedy == "add count to --passes"
+
+
+def test_an_unknown_level_is_refused(model):
+    with pytest.raises(GpuprofError, match="--counters must be minimal or full, not some"):
+        gpuprof.profile(model, device="cpu", passes=["count"], counter_level="some")

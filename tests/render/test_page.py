@@ -1,0 +1,150 @@
+"""The HTML report: whole in one file, names escaped, and alive in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from runs import counted_run, gpu_run, kernel_row, tree_row
+
+import gpuprof
+from gpuprof.record import Run, table
+from gpuprof.render.page import render_page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+def sections(page):
+    return re.findall(r'<h2 id="([\w-]+)">', page)
+
+
+def test_a_measured_run_has_every_section_that_it_has_data_for():
+    assert sections(render_page(gpu_run())) == [
+        "budget", "hints", "time", "modules", "backward", "operators", "kernels", "provenance",
+    ]  # fmt: skip
+
+
+def test_a_count_alone_is_shown_without_what_was_not_measured():
+    run = gpu_run()
+    for name in ("time", "trace", "memory"):
+        del run.passes[name]
+    run.samples, run.kernels = table("samples", []), table("kernels", [])
+
+    assert sections(render_page(run)) == ["modules", "backward", "operators", "provenance"]
+
+
+def test_an_empty_run_renders():
+    about, device = {"name": "m", "mode": "train"}, {"type": "cpu", "name": "c", "peaks": {}}
+    run = Run(about, device, environment={}, tree=table("tree", [tree_row("", "Net")]))
+
+    assert sections(render_page(run)) == ["modules", "provenance"]
+
+
+def test_nothing_is_loaded_from_elsewhere():
+    page = render_page(gpu_run())
+
+    assert not re.findall(r"<(?:link|iframe)\b|<(?:script|img)[^>]*\bsrc\s*=", page.partition("<script>")[0])
+    assert page.count("<script>") == 2  # the library, and the page's own
+
+
+def test_headline_figures_are_those_of_the_record():
+    """Model FLOPs 12000 in 480 ns on a peak of 100 GFLOP/s: 25 %."""
+    page = render_page(gpu_run())
+
+    assert "<span>MFU</span><b>25.0 %</b>" in page
+    assert "<span>Step</span><b>480.0 ns</b>" in page
+    assert "convention causal" in page
+
+
+def test_names_are_text_and_nothing_else():
+    run = gpu_run()
+    for frame in (run.tree, run.ops, run.kernels, run.estimates):
+        frame["module"] = frame["module"].replace("head", EVIL)
+    run.kernels = table(
+        "kernels", [*run.kernels.to_dict("records"), kernel_row(EVIL, "forward", EVIL, 9999, 5, kernel=EVIL)]
+    )
+    run.workload["name"] = run.device["name"] = EVIL
+    run.warnings = [EVIL]
+
+    page = render_page(run)
+
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+    assert "&lt;img src=x" in page
+
+
+def test_data_of_figures_is_json_and_names_in_it_are_escaped_twice():
+    run = gpu_run()
+    run.tree["class"] = run.tree["class"].replace("Linear", EVIL)
+
+    page = render_page(run)
+
+    data = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
+    assert len(data) == 3
+    assert all("data" in json.loads(text) for text in data)
+    assert any("&lt;img" in json.dumps(json.loads(text)) for text in data)  # Plotly reads labels as HTML
+
+
+def test_a_page_of_a_model_of_seven_billion_parameters_is_small():
+    run = gpuprof.count("qwen2-7b", seq_len=16)
+
+    assert len(render_page(run).encode()) < 6e6
+
+
+DRIVE = """
+<pre id="result"></pre>
+<script>
+const out = {errors: window.failures};
+setTimeout(() => {
+  const table = document.getElementById("table-modules"), body = table.tBodies[0];
+  const names = () => [...body.rows].filter(row => !row.hidden).map(row => row.cells[0].dataset.v);
+  out.start = names();
+  document.querySelector("button[data-close=modules]").click();
+  out.closed = names();
+  const layers = [...body.rows].find(row => row.cells[0].dataset.v === "layers");
+  layers.querySelector("button.fold").click();
+  out.opened = names();
+  document.querySelector("button[data-open=modules]").click();
+  const flops = table.tHead.rows[0].cells[2];
+  flops.click();
+  out.descending = [flops.getAttribute("aria-sort"), names()];
+  flops.click();
+  out.ascending = [flops.getAttribute("aria-sort"), names()];
+  document.querySelectorAll(".plot").forEach(place => draw(place));
+  document.getElementById("theme").click();
+  out.plots = document.querySelectorAll(".plot .main-svg").length > 0;
+  out.drawn = document.querySelectorAll(".plot.js-plotly-plot").length;
+  out.theme = document.documentElement.dataset.theme;
+  document.getElementById("result").textContent = JSON.stringify(out);
+}, 300);
+</script>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_in_a_browser_the_tree_expands_and_sorting_sorts_without_an_error(tmp_path):
+    page = render_page(counted_run())
+    listen = "<script>window.failures = []; addEventListener('error', e => failures.push(String(e.message)));</script>"
+    file = tmp_path / "page.html"
+    file.write_text(page.replace("<head>", f"<head>{listen}").replace("</body>", f"{DRIVE}</body>"))
+
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", file.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+
+    found = json.loads(re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.DOTALL)[1])
+    assert found["errors"] == []
+    assert "CONSOLE" not in done.stderr
+    assert found["start"] == ["(root)", "layers", "layers.0", "head", "(unattributed)"]  # equal layers are one line
+    assert found["closed"] == ["(root)", "layers", "head", "(unattributed)"]
+    assert found["opened"] == found["start"]
+    # FLOPs of the forward: layers and head 2000 each, in the model's order where they are equal; nothing is 0
+    assert found["descending"] == ["descending", ["(root)", "layers", "layers.0", "head", "(unattributed)"]]
+    assert found["ascending"] == ["ascending", ["(unattributed)", "(root)", "layers", "layers.0", "head"]]
+    assert found["plots"]
+    assert found["drawn"] == 3
+    assert found["theme"] in ("dark", "light")
