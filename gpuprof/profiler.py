@@ -12,7 +12,7 @@ import torch
 
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import ceiling_cache
-from gpuprof.hardware.ceilings import DTYPES, cpu_ceilings
+from gpuprof.hardware.ceilings import DTYPES, cpu_ceilings, measure_copy
 from gpuprof.hardware.checkup import require_internals
 from gpuprof.hardware.device import describe, environment
 from gpuprof.launches import merge, repeat
@@ -282,10 +282,12 @@ def _add_ceilings(run: Run) -> None:
     except GpuprofError as error:
         run.warnings.append(str(error))
     known = {name: entry for name, entry in cached.items() if name != ceiling_cache.COPY}
-    if ceiling_cache.COPY in cached:
-        run.device["measured_bandwidth"] = cached[ceiling_cache.COPY]["bytes_per_s"]
+    cpu = run.device["type"] == "cpu"
+    copy = cached.get(ceiling_cache.COPY) or (measure_copy(torch.device("cpu"), seconds=0.3) if cpu else None)
+    if copy:
+        run.device["measured_bandwidth"] = copy["bytes_per_s"]
     source = f"by 'gpuprof ceilings' on {', '.join(sorted({entry['date'][:10] for entry in known.values()}))}"
-    if run.device["type"] == "cpu":
+    if cpu:
         dtypes = set(_multiplied(run) or [run.workload.get("dtype") or "float32"]) & set(DTYPES["cpu"])
         if not dtypes <= known.keys():
             ceilings = cpu_ceilings(sorted(dtypes), seconds=0.5)

@@ -24,5 +24,6 @@ def brief_ceiling(monkeypatch):
     """Measure the CPU's ceiling for a moment only, where the test is not about it."""
     from gpuprof import profiler
 
-    measured = profiler.cpu_ceilings
-    monkeypatch.setattr(profiler, "cpu_ceilings", lambda dtypes, seconds: measured(dtypes, 0.01))
+    matmul, copy = profiler.cpu_ceilings, profiler.measure_copy
+    monkeypatch.setattr(profiler, "cpu_ceilings", lambda dtypes, seconds: matmul(dtypes, 0.01))
+    monkeypatch.setattr(profiler, "measure_copy", lambda device, seconds: copy(device, 0.01))

@@ -7,12 +7,16 @@ import sys
 
 import typer
 
+from gpuprof.cli.ab import ab
 from gpuprof.cli.backward import backward
 from gpuprof.cli.budget import budget
 from gpuprof.cli.ceilings import ceilings
+from gpuprof.cli.check import check
+from gpuprof.cli.compare import compare
 from gpuprof.cli.count import count
 from gpuprof.cli.devices import devices
 from gpuprof.cli.doctor import doctor
+from gpuprof.cli.history import history
 from gpuprof.cli.presets import presets
 from gpuprof.cli.profile import profile
 from gpuprof.cli.report import report
@@ -30,9 +34,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (
-    profile, sweep, count, show, validate, backward, report, budget, presets, devices, ceilings, doctor,
+    profile, sweep, count, show, validate, backward, report, budget, compare, check, ab, presets, devices, ceilings,
+    doctor,
 ):  # fmt: skip
     app.command()(verb)
+app.add_typer(history)
 
 
 def main() -> None:
