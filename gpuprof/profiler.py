@@ -81,7 +81,9 @@ def profile(
     Raises:
         GpuprofError: wrong arguments, or the step fails in every pass.
     """
-    how = {"warmup": warmup, "steps": steps, "seed": seed, "convention": convention, "peak_tflops": peak_tflops}
+    how: dict[str, Any] = {
+        "warmup": warmup, "steps": steps, "seed": seed, "convention": convention, "peak_tflops": peak_tflops,
+    }  # fmt: skip
     if launches is not None and (launches < 1 or not isinstance(model, str)):
         raise GpuprofError(
             "--launches must be at least 1" if launches < 1 else "launches: fresh processes need a model given by name"

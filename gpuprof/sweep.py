@@ -227,7 +227,7 @@ def _measure(point: Point, options: Sequence[str], folder: Path, limit_s: float 
                 late = False
         finally:
             if late:
-                _stop(child)
+                stop(child)
         said.seek(0)
         complaint = said.read()
     point.seconds = round(time.perf_counter() - begin, 1)
@@ -240,7 +240,7 @@ def _measure(point: Point, options: Sequence[str], folder: Path, limit_s: float 
         point.status = OUT_OF_MEMORY if _NO_MEMORY.search(point.reason) else FAILED
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
+def stop(child: subprocess.Popen[bytes]) -> None:
     """Interrupt a child, so that it ends what runs in other process groups for it, then kill what is left of it."""
     try:
         with suppress(ProcessLookupError, subprocess.TimeoutExpired):

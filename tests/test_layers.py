@@ -25,6 +25,7 @@ LAYERS = [
     ("sweep",),
     ("analysis",),
     ("fit",),
+    ("history",),
     ("render",),
     ("cli",),
 ]
@@ -39,6 +40,7 @@ TORCH_FREE = [
     "record",
     "reports",
     "sweep",
+    "history",
     "theory",
     "analysis",
     "render",

@@ -21,7 +21,9 @@ import pandas as pd
 from gpuprof import units
 from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
-from gpuprof.analysis.modules import ancestors, plain_op, union_ns
+from gpuprof.analysis.modules import plain_op, union_ns
+from gpuprof.analysis.paths import ancestors
+from gpuprof.analysis.steps import step_seconds
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.theory import rule_for
@@ -350,9 +352,9 @@ def _timed(kernels: pd.DataFrame, run: Run) -> tuple[pd.DataFrame, float, list[s
         (kernels["part"] == "communication").to_numpy(),
     )
     busy_s, gaps_s, notes = int(own.sum()) * 1e-9, int(gaps.sum()) * 1e-9, []
-    samples = run.samples.loc[run.samples["phase"] == "step", "time_s"]
-    step_s = float(samples.median()) if len(samples) else busy_s + gaps_s
-    if samples.empty:
+    timed_s = step_seconds(run)
+    step_s = busy_s + gaps_s if timed_s is None else timed_s
+    if timed_s is None:
         notes.append("No undisturbed step was timed: this is the traced one, which tracing lengthens.")
     if busy_s > step_s:
         notes.append(

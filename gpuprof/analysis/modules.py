@@ -275,7 +275,7 @@ def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
     table = pd.DataFrame(index=pd.Index(list(PHASES), name="phase"))
     for name in (*_COUNTS, "ideal_s"):
         table[name] = ops[name].sum(min_count=1).reindex(table.index)
-    table["time_s"] = pd.array([step_seconds(run, phase) for phase in table.index], dtype="Float64")
+    table["time_s"] = pd.Series({phase: step_seconds(run, phase) for phase in table.index}, dtype="float64")
     times = run.samples.groupby("phase")["time_s"]
     for name, quantile in (("time_q1_s", 0.25), ("time_q3_s", 0.75)):
         table[name] = times.quantile(quantile).reindex(table.index)

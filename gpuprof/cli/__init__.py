@@ -17,9 +17,11 @@ from gpuprof.cli.count import count
 from gpuprof.cli.devices import devices
 from gpuprof.cli.doctor import doctor
 from gpuprof.cli.history import history
+from gpuprof.cli.memory import memory
 from gpuprof.cli.presets import presets
 from gpuprof.cli.profile import profile
 from gpuprof.cli.report import report
+from gpuprof.cli.roofline import roofline
 from gpuprof.cli.show import show
 from gpuprof.cli.sweep import sweep
 from gpuprof.cli.validate import validate
@@ -34,8 +36,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (
-    profile, sweep, count, show, validate, backward, report, budget, compare, check, ab, presets, devices, ceilings,
-    doctor,
+    profile, sweep, count, show, validate, backward, report, budget, roofline, memory, compare, check, ab, presets,
+    devices, ceilings, doctor,
 ):  # fmt: skip
     app.command()(verb)
 app.add_typer(history)

@@ -140,6 +140,16 @@ OutputFile = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="A run store: sqlite:///FILE or a path, or postgresql+psycopg://USER@HOST/DATABASE.",
+        show_default=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no report.", rich_help_panel=_OUTPUT)]
 Verbose = Annotated[
     bool,

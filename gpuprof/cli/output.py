@@ -54,9 +54,13 @@ def progress(quiet: bool) -> Iterator[Progress | None]:
         yield tell
 
 
-def deliver(make: Callable[[], Run], output: Path | None, quiet: bool, verbose: bool) -> None:
+def deliver(make: Callable[[], Run], output: Path | None, quiet: bool, verbose: bool, store: str | None = None) -> None:
     """Make the run, save it, and print its report."""
     check_output(output)
+    if store is not None:
+        from gpuprof.history import open_store
+
+        open_store(store).close()  # what is wrong with it is better known before an hour of measuring
     try:
         run = make()
     except GpuprofError as error:
@@ -65,8 +69,11 @@ def deliver(make: Callable[[], Run], output: Path | None, quiet: bool, verbose: 
         raise
     if output is not None:
         run.save(output)
+    stored = "" if store is None else keep(run, store)
     if not quiet:
         print_report(run)
+        if stored:
+            print(f"\nStored as {stored}: look again with 'gpuprof history show {stored} --store {store}'")
         if output is not None:
             print(f"\nSaved to {output}: look again with 'gpuprof show {output}'")
     if verbose:
@@ -76,6 +83,27 @@ def deliver(make: Callable[[], Run], output: Path | None, quiet: bool, verbose: 
     if quiet:
         for line in run.warnings:
             print(f"gpuprof: {line}", file=sys.stderr)
+
+
+def keep(run: Run, store: str) -> str:
+    """Put a run into a store, with the commit of the folder that this runs in; its id, short."""
+    from gpuprof.history import open_store
+
+    with open_store(store) as opened:
+        return opened.add(run, commit=_commit())[:12]
+
+
+def _commit() -> str:
+    """Short name of git's commit here, with a plus where the tree differs from it; empty where there is no git."""
+    import subprocess
+
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
+    return said.stdout.strip()
 
 
 def print_report(run: Run) -> None:

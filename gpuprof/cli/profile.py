@@ -63,6 +63,7 @@ def profile(
     ] = None,
     convention: o.ConventionOption = o.Convention.causal,
     output: o.OutputFile = None,
+    store: o.Store = None,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -70,11 +71,11 @@ def profile(
     chosen = o.plain(locals())
     from gpuprof.profiler import profile as run_profile
 
-    for name in ("output", "quiet", "verbose", "counters"):
+    for name in ("output", "store", "quiet", "verbose", "counters"):
         del chosen[name]
     chosen["passes"] = [name.strip() for name in passes.split(",") if name.strip()]
     if counters:
         chosen["passes"].append("counters")
         chosen["counter_level"] = counters.value
     with progress(quiet) as tell:
-        deliver(lambda: run_profile(**chosen, progress=tell), output, quiet, verbose)
+        deliver(lambda: run_profile(**chosen, progress=tell), output, quiet, verbose, store)

@@ -53,6 +53,9 @@ def uuid_of(device: torch.device) -> str:
     return str(torch.cuda.get_device_properties(device).uuid)
 
 
+_CUBLAS = ("nvidia-cublas", "nvidia-cublas-cu13", "nvidia-cublas-cu12")  # packages that bring it
+
+
 def environment() -> dict[str, Any]:
     """Versions, settings that change speed or precision, and the date. No host or user names."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
@@ -63,6 +66,7 @@ def environment() -> dict[str, Any]:
         "transformers": _version("transformers"),
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
+        "cublas": next(filter(None, map(_version, _CUBLAS)), None),
         "cudnn": cudnn.version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "float32_matmul_precision": _setting(torch.get_float32_matmul_precision),

@@ -92,7 +92,10 @@ def markdown(found: Budget, view: View) -> str:
     by = _by(view)
     busy = [[by, "time", "share", "of it"], ["---", "---:", "---:", "---"]]
     busy += [[label, time, share, of_it] for label, time, share, of_it in _busy(found, view)]
+    waited = [["waited for", "phase", "gaps", "time", "share", "most before"]]
+    waited += [["---", "---", "---:", "---:", "---:", "---"], *map(list, _waited_for(found))]
     sections = [f"{subject(found.run)}\n\n{headline(found)}\n", _piped(rows), _piped(busy)]
+    sections += [_piped(waited)] if len(waited) > 2 else []
     sections += ["".join(f"{n}. {_escaped(_sentence(hint))}\n" for n, hint in enumerate(hints(found), 1))]
     sections += ["".join(f"- {_escaped(note)}\n" for note in found.notes)]
     return "\n".join(section for section in sections if section)
@@ -258,10 +261,25 @@ def _busy(found: Budget, view: View) -> Iterator[tuple[str, str, str, str]]:
         yield label or "(root)", units.duration(row["time_s"]), units.percent(row["share"]), of_it
 
 
-def _idle(found: Budget, view: View) -> Table | None:
+def _waited_for(found: Budget) -> list[tuple[str, ...]]:
+    """Owners of idle time: owner, phase, gaps, time, share, and the operator waited for longest."""
     owners = idle_owners(found)
-    owners = owners[owners["share"] >= _LEAST].head(_OWNERS)
-    if owners.empty:
+    return [
+        (
+            row.owner or "(root)",
+            row.phase,
+            f"{row.gaps:,}",
+            units.duration(row.idle_s),
+            units.percent(row.share),
+            row.op,
+        )
+        for row in owners[owners["share"] >= _LEAST].head(_OWNERS).itertuples(index=False)
+    ]
+
+
+def _idle(found: Budget, view: View) -> Table | None:
+    rows = _waited_for(found)
+    if not rows:
         return None
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     wide = view.width >= _ROOMY
@@ -270,9 +288,8 @@ def _idle(found: Budget, view: View) -> Table | None:
         grid.add_column(name, justify="left" if name == "phase" else "right", no_wrap=True, min_width=width)
     if wide:
         grid.add_column("most before", no_wrap=True, overflow="ellipsis", max_width=40)
-    for row in owners.itertuples(index=False):
-        cells = (row.phase, f"{row.gaps:,}", units.duration(row.idle_s), units.percent(row.share), row.op)
-        grid.add_row(Text(row.owner or "(root)"), *map(Text, cells[: 5 if wide else 4]))
+    for row in rows:
+        grid.add_row(*map(Text, row[: len(grid.columns)]))
     return grid
 
 

@@ -1,0 +1,237 @@
+"""Where a series of measurements changed its level: E-divisive means with t-tests.
+
+The statistic is that of Matteson and James (arXiv 1306.4933); the windows, the t-test in the place of permutations and
+the second, stricter look at what was found are those of Fleming et al. (Hunter, arXiv 2301.03034). Apache Otava keeps
+that method, but as a dependency it pins numpy and brings clients of databases and chats. Unlike there, no level is
+shorter than `LEAST` values: one bad night is not a change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from gpuprof.analysis.denominators import WORDS
+
+WINDOW = 50
+"""Values that are looked at together; windows overlap by half."""
+
+MAX_P = 0.001
+"""Largest p-value of a change; ten times that is enough at first sight."""
+
+MIN_CHANGE = 0.02
+"""Smallest change, as a share."""
+
+LEAST = 3
+"""Values on either side of a change."""
+
+CLOCK = "sm_clock_mhz"
+
+_MIN_CLOCK_CHANGE = 0.01  # a clock that moved by half of what makes a change has a part in it
+_NEAR = 1  # runs by which two changes may be apart and be one: noise moves each by as much
+
+_METRICS = (*(f"mfu_{name}" for name in WORDS if name != "clock"), "step_s")
+
+
+class ChangePoint(NamedTuple):
+    """A place where the level changed.
+
+    Attributes:
+        at: index of the first value after it.
+        before: mean from the change before, or the start, to this one.
+        after: mean from here to the next change, or the end.
+        p: of Student's t-test between the two, two-sided.
+    """
+
+    at: int
+    before: float
+    after: float
+    p: float
+
+    @property
+    def change(self) -> float:
+        """By how much the level rose, as a share of that before; negative where it fell."""
+        return (self.after - self.before) / abs(self.before) if self.before else math.copysign(math.inf, self.after)
+
+
+class Change(NamedTuple):
+    """A change in a history of runs.
+
+    Attributes:
+        metric: what changed: that which is followed, or `CLOCK` where it alone did.
+        point: where, as a row of the runs, and the levels.
+        infrastructure: whether the SM clock moved the same way at the same time, so that the place changed and not
+            the code; None where the clock is not known.
+    """
+
+    metric: str
+    point: ChangePoint
+    infrastructure: bool | None
+
+
+def metric_of(runs: pd.DataFrame) -> str:
+    """What a history is followed by: the MFU that most runs have, the preferred first; else the step time."""
+    return max(_METRICS, key=lambda metric: runs[metric].notna().sum())
+
+
+def changes(runs: pd.DataFrame, metric: str) -> list[Change]:
+    """What changed in a history, and whether it was the place, in the order of time.
+
+    Args:
+        runs: a row per run of one series, the oldest first, as from `gpuprof.history.Store.runs`: medians of launches,
+            for those of a run share an hour and a room, and across days the run is the unit.
+        metric: the column to follow: a rate, or a time whose name ends in ``_s``.
+    """
+    points = _points(runs, metric, MIN_CHANGE)
+    clocks = _points(runs, CLOCK, _MIN_CLOCK_CHANGE)
+    sign = 1 if metric.startswith("mfu") or metric.endswith("per_s") else -1  # a slower clock makes a longer step
+
+    def together(point: ChangePoint, clock: ChangePoint) -> bool:
+        return abs(point.at - clock.at) <= _NEAR and sign * point.change * clock.change > 0
+
+    known = runs[CLOCK].notna().sum() >= 2 * LEAST
+    listed = [
+        Change(metric, point, any(together(point, clock) for clock in clocks) if known else None) for point in points
+    ]
+    listed += [
+        Change(CLOCK, clock, True)
+        for clock in clocks
+        if abs(clock.change) >= MIN_CHANGE and not any(together(point, clock) for point in points)
+    ]
+    return sorted(listed, key=lambda change: change.point.at)
+
+
+def _points(runs: pd.DataFrame, metric: str, min_change: float) -> list[ChangePoint]:
+    """Change points of a metric, at rows of the runs; those without it are passed over."""
+    values = runs[metric].to_numpy(dtype="float64", na_value=math.nan)
+    rows = np.flatnonzero(np.isfinite(values))
+    return [point._replace(at=int(rows[point.at])) for point in change_points(values[rows], min_change=min_change)]
+
+
+class Series(NamedTuple):
+    """The runs of one workload under one fingerprint.
+
+    Attributes:
+        runs: as from `gpuprof.history.Store.runs`, the oldest first.
+        metric: the column that is followed.
+        changes: in it and in the SM clock.
+    """
+
+    runs: pd.DataFrame
+    metric: str
+    changes: list[Change]
+
+    @property
+    def title(self) -> str:
+        """Workload and device."""
+        last = self.runs.iloc[-1]
+        return f"{last['workload']} on {last['device']}"
+
+
+def series_of(runs: pd.DataFrame) -> list[Series]:
+    """Each series among the runs of a store, that with the newest run last."""
+    apart = [rows.reset_index(drop=True) for _, rows in runs.groupby("fingerprint", sort=False)]
+    apart.sort(key=lambda rows: str(rows["date"].iloc[-1]))
+    return [Series(rows, metric := metric_of(rows), changes(rows, metric)) for rows in apart]
+
+
+def change_points(
+    values: Sequence[float] | np.ndarray, max_p: float = MAX_P, min_change: float = MIN_CHANGE, window: int = WINDOW
+) -> list[ChangePoint]:
+    """Where the level of a series changed.
+
+    Candidates are found window by window, then the weakest are struck out until all that are left are significant and
+    large enough against the levels on both sides.
+
+    Args:
+        values: the series, in the order of time, finite.
+        max_p: largest p-value of a change.
+        min_change: smallest change, as a share.
+        window: values that are looked at together.
+
+    Returns:
+        The changes in order; none in a series of fewer than twice `LEAST` values.
+    """
+    series = np.asarray(values, dtype="float64")
+
+    @cache
+    def between(start: int, cut: int, end: int) -> ChangePoint:
+        left, right = series[start:cut], series[cut:end]
+        return ChangePoint(cut, float(left.mean()), float(right.mean()), t_test(left, right))
+
+    def cuts_in(start: int, end: int) -> set[int]:
+        if end - start < 2 * LEAST:
+            return set()
+        unlike = divergences(series[start:end])
+        cut = start + int(np.unravel_index(np.argmax(unlike), unlike.shape)[0])
+        if between(start, cut, end).p > 10 * max_p:
+            return set()
+        return {cut} | cuts_in(start, cut) | cuts_in(cut, end)
+
+    cuts: set[int] = set()
+    start = 0
+    while len(series) - start >= 2 * LEAST:
+        found = cuts_in(start, min(start + window, len(series)))
+        cuts |= found
+        start = max([start + window // 2, *found])
+    while True:
+        edges = [0, *sorted(cuts), len(series)]
+        points = [between(*edges[at : at + 3]) for at in range(len(cuts))]
+        weak = [point for point in points if point.p > max_p or abs(point.change) < min_change]
+        if not weak:
+            return points
+        cuts.remove(max(weak, key=lambda point: (point.p > max_p, point.p, -abs(point.change))).at)
+
+
+def divergences(values: np.ndarray) -> np.ndarray:
+    """How unlike the first values are to those that follow, for each place to cut and each place to end.
+
+    Twice the mean distance between the two sides, less the mean distance within each, by n m / (n + m) of their sizes.
+
+    Args:
+        values: the series, shape (T,).
+
+    Returns:
+        Shape (T + 1, T + 1): at [cut, end] that of ``values[:cut]`` and ``values[cut:end]``; -inf where a side has
+        fewer than `LEAST` values.
+    """
+    size = len(values) + 1
+    within = np.zeros((size, size))  # at [a, b] the sum of the distances between the first a and the first b values
+    within[1:, 1:] = np.abs(values[:, None] - values[None, :]).cumsum(axis=0).cumsum(axis=1)
+    n = np.arange(size)[:, None]
+    m = np.arange(size)[None, :] - n
+    first, whole = within.diagonal()[:, None], within.diagonal()[None, :]
+    across = within - first
+    with np.errstate(divide="ignore", invalid="ignore"):
+        unlike = 2 * across / (n * m) - first / (n * (n - 1)) - (whole - 2 * within + first) / (m * (m - 1))
+        return np.where((n >= LEAST) & (m >= LEAST), n * m / (n + m) * unlike, -np.inf)
+
+
+def t_test(left: np.ndarray, right: np.ndarray) -> float:
+    """Two-sided p-value of Student's t-test for equal means, the variance pooled.
+
+    Args:
+        left: values before, at least one.
+        right: values after; three or more with those before.
+    """
+    n, m = len(left), len(right)
+    freedom = n + m - 2
+    difference = abs(float(left.mean() - right.mean()))
+    spread = float(((left - left.mean()) ** 2).sum() + ((right - right.mean()) ** 2).sum())
+    if difference == 0:
+        return 1.0
+    # finite sums for whole degrees of freedom: Abramowitz and Stegun 26.7.3 and 26.7.4
+    angle = math.atan2(difference, math.sqrt(spread * (1 / n + 1 / m)))
+    odd = freedom % 2
+    term = math.cos(angle) if odd else 1.0
+    total = 0.0 if freedom == 1 else term
+    for k in range(3 if odd else 2, freedom - 1, 2):
+        term *= math.cos(angle) ** 2 * (k - 1) / k
+        total += term
+    inside = (angle + math.sin(angle) * total) * 2 / math.pi if odd else math.sin(angle) * total
+    return max(1.0 - inside, 0.0)

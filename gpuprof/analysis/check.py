@@ -1,0 +1,327 @@
+"""Runs held against runs: a verdict on every metric, and whose kernels moved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+
+from gpuprof.analysis.comparison import KEYS, By, differences, fingerprint, kernel_seconds, launches, own_counts
+from gpuprof.analysis.regression import (
+    FEWEST,
+    IMPROVEMENT,
+    INCONCLUSIVE,
+    MARGIN,
+    PASS,
+    REGRESSION,
+    Better,
+    Verdict,
+    hold,
+    judge,
+    judge_exact,
+    judge_interleaved,
+)
+from gpuprof.errors import GpuprofError
+from gpuprof.record import Run
+
+METRICS: dict[str, Better] = {
+    "step_s": "lower", "forward_s": "lower", "backward_s": "lower", "optimizer_s": "lower", "tokens_per_s": "higher",
+    "samples_per_s": "higher", "mfu_given": "higher", "mfu_datasheet": "higher", "mfu_clock": "higher",
+    "mfu_measured": "higher", "energy_j": "lower",
+}  # fmt: skip
+"""Noisy columns of `launches`, and which way is better. All but the energy and ``mfu_clock`` go with the clock."""
+
+_CLOCKLESS = ("energy_j", "mfu_clock")
+
+TOLERANCES: dict[str, Callable[[float], float]] = {
+    "flops": lambda flops: 0,
+    "kernels": lambda kernels: 0.01 * kernels,
+    "peak_bytes": lambda nbytes: max(0.01 * nbytes, 16 << 20),
+}
+"""Columns of `launches` without noise to speak of, and how much more than the baseline's largest is no regression."""
+
+MOST = 20
+"""Launches of a baseline that count: the newest."""
+
+DECIDES = ("step_s", "flops", "kernels", "peak_bytes")
+"""Metrics that decide; the rest are the step time in other units, parts of it, or (energy) not the code's alone."""
+
+
+def verdicts(
+    base: pd.DataFrame, head: pd.DataFrame, margin: float = MARGIN, interleaved: bool = False
+) -> list[Verdict]:
+    """A verdict on every metric that is known of all launches.
+
+    Args:
+        base: what `launches` gives of the baseline, the oldest first.
+        head: the same of the head. A launch of either that is not valid leaves all that is timed inconclusive.
+        margin: share below which a change is none.
+        interleaved: the launches took turns.
+    """
+    clocks = None
+    if _known(base, head, "sm_clock_mhz"):
+        clocks = (list(base["sm_clock_mhz"]), list(head["sm_clock_mhz"]))
+    invalid = [text for frame in (base, head) for text in frame["invalid"] if text]
+    found = []
+    for metric, better in METRICS.items():
+        if not _known(base, head, metric):
+            continue
+        figures = (list(base[metric]), list(head[metric]))
+        if interleaved:
+            verdict = judge_interleaved(metric, *figures, margin, better)
+        else:
+            verdict = judge(metric, *figures, margin, better, None if metric in _CLOCKLESS else clocks)
+        if invalid:
+            verdict = replace(verdict, status=INCONCLUSIVE, why=f"no measure of the code: {invalid[0]}")
+        found.append(verdict)
+    exact = [metric for metric in TOLERANCES if _known(base, head, metric)]
+    for metric in exact:
+        most = float(base[metric].max())
+        found.append(judge_exact(metric, list(base[metric]), list(head[metric]), TOLERANCES[metric](most)))
+    return found
+
+
+def _known(base: pd.DataFrame, head: pd.DataFrame, metric: str) -> bool:
+    return all(metric in frame and frame[metric].notna().all() for frame in (base, head))
+
+
+MOVED_COLUMNS = [
+    "status", "base_s", "head_s", "change_s", "change", "threshold", "base_kernels", "head_kernels", "base_flops",
+    "head_flops",
+]  # fmt: skip
+"""Columns of `moved` after those that say which part: the machine-readable contract."""
+
+
+def moved(base: Sequence[Run], head: Sequence[Run], by: By = "module", margin: float = MARGIN) -> pd.DataFrame:
+    """Whose kernel time moved, each part by its own work alone, so that no blame climbs up the tree.
+
+    Args:
+        base: runs with a trace, the newest last; all their traced steps together say how noisy a part is.
+        head: likewise.
+        by: what a part is, of `gpuprof.analysis.comparison.KEYS`.
+        margin: share below which a part has not moved.
+
+    Returns:
+        The columns that say which part, and `MOVED_COLUMNS`: new, gone, slower, faster or same; medians in seconds of
+        kernel time per step, their difference and it as a share; the share that is needed to have moved, by the rule
+        of `hold` from `FEWEST` traced steps of the baseline on, the margin below that; kernels and model FLOPs of the
+        newest run of either (FLOPs are missing by kernel). The largest difference first; none without a trace.
+    """
+    sides = [[kernel_seconds(run, by) for run in runs if run.done("trace")] for runs in (base, head)]
+    if not all(sides):
+        return pd.DataFrame(columns=[*KEYS[by], *MOVED_COLUMNS])
+    before, after = (pd.concat(steps, axis=1, ignore_index=True) for steps in sides)
+    parts = before.index.union(after.index, sort=False)
+    before, after = (steps.reindex(parts).fillna(0.0) for steps in (before, after))
+    table = pd.DataFrame({"base_s": before.median(axis=1), "head_s": after.median(axis=1)})
+    table["change_s"] = table["head_s"] - table["base_s"]
+    table["change"] = (table["change_s"] / table["base_s"]).where(table["base_s"] > 0)
+    table["threshold"] = margin
+    if before.shape[1] >= FEWEST:
+        with np.errstate(divide="ignore", invalid="ignore"):  # of parts that are new
+            table["threshold"] = hold(before.to_numpy(), after.to_numpy(), margin).as_measured.threshold
+    table["status"] = np.select(
+        [table["base_s"] == 0, table["head_s"] == 0, table["change"] > table["threshold"],
+         table["change"] < -table["threshold"]],
+        ["new", "gone", "slower", "faster"],
+        "same",
+    )  # fmt: skip
+    table.loc[table["change_s"] == 0, "status"] = "same"
+    for side, runs in (("base", base), ("head", head)):
+        counts = own_counts(runs[-1], by).reindex(parts)
+        table[f"{side}_kernels"], table[f"{side}_flops"] = counts["kernels"].fillna(0), counts["flops"]
+    order = table["change_s"].abs().sort_values(ascending=False, kind="stable").index
+    return table.loc[order, MOVED_COLUMNS].rename_axis(KEYS[by]).reset_index()
+
+
+@dataclass(frozen=True)
+class Check:
+    """A head held against its baseline.
+
+    Attributes:
+        status: of the metrics that decide the worst: regression, inconclusive, improvement or pass.
+        verdicts: one for each metric that is known.
+        decides: metrics that decide.
+        moved: tables of `moved`, by what a part is.
+        base: the newest run of the baseline.
+        head: the head, of several runs the newest.
+        notes: what is to be known of it, a sentence each.
+    """
+
+    status: str
+    verdicts: list[Verdict]
+    decides: Collection[str]
+    moved: dict[str, pd.DataFrame]
+    base: Run
+    head: Run
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def deciding(self) -> list[Verdict]:  # noqa: D102  # among the attributes
+        return [verdict for verdict in self.verdicts if verdict.metric in self.decides]
+
+
+def check(
+    head: Run,
+    baseline: Sequence[Run],
+    margin: float = MARGIN,
+    allowed: Collection[str] = (),
+    by: Collection[By] = ("layer", "kernel"),
+) -> Check:
+    """Hold a run against earlier ones of the same workload in the same place.
+
+    Args:
+        head: the run in question.
+        baseline: the earlier ones, in any order. Those whose `fingerprint` is another are left out, launches that are
+            not valid likewise, and of the rest the newest `MOST` launches count.
+        margin: share below which a change is none.
+        allowed: fields of the fingerprint that may differ.
+        by: what moved is told by.
+
+    Raises:
+        GpuprofError: no run of the baseline compares, nothing was timed, or there is no such field.
+    """
+    comparable, left_out = _comparable(head, baseline, allowed)
+    used, base, invalid = _newest(comparable)
+    left_out += [f"a launch with {text}" for text in invalid]
+    described = [_described(used, base)] if used else []
+    notes = [*described, *(f"Left out of the baseline: {text}." for text in left_out)]
+    return against(head, base, used, margin, by, notes)
+
+
+def against(
+    head: Run,
+    base: pd.DataFrame,
+    runs: Sequence[Run],
+    margin: float = MARGIN,
+    by: Collection[By] = ("layer", "kernel"),
+    notes: Sequence[str] = (),
+) -> Check:
+    """Hold a run against launches that compare with it.
+
+    Args:
+        head: the run in question.
+        base: valid launches as `launches` has them, the oldest first.
+        runs: those that the launches are of, or the newest of them, the newest last: for what moved.
+        margin: share below which a change is none.
+        by: what moved is told by.
+        notes: what is to be said of the baseline.
+
+    Raises:
+        GpuprofError: nothing was timed.
+    """
+    found = launches(head)
+    for frame, name in ((base, "the baseline"), (found, "the head")):
+        if frame.empty:
+            raise GpuprofError(f"{name} has no valid timed launch: profile it again with the passes count,time,trace")
+    clock = [] if _known(base, found, "sm_clock_mhz") else [
+        "No clock was read: one that fell cannot be told from code that got slower."
+    ]  # fmt: skip
+    return _concluded(verdicts(base, found, margin), runs, [head], [*notes, *clock], margin, DECIDES, by)
+
+
+def check_interleaved(
+    base: Sequence[Run], head: Sequence[Run], margin: float = MARGIN, by: Collection[By] = ("layer", "kernel")
+) -> Check:
+    """Hold runs against others that took turns with them on one device; the median of a run's launches is its figure.
+
+    What differs by intent is named and not refused, and the step time alone decides.
+
+    Args:
+        base: runs of the one, in their order.
+        head: as many of the other, each the neighbour of one.
+        margin: share below which a change is none.
+        by: what moved is told by.
+
+    Raises:
+        GpuprofError: nothing was timed, or the runs are of different devices.
+    """
+    prints = [fingerprint(run) for run in (*base, *head)]
+    elsewhere = next((text for other in prints[1:] for text in _places(prints[0], other)), "")
+    if elsewhere:
+        raise GpuprofError(f"the two ran in different places: {elsewhere}; give commands that run on one device")
+    ones, others = (pd.concat([_as_one(run) for run in runs], ignore_index=True) for runs in (base, head))
+    different = differences(prints[0], prints[-1])
+    notes = [f"They differ in {', '.join(different)}."] if different else []
+    return _concluded(verdicts(ones, others, margin, interleaved=True), base, head, notes, margin, ("step_s",), by)
+
+
+def _places(base: dict[str, str], head: dict[str, str]) -> list[str]:
+    return differences(base, head, set(base) - {"device", "uuid"})
+
+
+def _as_one(run: Run) -> pd.DataFrame:
+    """A run as one row of `launches`."""
+    frame = launches(run)
+    if frame.empty:
+        raise GpuprofError("a run has no timed step: let both commands profile with the passes count,time,trace")
+    invalid = next((text for text in frame["invalid"] if text), "")
+    return frame.drop(columns="invalid").astype("float64").median().to_frame().T.assign(invalid=invalid)
+
+
+def _comparable(head: Run, baseline: Sequence[Run], allowed: Collection[str]) -> tuple[list[Run], list[str]]:
+    """The runs that compare with the head, oldest first, and how many do not, by what differs.
+
+    Raises:
+        GpuprofError: none does.
+    """
+    own, kept, others = fingerprint(head), list[Run](), dict[tuple[str, ...], int]()
+    different: tuple[str, ...] = ("there is no other run",)
+    for run in sorted(baseline, key=_date):
+        different = tuple(differences(fingerprint(run), own, allowed))
+        if different:
+            others[different] = others.get(different, 0) + 1
+        else:
+            kept.append(run)
+    if not kept:
+        allow = " ".join(f"--allow-different {text.partition(' ')[0]}" for text in different) if others else ""
+        raise GpuprofError(
+            f"nothing to hold the head against: {', '.join(different)}" + (f"; if meant, {allow}" if allow else "")
+        )
+    return kept, [f"{number} of another {', '.join(said)}" for said, number in others.items()]
+
+
+def _date(run: Run) -> str:
+    return str(run.environment.get("date", ""))
+
+
+def _newest(runs: Sequence[Run]) -> tuple[list[Run], pd.DataFrame, list[str]]:
+    """The newest runs with `MOST` valid launches, oldest first, those launches, and why others are not valid."""
+    used, frames, invalid = list[Run](), list[pd.DataFrame](), list[str]()
+    for run in reversed(runs):
+        frame = launches(run)
+        valid = frame[frame["invalid"] == ""]
+        invalid += [text for text in frame["invalid"] if text]
+        if len(valid):
+            used.insert(0, run)
+            frames.insert(0, valid)
+        if sum(map(len, frames)) >= MOST:
+            break
+    return used, pd.concat(frames, ignore_index=True).tail(MOST) if frames else pd.DataFrame(), invalid
+
+
+def _described(used: Sequence[Run], base: pd.DataFrame) -> str:
+    dates = [_date(run)[:10] for run in used]
+    days = f", {dates[0]}" + (f" to {dates[-1]}" if dates[-1] != dates[0] else "") if dates[0] else ""
+    return (
+        f"Baseline: {len(base)} launch{'es' if len(base) > 1 else ''} of {len(used)} run{'s' if len(used) > 1 else ''}"
+        f"{days}."
+    )
+
+
+def _concluded(
+    found: list[Verdict],
+    base: Sequence[Run],
+    head: Sequence[Run],
+    notes: list[str],
+    margin: float,
+    decides: Collection[str],
+    by: Collection[By],
+) -> Check:
+    """The verdicts as one, with what moved between the runs; arguments as in `Check` and `moved`."""
+    said = {verdict.status for verdict in found if verdict.metric in decides}
+    status = next((name for name in (REGRESSION, INCONCLUSIVE, IMPROVEMENT) if name in said), PASS)
+    tables: dict[str, pd.DataFrame] = {name: moved(base, head, name, margin) for name in by}
+    return Check(status, found, decides, tables, base[-1], head[-1], notes)

@@ -1,0 +1,215 @@
+"""What runs are held against each other by: their launches, whether they compare, and the kernel time of each part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import pandas as pd
+
+from gpuprof.analysis.counted import convention_of, counted, whole_step
+from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds, sm_clock_hz
+from gpuprof.analysis.memory import peak
+from gpuprof.analysis.modules import plain_op
+from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
+from gpuprof.errors import GpuprofError
+from gpuprof.record import Run
+
+LAUNCH_COLUMNS = [
+    "launch", "step_s", "step_iqr_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "samples_per_s",
+    *(f"mfu_{name}" for name in WORDS), "energy_j", "sm_clock_mhz", "peak_bytes", "flops", "kernels", "invalid",
+]  # fmt: skip
+"""Columns of `launches`: the machine-readable contract."""
+
+_IDENTITY = (
+    "name", "architecture", "mode", "batch_size", "seq_len", "prompt_len", "new_tokens", "image_crops", "dtype",
+    "attention", "checkpointing", "optimizer", "freeze", "weights", "inputs", "facts",
+)  # fmt: skip
+"""What of a workload's description makes it this workload: no paths, seeds, devices or dates."""
+
+_SIZES = {"batch_size": "batch", "seq_len": "seq", "prompt_len": "prompt", "new_tokens": "new", "image_crops": "crops"}
+
+By = Literal["module", "layer", "class", "op", "kernel"]
+
+KEYS: dict[str, list[str]] = {
+    "module": ["module", "phase"], "layer": ["layer", "phase"], "class": ["class", "phase"], "op": ["op"],
+    "kernel": ["kernel"],
+}  # fmt: skip
+"""What kernel time is told by. A layer is every module of that place in a stack: ``layers.*.mlp``."""
+
+
+def launches(run: Run) -> pd.DataFrame:
+    """One row per launch of a run: its timed steps as single figures.
+
+    Args:
+        run: one with the timing pass; without it there are no rows.
+
+    Returns:
+        Columns `LAUNCH_COLUMNS`, missing where a figure is not known. step_s and the times of the phases are medians
+        of the launch's steps, step_iqr_s their interquartile range, in seconds; the rates and each ``mfu_``
+        (by denominator, the ideal time of the model FLOPs over the step) follow from step_s, with the launch's own
+        median SM clock; energy_j is of a step. flops (model FLOPs of the step) and kernels (of the traced step) are
+        the run's. invalid says why the launch is no measure of the code, empty where it is one.
+    """
+    flops, ideal = _flops_and_ideal(run)
+    shared = {
+        "flops": flops,
+        "kernels": len(run.kernels) if run.done("trace") and len(run.kernels) else None,
+        "peak_bytes": peak(run)["bytes"],
+    }
+    peaks = run.launches[run.launches["quantity"] == "peak_bytes"].set_index("launch")["value"]
+    clock = sm_clock_hz(run)
+    rows = []
+    for number, samples in run.samples.groupby("launch"):
+        alone = replace(run, samples=samples, telemetry=run.telemetry[run.telemetry["launch"] == number])
+        own_clock = sm_clock_hz(alone)
+        row = {"launch": number, **shared, **_figures(alone, ideal)}
+        if number in peaks:
+            row["peak_bytes"] = int(peaks[number])
+        if own_clock and clock:
+            row["sm_clock_mhz"] = own_clock / 1e6
+            if "mfu_clock" in row:
+                row["mfu_clock"] *= clock / own_clock
+        rows.append(row)
+    return pd.DataFrame({name: _typed(name, [row.get(name) for row in rows]) for name in LAUNCH_COLUMNS})
+
+
+def _figures(launch: Run, ideal: dict[str, float]) -> dict[str, Any]:
+    times = launch.samples.groupby("phase")["time_s"]
+    median = times.median()
+    step_s = float(median["step"])
+    amounts = {f"{unit}_per_s": launch.workload.get(f"{unit}_per_step") for unit in ("tokens", "samples")}
+    return {
+        "step_s": step_s,
+        "step_iqr_s": float(times.quantile(0.75)["step"] - times.quantile(0.25)["step"]),
+        **{f"{phase}_s": median.get(phase) for phase in ("forward", "backward", "optimizer")},
+        **{name: amount / step_s for name, amount in amounts.items() if amount},
+        **{f"mfu_{name}": seconds / step_s for name, seconds in ideal.items() if seconds > 0},  # nor a NaN
+        "energy_j": energy_per_step_j(launch),
+        "invalid": "; ".join(invalid_reasons(launch.telemetry)),
+    }
+
+
+def _flops_and_ideal(run: Run) -> tuple[int | None, dict[str, float]]:
+    """Model FLOPs of the step, and the seconds that they take at each known peak, as `totals` has them."""
+    if not run.done("count"):
+        return None, {}
+    ops = counted(run)
+    sums = whole_step(run, ops)
+    model = ops[ops["phase"].isin(["forward", "backward"])]
+    scale = sums["flops"] / sums["counted_flops"] if sums["counted_flops"] else 1.0
+    ideal = {
+        name: float(ideal_seconds(model, "flops", peaks, run).sum(skipna=False)) * scale
+        for name, peaks in denominators(run).items()
+    }
+    return sums["flops"], ideal
+
+
+def _typed(name: str, values: list[Any]) -> Any:
+    if name in ("launch", "peak_bytes", "flops", "kernels"):
+        return pd.array(values, dtype="Int64")
+    return pd.Series(values, dtype="object" if name == "invalid" else "float64")
+
+
+def workload_key(run: Run) -> str:
+    """A name for the workload that is the same wherever and whenever it runs, in characters that suit a file's name.
+
+    Its words are for people; the eight digits at its end are a hash of all that makes the workload: model and sizes,
+    dtype, attention, checkpointing, optimizer, what is frozen, inputs, and the architecture.
+    """
+    about = run.workload
+    text = json.dumps({name: about.get(name) for name in _IDENTITY}, sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    sizes = [f"{word}{about[name]}" for name, word in _SIZES.items() if about.get(name)]
+    words = [about.get("name"), about.get("mode"), *sizes, about.get("dtype"), about.get("attention"), digest]
+    return "-".join(re.sub(r"[^\w.]+", "-", str(word)) for word in words if word)
+
+
+def fingerprint(run: Run) -> dict[str, str]:
+    """All that has to be the same for two runs to compare, by field; empty where it is not known."""
+    device, environment = run.device, run.environment
+    fields = {
+        "workload": workload_key(run),
+        "convention": convention_of(run),
+        "flop_rules": environment.get("flop_rules"),
+        "device": device.get("name"),
+        "uuid": device.get("uuid"),
+        "driver": device.get("driver"),
+        "power_limit_w": device.get("power_limit_w"),
+        "threads": environment.get("threads") if device.get("type") == "cpu" else None,
+        **{name: environment.get(name) for name in ("cuda", "cublas", "cudnn", "torch", "transformers")},
+        **{name: environment.get(name) for name in ("allow_tf32_matmul", "allow_tf32_cudnn")},
+    }
+    return {name: "" if value is None else str(value) for name, value in fields.items()}
+
+
+def differences(base: Mapping[str, str], head: Mapping[str, str], allowed: Collection[str] = ()) -> list[str]:
+    """Fields in which two fingerprints differ, each with both values: ``driver (570.1 against 575.2)``.
+
+    Args:
+        base: `fingerprint` of a run.
+        head: that of the other.
+        allowed: fields that may differ.
+
+    Raises:
+        GpuprofError: there is no such field.
+    """
+    unknown = sorted(set(allowed) - set(head))
+    if unknown:
+        raise GpuprofError(f"no field {', '.join(unknown)} to allow: there are {', '.join(head)}")
+    return [
+        f"{name} ({base.get(name) or 'unknown'} against {value or 'unknown'})"
+        for name, value in head.items()
+        if name not in allowed and base.get(name, "") != value
+    ]
+
+
+def kernel_seconds(run: Run, by: By) -> pd.DataFrame:
+    """Kernel time of a part's own work, without that of the modules inside it; kernels that overlap add up.
+
+    Args:
+        run: the run.
+        by: what a part is, of `KEYS`.
+
+    Returns:
+        A row per part, a column per traced step: of every launch that has one, else (and by op and kernel) the run's
+        own. No columns without a trace.
+    """
+    rows = run.launches[run.launches["quantity"] == "kernel_s"]
+    if rows.empty or by in ("op", "kernel"):
+        rows = run.kernels.assign(launch=0, value=run.kernels["duration_ns"].astype("float64") * 1e-9)
+    sums = rows.groupby([*_parts(rows, run, by), rows["launch"]], sort=False)["value"].sum()
+    return sums.unstack("launch", fill_value=0.0)
+
+
+def own_counts(run: Run, by: By) -> pd.DataFrame:
+    """What a part does by itself: columns kernels (of the traced step) and flops (model FLOPs; none by kernel)."""
+    counts = {"kernels": run.kernels.groupby(_parts(run.kernels, run, by), sort=False).size().astype("Int64")}
+    if by != "kernel" and run.done("count"):
+        ops = counted(run)
+        counts["flops"] = ops.groupby(_parts(ops, run, by), sort=False)["flops"].sum(min_count=1)
+    return pd.DataFrame(counts).reindex(columns=["kernels", "flops"])
+
+
+def _parts(rows: pd.DataFrame, run: Run, by: By) -> list[pd.Series]:
+    """What each row belongs to, a series for each of the `KEYS`."""
+    if by == "op":
+        return [rows["op"].map(plain_op)]
+    if by == "kernel":
+        return [rows["kernel"]]
+    if by == "layer":
+        layers = {module: layer_of(module) for module in rows["module"].unique()}
+        return [rows["module"].map(layers).rename("layer"), rows["phase"]]
+    if by == "class":
+        classes = dict(zip(run.tree["module"], run.tree["class"], strict=True))
+        return [rows["module"].map(classes).fillna("").rename("class"), rows["phase"]]
+    return [rows["module"], rows["phase"]]
+
+
+def layer_of(module: str) -> str:
+    """The place of a module, whatever the number of its layer: ``layers.*.mlp`` for ``layers.3.mlp``."""
+    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", module)

@@ -1,0 +1,252 @@
+"""Rates against arithmetic intensity, and the roofs above them: which work memory limits, which the processor.
+
+FLOPs are those the hardware does for products, and an estimate per element for vector work; bytes are the least that
+must be moved. A kernel that moves more lies left of its true place at most; with counters both places are known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from gpuprof.analysis.denominators import denominators, peak_dtype
+from gpuprof.analysis.modules import plain_op, union_ns
+from gpuprof.errors import GpuprofError
+from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.theory import rule_for
+
+BY = ("op", "class", "module", "kernel")
+"""What a point may be."""
+
+COLUMNS = [
+    "name", "phase", "kind", "kernel", "kernels", "flops", "bytes", "time_s", "time_share", "intensity", "flops_per_s",
+    "roof_flops_per_s", "of_roof", "bound", "dram_bytes", "dram_intensity",
+]  # fmt: skip
+"""Columns of `roofline`: the machine-readable contract."""
+
+_PRODUCTS = ("matmul", "convolution", "attention", "recurrent")
+
+
+class Roofs(NamedTuple):
+    """The ceilings under one denominator.
+
+    Attributes:
+        denominator: its name.
+        flops_per_s: by dtype.
+        bytes_per_s: of the memory; None where not known.
+        bandwidth_of: datasheet or measured: where it is from.
+    """
+
+    denominator: str
+    flops_per_s: dict[str, float]
+    bytes_per_s: float | None
+    bandwidth_of: str
+
+    def ridge(self, dtype: str) -> float | None:
+        """Intensity in FLOP per byte from which the processor is the limit, not memory."""
+        peak = self.flops_per_s.get(dtype)
+        return peak / self.bytes_per_s if peak and self.bytes_per_s else None
+
+
+def roofs(run: Run) -> list[Roofs]:
+    """The ceilings of a run under each denominator, the preferred first.
+
+    A measured peak goes with the measured bandwidth, any other with the datasheet's; where that one is not known, the
+    other stands in.
+    """
+    known = {"datasheet": run.device.get("memory_bandwidth"), "measured": run.device.get("measured_bandwidth")}
+    found = []
+    for name, peaks in denominators(run).items():
+        order = ("measured", "datasheet") if name == "measured" else ("datasheet", "measured")
+        source = next((source for source in order if known[source]), "")
+        found.append(Roofs(name, peaks, known.get(source), source))
+    return found
+
+
+def chosen_roofs(run: Run, denominator: str | None = None) -> Roofs:
+    """Those of one denominator; the preferred by default, without any ceiling where none is known.
+
+    Raises:
+        GpuprofError: the run has no such denominator.
+    """
+    found = roofs(run)
+    if denominator is None:
+        return found[0] if found else Roofs("", {}, run.device.get("measured_bandwidth"), "measured")
+    for entry in found:
+        if entry.denominator == denominator:
+            return entry
+    names = ", ".join(entry.denominator for entry in found) or "none"
+    raise GpuprofError(f"no denominator {denominator!r} in this run: there are {names}")
+
+
+def dtypes(run: Run) -> list[str]:
+    """Dtypes of the peaks that a run's products go against, the one with most FLOPs first."""
+    sums: Counter[str] = Counter()
+    columns = run.ops[["dtype", "kind", "flops_hardware"]].itertuples(index=False, name=None)
+    for dtype, kind, flops in columns:
+        if kind in _PRODUCTS and not pd.isna(flops) and flops:
+            sums[peak_dtype(dtype, kind, run)] += int(flops)
+    return [dtype for dtype, _ in sums.most_common()]
+
+
+def roofline(run: Run, by: str = "op", denominator: str | None = None) -> pd.DataFrame:
+    """Intensity and rate of every operator, class, module or kernel, against its roof.
+
+    A class or a module is what it owns itself, its children apart, so every kernel is in one row; it has a row per
+    phase, and one each for products and for vector work. FLOPs of an operator that launches several kernels are booked
+    on the longest of each call.
+
+    Args:
+        run: one with the counting and the tracing pass.
+        by: what a row is, of `BY`.
+        denominator: whose ceilings; the preferred by default.
+
+    Returns:
+        Columns `COLUMNS`, most time first. ``kind`` is the operator's, else ``matmul`` (products of any kind, exact) or
+        ``vector`` (an estimate); ``kernel`` the one with most time of ``kernels``; ``time_s`` a union of intervals.
+        ``intensity`` is FLOPs per least byte, ``dram_intensity`` per byte that counters saw. ``bound`` is memory or
+        compute, by which of the two takes longer at the ceilings; that time over ``time_s`` is ``of_roof``, above 1
+        where bytes came from a cache. Mixed dtypes are each held against their own peak. What is not known is missing.
+
+    Raises:
+        GpuprofError: the run has no such passes, no such denominator, or no such ``by``.
+    """
+    if by not in BY:
+        raise GpuprofError(f"no roofline by {by!r}: known are {', '.join(BY)}")
+    missing = [name for name in ("count", "trace") if not run.done(name)]
+    if missing:
+        raise GpuprofError(f"no roofline without the {missing[0]} pass: profile again with it")
+    ceilings = chosen_roofs(run, denominator)
+    kinds = _kinds(run)
+    kernels = _keyed(run, run.kernels, by, kinds)
+    work = _keyed(run, _work(run, ceilings), by, kinds)
+    if by == "kernel":
+        work = _of_kernels(work, kernels)
+    figures = ["flops", "bytes", "compute_s"]
+    sums = work.groupby("key", sort=False)[figures].sum(min_count=1).to_dict(orient="index")
+    dram = _dram(run, by, kinds)
+    total = float(kernels["duration_ns"].sum())
+    rows = []
+    for key, group in kernels.groupby("key", sort=False):
+        start = group["start_ns"].to_numpy("int64")
+        seconds = union_ns(start, start + group["duration_ns"].to_numpy("int64")) * 1e-9
+        names = group.groupby("kernel")["duration_ns"].sum().sort_values(ascending=False, kind="stable").index
+        flops, nbytes, compute_s = (_known(sums.get(key, {}).get(figure)) for figure in figures)
+        row = dict(zip(("name", "phase", "kind"), key, strict=True))
+        row |= {
+            "kernel": names[0], "kernels": len(names), "flops": flops, "bytes": nbytes,
+            "time_s": seconds, "time_share": group["duration_ns"].sum() / total, "dram_bytes": dram.get(key),
+        }  # fmt: skip
+        rows.append(row | _held_against(row, compute_s, ceilings))
+    table = pd.DataFrame({name: _typed(name, [row.get(name) for row in rows]) for name in COLUMNS})
+    return table.sort_values("time_s", ascending=False, kind="stable", ignore_index=True)
+
+
+def by_bound(rows: pd.DataFrame) -> dict[str, float]:
+    """Share of the kernel time that is bound by memory, by compute, and (empty) by neither that is known."""
+    return {str(bound): float(share) for bound, share in rows.groupby("bound")["time_share"].sum().items()}
+
+
+def _held_against(row: dict[str, Any], compute_s: float | None, ceilings: Roofs) -> dict[str, Any]:
+    flops, nbytes, seconds = row["flops"], row["bytes"], row["time_s"]
+    found: dict[str, Any] = {
+        "intensity": _quotient(flops, nbytes), "flops_per_s": _quotient(flops, seconds), "bound": "",
+        "dram_intensity": _quotient(flops, row["dram_bytes"]),
+    }  # fmt: skip
+    memory_s = _quotient(nbytes, ceilings.bytes_per_s)
+    if memory_s is None or compute_s is None:
+        return found
+    slowest = max(memory_s, compute_s)
+    if not slowest:  # a view does nothing
+        return found
+    found |= {
+        "bound": "memory" if memory_s >= compute_s else "compute",
+        "of_roof": _quotient(slowest, seconds),
+        "roof_flops_per_s": _quotient(flops, slowest),
+    }
+    return found
+
+
+def _work(run: Run, ceilings: Roofs) -> pd.DataFrame:
+    """The ``ops`` table with the FLOPs that count here, and the time they take at the peak of their dtype."""
+    ops = run.ops.copy()
+    products = ops["kind"].isin(_PRODUCTS)
+    ops["flops"] = ops["flops_hardware"].where(products, ops["vector_flops"])
+    peaks = ceilings.flops_per_s
+    # vector work runs outside the tensor cores, at float32's rate
+    rates = [
+        peaks.get(peak_dtype(dtype, kind, run)) if product else peaks.get("float32", peaks.get(dtype))
+        for dtype, kind, product in zip(ops["dtype"], ops["kind"], products, strict=True)
+    ]
+    rate = pd.Series(pd.array(rates, dtype="Float64"), index=ops.index)
+    ops["compute_s"] = (ops["flops"].astype("Float64") / rate).where(ops["flops"].ne(0).fillna(True), 0.0)
+    return ops
+
+
+def _kinds(run: Run) -> dict[str, str]:
+    """Kind of each plain operator; those only the trace saw by their rule."""
+    kinds = {plain_op(op): kind for op, kind in zip(run.ops["op"], run.ops["kind"], strict=True)}
+    for op in run.kernels["op"].map(plain_op).unique():
+        if op not in kinds:
+            rule = rule_for(op)
+            kinds[op] = rule.kind if rule else ""
+    return kinds
+
+
+def _keyed(run: Run, rows: pd.DataFrame, by: str, kinds: dict[str, str]) -> pd.DataFrame:
+    """Rows with their plain operator, and the name, phase and kind of the point that they belong to."""
+    rows = rows.assign(op=rows["op"].map(plain_op))
+    kind = [kinds.get(op, "") for op in rows["op"]]
+    if by == "op":
+        keys: Iterable[Any] = zip(rows["op"], [""] * len(rows), kind, strict=True)
+    elif by == "kernel":
+        keys = zip(rows.get("kernel", [""] * len(rows)), [""] * len(rows), kind, strict=True)
+    else:
+        classes = dict(zip(run.tree["module"], run.tree["class"], strict=True)) | {UNATTRIBUTED: UNATTRIBUTED}
+        names = rows["module"].map(classes) if by == "class" else rows["module"]
+        sort = ["matmul" if one in _PRODUCTS else "vector" for one in kind]
+        keys = zip(names, rows["phase"], sort, strict=True)
+    return rows.assign(key=pd.Series(list(keys), index=rows.index, dtype="object"))
+
+
+def _of_kernels(work: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFrame:
+    """What each operator call does, booked on its longest kernel."""
+    place = ["module", "phase", "op", "shapes"]
+    work = work.assign(shapes=[_inputs(shapes) for shapes in work["shapes"]])
+    figures = ["flops", "bytes", "compute_s"]
+    sums = work.groupby(place)[[*figures, "calls"]].sum(min_count=1)
+    each = sums[figures].astype("Float64").div(sums["calls"].astype("Float64"), axis=0)
+    longest = kernels.sort_values("duration_ns", ascending=False, kind="stable").drop_duplicates("call")
+    return longest[[*place, "key"]].merge(each.reset_index(), on=place, how="left")
+
+
+def _inputs(shapes: str) -> str:
+    """Shapes of the inputs as a trace has them: without scalars."""
+    return " ".join(shape for shape in shapes.partition(" -> ")[0].split(" ") if shape != "scalar")
+
+
+def _dram(run: Run, by: str, kinds: dict[str, str]) -> dict[Any, int]:
+    """Bytes moved by the memory of the device, by point, where counters were read of every launch in it."""
+    launches = _keyed(run, run.counters, by, kinds)
+    launches["dram"] = launches["dram_read_bytes"] + launches["dram_written_bytes"]
+    return {key: int(group.sum()) for key, group in launches.groupby("key")["dram"] if group.notna().all()}
+
+
+def _quotient(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None
+
+
+def _known(value: Any) -> Any:
+    return None if value is None or pd.isna(value) else value
+
+
+def _typed(name: str, values: list[Any]) -> Any:
+    if name in ("name", "phase", "kind", "kernel", "bound"):
+        return pd.array(values, dtype="object")
+    if name in ("flops", "bytes", "dram_bytes", "kernels"):
+        return pd.array([None if value is None else round(value) for value in values], dtype="Int64")
+    return pd.array([None if value is None or math.isnan(value) else float(value) for value in values], dtype="Float64")

@@ -1,0 +1,109 @@
+"""``gpuprof ab``: two commands in turns on one device, and the exact rank test."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gpuprof.cli import options as o
+from gpuprof.cli.check import Format, FormatOption, Margin, Output, Top, conclude, read_margin
+from gpuprof.errors import GpuprofError
+
+if TYPE_CHECKING:
+    from gpuprof.record import Run
+
+
+def ab(
+    base: Annotated[str, typer.Argument(metavar="CMD_BASE", help="A command that saves a run.", show_default=False)],
+    head: Annotated[str, typer.Argument(metavar="CMD_HEAD", help="The command in question.", show_default=False)],
+    launches: Annotated[int, typer.Option(min=2, max=50, help="Of each; under 5 nothing can be told.")] = 5,
+    margin: Margin = "2%",
+    keep: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the runs in this folder.", show_default=False)
+    ] = None,
+    format: FormatOption = Format.text,
+    top: Top = None,
+    output: Output = None,
+    quiet: o.Quiet = False,
+) -> None:
+    """Run two commands in turns, and say which is slower. Status 1 if it is the second, 3 if that cannot be told.
+
+    The shell runs them, with {out} replaced by the file that the run is to be saved to, or -o FILE appended.
+    """
+    from gpuprof.analysis.check import check_interleaved
+    from gpuprof.cli.output import check_output
+
+    check_output(output)
+    share = read_margin(margin)
+    if keep is not None:
+        try:
+            keep.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise GpuprofError(f"cannot make the folder {keep}: {error.strerror or error}") from error
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the child is ended too
+    with nullcontext(keep) if keep is not None else tempfile.TemporaryDirectory(prefix="gpuprof-ab-") as folder:
+        runs = _take_turns({"base": base, "head": head}, launches, Path(folder), quiet)
+    conclude(check_interleaved(runs["base"], runs["head"], share), format, top, output)
+
+
+def _take_turns(commands: dict[str, str], launches: int, folder: Path, quiet: bool) -> dict[str, list[Run]]:
+    """Launch both so often, ABBA: what drifts steadily favours neither."""
+    runs: dict[str, list[Run]] = {name: [] for name in commands}
+    turns = [name for pair in range(launches) for name in list(commands)[:: -1 if pair % 2 else 1]]
+    for number, name in enumerate(turns, start=1):
+        begin = time.perf_counter()
+        path = folder.absolute() / f"{number:02}-{name}.json.gz"
+        try:
+            runs[name].append(_launch(commands[name], path))
+        except GpuprofError as error:
+            raise GpuprofError(f"launch {number} of {len(turns)}, {name}: {error}") from error
+        if not quiet:
+            _tell(f"[{number}/{len(turns)}] {name}", runs[name][-1], time.perf_counter() - begin)
+    return runs
+
+
+def _launch(command: str, path: Path) -> Run:
+    """Run a command of the shell, in a process group of its own, and read the run that it saved.
+
+    Raises:
+        GpuprofError: it failed, or saved none.
+    """
+    from gpuprof.record import load
+    from gpuprof.sweep import stop
+
+    out = shlex.quote(str(path))
+    path.unlink(missing_ok=True)
+    line = command.replace("{out}", out) if "{out}" in command else f"{command} -o {out}"
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        child = subprocess.Popen(
+            line, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+        )
+        try:
+            child.wait()
+        finally:
+            if child.returncode is None:
+                stop(child)
+        said.seek(0)
+        complaint = [text.strip() for text in said if text.strip()]
+    if child.returncode:
+        why = f": {complaint[-1].removeprefix('gpuprof: ')[:300]}" if complaint else ""
+        raise GpuprofError(f"the command ended with status {child.returncode}{why}")
+    if not path.exists():
+        raise GpuprofError("the command saved no run: let it take -o FILE, or write {out} where the file goes")
+    return load(path)
+
+
+def _tell(turn: str, run: Run, seconds: float) -> None:
+    from gpuprof import units
+    from gpuprof.analysis.steps import step_seconds
+
+    print(f"{turn}: step {units.duration(step_seconds(run))}, took {seconds:.1f} s", file=sys.stderr)

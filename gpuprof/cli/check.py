@@ -1,0 +1,196 @@
+"""``gpuprof check``: is a run slower than those before it?"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gpuprof.errors import GpuprofError
+
+if TYPE_CHECKING:
+    from gpuprof.analysis.check import Check
+    from gpuprof.record import Run
+
+
+class Format(StrEnum):
+    """How to show the verdict."""
+
+    text = "text"
+    markdown = "markdown"
+    junit = "junit"
+    json = "json"
+
+
+AllowDifferent = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FIELD", help="A field of the fingerprint that may differ, e.g. driver; repeatable.", show_default=False
+    ),
+]
+Margin = Annotated[str, typer.Option(metavar="SHARE", help="A change below this is none.")]
+FormatOption = Annotated[Format, typer.Option("--format", "-f", help="For people, a pull request or machines.")]
+Top = Annotated[int | None, typer.Option(min=1, help="Only so many rows of what moved; 10 for people.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write here, and only the verdict to the terminal."),
+]
+
+
+def check(
+    head: Annotated[
+        Path,
+        typer.Argument(metavar="HEAD", help="A saved run, or a folder of runs: its newest one.", show_default=False),
+    ],
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="BASE", help="Runs to hold it against: a file, or a folder with files; repeatable. By default "
+            "the others of HEAD's folder, where that is a folder.", show_default=False,
+        ),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="A run store: hold it against what is accepted there, and keep it with its verdict.",
+            show_default=False,
+        ),
+    ] = None,
+    margin: Margin = "2%",
+    allow_different: AllowDifferent = None,
+    format: FormatOption = Format.text,
+    top: Top = None,
+    output: Output = None,
+) -> None:  # fmt: skip
+    """Hold a run against earlier ones. Status 1 if it regressed, 3 if that cannot be told."""
+    from gpuprof.analysis.check import check as check_runs
+    from gpuprof.cli.output import check_output
+    from gpuprof.record import load
+
+    check_output(output)
+    allowed = read_margin(margin)
+    own, own_path = _newest(head) if head.is_dir() else (load(head), head)
+    if store is not None:
+        if against:
+            raise GpuprofError("--against and --store are two baselines: give one of them")
+        conclude(check_in_store(own, store, allowed, allow_different or ()), format, top, output)
+        return
+    if not against and not head.is_dir():
+        raise GpuprofError(f"say what to hold {head} against: --against with a run or a folder, or --store")
+    baseline, foreign = _gather(against or [head], own_path)
+    found = check_runs(own, baseline, allowed, allow_different or ())
+    if foreign:
+        found = replace(found, notes=[*found.notes, f"Left out: {', '.join(foreign)}: no whole run."])
+    conclude(found, format, top, output)
+
+
+_LOADED = 5  # newest runs of a baseline that are read whole, for what moved
+
+
+def check_in_store(head: Run, url: str, margin: float, allowed: Collection[str]) -> Check:
+    """Hold a run against the accepted launches of a store, and keep it there with its verdict.
+
+    A run that cannot be judged because the clock or the baseline moved is kept, but not held against later ones.
+
+    Raises:
+        GpuprofError: the store holds this workload, but nothing that compares; the fields that differ are named.
+    """
+    from gpuprof.analysis import comparison
+    from gpuprof.analysis.check import Check, against
+    from gpuprof.analysis.regression import FEWEST, INCONCLUSIVE
+    from gpuprof.cli.output import keep
+    from gpuprof.history import open_store
+
+    identity = keep(head, url)
+    with open_store(url) as opened:
+        base = opened.baseline(head, allowed=allowed)
+        if base.empty:
+            here = comparison.fingerprint(head)
+            others = [comparison.differences(there, here, allowed)
+                      for there in opened.fingerprints(comparison.workload_key(head)).values()]  # fmt: skip
+            if differing := [fields for fields in others if fields]:
+                raise GpuprofError(
+                    f"no run of {url} compares with this one: {'; '.join(map(str, differing[0]))} "
+                    "(--allow-different FIELD lets one differ)"
+                )
+            notes = [f"The first run of this workload in {url}: there is nothing yet to hold it against."]
+            return Check(INCONCLUSIVE, [], (), {}, head, head, notes)
+        newest = list(dict.fromkeys(reversed(list(base["run"]))))[:_LOADED]
+        found = against(head, base, [opened.load(str(run)) for run in reversed(newest)], margin)
+        moved = found.status == INCONCLUSIVE and len(base) >= FEWEST
+        opened.mark(identity, found.status, accepted=False if moved else None)
+    return found
+
+
+def conclude(found: Check, format: Format, top: int | None, output: Path | None) -> None:
+    """Show a check, and exit with the status that it means."""
+    from gpuprof.analysis.regression import INCONCLUSIVE, REGRESSION
+    from gpuprof.cli.output import in_color, terminal_width
+    from gpuprof.record import write_atomically
+    from gpuprof.render.regression import render_check, verdict
+    from gpuprof.render.view import View
+
+    view = View(top=top, width=terminal_width(), color=in_color() and output is None)
+    text = render_check(found, format.value, view)
+    if output is None:
+        print(text, end="")
+    else:
+        write_atomically(output, text)
+        print(f"{found.status}: {'; '.join(verdict(found))}")
+    status = {REGRESSION: 1, INCONCLUSIVE: 3}.get(found.status, 0)
+    if status:
+        raise typer.Exit(status)
+
+
+def read_margin(text: str) -> float:
+    """A share, written ``2%`` or ``0.02``.
+
+    Raises:
+        GpuprofError: it is something else, or not between 0 and 1.
+    """
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 < share < 1:
+        raise GpuprofError(f"--margin {text!r} is no share: give one such as 2% or 0.02")
+    return share
+
+
+def _newest(folder: Path) -> tuple[Run, Path]:
+    runs = [(run, path) for path, run in _runs_in(folder).items() if run is not None]
+    if not runs:
+        raise GpuprofError(f"no run in {folder}: give a folder of runs saved with -o")
+    return max(runs, key=lambda entry: str(entry[0].environment.get("date", "")))
+
+
+def _gather(paths: list[Path], head: Path) -> tuple[list[Run], list[str]]:
+    """The runs of files and folders but for the head itself, and the names of what in a folder is no run."""
+    from gpuprof.record import load
+
+    runs: dict[Path, Run] = {}
+    foreign = []
+    for path in paths:
+        found = _runs_in(path) if path.is_dir() else {path.resolve(): load(path)}
+        foreign += [file.name for file, run in found.items() if run is None]
+        runs |= {file: run for file, run in found.items() if run is not None}
+    runs.pop(head.resolve(), None)
+    return list(runs.values()), foreign
+
+
+def _runs_in(folder: Path) -> dict[Path, Run | None]:
+    """Every JSON file of a folder, with its run if it is one."""
+    from gpuprof.record import load
+
+    found: dict[Path, Run | None] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.endswith((".json", ".json.gz")):
+            try:
+                found[path.resolve()] = load(path)
+            except GpuprofError:
+                found[path.resolve()] = None
+    return found

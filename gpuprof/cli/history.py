@@ -1,0 +1,181 @@
+"""``gpuprof history``: the runs of a store: listed, shown, drawn, moved and pruned."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+history = typer.Typer(
+    name="history",
+    help="The runs of a store: list, show and draw them, move them in and out, prune them.",
+    no_args_is_help=True,
+)
+
+
+class Format(StrEnum):
+    """How to list the runs."""
+
+    text = "text"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="sqlite:///FILE or a path, or postgresql+psycopg://USER@HOST/DATABASE.",
+        show_default=False,
+    ),
+]
+WorkloadOption = Annotated[
+    str, typer.Option("--workload", metavar="KEY", help="Only workloads with this in their key.", show_default=False)
+]
+SinceOption = Annotated[
+    str, typer.Option("--since", metavar="DATE", help="Only runs from this date on (UTC).", show_default=False)
+]
+RunArgument = Annotated[str, typer.Argument(metavar="ID", help="Of a run, or its beginning.", show_default=False)]
+
+
+@history.command("list")
+def list_(
+    store: StoreOption,
+    workload: WorkloadOption = "",
+    since: SinceOption = "",
+    limit: Annotated[int, typer.Option(min=1, help="Only so many runs of each series, the newest.")] = 20,
+    format: Annotated[Format, typer.Option("--format", "-f", help="For people or for machines.")] = Format.text,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here instead of to the terminal.")
+    ] = None,
+) -> None:
+    """List the runs of each workload, and what changed from day to day. As Markdown, for a pull request."""
+    from gpuprof.analysis.changepoints import series_of
+    from gpuprof.cli.output import check_output, in_color, terminal_width
+    from gpuprof.history import open_store
+    from gpuprof.record import write_atomically
+    from gpuprof.render.history import render_history
+    from gpuprof.render.view import View
+
+    check_output(output)
+    with open_store(store, create=False) as opened:
+        series = series_of(opened.runs(workload, since=since))
+    view = View(width=terminal_width(), color=in_color() and output is None)
+    text = render_history(series, format.value, limit, view)
+    if output is None:
+        print(text, end="")
+    else:
+        write_atomically(output, text)
+
+
+@history.command()
+def show(run: RunArgument, store: StoreOption) -> None:
+    """Show the report of a run. For every other view, export it."""
+    from gpuprof.cli.output import print_report
+    from gpuprof.history import open_store
+
+    with open_store(store, create=False) as opened:
+        found = opened.load(run)
+    print_report(found)
+
+
+@history.command()
+def plot(
+    store: StoreOption,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The picture: .png or .svg.")],
+    workload: WorkloadOption = "",
+    since: SinceOption = "",
+    fingerprint: Annotated[
+        str, typer.Option(metavar="HASH", help="As listed with --format json; by default that of the newest run.")
+    ] = "",
+) -> None:
+    """Draw one workload over time, with changes, commits and verdicts."""
+    from gpuprof.analysis.changepoints import series_of
+    from gpuprof.cli.output import check_output
+    from gpuprof.errors import GpuprofError
+    from gpuprof.history import open_store
+    from gpuprof.render.charts import check_picture
+    from gpuprof.render.history import history_chart
+
+    check_output(output)
+    check_picture(output)
+    with open_store(store, create=False) as opened:
+        runs = opened.runs(workload, fingerprint, since)
+        keys = sorted(set(runs["workload"]))
+        if not keys:
+            raise GpuprofError("there are no such runs: 'gpuprof history list' has all")
+        if len(keys) > 1:
+            raise GpuprofError(f"choose one workload with --workload: {', '.join(keys)}")
+        chosen = runs["fingerprint"].iloc[-1]
+        (one,) = series_of(runs[runs["fingerprint"] == chosen])
+        launches = opened.series(workload, chosen, since)
+    history_chart(one, launches, output)
+    print(f"{one.title}: {len(one.runs)} runs, {len(one.changes)} changes, drawn in {output}")
+    others = len(runs) - len(one.runs)
+    if others:
+        print(f"Not drawn: {others} runs with another fingerprint (device, driver, versions): give --fingerprint")
+
+
+@history.command("import")
+def import_(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Runs saved with -o, or exported.")],
+    store: StoreOption,
+) -> None:
+    """Store saved runs. One that is there already is not stored again."""
+    from gpuprof.history import open_store
+
+    with open_store(store) as opened:
+        added = opened.import_(files)
+    already = f", {len(files) - len(added)} were there" if len(files) > len(added) else ""
+    print(f"{len(added)} runs imported{already}")
+
+
+@history.command()
+def export(
+    store: StoreOption,
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where the files go.", show_default=False)],
+    workload: WorkloadOption = "",
+    since: SinceOption = "",
+) -> None:
+    """Write runs as files that every verb reads, and that 'history import' takes."""
+    from gpuprof.history import open_store
+
+    with open_store(store, create=False) as opened:
+        paths = opened.export(to, workload, since)
+    print(f"{len(paths)} runs exported to {to}")
+
+
+@history.command()
+def accept(
+    runs: Annotated[list[str], typer.Argument(metavar="IDS...", help="Of runs, or their beginnings.")],
+    store: StoreOption,
+    undo: Annotated[bool, typer.Option("--undo", help="Leave them out of baselines instead.")] = False,
+) -> None:
+    """Hold later runs against these. A regression that is accepted is a new level: what was before counts no more."""
+    from gpuprof.history import open_store
+
+    with open_store(store, create=False) as opened:
+        for run in runs:
+            opened.mark(run, accepted=not undo)
+
+
+@history.command()
+def prune(
+    store: StoreOption,
+    before: Annotated[str, typer.Option(metavar="DATE", help="Runs from before this date (UTC).")] = "",
+    keep: Annotated[int | None, typer.Option(min=0, help="All but so many of each series, the newest.")] = None,
+    workload: WorkloadOption = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove old runs for good."""
+    from gpuprof.history import open_store
+
+    with open_store(store, create=False) as opened:
+        gone = opened.prune(before, keep, workload, dry_run)
+    for row in gone.itertuples():
+        print(f"{row.id}  {row.date[:10]}  {row.workload}")
+    print(f"{len(gone)} runs {'would be ' if dry_run else ''}removed")

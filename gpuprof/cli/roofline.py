@@ -1,0 +1,72 @@
+"""``gpuprof roofline``: rates against arithmetic intensity, under the ceilings of the device."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpuprof.cli.budget import Denominator
+
+
+class Format(StrEnum):
+    """How to show the table."""
+
+    text = "text"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
+class By(StrEnum):
+    """What a point is: `gpuprof.analysis.roofline.BY`."""
+
+    op = "op"
+    klass = "class"
+    module = "module"
+    kernel = "kernel"
+
+
+def roofline(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run saved with -o.", show_default=False)],
+    by: Annotated[By, typer.Option("--by", help="What a point is.")] = By.op,
+    top: Annotated[int | None, typer.Option(min=1, help="Only so many, those with most time.")] = None,
+    denominator: Annotated[
+        Denominator | None,
+        typer.Option(
+            "--denominator", help="Ceilings that the table is held against, instead of the run's first.",
+            show_default=False,
+        ),
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="For people or for machines.")] = Format.text,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE",
+            help="Draw the picture here if it ends in .png or .svg; else write the table here.",
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Hold a saved run's rates against what memory and processor allow at their arithmetic intensity."""
+    from gpuprof.cli.output import check_output, in_color, terminal_width
+    from gpuprof.record import load, write_atomically
+    from gpuprof.render.charts import SUFFIXES, check_picture
+    from gpuprof.render.roofline import render_roofline, roofline_chart
+    from gpuprof.render.view import View
+
+    check_output(output)
+    picture = output if output is not None and output.suffix.lower() in SUFFIXES else None
+    if picture is not None:
+        check_picture(picture)
+    table = output if picture is None else None
+    view = View(by=by.value, top=top, width=terminal_width(), color=in_color() and table is None)
+    loaded, chosen = load(run), denominator.value if denominator else None
+    text = render_roofline(loaded, format.value, view, chosen)
+    if picture is not None:
+        roofline_chart(loaded, picture, view, chosen)
+    if table is None:
+        print(text, end="")
+    else:
+        write_atomically(table, text)

@@ -1,0 +1,557 @@
+"""Runs in a database: each whole and compressed, with the figures of its launches beside it.
+
+SQLite by default, in one file and for any number of processes of one machine; PostgreSQL for a team. One run is one
+transaction. One process writes at a time and the others wait, so nothing is lost and nothing is half written.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gpuprof.analysis import comparison
+from gpuprof.errors import GpuprofError
+from gpuprof.record import Run, load, write_atomically
+
+try:
+    import sqlalchemy as sa
+    from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+except ImportError as missing:
+    raise GpuprofError(
+        "a run store needs SQLAlchemy, which is not installed: pip install 'gpuprof[history]'"
+    ) from missing
+
+VERDICTS = ("none", "pass", "improvement", "regression", "inconclusive")
+_LEVELS = ("improvement", "regression")  # once accepted, the beginning of a new level
+
+METRICS = tuple(name for name in comparison.LAUNCH_COLUMNS if name not in ("launch", "invalid"))
+"""Figures of a launch."""
+
+_PATIENCE_S = 60  # that a writer waits for the others
+_LOCK = 0x67707566  # the number of our advisory lock on PostgreSQL: "gpuf"
+_NOTES = "history.json"  # what an export knows of its runs beyond their files
+
+_ABOUT = ("id", "date", "commit", "workload", "fingerprint", "device", "verdict", "accepted")
+_RUNS = sa.table("gpuprof_runs", *map(sa.column, (*_ABOUT, "facts", "run")))
+_LAUNCHES = sa.table("gpuprof_launches", *map(sa.column, ("run", "launch", "invalid", *METRICS)))
+_STORE = sa.table("gpuprof_store", sa.column("version"))
+
+
+def open_store(url: str | os.PathLike[str], create: bool = True) -> Store:
+    """The store at a URL, its schema brought up to date.
+
+    Args:
+        url: ``sqlite:///FILE``, a path, or ``postgresql+psycopg://USER@HOST/DATABASE``.
+        create: make it where there is none.
+
+    Raises:
+        GpuprofError: no such URL, driver, folder, server or store; not readable; not a store; of a newer gpuprof.
+    """
+    address = _address(url)
+    if address.get_backend_name() == "sqlite":
+        path = Path(str(address.database))
+        if path.is_dir():
+            raise GpuprofError(
+                f"cannot open the store {path}: it is a folder; give a file such as {path / 'history.db'}"
+            )
+        if not path.parent.is_dir():
+            raise GpuprofError(f"cannot open the store {path}: there is no folder {path.parent}; make it first")
+        if not create and not path.exists():
+            raise GpuprofError(f"there is no store {path}: 'gpuprof profile --store' and 'history import' make one")
+    store = Store(address)
+    try:
+        store.migrate(create)
+    except GpuprofError:
+        store.close()
+        raise
+    return store
+
+
+class Store:
+    """Runs in a database; made by `open_store`.
+
+    A run's id is made of its content, so it is the same in every store, and a run is never stored twice. Its date is
+    that of the measurement, in UTC.
+
+    Every method raises GpuprofError where the database cannot do it, and then has changed nothing.
+    """
+
+    def __init__(self, address: sa.URL) -> None:
+        self._sqlite = address.get_backend_name() == "sqlite"
+        self.name = str(address.database) if self._sqlite else address.render_as_string(hide_password=True)
+        waiting = {"timeout": _PATIENCE_S} if self._sqlite else {"connect_timeout": 10}
+        try:
+            self._engine = sa.create_engine(address, connect_args=waiting)
+        except ImportError as error:
+            raise GpuprofError(
+                f"the store {self.name} needs {error.name}, which is not installed: pip install 'gpuprof[postgres]'"
+            ) from error
+        except NoSuchModuleError as error:
+            raise GpuprofError(f"SQLAlchemy has no driver {address.drivername}: use postgresql+psycopg://") from error
+        sa.event.listen(self._engine, "begin", self._begin)
+        if self._sqlite:
+            sa.event.listen(self._engine, "connect", _safe_sqlite)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    def migrate(self, create: bool = True) -> None:
+        """Bring the schema up to the version of this gpuprof, step by step, each in a transaction of its own.
+
+        Raises:
+            GpuprofError: the store is of a newer gpuprof, or the database is that of something else; or it is empty and
+                none is to be made.
+        """
+        with self._transaction() as connection:
+            version = _version(connection)
+            strange = self._sqlite and not version and sa.inspect(connection).get_table_names()
+        if version > len(_STEPS):
+            raise GpuprofError(
+                f"the store {self.name} has schema version {version}, this gpuprof knows up to {len(_STEPS)}: "
+                "upgrade gpuprof"
+            )
+        if strange:
+            raise GpuprofError(f"{self.name} is a database of something else, with a table {strange[0]}: give another")
+        if not version and not create:
+            raise GpuprofError(f"{self.name} has no runs: 'gpuprof profile --store' and 'history import' add some")
+        for number in range(version, len(_STEPS)):
+            with self._transaction(write=True) as connection:
+                if _version(connection) == number:  # nobody else was quicker
+                    _STEPS[number](connection)
+                    connection.execute(_STORE.update().values(version=number + 1))
+
+    def add(self, run: Run, commit: str = "", verdict: str = "none") -> str:
+        """Store a run.
+
+        Args:
+            run: with a date in its environment.
+            commit: of the code that was measured.
+            verdict: of `VERDICTS`; a regression is not accepted.
+
+        Returns:
+            Its id. A run that is there already stays as it is.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            content = run.save(Path(folder) / "run.json").read_bytes()
+        identity = _identity(content)
+        self._put(content, run, {"commit": commit, "verdict": verdict})
+        return identity
+
+    def runs(self, workload: str = "", fingerprint: str = "", since: str = "") -> pd.DataFrame:
+        """One row per run, the oldest first, with the medians of its valid launches.
+
+        Args:
+            workload: part of the workload key; every workload if empty.
+            fingerprint: hash of the fingerprint; every one if empty.
+            since: ISO date, UTC unless it says otherwise.
+
+        Returns:
+            Columns id, date, commit, workload, fingerprint, device, verdict, accepted, launches (valid ones) and
+            `METRICS`, missing where no valid launch has one.
+        """
+        where = _filter(workload, fingerprint, since)
+        with self._transaction() as connection:
+            about = _frame(connection, _runs(*where)).set_index("id")
+            launches = _frame(connection, _launches(*where))
+        valid = launches[launches["invalid"] == ""].groupby("run")
+        about["launches"] = valid.size().reindex(about.index, fill_value=0)
+        return about.join(valid[list(METRICS)].median()).reset_index()
+
+    def series(self, workload: str = "", fingerprint: str = "", since: str = "") -> pd.DataFrame:
+        """One row per launch, the oldest first; arguments as for `runs`.
+
+        Returns:
+            Columns run, date, launch, invalid (why, empty where valid) and `METRICS`.
+        """
+        with self._transaction() as connection:
+            return _frame(connection, _launches(*_filter(workload, fingerprint, since)))
+
+    def baseline(self, run: Run, launches: int = 20, allowed: Collection[str] = ()) -> pd.DataFrame:
+        """What a run is to be held against: the last accepted, valid launches of its like before it.
+
+        They have its workload and fingerprint. An improvement or a regression that was accepted is a new level: nothing
+        before it counts any more.
+
+        Args:
+            run: the run, itself in the store or not.
+            launches: at most so many.
+            allowed: fields of the fingerprint that may differ.
+
+        Returns:
+            As `series`.
+        """
+        known = self.fingerprints(comparison.workload_key(run))
+        facts = comparison.fingerprint(run)
+        alike = [name for name, there in known.items() if not comparison.differences(there, facts, allowed)]
+        where = [_RUNS.c.fingerprint.in_(alike), _RUNS.c.accepted == 1, _RUNS.c.date < _date(run)]
+        level = sa.select(sa.func.coalesce(sa.func.max(_RUNS.c.date), "")).where(*where, _RUNS.c.verdict.in_(_LEVELS))
+        query = _launches(*where, _RUNS.c.date >= level.scalar_subquery(), _LAUNCHES.c.invalid == "", newest=launches)
+        with self._transaction() as connection:
+            return _frame(connection, query)
+
+    def fingerprints(self, workload: str) -> dict[str, dict[str, str]]:
+        """Every fingerprint that a workload was measured under, by its hash, that of the newest run first."""
+        newest = sa.func.max(_RUNS.c.date)
+        columns = (_RUNS.c.fingerprint, _RUNS.c.facts)
+        query = sa.select(*columns).where(_RUNS.c.workload == workload).group_by(*columns).order_by(newest.desc())
+        with self._transaction() as connection:
+            return {name: json.loads(facts) for name, facts in connection.execute(query)}
+
+    def load(self, identity: str) -> Run:
+        """The whole run with an id, or with the only one that begins so.
+
+        Raises:
+            GpuprofError: no such run, or more than one.
+        """
+        with self._transaction() as connection:
+            whole = self._resolve(connection, identity)
+            return _run(_content(connection, whole), whole)
+
+    def mark(self, identity: str, verdict: str | None = None, accepted: bool | None = None) -> None:
+        """Note of a run what was found of it, and whether later runs are held against it; None leaves as it is.
+
+        A regression is not accepted unless that is said.
+
+        Raises:
+            GpuprofError: no such run, or no such verdict.
+        """
+        _check_verdict(verdict or "none")
+        values: dict[str, Any] = {} if verdict is None else {"verdict": verdict}
+        if accepted is not None or verdict == "regression":
+            values["accepted"] = int(bool(accepted))
+        with self._transaction(write=True) as connection:
+            whole = self._resolve(connection, identity)
+            connection.execute(_RUNS.update().where(_RUNS.c.id == whole).values(values))
+
+    def prune(
+        self, before: str = "", keep: int | None = None, workload: str = "", dry_run: bool = False
+    ) -> pd.DataFrame:
+        """Remove old runs for good.
+
+        Args:
+            before: ISO date; those from before it.
+            keep: all but so many of each workload and fingerprint, the newest.
+            workload: part of the workload key; every workload if empty.
+            dry_run: remove nothing.
+
+        Returns:
+            What was or would be removed: as `runs`, without figures.
+
+        Raises:
+            GpuprofError: neither or both of `before` and `keep` are given.
+        """
+        if (not before) == (keep is None):
+            raise GpuprofError("say which runs to prune: those before a date, or all but so many; not both")
+        if keep is not None and keep < 0:
+            raise GpuprofError(f"cannot keep {keep} runs: give 0 or more")
+        where = _filter(workload)
+        if before:
+            where.append(_RUNS.c.date < _utc(before))
+        with self._transaction(write=not dry_run) as connection:
+            runs = _frame(connection, _runs(*where))
+            if keep is not None:
+                runs = runs[runs.groupby(["workload", "fingerprint"]).cumcount(ascending=False) >= keep]
+            if not dry_run:
+                for identity in runs["id"]:
+                    connection.execute(_LAUNCHES.delete().where(_LAUNCHES.c.run == identity))
+                    connection.execute(_RUNS.delete().where(_RUNS.c.id == identity))
+        return runs.reset_index(drop=True)
+
+    def export(self, folder: str | os.PathLike[str], workload: str = "", since: str = "") -> list[Path]:
+        """Write runs as files that every verb reads, and what the store knows of them beside.
+
+        Args:
+            folder: made where there is none; its parent must be there.
+            workload: as for `runs`.
+            since: as for `runs`.
+
+        Returns:
+            The files of the runs, the oldest first.
+
+        Raises:
+            GpuprofError: a file cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise GpuprofError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+        paths, notes = [], _notes(folder)
+        with self._transaction() as connection:
+            for row in connection.execute(_runs(*_filter(workload, since=since))).all():
+                path = folder / f"{row.date[:10]}-{row.id}.json.gz"
+                paths.append(write_atomically(path, _content(connection, row.id)))
+                notes[row.id] = {"commit": row.commit, "verdict": row.verdict, "accepted": bool(row.accepted)}
+        write_atomically(folder / _NOTES, json.dumps(notes, indent=1) + "\n")
+        return paths
+
+    def import_(self, paths: Iterable[str | os.PathLike[str]]) -> list[str]:
+        """Store the runs in files, each in a transaction of its own, with what an export noted beside them.
+
+        Args:
+            paths: files of runs.
+
+        Returns:
+            Ids of those that were not there.
+
+        Raises:
+            GpuprofError: a file is no run; those before it are stored.
+        """
+        added, notes = [], cache(_notes)
+        for path in map(Path, paths):
+            run = load(path)
+            content = path.read_bytes()
+            content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+            identity = _identity(content)
+            if self._put(content, run, notes(path.parent).get(identity, {})):
+                added.append(identity)
+        return added
+
+    def _put(self, content: bytes, run: Run, noted: dict[str, Any]) -> bool:
+        """Store a run with its content, unless it is there; whether it was not."""
+        _check_verdict(noted.get("verdict", "none"))
+        identity, facts = _identity(content), json.dumps(comparison.fingerprint(run), sort_keys=True)
+        row = {
+            "id": identity,
+            "date": _date(run),
+            "commit": "",
+            "workload": comparison.workload_key(run),
+            "fingerprint": hashlib.sha256(facts.encode()).hexdigest()[:12],
+            "facts": facts,
+            "device": run.device.get("name") or run.device["type"],
+            "verdict": "none",
+            "accepted": noted.get("verdict") != "regression",
+            "run": gzip.compress(content, mtime=0),
+        } | noted
+        row["accepted"] = int(row["accepted"])
+        launches = [{"run": identity, **launch} for launch in _figures(run)]
+        with self._transaction(write=True) as connection:
+            if connection.execute(sa.select(_RUNS.c.id).where(_RUNS.c.id == identity)).first():
+                return False
+            connection.execute(_RUNS.insert().values(row))
+            if launches:
+                connection.execute(_LAUNCHES.insert(), launches)
+        return True
+
+    def _resolve(self, connection: sa.Connection, beginning: str) -> str:
+        """The whole id."""
+        query = sa.select(_RUNS.c.id).where(_RUNS.c.id.startswith(beginning, autoescape=True)).order_by(_RUNS.c.id)
+        found = connection.execute(query.limit(3)).scalars().all()
+        if not found:
+            raise GpuprofError(f"no run {beginning} in {self.name}: 'gpuprof history list' has the ids")
+        if len(found) > 1:
+            raise GpuprofError(f"{beginning} is the beginning of more than one id: {', '.join(found)}; give more of it")
+        return str(found[0])
+
+    def _begin(self, connection: sa.Connection) -> None:
+        write = connection.get_execution_options().get("write", False)
+        if self._sqlite:
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+        elif write:
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_PATIENCE_S}s'")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+
+    @contextmanager
+    def _transaction(self, write: bool = False) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.execution_options(write=write).begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            said = (str(error.orig).strip() or type(error.orig).__name__).splitlines()[0]
+            meaning = next((text for words, text in _MEANINGS.items() if words in said), f"cannot be used: {said}")
+            raise GpuprofError(f"the store {self.name} {meaning}") from error
+
+
+_MEANINGS = {
+    "is not a database": "is no SQLite database, or its beginning is damaged: give another file, or restore a copy",
+    "malformed": "is damaged: restore a copy, or save what can be read with 'sqlite3 FILE .recover'",
+    "readonly": "is read-only: to store a run its file must be writable, and to list them its folder; or copy it",
+    "unable to open": "cannot be opened: its file and its folder must be readable and writable",
+    "is locked": f"was being written by another process for over {_PATIENCE_S} s: nothing was changed; try again",
+    "lock timeout": f"was being written by another process for over {_PATIENCE_S} s: nothing was changed; try again",
+    "is full": "has no room on its disk: nothing was changed; make room first",
+    "No space left": "has no room on its disk: nothing was changed; make room first",
+}
+"""What is said of a store for words in the database's own message."""
+
+
+def _address(url: str | os.PathLike[str]) -> sa.URL:
+    text = str(url)
+    if "://" not in text and ":" not in text.partition("/")[0]:
+        return sa.URL.create("sqlite", database=str(Path(text).expanduser()))
+    forms = "give a path, sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
+    try:
+        address = sa.make_url(text)
+    except (ArgumentError, ValueError) as error:
+        raise GpuprofError(f"the URL of the store cannot be read: {forms}") from error
+    backend = address.get_backend_name()
+    if backend not in ("sqlite", "postgresql"):
+        raise GpuprofError(f"a store is not kept in {backend}: {forms}")
+    if not address.database or (backend == "sqlite" and (address.host or address.database == ":memory:")):
+        raise GpuprofError(f"the URL {address.render_as_string()} names no {backend} database: {forms}")
+    # SQLAlchemy 2.0 takes psycopg2 where no driver is named
+    return address.set(drivername="postgresql+psycopg") if address.drivername == "postgresql" else address
+
+
+def _safe_sqlite(connection: Any, record: object) -> None:
+    connection.isolation_level = None  # transactions begin where we say so
+    if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
+        connection.execute("PRAGMA auto_vacuum = FULL")  # what is pruned makes the file smaller
+        connection.execute("PRAGMA journal_mode = WAL")  # who reads does not wait for who writes
+    connection.execute("PRAGMA synchronous = FULL")  # what was committed outlives a loss of power
+
+
+def _version(connection: sa.Connection) -> int:
+    """Version of the schema; 0 where there is none."""
+    if not sa.inspect(connection).has_table(_STORE.name):
+        return 0
+    return int(connection.execute(sa.select(_STORE.c.version)).scalar_one())
+
+
+def _tables(connection: sa.Connection) -> None:
+    """Version 1."""
+    made = sa.MetaData()
+    text, figure = (lambda name: sa.Column(name, sa.Text, nullable=False)), (lambda name: sa.Column(name, sa.Double))
+    sa.Table(_STORE.name, made, sa.Column("version", sa.Integer, nullable=False))
+    sa.Table(
+        _RUNS.name, made, sa.Column("id", sa.Text, primary_key=True),
+        *map(text, ("date", "commit", "workload", "fingerprint", "facts", "device", "verdict")),
+        sa.Column("accepted", sa.SmallInteger, nullable=False), sa.Column("run", sa.LargeBinary, nullable=False),
+        sa.Index("gpuprof_series", "workload", "fingerprint", "date"),
+    )  # fmt: skip
+    sa.Table(
+        _LAUNCHES.name, made, sa.Column("run", sa.ForeignKey(f"{_RUNS.name}.id"), primary_key=True),
+        sa.Column("launch", sa.Integer, primary_key=True, autoincrement=False), text("invalid"),
+        *map(figure, (
+            "step_s", "step_iqr_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "samples_per_s",
+            "mfu_datasheet", "mfu_clock", "mfu_measured", "energy_j", "sm_clock_mhz", "peak_bytes", "flops", "kernels",
+        )),
+    )  # fmt: skip
+    made.create_all(connection)
+    connection.execute(_STORE.insert().values(version=0))
+
+
+def _given_mfu(connection: sa.Connection) -> None:
+    """Version 2: the MFU of a peak that the user gave, of the runs that are there too."""
+    connection.exec_driver_sql(f"ALTER TABLE {_LAUNCHES.name} ADD COLUMN mfu_given DOUBLE PRECISION")
+    for identity in connection.execute(sa.select(_RUNS.c.id)).scalars().all():
+        for launch in _figures(_run(_content(connection, identity), identity)):
+            here = (_LAUNCHES.c.run == identity) & (_LAUNCHES.c.launch == launch["launch"])
+            connection.execute(_LAUNCHES.update().where(here).values(mfu_given=launch["mfu_given"]))
+
+
+_STEPS: list[Callable[[sa.Connection], None]] = [_tables, _given_mfu]
+"""What makes each version of the schema of the one before. Never changed, only added to."""
+
+
+def _filter(workload: str = "", fingerprint: str = "", since: str = "") -> list[sa.ColumnElement[bool]]:
+    where = []
+    if workload:
+        where.append(_RUNS.c.workload.contains(workload, autoescape=True))
+    if fingerprint:
+        where.append(_RUNS.c.fingerprint == fingerprint)
+    if since:
+        where.append(_RUNS.c.date >= _utc(since))
+    return where
+
+
+def _runs(*where: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    """What is known of runs, without the runs themselves, the oldest first."""
+    columns = (_RUNS.c[name] for name in _ABOUT)
+    return sa.select(*columns).where(*where).order_by(_RUNS.c.date, _RUNS.c.id)
+
+
+def _launches(*where: sa.ColumnElement[bool], newest: int | None = None) -> sa.Select[Any]:
+    """Launches with the date of their run, the oldest first."""
+    columns = [_LAUNCHES.c.run, _RUNS.c.date, *(_LAUNCHES.c[name] for name in ("launch", "invalid", *METRICS))]
+    joined = sa.select(*columns).join_from(_LAUNCHES, _RUNS, _LAUNCHES.c.run == _RUNS.c.id).where(*where)
+    order = [_RUNS.c.date, _RUNS.c.id, _LAUNCHES.c.launch]
+    if newest is None:
+        return joined.order_by(*order)
+    last = joined.order_by(*(column.desc() for column in order)).limit(newest).subquery()
+    return sa.select(last).order_by(last.c.date, last.c.run, last.c.launch)
+
+
+def _frame(connection: sa.Connection, query: sa.Select[Any]) -> pd.DataFrame:
+    result = connection.execute(query)
+    frame = pd.DataFrame(list(map(tuple, result)), columns=list(result.keys()))
+    types = dict.fromkeys(METRICS, "float64") | {"accepted": "bool"}
+    return frame.astype({name: kind for name, kind in types.items() if name in frame})
+
+
+def _figures(run: Run) -> list[dict[str, Any]]:
+    """Rows of the launches of a run."""
+    rows = []
+    for launch in comparison.launches(run).to_dict("records"):
+        known = {name: launch.get(name) for name in METRICS}
+        figures = {name: None if value is None or pd.isna(value) else float(value) for name, value in known.items()}
+        rows.append({"launch": int(launch["launch"]), "invalid": launch["invalid"], **figures})
+    return rows
+
+
+def _identity(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _content(connection: sa.Connection, identity: str) -> bytes:
+    """The run file, as it came."""
+    stored = connection.execute(sa.select(_RUNS.c.run).where(_RUNS.c.id == identity)).scalar_one()
+    return gzip.decompress(stored)
+
+
+def _run(content: bytes, identity: str) -> Run:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{identity}.json"
+        path.write_bytes(content)
+        return load(path)
+
+
+def _date(run: Run) -> str:
+    if not run.environment.get("date"):
+        raise GpuprofError(f"the run of {run.workload['name']} has no date, so it has no place in a history")
+    return _utc(run.environment["date"])
+
+
+def _utc(text: str) -> str:
+    try:
+        date = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise GpuprofError(f"no date {text!r}: give one such as 2026-01-31 or 2026-01-31T12:00") from error
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="seconds")
+
+
+def _notes(folder: Path) -> dict[str, dict[str, Any]]:
+    """What an export noted in a folder of the runs in it, by id."""
+    path = folder / _NOTES
+    try:
+        notes = json.loads(path.read_bytes()) if path.exists() else {}
+        if not all(
+            isinstance(noted, dict) and noted.keys() <= {"commit", "verdict", "accepted"} for noted in notes.values()
+        ):
+            raise ValueError
+    except (OSError, ValueError, AttributeError) as error:
+        raise GpuprofError(f"{path} is not what 'gpuprof history export' wrote: remove it, or export again") from error
+    return notes
+
+
+def _check_verdict(verdict: str) -> None:
+    if verdict not in VERDICTS:
+        raise GpuprofError(f"no verdict {verdict!r}: known are {', '.join(VERDICTS)}")

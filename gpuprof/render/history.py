@@ -1,0 +1,266 @@
+"""The runs of a store as text and as a picture: series over time, with what changed in them."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gpuprof import units
+from gpuprof.analysis.changepoints import CLOCK, Change, Series
+from gpuprof.errors import GpuprofError
+from gpuprof.render.charts import check_picture, save_picture
+from gpuprof.render.console import to_text
+from gpuprof.render.tables import plain
+from gpuprof.render.view import View
+
+_COLORS = {
+    "none": "#1f4e79", "pass": "#2e8b57", "improvement": "#20b0c0", "regression": "#b02020", "inconclusive": "#e0a030",
+}  # fmt: skip
+_LAUNCH, _CHANGED, _INFRASTRUCTURE = "#9aa5b1", "#303030", "#7a3fb0"
+_SHORT = 8  # characters of a commit
+_MANY = 500  # runs from which dots are small
+
+
+def render_history(series: list[Series], format: str = "text", limit: int = 20, view: View | None = None) -> str:
+    """The runs of some series, and what changed in each, in one of the `FORMATS`.
+
+    Args:
+        series: as from `gpuprof.analysis.changepoints.series_of`.
+        format: of `FORMATS`.
+        limit: runs of each series, the newest; the changes are those of the whole.
+        view: of it, width and color count.
+
+    Raises:
+        GpuprofError: no such format.
+    """
+    if format not in FORMATS:
+        raise GpuprofError(f"no format {format!r}: known are {', '.join(FORMATS)}")
+    return FORMATS[format](series, limit, view or View())
+
+
+def text(series: list[Series], limit: int, view: View) -> str:
+    """A table for each series, and sentences below it."""
+    parts: list[RenderableType] = []
+    for one in series:
+        grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+        cells = _cells(one, limit)
+        for name in cells:
+            grid.add_column(name, justify="right" if name in _RIGHT else "left", no_wrap=True)
+        for row in zip(*cells.values(), strict=True):
+            grid.add_row(*map(Text, row))
+        parts += [Text(one.title, style="bold"), grid, *(Text(line) for line in _sentences(one, limit)), Text("")]
+    return to_text(Group(*parts[:-1]), view) if parts else "No runs.\n"
+
+
+def markdown(series: list[Series], limit: int, view: View) -> str:
+    """The same as Markdown, for a pull request."""
+    lines = []
+    for one in series:
+        cells = _cells(one, limit)
+        lines += [f"### {_escaped(one.title)}", "", _piped(cells)]
+        lines += [_piped("---:" if name in _RIGHT else "---" for name in cells)]
+        lines += [_piped(row) for row in zip(*cells.values(), strict=True)]
+        lines += ["", *(f"- {_escaped(line)}" for line in _sentences(one, limit)), ""]
+    return "\n".join(lines) if lines else "No runs.\n"
+
+
+def csv(series: list[Series], limit: int, view: View) -> str:
+    """A row per run with raw figures, and the share by which a metric changed with it; empty where unknown."""
+    tables = []
+    for one in series:
+        rows = one.runs.assign(changed="", change=None, infrastructure=None)
+        for change in one.changes:
+            values = [change.metric, change.point.change, change.infrastructure]
+            rows.loc[change.point.at, ["changed", "change", "infrastructure"]] = values
+        tables.append(rows.tail(limit))
+    return pd.concat(tables).to_csv(index=False, lineterminator="\n") if tables else ""
+
+
+def json(series: list[Series], limit: int, view: View) -> str:
+    """A list of series, each with its runs and its changes: raw figures, null where unknown."""
+    listed = [
+        {
+            **{name: one.runs[name].iloc[-1] for name in ("workload", "device", "fingerprint")},
+            "metric": one.metric,
+            "runs": [{str(k): plain(v) for k, v in row.items()} for row in one.runs.tail(limit).to_dict("records")],
+            "changes": [
+                {
+                    **{name: one.runs[name].iloc[change.point.at] for name in ("id", "date", "commit")},
+                    "metric": change.metric, "before": change.point.before, "after": change.point.after,
+                    "change": change.point.change, "p": change.point.p, "infrastructure": change.infrastructure,
+                }
+                for change in one.changes
+            ],
+        }
+        for one in series
+    ]  # fmt: skip
+    return json_module.dumps(listed, indent=1, allow_nan=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[list[Series], int, View], str]] = {
+    "text": text,
+    "markdown": markdown,
+    "csv": csv,
+    "json": json,
+}
+"""Every format by name."""
+
+_RIGHT = {"launches", "step", "MFU", "SM clock"}
+
+
+def _cells(one: Series, limit: int) -> dict[str, list[str]]:
+    """Columns by name, the newest run first, without those in which nothing is known."""
+    rows = one.runs.tail(limit).iloc[::-1].to_dict("records")
+    cells = {
+        "run": [row["id"] for row in rows],
+        "date": [f"{row['date'][:10]} {row['date'][11:16]}" for row in rows],
+        "commit": [row["commit"][:_SHORT] or units.MISSING for row in rows],
+        "launches": [str(row["launches"]) for row in rows],
+        "step": [units.duration(row["step_s"]) for row in rows],
+        "MFU": [units.percent(row[one.metric]) if one.metric != "step_s" else units.MISSING for row in rows],
+        "SM clock": [_figure(CLOCK, row[CLOCK]) for row in rows],
+        "verdict": [_verdict(row) for row in rows],
+    }
+    return {name: values for name, values in cells.items() if any(value not in (units.MISSING, "") for value in values)}
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    verdict = "" if row["verdict"] == "none" else row["verdict"]
+    if not row["accepted"]:
+        return f"{verdict}, not accepted".removeprefix(", ")
+    return f"{verdict}, accepted" if verdict == "regression" else verdict
+
+
+def _sentences(one: Series, limit: int) -> list[str]:
+    lines = []
+    if one.metric != "step_s":
+        lines.append(f"MFU is by the {one.metric.removeprefix('mfu_')} peak; figures are medians of valid launches.")
+    if len(one.runs) > limit:
+        lines.append(f"The newest {limit} of {len(one.runs)} runs.")
+    for change in one.changes:
+        run = one.runs.iloc[change.point.at]
+        levels = f"{_figure(change.metric, change.point.before)} -> {_figure(change.metric, change.point.after)}"
+        where = " at ".join(part for part in (run["date"][:10], run["commit"][:_SHORT]) if part)
+        lines.append(f"{where}: {_name(change.metric)} {levels} ({_percent(change)}){_cause(change)}.")
+    return lines
+
+
+def _name(metric: str) -> str:
+    return {"step_s": "step", CLOCK: "SM clock"}.get(metric, "MFU")
+
+
+def _figure(metric: str, value: float | None) -> str:
+    if metric == "step_s":
+        return units.duration(value)
+    if metric == CLOCK:
+        return units.MISSING if value is None or pd.isna(value) else f"{value:,.0f} MHz"
+    return units.percent(value)
+
+
+def _percent(change: Change) -> str:
+    return f"{100 * change.point.change:+.1f} %"
+
+
+def _cause(change: Change) -> str:
+    if change.infrastructure is None:
+        return ""
+    if change.metric == CLOCK:
+        return ", infrastructure: the clock alone"
+    return ", infrastructure: the SM clock moved with it" if change.infrastructure else ", the SM clock did not move"
+
+
+def _escaped(line: str) -> str:
+    return line.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _piped(cells: Any) -> str:
+    return f"| {' | '.join(map(_escaped, cells))} |"
+
+
+def history_chart(one: Series, launches: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
+    """Draw a series over time, with its levels, changes, commits and verdicts, and the SM clock below.
+
+    Args:
+        one: the series.
+        launches: its launches, as from `gpuprof.history.Store.series`.
+        path: the picture, PNG or SVG by its suffix. It appears whole or not at all.
+
+    Raises:
+        GpuprofError: no such kind of picture, matplotlib is missing, there is nothing to draw, or the file cannot be
+            written.
+    """
+    path = Path(path)
+    check_picture(path)
+    if not one.runs[one.metric].notna().any():
+        raise GpuprofError(f"there is nothing to draw: no run of {one.title} was timed")
+    from matplotlib.figure import Figure
+
+    metrics = [one.metric, CLOCK] if one.runs[CLOCK].notna().any() else [one.metric]
+    figure = Figure(figsize=(10, 3.5 + len(metrics)), dpi=150, layout="constrained")
+    panels = figure.subplots(len(metrics), sharex=True, squeeze=False, height_ratios=[3, 1][: len(metrics)])[:, 0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        _draw(axes, one, launches, metric)
+    for change in one.changes:
+        run = one.runs.iloc[change.point.at]
+        color = _INFRASTRUCTURE if change.infrastructure else _CHANGED
+        for axes in panels:
+            axes.axvline(_time(run["date"]), color=color, linewidth=1.2, linestyle="--", zorder=1)
+        panels[0].annotate(
+            f"{run['commit'][:_SHORT]} {'SM clock ' if change.metric == CLOCK else ''}{_percent(change)}".strip(),
+            (_time(run["date"]), 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+            rotation=20, rotation_mode="anchor", ha="left", va="bottom", fontsize=7.5, color=color,
+        )  # fmt: skip
+    for color, label in ((_CHANGED, "change"), (_INFRASTRUCTURE, "change of the infrastructure")):
+        if any((color == _INFRASTRUCTURE) == bool(change.infrastructure) for change in one.changes):
+            panels[0].plot([], [], color=color, linewidth=1.2, linestyle="--", label=label)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower right", ncols=8, fontsize=8, frameon=False)
+    figure.suptitle(one.title, fontsize=10, x=0.01, ha="left", parse_math=False)
+    save_picture(figure, path)
+    return path
+
+
+def _draw(axes: Any, one: Series, launches: pd.DataFrame, metric: str) -> None:
+    """One metric: a dot per launch, the median of each run in the colour of its verdict, the levels between changes."""
+    unit = {"step_s": "step, ms", CLOCK: "SM clock, MHz"}.get(metric, "MFU, %")
+    factor = {"step_s": 1e3, CLOCK: 1.0}.get(metric, 100.0)
+    runs = one.runs[one.runs[metric].notna()]
+    times = np.array([_time(date) for date in runs["date"]])
+    size = 4 if len(runs) < _MANY else 1.5
+    for valid, marker, label in ((True, ".", "launch"), (False, "x", "invalid launch")):
+        some = launches[((launches["invalid"] == "") == valid) & launches[metric].notna()]
+        if len(some):
+            dates = np.array([_time(date) for date in some["date"]])
+            look = {"linestyle": "", "markersize": size, "color": _LAUNCH, "zorder": 2, "rasterized": True}
+            axes.plot(dates, some[metric] * factor, marker=marker, label=label, **look)
+    for verdict, color in _COLORS.items():
+        there = runs["verdict"] == verdict
+        label = "run, not judged" if verdict == "none" else f"run, {verdict}"
+        if there.any():
+            figures = runs.loc[there, metric] * factor
+            axes.plot(
+                times[there], figures, linestyle="", marker="o", markersize=size, color=color, label=label, zorder=4
+            )
+    points = [change.point for change in one.changes if change.metric == metric]
+    edges = [times[0], *(_time(one.runs["date"].iloc[point.at]) for point in points), times[-1]]
+    levels = [point.before for point in points[:1]] + [point.after for point in points]
+    for level, start, end in zip(levels, edges, edges[1:], strict=False):
+        axes.hlines(level * factor, start, end, color=_CHANGED, linewidth=1.4, zorder=5)
+    axes.set_ylabel(unit, fontsize=9)
+    axes.tick_params(labelsize=8.5)
+    axes.grid(axis="y", color="#d8d8d8", linewidth=0.6, zorder=0)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _time(date: str) -> np.datetime64:
+    return np.datetime64(date[:19])  # all are in UTC

@@ -1,0 +1,350 @@
+"""The memory account of a run as text, as a chart over time, and what another size needs."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gpuprof import units
+from gpuprof.analysis.memory import NO_TIMELINE, account, by_module, peak, running
+from gpuprof.analysis.modules import by_module as module_table
+from gpuprof.errors import GpuprofError
+from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.render.charts import check_picture, save_picture, subject
+from gpuprof.render.console import to_text
+from gpuprof.render.tables import plain
+from gpuprof.render.tree import build, walk
+from gpuprof.render.view import View, depth_of
+
+if TYPE_CHECKING:
+    from gpuprof.fit import Forecast, Sized
+
+_QUANTITIES = {
+    "parameters": "parameters", "buffers": "buffers", "gradients": "gradients", "optimizer_state": "optimizer state",
+    "activations": "activations", "expected": "expected", "before": "before the step", "workspace": "workspace",
+    "measured": "measured",
+}  # fmt: skip
+_SUMS = ("expected", "measured")
+_COLUMNS = {
+    "parameters": "params", "gradients": "gradients", "activations": "activations", "retained": "retained",
+    "peak_above_entry": "peak above",
+}  # fmt: skip
+_LAYERS = {
+    "before": ("before the step", "#d9d9d9"), "parameters": ("parameters", "#1f4e79"),
+    "optimizer_state": ("optimizer state", "#5a7fa6"), "gradients": ("gradients", "#8fb98a"),
+    "activations": ("activations kept", "#e0a030"),
+}  # fmt: skip
+"""What is stacked in the chart, from the bottom up."""
+
+
+def render_memory(run: Run, format: str = "text", view: View | None = None, forecast: Forecast | None = None) -> str:
+    """The memory account of a run in one of the `FORMATS`; of the view, ``depth``, ``width`` and ``color`` count.
+
+    Raises:
+        GpuprofError: no such format, or the run has no memory pass.
+    """
+    if format not in FORMATS:
+        raise GpuprofError(f"no format {format!r}: known are {', '.join(FORMATS)}")
+    if run.memory.empty:
+        raise GpuprofError("this run has no memory readings: profile it again with the memory pass")
+    return FORMATS[format](run, view or View(), forecast)
+
+
+def text(run: Run, view: View, forecast: Forecast | None) -> str:
+    """The peak, the account by phase, the modules with equal layers folded, and the forecast."""
+    parts: list[RenderableType] = [*_wrapped(_sentences(run), view)]
+    if forecast is not None:
+        parts += [Text(""), *_wrapped(_foretold(run, forecast), view)]
+    parts += [Text(""), _moments(run), Text(""), _modules(run, view), Text("")]
+    return to_text(Group(*parts, *_wrapped(_notes(run), view)), view)
+
+
+def markdown(run: Run, view: View, forecast: Forecast | None) -> str:
+    """The same as Markdown, modules one by one."""
+    lines = list(_sentences(run)) + ([*_foretold(run, forecast)] if forecast is not None else [])
+    rows = account(run)
+    tables = [
+        [["", *rows["moment"]], ["---", *("---:" for _ in range(len(rows)))]]
+        + [[words, *map(units.size, rows[name])] for name, words in _QUANTITIES.items()],
+        [["module", "class", *_COLUMNS.values()], ["---", "---", *("---:" for _ in _COLUMNS)]]
+        + [
+            [row["module"] or "(root)", row["class"], *(_size(row[name]) for name in _COLUMNS)]
+            for row in _shown(run, view).to_dict(orient="records")
+        ],
+    ]
+    piped = ["".join(f"| {' | '.join(map(_escaped, row))} |\n" for row in table) for table in tables]
+    return "\n\n".join([*lines, *piped])
+
+
+def csv(run: Run, view: View, forecast: Forecast | None) -> str:
+    """One row per module, in bytes; empty where unknown."""
+    return _shown(run, view).to_csv(index=False, lineterminator="\n")
+
+
+def json(run: Run, view: View, forecast: Forecast | None) -> str:
+    """Everything in bytes: peak, account, modules and forecast; null where unknown."""
+    tables = {"account": account(run), "modules": _shown(run, view)}
+    rows = {
+        name: [{key: plain(value) for key, value in row.items()} for row in table.to_dict(orient="records")]
+        for name, table in tables.items()
+    }
+    found = None if forecast is None else asdict(forecast)
+    return json_module.dumps({"peak": peak(run), **rows, "forecast": found}, indent=1, allow_nan=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[Run, View, Any], str]] = {"text": text, "markdown": markdown, "csv": csv, "json": json}
+"""Every format by name."""
+
+
+def _shown(run: Run, view: View) -> pd.DataFrame:
+    rows = by_module(run)
+    return rows if view.depth is None else rows[rows["module"].map(depth_of) <= view.depth]
+
+
+def _sentences(run: Run) -> Iterator[str]:
+    yield subject(run)
+    figures = peak(run)
+    if figures["bytes"] is None:
+        return
+    what = "allocated" if run.device.get("type") == "cuda" else "resident set of the process"
+    text = f"Peak {units.size(figures['bytes'])} {what}, {_where(figures['phase'], figures['module'])}"
+    if figures["capacity_bytes"]:
+        text += f"; {units.percent(figures['bytes'] / figures['capacity_bytes'])} of the device's "
+        text += units.size(figures["capacity_bytes"])
+    yield f"{text}."
+    if figures["reserved_bytes"]:
+        text = f"Reserved {units.size(figures['reserved_bytes'])}, {units.size(figures['fragmentation_bytes'])} of it "
+        text += "not allocated at the peak (fragmentation and cache)"
+        if figures["outside_bytes"] is not None:
+            whose = "by this process" if figures["outside_of"] == "process" else "by all processes on the device"
+            text += f"; {units.size(figures['outside_bytes'])} outside torch, {whose}"
+        yield f"{text}."
+
+
+def _where(phase: str, module: str | None) -> str:
+    where = "before the gradient of" if phase == "backward" else "in"
+    return f"in the {phase}" + (f", {where} {module}" if module else "")
+
+
+def _moments(run: Run) -> Table:
+    """The account, a column per moment."""
+    rows = account(run)
+    grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
+    grid.add_column("", no_wrap=True)
+    for moment in rows["moment"]:
+        grid.add_column(moment.replace(" of ", " of\n"), justify="right", no_wrap=True, min_width=9)
+    for name, words in _QUANTITIES.items():
+        style = "bold" if name in _SUMS else ""
+        grid.add_row(Text(words, style), *(Text(_size(value), style) for value in rows[name]))
+    return grid
+
+
+def _modules(run: Run, view: View) -> Table:
+    """Modules as a tree, equal layers as one line with the figures of the first."""
+    rows = by_module(run)
+    found = {row["module"]: row for row in rows.to_dict(orient="records")}
+    columns = [name for name in _COLUMNS if rows[name].notna().any() and rows[name].fillna(0).max() > 0]
+    sizes = rows.set_index("module")[["parameters", "gradients", "activations"]]
+    tree = module_table(run).set_index("module").join(sizes).reset_index()
+    grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
+    grid.add_column("module", no_wrap=True, overflow="ellipsis", max_width=max(view.width - 12 * len(columns), 16))
+    for name in columns:
+        grid.add_column(_COLUMNS[name], justify="right", no_wrap=True, min_width=11)
+    lines = [(prefix + node.label, found[node.figures["module"]]) for prefix, node in walk(build(tree, view.depth))]
+    lines += [(UNATTRIBUTED, found[UNATTRIBUTED])] if UNATTRIBUTED in found else []
+    for label, row in lines:
+        grid.add_row(Text(label), *(_size(row[name]) for name in columns))
+    return grid
+
+
+def _notes(run: Run) -> Iterator[str]:
+    cuda = run.device.get("type") == "cuda"
+    there = "inputs and cuBLAS's workspace" if cuda else "Python and its libraries"
+    yield (
+        f"Expected is the sum of the sizes above it; before the step there were {there}; workspace is the rest: "
+        "outputs, temporaries, and what the allocator rounds up or keeps."
+    )
+    yield (
+        "Modules with their children: activations are kept by the forward for the backward, each storage once, by the "
+        "module that keeps it first. Folded layers show their first."
+    )
+    if cuda:
+        yield "Retained and peak above entry are measured around the module's forward."
+    if run.timeline.empty:
+        yield f"No peaks: {NO_TIMELINE}."
+
+
+def _foretold(run: Run, forecast: Forecast) -> Iterator[str]:
+    fit = forecast.fit
+    if fit is None:
+        assert forecast.sized is not None
+        yield f"{_sized(forecast.sized).capitalize()} is predicted to take {_sum(forecast.sized)}."
+    else:
+        word = {"batch_size": "batch", "seq_len": "sequence"}[fit.what]
+        room = units.size(fit.capacity)
+        if fit.largest is None:
+            assert fit.beyond is not None
+            yield f"Nothing fits in {room}: even {_sized(fit.beyond)} is predicted to take {_sum(fit.beyond)}."
+        else:
+            size = getattr(fit.largest, fit.what)
+            yield f"The largest {word} predicted to fit in {room}: {_sized(fit.largest)}, with {_sum(fit.largest)}."
+            if fit.beyond is not None:
+                yield f"{size + 1} would take {units.size(fit.beyond.prediction.total)}."
+            else:
+                yield f"Not memory is the limit: {fit.limit}."
+    match = "are those recorded, to the byte"
+    if forecast.miss:
+        match = f"miss those recorded by {units.size(abs(forecast.miss))}"
+    yield (
+        "The step of that size was simulated without weights, tensor by tensor; at the run's own size the simulated "
+        f"activations {match}. The measured step made {forecast.calibration:.3f} times what is simulated of it, and is "
+        "taken to do so at any size."
+    )
+
+
+def _sized(sized: Sized) -> str:
+    parts = [(sized.batch_size, "batch {}"), (sized.seq_len, "sequence {}")]
+    return ", ".join(words.format(size) for size, words in parts if size) or "this step"
+
+
+def _sum(sized: Sized) -> str:
+    found = sized.prediction
+    parts = [
+        (found.fixed, "parameters, buffers and optimizer state"), (found.before, "before the step"),
+        (found.made, "made by the step"), (found.fragmentation, "fragmentation"), (found.outside, "outside torch"),
+    ]  # fmt: skip
+    known = " + ".join(f"{units.size(size)} {words}" for size, words in parts if size)
+    kept = f"; activations kept: {units.size(sized.activations)}" if sized.activations else ""
+    return f"{units.size(found.total)} at its peak, in the {found.phase}: {known}{kept}"
+
+
+def memory_chart(run: Run, path: str | os.PathLike[str]) -> Path:
+    """Draw the step over time: what is expected, stacked, against the measured line; phases shaded, the peak named.
+
+    Args:
+        run: one with a timeline.
+        path: the picture, PNG or SVG by its suffix. It appears whole or not at all.
+
+    Raises:
+        GpuprofError: no such kind of picture, matplotlib is missing, the run has no timeline, or the file cannot be
+            written.
+    """
+    path = Path(path)
+    check_picture(path)
+    if run.timeline.empty:
+        raise GpuprofError(NO_TIMELINE)
+    from matplotlib.figure import Figure
+
+    rows = run.timeline
+    scale, unit = next((s, u) for s, u in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1, "B")) if rows["bytes"].max() >= s)
+    times = rows["time_s"].to_numpy("float64") * 1e3
+    layers = {
+        name: values / scale for name, values in _stack(run).items() if max(values) > 0.001 * int(rows["bytes"].max())
+    }
+    figure = Figure(figsize=(10, 5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.stackplot(
+        times, *layers.values(), labels=[_LAYERS[name][0] for name in layers],
+        colors=[_LAYERS[name][1] for name in layers], linewidth=0, zorder=1,
+    )  # fmt: skip
+    highest = rows["peak_bytes"].fillna(rows["bytes"]).to_numpy("float64") / scale
+    what = "allocated" if run.device.get("type") == "cuda" else "resident set"
+    measured_x, measured_y = _with_peaks(times, rows["bytes"].to_numpy("float64") / scale, highest)
+    axes.plot(measured_x, measured_y, color="#b02020", linewidth=1.4, label=f"measured: {what}", zorder=3)
+    if rows["reserved_bytes"].notna().any():
+        reserved = rows["reserved_bytes"].astype("Float64").to_numpy("float64") / scale
+        axes.plot(times, reserved, color="#505050", linewidth=0.8, label="reserved", zorder=3)
+    top = max(measured_y) * 1.22
+    _shade_phases(axes, rows, times)
+    index = int(highest.argmax())
+    where = _where(rows["phase"].iloc[index].replace("recompute", "backward"), running(rows)[index])
+    middle = times[index] < times[-1] / 2
+    axes.annotate(
+        f"peak {units.size(highest[index] * scale)}\n{where}", (_peak_time(times, index), highest[index]),
+        xytext=(12 if middle else -12, 14), textcoords="offset points", ha="left" if middle else "right", va="bottom",
+        fontsize=8.5, color="#b02020", zorder=5, arrowprops={"arrowstyle": "-", "color": "#b02020", "linewidth": 0.8},
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}, parse_math=False,
+    )  # fmt: skip
+    axes.set_xlim(times[0], times[-1])
+    axes.set_ylim(0, top)
+    axes.set_xlabel("time in the step of the memory pass, ms", fontsize=9)
+    axes.set_ylabel(unit, fontsize=9)
+    axes.tick_params(labelsize=8.5)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.suptitle(subject(run), fontsize=10, x=0.01, ha="left", parse_math=False)
+    figure.legend(loc="outside lower center", ncols=7, fontsize=8, frameon=False)
+    save_picture(figure, path)
+    return path
+
+
+def _stack(run: Run) -> dict[str, Any]:
+    """What is expected at each row of the timeline, from the bottom up, in bytes."""
+    ends = account(run).set_index("moment")
+    first, last = ends.iloc[0], ends.iloc[-1]
+    after = run.timeline["phase"].isin(["optimizer", "other"]).to_numpy()
+    state = after * (int(last["optimizer_state"]) - int(first["optimizer_state"])) + int(first["optimizer_state"])
+    constant = after * 0
+    return {
+        "before": constant + int(first["before"]),
+        "parameters": constant + int(first["parameters"]) + int(first["buffers"]),
+        "optimizer_state": state,
+        "gradients": run.timeline["gradient_bytes"].to_numpy("int64"),
+        "activations": run.timeline["kept_bytes"].to_numpy("int64"),
+    }
+
+
+def _peak_time(times: Any, index: int) -> float:
+    return float((times[max(index - 1, 0)] + times[index]) / 2)
+
+
+def _with_peaks(times: Any, now: Any, highest: Any) -> tuple[list[float], list[float]]:
+    """The measured line: through every reading, and through the peak between two where it was higher than both."""
+    xs, ys = [float(times[0])], [float(now[0])]
+    for index in range(1, len(times)):
+        if highest[index] > max(now[index - 1], now[index]):
+            xs.append(_peak_time(times, index))
+            ys.append(float(highest[index]))
+        xs.append(float(times[index]))
+        ys.append(float(now[index]))
+    return xs, ys
+
+
+def _shade_phases(axes: Any, rows: pd.DataFrame, times: Any) -> None:
+    begun: dict[str, float] = {}
+    spans = []
+    for phase, event, time in zip(rows["phase"], rows["event"], times, strict=True):
+        if event == "begin":
+            begun[phase] = time
+        elif event == "end" and phase in begun:
+            spans.append((begun.pop(phase), time, phase))
+    for number, (start, end, phase) in enumerate(spans):
+        axes.axvspan(start, end, color="#000000", alpha=0.035 if number % 2 else 0.0, linewidth=0, zorder=0)
+        axes.axvline(start, color="#a0a0a0", linewidth=0.6, zorder=2)
+        if end - start > 0.04 * (times[-1] - times[0]):
+            axes.text(
+                (start + end) / 2, 0.985, phase, transform=axes.get_xaxis_transform(), ha="center", va="top",
+                fontsize=8.5, color="#505050", zorder=4,
+            )  # fmt: skip
+
+
+def _wrapped(sentences: Iterator[str], view: View) -> list[Text]:
+    return [Text(line) for sentence in sentences for line in textwrap.wrap(sentence, view.width)]
+
+
+def _size(value: Any) -> str:
+    return units.size(None if value is None or pd.isna(value) else float(value))
+
+
+def _escaped(value: str) -> str:
+    return value.replace("|", "\\|").replace("<", "&lt;")

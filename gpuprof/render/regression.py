@@ -1,0 +1,317 @@
+"""A check of runs against runs: a verdict in a line, every metric, and whose kernels moved."""
+
+from __future__ import annotations
+
+import itertools
+import json as json_module
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gpuprof import units
+from gpuprof.analysis.check import Check
+from gpuprof.analysis.comparison import KEYS, fingerprint, workload_key
+from gpuprof.analysis.regression import FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION, Verdict
+from gpuprof.record import UNATTRIBUTED
+from gpuprof.render.console import to_text
+from gpuprof.render.tables import plain
+from gpuprof.render.view import View
+
+NAMES = {
+    "step_s": "step time", "forward_s": "forward", "backward_s": "backward", "optimizer_s": "optimizer",
+    "tokens_per_s": "tokens/s", "samples_per_s": "samples/s", "mfu_given": "MFU, given peak",
+    "mfu_datasheet": "MFU, datasheet", "mfu_clock": "MFU at the clock", "mfu_measured": "MFU, measured peak",
+    "energy_j": "energy per step", "flops": "model FLOPs", "kernels": "kernels", "peak_bytes": "peak memory",
+}  # fmt: skip
+"""Metrics as people read them."""
+
+_COLORS = {REGRESSION: "red", INCONCLUSIVE: "yellow", IMPROVEMENT: "green", PASS: "green"}
+_HEADS = ("metric", "baseline", "head", "change", "limit", "confidence", "verdict")
+_MOVED = ("status", "baseline", "head", "change", "share", "kernels")
+_WORDS = {"metric", "verdict", "status", *itertools.chain(*KEYS.values())}  # columns of text
+_GIVE_WAY = ("kernels", "confidence", "limit", "baseline")  # columns that a narrow terminal does without
+_TOP = 10  # rows of what moved, for people
+
+_BESIDE = "A verdict in brackets does not decide: it is the step time in other units, a part of it, or energy."
+_UNJUDGED = f"No verdicts: they need a baseline of {FEWEST} launches at least, as 'gpuprof check' takes them."
+
+
+def render_check(check: Check, format: str = "text", view: View | None = None) -> str:
+    """A check in one of the `FORMATS`. Of the view ``top`` (rows of what moved), ``width`` and ``color`` count."""
+    return FORMATS[format](check, view or View())
+
+
+def verdict(check: Check) -> list[str]:
+    """The verdict in words: a line for each metric that decides it, and what gained most time."""
+    said = [one for one in check.deciding if one.status == check.status] if check.status != PASS else []
+    if not said:
+        return [f"{_told(one)}: {_change(one.change)}, {_limit(one)} allowed" for one in check.deciding[:1]]
+    sentences = [f"{_told(one)}: {one.why}" for one in said]
+    blamed = [part for by in check.moved for part in _blamed(check.moved[by], by)]
+    return sentences + ([f"more time in {', '.join(blamed)}"] if blamed and check.status == REGRESSION else [])
+
+
+def _sentences(check: Check) -> list[str]:
+    return [f"{line[0].upper()}{line[1:]}." for line in verdict(check)]
+
+
+def _blamed(table: pd.DataFrame, by: str) -> list[str]:
+    """The three parts that gained most time."""
+    rows = table[table["status"].isin(["new", "slower"])].head(3).to_dict(orient="records")
+    names = [textwrap.shorten(" ".join(_names(row, by)), 80, placeholder="...") for row in rows]
+    return [
+        f"{name} (+{units.duration(row['change_s'])}, {row['status']})" for name, row in zip(names, rows, strict=True)
+    ]
+
+
+def _told(one: Verdict) -> str:
+    return f"{NAMES[one.metric]} {_value(one.metric, one.value)} against {_value(one.metric, one.m0)}"
+
+
+def text(check: Check, view: View) -> str:
+    """The verdict, a table of the metrics, what moved where something is the matter, and notes."""
+    head = Text(f"{check.status.upper()}  {workload_key(check.head)}", style=f"bold {_COLORS[check.status]}")
+    lines: list[RenderableType] = [
+        head,
+        *(_wrapped(f"{line[0].upper()}{line[1:]}.", view) for line in verdict(check)),
+        Text(""),
+    ]
+    if check.verdicts:
+        lines += [_grid(_HEADS, _metrics(check), view), Text("")]
+    if check.status in (REGRESSION, INCONCLUSIVE):
+        lines += _moved_text(check, view)
+    lines += [_wrapped(line, view) for line in _notes(check, judged=True)]
+    return to_text(Group(*lines), view)
+
+
+def markdown(check: Check, view: View) -> str:
+    """The same for a pull request."""
+    lines = [f"### gpuprof: {check.status}\n", f"`{workload_key(check.head)}`\n"]
+    lines += ["".join(f"- {_escaped(line)}\n" for line in _sentences(check)), _rows(_HEADS, _metrics(check))]
+    if check.status in (REGRESSION, INCONCLUSIVE):
+        lines += _moved_markdown(check, view)
+    lines += ["".join(f"- {_escaped(line)}\n" for line in _notes(check, judged=True))]
+    return "\n".join(lines)
+
+
+def junit(check: Check, view: View) -> str:
+    """JUnit XML: a test case per metric that decides, failed by a regression and skipped where inconclusive."""
+    deciding = check.deciding
+    count = {name: str(sum(one.status == name for one in deciding)) for name in (REGRESSION, INCONCLUSIVE)}
+    suite = ElementTree.Element(
+        "testsuite", name="gpuprof", tests=str(len(deciding)), failures=count[REGRESSION], errors="0",
+        skipped=count[INCONCLUSIVE],
+    )  # fmt: skip
+    for one in deciding:
+        case = ElementTree.SubElement(suite, "testcase", classname=workload_key(check.head), name=NAMES[one.metric])
+        said = f"{_told(one)}: {one.why}"
+        if one.status == REGRESSION:
+            ElementTree.SubElement(case, "failure", message=said)
+        elif one.status == INCONCLUSIVE:
+            ElementTree.SubElement(case, "skipped", message=said)
+    ElementTree.SubElement(suite, "system-out").text = text(check, View(top=view.top))
+    ElementTree.indent(suite)
+    whole = ElementTree.tostring(suite, encoding="unicode")
+    whole = re.sub(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", whole)  # what no XML may hold
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{whole}\n'
+
+
+def json(check: Check, view: View) -> str:
+    """Raw figures: status, verdict, metrics, what moved, notes, fingerprint; null where unknown."""
+    metrics = [
+        {name: _plain(value) for name, value in asdict(one).items()} | {"decides": one.metric in check.decides}
+        for one in check.verdicts
+    ]
+    moved = {by: _records(table, view.top) for by, table in check.moved.items()}
+    result = {
+        "status": check.status, "verdict": verdict(check), "metrics": metrics, "moved": moved, "notes": check.notes,
+        "fingerprint": fingerprint(check.head),
+    }  # fmt: skip
+    return json_module.dumps(result, indent=1, allow_nan=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[Check, View], str]] = {
+    "text": text, "markdown": markdown, "junit": junit, "json": json
+}  # fmt: skip
+"""Every format of a check by name."""
+
+
+def comparison_text(check: Check, view: View) -> str:
+    """Two runs beside one another: the metrics, without verdicts where there are too few launches, and what moved."""
+    judged, heads, rows = _compared(check)
+    lines: list[RenderableType] = [_grid(heads, rows, view), Text(""), *_moved_text(check, view)]
+    lines += [_wrapped(line, view) for line in _notes(check, judged)]
+    return to_text(Group(*lines), view)
+
+
+def comparison_markdown(check: Check, view: View) -> str:
+    """The same as Markdown tables."""
+    judged, heads, rows = _compared(check)
+    notes = "".join(f"- {_escaped(line)}\n" for line in _notes(check, judged))
+    return "\n".join([_rows(heads, rows), *_moved_markdown(check, view), notes])
+
+
+def comparison_csv(check: Check, view: View) -> str:
+    """What moved, with raw figures: exact integers, seconds, shares of 1; empty where unknown."""
+    tables = [table if view.top is None else table.head(view.top) for table in check.moved.values()]
+    return "".join(table.to_csv(index=False, lineterminator="\n") for table in tables)
+
+
+COMPARISONS: dict[str, Callable[[Check, View], str]] = {
+    "text": comparison_text, "markdown": comparison_markdown, "csv": comparison_csv, "json": json
+}  # fmt: skip
+"""Every format of a comparison by name."""
+
+
+def _compared(check: Check) -> tuple[bool, tuple[str, ...], list[list[str]]]:
+    judged = any(one.n >= FEWEST for one in check.verdicts)
+    rows = _metrics(check)
+    return judged, _HEADS if judged else _HEADS[:4], rows if judged else [row[:4] for row in rows]
+
+
+def _metrics(check: Check) -> list[list[str]]:
+    """Cells of the metrics, those that decide first."""
+    rows = []
+    for one in sorted(check.verdicts, key=lambda one: one.metric not in check.decides):
+        status = one.status if one.metric in check.decides else f"({one.status})"
+        figures = [_value(one.metric, one.m0), _value(one.metric, one.value), _change(one.change)]
+        rows.append([NAMES[one.metric], *figures, _limit(one), _confidence(one), status])
+    return rows
+
+
+def _confidence(one: Verdict) -> str:
+    if one.p == one.p:  # not a NaN
+        return f"p = {one.p:.4f}"
+    if one.z != one.z:
+        return "exact"
+    return f"z = {one.z:.1f}" if one.n >= FEWEST else units.MISSING
+
+
+def _value(metric: str, value: float) -> str:
+    if metric.endswith("_s") and "per_s" not in metric:
+        return units.duration(value)
+    if metric.startswith("mfu"):
+        return units.percent(value)
+    if metric == "peak_bytes":
+        return units.size(value)
+    return units.si(value, {"energy_j": "J", "flops": "FLOPs"}.get(metric, ""))
+
+
+def _change(share: float) -> str:
+    if share != share:
+        return units.MISSING
+    return units.percent(0.0) if abs(share) < 0.0005 else f"{'+' if share > 0 else '-'}{units.percent(abs(share))}"
+
+
+def _limit(one: Verdict) -> str:
+    if one.metric == "peak_bytes":
+        return units.size(one.threshold * one.m0)
+    return units.percent(one.threshold) if one.z != one.z or one.n >= FEWEST else units.MISSING
+
+
+def _notes(check: Check, judged: bool) -> Iterator[str]:
+    if not judged:
+        yield _UNJUDGED
+    elif len(check.deciding) < len(check.verdicts):
+        yield _BESIDE
+    yield from check.notes
+
+
+def _moved_text(check: Check, view: View) -> Iterator[RenderableType]:
+    for by, table in check.moved.items():
+        rows = _moved(table, by, view.top or _TOP)
+        if rows:
+            yield Text(_title(by, table, len(rows)), style="bold")
+            yield _grid((*KEYS[by], *_MOVED), rows, view)
+        else:
+            yield Text(_unmoved(by, table))
+        yield Text("")
+
+
+def _moved_markdown(check: Check, view: View) -> Iterator[str]:
+    for by, table in check.moved.items():
+        rows = _moved(table, by, view.top or _TOP)
+        yield f"**{_title(by, table, len(rows))}**\n" if rows else f"{_unmoved(by, table)}\n"
+        if rows:
+            yield _rows((*KEYS[by], *_MOVED), rows)
+
+
+def _title(by: str, table: pd.DataFrame, shown: int) -> str:
+    number = int((table["status"] != "same").sum())
+    which = f": the {shown} largest of {number}" if number > shown else ""
+    return f"Own kernel time per step that moved, by {by}{which}"
+
+
+def _unmoved(by: str, table: pd.DataFrame) -> str:
+    return f"No kernel time moved, by {by}." if len(table) else f"Whose kernels moved, by {by}: needs a trace of both."
+
+
+def _moved(table: pd.DataFrame, by: str, top: int) -> list[list[str]]:
+    """Cells of the rows that moved most."""
+    rows = []
+    for row in table[table["status"] != "same"].head(top).to_dict(orient="records"):
+        sign = "+" if row["change_s"] > 0 else "-"
+        before, after = (units.si(_number(row[f"{side}_kernels"])) for side in ("base", "head"))
+        share = "" if row["status"] in ("new", "gone") else _change(float(row["change"]))
+        kernels = before if before == after else f"{before} to {after}"
+        times = [units.duration(row["base_s"]), units.duration(row["head_s"])]
+        rows.append(
+            [*_names(row, by), row["status"], *times, f"{sign}{units.duration(abs(row['change_s']))}", share, kernels]
+        )  # fmt: skip
+    return rows
+
+
+def _names(row: dict[Any, Any], by: str) -> list[str]:
+    return [row[name] or {"op": "(no operator)", "class": UNATTRIBUTED}.get(name, "(root)") for name in KEYS[by]]
+
+
+def _number(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)
+
+
+def _grid(heads: tuple[str, ...], rows: list[list[str]], view: View) -> Table:
+    """An aligned table; on a narrow terminal some figures are left out, and the first names are cut."""
+    columns = {head: [row[index] for row in rows] for index, head in enumerate(heads)}
+    widths = {head: max(map(len, [head, *cells])) + 2 for head, cells in columns.items()}
+    for name in _GIVE_WAY:
+        if sum(widths[head] for head in columns) - widths[heads[0]] + 24 > view.width:
+            columns.pop(name, None)
+    room = view.width - sum(widths[head] for head in columns) + widths[heads[0]] - 2
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for head in columns:
+        side: Literal["left", "right"] = "left" if head in _WORDS else "right"
+        widest = max(room, 16) if head == heads[0] else None
+        grid.add_column(head, justify=side, no_wrap=True, overflow="ellipsis", max_width=widest)
+    for cells in zip(*columns.values(), strict=True):
+        grid.add_row(*(Text(cell, style=_COLORS.get(cell, "")) for cell in cells))
+    return grid
+
+
+def _rows(heads: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = [list(heads), ["---" if head in _WORDS else "---:" for head in heads], *rows]
+    return "".join(f"| {' | '.join(_escaped(cell) for cell in line)} |\n" for line in lines)
+
+
+def _escaped(value: str) -> str:
+    return value.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+
+
+def _wrapped(line: str, view: View) -> Text:
+    return Text("\n".join(textwrap.wrap(line, view.width)))
+
+
+def _records(table: pd.DataFrame, top: int | None) -> list[dict[str, Any]]:
+    rows = table if top is None else table.head(top)
+    return [{str(name): plain(value) for name, value in row.items()} for row in rows.to_dict(orient="records")]
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str) else plain(value)

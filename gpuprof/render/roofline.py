@@ -1,0 +1,400 @@
+"""The roofline of a run: a table of rates against roofs, and the picture."""
+
+from __future__ import annotations
+
+import json as json_module
+import math
+import os
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from gpuprof import units
+from gpuprof.analysis.denominators import WORDS
+from gpuprof.analysis.roofline import Roofs, by_bound, chosen_roofs, dtypes, roofline, roofs
+from gpuprof.errors import GpuprofError
+from gpuprof.record import Run
+from gpuprof.render.charts import check_picture, save_picture, subject
+from gpuprof.render.console import to_text
+from gpuprof.render.tables import plain
+from gpuprof.render.view import View
+
+_TOP = 20  # rows for people, unless they say how many
+_LABELS = 12  # names in a picture
+_DOTS = 60  # dots in a picture, those with most time
+_LEAST = 0.01  # FLOP per byte below which work is as good as a copy, and left out of a picture
+_LEAST_TIME = 0.002  # share of the time below which a dot is left out, unless --top wants it
+_COLORS = {
+    "matmul": "#1f4e79", "convolution": "#1f4e79", "attention": "#4a9a5a", "recurrent": "#7a4a9a", "vector": "#e0a030",
+    "movement": "#909090", "": "#909090", "view": "#909090",
+}  # fmt: skip
+_STYLES = {"given": "-", "datasheet": "-", "clock": ":", "measured": "--"}
+_LINE = "#b02020"
+_WORDS = ("phase", "kind", "bound by", "kernel")
+
+Cells = dict[str, Callable[[dict[str, Any]], str]]
+
+
+def render_roofline(run: Run, format: str = "text", view: View | None = None, denominator: str | None = None) -> str:
+    """The roofline in one of the `FORMATS`; of the view, ``by``, ``top``, ``width`` and ``color`` count.
+
+    Raises:
+        GpuprofError: no such format, or as `gpuprof.analysis.roofline.roofline` says.
+    """
+    if format not in FORMATS:
+        raise GpuprofError(f"no format {format!r}: known are {', '.join(FORMATS)}")
+    return FORMATS[format](run, view or View(by="op"), denominator)
+
+
+def text(run: Run, view: View, denominator: str | None) -> str:
+    """Sentences on the whole, an aligned table, and what its figures mean."""
+    rows = roofline(run, view.by, denominator)
+    shown = rows.head(view.top or _TOP).to_dict(orient="records")
+    cells = {head: [cell(row) for row in shown] for head, cell in _columns(run, rows, view.by).items()}
+    widths = {head: max(map(len, [head, *column])) for head, column in cells.items()}
+    room = view.width - sum(width + 1 for head, width in widths.items() if head not in (view.by, "kernel"))
+    widths[view.by] = min(widths[view.by], max(room if room < 60 else room * 2 // 3, 12))
+    if room - widths[view.by] < 20:
+        cells.pop("kernel", None)
+    elif "kernel" in widths:
+        widths["kernel"] = min(widths["kernel"], room - widths[view.by] - 1)
+    grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
+    for head in cells:
+        side: Literal["left", "right"] = "left" if head in (view.by, *_WORDS) else "right"
+        grid.add_column(head, justify=side, no_wrap=True, overflow="ellipsis", width=widths[head])
+    for values in zip(*cells.values(), strict=True):
+        grid.add_row(*map(Text, values))
+    lines = [*_sentences(run, rows, denominator)]
+    notes = [*_notes(rows, len(shown), view.by)]
+    return to_text(Group(*_wrapped(lines, view), Text(""), grid, Text(""), *_wrapped(notes, view)), view)
+
+
+def markdown(run: Run, view: View, denominator: str | None) -> str:
+    """The same as Markdown."""
+    rows = roofline(run, view.by, denominator)
+    columns = _columns(run, rows, view.by)
+    shown = rows.head(view.top or _TOP).to_dict(orient="records")
+    table = [[*columns], ["---" if head in (view.by, *_WORDS) else "---:" for head in columns]]
+    table += [[cell(row) for cell in columns.values()] for row in shown]
+    piped = "".join(f"| {' | '.join(map(_escaped, row))} |\n" for row in table)
+    return "\n\n".join([*_sentences(run, rows, denominator), piped, *_notes(rows, len(shown), view.by)]) + "\n"
+
+
+def csv(run: Run, view: View, denominator: str | None) -> str:
+    """Raw figures: exact integers, seconds, FLOP/s, FLOP per byte, shares of 1; empty where unknown."""
+    return _rows(run, view, denominator).to_csv(index=False, lineterminator="\n")
+
+
+def json(run: Run, view: View, denominator: str | None) -> str:
+    """Raw figures: the ceilings and ridges under ``roofs``, a list of objects under ``rows``; null where unknown."""
+    rows = _rows(run, view, denominator).to_dict(orient="records")
+    found = [entry._asdict() | {"ridges": {dtype: entry.ridge(dtype) for dtype in dtypes(run)}} for entry in roofs(run)]
+    result = {"roofs": found, "rows": [{name: plain(value) for name, value in row.items()} for row in rows]}
+    return json_module.dumps(result, indent=1, allow_nan=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[Run, View, str | None], str]] = {
+    "text": text,
+    "markdown": markdown,
+    "csv": csv,
+    "json": json,
+}
+"""Every format by name."""
+
+
+def _rows(run: Run, view: View, denominator: str | None) -> pd.DataFrame:
+    rows = roofline(run, view.by, denominator)
+    return rows if view.top is None else rows.head(view.top)
+
+
+def _columns(run: Run, rows: pd.DataFrame, by: str) -> Cells:
+    """Heads of the columns, and how a row's figure is shown; those in which nothing is known are left out."""
+    columns: Cells = {by: lambda row: _name(row["name"])}
+    if by in ("class", "module"):
+        columns["phase"] = lambda row: row["phase"]
+    columns |= {
+        "kind": lambda row: row["kind"],
+        "time": lambda row: units.percent(row["time_share"]),
+        "FLOP/B": lambda row: _intensity(row["intensity"]),
+        "FLOP/s": lambda row: _rate(row["flops_per_s"]),
+        "of roof": lambda row: units.percent(plain(row["of_roof"])),
+        "bound by": lambda row: row["bound"] or units.MISSING,
+    }
+    if rows["dram_intensity"].notna().any():
+        columns["DRAM FLOP/B"] = lambda row: _intensity(row["dram_intensity"])
+    if by != "kernel" and run.device.get("type") == "cuda":  # on a CPU an operator is its own kernel
+        columns["kernel"] = lambda row: row["kernel"] + (f" + {row['kernels'] - 1}" if row["kernels"] > 1 else "")
+    return columns
+
+
+def _sentences(run: Run, rows: pd.DataFrame, denominator: str | None) -> Iterator[str]:
+    yield subject(run)
+    ceilings = chosen_roofs(run, denominator)
+    if not ceilings.flops_per_s:
+        remedy = run.device.get("peak_remedy") or "give one with 'gpuprof profile --peak-tflops'"
+        yield f"No peak is known of this device, so no roof: {remedy}."
+        return
+    if not ceilings.bytes_per_s:
+        yield (
+            "No memory bandwidth is known of this device, so no ridge: 'gpuprof ceilings' measures one, which the next "
+            "profile takes in."
+        )
+        return
+    for dtype in dtypes(run):
+        ridge = ceilings.ridge(dtype)
+        if ridge is not None:
+            yield (
+                f"Ridge at {_intensity(ridge)} FLOP/B: {dtype} {units.si(ceilings.flops_per_s[dtype], 'FLOP/s')} "
+                f"({WORDS[ceilings.denominator]}) over {units.si(ceilings.bytes_per_s, 'B/s')} "
+                f"({ceilings.bandwidth_of})."
+            )
+    shares = by_bound(rows)
+    time = "kernel time" if run.device.get("type") == "cuda" else "operator time"
+    parts = [f"{bound} limits {units.percent(shares[bound])}" for bound in ("memory", "compute") if bound in shares]
+    if shares.get("", 0) >= 0.0005:
+        parts.append(f"nothing that is known {units.percent(shares[''])} (no rule, no peak, or no work)")
+    yield f"Of the {time}, at these ceilings: {', '.join(parts)}."
+
+
+def _notes(rows: pd.DataFrame, shown: int, by: str) -> Iterator[str]:
+    yield (
+        "FLOP/B are FLOPs over the least bytes: FLOPs of products as the hardware does them, of vector work an "
+        "estimate. Of roof is the time at the ceiling that limits it over the time taken."
+    )
+    if by in ("class", "module"):
+        yield "A row is what the modules own themselves, without their children."
+    above = rows[rows["of_roof"].fillna(0) > 1]
+    if len(above):
+        yield (
+            f"{len(above)} of {len(rows)} rows, with {units.percent(above['time_share'].sum())} of the time, are above "
+            "their roof: bytes that stayed in a cache, or a ceiling lower than what the device can do."
+        )
+    if shown < len(rows):
+        left = units.percent(rows["time_share"].iloc[shown:].sum())
+        yield f"Not shown: {len(rows) - shown} rows with {left} of the time."
+
+
+def roofline_chart(
+    run: Run, path: str | os.PathLike[str], view: View | None = None, denominator: str | None = None
+) -> Path:
+    """Draw rates against intensities, both logarithmic, under the roofs; dots are as large as their share of time.
+
+    Args:
+        run: one with the counting and the tracing pass.
+        path: the picture, PNG or SVG by its suffix. It appears whole or not at all.
+        view: ``by`` says what a dot is, ``top`` how many there are.
+        denominator: whose roof is the filled one; every other is drawn too.
+
+    Raises:
+        GpuprofError: no such kind of picture, matplotlib is missing, nothing has both FLOPs and time, the file cannot
+            be written, or as `gpuprof.analysis.roofline.roofline` says.
+    """
+    path, view = Path(path), view or View(by="op")
+    check_picture(path)
+    rows = roofline(run, view.by, denominator)
+    drawable = rows[(rows["intensity"].fillna(0) >= _LEAST) & (rows["flops_per_s"].fillna(0) > 0)]
+    dots = drawable[drawable["time_share"] >= _LEAST_TIME].head(_DOTS) if view.top is None else drawable.head(view.top)
+    if dots.empty:
+        raise GpuprofError(f"nothing to draw: no row has time and at least {_LEAST} FLOP per byte")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6.4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    known = roofs(run)
+    _set_limits(axes, dots, known, dtypes(run))
+    _draw_roofs(axes, known, dtypes(run))
+    _draw_dots(axes, dots)
+    axes.set_xlabel("arithmetic intensity, FLOP per least byte", fontsize=9)
+    axes.set_ylabel("achieved", fontsize=9)
+    axes.yaxis.set_major_formatter(lambda value, _: units.si(value, "FLOP/s", 1))
+    axes.xaxis.set_major_formatter(lambda value, _: units.significant(value, 1))
+    axes.tick_params(labelsize=8.5)
+    axes.grid(color="#e4e4e4", linewidth=0.6, zorder=0)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    time = "kernel time" if run.device.get("type") == "cuda" else "operator time"
+    said = f"by {view.by}, areas as {time}: {units.percent(dots['time_share'].sum())} of it is drawn"
+    figure.suptitle(f"{subject(run)}\n{said}", fontsize=10, x=0.01, ha="left", parse_math=False)
+    figure.legend(handles=_keys(dots), loc="outside lower center", ncols=7, fontsize=8, frameon=False)
+    _label(figure, axes, dots)
+    save_picture(figure, path)
+    return path
+
+
+def _set_limits(axes: Any, dots: pd.DataFrame, known: list[Roofs], used: list[str]) -> None:
+    """Room for every dot, every roof and the ridges."""
+    peaks = [entry.flops_per_s[dtype] for entry in known for dtype in used if dtype in entry.flops_per_s]
+    ridges = [ridge for entry in known for dtype in used if (ridge := entry.ridge(dtype))]
+    across = [*dots["intensity"], *dots["dram_intensity"].dropna(), *(ridge * 4 for ridge in ridges)]
+    up = [*dots["flops_per_s"], *peaks]
+    axes.set_xlim(min(across) / 3, max(across) * 3)
+    axes.set_ylim(min(up) / 4, max(up) * 4)
+
+
+def _draw_roofs(axes: Any, known: list[Roofs], used: list[str]) -> None:
+    left, right = axes.get_xlim()
+    drawn: set[tuple[str, float]] = set()
+    for number, entry in enumerate(known):
+        below = number == len(known) - 1 > 0  # of its line: the names of two that are close are apart
+        style = {"color": _LINE, "linestyle": _STYLES[entry.denominator], "linewidth": 1.3, "zorder": 2}
+        peaks = {dtype: entry.flops_per_s[dtype] for dtype in used if dtype in entry.flops_per_s}
+        for dtype, peak in peaks.items():
+            ridge = entry.ridge(dtype)
+            axes.plot([ridge or left, right], [peak, peak], **style)
+            axes.annotate(
+                f"{entry.denominator} {dtype} {units.si(peak, 'FLOP/s', 3)}", (ridge or left, peak),
+                xytext=(4, -2 if below else 2), textcoords="offset points", ha="left", va="top" if below else "bottom",
+                fontsize=7.5, color=_LINE, zorder=6,
+            )  # fmt: skip
+            if ridge and number == 0:
+                axes.axvline(ridge, color=_LINE, linewidth=0.7, linestyle=(0, (1, 3)), zorder=1)
+                axes.annotate(
+                    f"ridge {_intensity(ridge)}", (ridge, 0.012), xycoords=axes.get_xaxis_transform(), xytext=(3, 0),
+                    textcoords="offset points", fontsize=7.5, color=_LINE, zorder=6,
+                )  # fmt: skip
+        bandwidth = entry.bytes_per_s
+        if bandwidth and peaks and (entry.bandwidth_of, bandwidth) not in drawn:
+            drawn.add((entry.bandwidth_of, bandwidth))
+            end = max(peaks.values()) / bandwidth
+            style["linestyle"] = _STYLES[entry.bandwidth_of]
+            axes.plot([left, end], [left * bandwidth, end * bandwidth], **style)
+            at = math.sqrt(max(left, axes.get_ylim()[0] / bandwidth) * end)
+            axes.text(
+                at, at * bandwidth * (0.88 if below else 1.12), f"{entry.bandwidth_of} {units.si(bandwidth, 'B/s', 3)}",
+                fontsize=7.5, color=_LINE, rotation=_slope(axes), rotation_mode="anchor", ha="center",
+                va="top" if below else "bottom", zorder=6,
+            )  # fmt: skip
+
+
+def _slope(axes: Any) -> float:
+    """Angle in degrees at which FLOP/s that grow as the intensity rise in the picture."""
+    axes.figure.draw_without_rendering()  # only now it is known where things are
+    (x0, y0), (x1, y1) = axes.transData.transform([(1.0, 1e9), (10.0, 1e10)])
+    return math.degrees(math.atan2(y1 - y0, x1 - x0))
+
+
+def _size(share: float) -> float:
+    """Area of a dot in square points."""
+    return 12 + 1600 * float(share)
+
+
+def _draw_dots(axes: Any, dots: pd.DataFrame) -> None:
+    for row in dots.iloc[::-1].to_dict(orient="records"):  # the largest last, but smaller ones shine through
+        color = _COLORS[row["kind"]]
+        place = (float(row["intensity"]), float(row["flops_per_s"]))
+        axes.scatter(
+            *place, s=_size(row["time_share"]), color=color, alpha=0.55, linewidths=0.8, edgecolors=color, zorder=3
+        )  # fmt: skip
+        if not pd.isna(row["dram_intensity"]):
+            moved = (float(row["dram_intensity"]), place[1])
+            axes.annotate(
+                "", moved, xytext=place, zorder=4,
+                arrowprops={"arrowstyle": "->", "color": color, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 2},
+            )  # fmt: skip
+            axes.scatter(*moved, s=18, facecolors="white", edgecolors=color, linewidths=1.0, zorder=5)
+
+
+def _keys(dots: pd.DataFrame) -> list[Any]:
+    """What the colours mean."""
+    from matplotlib.lines import Line2D
+
+    dot: dict[str, Any] = {"marker": "o", "linestyle": "none", "markersize": 6}
+    kinds = {_COLORS[kind]: kind for kind in reversed(_COLORS) if kind in set(dots["kind"])}
+    keys = [Line2D([], [], color=color, label=kind or "no rule", **dot) for color, kind in kinds.items()]
+    if dots["dram_intensity"].notna().any():
+        keys.append(Line2D([], [], color="#505050", markerfacecolor="white", label="per byte that DRAM moved", **dot))
+    return keys
+
+
+def _label(figure: Any, axes: Any, dots: pd.DataFrame) -> None:
+    """Name the dots with most time, each where its name covers no other name, no large dot and no edge."""
+    figure.draw_without_rendering()
+    frame = axes.get_window_extent()
+    taken = [text.get_window_extent().padded(1.0) for text in axes.texts if text.get_text()]
+    places = axes.transData.transform(dots[["intensity", "flops_per_s"]].to_numpy("float64"))
+    radii = [math.sqrt(_size(share)) / 2 for share in dots["time_share"]]  # in points
+    taken += [_box(place, radius * figure.dpi / 72) for place, radius in zip(places, radii, strict=True)]
+    taken += [line.get_window_extent().padded(2.0) for line in axes.lines if len(set(line.get_ydata())) == 1]  # roofs
+    moved = axes.transData.transform(dots[["dram_intensity", "flops_per_s"]].to_numpy("float64", na_value=math.nan))
+    taken += [_span(place, to) for place, to in zip(places, moved, strict=True) if not math.isnan(to[0])]
+    named: list[Any] = []
+    for row, radius, place in zip(dots.to_dict(orient="records"), radii, places, strict=True):
+        if len(named) == _LABELS or any(math.dist(place, other) < 4 * figure.dpi / 72 for other in named):
+            continue  # one name for dots that lie on one another: that of the largest
+        named.append(place)
+        words = f"{_name(row['name'])[-44:]} {row['phase']}".strip() + f" {units.percent(row['time_share'])}"
+        for x, y in _around(radius):
+            far = math.hypot(x, y) > radius + 6
+            line = {"arrowstyle": "-", "color": "#707070", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
+            label = axes.annotate(
+                words, (float(row["intensity"]), float(row["flops_per_s"])), xytext=(x, y), textcoords="offset points",
+                ha="left" if x > 1 else "right" if x < -1 else "center", va="center", fontsize=7.5, zorder=7,
+                arrowprops=line if far else None, parse_math=False,
+            )  # fmt: skip
+            box = _text_box(label)
+            inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            label.remove()
+
+
+def _box(place: Any, radius: float) -> Any:
+    from matplotlib.transforms import Bbox
+
+    reach = 0.8 * radius
+    return Bbox.from_extents(place[0] - reach, place[1] - reach, place[0] + reach, place[1] + reach)
+
+
+def _span(start: Any, end: Any) -> Any:
+    """Where a level arrow is, with its head."""
+    from matplotlib.transforms import Bbox
+
+    return Bbox.from_extents(min(start[0], end[0]), start[1], max(start[0], end[0]), start[1]).padded(8.0)
+
+
+def _text_box(label: Any) -> Any:
+    """Where the words are, without the line that leads to them."""
+    from matplotlib.text import Text as Words
+
+    label.get_window_extent()  # puts it where it belongs
+    return Words.get_window_extent(label).padded(1.5)
+
+
+def _around(radius: float) -> Iterator[tuple[float, float]]:
+    """Offsets in points to try for a name, the nearest first."""
+    for distance in (radius + 3, radius + 12, radius + 24, radius + 40):
+        for angle in (0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90):
+            yield distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle))
+
+
+def _name(name: str) -> str:
+    return name.removeprefix("aten::").replace("_scaled_dot_product_", "sdpa_") or "(root)"
+
+
+def _intensity(value: Any) -> str:
+    known = plain(value)
+    if known is None:
+        return units.MISSING
+    return "<0.001" if 0 < known < 0.001 else units.significant(float(known), 3)
+
+
+def _rate(value: Any) -> str:
+    known = plain(value)
+    return units.MISSING if not known else units.si(float(known), digits=3)
+
+
+def _wrapped(sentences: list[str], view: View) -> list[Text]:
+    return [Text(line) for sentence in sentences for line in textwrap.wrap(sentence, view.width)]
+
+
+def _escaped(value: str) -> str:
+    return value.replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,255 @@
+"""Change points: the statistic and the test by hand, then series whose changes are known."""
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gpuprof.analysis.changepoints import (
+    CLOCK,
+    LEAST,
+    change_points,
+    changes,
+    divergences,
+    metric_of,
+    series_of,
+    t_test,
+)
+
+
+def wobbling(*levels):
+    """A series of (level, how many), each value half a percent above or below in turn."""
+    flat = [level for level, count in levels for _ in range(count)]
+    return [level * (1.005 if at % 2 else 0.995) for at, level in enumerate(flat)]
+
+
+def found(values, **options):
+    return [point.at for point in change_points(values, **options)]
+
+
+# -- the statistic: n m / (n + m) times twice the mean distance across, less the mean distances within
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 0, 0, 1, 1, 1], 9 / 6 * (2 * 1 - 0 - 0)),
+        ([0, 1, 2, 10, 11, 12], 9 / 6 * (2 * 10 - 4 / 3 - 4 / 3)),  # within: (1 + 2 + 1) / 3
+        ([0, 0, 0, 0, 3, 3, 3], 12 / 7 * (2 * 3 - 0 - 0)),
+    ],
+)
+def test_the_divergence_of_two_sides(values, expected):
+    cut = len(values) - 3
+    assert divergences(np.array(values, float))[cut, len(values)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_divergence_at_every_cut_and_end_is_the_definition():
+    values = np.random.default_rng(0).normal(size=11)
+    table = divergences(values)
+
+    def mean_distance(pairs):
+        return np.mean([abs(a - b) for a, b in pairs])
+
+    assert table.shape == (12, 12)
+    for cut in range(12):
+        for end in range(12):
+            left, right = values[:cut], values[cut:end]
+            n, m = len(left), len(right)
+            if n < LEAST or m < LEAST:
+                assert table[cut, end] == -math.inf
+                continue
+            across = mean_distance((a, b) for a in left for b in right)
+            within = mean_distance(combinations(left, 2)) + mean_distance(combinations(right, 2))
+            assert table[cut, end] == pytest.approx(n * m / (n + m) * (2 * across - within), abs=1e-12)
+
+
+# -- Student's t-test
+
+
+@pytest.mark.parametrize(
+    ("each", "quantile"),
+    # of 2 (each - 1) degrees of freedom, 97.5 %, from printed tables
+    [(2, 4.302653), (3, 2.776445), (4, 2.446912), (6, 2.228139), (16, 2.042272), (61, 1.979930)],
+)
+def test_the_p_value_at_printed_quantiles(each, quantile):
+    # values of +-1 and one 0 where they are odd: their squares sum to each - each % 2
+    shape = np.array([1.0, -1.0] * (each // 2) + [0.0] * (each % 2))
+    variance = 2 * (each - each % 2) / (2 * each - 2)
+    shift = quantile * math.sqrt(variance * 2 / each)
+
+    assert t_test(shape, shape + shift) == pytest.approx(0.05, abs=2e-7)
+    assert t_test(shape + shift, shape) == pytest.approx(0.05, abs=2e-7)
+
+
+@pytest.mark.parametrize(("quantile", "p"), [(3.182446, 0.05), (5.840909, 0.01)])
+def test_the_p_value_at_odd_degrees_of_freedom(quantile, p):
+    left, right = np.array([-1.0, 1.0]), np.array([-1.0, 0.0, 1.0])  # 3 degrees, variance (2 + 2) / 3
+
+    assert t_test(left, right + quantile * math.sqrt(4 / 3 * (1 / 2 + 1 / 3))) == pytest.approx(p, abs=2e-7)
+
+
+def test_the_p_value_in_closed_form():
+    # 1 degree: Cauchy, 1 - 2/pi atan t; mean 0 against 3, variance 2, so t = 3 / sqrt(2 (1 + 1/2)) = sqrt 3
+    assert t_test(np.array([3.0]), np.array([-1.0, 1.0])) == pytest.approx(1 - 2 / math.pi * math.atan(math.sqrt(3)))
+    # 2 degrees: 1 - t / sqrt(2 + t^2); means 0 and 2, variance 2, so t = 2 / sqrt 2 and p = 1 - sqrt(2) / 2
+    assert t_test(np.array([-1.0, 1.0]), np.array([1.0, 3.0])) == pytest.approx(1 - math.sqrt(2) / 2)
+
+
+def test_the_p_value_at_the_ends():
+    assert t_test(np.ones(3), np.ones(4)) == 1.0
+    assert t_test(np.ones(3), np.full(4, 2.0)) == 0.0
+    assert 0 <= t_test(np.arange(500.0), np.arange(500.0) + 1000) < 1e-12
+
+
+# -- series
+
+
+def test_a_step():
+    (point,) = change_points([1.0] * 12 + [0.9] * 8)
+
+    assert point == (12, 1.0, pytest.approx(0.9), 0.0)
+    assert point.change == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize("level", [0.97, 1.03])
+def test_a_step_in_noise_is_seen_with_the_third_value(level):
+    series = wobbling((1.0, 30), (level, 3))
+
+    assert found(series) == [30]
+    assert found(series[:-2]) == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [1.0] * 100,
+        wobbling((1.0, 100)),
+        [1.0, 1.0, 2.0, 2.0, 2.0],  # too few
+        wobbling((1.0, 30), (0.985, 30)),  # too small
+        wobbling((1.0, 20), (0.8, 1), (1.0, 20)),  # one bad night
+        wobbling((1.0, 20), (0.8, 2), (1.0, 20)),
+        wobbling((1.0, 20), (0.9, 1)),
+        [1.0, 0.8, 1.3, 0.7, 1.2, 0.9, 1.1, 0.75, 1.25, 1.0] * 4,  # noise
+    ],
+    ids=["empty", "flat", "wobble", "five", "small", "outlier", "two outliers", "outlier at the end", "noise"],
+)
+def test_no_change(values):
+    assert found(values) == []
+
+
+def test_two_changes_and_the_levels_between_them():
+    points = change_points(wobbling((1.0, 20), (0.9, 10), (1.05, 20)))
+
+    assert [point.at for point in points] == [20, 30]
+    assert [point.before for point in points] == pytest.approx([1.0, 0.9])
+    assert [point.after for point in points] == pytest.approx([0.9, 1.05])
+    assert [point.change for point in points] == pytest.approx([-0.1, 0.15 / 0.9])
+
+
+def test_changes_far_apart_and_more_than_a_window():
+    assert found(wobbling((1.0, 130), (0.95, 100), (1.0, 7), (0.95, 90))) == [130, 230, 237]
+
+
+def test_a_ramp_is_cut_into_steps_that_all_go_its_way():
+    points = change_points([1.0 - 0.002 * at for at in range(60)])  # by 12 % in all
+
+    assert len(points) >= 2
+    assert all(point.change <= -0.02 for point in points)
+
+
+def test_how_large_and_how_sure_is_for_the_caller_to_say():
+    small = wobbling((1.0, 30), (0.985, 30))
+    # 30 against 30 of +-0.5 %: t of 1.5 % is above 11
+    assert found(small, min_change=0.01) == [30]
+    assert found(wobbling((1.0, 4), (0.98, 3)), min_change=0.01) == []
+    assert found(wobbling((1.0, 4), (0.98, 3)), min_change=0.01, max_p=0.01) == [4]
+
+
+def test_false_alarms_and_power_under_the_noise_of_launches():
+    random = np.random.default_rng(1)
+    still = 1 + random.normal(0, 0.006, (200, 100))
+    fallen = 1 + random.normal(0, 0.006, (200, 43))
+    fallen[:, 40:] *= 0.97
+
+    assert sum(bool(found(series)) for series in still) == 0
+    assert sum(any(abs(at - 40) <= 1 for at in found(series)) for series in fallen) >= 190
+
+
+# -- histories
+
+
+def history(mfu, clock=None, **columns):
+    count = len(mfu)
+    clock = [math.nan] * count if clock is None else clock
+    frame = {"id": [f"run{at}" for at in range(count)], "mfu_datasheet": mfu, CLOCK: clock, **columns}
+    for name in ("mfu_given", "mfu_measured", "step_s"):
+        frame.setdefault(name, [math.nan] * count)
+    return pd.DataFrame(frame)
+
+
+DROP, STEADY = wobbling((0.4, 20), (0.38, 20)), wobbling((1755.0, 40))
+
+
+@pytest.mark.parametrize(
+    ("clock", "infrastructure"),
+    [
+        (None, None),
+        (STEADY, False),
+        (wobbling((1755.0, 20), (1670.0, 20)), True),
+        (wobbling((1755.0, 19), (1670.0, 21)), True),  # one night apart is noise
+        (wobbling((1755.0, 20), (1780.0, 20)), False),  # 1.4 % up
+        ([1755.0] * 20 + [1734.0] * 20, True),  # by half of what makes a change
+        (STEADY[:5] + [math.nan] * 35, None),
+    ],
+)
+def test_a_change_with_the_clock_is_the_place(clock, infrastructure):
+    (change,) = changes(history(DROP, clock), "mfu_datasheet")
+
+    assert (change.metric, change.point.at, change.infrastructure) == ("mfu_datasheet", 20, infrastructure)
+    assert change.point.change == pytest.approx(-0.05)
+
+
+def test_a_clock_elsewhere_is_a_change_of_its_own():
+    found = changes(history(DROP, wobbling((1755.0, 10), (1670.0, 30))), "mfu_datasheet")
+
+    assert [(change.metric, change.point.at, change.infrastructure) for change in found] == [
+        (CLOCK, 10, True), ("mfu_datasheet", 20, False),
+    ]  # fmt: skip
+
+
+def test_a_slower_clock_makes_a_longer_step():
+    steps = wobbling((0.10, 20), (0.105, 20))
+    slower, faster = wobbling((1755.0, 20), (1670.0, 20)), wobbling((1670.0, 20), (1755.0, 20))
+
+    assert [change.infrastructure for change in changes(history(DROP, slower, step_s=steps), "step_s")] == [True]
+    both = changes(history(DROP, faster, step_s=steps), "step_s")
+    assert {(change.metric, change.infrastructure) for change in both} == {("step_s", False), (CLOCK, True)}
+
+
+def test_changes_are_at_rows_of_the_history_whatever_is_missing():
+    gaps = [math.nan] * 4 + DROP[:20] + [math.nan] * 3 + DROP[20:]
+
+    assert [change.point.at for change in changes(history(gaps), "mfu_datasheet")] == [27]
+
+
+def test_a_history_is_followed_by_the_mfu_that_most_runs_have():
+    nothing = [math.nan] * 40
+    assert metric_of(history(DROP)) == "mfu_datasheet"
+    assert metric_of(history(DROP, mfu_given=DROP)) == "mfu_given"
+    assert metric_of(history(DROP, mfu_given=DROP[:5] + nothing[5:])) == "mfu_datasheet"
+    assert metric_of(history(nothing, mfu_measured=DROP[:5] + nothing[5:], step_s=DROP)) == "step_s"
+    assert metric_of(history(nothing, mfu_measured=DROP, step_s=DROP)) == "mfu_measured"
+
+
+def test_series_are_apart_by_fingerprint_the_newest_last():
+    runs = history(wobbling((0.4, 3)), workload=["a", "b", "a"], fingerprint=["x", "y", "x"], device=["G", "H", "G"],
+                   date=["2026-01-01", "2026-01-02", "2026-01-03"])  # fmt: skip
+    other, newest = series_of(runs)
+
+    assert (other.title, newest.title) == ("b on H", "a on G")
+    assert list(newest.runs["id"]) == ["run0", "run2"]
+    assert list(newest.runs.index) == [0, 1]
+    assert (newest.metric, newest.changes) == ("mfu_datasheet", [])

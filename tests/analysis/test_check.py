@@ -1,0 +1,242 @@
+import pandas as pd
+import pytest
+from runs import gpu_run, kernel_row, row
+
+from gpuprof.analysis.check import check, check_interleaved, moved
+from gpuprof.errors import GpuprofError
+from gpuprof.record import table
+
+
+def timed(step_ns, day=1, launches=1, **device):
+    """gpu_run() with steps of so long, in so many launches."""
+    run = gpu_run()
+    run.environment["date"] = f"2026-01-{day:02}T00:00:00+00:00"
+    run.device |= device
+    run.samples = table("samples", [
+        {"launch": launch, "step": 0, "phase": "step", "time_s": step_ns * 1e-9} for launch in range(launches)
+    ])  # fmt: skip
+    return run
+
+
+def longer(run, factor, module="head", phase="forward"):
+    """The same run with one module's kernels so much longer in a phase."""
+    chosen = (run.kernels["module"] == module) & (run.kernels["phase"] == phase)
+    run.kernels.loc[chosen, "duration_ns"] = (run.kernels.loc[chosen, "duration_ns"] * factor).astype("Int64")
+    return run
+
+
+BASELINE = [timed(1000 + offset, day) for day, offset in enumerate((0, 2, -2, 1, -1), start=1)]
+
+
+def test_a_slower_step_is_a_regression_and_the_module_to_blame_comes_first():
+    found = check(longer(timed(1030, 9), 1.75), BASELINE)
+
+    assert found.status == "regression"
+    step = found.deciding[0]
+    assert (step.metric, step.status, step.n, step.k) == ("step_s", "regression", 5, 1)
+    assert step.change == pytest.approx(0.03)
+    assert [verdict.metric for verdict in found.deciding] == ["step_s", "flops", "kernels", "peak_bytes"]
+    first = found.moved["layer"].iloc[0]
+    assert (first["layer"], first["phase"], first["status"]) == ("head", "forward", "slower")
+    assert first["change_s"] == pytest.approx(30e-9)  # 40 ns three quarters longer
+    assert first["change"] == pytest.approx(0.75)
+    assert found.moved["kernel"].iloc[0]["kernel"] == "gemm"
+    assert found.notes[0] == "Baseline: 5 launches of 5 runs, 2026-01-01 to 2026-01-05."
+
+
+def test_metrics_follow_the_step():
+    statuses = {verdict.metric: verdict.status for verdict in check(timed(1030, 9), BASELINE).verdicts}
+
+    assert statuses == {
+        "step_s": "regression", "tokens_per_s": "regression", "samples_per_s": "regression",
+        "mfu_datasheet": "regression", "flops": "pass", "kernels": "pass", "peak_bytes": "pass",
+    }  # fmt: skip
+
+
+def test_the_same_again_passes():
+    found = check(timed(1003, 9), BASELINE)
+
+    assert found.status == "pass"
+    assert (found.moved["layer"]["status"] == "same").all()
+
+
+def test_more_flops_are_a_regression_at_any_speed():
+    head = timed(900, 9)
+    head.ops.loc[0, "flops_causal"] += 1
+    found = check(head, BASELINE)
+
+    assert found.status == "regression"
+    assert [verdict.metric for verdict in found.deciding if verdict.status == "regression"] == ["flops"]
+    assert found.deciding[0].status == "improvement"
+
+
+def test_more_memory_counts_from_sixteen_mebibytes():
+    def with_peak(nbytes):
+        head = timed(1000, 9)
+        head.memory.loc[head.memory["quantity"] == "allocated_peak", "bytes"] = nbytes
+        return check(head, BASELINE).status
+
+    assert with_peak(1200 + (16 << 20)) == "pass"  # the baseline has 1200
+    assert with_peak(1201 + (16 << 20)) == "regression"
+
+
+def test_a_kernel_more_in_a_hundred_is_no_regression():
+    def with_kernels(number, more):
+        runs = [timed(1000, day) for day in range(1, 6)]
+        head = timed(1000, 9)
+        for run, count in [*((run, number) for run in runs), (head, number + more)]:
+            rows = [kernel_row("head", "forward", "aten::mm", at, 1) for at in range(count)]
+            run.kernels = table("kernels", rows)
+        return check(head, runs).status
+
+    assert with_kernels(100, 1) == "pass"
+    assert with_kernels(100, 2) == "regression"
+
+
+def test_a_small_baseline_is_inconclusive_and_has_its_figures():
+    found = check(timed(2000, 9), BASELINE[:4])
+
+    assert found.status == "inconclusive"
+    assert found.deciding[0].change == pytest.approx(2000 / 1000.5 - 1)
+
+
+def test_launches_of_few_runs_make_a_baseline():
+    found = check(timed(1000, 9, launches=3), [timed(1000, 1, launches=3), timed(1000, 2, launches=2)])
+
+    assert found.status == "pass"
+    assert (found.deciding[0].n, found.deciding[0].k) == (5, 3)
+    assert found.notes[0] == "Baseline: 5 launches of 2 runs, 2026-01-01 to 2026-01-02."
+
+
+def test_of_a_long_baseline_the_newest_twenty_count():
+    runs = [timed(500 if day <= 5 else 1000, day) for day in range(1, 26)]
+    found = check(timed(1000, 28), runs[::-1])
+
+    assert (found.deciding[0].n, found.deciding[0].m0) == (20, pytest.approx(1000e-9))
+    assert found.base.environment["date"].startswith("2026-01-25")
+
+
+def hot(run):
+    run.telemetry = table("telemetry", [{"time_s": 0, "quantity": "event_reasons", "unit": "", "value": 0x40}])
+    return run
+
+
+def test_heat_under_the_head_is_inconclusive_but_for_exact_figures():
+    found = check(hot(timed(1500, 9)), BASELINE)
+
+    assert found.status == "inconclusive"
+    assert found.deciding[0].why == "no measure of the code: hardware thermal slowdown in 1 of 1 samples"
+    assert {verdict.status for verdict in found.deciding[1:]} == {"pass"}
+
+
+def test_heat_under_the_baseline_leaves_a_launch_out():
+    found = check(timed(1000, 9), [*BASELINE, hot(timed(1500, 8))])
+
+    assert found.status == "pass"
+    assert found.deciding[0].n == 5
+    assert "Left out of the baseline: a launch with hardware thermal slowdown in 1 of 1 samples." in found.notes
+
+
+def test_what_does_not_compare_is_left_out_and_said():
+    found = check(timed(1000, 9), [*BASELINE, timed(500, 7, driver="1"), timed(500, 8, driver="1")])
+
+    assert found.deciding[0].n == 5
+    assert "Left out of the baseline: 2 of another driver (1 against unknown)." in found.notes
+    assert check(timed(1000, 9), [timed(1000, 7, driver="1")], allowed=["driver"]).deciding[0].n == 1
+
+
+def test_nothing_that_compares_is_refused():
+    with pytest.raises(GpuprofError, match=r"driver \(1 against unknown\).*; if meant, --allow-different driver"):
+        check(timed(1000, 9), [timed(1000, 1, driver="1")])
+    with pytest.raises(GpuprofError, match="there is no other run"):
+        check(timed(1000, 9), [])
+
+
+def test_what_was_not_timed_is_refused():
+    count = gpu_run()
+    count.samples = table("samples", [])
+
+    with pytest.raises(GpuprofError, match="the head has no valid timed launch"):
+        check(count, BASELINE)
+    with pytest.raises(GpuprofError, match="the baseline has no valid timed launch"):
+        check(timed(1000, 9), [count])
+
+
+def test_a_clock_that_fell_is_inconclusive():
+    def clocked(run, mhz):
+        run.telemetry = table("telemetry", [{"time_s": 0, "quantity": "sm_clock", "unit": "MHz", "value": mhz}])
+        return run
+
+    baseline = [clocked(timed(1000, day), 1800) for day in range(1, 6)]
+
+    assert check(clocked(timed(1040, 9), 1730), baseline).status == "inconclusive"
+    assert check(clocked(timed(1040, 9), 1800), baseline).status == "regression"
+
+
+def test_what_moved_by_module():
+    head = longer(gpu_run(), 0.25, "layers.0", "backward")
+    extra = [kernel_row("layers.1", "recompute", "aten::add", 900, 7, kernel="add")]
+    kept = head.kernels[head.kernels["phase"] != "optimizer"]
+    head.kernels = pd.concat([kept, table("kernels", extra)], ignore_index=True)
+    found = moved([gpu_run()], [head], "module")
+
+    assert list(found["status"][:3]) == ["faster", "gone", "new"]  # 60, 40 and 7 ns
+    assert set(found["status"][3:]) == {"same"}
+    gone = row(found, module="(unattributed)", phase="optimizer")
+    assert (gone["base_s"], gone["head_s"]) == (pytest.approx(40e-9), 0)
+    assert (gone["base_kernels"], gone["head_kernels"]) == (1, 0)
+    faster = row(found, module="layers.0", phase="backward")
+    assert faster["change"] == pytest.approx(-0.75)
+    assert (faster["base_flops"], faster["head_flops"]) == (2000, 2000)
+    new = row(found, module="layers.1", phase="recompute")
+    assert (new["base_s"], new["head_s"]) == (0, pytest.approx(7e-9))
+    assert pd.isna(new["change"])
+
+
+def test_what_moved_no_more_than_it_does_by_itself_is_the_same():
+    # medians and deviations of 80, 80, 100, 120, 120: 100 and 20, so 2 x 1.4826 x 20 % = 59 %;
+    # one traced step of the head: 3 x 1.4826 x 20 % x sqrt(1/5 + 1.57) = 118 %
+    runs = [longer(gpu_run(), factor) for factor in (0.8, 0.8, 1, 1.2, 1.2)]
+
+    def status(factor):
+        return row(moved(runs, [longer(gpu_run(), factor)]), module="head", phase="forward")["status"]
+
+    assert (status(2.15), status(2.25)) == ("same", "slower")
+
+
+def test_nothing_moved_without_a_trace():
+    run = gpu_run()
+    del run.passes["trace"]
+
+    assert len(moved([run], [gpu_run()], "op")) == 0
+
+
+def test_launches_that_took_turns_are_judged_by_rank():
+    base, head = [timed(1000, day) for day in range(1, 6)], [timed(1030, day) for day in range(1, 6)]
+    found = check_interleaved(base, head)
+
+    assert found.status == "regression"
+    assert [verdict.metric for verdict in found.deciding] == ["step_s"]
+    assert found.deciding[0].p == 1 / 252
+    assert found.notes == []
+
+
+def test_of_turns_that_differ_by_intent_the_difference_is_said():
+    base, head = [timed(1000) for _ in range(5)], [timed(1000) for _ in range(5)]
+    for run in head:
+        run.workload["attention"] = "eager"
+
+    found = check_interleaved(base, head)
+    assert found.status == "pass"
+    assert found.notes[0].startswith("They differ in workload (net-train-bfloat16-")
+
+
+def test_turns_on_two_devices_are_refused():
+    with pytest.raises(GpuprofError, match=r"in different places: uuid \(unknown against GPU-2\)"):
+        check_interleaved([timed(1000)] * 5, [timed(1000, uuid="GPU-2")] * 5)
+
+
+def test_heat_under_either_leaves_turns_inconclusive():
+    found = check_interleaved([hot(timed(1000)) for _ in range(5)], [timed(1100) for _ in range(5)])
+
+    assert found.status == "inconclusive"

@@ -1,0 +1,248 @@
+"""The verbs of ``gpuprof history``, through Typer, on a store of two workloads."""
+
+import csv
+import io
+import json
+
+import pytest
+from runs import gpu_run
+from typer.testing import CliRunner
+
+from gpuprof.cli.history import history
+from gpuprof.errors import GpuprofError
+from gpuprof.history import open_store
+from gpuprof.record import load, table
+
+
+def run(*arguments, columns=160):
+    return CliRunner().invoke(history, [str(a) for a in arguments], env={"COLUMNS": str(columns), "NO_COLOR": "1"})
+
+
+def text_of(*arguments, **options):
+    result = run(*arguments, **options)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def error_of(*arguments):
+    result = run(*arguments)
+    assert isinstance(result.exception, GpuprofError), result.output
+    assert "\n" not in str(result.exception)
+    return str(result.exception)
+
+
+def night(number, step_s, clock=None, name="net"):
+    """A run of one launch; its 12,000 FLOPs take 120 ns at the peak."""
+    made = gpu_run()
+    made.workload["name"] = name
+    made.environment["date"] = f"2026-01-{number:02}T03:04:05+00:00"
+    shares = {"step": 1.0, "forward": 0.25, "backward": 0.5, "optimizer": 0.25}
+    samples = [{"step": 0, "phase": phase, "time_s": step_s * share} for phase, share in shares.items()]
+    made.samples = table("samples", samples)
+    if clock:
+        reading = {"time_s": 0.0, "quantity": "sm_clock", "unit": "MHz", "value": clock}
+        made.telemetry = table("telemetry", [reading])
+    return made
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """Ten nights of 480 ns (an MFU of 25 %) and six of 600 ns (20 %) with a slower clock; and two of another model."""
+    path = tmp_path_factory.mktemp("store") / "history.db"
+    with open_store(path) as store:
+        for number in range(1, 17):
+            slow = number > 10
+            made = night(number, (600e-9 if slow else 480e-9) + number * 1e-12, 1400 if slow else 1755)
+            store.add(made, f"{number:08x}cafe", "regression" if number == 11 else "pass")
+        store.mark(store.runs()["id"].iloc[10], accepted=False)
+        for number in (20, 21):
+            store.add(night(number, 1e-6, name="other"))
+    return path
+
+
+@pytest.fixture
+def store(filled, tmp_path):
+    """A copy to change."""
+    return (tmp_path / "copy.db").write_bytes(filled.read_bytes()) and tmp_path / "copy.db"
+
+
+def ids(path, **chosen):
+    with open_store(path) as opened:
+        return list(opened.runs(**chosen)["id"])
+
+
+def test_the_list_has_a_table_for_each_series_and_its_changes(filled):
+    net, other = text_of("list", "--store", filled).split("\n\n")
+    lines = net.splitlines()
+
+    assert lines[0].startswith("net-train-bfloat16-") and lines[0].endswith(" on Toy GPU")  # noqa: PT018
+    assert lines[1].split("  ")[0] == "run"
+    assert lines[1].split() == "run date commit launches step MFU SM clock verdict".split()
+    assert len(lines) == 2 + 16 + 2
+    first = lines[2].split()
+    assert first[1:] == "2026-01-16 03:04 00000010 1 600.0 ns 20.0 % 1,400 MHz pass".split()
+    assert lines[7].endswith("1,400 MHz  regression, not accepted")
+    assert lines[-2] == "MFU is by the datasheet peak; figures are medians of valid launches."
+    assert lines[-1] == (
+        "2026-01-11 at 0000000b: MFU 25.0 % -> 20.0 % (-20.0 %), infrastructure: the SM clock moved with it."
+    )
+    # nothing is known of its clock, commit or verdict
+    assert other.splitlines()[1].split() == "run date launches step MFU".split()
+    assert len(other.splitlines()) == 2 + 2 + 1
+
+
+def test_the_list_can_be_shorter(filled):
+    lines = text_of("list", "--store", filled, "--workload", "net-", "--limit", "3").splitlines()
+
+    assert [line.split()[1] for line in lines[2:5]] == ["2026-01-16", "2026-01-15", "2026-01-14"]
+    assert lines[6] == "The newest 3 of 16 runs."
+    assert "2026-01-11 at 0000000b" in lines[7]
+    assert len(text_of("list", "--store", filled, "--since", "2026-01-15", "--workload", "net-").splitlines()) == 5
+    assert text_of("list", "--store", filled, "--workload", "nothing") == "No runs.\n"
+
+
+def test_the_list_as_markdown(filled):
+    lines = text_of("list", "--store", filled, "--format", "markdown", "--limit", "2").splitlines()
+
+    assert lines[0].startswith("### net-train-bfloat16-")
+    assert lines[2] == "| run | date | commit | launches | step | MFU | SM clock | verdict |"
+    assert lines[3] == "| --- | --- | --- | ---: | ---: | ---: | ---: | --- |"
+    assert lines[4].endswith("| 2026-01-16 03:04 | 00000010 | 1 | 600.0 ns | 20.0 % | 1,400 MHz | pass |")
+    assert lines[6:9] == ["", "- MFU is by the datasheet peak; figures are medians of valid launches.",
+                          "- The newest 2 of 16 runs."]  # fmt: skip
+    assert lines[9].startswith("- 2026-01-11 at 0000000b: MFU 25.0 % -")
+
+
+def test_the_list_for_machines(filled, tmp_path):
+    rows = list(csv.DictReader(io.StringIO(text_of("list", "--store", filled, "--format", "csv"))))
+    assert len(rows) == 18
+    assert float(rows[0]["mfu_datasheet"]) == pytest.approx(0.25, rel=1e-4)
+    changed = [(row["commit"], row["changed"], row["infrastructure"]) for row in rows if row["changed"]]
+    assert changed == [("0000000bcafe", "mfu_datasheet", "True")]
+    assert float(rows[10]["change"]) == pytest.approx(-0.2, rel=1e-4)
+
+    assert text_of("list", "--store", filled, "--format", "json", "-o", tmp_path / "list.json") == ""
+    net, other = json.loads((tmp_path / "list.json").read_text())
+    assert (len(net["runs"]), len(other["runs"]), other["changes"]) == (16, 2, [])
+    assert net["runs"][0]["sm_clock_mhz"] == 1755
+    assert net["runs"][0]["energy_j"] is None
+    (change,) = net["changes"]
+    assert (change["id"], change["infrastructure"]) == (net["runs"][10]["id"], True)
+    assert (change["before"], change["after"]) == (pytest.approx(0.25, rel=1e-4), pytest.approx(0.2, rel=1e-4))
+
+
+def test_a_run_is_shown_by_the_beginning_of_its_id(filled):
+    shown = text_of("show", ids(filled)[0][:8], "--store", filled)
+
+    assert "Toy GPU" in shown
+    assert "layers" in shown
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_the_picture(filled, tmp_path, suffix):
+    picture = tmp_path / f"net{suffix}"
+    said = text_of("plot", "--store", filled, "--workload", "net-", "-o", picture)
+
+    assert said.endswith(f" on Toy GPU: 16 runs, 1 changes, drawn in {picture}\n")
+    if suffix == ".png":
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    else:
+        drawn = picture.read_text()
+        for words in ("0000000b -20.0 %", "run, regression", "change of the infrastructure", "SM clock, MHz", "MFU, %"):
+            assert words in drawn
+        again = tmp_path / "again.svg"
+        text_of("plot", "--store", filled, "--workload", "net-", "-o", again)
+        assert again.read_text() == drawn
+
+
+def test_the_picture_is_of_one_series(filled, store, tmp_path):
+    picture = tmp_path / "net.svg"
+    assert "choose one workload with --workload: net-train-bfloat16-" in error_of(
+        "plot", "--store", filled, "-o", picture
+    )
+    assert error_of("plot", "--store", filled, "--workload", "none", "-o", picture) == (
+        "there are no such runs: 'gpuprof history list' has all"
+    )
+    with open_store(store) as opened:
+        here = opened.runs("net-")["fingerprint"].iloc[0]
+        elsewhere = night(18, 500e-9)
+        elsewhere.device["driver"] = "575.2"
+        opened.add(elsewhere)
+    said = text_of("plot", "--store", store, "--workload", "net-", "-o", picture).splitlines()
+    assert said[0].endswith(f"1 runs, 0 changes, drawn in {picture}")
+    assert said[1] == "Not drawn: 16 runs with another fingerprint (device, driver, versions): give --fingerprint"
+    said = text_of("plot", "--store", store, "--workload", "net-", "--fingerprint", here, "-o", picture)
+    assert "16 runs, 1 changes" in said
+
+
+def test_a_picture_without_figures_is_refused(tmp_path):
+    counted = gpu_run()
+    counted.samples = table("samples", [])
+    with open_store(tmp_path / "counted.db") as opened:
+        opened.add(counted)
+
+    said = error_of("plot", "--store", tmp_path / "counted.db", "-o", tmp_path / "x.png")
+    assert said.startswith("there is nothing to draw: no run of net-")
+    assert not (tmp_path / "x.png").exists()
+    assert "run" in text_of("list", "--store", tmp_path / "counted.db")
+
+
+def test_runs_go_out_and_come_in(filled, tmp_path):
+    assert text_of("export", "--store", filled, "--to", tmp_path / "out", "--workload", "net-") == (
+        f"16 runs exported to {tmp_path / 'out'}\n"
+    )
+    files = sorted((tmp_path / "out").glob("*.json.gz"))
+    assert load(files[0]).workload["name"] == "net"
+    assert text_of("import", *files, "--store", tmp_path / "new.db") == "16 runs imported\n"
+    assert text_of("import", files[0], "--store", tmp_path / "new.db") == "0 runs imported, 1 were there\n"
+    assert text_of("list", "--store", tmp_path / "new.db") == text_of("list", "--store", filled, "--workload", "net-")
+
+
+def test_a_regression_can_be_accepted_and_not(store):
+    identity = ids(store)[10]
+
+    assert text_of("accept", identity[:8], "--store", store) == ""
+    assert "regression, accepted" in text_of("list", "--store", store)
+    text_of("accept", identity, "--undo", "--store", store)
+    assert "regression, not accepted" in text_of("list", "--store", store)
+
+
+def test_old_runs_are_pruned(store):
+    oldest = ids(store)[0]
+    said = text_of("prune", "--store", store, "--before", "2026-01-02", "--dry-run").splitlines()
+    assert said[0].startswith(f"{oldest}  2026-01-01  net-train-bfloat16-")
+    assert said[1:] == ["1 runs would be removed"]
+    assert oldest in ids(store)
+
+    assert text_of("prune", "--store", store, "--before", "2026-01-02").endswith("1 runs removed\n")
+    assert oldest not in ids(store)
+    assert text_of("prune", "--store", store, "--keep", "1").endswith("15 runs removed\n")
+    assert text_of("prune", "--store", store, "--keep", "1") == "0 runs removed\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("list",), ("show", "abc"), ("plot", "-o", "x.png"), ("export", "--to", "out"), ("prune", "--keep", "1"),
+     ("accept", "abc")],
+)  # fmt: skip
+def test_reading_makes_no_store(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    assert error_of(*arguments, "--store", "none.db").startswith("there is no store none.db: ")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("list", "--since", "yesterday"), "no date 'yesterday': give one such as 2026-01-31"),
+        (("list", "-o", "no/such/file"), "there is no folder no/such"),
+        (("show", "zzz"), "no run zzz in "),
+        (("plot", "-o", "picture.gif"), "give a name that ends in .png or .svg"),
+        (("prune",), "say which runs to prune"),
+        (("import", "nothing.json"), "no file nothing.json"),
+        (("export", "--to", "no/such"), "cannot make the folder no/such"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(arguments, message, filled):
+    assert message in error_of(*arguments, "--store", filled)

@@ -1,0 +1,190 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from workload.conftest import SMALLER
+
+import gpuprof
+from gpuprof.analysis.memory import predict
+from gpuprof.fit import Sizes, forecast
+from gpuprof.workload import load_preset
+
+TEXT = {"batch_size": 2, "seq_len": 16}
+TWICE = {"batch_size": 4, "seq_len": 32}
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Writes a preset's architecture with a few thousand parameters; gives the directory."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def write(name, **changes):
+        preset = load_preset(name)
+        config = preset["config"] | SMALLER[name] | changes | {"architectures": [preset["architecture"]]}
+        for key, value in SMALLER[name].items():
+            if isinstance(value, dict):
+                config[key] = preset["config"][key] | value
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return str(tmp_path)
+
+    return write
+
+
+def measured(model, **options):
+    return gpuprof.profile(model, passes=("count", "memory"), **options)
+
+
+def activations(run):
+    rows = run.memory[run.memory["quantity"] == "activations"]
+    return dict(zip(rows["module"], rows["bytes"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "others"),
+    [
+        ("smollm2-135m", TEXT, TWICE),
+        ("smollm2-135m", {**TEXT, "attention": "eager"}, TWICE),
+        ("smollm2-135m", {**TEXT, "checkpointing": "reentrant"}, TWICE),
+        ("smollm2-135m", {**TEXT, "checkpointing": "non-reentrant"}, TWICE),
+        ("smollm2-135m", {**TEXT, "dtype": "bfloat16", "optimizer": "adamw"}, {"batch_size": 1}),
+        ("smollm2-135m", {**TEXT, "freeze": ["model.layers.0"]}, TWICE),
+        ("mixtral-8x7b", TEXT, {"batch_size": 4}),
+        ("gpt2", TEXT, TWICE),
+        ("bert-base", TEXT, TWICE),
+        ("t5-small", TEXT, TWICE),
+        ("vit-base-16", {"batch_size": 2}, {"batch_size": 4}),
+        ("resnet-50", {"batch_size": 2}, {"batch_size": 4}),
+        ("whisper-small", TEXT, {"batch_size": 4, "seq_len": 20}),
+        ("siglip-so400m-384", {"batch_size": 2}, {"batch_size": 4}),
+    ],
+)
+def test_activations_of_another_size_are_those_that_a_real_step_keeps_to_the_byte(tiny, name, options, others):
+    model = tiny(name)
+    sizes = Sizes(measured(model, **options), model)
+
+    real = activations(measured(model, **options | others))
+
+    assert sizes.miss == 0
+    assert sizes._simulated(others["batch_size"], others.get("seq_len", sizes.seq_len)).kept == real
+    assert sizes.at(**others).activations == sum(real.values()) > 0
+
+
+def test_the_run_predicts_itself(tiny):
+    model = tiny("smollm2-135m")
+    run = measured(model, **TEXT, optimizer="adamw")
+
+    own = Sizes(run, model).at()
+
+    assert (own.batch_size, own.seq_len) == (2, 16)
+    assert own.prediction == predict(run, {})
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("what", ["batch_size", "seq_len"])
+def test_the_largest_that_fits_fits_and_the_next_does_not(tiny, what, attention):
+    model = tiny("smollm2-135m")
+    run = measured(model, **TEXT, attention=attention)
+    sizes = Sizes(run, model)
+    capacity = sizes.at(**{what: 100}).prediction.total
+
+    fit = forecast(run, what, capacity=capacity, model=model).fit
+
+    assert getattr(fit.largest, what) == 100
+    assert fit.largest == sizes.at(**{what: 100})
+    assert fit.beyond == sizes.at(**{what: 101})
+    assert fit.largest.prediction.total == capacity < fit.beyond.prediction.total
+    assert fit.limit == ""
+
+
+def test_the_other_size_may_be_given(tiny):
+    model = tiny("smollm2-135m")
+    run = measured(model, **TEXT)
+    capacity = Sizes(run, model).at(batch_size=50, seq_len=40).prediction.total
+
+    fit = forecast(run, "batch_size", capacity=capacity, seq_len=40, model=model).fit
+
+    assert (fit.largest.batch_size, fit.largest.seq_len) == (50, 40)
+
+
+def test_positions_that_a_model_has_learned_are_a_limit_too(tiny):
+    model = tiny("gpt2")  # 64 positions
+
+    fit = forecast(measured(model, **TEXT), "seq_len", capacity=1 << 40, model=model).fit
+
+    assert fit.largest.seq_len == 64
+    assert fit.beyond is None
+    assert fit.limit == "--seq-len 65 goes beyond the 64 positions that GPT2LMHeadModel knows"
+
+
+def test_where_nothing_fits_the_least_is_told(tiny):
+    model = tiny("smollm2-135m")
+
+    fit = forecast(measured(model, **TEXT), "batch_size", capacity=1, model=model).fit
+
+    assert fit.largest is None
+    assert (fit.beyond.batch_size, fit.beyond.seq_len) == (1, 16)
+
+
+@pytest.mark.parametrize("mode", ["forward", "generate"])
+def test_a_step_without_a_backward_is_predicted_too(tiny, mode):
+    model = tiny("smollm2-135m")
+    sizes = Sizes(measured(model, mode=mode, batch_size=2), model)
+
+    one, other = sizes.at(), sizes.at(batch_size=2000)
+
+    assert other.activations == 0
+    assert one.prediction.fixed == other.prediction.fixed
+    assert one.prediction.made < other.prediction.made
+
+
+def test_a_model_of_ones_own(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "import torch\n"
+        "def net(options):\n"
+        "    net = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))\n"
+        "    return net, torch.ones(options.batch_size, 8)\n"
+    )
+    run = measured(f"{file}:net", batch_size=3, device="cpu")
+
+    with pytest.raises(gpuprof.GpuprofError, match="give it with --model"):
+        Sizes(run)
+    # the input, the hidden layer once for both that keep it: float32
+    assert Sizes(run, f"{file}:net").at(batch_size=7).activations == 4 * 7 * (8 + 32)
+
+
+def test_another_model_is_refused(tiny):
+    model = tiny("smollm2-135m")
+    run = measured(model, **TEXT)
+    params = run.tree["params"].iloc[0]
+    tiny("smollm2-135m", vocab_size=512)  # tied: 256 more rows of 64
+
+    with pytest.raises(gpuprof.GpuprofError, match=rf"not the model of this run: {params + 256 * 64:,} parameters"):
+        Sizes(run, model)
+
+
+def test_code_of_the_models_own_is_not_run_because_a_file_says_so(tiny, monkeypatch):
+    model = tiny("smollm2-135m")
+    run = measured(model, **TEXT)
+    run.workload["trust_remote_code"] = True
+    seen = []
+    monkeypatch.setattr("gpuprof.fit.build", lambda *args, **kwargs: seen.append(args[1]) or 1 / 0)
+
+    with pytest.raises(ZeroDivisionError):
+        Sizes(run, model)
+
+    assert [dataclasses.asdict(options)["trust_remote_code"] for options in seen] == [False]
+
+
+def test_what_is_missing_is_said(tiny):
+    model = tiny("vit-base-16")
+    run = measured(model, batch_size=2)
+    run.device["memory_bytes"] = None
+
+    with pytest.raises(gpuprof.GpuprofError, match="no --seq-len: there is nothing to fit"):
+        forecast(run, "seq_len", capacity=1 << 30, model=model)
+    with pytest.raises(gpuprof.GpuprofError, match="give it with --memory"):
+        forecast(run, "batch_size", model=model)
+    with pytest.raises(gpuprof.GpuprofError, match="without the memory pass"):
+        Sizes(gpuprof.count(model, batch_size=2), model)
