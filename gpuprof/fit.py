@@ -199,8 +199,8 @@ class Sizes:
         return Fit(what, capacity, sized(best), None if limit else sized(best + 1), limit)
 
     def _sized(self, batch: int | None, seq: int | None, kept: int, peaks: dict[str, float]) -> Sized:
-        growth = {phase: peaks[phase] / value for phase, value in self._own.items() if value and phase in peaks}
-        return Sized(batch, seq, kept, predict(self.run, growth))
+        both = {phase: (own, peaks[phase]) for phase, own in self._own.items() if phase in peaks}
+        return Sized(batch, seq, kept, predict(self.run, both))
 
     def _simulated(self, batch: int | None, seq: int | None) -> Simulated:
         workload = self._built(batch, seq)

@@ -285,7 +285,10 @@ def _add_ceilings(run: Run) -> None:
         run.warnings.append(str(error))
     known = {name: entry for name, entry in cached.items() if name != ceiling_cache.COPY}
     cpu = run.device["type"] == "cpu"
-    copy = cached.get(ceiling_cache.COPY) or (measure_copy(torch.device("cpu"), seconds=0.3) if cpu else None)
+    copy = cached.get(ceiling_cache.COPY)
+    if cpu and copy is None:
+        with torch.random.fork_rng(devices=()):
+            copy = measure_copy(torch.device("cpu"), seconds=0.3)
     if copy:
         run.device["measured_bandwidth"] = copy["bytes_per_s"]
     source = f"by 'gpuprof ceilings' on {', '.join(sorted({entry['date'][:10] for entry in known.values()}))}"

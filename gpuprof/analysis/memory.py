@@ -146,10 +146,11 @@ class Prediction:
         phase: where its peak is.
         fixed: parameters, buffers and optimizer state.
         before: what else was there before the measured step.
-        made: what the step itself makes: activations, gradients, outputs, temporaries.
+        made: what the step itself makes: activations, gradients, outputs, temporaries. The most it may be.
         fragmentation: reserved beyond the allocated, in the proportion of the measured step.
         outside: what the driver counts beside torch.
-        total: the sum.
+        least: the sum, with the least that the step may make.
+        total: the sum, with the most.
     """
 
     phase: str
@@ -158,10 +159,8 @@ class Prediction:
     made: int
     fragmentation: int
     outside: int
-
-    @property
-    def total(self) -> int:  # noqa: D102  # among the attributes
-        return self.fixed + self.before + self.made + self.fragmentation + self.outside
+    least: int
+    total: int
 
 
 def made(run: Run) -> dict[str, int]:
@@ -178,15 +177,15 @@ def made(run: Run) -> dict[str, int]:
     return {phase: max(level - aside, 0) for phase, level in levels.items() if level is not None}
 
 
-def predict(run: Run, growth: Mapping[str, float]) -> Prediction:
+def predict(run: Run, simulated: Mapping[str, tuple[float, float]]) -> Prediction:
     """What a step of another size needs at its peak.
 
-    What the measured step made is taken to grow as that of the simulated one; what the optimizer takes while it steps
-    stays, as that depends on the parameters alone.
+    What the measured step made beyond the simulated one either grows with it or stays as it is: the truth lies between.
+    What the optimizer takes while it steps stays, as that depends on the parameters alone.
 
     Args:
         run: the measured step.
-        growth: by phase, what a simulated step of the other size makes over what it makes at the run's own.
+        simulated: by phase, bytes that a simulated step makes at the run's own size, and at the other.
 
     Raises:
         GpuprofError: the run has no memory readings.
@@ -195,14 +194,17 @@ def predict(run: Run, growth: Mapping[str, float]) -> Prediction:
     fixed = sizes["parameters"] + sizes["buffers"] + sizes["optimizer_state"]
     found = []
     for phase, own in made(run).items():
-        now = round(own * growth.get(phase, 1.0))
+        here, there = simulated.get(phase, (0, 0))
+        ways = (own * there / here if here else own, own + there - here)
         highest = _highest_bytes(run, phase) or 0
-        if phase == "optimizer":  # state that it made in this step is there before the next
-            now += max(highest - fixed - before - own, 0)
+        # state that the optimizer made in this step is there before the next
+        constant = max(highest - fixed - before - own, 0) if phase == "optimizer" else 0
+        least, most = (max(round(way), 0) + constant for way in (min(ways), max(ways)))
         reserved = _measured(run, phase, "reserved_peak")
         beyond = max(reserved / highest - 1, 0.0) if reserved and highest else 0.0
-        fragmentation = round(beyond * (fixed + before + now))
-        found.append(Prediction(phase, fixed, before, now, fragmentation, outside))
+        least, total = (round((1 + beyond) * (fixed + before + now)) + outside for now in (least, most))
+        fragmentation = total - outside - fixed - before - most
+        found.append(Prediction(phase, fixed, before, most, fragmentation, outside, least, total))
     if not found:
         raise GpuprofError("this run has no memory readings: profile it again with the memory pass")
     return max(found, key=lambda prediction: prediction.total)

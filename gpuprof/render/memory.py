@@ -207,8 +207,8 @@ def _foretold(run: Run, forecast: Forecast) -> Iterator[str]:
         match = f"miss those recorded by {units.size(abs(forecast.miss))}"
     yield (
         "The step of that size was simulated without weights, tensor by tensor; at the run's own size the simulated "
-        f"activations {match}. The measured step made {forecast.calibration:.3f} times what is simulated of it, and is "
-        "taken to do so at any size."
+        f"activations {match}. The measured step made {forecast.calibration:.3f} times what is simulated of it: at most "
+        "the difference grows as the step does, at least it stays."
     )
 
 
@@ -225,7 +225,8 @@ def _sum(sized: Sized) -> str:
     ]  # fmt: skip
     known = " + ".join(f"{units.size(size)} {words}" for size, words in parts if size)
     kept = f"; activations kept: {units.size(sized.activations)}" if sized.activations else ""
-    return f"{units.size(found.total)} at its peak, in the {found.phase}: {known}{kept}"
+    least = f" (at least {units.size(found.least)})" if found.least < found.total else ""
+    return f"{units.size(found.total)}{least} at its peak, in the {found.phase}: {known}{kept}"
 
 
 def memory_chart(run: Run, path: str | os.PathLike[str]) -> Path:

@@ -175,7 +175,8 @@ def test_nested_peaks():
     line = meter.timeline("ab".__getitem__)
     assert [(row["module"], row["event"], row["bytes"], row["peak_bytes"]) for row in line] == [
         ("", "begin", 10, 10), ("a", "enter", 10, 10), ("b", "enter", 20, 30), ("b", "exit", 25, 90),
-        ("a", "exit", 35, 40), ("", "end", 35, 35), ("", "begin", 35, 35), ("x", "gradient", 15, 70), ("", "end", 60, 60),
+        ("a", "exit", 35, 40), ("", "end", 35, 35),
+        ("", "begin", 35, 35), ("x", "gradient", 15, 70), ("", "end", 60, 60),
     ]  # fmt: skip
     assert {row["reserved_bytes"] - row["bytes"] for row in line} == {5}
 

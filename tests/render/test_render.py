@@ -180,7 +180,7 @@ def test_an_empty_run_renders():
     run = gpuprof.Run({"name": "m", "mode": "train"}, {"type": "cpu", "name": "c"}, {})
     run.tree = table("tree", [tree_row("", "M")])
 
-    for format in FORMATS:
+    for format in FORMATS.keys() - {"perfetto"}:  # which is of the trace alone
         assert render(run, format)
 
 

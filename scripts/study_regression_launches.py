@@ -1,0 +1,175 @@
+"""The regression rule on real launches: checks of the same code against itself, and slowdowns put into one module.
+
+Every launch is a process of its own on this CPU. The slowdown sorts a longer list in one block of a net: as many
+operators and FLOPs as before, so time alone can tell. Writes results/cpu/<date>-regression-launches/ (results.json,
+table.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpuprof.analysis.check import check, moved
+from gpuprof.analysis.comparison import launches
+from gpuprof.launches import merge
+from gpuprof.record import Run, load, write_atomically
+
+BASELINE, HEAD = 20, 3
+WIDTH, BATCH, BLOCKS = 512, 256, 8
+NET = f"""
+import os
+
+import torch
+from torch import nn
+
+SLOW, _, LENGTH = os.environ.get("SLOW", "").partition(":")
+
+
+class Block(nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        self.linear = nn.Linear({WIDTH}, {WIDTH})
+        self.register_buffer("list", torch.rand(int(LENGTH) if name == SLOW else 2), persistent=False)
+
+    def forward(self, x):
+        torch.sort(self.list)
+        return torch.relu(self.linear(x))
+
+
+def net():
+    return nn.Sequential(*(Block(str(number)) for number in range({BLOCKS}))), (torch.randn({BATCH}, {WIDTH}),)
+"""
+
+
+def launch(folder: Path, name: str, slow: str = "") -> Run:
+    """One process: the net measured once, with a slow block if one is named, as ``block:length``."""
+    out = folder / f"{name}.json"
+    command = [sys.executable, "-m", "gpuprof", "profile", f"{folder / 'net.py'}:net", "--passes", "count,time,trace",
+               "--warmup", "5", "--steps", "30", "--peak-tflops", "1", "-q", "-o", str(out)]  # fmt: skip
+    subprocess.run(command, check=True, env=os.environ | {"SLOW": slow, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    return load(out)
+
+
+def together(runs: list[Run]) -> Run:
+    """Launches as one run of several."""
+    whole = load_again(runs[-1])
+    merge(whole, runs)
+    return whole
+
+
+def load_again(run: Run) -> Run:
+    with tempfile.TemporaryDirectory() as folder:
+        return load(run.save(Path(folder) / "run.json"))
+
+
+def step_s(runs: list[Run]) -> list[float]:
+    return [float(value) for run in runs for value in launches(run)["step_s"]]
+
+
+def length_of(share: float, step: float) -> int:
+    """Length of a list that takes this share of a step to sort, on one thread."""
+    torch.set_num_threads(1)
+    length = 1000
+    while True:
+        values, times = torch.rand(length), []
+        for _ in range(7):
+            begin = time.perf_counter()
+            torch.sort(values)
+            times.append(time.perf_counter() - begin)
+        taken = sorted(times)[3]
+        if taken >= share * step:
+            return round(length * share * step / taken)
+        length *= 2
+
+
+def judged(head: Run, baseline: list[Run]) -> dict[str, Any]:
+    found = check(head, baseline)
+    blamed = moved(baseline, [head], "module").iloc[0]
+    verdict = next(one for one in found.verdicts if one.metric == "step_s")
+    return {
+        "status": found.status,
+        "step": verdict.status,
+        "change": verdict.change,
+        "blamed": str(blamed["module"]) if blamed["status"] == "slower" else "",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checks", type=int, default=30, help="of the same code against itself")
+    parser.add_argument("--slowdowns", type=int, default=12)
+    parser.add_argument("--slower", type=float, default=0.10, help="share of the step that a slowdown adds")
+    parser.add_argument("--results", type=Path, default=Path("results/cpu"))
+    arguments = parser.parse_args()
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "net.py").write_text(NET)
+        same = [launch(folder, f"same-{number}") for number in range(BASELINE + HEAD * arguments.checks)]
+        alike = []
+        for number in range(arguments.checks):
+            first = BASELINE + HEAD * number
+            alike.append(judged(together(same[first : first + HEAD]), same[first - BASELINE : first]))
+            print(f"same code, check {number + 1}: {alike[-1]}", file=sys.stderr)
+        length = length_of(arguments.slower, sorted(step_s(same[-BASELINE:]))[BASELINE // 2])
+        slowed = []
+        for number in range(arguments.slowdowns):
+            block = str(number * 3 % BLOCKS)
+            runs = [launch(folder, f"slow-{number}-{at}", f"{block}:{length}") for at in range(HEAD)]
+            slowed.append({"block": block} | judged(together(runs), same[-BASELINE:]))
+            print(f"block {block} slower, check {number + 1}: {slowed[-1]}", file=sys.stderr)
+    run = same[0]
+    about = {
+        "command": " ".join([".venv/bin/python scripts/study_regression_launches.py", *sys.argv[1:]]),
+        "device": f"CPU ({run.device['name']}, 1 thread)",
+        "date": run.environment["date"],
+        "torch": run.environment["torch"],
+        "seconds": round(time.perf_counter() - begin),
+        "net": f"{BLOCKS} blocks of a {WIDTH} x {WIDTH} linear layer, batch {BATCH}, float32, trained",
+        "rule": f"baseline of the last {BASELINE} launches, head of {HEAD}, margin 2 %",
+        "slowdown": f"a list of {length:,} to sort in one block: about {arguments.slower:.0%} of the step",
+    }
+    steps = step_s(same)
+    middle = sorted(steps)[len(steps) // 2]
+    found = {
+        "launches of the same code": len(same),
+        "their median step, ms": round(1e3 * middle, 2),
+        "middle half of the launches within": f"{_half(steps) / middle:.1%}",
+        "checks of the same code": len(alike),
+        "false alarms": sum(one["status"] == "regression" for one in alike),
+        "of them inconclusive": sum(one["status"] == "inconclusive" for one in alike),
+        "slowdowns": len(slowed),
+        "called a regression": sum(one["status"] == "regression" for one in slowed),
+        "inconclusive": sum(one["status"] == "inconclusive" for one in slowed),
+        "blamed on the right block": sum(one["blamed"] == one["block"] for one in slowed),
+        "measured slowdown, median": f"{sorted(one['change'] for one in slowed)[len(slowed) // 2]:+.1%}",
+    }
+    place = arguments.results / f"{about['date'][:10]}-regression-launches"
+    place.mkdir(parents=True, exist_ok=True)
+    raw = {**about, "found": found, "steps_s": steps, "same": alike, "slowed": slowed}
+    write_atomically(place / "results.json", json.dumps(raw, indent=1) + "\n")
+    lines = [f"- {name}: {value}\n" for name, value in about.items()]
+    table = [f"| {name} | {value} |\n" for name, value in found.items()]
+    text = f"# The regression rule on real launches\n\n{''.join(lines)}\n| what | |\n|---|---:|\n{''.join(table)}"
+    write_atomically(place / "table.md", text)
+    print(text, end="")
+
+
+def _half(values: list[float]) -> float:
+    """Width of the middle half of some values."""
+    ordered = sorted(values)
+    return ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4]
+
+
+if __name__ == "__main__":
+    main()
