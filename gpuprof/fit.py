@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -249,29 +250,28 @@ def _polynomial(step_at: Callable[[int], Simulated], own: int) -> Callable[[int]
     """
     # downwards, as there may be a longest sequence; not to 1, where views take the place of copies
     sizes = [own - index * (own // 8) if own >= 16 else max(own, 2) + index for index in range(4)]
-    steps = [step_at(size) for size in sizes]
-    phases = steps[0].phases
-    alike = all(step.phases == phases for step in steps)
-    if alike:
-        values = [np.array([sum(step.kept.values()), *step.live], dtype="float64") for step in steps]
-        *through, further = sizes
+    *through, further = sizes
+    *steps, last = [step_at(size) for size in sizes]
 
-        def value(size: int) -> np.ndarray:
-            total = np.zeros_like(values[0])
-            for point, there in zip(through, values[:-1], strict=True):
-                others = [other for other in through if other != point]
-                total += there * np.prod([(size - other) / (point - other) for other in others])
-            return total
+    def at(size: int) -> tuple[int, np.ndarray]:
+        kept, live = Fraction(0), np.zeros(len(last.live))
+        for point, step in zip(through, steps, strict=True):
+            weight = Fraction(1)
+            for other in through:
+                weight *= Fraction(size - other, point - other) if other != point else 1
+            kept += weight * sum(step.kept.values())
+            live += float(weight) * np.array(step.live)
+        return round(kept), live
 
-        alike = bool(np.allclose(value(further), values[-1], rtol=1e-9, atol=1.0))
-    if not alike:
+    alike = all(step.phases == last.phases for step in steps)
+    if not alike or at(further)[0] != sum(last.kept.values()) or not np.allclose(at(further)[1], last.live, atol=1.0):
         raise GpuprofError("the memory of this step does not follow its size smoothly: ask for single sizes instead")
 
-    def at(size: int) -> tuple[int, dict[str, float]]:
-        kept, *live = value(size)
-        return round(kept), _peaks(np.array(live), phases)
+    def figures(size: int) -> tuple[int, dict[str, float]]:
+        kept, live = at(size)
+        return kept, _peaks(live, last.phases)
 
-    return at
+    return figures
 
 
 def _last(holds: Callable[[int], bool], low: int, high: int) -> int:

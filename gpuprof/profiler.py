@@ -228,7 +228,7 @@ def run_passes(
         return outcome
 
     def memory_pass() -> PassOutcome:
-        run.memory, outcome = memory.measure(workload, seeded)
+        run.memory, run.timeline, outcome = memory.measure(workload, seeded)
         return outcome
 
     def counters_pass() -> PassOutcome:

@@ -39,7 +39,7 @@ def account(run: Run) -> pd.DataFrame:
     """Expected against measured bytes at the end of each phase and at its peak.
 
     Measured is torch's allocated memory on CUDA, elsewhere the resident set of the process. A peak has an expectation
-    only in a run with a timeline: what its nearer readings say is kept for the backward, and which gradients are there.
+    only in a run with a timeline: what is kept for the backward, and which gradients are there, at the readings around.
 
     Returns:
         Columns `ACCOUNT_COLUMNS`. ``expected`` is the sum of the expected quantities, ``residual`` is measured -

@@ -38,15 +38,7 @@ class Reading(NamedTuple):
     reserved_peak: int | None = None
 
 
-def measure(workload: Workload, before_step: Callable[[], None]) -> tuple[pd.DataFrame, PassOutcome]:
-    """The same as `measure_over_time` without the timeline."""
-    memory, _, outcome = measure_over_time(workload, before_step)
-    return memory, outcome
-
-
-def measure_over_time(
-    workload: Workload, before_step: Callable[[], None]
-) -> tuple[pd.DataFrame, pd.DataFrame, PassOutcome]:
+def measure(workload: Workload, before_step: Callable[[], None]) -> tuple[pd.DataFrame, pd.DataFrame, PassOutcome]:
     """Run one step and account for its memory.
 
     Args:

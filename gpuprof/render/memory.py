@@ -207,8 +207,8 @@ def _foretold(run: Run, forecast: Forecast) -> Iterator[str]:
         match = f"miss those recorded by {units.size(abs(forecast.miss))}"
     yield (
         "The step of that size was simulated without weights, tensor by tensor; at the run's own size the simulated "
-        f"activations {match}. The measured step made {forecast.calibration:.3f} times what is simulated of it: at most "
-        "the difference grows as the step does, at least it stays."
+        f"activations {match}. The measured step made {forecast.calibration:.3f} times what is simulated of it: at "
+        "most the difference grows as the step does, at least it stays."
     )
 
 
@@ -269,6 +269,7 @@ def memory_chart(run: Run, path: str | os.PathLike[str]) -> Path:
     _shade_phases(axes, rows, times)
     index = int(highest.argmax())
     where = _where(rows["phase"].iloc[index].replace("recompute", "backward"), running(rows)[index])
+    where = where.partition(", ")[2] or where  # the phase is written above
     middle = times[index] < times[-1] / 2
     axes.annotate(
         f"peak {units.size(highest[index] * scale)}\n{where}", (_peak_time(times, index), highest[index]),

@@ -128,6 +128,16 @@ def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[s
     yield _section("modules", "Modules", text, table=_module_table(run, modules))
     if (run.ops["phase"] == "backward").any():
         yield _section("backward", "Backward over forward", verdict(run), figure=page_charts.backward(run))
+    if run.done("count") and run.done("trace") and (picture := page_charts.roofline(run)):
+        text = (
+            "Each dot is an operator, as large as its share of the time: under the slope memory limits it, under the "
+            "level arithmetic does. FLOPs of vector operators are an estimate."
+        )
+        yield _section("roofline", "Roofline", text, figure=picture)
+    if picture := page_charts.memory(run):
+        what = "allocated by torch" if run.device.get("type") == "cuda" else "resident set of the process"
+        text = f"In use is the {what}; by size are the tensors themselves. 'gpuprof memory' has the account."
+        yield _section("memory", "Memory", text, figure=picture)
     if run.done("count"):
         yield _section("operators", "Operators", table=_flat(by_op(run, convention)))
     if run.done("trace") and len(run.kernels):

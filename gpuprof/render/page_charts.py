@@ -11,11 +11,14 @@ import plotly.graph_objects as go
 from gpuprof import units
 from gpuprof.analysis.backward import ASSUMED
 from gpuprof.analysis.budget import Budget
+from gpuprof.analysis.roofline import dtypes, roofs
+from gpuprof.analysis.roofline import roofline as points
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.render.charts import chart_rows
 from gpuprof.render.view import View
 
 _MARGIN = {"l": 60, "r": 20, "t": 20, "b": 50}
+_LEAST_INTENSITY = 1e-3  # dots further left, as of lookups, stand at the edge
 _LONGEST = 6.0  # ratios beyond are cut, as a lookup's may be a hundred
 _BLUE, _ORANGE, _RED, _GREEN, _GREY = "#4493f8", "#e0a030", "#d1495b", "#2e9e6b", "#8b949e"
 
@@ -72,7 +75,7 @@ def waterfall(found: Budget) -> go.Figure:
     ideal = parts["part"].iloc[0] == "ideal" if len(parts) else False
     figure = go.Figure(
         go.Waterfall(
-            x=[_safe(title) for title in [*parts["title"], "step"]],
+            x=[_safe(title).replace(": ", ":<br>") for title in [*parts["title"], "step"]],
             y=[*(1e3 * parts["time_s"]), 1e3 * found.step_s],
             # what the FLOPs themselves need stands like the whole, the losses between the two
             measure=["absolute" if ideal else "relative"] + ["relative"] * (len(parts) - 1) + ["total"],
@@ -88,8 +91,9 @@ def waterfall(found: Budget) -> go.Figure:
             cliponaxis=False,
         )
     )
+    figure.update_xaxes(tickangle=0)
     figure.update_yaxes(title_text="ms")
-    return _laid_out(figure, height=480, margin={**_MARGIN, "t": 50, "b": 80})
+    return _laid_out(figure, height=480, margin={**_MARGIN, "t": 50, "b": 70})
 
 
 def backward(run: Run) -> go.Figure:
@@ -108,6 +112,69 @@ def backward(run: Run) -> go.Figure:
     figure.update_xaxes(title_text="backward / forward", range=[0, min(1.05 * longest, _LONGEST)])
     figure.update_yaxes(automargin=True)
     return _laid_out(figure, height=160 + 42 * len(bars), barmode="group", legend=_LEGEND)
+
+
+def roofline(run: Run) -> go.Figure | None:
+    """Rate against intensity of every operator, under the ceilings of the device; None without a dot to draw."""
+    dots = points(run)
+    dots = dots[(dots["intensity"] > 0) & (dots["flops_per_s"] > 0)]
+    if dots.empty:
+        return None
+    figure = go.Figure()
+    dots = dots.assign(intensity=dots["intensity"].clip(lower=_LEAST_INTENSITY))
+    left, right = float(dots["intensity"].min()) / 3, float(dots["intensity"].max()) * 3
+    for number, ceilings in enumerate(roofs(run)):
+        dash = "dash" if number else "solid"
+        for dtype in dtypes(run):
+            peak, ridge = ceilings.flops_per_s.get(dtype), ceilings.ridge(dtype)
+            if not peak:
+                continue
+            x, y = [left, right], [peak, peak]
+            name = f"{ceilings.denominator}: {dtype} {units.si(peak, 'FLOP/s')}"
+            if ridge and ceilings.bytes_per_s:
+                x, y = [left, ridge, max(right, 3 * ridge)], [left * ceilings.bytes_per_s, peak, peak]
+                name += f", {units.si(ceilings.bytes_per_s, 'B/s')}"
+            figure.add_scatter(x=x, y=y, mode="lines", name=_safe(name), line={"dash": dash}, hoverinfo="name")
+    for kind, rows in dots.groupby("kind", sort=False):
+        shares = zip(rows["name"], rows["time_share"], strict=True)
+        figure.add_scatter(
+            x=rows["intensity"].astype(float),
+            y=rows["flops_per_s"].astype(float),
+            mode="markers",
+            name=_safe(str(kind)),
+            text=[_safe(f"{name}, {units.percent(share)} of the time") for name, share in shares],
+            marker={"size": [8 + 40 * float(share) ** 0.5 for share in rows["time_share"]], "opacity": 0.75},
+            hovertemplate="%{text}<br>%{x:.3g} FLOP/B, %{y:.3s}FLOP/s<extra></extra>",
+        )
+    figure.update_xaxes(type="log", title_text="FLOPs per least byte")
+    figure.update_yaxes(type="log", title_text="FLOP/s")
+    return _laid_out(figure, height=560, legend=_LEGEND)
+
+
+def memory(run: Run) -> go.Figure | None:
+    """Bytes in use along the step of the memory pass, over those kept for the backward and of gradients by size."""
+    line = run.timeline
+    if line.empty:
+        return None
+    figure = go.Figure()
+    for column, name, fill in (
+        ("kept_bytes", "kept for the backward, by size", "tozeroy"),
+        ("gradient_bytes", "gradients, by size", "tonexty"),
+    ):
+        if line[column].notna().any():
+            values = [float(value) / 2**20 for value in line[column].fillna(0)]
+            figure.add_scatter(x=line["time_s"], y=values, name=name, stackgroup="expected", mode="none", fill=fill)
+    for column, name in (("bytes", "in use"), ("reserved_bytes", "reserved")):
+        if line[column].notna().any():
+            inside = [None if pd.isna(value) else float(value) / 2**20 for value in line[column]]
+            figure.add_scatter(
+                x=line["time_s"], y=inside, name=name, mode="lines",
+                text=[_safe(f"{phase} {module}") for phase, module in zip(line["phase"], line["module"], strict=True)],
+                hovertemplate="%{y:,.0f} MiB<br>%{text}<extra></extra>",
+            )  # fmt: skip
+    figure.update_xaxes(title_text="s")
+    figure.update_yaxes(title_text="MiB")
+    return _laid_out(figure, height=420, legend=_LEGEND)
 
 
 def telemetry(run: Run) -> go.Figure | None:

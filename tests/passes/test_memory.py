@@ -25,7 +25,7 @@ def workload(model=None, optimizer=None, **options):
 
 
 def measured(work):
-    return memory.measure_over_time(work, lambda: torch.manual_seed(0))
+    return memory.measure(work, lambda: torch.manual_seed(0))
 
 
 def analytic(rows):
@@ -111,7 +111,7 @@ def test_recomputed_modules_are_in_the_timeline_and_in_no_account_twice():
 def test_sparse_gradients_are_counted():
     model = torch.nn.Embedding(10, 4, sparse=True)
 
-    rows, _, outcome = memory.measure_over_time(from_module(model, (torch.tensor([1, 2, 3]),)), lambda: None)
+    rows, _, outcome = memory.measure(from_module(model, (torch.tensor([1, 2, 3]),)), lambda: None)
 
     assert outcome.status == "done"
     assert analytic(rows)["gradients", ""] == 3 * 8 + 3 * 4 * 4  # indices and values

@@ -22,7 +22,7 @@ def sections(page):
 
 def test_a_measured_run_has_every_section_that_it_has_data_for():
     assert sections(render_page(gpu_run())) == [
-        "budget", "hints", "time", "modules", "backward", "operators", "kernels", "provenance",
+        "budget", "hints", "time", "modules", "backward", "roofline", "operators", "kernels", "provenance",
     ]  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_data_of_figures_is_json_and_names_in_it_are_escaped_twice():
     page = render_page(run)
 
     data = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
-    assert len(data) == 3
+    assert len(data) == 4
     assert all("data" in json.loads(text) for text in data)
     assert any("&lt;img" in json.dumps(json.loads(text)) for text in data)  # Plotly reads labels as HTML
 
@@ -146,5 +146,5 @@ def test_in_a_browser_the_tree_expands_and_sorting_sorts_without_an_error(tmp_pa
     assert found["descending"] == ["descending", ["(root)", "layers", "layers.0", "head", "(unattributed)"]]
     assert found["ascending"] == ["ascending", ["(unattributed)", "(root)", "layers", "layers.0", "head"]]
     assert found["plots"]
-    assert found["drawn"] == 3
+    assert found["drawn"] == 4
     assert found["theme"] in ("dark", "light")

@@ -156,9 +156,9 @@ def test_a_forecast_reads():
 
     text = lines(told(Fit("batch_size", 5 << 30, sized(3), sized(4), "")))
     assert (
-        "The largest batch predicted to fit in 5.000 GiB: batch 3, sequence 64, with 4.500 GiB (at least 4.000 GiB) at its peak, "
-        "in the backward: 1.000 GiB parameters, buffers and optimizer state + 3.000 GiB made by the step + 512.0 MiB outside "
-        "torch; activations kept: 3.000 GiB.\n4 would take 5.500 GiB.\n" in text
+        "The largest batch predicted to fit in 5.000 GiB: batch 3, sequence 64, with 4.500 GiB (at least 4.000 GiB) at "
+        "its peak, in the backward: 1.000 GiB parameters, buffers and optimizer state + 3.000 GiB made by the step + "
+        "512.0 MiB outside torch; activations kept: 3.000 GiB.\n4 would take 5.500 GiB.\n" in text
     )
     assert "activations are those recorded, to the byte. The measured step made 1.050 times" in text
     text = lines(told(Fit("seq_len", 5 << 30, sized(3), None, "64 positions are known"), miss=-2048))
@@ -190,7 +190,7 @@ def test_the_timeline_is_drawn(tmp_path):
 
     found = words(picture)
     for name in (
-        "forward", "backward", "optimizer", "peak 900 B", "in the backward, before the gradient of fc", "parameters",
+        "forward", "backward", "optimizer", "peak 900 B", "before the gradient of fc", "parameters",
         "optimizer state", "gradients", "activations kept", "before the step", "measured: allocated",
     ):  # fmt: skip
         assert name in found, found
