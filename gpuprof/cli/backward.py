@@ -8,14 +8,7 @@ from typing import Annotated
 
 import typer
 
-
-class Format(StrEnum):
-    """How to show the ratios."""
-
-    text = "text"
-    markdown = "markdown"
-    csv = "csv"
-    json = "json"
+from gpuprof.cli import options as o
 
 
 class By(StrEnum):
@@ -26,21 +19,18 @@ class By(StrEnum):
 
 
 def backward(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run saved with -o.", show_default=False)],
+    run: o.RunArgument,
     by: Annotated[By, typer.Option("--by", help="What a row is.")] = By.module,
     depth: Annotated[int | None, typer.Option(min=0, help="Modules down to this depth; 0 is the root.")] = None,
     top: Annotated[
         int | None, typer.Option(min=1, help="Only so many rows, those furthest from twice their forward.")
     ] = None,
-    format: Annotated[Format, typer.Option("--format", "-f", help="For people or for machines.")] = Format.text,
+    format: o.FormatOption = o.Format.text,
     chart: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also draw the ratios: .png or .svg.", show_default=False),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write here instead of to the terminal."),
-    ] = None,
+    output: o.TextFile = None,
 ) -> None:
     """Hold 'the backward costs twice the forward' against a saved run, per module, and say why not."""
     from gpuprof.cli.output import check_output, in_color, terminal_width

@@ -12,15 +12,6 @@ import typer
 from gpuprof.cli import options as o
 
 
-class Format(StrEnum):
-    """How to show the budget."""
-
-    text = "text"
-    markdown = "markdown"
-    csv = "csv"
-    json = "json"
-
-
 class By(StrEnum):
     """What a row is."""
 
@@ -39,7 +30,7 @@ class Denominator(StrEnum):
 
 
 def budget(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run saved with -o.", show_default=False)],
+    run: o.RunArgument,
     by: Annotated[By, typer.Option("--by", help="What a row is; as text the parts come in any case.")] = By.part,
     depth: Annotated[
         int | None, typer.Option(min=0, help="Modules below this depth are part of the one above; 0 is the root.")
@@ -59,13 +50,11 @@ def budget(
         Denominator | None,
         typer.Option("--denominator", help="Peak of the ideal time, instead of the run's first.", show_default=False),
     ] = None,
-    format: Annotated[Format, typer.Option("--format", "-f", help="For people or for machines.")] = Format.text,
+    format: o.FormatOption = o.Format.text,
     chart: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw the waterfall: .png or .svg.", show_default=False)
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here instead of to the terminal.")
-    ] = None,
+    output: o.TextFile = None,
 ) -> None:  # fmt: skip
     """Say where the time of a saved run's step went, in parts that add up to it, and what to change first."""
     from gpuprof.analysis.budget import budget as budget_of

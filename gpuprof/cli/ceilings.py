@@ -6,13 +6,13 @@ import math
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpuprof.cli import options as o
 from gpuprof.errors import GpuprofError
 
 if TYPE_CHECKING:
@@ -24,15 +24,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 _USUAL = {"cpu": ("bfloat16", "float16", "float32"), "cuda": ("bfloat16", "float16", "tf32", "float32", "float8")}
 """Dtypes that are measured unless some are named: those that models run in."""
-
-
-class Format(StrEnum):
-    """How the ceilings are printed."""
-
-    text = "text"
-    json = "json"
-    markdown = "markdown"
-    csv = "csv"
 
 
 def ceilings(
@@ -57,7 +48,7 @@ def ceilings(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also save the figures here, as JSON.")
     ] = None,
-    format: Annotated[Format, typer.Option("--format", "-f", help="For people or for machines.")] = Format.text,
+    format: o.FormatOption = o.Format.text,
 ) -> None:
     """Measure the best matmul per dtype and the best copy of this very device.
 

@@ -8,16 +8,8 @@ from typing import Annotated
 
 import typer
 
+from gpuprof.cli import options as o
 from gpuprof.cli.check import AllowDifferent
-
-
-class Format(StrEnum):
-    """How to show the comparison."""
-
-    text = "text"
-    markdown = "markdown"
-    csv = "csv"
-    json = "json"
 
 
 class By(StrEnum):
@@ -37,11 +29,9 @@ def compare(
         By, typer.Option("--by", help="What a row of what moved is; a layer is a module of every layer of a stack.")
     ] = By.layer,
     allow_different: AllowDifferent = None,
-    format: Annotated[Format, typer.Option("--format", "-f", help="For people or for machines.")] = Format.text,
+    format: o.FormatOption = o.Format.text,
     top: Annotated[int | None, typer.Option(min=1, help="Only so many rows of what moved; 10 for people.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here instead of to the terminal.")
-    ] = None,
+    output: o.TextFile = None,
 ) -> None:
     """Set two runs of one workload beside one another, and say whose kernels moved: new, gone, slower, faster."""
     from gpuprof.analysis.check import check

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpuprof.cli import options as o
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import peaks
 
@@ -14,18 +14,9 @@ if TYPE_CHECKING:
     from gpuprof.hardware.peaks import DevicePeaks
 
 
-class Format(enum.StrEnum):
-    """How the table is printed."""
-
-    text = "text"
-    csv = "csv"
-    json = "json"
-    markdown = "markdown"
-
-
 def devices(
     name: Annotated[str, typer.Argument(help="Part of a name, as torch or the table gives it.")] = "",
-    format: Annotated[Format, typer.Option("--format", help="How to print the table.")] = Format.text,
+    format: Annotated[o.Format, typer.Option("--format", help="How to print the table.")] = o.Format.text,
     dtype: Annotated[str, typer.Option("--dtype", help="Only this dtype, e.g. bfloat16 or bf16.")] = "",
 ) -> None:
     """List the peaks gpuprof knows: dense TFLOP/s per torch device, with their sources.
@@ -40,7 +31,7 @@ def devices(
     if not rows:
         what = f"{dtype or 'peak'} of '{name}'" if name else f"{dtype} peak"
         raise GpuprofError(f"no {what} is in the table: give --peak-tflops")
-    printers = {Format.text: _text, Format.csv: _csv, Format.json: _json, Format.markdown: _markdown}
+    printers = {o.Format.text: _text, o.Format.csv: _csv, o.Format.json: _json, o.Format.markdown: _markdown}
     printers[format]([_figures(row, dtypes, row.name in here) for row in rows], dtypes, bool(name))
 
 

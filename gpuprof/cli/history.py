@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from gpuprof.cli import options as o
 
 history = typer.Typer(
     name="history",
     help="The runs of a store: list, show and draw them, move them in and out, prune them.",
     no_args_is_help=True,
 )
-
-
-class Format(StrEnum):
-    """How to list the runs."""
-
-    text = "text"
-    markdown = "markdown"
-    csv = "csv"
-    json = "json"
 
 
 StoreOption = Annotated[
@@ -48,10 +40,8 @@ def list_(
     workload: WorkloadOption = "",
     since: SinceOption = "",
     limit: Annotated[int, typer.Option(min=1, help="Only so many runs of each series, the newest.")] = 20,
-    format: Annotated[Format, typer.Option("--format", "-f", help="For people or for machines.")] = Format.text,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here instead of to the terminal.")
-    ] = None,
+    format: o.FormatOption = o.Format.text,
+    output: o.TextFile = None,
 ) -> None:
     """List the runs of each workload, and what changed from day to day. As Markdown, for a pull request."""
     from gpuprof.analysis.changepoints import series_of

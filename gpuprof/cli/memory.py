@@ -12,15 +12,6 @@ import typer
 from gpuprof.cli import options as o
 
 
-class Format(StrEnum):
-    """How to show the account."""
-
-    text = "text"
-    markdown = "markdown"
-    csv = "csv"
-    json = "json"
-
-
 class Fit(StrEnum):
     """What the largest is wanted of."""
 
@@ -29,7 +20,7 @@ class Fit(StrEnum):
 
 
 def memory(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run saved with -o.", show_default=False)],
+    run: o.RunArgument,
     fit: Annotated[Fit | None, typer.Option("--fit", help="Predict the largest that fits.", show_default=False)] = None,
     room: Annotated[
         float | None,
@@ -45,14 +36,12 @@ def memory(
         ),
     ] = None,
     depth: Annotated[int | None, typer.Option(min=0, help="Modules down to this depth; 0 is the root.")] = None,
-    format: Annotated[Format, typer.Option("--format", "-f", help="For people or for machines.")] = Format.text,
+    format: o.FormatOption = o.Format.text,
     chart: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also draw the step over time: .png or .svg.", show_default=False),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here instead of to the terminal.")
-    ] = None,
+    output: o.TextFile = None,
 ) -> None:  # fmt: skip
     """Say what took the memory of a saved run's step, by phase and module, and what another size would take.
 

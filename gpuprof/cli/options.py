@@ -42,6 +42,15 @@ class Optimizer(StrEnum):
     sgd = "sgd"
 
 
+class Format(StrEnum):
+    """How to print a table."""
+
+    text = "text"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
 class CounterLevel(StrEnum):
     """How much the counters pass collects: `gpuprof.passes.counters.LEVELS`."""
 
@@ -69,6 +78,11 @@ class Convention(StrEnum):
 
 _WORKLOAD, _OUTPUT = "Workload", "Output"
 
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run saved with -o.", show_default=False)]
+FormatOption = Annotated[Format, typer.Option("--format", "-f", help="For people or for machines.")]
+TextFile = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here instead of to the terminal.")
+]
 ModelArgument = Annotated[
     str,
     typer.Argument(

@@ -11,7 +11,7 @@ from gpuprof.cli import options as o
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run saved with -o.", show_default=False)],
+    run: o.RunArgument,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The page, .html.", show_default=False)
     ],

@@ -8,16 +8,8 @@ from typing import Annotated
 
 import typer
 
+from gpuprof.cli import options as o
 from gpuprof.cli.budget import Denominator
-
-
-class Format(StrEnum):
-    """How to show the table."""
-
-    text = "text"
-    markdown = "markdown"
-    csv = "csv"
-    json = "json"
 
 
 class By(StrEnum):
@@ -30,7 +22,7 @@ class By(StrEnum):
 
 
 def roofline(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run saved with -o.", show_default=False)],
+    run: o.RunArgument,
     by: Annotated[By, typer.Option("--by", help="What a point is.")] = By.op,
     top: Annotated[int | None, typer.Option(min=1, help="Only so many, those with most time.")] = None,
     denominator: Annotated[
@@ -40,7 +32,7 @@ def roofline(
             show_default=False,
         ),
     ] = None,
-    format: Annotated[Format, typer.Option("--format", "-f", help="For people or for machines.")] = Format.text,
+    format: o.FormatOption = o.Format.text,
     output: Annotated[
         Path | None,
         typer.Option(

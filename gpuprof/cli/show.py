@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,7 +35,7 @@ class By(StrEnum):
 
 
 def show(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run saved with -o.", show_default=False)],
+    run: o.RunArgument,
     format: Annotated[
         Format | None,
         typer.Option("--format", "-f", help="By default a tree; a table if --by is not module."),
@@ -51,10 +50,7 @@ def show(
         o.Convention | None,
         typer.Option("--convention", help="Instead of the run's own.", show_default=False),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write here instead of to the terminal."),
-    ] = None,
+    output: o.TextFile = None,
 ) -> None:
     """Show a saved run as a tree or a table, for people or for machines."""
     from gpuprof.cli.output import check_output, in_color, terminal_width

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,15 +22,6 @@ if TYPE_CHECKING:
     from gpuprof.sweep import Point, Tell
 
 _SWEPT, _MEASURING, _OUTPUT = "Swept: several values, separated by commas", "Measuring", "Output"
-
-
-class Format(StrEnum):
-    """How the table is printed."""
-
-    text = "text"
-    markdown = "markdown"
-    csv = "csv"
-    json = "json"
 
 
 def _list(help: str) -> Any:
@@ -94,8 +84,8 @@ def sweep(
         bool, typer.Option("--dry-run", help="Print the command of each point, and run none.", rich_help_panel=_OUTPUT)
     ] = False,
     format: Annotated[
-        Format, typer.Option("--format", "-f", help="For people or for machines.", rich_help_panel=_OUTPUT)
-    ] = Format.text,
+        o.Format, typer.Option("--format", "-f", help="For people or for machines.", rich_help_panel=_OUTPUT)
+    ] = o.Format.text,
     quiet: o.Quiet = False,
 ) -> None:
     """Profile every combination of the given values, each in a process of its own, into one table and a chart.
@@ -134,7 +124,7 @@ def sweep(
         from gpuprof.render.view import View
 
         print(FORMATS[format.value](table, View(width=terminal_width(), color=in_color())), end="")
-        if format is Format.text:
+        if format is o.Format.text:
             print(f"Saved in {output}: {', '.join(saved)}")
     names = {point.name for point in planned}
     sys.exit(_status([point for point in reached if point.name in names]))

@@ -51,9 +51,7 @@ def validate(
     seed: o.Seed = 0,
     trust_remote_code: o.TrustRemoteCode = False,
     format: Annotated[Format, typer.Option("--format", "-f", help="For people or for machines.")] = Format.tree,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here instead of to the terminal.")
-    ] = None,
+    output: o.TextFile = None,
 ) -> None:
     """Say of every figure of a report whether it is right, and why not. Status 1 if one is unexplained."""
     chosen = o.plain(locals())

@@ -254,7 +254,11 @@ def test_fused_attention_of_a_gpu_is_simulated_as_the_operator_that_ran_there(tm
     assert kept({"": op}) < scores < kept({})
 
 
-def test_a_profile_keeps_the_account():
+def test_a_profile_keeps_the_account_and_the_timeline(tmp_path):
     run = gpuprof.profile(net(), torch.ones(BATCH, WIDE), passes=("memory",))
 
-    assert analytic(run.memory)["activations", "1"] == 4 * BATCH * HIDDEN
+    loaded = gpuprof.load(run.save(tmp_path / "run.json"))
+
+    assert analytic(loaded.memory)["activations", "1"] == 4 * BATCH * HIDDEN
+    assert loaded.timeline["event"].tolist().count("gradient") == 4
+    assert loaded.timeline.equals(run.timeline)
