@@ -19,6 +19,14 @@ SUFFIXES = (".png", ".svg")
 """Kinds of picture."""
 
 _FLOPS_COLOR, _TIME_COLOR, _LINE_COLOR = "#1f4e79", "#e0a030", "#b02020"
+_EXECUTED_COLOR = "#5b8c5a"
+RATIOS = {
+    "ratio_flops": ("by counted FLOPs", _FLOPS_COLOR),
+    "ratio_executed": ("by executed FLOPs", _EXECUTED_COLOR),
+    "ratio_time": ("by time", _TIME_COLOR),
+}
+"""Ratios that are drawn where they are known, with their names and colours."""
+
 _LONGEST = 6.0  # bars beyond are cut, with their figure beside them
 _MOST = 24  # rows of a chart
 _LEAST_TIME = 0.002  # share of the time below which a row without FLOPs is left out
@@ -57,10 +65,10 @@ def backward_chart(run: Run, path: str | os.PathLike[str], view: View | None = N
 
 
 def ratio_bars(bars: pd.DataFrame, title: str, path: Path) -> Path:
-    """Draw ratios backward / forward as pairs of bars, with a line at what is assumed.
+    """Draw ratios backward / forward as groups of bars, with a line at what is assumed.
 
     Args:
-        bars: columns label, ratio_flops and ratio_time, missing where unknown; a row per pair.
+        bars: column label, and of `RATIOS` those that there are, missing where unknown; a row per group of bars.
         title: what stands above.
         path: as in `backward_chart`.
 
@@ -72,11 +80,8 @@ def ratio_bars(bars: pd.DataFrame, title: str, path: Path) -> Path:
 
     series = [
         (column, label, color)
-        for column, label, color in (
-            ("ratio_flops", "by counted FLOPs", _FLOPS_COLOR),
-            ("ratio_time", "by time", _TIME_COLOR),
-        )
-        if bars[column].notna().any()
+        for column, (label, color) in RATIOS.items()
+        if column in bars and bars[column].notna().any()
     ]
     if not series:
         raise GpuprofError(
@@ -119,7 +124,7 @@ def ratio_bars(bars: pd.DataFrame, title: str, path: Path) -> Path:
 
 
 def chart_rows(run: Run, view: View) -> pd.DataFrame:
-    """The bars of `backward_chart`: columns label, ratio_flops, ratio_time, in the model's order."""
+    """The bars of `backward_chart`: column label and those of `RATIOS`, in the model's order."""
     rows = backward_ratios(run, view.by)  # type: ignore[arg-type]  # it says itself what it knows
     rows = rows[rows["module" if view.by == "module" else "class"].map(lambda name: name not in ("", UNATTRIBUTED))]
     time = rows["time_forward_s"].astype("Float64").fillna(0) + rows["time_backward_s"].astype("Float64").fillna(0)
@@ -140,9 +145,7 @@ def chart_rows(run: Run, view: View) -> pd.DataFrame:
         labels = list(rows["module"])
     else:
         labels = [f"{r['class']} x {r['modules']}" if r["modules"] > 1 else r["class"] for r in rows.to_dict("records")]
-    return pd.DataFrame(
-        {"label": labels, "ratio_flops": rows["ratio_flops"].array, "ratio_time": rows["ratio_time"].array}
-    )
+    return pd.DataFrame({"label": labels, **{column: rows[column].array for column in RATIOS}})
 
 
 def _figure(column: str, value: float) -> str:

@@ -14,10 +14,11 @@ from gpuprof.analysis.budget import Budget
 from gpuprof.analysis.roofline import dtypes, roofs
 from gpuprof.analysis.roofline import roofline as points
 from gpuprof.record import UNATTRIBUTED, Run
-from gpuprof.render.charts import chart_rows
+from gpuprof.render.charts import RATIOS, chart_rows
 from gpuprof.render.view import View
 
 _MARGIN = {"l": 60, "r": 20, "t": 20, "b": 50}
+_MOST_MOMENTS = 3000  # of a timeline: more than a screen has columns
 _LEAST_INTENSITY = 1e-3  # dots further left, as of lookups, stand at the edge
 _LONGEST = 6.0  # ratios beyond are cut, as a lookup's may be a hundred
 _BLUE, _ORANGE, _RED, _GREEN, _GREY = "#4493f8", "#e0a030", "#d1495b", "#2e9e6b", "#8b949e"
@@ -100,7 +101,7 @@ def backward(run: Run) -> go.Figure:
     """Backward over forward by class: what was counted, what it took, and the 2 that is assumed."""
     bars = chart_rows(run, View(by="class"))[::-1]
     figure = go.Figure()
-    for column, name, color in (("ratio_flops", "by counted FLOPs", _BLUE), ("ratio_time", "by time", _ORANGE)):
+    for (column, (name, _)), color in zip(RATIOS.items(), (_BLUE, _GREEN, _ORANGE), strict=True):
         if bars[column].notna().any():
             values = [None if pd.isna(value) else float(value) for value in bars[column]]
             figure.add_bar(
@@ -153,7 +154,7 @@ def roofline(run: Run) -> go.Figure | None:
 
 def memory(run: Run) -> go.Figure | None:
     """Bytes in use along the step of the memory pass, over those kept for the backward and of gradients by size."""
-    line = run.timeline
+    line = _thinned(run.timeline)
     if line.empty:
         return None
     figure = go.Figure()
@@ -175,6 +176,14 @@ def memory(run: Run) -> go.Figure | None:
     figure.update_xaxes(title_text="s")
     figure.update_yaxes(title_text="MiB")
     return _laid_out(figure, height=420, legend=_LEGEND)
+
+
+def _thinned(line: pd.DataFrame) -> pd.DataFrame:
+    """At most so many rows along the time: of each stretch the one with most in use, so no peak is lost."""
+    if len(line) <= _MOST_MOMENTS:
+        return line
+    stretch = [place * _MOST_MOMENTS // len(line) for place in range(len(line))]
+    return line.loc[line["bytes"].astype("float64").groupby(stretch).idxmax()]
 
 
 def telemetry(run: Run) -> go.Figure | None:

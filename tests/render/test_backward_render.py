@@ -194,3 +194,5 @@ def test_executed_flops_have_a_column_only_where_counters_were_read():
     assert "| hardware | executed | by time |" in with_counters
     assert "1.600 x as the GPU's counters say it executed" in with_counters
     assert "executed" not in without
+    executed = chart_rows(counted_run(), View(by="class")).set_index("label")["ratio_executed"]
+    assert executed["Linear"] == pytest.approx(4 / 3)

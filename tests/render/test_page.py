@@ -148,3 +148,16 @@ def test_in_a_browser_the_tree_expands_and_sorting_sorts_without_an_error(tmp_pa
     assert found["plots"]
     assert found["drawn"] == 4
     assert found["theme"] in ("dark", "light")
+
+
+def test_a_long_timeline_is_thinned_and_keeps_its_peak():
+    from gpuprof.render.page_charts import memory
+
+    run = gpu_run()
+    rows = [{"time_s": n * 1e-3, "phase": "forward", "event": "enter", "bytes": n % 100 + (10**9 if n == 7777 else 0)}
+            for n in range(20_000)]  # fmt: skip
+    run.timeline = table("timeline", rows)
+
+    (in_use,) = [trace for trace in memory(run).data if trace.name == "in use"]
+    assert len(in_use.x) == 3000
+    assert max(in_use.y) == (10**9 + 77) / 2**20
