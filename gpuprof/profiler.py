@@ -119,7 +119,7 @@ def _launched(
     if rest:
         run = run_passes(build(model, options), passes=rest, counter_level=level, progress=progress, **how)
     merge(run, repeated)
-    if "measured" not in run.device["peaks"]:
+    if "trace" not in rest and "measured" not in run.device["peaks"]:  # else the other passes have added them
         _add_ceilings(run)
     return run
 

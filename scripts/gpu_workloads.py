@@ -17,9 +17,12 @@ from gpuprof.workload.presets import load_preset
 
 def qwen2_layers(options: Options) -> dict[str, Any]:
     """Two layers of Qwen2 7B and its head, trained on 1 x 2048 tokens."""
-    model = _few_layers("qwen2-7b", options, layers=2)
-    ids = torch.randint(0, model.config.vocab_size, (options.batch_size or 1, options.seq_len or 2048))
-    return {"model": model, "inputs": {"input_ids": ids, "labels": ids}}
+    return _language_model(_few_layers("qwen2-7b", options, layers=2), options)
+
+
+def small_qwen2_layers(options: Options) -> dict[str, Any]:
+    """Two layers of Qwen2 0.5B and its head."""
+    return _language_model(_few_layers("qwen2-0.5b", options, layers=2), options)
 
 
 def siglip_layers(options: Options) -> dict[str, Any]:
@@ -27,6 +30,11 @@ def siglip_layers(options: Options) -> dict[str, Any]:
     model = _few_layers("siglip-so400m-384", options, layers=2)
     size = model.config.image_size
     return {"model": model, "inputs": {"pixel_values": torch.randn(options.batch_size or 8, 3, size, size)}}
+
+
+def _language_model(model: Any, options: Options) -> dict[str, Any]:
+    ids = torch.randint(0, model.config.vocab_size, (options.batch_size or 1, options.seq_len or 2048))
+    return {"model": model, "inputs": {"input_ids": ids, "labels": ids}}
 
 
 def _few_layers(preset: str, options: Options, layers: int) -> Any:

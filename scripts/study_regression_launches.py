@@ -141,7 +141,7 @@ def main() -> None:
     }
     steps = step_s(same)
     middle = sorted(steps)[len(steps) // 2]
-    found = {
+    found: dict[str, Any] = {
         "launches of the same code": len(same),
         "their median step, ms": round(1e3 * middle, 2),
         "middle half of the launches within": f"{_half(steps) / middle:.1%}",
@@ -152,8 +152,9 @@ def main() -> None:
         "called a regression": sum(one["status"] == "regression" for one in slowed),
         "inconclusive": sum(one["status"] == "inconclusive" for one in slowed),
         "blamed on the right block": sum(one["blamed"] == one["block"] for one in slowed),
-        "measured slowdown, median": f"{sorted(one['change'] for one in slowed)[len(slowed) // 2]:+.1%}",
     }
+    if slowed:
+        found["measured slowdown, median"] = f"{sorted(one['change'] for one in slowed)[len(slowed) // 2]:+.1%}"
     place = arguments.results / f"{about['date'][:10]}-regression-launches"
     place.mkdir(parents=True, exist_ok=True)
     raw = {**about, "found": found, "steps_s": steps, "same": alike, "slowed": slowed}

@@ -94,10 +94,11 @@ _LOADED = 5  # newest runs of a baseline that are read whole, for what moved
 def check_in_store(head: Run, url: str, margin: float, allowed: Collection[str]) -> Check:
     """Hold a run against the accepted launches of a store, and keep it there with its verdict.
 
-    A run that cannot be judged because the clock or the baseline moved is kept, but not held against later ones.
+    A run that is inconclusive against a whole baseline is kept too, but not held against later ones.
 
     Raises:
-        GpuprofError: the store holds this workload, but nothing that compares; the fields that differ are named.
+        GpuprofError: the store holds this workload, but nothing that compares; the fields that differ are named. The
+            run is kept all the same, as the first of its fingerprint.
     """
     from gpuprof.analysis import comparison
     from gpuprof.analysis.check import Check, against

@@ -69,13 +69,14 @@ def deliver(make: Callable[[], Run], output: Path | None, quiet: bool, verbose: 
         raise
     if output is not None:
         run.save(output)
-    stored = "" if store is None else keep(run, store)
     if not quiet:
         print_report(run)
-        if stored:
-            print(f"\nStored as {stored}: look again with 'gpuprof history show {stored} --store {store}'")
         if output is not None:
             print(f"\nSaved to {output}: look again with 'gpuprof show {output}'")
+    if store is not None:  # last: a store that is gone by now must not cost the report
+        stored = keep(run, store)
+        if not quiet:
+            print(f"\nStored as {stored}: look again with 'gpuprof history show {stored} --store {store}'")
     if verbose:
         for name, outcome in run.passes.items():
             about = "; ".join(part for part in (outcome.reason, outcome.remedy) if part)

@@ -35,6 +35,7 @@ _BASE_UNITS = {
     "inst": 1, "": 1,
 }  # fmt: skip
 _NUMBER = re.compile(r"-?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?([eE][+-]?\d+)?").fullmatch
+_OURS = re.compile(r"(sm|smsp|dram|gpu)__\S+|profiler__replayer_passes").fullmatch  # other columns may be anything
 _ABSENT = ("", "n/a", "nan", "no data")
 
 
@@ -191,7 +192,7 @@ def read_csv(text: str) -> list[Launch]:
         raise GpuprofError(f"Nsight Compute's table breaks off ({error}): run again") from error
     places = {name: place for place, name in enumerate(header)}
     nvtx = [place for name, place in places.items() if "Push/Pop_Range" in name]
-    metrics = {name: place for name, place in places.items() if "__" in name and " " not in name}
+    metrics = {name: place for name, place in places.items() if _OURS(name)}
     needed = ("ID", "Kernel Name", "Grid Size", "Block Size")
     if missing := [name for name in needed if name not in places]:
         raise GpuprofError(f"Nsight Compute's table has no column {', '.join(missing)}: this version is not known")

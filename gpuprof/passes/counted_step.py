@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             torch.manual_seed(job["seed"])
             workload.step()
         torch.manual_seed(job["seed"])
-        with _window(workload.device):
+        here = torch.cuda.device(workload.device) if workload.device.type == "cuda" else nullcontext()
+        with here, _window(workload.device):
             for name, multiply in calibrations.items():
                 with _range(name):
                     multiply()

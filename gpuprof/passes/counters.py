@@ -146,7 +146,7 @@ def combine(
     """Join the runs launch by launch, after their calibration; see `collect`."""
     differences = []
     (launches, step), *others = runs
-    refused = {counters.TENSOR_COLUMNS.get(dtype) for dtype in step.refused}
+    refused = {column for column in _calibrated_columns(plan.columns) if _dtype_of(column) in step.refused}
     differences += [
         f"{dtype} is not counted, for it cannot be calibrated ({why})" for dtype, why in step.refused.items()
     ]

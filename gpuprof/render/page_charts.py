@@ -46,9 +46,9 @@ def icicle(modules: pd.DataFrame) -> go.Figure | None:
     names = [path.rpartition(".")[2] or str(figures.at[path, "class"]) for path in shown]
     figure = go.Figure(
         go.Icicle(
-            ids=[path or "(root)" for path in shown],
+            ids=[_safe(path) or "(root)" for path in shown],
             labels=[_safe(name) for name in names],
-            parents=["" if not path else path.rpartition(".")[0] or "(root)" for path in shown],
+            parents=["" if not path else _safe(path.rpartition(".")[0]) or "(root)" for path in shown],
             # a parent's own time is what its children leave; intervals that overlap may leave less than nothing
             values=[max(total[path] - inside[path], 0.0) for path in shown],
             branchvalues="remainder",
@@ -133,7 +133,8 @@ def roofline(run: Run) -> go.Figure | None:
             x, y = [left, right], [peak, peak]
             name = f"{ceilings.denominator}: {dtype} {units.si(peak, 'FLOP/s')}"
             if ridge and ceilings.bytes_per_s:
-                x, y = [left, ridge, max(right, 3 * ridge)], [left * ceilings.bytes_per_s, peak, peak]
+                start = min(left, ridge / 3)
+                x, y = [start, ridge, max(right, 3 * ridge)], [start * ceilings.bytes_per_s, peak, peak]
                 name += f", {units.si(ceilings.bytes_per_s, 'B/s')}"
             figure.add_scatter(x=x, y=y, mode="lines", name=_safe(name), line={"dash": dash}, hoverinfo="name")
     for kind, rows in dots.groupby("kind", sort=False):
@@ -219,4 +220,4 @@ def _laid_out(figure: go.Figure, height: int, margin: dict[str, int] | None = No
 
 
 def _safe(text: str) -> str:
-    return html.escape(text)
+    return html.escape(text, quote=False)  # quotes are no markup in a label, and Plotly does not read &quot;

@@ -103,6 +103,7 @@ def test_everything_goes_into_one_run_and_what_is_missing_is_named():
 def test_a_dtype_that_a_chip_has_no_counter_for_is_missing():
     assert counters.plan(counters.names_of("8.0"), ["float8"]).missing == ("tensor_float8",)
     assert counters.plan((), ["bfloat16"]).runs == ()
+    assert len(counters.plan([f"{TENSOR}bf16_dst_fp32", *D], ["bfloat16"]).runs) == 1  # no canary, no second run
 
 
 def test_flops_of_packed_instructions():

@@ -169,3 +169,12 @@ def test_the_listed_metrics_are_what_counts(stand_in):
     path = stand_in("echo 'Metric Name  Type'; echo 'dram__bytes_op_read  Counter  byte  # of bytes'")
 
     assert ncu.metrics_of(path, "9.0") == {"dram__bytes_op_read"}
+
+
+def test_columns_that_nobody_asked_for_may_hold_anything():
+    header = HEADER + ',"device__attribute_display_name","launch__thread_count"'
+    text = lines(header, UNITS + ',"","thread"', ROW.format("5") + ',"NVIDIA X","12 of them"')
+
+    (launch,) = ncu.read_csv(text)
+
+    assert set(launch.metrics) == {"dram__bytes_read.sum", "sm__ops.sum"}

@@ -212,6 +212,16 @@ def test_a_dtype_that_cannot_be_multiplied_here_is_left_out_and_said():
     assert facts["differences"] == ["float8 is not counted, for it cannot be calibrated (no kernel)"]
 
 
+def test_a_refused_dtype_outside_tensor_cores_is_left_out_too():
+    step = STEP._replace(refused={"float32": "out of memory"})
+    plan = names.Plan((("t", "u"),), WIDTHS | {"scalar_float32": {"u": 1}}, ())
+
+    frame, facts = counters.combine(plan, [([calibration(), launch("gpuprof|op|0|1", 7)], step)], STEP.ops)
+
+    assert frame["scalar_float32"].isna().all()
+    assert facts["differences"] == ["float32 is not counted, for it cannot be calibrated (out of memory)"]
+
+
 # what cannot run
 
 
