@@ -10,7 +10,9 @@ import gzip
 import hashlib
 import json
 import os
+import sqlite3
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -413,9 +415,17 @@ def _address(url: str | os.PathLike[str]) -> sa.URL:
 
 def _safe_sqlite(connection: Any, record: object) -> None:
     connection.isolation_level = None  # transactions begin where we say so
-    if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
-        connection.execute("PRAGMA auto_vacuum = FULL")  # what is pruned makes the file smaller
-        connection.execute("PRAGMA journal_mode = WAL")  # who reads does not wait for who writes
+    patience_ends = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
+                connection.execute("PRAGMA auto_vacuum = FULL")  # what is pruned makes the file smaller
+                connection.execute("PRAGMA journal_mode = WAL")  # who reads does not wait for who writes
+            break
+        except sqlite3.OperationalError as error:  # another process makes the store now; SQLite does not wait for that
+            if "locked" not in str(error) or time.monotonic() > patience_ends:
+                raise
+            time.sleep(0.01)
     connection.execute("PRAGMA synchronous = FULL")  # what was committed outlives a loss of power
 
 

@@ -245,6 +245,8 @@ def gpuprof_cli(*arguments, cwd):
         [sys.executable, "-m", "gpuprof", *map(str, arguments)], text=True, cwd=cwd,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(Path(gpuprof.__file__).parent.parent)},
+        # a shell lets what it starts in the background ignore interrupts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

@@ -189,6 +189,8 @@ def started(child, folder, *models):
     parent = subprocess.Popen(
         [sys.executable, "-c", patched, *arguments], env=environment, text=True, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        # a shell lets what it starts in the background ignore interrupts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     until(lambda: (folder / "pids").exists() and (folder / "pids").read_text())
     return parent, int((folder / "pids").read_text())
