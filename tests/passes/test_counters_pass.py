@@ -308,3 +308,10 @@ def test_it_needs_the_counting_pass(model):
 def test_an_unknown_level_is_refused(model):
     with pytest.raises(GpuprofError, match="--counters must be minimal or full, not some"):
         gpuprof.profile(model, device="cpu", passes=["count"], counter_level="some")
+
+
+def test_a_count_that_was_printed_with_six_digits_is_exact_enough():
+    frame, facts = by_hand(launch("gpuprof|op|0|1", 1000), scale=1.37439e11 / (2 * 4096**3))
+
+    assert facts["calibration"][0]["executed"] == 137_439_000_000
+    assert list(frame["tensor_bfloat16"]) == [1000]
