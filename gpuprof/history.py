@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -459,16 +459,20 @@ def _tables(connection: sa.Connection) -> None:
     connection.execute(_STORE.insert().values(version=0))
 
 
-def _given_mfu(connection: sa.Connection) -> None:
-    """Version 2: the MFU of a peak that the user gave, of the runs that are there too."""
-    connection.exec_driver_sql(f"ALTER TABLE {_LAUNCHES.name} ADD COLUMN mfu_given DOUBLE PRECISION")
+def _another_figure(connection: sa.Connection, name: str) -> None:
+    """A further figure of the launches, of the runs that are there too."""
+    connection.exec_driver_sql(f"ALTER TABLE {_LAUNCHES.name} ADD COLUMN {name} DOUBLE PRECISION")
     for identity in connection.execute(sa.select(_RUNS.c.id)).scalars().all():
         for launch in _figures(_run(_content(connection, identity), identity)):
             here = (_LAUNCHES.c.run == identity) & (_LAUNCHES.c.launch == launch["launch"])
-            connection.execute(_LAUNCHES.update().where(here).values(mfu_given=launch["mfu_given"]))
+            connection.execute(_LAUNCHES.update().where(here).values({name: launch[name]}))
 
 
-_STEPS: list[Callable[[sa.Connection], None]] = [_tables, _given_mfu]
+_STEPS: list[Callable[[sa.Connection], None]] = [
+    _tables,
+    partial(_another_figure, name="mfu_given"),
+    partial(_another_figure, name="reference_s"),
+]
 """What makes each version of the schema of the one before. Never changed, only added to."""
 
 

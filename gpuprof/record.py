@@ -91,7 +91,7 @@ TABLES: dict[str, dict[str, str]] = {
     "samples": {
         "launch": "number of the process: 0 the one that made the run, from 1 on fresh ones",
         "step": "number of the timed step",
-        "phase": "step (the whole of it), or a phase",
+        "phase": "step (the whole of it), a phase, or reference: a fixed product after the step, on a CPU",
         "time_s": "seconds",
     },
     "memory": {

@@ -1,8 +1,9 @@
 """The regression rule on real launches: checks of the same code against itself, and slowdowns put into one module.
 
 Every launch is a process of its own on this CPU. The slowdown sorts a longer list in one block of a net: as many
-operators and FLOPs as before, so time alone can tell. Writes results/cpu/<date>-regression-launches/ (results.json,
-table.md).
+operators and FLOPs as before, so time alone can tell. The slowed launches stand between those of the same code, so that
+both are held against a baseline of their own hour. It takes most of an hour and needs a machine without other work:
+what shares the cores is what it would measure. Writes results/cpu/<date>-regression-launches/ (results.json, table.md).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gpuprof.analysis.comparison import launches
 from gpuprof.launches import merge
 from gpuprof.record import Run, load, write_atomically
 
-BASELINE, HEAD = 20, 3
+BASELINE, HEAD, STEPS = 20, 5, 100
 WIDTH, BATCH, BLOCKS = 512, 256, 8
 NET = f"""
 import os
@@ -52,10 +53,12 @@ def net():
 
 
 def launch(folder: Path, name: str, slow: str = "") -> Run:
-    """One process: the net measured once, with a slow block if one is named, as ``block:length``."""
+    """One process: the net measured once, with a slow block if one is named, as ``block:length``; or what it left."""
     out = folder / f"{name}.json"
+    if out.exists():
+        return load(out)
     command = [sys.executable, "-m", "gpuprof", "profile", f"{folder / 'net.py'}:net", "--passes", "count,time,trace",
-               "--warmup", "5", "--steps", "30", "--peak-tflops", "1", "-q", "-o", str(out)]  # fmt: skip
+               "--warmup", "5", "--steps", str(STEPS), "--peak-tflops", "1", "-q", "-o", str(out)]  # fmt: skip
     subprocess.run(command, check=True, env=os.environ | {"SLOW": slow, "OMP_NUM_THREADS": "1"}, capture_output=True)
     return load(out)
 
@@ -109,25 +112,30 @@ def main() -> None:
     parser.add_argument("--checks", type=int, default=30, help="of the same code against itself")
     parser.add_argument("--slowdowns", type=int, default=12)
     parser.add_argument("--slower", type=float, default=0.10, help="share of the step that a slowdown adds")
+    parser.add_argument("--launches", type=Path, help="folder to keep them in; those that are there are not repeated")
     parser.add_argument("--results", type=Path, default=Path("results/cpu"))
     arguments = parser.parse_args()
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        folder = arguments.launches or Path(temporary)
+        folder.mkdir(exist_ok=True)
         (folder / "net.py").write_text(NET)
-        same = [launch(folder, f"same-{number}") for number in range(BASELINE + HEAD * arguments.checks)]
-        alike = []
+        same = [launch(folder, f"same-{number}") for number in range(BASELINE)]
+        noted = folder / "length"
+        if not noted.exists():
+            noted.write_text(str(length_of(arguments.slower, sorted(step_s(same))[BASELINE // 2])))
+        length = int(noted.read_text())
+        alike, slowed = list[dict[str, Any]](), list[dict[str, Any]]()
         for number in range(arguments.checks):
-            first = BASELINE + HEAD * number
-            alike.append(judged(together(same[first : first + HEAD]), same[first - BASELINE : first]))
+            base = same[-BASELINE:]
+            same += [launch(folder, f"same-{len(same) + at}") for at in range(HEAD)]
+            alike.append(judged(together(same[-HEAD:]), base))
             print(f"same code, check {number + 1}: {alike[-1]}", file=sys.stderr)
-        length = length_of(arguments.slower, sorted(step_s(same[-BASELINE:]))[BASELINE // 2])
-        slowed = []
-        for number in range(arguments.slowdowns):
-            block = str(number * 3 % BLOCKS)
-            runs = [launch(folder, f"slow-{number}-{at}", f"{block}:{length}") for at in range(HEAD)]
-            slowed.append({"block": block} | judged(together(runs), same[-BASELINE:]))
-            print(f"block {block} slower, check {number + 1}: {slowed[-1]}", file=sys.stderr)
+            if len(slowed) < arguments.slowdowns * (number + 1) // arguments.checks:
+                block = str(len(slowed) * 3 % BLOCKS)
+                runs = [launch(folder, f"slow-{len(slowed)}-{at}", f"{block}:{length}") for at in range(HEAD)]
+                slowed.append({"block": block} | judged(together(runs), same[-BASELINE:]))
+                print(f"block {block} slower, check {len(slowed)}: {slowed[-1]}", file=sys.stderr)
     run = same[0]
     about = {
         "command": " ".join([".venv/bin/python scripts/study_regression_launches.py", *sys.argv[1:]]),
@@ -136,7 +144,7 @@ def main() -> None:
         "torch": run.environment["torch"],
         "seconds": round(time.perf_counter() - begin),
         "net": f"{BLOCKS} blocks of a {WIDTH} x {WIDTH} linear layer, batch {BATCH}, float32, trained",
-        "rule": f"baseline of the last {BASELINE} launches, head of {HEAD}, margin 2 %",
+        "rule": f"baseline of the last {BASELINE} launches, head of {HEAD}, each of {STEPS} steps, margin 2 %",
         "slowdown": f"a list of {length:,} to sort in one block: about {arguments.slower:.0%} of the step",
     }
     steps = step_s(same)

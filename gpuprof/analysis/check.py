@@ -17,6 +17,7 @@ from gpuprof.analysis.regression import (
     PASS,
     REGRESSION,
     Better,
+    Clocks,
     Verdict,
     hold,
     judge,
@@ -60,9 +61,7 @@ def verdicts(
         margin: share below which a change is none.
         interleaved: the launches took turns.
     """
-    clocks = None
-    if _known(base, head, "sm_clock_mhz"):
-        clocks = (list(base["sm_clock_mhz"]), list(head["sm_clock_mhz"]))
+    clocks, clock = _clocks(base, head)
     invalid = [text for frame in (base, head) for text in frame["invalid"] if text]
     found = []
     for metric, better in METRICS.items():
@@ -72,7 +71,7 @@ def verdicts(
         if interleaved:
             verdict = judge_interleaved(metric, *figures, margin, better)
         else:
-            verdict = judge(metric, *figures, margin, better, None if metric in _CLOCKLESS else clocks)
+            verdict = judge(metric, *figures, margin, better, None if metric in _CLOCKLESS else clocks, clock)
         if invalid:
             verdict = replace(verdict, status=INCONCLUSIVE, why=f"no measure of the code: {invalid[0]}")
         found.append(verdict)
@@ -81,6 +80,15 @@ def verdicts(
         most = float(base[metric].max())
         found.append(judge_exact(metric, list(base[metric]), list(head[metric]), TOLERANCES[metric](most)))
     return found
+
+
+def _clocks(base: pd.DataFrame, head: pd.DataFrame) -> tuple[Clocks | None, str]:
+    """How fast the device ran in each launch, by its SM clock or, on a CPU, by the product between the steps."""
+    if _known(base, head, "sm_clock_mhz"):
+        return (list(base["sm_clock_mhz"]), list(head["sm_clock_mhz"])), "SM clock"
+    if _known(base, head, "reference_s"):
+        return (list(1 / base["reference_s"]), list(1 / head["reference_s"])), "speed of the CPU"
+    return None, ""
 
 
 def _known(base: pd.DataFrame, head: pd.DataFrame, metric: str) -> bool:
@@ -216,9 +224,8 @@ def against(
     for frame, name in ((base, "the baseline"), (found, "the head")):
         if frame.empty:
             raise GpuprofError(f"{name} has no valid timed launch: profile it again with the passes count,time,trace")
-    clock = [] if _known(base, found, "sm_clock_mhz") else [
-        "No clock was read: one that fell cannot be told from code that got slower."
-    ]  # fmt: skip
+    unread = "No clock was read: one that fell cannot be told from code that got slower."
+    clock = [] if _clocks(base, found)[0] else [unread]
     return _concluded(verdicts(base, found, margin), runs, [head], [*notes, *clock], margin, DECIDES, by)
 
 

@@ -1,17 +1,21 @@
 """The regression rule: whether launches are slower than a baseline of launches, by more than their noise.
 
 The unit is the launch, a process of its own, with the median of its steps: steps of one process share its mood, and a
-test on steps takes that for a change. The rule holds the head's median against the baseline in up to four readings,
-and calls a regression only what all of them show:
+test on steps takes that for a change. The rule holds the head's median against that of the whole baseline and that of
+its newest half, which a drift has reached as well, and asks for both. Where the clock of the device was read, it does
+so in three readings:
 
-* against the median of the whole baseline, and against that of its newest half, which a drift has reached as well;
-* in time, and, where the SM clock was read, in SM cycles: a slower clock makes any code slower. Work that waits for
-  memory does not follow that clock, so neither reading alone is right; the truth lies between them.
+* in time, and in cycles: a slower clock makes any code slower. Work that waits for memory does not follow the clock, so
+  neither is right alone; the truth lies between them, and what both show is the code's;
+* at the clock of the baseline: how far time follows the clock is what it did in the baseline, the slope of the line
+  through the logarithms of both. Its standard error, times how far the clock has moved, joins the noise: a clock that
+  stood still in the baseline has told nothing of what it does now.
 
-In each, worse by more than ``max(margin, 2 s/m0, 3 s/m0 sqrt(1/N + 1.57/K))`` is needed: m0 the median and s the
-spread of the baseline (1.4826 times the median absolute deviation, at least 0.3 % of m0), N and K the launches of
-baseline and head; 1.57/K, pi/2 over K, is the variance of a median. scripts/study_regression_rule.py says how often it
-cries wolf, and what it misses.
+A regression shows in time and in cycles, or at the clock of the baseline. In each reading, worse by more than
+``max(margin, 2 s/m0, 3 e)`` is needed, ``e = s/m0 sqrt(1/N + 1.57/K)``: m0 the median and s the spread of the baseline
+(1.4826 times the median absolute deviation, at least 0.3 % of m0), N and K the launches of baseline and head; 1.57/K,
+pi/2 over K, is the variance of a median. scripts/study_regression_rule.py says how often it cries wolf, and what it
+misses.
 """
 
 from __future__ import annotations
@@ -52,6 +56,8 @@ class Reading(NamedTuple):
         worse_than_newest: the same of the newest half of the baseline.
         threshold: share that is needed for a verdict.
         z: worse in standard errors.
+        clock_error: share by which the clock may have moved all this, for it is not known better how far time follows
+            it: one standard error; 0 where that does not come in.
     """
 
     m0: np.ndarray
@@ -60,6 +66,15 @@ class Reading(NamedTuple):
     worse_than_newest: np.ndarray
     threshold: np.ndarray
     z: np.ndarray
+    clock_error: np.ndarray
+
+    def beyond(self, sign: int = 1) -> np.ndarray:
+        """Whether the head is worse (better for a sign of -1) by more than the threshold, against both references."""
+        return (sign * self.worse > self.threshold) & (sign * self.worse_than_newest > self.threshold)
+
+    def within(self, margin: float) -> np.ndarray:
+        """Whether the head is worse by no more than the margin, against both references."""
+        return (self.worse <= margin) & (self.worse_than_newest <= margin)
 
 
 class Held(NamedTuple):
@@ -68,12 +83,14 @@ class Held(NamedTuple):
     Attributes:
         status: `REGRESSION`, `INCONCLUSIVE`, `IMPROVEMENT` or `PASS`.
         as_measured: in the unit of the figures.
-        per_cycle: per SM cycle; None where no clock is given.
+        per_cycle: per cycle; None where no clock is given.
+        at_clock: at the clock of the baseline; likewise.
     """
 
     status: np.ndarray
     as_measured: Reading
-    per_cycle: Reading | None
+    per_cycle: Reading | None = None
+    at_clock: Reading | None = None
 
 
 def hold(
@@ -90,31 +107,71 @@ def hold(
         head: those of the head's, shape (..., K).
         margin: share below which a change is none.
         better: which way is better.
-        clocks: median SM clocks of the same launches, in the same shapes and any unit.
+        clocks: clocks of the same launches, in the same shapes and any unit.
     """
-    readings = [_read(base, head, margin, better)]
-    if clocks is not None:
-        cycles = np.multiply if better == "lower" else np.divide
-        readings.append(_read(cycles(base, clocks[0]), cycles(head, clocks[1]), margin, better))
-    worse = np.stack([share for reading in readings for share in (reading.worse, reading.worse_than_newest)])
-    threshold = np.stack([reading.threshold for reading in readings for _ in range(2)])
+    time = _read(base, head, margin, better)
+    if clocks is None:
+        said = [time.beyond(), time.beyond(-1), ~time.within(margin)]
+        return Held(np.select(said, [REGRESSION, IMPROVEMENT, INCONCLUSIVE], PASS), time)
+    middle = np.median(clocks[0], axis=-1, keepdims=True)
+    ratios = clocks[0] / middle, clocks[1] / middle
+    follows, error = _follows(base, ratios[0], better)
+
+    def at(power: np.ndarray, error: np.ndarray) -> Reading:
+        sign = 1 if better == "lower" else -1
+        figures = (part * ratio ** (sign * power[..., None]) for part, ratio in zip((base, head), ratios, strict=True))
+        moved = abs(np.log(np.median(ratios[1], axis=-1)))
+        # no line can be drawn through one clock: nothing is known of another, and nothing is needed for the same
+        return _read(*figures, margin, better, np.multiply(error, moved, where=moved > 0, out=np.zeros_like(moved)))
+
+    ones = np.ones(base.shape[:-1])
+    cycles, at_clock = at(ones, 0 * ones), at(follows, error)
+    told = at_clock.within(margin) & (_Z * at_clock.clock_error <= margin)
     status = np.select(
-        [(worse > threshold).all(0), (worse < -threshold).all(0), (worse > margin).any(0)],
+        [*(time.beyond(sign) & cycles.beyond(sign) | at_clock.beyond(sign) for sign in (1, -1)),
+         ~(time.within(margin) & cycles.within(margin)) & ~told],
         [REGRESSION, IMPROVEMENT, INCONCLUSIVE],
         PASS,
-    )
-    return Held(status, readings[0], readings[1] if clocks is not None else None)
+    )  # fmt: skip
+    return Held(status, time, cycles, at_clock)
 
 
-def _read(base: np.ndarray, head: np.ndarray, margin: float, better: Better) -> Reading:
+def _follows(base: np.ndarray, clocks: np.ndarray, better: Better) -> tuple[np.ndarray, np.ndarray]:
+    """By which power of the clock a baseline gets faster: 0 not at all, 1 in step with it; and the standard error.
+
+    A least-squares line through the logarithms. A launch that is far off the others is brought in to three spreads, so
+    that one bad launch does not tilt it. The error is infinite where the clock stood still.
+    """
+    speed = np.log(base) * (-1 if better == "lower" else 1)
+    x = np.log(clocks)
+    x -= x.mean(axis=-1, keepdims=True)
+    y = speed - np.median(speed, axis=-1, keepdims=True)
+    reach = 3 * _spread(speed)[..., None]
+    squares = (x * x).sum(axis=-1)
+    products = (x * np.clip(y, -reach, reach)).sum(axis=-1)
+    slope = np.divide(products, squares, where=squares > 0, out=np.zeros_like(squares))
+    rest = _spread(speed - slope[..., None] * x)
+    return slope, np.divide(rest, np.sqrt(squares), where=squares > 0, out=np.full_like(squares, np.inf))
+
+
+def _spread(values: np.ndarray, middle: float | np.ndarray = 1.0) -> np.ndarray:
+    """What the median absolute deviation says of the standard deviation, and at least `_FLOOR` of a middle."""
+    deviations = abs(values - np.median(values, axis=-1, keepdims=True))
+    return np.maximum(1.4826 * np.median(deviations, axis=-1), _FLOOR * middle)
+
+
+def _read(
+    base: np.ndarray, head: np.ndarray, margin: float, better: Better, clock_error: np.ndarray | None = None
+) -> Reading:
     n, k = base.shape[-1], head.shape[-1]
+    clock_error = np.zeros(base.shape[:-1]) if clock_error is None else clock_error
     sign = 1 if better == "lower" else -1
     m0, newest, middle = (np.median(part, axis=-1) for part in (base, base[..., n // 2 :], head))
-    s = np.maximum(1.4826 * np.median(abs(base - m0[..., None]), axis=-1), _FLOOR * m0)
-    error = s / m0 * sqrt(1 / n + _MEDIAN_VARIANCE / k)
+    s = _spread(base, m0)
+    error = np.hypot(s / m0 * sqrt(1 / n + _MEDIAN_VARIANCE / k), clock_error)
     threshold = np.maximum(np.maximum(margin, 2 * s / m0), _Z * error)
     worse, worse_than_newest = (sign * (middle - reference) / reference for reference in (m0, newest))
-    return Reading(m0, s, worse, worse_than_newest, threshold, worse / error)
+    return Reading(m0, s, worse, worse_than_newest, threshold, worse / error, clock_error)
 
 
 @dataclass(frozen=True)
@@ -160,6 +217,7 @@ def judge(
     margin: float = MARGIN,
     better: Better = "lower",
     clocks: Clocks | None = None,
+    clock: str = "SM clock",
 ) -> Verdict:
     """Hold a metric of some launches against that of a baseline; the rule is that of the module.
 
@@ -169,35 +227,48 @@ def judge(
         head: a figure per launch of the head.
         margin: share below which a change is none.
         better: which way is better.
-        clocks: median SM clocks of the launches of both, in any unit; None where they are not known.
+        clocks: clocks of the launches of both, in any unit; None where they are not known.
+        clock: what they are.
     """
     arrays = None if clocks is None else (np.asarray(clocks[0], float), np.asarray(clocks[1], float))
     held = hold(np.asarray(base, float), np.asarray(head, float), margin, better, arrays)
-    time = held.as_measured
-    status, why = str(held.status), _why(held, margin, arrays)
+    status, why = str(held.status), _why(held, margin, arrays, clock)
+    time, decided = held.as_measured, _decided(held)
     if len(base) < FEWEST:
         status, why = INCONCLUSIVE, f"a baseline of {len(base)}, and no noise is known of fewer than {FEWEST} launches"
     return Verdict(
-        metric, status, _change(float(time.m0), float(np.median(head))), float(time.threshold), float(time.m0),
-        float(np.median(head)), len(base), len(head), why, float(time.s), float(time.z),
+        metric, status, _change(float(time.m0), float(np.median(head))), float(decided.threshold), float(time.m0),
+        float(np.median(head)), len(base), len(head), why, float(time.s), float(decided.z),
     )  # fmt: skip
 
 
-def _why(held: Held, margin: float, clocks: tuple[np.ndarray, np.ndarray] | None) -> str:
+def _decided(held: Held) -> Reading:
+    """The reading that a verdict is told by: time, unless it took the clock of the baseline to tell."""
+    sign = -1 if held.status == IMPROVEMENT else 1
+    if held.status not in (REGRESSION, IMPROVEMENT) or held.at_clock is None or held.per_cycle is None:
+        return held.as_measured
+    both = held.as_measured.beyond(sign) & held.per_cycle.beyond(sign)
+    return held.as_measured if both else held.at_clock
+
+
+def _why(held: Held, margin: float, clocks: tuple[np.ndarray, np.ndarray] | None, clock: str) -> str:
     """Why the status is what it is: which reading stands against the others."""
     time, cycles = held.as_measured, held.per_cycle
+    moved = "" if clocks is None else _moved(clock, *(float(np.median(part)) for part in clocks))
     if held.status == PASS:
-        return ""
+        if time.within(margin):
+            return ""
+        return f"{units.percent(float(time.worse))} worse, but explained: {moved}"
     if held.status in (REGRESSION, IMPROVEMENT):
+        decided = _decided(held)
+        where = "" if decided is time else f", given that {moved}"
         word = "worse" if held.status == REGRESSION else "better"
-        return f"{units.percent(abs(float(time.worse)))} {word}, z = {abs(float(time.z)):.1f}"
-    if cycles is not None and clocks is not None:
-        moved = _change(float(np.median(clocks[0])), float(np.median(clocks[1])))
-        clock = f"the SM clock is {units.percent(abs(moved))} {'lower' if moved < 0 else 'higher'} than the baseline's"
+        return f"{units.percent(abs(float(decided.worse)))} {word}{where}, z = {abs(float(decided.z)):.1f}"
+    if cycles is not None:
         if time.worse > time.threshold and not cycles.worse > cycles.threshold:
-            return f"{units.percent(float(time.worse))} worse, but {clock}, which may be all of it"
+            return f"{units.percent(float(time.worse))} worse, but {moved}, which may be all of it"
         if cycles.worse > margin and not time.worse > margin:
-            return f"{clock}, and may hide that work takes {units.percent(float(cycles.worse))} more of its cycles"
+            return f"{moved}, and may hide that work takes {units.percent(float(cycles.worse))} more of its cycles"
     if max(time.worse, time.worse_than_newest) > time.threshold:
         return (
             f"{units.percent(float(time.worse))} worse than the whole baseline, "
@@ -207,6 +278,11 @@ def _why(held: Held, margin: float, clocks: tuple[np.ndarray, np.ndarray] | None
         f"{units.percent(float(max(time.worse, time.worse_than_newest)))} worse, more than the margin, but with this "
         f"noise only {units.percent(float(time.threshold))} could be told"
     )
+
+
+def _moved(clock: str, before: float, after: float) -> str:
+    moved = _change(before, after)
+    return f"the {clock} is {units.percent(abs(moved))} {'lower' if moved < 0 else 'higher'} than the baseline's"
 
 
 def rank_test(base: Sequence[float], head: Sequence[float]) -> float:

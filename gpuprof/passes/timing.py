@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from gpuprof.passes.phases import observed_phases
+from gpuprof.passes.reference import reference_product
 from gpuprof.record import PassOutcome, table
 from gpuprof.workload import Workload
 
@@ -21,7 +22,7 @@ def measure(
     """Time steps and their phases.
 
     On CUDA by events on the current stream, read when all steps are over, so that the host is never made to wait
-    inside a step; elsewhere by ``perf_counter``.
+    inside a step; elsewhere by ``perf_counter``, with the `reference_product` between the steps.
 
     Args:
         workload: what to run.
@@ -35,7 +36,9 @@ def measure(
     """
     cuda = workload.device.type == "cuda"
     now: Callable[[], Any] = _event if cuda else time.perf_counter
+    reference = None if cuda else reference_product()
     steps_marks: list[list[tuple[str, Any]]] = []
+    references: list[tuple[int, float]] = []
     for index in range(warmup + steps):
         before_step()
         marks: list[tuple[str, Any]] = []
@@ -46,11 +49,14 @@ def measure(
             workload.step()
             marks.append(("", now()))
         if index >= warmup:
+            if reference is not None and (seconds := reference()):
+                references.append((len(steps_marks), seconds))
             steps_marks.append(marks)
         tick()
     if cuda:
         torch.cuda.synchronize(workload.device)
     rows = [row for number, marks in enumerate(steps_marks) for row in _durations(number, marks, cuda)]
+    rows += [{"step": number, "phase": "reference", "time_s": seconds} for number, seconds in references]
     return table("samples", rows), PassOutcome("done", facts={"warmup": warmup, "steps": steps})
 
 

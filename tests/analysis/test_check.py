@@ -44,6 +44,28 @@ def test_a_slower_step_is_a_regression_and_the_module_to_blame_comes_first():
     assert found.notes[0] == "Baseline: 5 launches of 5 runs, 2026-01-01 to 2026-01-05."
 
 
+def with_reference(run, reference_ns):
+    """The same run, its CPU at the speed of so long a product between the steps."""
+    rows = [{"launch": launch, "step": 0, "phase": "reference", "time_s": reference_ns * 1e-9} for launch in (0, 1, 2)]
+    run.samples = pd.concat([run.samples, table("samples", rows)], ignore_index=True)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("step_ns", "reference_ns", "status"), [(1050, 105, "pass"), (1050, 100, "regression"), (1030, 95, "regression")]
+)
+def test_a_slow_cpu_is_no_regression(step_ns, reference_ns, status):
+    # the steps of the baseline are ten products long, however fast the CPU was
+    baseline = [
+        with_reference(timed(10 * ns, day, 3), ns) for day, ns in enumerate((100, 96, 104, 98, 102), start=1)
+    ]  # fmt: skip
+    found = check(with_reference(timed(step_ns, 9, 3), reference_ns), baseline)
+
+    assert found.status == status
+    assert not any("No clock was read" in note for note in found.notes)
+    assert ("the speed of the CPU is 4.8 % lower" in found.deciding[0].why) == (reference_ns == 105)
+
+
 def test_metrics_follow_the_step():
     statuses = {verdict.metric: verdict.status for verdict in check(timed(1030, 9), BASELINE).verdicts}
 

@@ -77,6 +77,17 @@ def test_a_run_that_timed_itself_is_one_launch():
     assert frame["sm_clock_mhz"].isna().all()
 
 
+def test_the_product_between_the_steps_is_told_by_its_median():
+    run = gpu_run()
+    rows = [{"step": step, "phase": "reference", "time_s": seconds} for step, seconds in enumerate((3.0, 9.0, 4.0))]
+    run.samples = pd.concat([run.samples, table("samples", rows)], ignore_index=True)
+    frame = launches(run)
+
+    assert list(frame["reference_s"]) == [4.0]
+    assert frame["step_s"][0] == pytest.approx(480e-9)
+    assert launches(gpu_run())["reference_s"].isna().all()
+
+
 def test_a_count_has_no_launch():
     run = gpu_run()
     run.samples = table("samples", [])

@@ -1,5 +1,5 @@
 import itertools
-from math import comb, sqrt
+from math import comb, log, sqrt
 
 import numpy as np
 import pytest
@@ -98,6 +98,54 @@ def test_what_the_clock_may_have_done_is_no_regression(time, clock, status, word
     assert verdict.status == status
     assert verdict.why.startswith(words) if words else verdict.why == ""
     assert rate.status == status
+
+
+MOVING = [960.0, 980.0, 1000.0, 1020.0, 1040.0]
+# logarithms of 0.96 .. 1.04 less their mean: squares add up to 0.0040049; the least spread is 0.003
+ERROR = 0.003 / sqrt(0.0040049)
+FOLLOWING = [100_000.0 / clock for clock in MOVING]
+
+
+@pytest.mark.parametrize(
+    ("time", "clock", "status", "words"),
+    [
+        # 98.1 ms at 1050 MHz are 103 at 1000
+        (98.1, 1050.0, "regression", "3.0 % worse, given that the SM clock is 5.0 % higher than the"),
+        (95.2, 1050.0, "pass", ""),
+        # 105.3 ms at 950 MHz are 100, and 106.2 ms at 970 are 103
+        (105.3, 950.0, "pass", "5.3 % worse, but explained: the SM clock is 5.0 % lower than the baseline's"),
+        (106.2, 970.0, "regression", "3.0 % worse, given that the SM clock is 3.0 % lower"),
+        (102.1, 950.0, "improvement", "3.0 % better, given that the SM clock is 5.0 % lower"),
+        # so far away 3 x 0.0474 x ln 2 = 9.9 % of the time are not known
+        (200.0, 500.0, "inconclusive", "100.0 % worse, but the SM clock is 50.0 % lower"),
+    ],
+)
+def test_what_the_clock_did_in_the_baseline_it_does_to_the_head(time, clock, status, words):
+    verdict = judge("step_s", FOLLOWING, [time] * 3, clocks=(MOVING, [clock] * 3))
+    rates = [1 / figure for figure in FOLLOWING]
+    rate = judge("tokens_per_s", rates, [1 / time] * 3, better="higher", clocks=(MOVING, [clock] * 3))
+
+    assert verdict.status == rate.status == status
+    assert verdict.why.startswith(words) if words else verdict.why == ""
+
+
+def test_what_the_clock_did_not_do_in_the_baseline_it_does_not_do_to_the_head():
+    held = hold(np.full(5, 100.0), np.full(3, 103.0), clocks=(np.array(MOVING), np.full(3, 950.0)))
+
+    assert held.status == "regression"  # though per cycle it got better
+    assert held.per_cycle.worse == pytest.approx(1.03 * 0.95 - 1)
+    assert held.at_clock.worse == pytest.approx(0.03)
+    moved = -log(0.95) * ERROR
+    assert held.at_clock.clock_error == pytest.approx(moved, rel=1e-4)
+    assert held.at_clock.z == pytest.approx(0.03 / sqrt(0.003**2 * (1 / 5 + 1.57 / 3) + moved**2), rel=1e-4)
+    assert judge("step_s", [100.0] * 5, [101.0] * 3, clocks=(MOVING, [950.0] * 3)).status == "pass"
+
+
+def test_one_bad_launch_does_not_tilt_the_line():
+    clocks = np.linspace(990, 1010, 10)
+    times = np.array([150.0] + [100.0] * 9)  # it would be the tenth power of the clock
+
+    assert hold(times, np.full(3, 100.0), clocks=(clocks, np.full(3, 980.0))).status == "pass"
 
 
 def test_a_batch_is_judged_one_by_one():

@@ -544,7 +544,7 @@ def test_the_backward_of_a_backward_belongs_to_the_modules_too():
 def test_the_phase_of_a_gradient_by_name():
     model, x = mlp(), inputs()
     run = profile(model, step=lambda: grad_by_name(model(x).sum(), list(model.parameters())), passes=("count", "time"))
-    assert set(run.samples["phase"]) == {"step", "forward", "backward", "other"}
+    assert set(run.samples["phase"]) == {"step", "forward", "backward", "other", "reference"}
     assert set(run.ops.loc[run.ops["phase"] != "forward", "phase"]) == {"backward"}
 
 
