@@ -118,11 +118,11 @@ def hold(
     follows, error = _follows(base, ratios[0], better)
 
     def at(power: np.ndarray, error: np.ndarray) -> Reading:
-        sign = 1 if better == "lower" else -1
-        figures = (part * ratio ** (sign * power[..., None]) for part, ratio in zip((base, head), ratios, strict=True))
+        power = power[..., None] * (1 if better == "lower" else -1)
         moved = abs(np.log(np.median(ratios[1], axis=-1)))
         # no line can be drawn through one clock: nothing is known of another, and nothing is needed for the same
-        return _read(*figures, margin, better, np.multiply(error, moved, where=moved > 0, out=np.zeros_like(moved)))
+        unsure = np.multiply(error, moved, where=moved > 0, out=np.zeros_like(moved))
+        return _read(base * ratios[0] ** power, head * ratios[1] ** power, margin, better, unsure)
 
     ones = np.ones(base.shape[:-1])
     cycles, at_clock = at(ones, 0 * ones), at(follows, error)
