@@ -2,8 +2,8 @@
 
 Every launch is a process of its own on this CPU. The slowdown sorts a longer list in one block of a net: as many
 operators and FLOPs as before, so time alone can tell. The slowed launches stand between those of the same code, so that
-both are held against a baseline of their own hour. It takes most of an hour and needs a machine without other work:
-what shares the cores is what it would measure. Writes results/cpu/<date>-regression-launches/ (results.json, table.md).
+both are held against a baseline of their own hour. It takes 40 minutes and needs a machine without other work: what
+shares the cores is what it would measure. Writes results/cpu/<date>-regression-launches/ (results.json, table.md).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import torch
 
 from gpuprof.analysis.check import check, moved
 from gpuprof.analysis.comparison import launches
+from gpuprof.analysis.regression import judge
 from gpuprof.launches import merge
 from gpuprof.record import Run, load, write_atomically
 
@@ -75,8 +77,8 @@ def load_again(run: Run) -> Run:
         return load(run.save(Path(folder) / "run.json"))
 
 
-def step_s(runs: list[Run]) -> list[float]:
-    return [float(value) for run in runs for value in launches(run)["step_s"]]
+def figures(runs: list[Run], name: str = "step_s") -> list[float]:
+    return [float(value) for run in runs for value in launches(run)[name]]
 
 
 def length_of(share: float, step: float) -> int:
@@ -101,9 +103,12 @@ def judged(head: Run, baseline: list[Run]) -> dict[str, Any]:
     verdict = next(one for one in found.verdicts if one.metric == "step_s")
     return {
         "status": found.status,
-        "step": verdict.status,
+        "by_time_alone": judge("step_s", figures(baseline), figures([head])).status,
         "change": verdict.change,
+        "why": verdict.why,
         "blamed": str(blamed["module"]) if blamed["status"] == "slower" else "",
+        "steps_s": figures([head]),
+        "references_s": figures([head], "reference_s"),
     }
 
 
@@ -115,7 +120,6 @@ def main() -> None:
     parser.add_argument("--launches", type=Path, help="folder to keep them in; those that are there are not repeated")
     parser.add_argument("--results", type=Path, default=Path("results/cpu"))
     arguments = parser.parse_args()
-    begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.launches or Path(temporary)
         folder.mkdir(exist_ok=True)
@@ -123,55 +127,63 @@ def main() -> None:
         same = [launch(folder, f"same-{number}") for number in range(BASELINE)]
         noted = folder / "length"
         if not noted.exists():
-            noted.write_text(str(length_of(arguments.slower, sorted(step_s(same))[BASELINE // 2])))
+            noted.write_text(str(length_of(arguments.slower, sorted(figures(same))[BASELINE // 2])))
         length = int(noted.read_text())
         alike, slowed = list[dict[str, Any]](), list[dict[str, Any]]()
         for number in range(arguments.checks):
             base = same[-BASELINE:]
             same += [launch(folder, f"same-{len(same) + at}") for at in range(HEAD)]
             alike.append(judged(together(same[-HEAD:]), base))
-            print(f"same code, check {number + 1}: {alike[-1]}", file=sys.stderr)
+            print(f"same code, check {number + 1}: {alike[-1]['status']}", file=sys.stderr)
             if len(slowed) < arguments.slowdowns * (number + 1) // arguments.checks:
                 block = str(len(slowed) * 3 % BLOCKS)
                 runs = [launch(folder, f"slow-{len(slowed)}-{at}", f"{block}:{length}") for at in range(HEAD)]
                 slowed.append({"block": block} | judged(together(runs), same[-BASELINE:]))
-                print(f"block {block} slower, check {len(slowed)}: {slowed[-1]}", file=sys.stderr)
+                print(f"block {block} slower: {slowed[-1]['status']}, {slowed[-1]['blamed']}", file=sys.stderr)
     run = same[0]
+    options = (f"--{name} {getattr(arguments, name)}" for name in ("checks", "slowdowns", "slower"))
     about = {
-        "command": " ".join([".venv/bin/python scripts/study_regression_launches.py", *sys.argv[1:]]),
+        "command": " ".join([".venv/bin/python scripts/study_regression_launches.py", *options]),
         "device": f"CPU ({run.device['name']}, 1 thread)",
         "date": run.environment["date"],
         "torch": run.environment["torch"],
-        "seconds": round(time.perf_counter() - begin),
         "net": f"{BLOCKS} blocks of a {WIDTH} x {WIDTH} linear layer, batch {BATCH}, float32, trained",
         "rule": f"baseline of the last {BASELINE} launches, head of {HEAD}, each of {STEPS} steps, margin 2 %",
-        "slowdown": f"a list of {length:,} to sort in one block: about {arguments.slower:.0%} of the step",
+        "slowdown": f"a list of {length:,} to sort in one block: about {100 * arguments.slower:g} % of the step",
     }
-    steps = step_s(same)
+    steps, references = figures(same), figures(same, "reference_s")
     middle = sorted(steps)[len(steps) // 2]
     found: dict[str, Any] = {
         "launches of the same code": len(same),
         "their median step, ms": round(1e3 * middle, 2),
-        "middle half of the launches within": f"{_half(steps) / middle:.1%}",
+        "middle half of them within": f"{100 * _half(steps) / middle:.1f} %",
+        "correlation with the product between the steps": round(statistics.correlation(steps, references), 2),
         "checks of the same code": len(alike),
-        "false alarms": sum(one["status"] == "regression" for one in alike),
-        "of them inconclusive": sum(one["status"] == "inconclusive" for one in alike),
-        "slowdowns": len(slowed),
-        "called a regression": sum(one["status"] == "regression" for one in slowed),
-        "inconclusive": sum(one["status"] == "inconclusive" for one in slowed),
-        "blamed on the right block": sum(one["blamed"] == one["block"] for one in slowed),
+        "a regression (false alarm)": _count(alike, "regression"),
+        "inconclusive": _count(alike, "inconclusive"),
+        "the same by time alone: a regression": _count(alike, "regression", "by_time_alone"),
+        "by time alone: inconclusive": _count(alike, "inconclusive", "by_time_alone"),
+        "slowdowns put in": len(slowed),
+        "called a regression": _count(slowed, "regression"),
+        "and blamed on the right block": sum(one["blamed"] == one["block"] for one in slowed),
+        "the same by time alone: called a regression": _count(slowed, "regression", "by_time_alone"),
     }
     if slowed:
-        found["measured slowdown, median"] = f"{sorted(one['change'] for one in slowed)[len(slowed) // 2]:+.1%}"
+        changes = sorted(100 * one["change"] for one in slowed)
+        found["measured slowdown"] = f"{changes[0]:+.1f} to {changes[-1]:+.1f} %"
     place = arguments.results / f"{about['date'][:10]}-regression-launches"
     place.mkdir(parents=True, exist_ok=True)
-    raw = {**about, "found": found, "steps_s": steps, "same": alike, "slowed": slowed}
+    raw = {**about, "found": found, "steps_s": steps, "references_s": references, "same": alike, "slowed": slowed}
     write_atomically(place / "results.json", json.dumps(raw, indent=1) + "\n")
     lines = [f"- {name}: {value}\n" for name, value in about.items()]
     table = [f"| {name} | {value} |\n" for name, value in found.items()]
     text = f"# The regression rule on real launches\n\n{''.join(lines)}\n| what | |\n|---|---:|\n{''.join(table)}"
     write_atomically(place / "table.md", text)
     print(text, end="")
+
+
+def _count(judgements: list[dict[str, Any]], status: str, by: str = "status") -> int:
+    return sum(one[by] == status for one in judgements)
 
 
 def _half(values: list[float]) -> float:

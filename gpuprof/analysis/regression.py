@@ -8,8 +8,8 @@ so in three readings:
 * in time, and in cycles: a slower clock makes any code slower. Work that waits for memory does not follow the clock, so
   neither is right alone; the truth lies between them, and what both show is the code's;
 * at the clock of the baseline: how far time follows the clock is what it did in the baseline, the slope of the line
-  through the logarithms of both. Its standard error, times how far the clock has moved, joins the noise: a clock that
-  stood still in the baseline has told nothing of what it does now.
+  through the logarithms of both. Its standard error, times how far the clock has moved, joins the noise, and so does a
+  third of how far it lies outside of the baseline's clocks: one that stood still has told nothing of what it does now.
 
 A regression shows in time and in cycles, or at the clock of the baseline. In each reading, worse by more than
 ``max(margin, 2 s/m0, 3 e)`` is needed, ``e = s/m0 sqrt(1/N + 1.57/K)``: m0 the median and s the spread of the baseline
@@ -115,17 +115,13 @@ def hold(
         return Held(np.select(said, [REGRESSION, IMPROVEMENT, INCONCLUSIVE], PASS), time)
     middle = np.median(clocks[0], axis=-1, keepdims=True)
     ratios = clocks[0] / middle, clocks[1] / middle
-    follows, error = _follows(base, ratios[0], better)
 
-    def at(power: np.ndarray, error: np.ndarray) -> Reading:
+    def at(power: np.ndarray, clock_error: np.ndarray | None = None) -> Reading:
         power = power[..., None] * (1 if better == "lower" else -1)
-        moved = abs(np.log(np.median(ratios[1], axis=-1)))
-        # no line can be drawn through one clock: nothing is known of another, and nothing is needed for the same
-        unsure = np.multiply(error, moved, where=moved > 0, out=np.zeros_like(moved))
-        return _read(base * ratios[0] ** power, head * ratios[1] ** power, margin, better, unsure)
+        return _read(base * ratios[0] ** power, head * ratios[1] ** power, margin, better, clock_error)
 
-    ones = np.ones(base.shape[:-1])
-    cycles, at_clock = at(ones, 0 * ones), at(follows, error)
+    follows, error = _follows(base, ratios[0], better)
+    cycles, at_clock = at(np.ones_like(follows)), at(follows, _clock_error(*ratios, error))
     told = at_clock.within(margin) & (_Z * at_clock.clock_error <= margin)
     status = np.select(
         [*(time.beyond(sign) & cycles.beyond(sign) | at_clock.beyond(sign) for sign in (1, -1)),
@@ -152,6 +148,19 @@ def _follows(base: np.ndarray, clocks: np.ndarray, better: Better) -> tuple[np.n
     slope = np.divide(products, squares, where=squares > 0, out=np.zeros_like(squares))
     rest = _spread(speed - slope[..., None] * x)
     return slope, np.divide(rest, np.sqrt(squares), where=squares > 0, out=np.full_like(squares, np.inf))
+
+
+def _clock_error(base: np.ndarray, head: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """What an error of `_follows` makes of the distance of the head's clock from 1, the median of the baseline's.
+
+    A line says little beyond the clocks that it was drawn through: there its slope may be wrong by a whole 1, as by
+    three standard errors.
+    """
+    clock = np.median(head, axis=-1)
+    beyond = np.log(np.maximum(np.maximum(clock / base.max(axis=-1), base.min(axis=-1) / clock), 1.0))
+    moved = abs(np.log(clock))
+    # nothing is known of any other clock where there was one only, and nothing is needed for the same
+    return np.multiply(error, moved, where=moved > 0, out=np.zeros_like(moved)) + beyond / _Z
 
 
 def _spread(values: np.ndarray, middle: float | np.ndarray = 1.0) -> np.ndarray:
