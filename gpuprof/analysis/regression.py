@@ -261,37 +261,41 @@ def _decided(held: Held) -> Reading:
 
 
 def _why(held: Held, margin: float, clocks: tuple[np.ndarray, np.ndarray] | None, clock: str) -> str:
-    """Why the status is what it is: which reading stands against the others."""
-    time, cycles = held.as_measured, held.per_cycle
-    moved = "" if clocks is None else _moved(clock, *(float(np.median(part)) for part in clocks))
+    """Why the status is what it is: which reading decided, or stands against the others."""
+    time, cycles, at_clock = held.as_measured, held.per_cycle, held.at_clock
     if held.status == PASS:
-        if time.within(margin):
+        if time.within(margin) or at_clock is None:
             return ""
-        return f"{units.percent(float(time.worse))} worse, but explained: {moved}"
+        return f"{_most(time)}, but {_most(at_clock)} at the same {clock}"
     if held.status in (REGRESSION, IMPROVEMENT):
         decided = _decided(held)
-        where = "" if decided is time else f", given that {moved}"
-        word = "worse" if held.status == REGRESSION else "better"
-        return f"{units.percent(abs(float(decided.worse)))} {word}{where}, z = {abs(float(decided.z)):.1f}"
-    if cycles is not None:
-        if time.worse > time.threshold and not cycles.worse > cycles.threshold:
-            return f"{units.percent(float(time.worse))} worse, but {moved}, which may be all of it"
-        if cycles.worse > margin and not time.worse > margin:
-            return f"{moved}, and may hide that work takes {units.percent(float(cycles.worse))} more of its cycles"
+        where = "" if decided is time else f" at the same {clock}"
+        return f"{_worse(float(decided.worse))}{where}, z = {abs(float(decided.z)):.1f}"
+    if cycles is not None and clocks is not None:
+        hidden = time.within(margin) and not cycles.within(margin)
+        if hidden or (time.beyond() and not cycles.beyond()):
+            moved = _change(*(float(np.median(part)) for part in clocks))
+            return (
+                f"{_most(time)}, but {_most(cycles)} if time goes with the {clock}, which is "
+                f"{units.percent(abs(moved))} {'lower' if moved < 0 else 'higher'} than the baseline's"
+            )
     if max(time.worse, time.worse_than_newest) > time.threshold:
-        return (
-            f"{units.percent(float(time.worse))} worse than the whole baseline, "
-            f"{units.percent(float(time.worse_than_newest))} worse than its newest half: the baseline drifts"
-        )
+        whole, newest = _worse(float(time.worse)), _worse(float(time.worse_than_newest))
+        return f"{whole} than the whole baseline, {newest} than its newest half: the baseline drifts"
     return (
-        f"{units.percent(float(max(time.worse, time.worse_than_newest)))} worse, more than the margin, but with this "
-        f"noise only {units.percent(float(time.threshold))} could be told"
+        f"{_most(time)}, more than the margin, but with this noise only {units.percent(float(time.threshold))} could "
+        "be told"
     )
 
 
-def _moved(clock: str, before: float, after: float) -> str:
-    moved = _change(before, after)
-    return f"the {clock} is {units.percent(abs(moved))} {'lower' if moved < 0 else 'higher'} than the baseline's"
+def _most(reading: Reading) -> str:
+    return _worse(float(max(reading.worse, reading.worse_than_newest)))
+
+
+def _worse(share: float) -> str:
+    if abs(share) < 0.0005:  # no digit of it would show
+        return "no worse"
+    return f"{units.percent(abs(share))} {'worse' if share > 0 else 'better'}"
 
 
 def rank_test(base: Sequence[float], head: Sequence[float]) -> float:
