@@ -471,7 +471,7 @@ def _another_figure(connection: sa.Connection, name: str) -> None:
 _STEPS: list[Callable[[sa.Connection], None]] = [
     _tables,
     partial(_another_figure, name="mfu_given"),
-    partial(_another_figure, name="reference_s"),
+    partial(_another_figure, name="reference_per_s"),
 ]
 """What makes each version of the schema of the one before. Never changed, only added to."""
 

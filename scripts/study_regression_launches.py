@@ -108,7 +108,7 @@ def judged(head: Run, baseline: list[Run]) -> dict[str, Any]:
         "why": verdict.why,
         "blamed": str(blamed["module"]) if blamed["status"] == "slower" else "",
         "steps_s": figures([head]),
-        "references_s": figures([head], "reference_s"),
+        "references_per_s": figures([head], "reference_per_s"),
     }
 
 
@@ -151,13 +151,15 @@ def main() -> None:
         "rule": f"baseline of the last {BASELINE} launches, head of {HEAD}, each of {STEPS} steps, margin 2 %",
         "slowdown": f"a list of {length:,} to sort in one block: about {100 * arguments.slower:g} % of the step",
     }
-    steps, references = figures(same), figures(same, "reference_s")
+    steps, references = figures(same), figures(same, "reference_per_s")
     middle = sorted(steps)[len(steps) // 2]
     found: dict[str, Any] = {
         "launches of the same code": len(same),
         "their median step, ms": round(1e3 * middle, 2),
         "middle half of them within": f"{100 * _half(steps) / middle:.1f} %",
-        "correlation with the product between the steps": round(statistics.correlation(steps, references), 2),
+        "correlation of speed with that of the CPU": round(
+            statistics.correlation([1 / s for s in steps], references), 2
+        ),
         "checks of the same code": len(alike),
         "a regression (false alarm)": _count(alike, "regression"),
         "inconclusive": _count(alike, "inconclusive"),
@@ -173,7 +175,7 @@ def main() -> None:
         found["measured slowdown"] = f"{changes[0]:+.1f} to {changes[-1]:+.1f} %"
     place = arguments.results / f"{about['date'][:10]}-regression-launches"
     place.mkdir(parents=True, exist_ok=True)
-    raw = {**about, "found": found, "steps_s": steps, "references_s": references, "same": alike, "slowed": slowed}
+    raw = {**about, "found": found, "steps_s": steps, "references_per_s": references, "same": alike, "slowed": slowed}
     write_atomically(place / "results.json", json.dumps(raw, indent=1) + "\n")
     lines = [f"- {name}: {value}\n" for name, value in about.items()]
     table = [f"| {name} | {value} |\n" for name, value in found.items()]

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from gpuprof.analysis.comparison import CLOCKS
 from gpuprof.analysis.denominators import WORDS
 
 WINDOW = 50
@@ -29,8 +30,6 @@ MIN_CHANGE = 0.02
 
 LEAST = 3
 """Values on either side of a change."""
-
-CLOCK = "sm_clock_mhz"
 
 _MIN_CLOCK_CHANGE = 0.01  # a clock that moved by half of what makes a change has a part in it
 _NEAR = 1  # runs by which two changes may be apart and be one: noise moves each by as much
@@ -63,9 +62,9 @@ class Change(NamedTuple):
     """A change in a history of runs.
 
     Attributes:
-        metric: what changed: that which is followed, or `CLOCK` where it alone did.
+        metric: what changed: that which is followed, or one of `CLOCKS` where it alone did.
         point: where, as a row of the runs, and the levels.
-        infrastructure: whether the SM clock moved the same way at the same time, so that the place changed and not
+        infrastructure: whether the clock moved the same way at the same time, so that the place changed and not
             the code; None where the clock is not known.
     """
 
@@ -79,6 +78,11 @@ def metric_of(runs: pd.DataFrame) -> str:
     return max(_METRICS, key=lambda metric: runs[metric].notna().sum())
 
 
+def clock_of(runs: pd.DataFrame) -> str:
+    """What says how fast the device ran in most runs of a history: one of `CLOCKS`, the preferred first."""
+    return max(CLOCKS, key=lambda name: runs[name].notna().sum())
+
+
 def changes(runs: pd.DataFrame, metric: str) -> list[Change]:
     """What changed in a history, and whether it was the place, in the order of time.
 
@@ -88,18 +92,19 @@ def changes(runs: pd.DataFrame, metric: str) -> list[Change]:
         metric: the column to follow: a rate, or a time whose name ends in ``_s``.
     """
     points = _points(runs, metric, MIN_CHANGE)
-    clocks = _points(runs, CLOCK, _MIN_CLOCK_CHANGE)
+    name = clock_of(runs)
+    clocks = _points(runs, name, _MIN_CLOCK_CHANGE)
     sign = 1 if metric.startswith("mfu") or metric.endswith("per_s") else -1  # a slower clock makes a longer step
 
     def together(point: ChangePoint, clock: ChangePoint) -> bool:
         return abs(point.at - clock.at) <= _NEAR and sign * point.change * clock.change > 0
 
-    known = runs[CLOCK].notna().sum() >= 2 * LEAST
+    known = runs[name].notna().sum() >= 2 * LEAST
     listed = [
         Change(metric, point, any(together(point, clock) for clock in clocks) if known else None) for point in points
     ]
     listed += [
-        Change(CLOCK, clock, True)
+        Change(name, clock, True)
         for clock in clocks
         if abs(clock.change) >= MIN_CHANGE and not any(together(point, clock) for point in points)
     ]

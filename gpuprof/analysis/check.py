@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from gpuprof.analysis.comparison import KEYS, By, differences, fingerprint, kernel_seconds, launches, own_counts
+from gpuprof.analysis.comparison import CLOCKS, KEYS, By, differences, fingerprint, kernel_seconds, launches, own_counts
 from gpuprof.analysis.regression import (
     FEWEST,
     IMPROVEMENT,
@@ -83,11 +83,10 @@ def verdicts(
 
 
 def _clocks(base: pd.DataFrame, head: pd.DataFrame) -> tuple[Clocks | None, str]:
-    """How fast the device ran in each launch, by its SM clock or, on a CPU, by the product between the steps."""
-    if _known(base, head, "sm_clock_mhz"):
-        return (list(base["sm_clock_mhz"]), list(head["sm_clock_mhz"])), "SM clock"
-    if _known(base, head, "reference_s"):
-        return (list(1 / base["reference_s"]), list(1 / head["reference_s"])), "speed of the CPU"
+    """How fast the device ran in each launch, and what says so; None where nothing does."""
+    for column, words in CLOCKS.items():
+        if _known(base, head, column):
+            return (list(base[column]), list(head[column])), words
     return None, ""
 
 

@@ -21,10 +21,13 @@ from gpuprof.record import Run
 
 LAUNCH_COLUMNS = [
     "launch", "step_s", "step_iqr_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "samples_per_s",
-    *(f"mfu_{name}" for name in WORDS), "energy_j", "sm_clock_mhz", "reference_s", "peak_bytes",
+    *(f"mfu_{name}" for name in WORDS), "energy_j", "sm_clock_mhz", "reference_per_s", "peak_bytes",
     "flops", "kernels", "invalid",
 ]  # fmt: skip
 """Columns of `launches`: the machine-readable contract."""
+
+CLOCKS = {"sm_clock_mhz": "SM clock", "reference_per_s": "speed of the CPU"}
+"""Those that say how fast the device itself ran, in words, the preferred first."""
 
 _IDENTITY = (
     "name", "architecture", "mode", "batch_size", "seq_len", "prompt_len", "new_tokens", "image_crops", "dtype",
@@ -53,9 +56,9 @@ def launches(run: Run) -> pd.DataFrame:
         Columns `LAUNCH_COLUMNS`, missing where a figure is not known. step_s and the times of the phases are medians
         of the launch's steps, step_iqr_s their interquartile range, in seconds; the rates and each ``mfu_``
         (by denominator, the ideal time of the model FLOPs over the step) follow from step_s, with the launch's own
-        median SM clock; energy_j is of a step; reference_s is the product between the steps, on a CPU. flops (model
-        FLOPs of the step) and kernels (of the traced step) are the run's. invalid says why the launch is no measure of
-        the code, empty where it is one.
+        median SM clock; energy_j is of a step; reference_per_s is how fast the product between the steps was, on a CPU.
+        flops (model FLOPs of the step) and kernels (of the traced step) are the run's. invalid says why the launch is
+        no measure of the code, empty where it is one.
     """
     flops, ideal = _flops_and_ideal(run)
     shared = {
@@ -92,7 +95,7 @@ def _figures(launch: Run, ideal: dict[str, float]) -> dict[str, Any]:
         **{name: amount / step_s for name, amount in amounts.items() if amount},
         **{f"mfu_{name}": seconds / step_s for name, seconds in ideal.items() if seconds > 0},  # nor a NaN
         "energy_j": energy_per_step_j(launch),
-        "reference_s": median.get("reference"),
+        "reference_per_s": 1 / median["reference"] if "reference" in median else None,
         "invalid": "; ".join(invalid_reasons(launch.telemetry)),
     }
 

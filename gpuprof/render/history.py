@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import os
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.changepoints import CLOCK, Change, Series
+from gpuprof.analysis.changepoints import Change, Series, clock_of
+from gpuprof.analysis.comparison import CLOCKS
 from gpuprof.errors import GpuprofError
 from gpuprof.render.charts import check_picture, save_picture
 from gpuprof.render.console import to_text
@@ -114,12 +116,14 @@ FORMATS: dict[str, Callable[[list[Series], int, View], str]] = {
 }
 """Every format by name."""
 
-_RIGHT = {"launches", "step", "MFU", "SM clock"}
+_CLOCK_UNITS = {"sm_clock_mhz": " MHz", "reference_per_s": " products/s"}
+_RIGHT = {"launches", "step", "MFU", *CLOCKS.values()}
 
 
 def _cells(one: Series, limit: int) -> dict[str, list[str]]:
     """Columns by name, the newest run first, without those in which nothing is known."""
     rows = one.runs.tail(limit).iloc[::-1].to_dict("records")
+    clock = clock_of(one.runs)
     cells = {
         "run": [row["id"] for row in rows],
         "date": [f"{row['date'][:10]} {row['date'][11:16]}" for row in rows],
@@ -127,7 +131,7 @@ def _cells(one: Series, limit: int) -> dict[str, list[str]]:
         "launches": [str(row["launches"]) for row in rows],
         "step": [units.duration(row["step_s"]) for row in rows],
         "MFU": [units.percent(row[one.metric]) if one.metric != "step_s" else units.MISSING for row in rows],
-        "SM clock": [_figure(CLOCK, row[CLOCK]) for row in rows],
+        CLOCKS[clock]: [_figure(clock, row[clock]) for row in rows],
         "verdict": [_verdict(row) for row in rows],
     }
     return {name: values for name, values in cells.items() if any(value not in (units.MISSING, "") for value in values)}
@@ -150,19 +154,20 @@ def _sentences(one: Series, limit: int) -> list[str]:
         run = one.runs.iloc[change.point.at]
         levels = f"{_figure(change.metric, change.point.before)} -> {_figure(change.metric, change.point.after)}"
         where = " at ".join(part for part in (run["date"][:10], run["commit"][:_SHORT]) if part)
-        lines.append(f"{where}: {_name(change.metric)} {levels} ({_percent(change)}){_cause(change)}.")
+        cause = _cause(change, CLOCKS[clock_of(one.runs)])
+        lines.append(f"{where}: {_name(change.metric)} {levels} ({_percent(change)}){cause}.")
     return lines
 
 
 def _name(metric: str) -> str:
-    return {"step_s": "step", CLOCK: "SM clock"}.get(metric, "MFU")
+    return {"step_s": "step", **CLOCKS}.get(metric, "MFU")
 
 
 def _figure(metric: str, value: float | None) -> str:
     if metric == "step_s":
         return units.duration(value)
-    if metric == CLOCK:
-        return units.MISSING if value is None or pd.isna(value) else f"{value:,.0f} MHz"
+    if metric in CLOCKS:
+        return units.MISSING if value is None or pd.isna(value) else f"{value:,.0f}{_CLOCK_UNITS[metric]}"
     return units.percent(value)
 
 
@@ -170,12 +175,12 @@ def _percent(change: Change) -> str:
     return f"{100 * change.point.change:+.1f} %"
 
 
-def _cause(change: Change) -> str:
+def _cause(change: Change, clock: str) -> str:
     if change.infrastructure is None:
         return ""
-    if change.metric == CLOCK:
+    if change.metric in CLOCKS:
         return ", infrastructure: the clock alone"
-    return ", infrastructure: the SM clock moved with it" if change.infrastructure else ", the SM clock did not move"
+    return f", infrastructure: the {clock} moved with it" if change.infrastructure else f", the {clock} did not move"
 
 
 def _escaped(line: str) -> str:
@@ -187,7 +192,7 @@ def _piped(cells: Any) -> str:
 
 
 def history_chart(one: Series, launches: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
-    """Draw a series over time, with its levels, changes, commits and verdicts, and the SM clock below.
+    """Draw a series over time, with its levels, changes, commits and verdicts, and the clock below.
 
     Args:
         one: the series.
@@ -204,7 +209,8 @@ def history_chart(one: Series, launches: pd.DataFrame, path: str | os.PathLike[s
         raise GpuprofError(f"there is nothing to draw: no run of {one.title} was timed")
     from matplotlib.figure import Figure
 
-    metrics = [one.metric, CLOCK] if one.runs[CLOCK].notna().any() else [one.metric]
+    clock = clock_of(one.runs)
+    metrics = [one.metric, clock] if one.runs[clock].notna().any() else [one.metric]
     figure = Figure(figsize=(10, 3.5 + len(metrics)), dpi=150, layout="constrained")
     panels = figure.subplots(len(metrics), sharex=True, squeeze=False, height_ratios=[3, 1][: len(metrics)])[:, 0]
     for axes, metric in zip(panels, metrics, strict=True):
@@ -214,8 +220,9 @@ def history_chart(one: Series, launches: pd.DataFrame, path: str | os.PathLike[s
         color = _INFRASTRUCTURE if change.infrastructure else _CHANGED
         for axes in panels:
             axes.axvline(_time(run["date"]), color=color, linewidth=1.2, linestyle="--", zorder=1)
+        what = CLOCKS[clock] if change.metric == clock else ""
         panels[0].annotate(
-            f"{run['commit'][:_SHORT]} {'SM clock ' if change.metric == CLOCK else ''}{_percent(change)}".strip(),
+            " ".join(part for part in (run["commit"][:_SHORT], what, _percent(change)) if part),
             (_time(run["date"]), 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
             rotation=20, rotation_mode="anchor", ha="left", va="bottom", fontsize=7.5, color=color,
         )  # fmt: skip
@@ -231,8 +238,9 @@ def history_chart(one: Series, launches: pd.DataFrame, path: str | os.PathLike[s
 
 def _draw(axes: Any, one: Series, launches: pd.DataFrame, metric: str) -> None:
     """One metric: a dot per launch, the median of each run in the colour of its verdict, the levels between changes."""
-    unit = {"step_s": "step, ms", CLOCK: "SM clock, MHz"}.get(metric, "MFU, %")
-    factor = {"step_s": 1e3, CLOCK: 1.0}.get(metric, 100.0)
+    clocks = {name: f"{words},{_CLOCK_UNITS[name]}" for name, words in CLOCKS.items()}
+    unit = {"step_s": "step, ms", **clocks}.get(metric, "MFU, %")
+    factor = {"step_s": 1e3, **dict.fromkeys(CLOCKS, 1.0)}.get(metric, 100.0)
     runs = one.runs[one.runs[metric].notna()]
     times = np.array([_time(date) for date in runs["date"]])
     size = 4 if len(runs) < _MANY else 1.5
@@ -255,7 +263,7 @@ def _draw(axes: Any, one: Series, launches: pd.DataFrame, metric: str) -> None:
     levels = [point.before for point in points[:1]] + [point.after for point in points]
     for level, start, end in zip(levels, edges, edges[1:], strict=False):
         axes.hlines(level * factor, start, end, color=_CHANGED, linewidth=1.4, zorder=5)
-    axes.set_ylabel(unit, fontsize=9)
+    axes.set_ylabel(textwrap.fill(unit, 20), fontsize=9)  # the clock's panel is low
     axes.tick_params(labelsize=8.5)
     axes.grid(axis="y", color="#d8d8d8", linewidth=0.6, zorder=0)
     for side in ("top", "right"):

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from gpuprof.analysis.changepoints import (
-    CLOCK,
     LEAST,
     change_points,
     changes,
@@ -184,8 +183,8 @@ def test_false_alarms_and_power_under_the_noise_of_launches():
 def history(mfu, clock=None, **columns):
     count = len(mfu)
     clock = [math.nan] * count if clock is None else clock
-    frame = {"id": [f"run{at}" for at in range(count)], "mfu_datasheet": mfu, CLOCK: clock, **columns}
-    for name in ("mfu_given", "mfu_measured", "step_s"):
+    frame = {"id": [f"run{at}" for at in range(count)], "mfu_datasheet": mfu, "sm_clock_mhz": clock, **columns}
+    for name in ("mfu_given", "mfu_measured", "step_s", "reference_per_s"):
         frame.setdefault(name, [math.nan] * count)
     return pd.DataFrame(frame)
 
@@ -212,11 +211,19 @@ def test_a_change_with_the_clock_is_the_place(clock, infrastructure):
     assert change.point.change == pytest.approx(-0.05)
 
 
+def test_a_cpu_has_its_own_clock():
+    cpu = changes(history(DROP, reference_per_s=wobbling((400.0, 20), (380.0, 20))), "mfu_datasheet")
+    alone = changes(history(wobbling((0.4, 40)), reference_per_s=wobbling((400.0, 20), (380.0, 20))), "mfu_datasheet")
+
+    assert [(change.metric, change.point.at, change.infrastructure) for change in cpu] == [("mfu_datasheet", 20, True)]
+    assert [(change.metric, change.point.at) for change in alone] == [("reference_per_s", 20)]
+
+
 def test_a_clock_elsewhere_is_a_change_of_its_own():
     found = changes(history(DROP, wobbling((1755.0, 10), (1670.0, 30))), "mfu_datasheet")
 
     assert [(change.metric, change.point.at, change.infrastructure) for change in found] == [
-        (CLOCK, 10, True), ("mfu_datasheet", 20, False),
+        ("sm_clock_mhz", 10, True), ("mfu_datasheet", 20, False),
     ]  # fmt: skip
 
 
@@ -226,7 +233,7 @@ def test_a_slower_clock_makes_a_longer_step():
 
     assert [change.infrastructure for change in changes(history(DROP, slower, step_s=steps), "step_s")] == [True]
     both = changes(history(DROP, faster, step_s=steps), "step_s")
-    assert {(change.metric, change.infrastructure) for change in both} == {("step_s", False), (CLOCK, True)}
+    assert {(change.metric, change.infrastructure) for change in both} == {("step_s", False), ("sm_clock_mhz", True)}
 
 
 def test_changes_are_at_rows_of_the_history_whatever_is_missing():

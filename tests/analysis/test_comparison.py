@@ -83,9 +83,9 @@ def test_the_product_between_the_steps_is_told_by_its_median():
     run.samples = pd.concat([run.samples, table("samples", rows)], ignore_index=True)
     frame = launches(run)
 
-    assert list(frame["reference_s"]) == [4.0]
+    assert list(frame["reference_per_s"]) == [0.25]
     assert frame["step_s"][0] == pytest.approx(480e-9)
-    assert launches(gpu_run())["reference_s"].isna().all()
+    assert launches(gpu_run())["reference_per_s"].isna().all()
 
 
 def test_a_count_has_no_launch():

@@ -31,13 +31,15 @@ def error_of(*arguments):
     return str(result.exception)
 
 
-def night(number, step_s, clock=None, name="net"):
+def night(number, step_s, clock=None, name="net", reference_s=None):
     """A run of one launch; its 12,000 FLOPs take 120 ns at the peak."""
     made = gpu_run()
     made.workload["name"] = name
     made.environment["date"] = f"2026-01-{number:02}T03:04:05+00:00"
     shares = {"step": 1.0, "forward": 0.25, "backward": 0.5, "optimizer": 0.25}
     samples = [{"step": 0, "phase": phase, "time_s": step_s * share} for phase, share in shares.items()]
+    if reference_s:
+        samples.append({"step": 0, "phase": "reference", "time_s": reference_s})
     made.samples = table("samples", samples)
     if clock:
         reading = {"time_s": 0.0, "quantity": "sm_clock", "unit": "MHz", "value": clock}
@@ -136,6 +138,27 @@ def test_a_run_is_shown_by_the_beginning_of_its_id(filled):
 
     assert "Toy GPU" in shown
     assert "layers" in shown
+
+
+def test_the_clock_of_a_cpu_is_the_product_between_its_steps(tmp_path):
+    """500 products a second and then 400: steps a quarter longer are the machine's."""
+    path, picture = tmp_path / "cpu.db", tmp_path / "cpu.svg"
+    with open_store(path) as opened:
+        for number in range(1, 17):
+            slow = number > 10
+            made = night(number, (600e-9 if slow else 480e-9) + number * 1e-12, reference_s=2.5e-3 if slow else 2e-3)
+            opened.add(made, f"{number:08x}cafe")
+    lines = text_of("list", "--store", path).splitlines()
+
+    assert lines[1].split() == "run date commit launches step MFU speed of the CPU".split()
+    assert (lines[2].split()[-2:], lines[17].split()[-2:]) == (["400", "products/s"], ["500", "products/s"])
+    assert lines[-1] == (
+        "2026-01-11 at 0000000b: MFU 25.0 % -> 20.0 % (-20.0 %), infrastructure: the speed of the CPU moved with it."
+    )
+    text_of("plot", "--store", path, "-o", picture)
+    drawn = picture.read_text()
+    assert "speed of the CPU," in drawn
+    assert "products/s" in drawn
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
