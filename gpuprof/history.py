@@ -140,13 +140,14 @@ class Store:
                     _STEPS[number](connection)
                     connection.execute(_STORE.update().values(version=number + 1))
 
-    def add(self, run: Run, commit: str = "", verdict: str = "none") -> str:
+    def add(self, run: Run, commit: str = "", verdict: str = "none", accepted: bool | None = None) -> str:
         """Store a run.
 
         Args:
             run: with a date in its environment.
             commit: of the code that was measured.
-            verdict: of `VERDICTS`; a regression is not accepted.
+            verdict: of `VERDICTS`.
+            accepted: whether later runs are held against it; by default unless it is a regression or inconclusive.
 
         Returns:
             Its id. A run that is there already stays as it is.
@@ -154,7 +155,8 @@ class Store:
         with tempfile.TemporaryDirectory() as folder:
             content = run.save(Path(folder) / "run.json").read_bytes()
         identity = _identity(content)
-        self._put(content, run, {"commit": commit, "verdict": verdict})
+        noted = {"commit": commit, "verdict": verdict} | ({} if accepted is None else {"accepted": accepted})
+        self._put(content, run, noted)
         return identity
 
     def runs(self, workload: str = "", fingerprint: str = "", since: str = "") -> pd.DataFrame:
@@ -189,8 +191,8 @@ class Store:
     def baseline(self, run: Run, launches: int = 20, allowed: Collection[str] = ()) -> pd.DataFrame:
         """What a run is to be held against: the last accepted, valid launches of its like before it.
 
-        They have its workload and fingerprint. An improvement or a regression that was accepted is a new level: nothing
-        before it counts any more.
+        They have its workload and fingerprint. An improvement or a regression that was accepted is a new level. Of
+        launches before it the noise counts and not the level: their figures are scaled to the median of the new one.
 
         Args:
             run: the run, itself in the store or not.
@@ -198,16 +200,23 @@ class Store:
             allowed: fields of the fingerprint that may differ.
 
         Returns:
-            As `series`.
+            As `series`, with a column level, of which the newest has the largest.
         """
         known = self.fingerprints(comparison.workload_key(run))
         facts = comparison.fingerprint(run)
         alike = [name for name, there in known.items() if not comparison.differences(there, facts, allowed)]
         where = [_RUNS.c.fingerprint.in_(alike), _RUNS.c.accepted == 1, _RUNS.c.date < _date(run)]
-        level = sa.select(sa.func.coalesce(sa.func.max(_RUNS.c.date), "")).where(*where, _RUNS.c.verdict.in_(_LEVELS))
-        query = _launches(*where, _RUNS.c.date >= level.scalar_subquery(), _LAUNCHES.c.invalid == "", newest=launches)
+        query = _launches(*where, _LAUNCHES.c.invalid == "", newest=launches)
         with self._transaction() as connection:
-            return _frame(connection, query)
+            frame = _frame(connection, query)
+            levels = _frame(connection, _runs(*where, _RUNS.c.verdict.in_(_LEVELS)))["id"]
+        begins = frame["run"].isin(levels) & (frame["run"] != frame["run"].shift())
+        frame["level"] = begins.cumsum()
+        figures = [name for name in METRICS if name not in comparison.CLOCKS]
+        medians = frame.groupby("level")[figures].median()
+        scale = (medians.tail(1).to_numpy() / medians).where(medians > 0, 1.0)
+        frame[figures] *= scale.reindex(frame["level"]).to_numpy()
+        return frame
 
     def fingerprints(self, workload: str) -> dict[str, dict[str, str]]:
         """Every fingerprint that a workload was measured under, by its hash, that of the newest run first."""
@@ -230,18 +239,25 @@ class Store:
     def mark(self, identity: str, verdict: str | None = None, accepted: bool | None = None) -> None:
         """Note of a run what was found of it, and whether later runs are held against it; None leaves as it is.
 
-        A regression is not accepted unless that is said.
+        With a verdict, `accepted` is what it suggests, by default as for `add`: what somebody has said against an
+        earlier verdict stays.
 
         Raises:
             GpuprofError: no such run, or no such verdict.
         """
         _check_verdict(verdict or "none")
-        values: dict[str, Any] = {} if verdict is None else {"verdict": verdict}
-        if accepted is not None or verdict == "regression":
-            values["accepted"] = int(bool(accepted))
+        values: dict[str, Any] = {} if accepted is None else {"accepted": int(accepted)}
         with self._transaction(write=True) as connection:
             whole = self._resolve(connection, identity)
-            connection.execute(_RUNS.update().where(_RUNS.c.id == whole).values(values))
+            if verdict is not None:
+                there = connection.execute(
+                    sa.select(_RUNS.c.verdict, _RUNS.c.accepted).where(_RUNS.c.id == whole)
+                ).one()
+                suggested = {"accepted": int(_acceptable(verdict))} | values
+                decided = bool(there.accepted) != _acceptable(there.verdict)
+                values = {"verdict": verdict} | ({} if decided else suggested)
+            if values:
+                connection.execute(_RUNS.update().where(_RUNS.c.id == whole).values(values))
 
     def prune(
         self, before: str = "", keep: int | None = None, workload: str = "", dry_run: bool = False
@@ -340,7 +356,7 @@ class Store:
             "facts": facts,
             "device": run.device.get("name") or run.device["type"],
             "verdict": "none",
-            "accepted": noted.get("verdict") != "regression",
+            "accepted": _acceptable(noted.get("verdict", "none")),
             "run": gzip.compress(content, mtime=0),
         } | noted
         row["accepted"] = int(row["accepted"])
@@ -564,6 +580,11 @@ def _notes(folder: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, AttributeError) as error:
         raise GpuprofError(f"{path} is not what 'gpuprof history export' wrote: remove it, or export again") from error
     return notes
+
+
+def _acceptable(verdict: str) -> bool:
+    """Whether later runs are held against a run, unless somebody says otherwise."""
+    return verdict not in ("regression", "inconclusive")
 
 
 def _check_verdict(verdict: str) -> None:

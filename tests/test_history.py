@@ -64,7 +64,7 @@ def path(tmp_path):
     return tmp_path / "history.db"
 
 
-def run_of(day, *, name="net", driver="570.1", steps=(480e-9,), hot=(), at="03:04:05+00:00"):
+def run_of(day, *, name="net", driver="570.1", steps=(480e-9,), hot=(), clock=None, at="03:04:05+00:00"):
     """A run of a day in January 2026, with a launch of each of these step times; those listed as hot are invalid."""
     run = gpu_run()
     run.workload["name"] = name
@@ -74,7 +74,8 @@ def run_of(day, *, name="net", driver="570.1", steps=(480e-9,), hot=(), at="03:0
         "samples", [{"launch": n, "step": 0, "phase": "step", "time_s": time_s} for n, time_s in enumerate(steps)]
     )
     heat = {"time_s": 0.0, "quantity": "event_reasons", "unit": "mask", "value": 64.0}  # hardware thermal slowdown
-    run.telemetry = table("telemetry", [heat | {"launch": n} for n in hot])
+    clocks = [{"time_s": 0.0, "quantity": "sm_clock", "unit": "MHz", "value": clock}] if clock else []
+    run.telemetry = table("telemetry", [heat | {"launch": n} for n in hot] + clocks)
     return run
 
 
@@ -148,7 +149,8 @@ def test_the_columns_of_a_launch_are_those_of_the_comparison(store):
     store.add(gpu_run())
     expected = {"run", "date", *comparison.LAUNCH_COLUMNS}
 
-    assert set(store.series()) == set(store.baseline(run_of(9))) == expected
+    assert set(store.series()) == expected
+    assert set(store.baseline(run_of(9))) == expected | {"level"}
 
 
 def test_runs_are_chosen_by_part_of_the_key_and_by_date(store):
@@ -198,9 +200,13 @@ def test_a_verdict_can_be_noted_later(store):
     identity = store.add(gpu_run(), "abc")
 
     for arguments, expected in (
-        ({"verdict": "inconclusive"}, ["abc", "inconclusive", True]),
+        ({"verdict": "inconclusive"}, ["abc", "inconclusive", False]),
+        ({"verdict": "regression"}, ["abc", "regression", False]),
+        ({"verdict": "improvement"}, ["abc", "improvement", True]),  # under a wider margin, say
         ({"verdict": "regression"}, ["abc", "regression", False]),
         ({"accepted": True}, ["abc", "regression", True]),
+        ({"verdict": "regression"}, ["abc", "regression", True]),  # somebody has said so
+        ({"verdict": "inconclusive", "accepted": False}, ["abc", "inconclusive", True]),
         ({"verdict": "regression", "accepted": True}, ["abc", "regression", True]),
         ({"verdict": "pass"}, ["abc", "pass", True]),
         ({"accepted": False}, ["abc", "pass", False]),
@@ -230,15 +236,23 @@ def test_a_baseline_is_the_last_accepted_valid_launches_before_a_run(store):
 
 
 @pytest.mark.parametrize("verdict", ["regression", "improvement"])
-def test_a_baseline_begins_anew_at_a_level_that_was_accepted(store, verdict):
-    ids = [store.add(run_of(day, steps=(day,))) for day in range(1, 8)]
-    store.mark(ids[4], verdict, accepted=False)
-    assert list(store.baseline(run_of(8))["step_s"]) == [1, 2, 3, 4, 6, 7]
+def test_a_baseline_is_brought_to_the_newest_level_that_was_accepted(store, verdict):
+    """Nights of 1 to 3 s, a level of 10 to 12 s from the 4th on: those before it count as 5.5, 11 and 16.5 s."""
+    ids = [store.add(run_of(day, steps=(day if day < 4 else day + 6,), clock=1000 + day)) for day in range(1, 7)]
+    store.mark(ids[3], verdict, accepted=False)
+    assert list(store.baseline(run_of(8))["step_s"]) == [1, 2, 3, 11, 12]
 
-    store.mark(ids[4], accepted=True)
-    assert list(store.baseline(run_of(8))["step_s"]) == [5, 6, 7]
+    store.mark(ids[3], accepted=True)
+    baseline = store.baseline(run_of(8))
+    assert list(baseline["step_s"]) == pytest.approx([5.5, 11, 16.5, 10, 11, 12], rel=1e-12)
+    assert list(baseline["level"]) == [0, 0, 0, 1, 1, 1]
+    # their MFU goes with 1/3, 1/2, 1 of its level's median; counts and clocks do not move
+    mfu = baseline["mfu_datasheet"] / baseline["mfu_datasheet"].iloc[4]
+    assert list(mfu) == pytest.approx([2, 1, 2 / 3, 1.1, 1, 11 / 12], rel=1e-12)
+    assert list(baseline["sm_clock_mhz"]) == [1001, 1002, 1003, 1004, 1005, 1006]
+    assert baseline["flops"].nunique() == 1
     # as it was before that day
-    assert list(store.baseline(run_of(5))["step_s"]) == [1, 2, 3, 4]
+    assert list(store.baseline(run_of(4))["step_s"]) == [1, 2, 3]
 
 
 def test_a_baseline_has_the_workload_and_the_fingerprint_of_the_run(store):

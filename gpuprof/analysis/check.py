@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from math import nan
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,6 @@ from gpuprof.analysis.regression import (
     PASS,
     REGRESSION,
     Better,
-    Clocks,
     Verdict,
     hold,
     judge,
@@ -34,7 +34,8 @@ METRICS: dict[str, Better] = {
 }  # fmt: skip
 """Noisy columns of `launches`, and which way is better. All but the energy and ``mfu_clock`` go with the clock."""
 
-_CLOCKLESS = ("energy_j", "mfu_clock")
+# metrics that a clock does not move: a CPU's measured peak was measured at its clock
+_CLOCKLESS = {"sm_clock_mhz": ("energy_j", "mfu_clock"), "reference_per_s": ("energy_j", "mfu_clock", "mfu_measured")}
 
 TOLERANCES: dict[str, Callable[[float], float]] = {
     "flops": lambda flops: 0,
@@ -46,52 +47,95 @@ TOLERANCES: dict[str, Callable[[float], float]] = {
 MOST = 20
 """Launches of a baseline that count: the newest."""
 
-DECIDES = ("step_s", "flops", "kernels", "peak_bytes")
-"""Metrics that decide; the rest are the step time in other units, parts of it, or (energy) not the code's alone."""
+DECIDES = {"step_s": "step time", "flops": "model FLOPs", "kernels": "kernels", "peak_bytes": "peak memory"}
+"""Metrics that decide, in words; the rest are the step time in other units, parts of it, or not the code's alone."""
 
 
 def verdicts(
     base: pd.DataFrame, head: pd.DataFrame, margin: float = MARGIN, interleaved: bool = False
 ) -> list[Verdict]:
-    """A verdict on every metric that is known of all launches.
+    """A verdict on every metric that is known, by the launches that it is known of.
 
     Args:
-        base: what `launches` gives of the baseline, the oldest first.
+        base: what `launches` gives of the baseline, the oldest first; in a column level, of which level they are, the
+            newest has the largest.
         head: the same of the head. A launch of either that is not valid leaves all that is timed inconclusive.
         margin: share below which a change is none.
         interleaved: the launches took turns.
     """
-    clocks, clock = _clocks(base, head)
+    clock = _clock(base, head)
     invalid = [text for frame in (base, head) for text in frame["invalid"] if text]
     found = []
     for metric, better in METRICS.items():
-        if not _known(base, head, metric):
+        if interleaved:
+            ones, others = _paired(base, head, metric)
+        else:
+            clocked = clock if metric not in _CLOCKLESS.get(clock, ()) else ""
+            ones, others = (_known(frame, *filter(None, (metric, clocked))) for frame in (base, head))
+        if ones.empty or others.empty:
             continue
-        figures = (list(base[metric]), list(head[metric]))
+        figures = (list(ones[metric]), list(others[metric]))
         if interleaved:
             verdict = judge_interleaved(metric, *figures, margin, better)
         else:
-            verdict = judge(metric, *figures, margin, better, None if metric in _CLOCKLESS else clocks, clock)
+            clocks = (list(ones[clocked]), list(others[clocked])) if clocked else None
+            verdict = judge(metric, *figures, margin, better, clocks, CLOCKS.get(clocked, ""), _of_newest_level(ones))
         if invalid:
             verdict = replace(verdict, status=INCONCLUSIVE, why=f"no measure of the code: {invalid[0]}")
         found.append(verdict)
-    exact = [metric for metric in TOLERANCES if _known(base, head, metric)]
-    for metric in exact:
-        most = float(base[metric].max())
-        found.append(judge_exact(metric, list(base[metric]), list(head[metric]), TOLERANCES[metric](most)))
+    for metric, tolerance in TOLERANCES.items():
+        ones, others = (_known(frame, metric) for frame in (base, head))
+        if len(ones) and len(others):
+            most = float(ones[metric].max())
+            found.append(judge_exact(metric, list(ones[metric]), list(others[metric]), tolerance(most)))
     return found
 
 
-def _clocks(base: pd.DataFrame, head: pd.DataFrame) -> tuple[Clocks | None, str]:
-    """How fast the device ran in each launch, and what says so; None where nothing does."""
-    for column, words in CLOCKS.items():
-        if _known(base, head, column):
-            return (list(base[column]), list(head[column])), words
-    return None, ""
+def _known(frame: pd.DataFrame, *metrics: str) -> pd.DataFrame:
+    """The launches that all these metrics are known of."""
+    if not set(metrics) <= set(frame):
+        return frame.head(0)
+    return frame[frame[list(metrics)].notna().all(axis=1)]
 
 
-def _known(base: pd.DataFrame, head: pd.DataFrame, metric: str) -> bool:
-    return all(metric in frame and frame[metric].notna().all() for frame in (base, head))
+def _paired(base: pd.DataFrame, head: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The launches of which the metric is known of both neighbours."""
+    known = base[metric].notna().to_numpy() & head[metric].notna().to_numpy()
+    return base[known], head[known]
+
+
+def _clock(base: pd.DataFrame, head: pd.DataFrame) -> str:
+    """The one of `CLOCKS` that enough launches have; empty where none is."""
+    return next(
+        (name for name in CLOCKS if len(_known(base, name)) >= min(FEWEST, len(base)) and len(_known(head, name))), ""
+    )
+
+
+def _of_newest_level(base: pd.DataFrame) -> int:
+    return int((base["level"] == base["level"].max()).sum()) if "level" in base else len(base)
+
+
+def _gaps(base: pd.DataFrame, head: pd.DataFrame) -> list[str]:
+    """What is not known of some launches, or of all, and what that means."""
+    said = []
+    for metric, words in DECIDES.items():
+        sides = {"the baseline": base, "the head": head}
+        known = {side: len(_known(frame, metric)) for side, frame in sides.items()}
+        if nothing := [side for side, count in known.items() if not count]:
+            said.append(f"Not judged: {words}, not known of {' and '.join(nothing)}.")
+            continue
+        said += [
+            f"Of {side} only {count} of {len(sides[side])} launches have {words}, and those count."
+            for side, count in known.items()
+            if count < len(sides[side])
+        ]
+    name = _clock(base, head)
+    unclocked = len(base) + len(head) - len(_known(base, name)) - len(_known(head, name)) if name else 0
+    if not name:
+        said.append("No clock was read: one that fell cannot be told from code that got slower.")
+    elif unclocked:
+        said.append(f"Without those launches that lack the {CLOCKS[name]}: {unclocked} of {len(base) + len(head)}.")
+    return said
 
 
 MOVED_COLUMNS = [
@@ -220,12 +264,36 @@ def against(
         GpuprofError: nothing was timed.
     """
     found = launches(head)
-    for frame, name in ((base, "the baseline"), (found, "the head")):
-        if frame.empty:
-            raise GpuprofError(f"{name} has no valid timed launch: profile it again with the passes count,time,trace")
-    unread = "No clock was read: one that fell cannot be told from code that got slower."
-    clock = [] if _clocks(base, found)[0] else [unread]
-    return _concluded(verdicts(base, found, margin), runs, [head], [*notes, *clock], margin, DECIDES, by)
+    check_timed(base, "the baseline")
+    check_timed(found, "the head")
+    return _concluded(verdicts(base, found, margin), runs, [head], [*notes, *_gaps(base, found)], margin, DECIDES, by)
+
+
+def check_timed(launches: pd.DataFrame, name: str) -> None:
+    """See to it that launches can be held against others.
+
+    Args:
+        launches: as `launches` has them.
+        name: whose they are.
+
+    Raises:
+        GpuprofError: none has a step time.
+    """
+    if _known(launches, "step_s").empty:
+        raise GpuprofError(f"{name} has no valid timed launch: profile it again with the passes count,time,trace")
+
+
+def unopposed(head: Run, why: str) -> Check:
+    """A check of a run that there is nothing to hold against yet, and why: inconclusive.
+
+    Raises:
+        GpuprofError: nothing was timed.
+    """
+    found = launches(head)
+    check_timed(found, "the head")
+    step_s = float(found["step_s"].median())
+    verdict = Verdict("step_s", INCONCLUSIVE, nan, nan, nan, step_s, 0, len(found), why)
+    return Check(INCONCLUSIVE, [verdict], DECIDES, {}, head, head)
 
 
 def check_interleaved(
@@ -261,8 +329,7 @@ def _places(base: dict[str, str], head: dict[str, str]) -> list[str]:
 def _as_one(run: Run) -> pd.DataFrame:
     """A run as one row of `launches`."""
     frame = launches(run)
-    if frame.empty:
-        raise GpuprofError("a run has no timed step: let both commands profile with the passes count,time,trace")
+    check_timed(frame, "a run of the two")
     invalid = next((text for text in frame["invalid"] if text), "")
     return frame.drop(columns="invalid").astype("float64").median().to_frame().T.assign(invalid=invalid)
 

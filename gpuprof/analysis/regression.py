@@ -14,8 +14,8 @@ so in three readings:
 A regression shows in time and in cycles, or at the clock of the baseline. In each reading, worse by more than
 ``max(margin, 2 s/m0, 3 e)`` is needed, ``e = s/m0 sqrt(1/N + 1.57/K)``: m0 the median and s the spread of the baseline
 (1.4826 times the median absolute deviation, at least 0.3 % of m0), N and K the launches of baseline and head; 1.57/K,
-pi/2 over K, is the variance of a median. scripts/study_regression_rule.py says how often it cries wolf, and what it
-misses.
+pi/2 over K, is the variance of a median. Of a baseline with older launches that were brought to its level, N are those
+of that level alone. scripts/study_regression_rule.py says how often it cries wolf, and what it misses.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ def hold(
     margin: float = MARGIN,
     better: Better = "lower",
     clocks: tuple[np.ndarray, np.ndarray] | None = None,
+    level: int | None = None,
 ) -> Held:
     """The rule on a batch, each element by itself; `judge` is one of them, in words.
 
@@ -108,8 +109,10 @@ def hold(
         margin: share below which a change is none.
         better: which way is better.
         clocks: clocks of the same launches, in the same shapes and any unit.
+        level: of the baseline's launches so many, the newest, say what its level is; all by default.
     """
-    time = _read(base, head, margin, better)
+    level = level or base.shape[-1]
+    time = _read(base, head, level, margin, better)
     if clocks is None:
         said = [time.beyond(), time.beyond(-1), ~time.within(margin)]
         return Held(np.select(said, [REGRESSION, IMPROVEMENT, INCONCLUSIVE], PASS), time)
@@ -118,7 +121,7 @@ def hold(
 
     def at(power: np.ndarray, clock_error: np.ndarray | None = None) -> Reading:
         power = power[..., None] * (1 if better == "lower" else -1)
-        return _read(base * ratios[0] ** power, head * ratios[1] ** power, margin, better, clock_error)
+        return _read(base * ratios[0] ** power, head * ratios[1] ** power, level, margin, better, clock_error)
 
     follows, error = _follows(base, ratios[0], better)
     cycles, at_clock = at(np.ones_like(follows)), at(follows, _clock_error(*ratios, error))
@@ -170,14 +173,14 @@ def _spread(values: np.ndarray, middle: float | np.ndarray = 1.0) -> np.ndarray:
 
 
 def _read(
-    base: np.ndarray, head: np.ndarray, margin: float, better: Better, clock_error: np.ndarray | None = None
+    base: np.ndarray, head: np.ndarray, level: int, margin: float, better: Better, clock_error: np.ndarray | None = None
 ) -> Reading:
     n, k = base.shape[-1], head.shape[-1]
     clock_error = np.zeros(base.shape[:-1]) if clock_error is None else clock_error
     sign = 1 if better == "lower" else -1
     m0, newest, middle = (np.median(part, axis=-1) for part in (base, base[..., n // 2 :], head))
     s = _spread(base, m0)
-    error = np.hypot(s / m0 * sqrt(1 / n + _MEDIAN_VARIANCE / k), clock_error)
+    error = np.hypot(s / m0 * sqrt(1 / level + _MEDIAN_VARIANCE / k), clock_error)
     threshold = np.maximum(np.maximum(margin, 2 * s / m0), _Z * error)
     worse, worse_than_newest = (sign * (middle - reference) / reference for reference in (m0, newest))
     return Reading(m0, s, worse, worse_than_newest, threshold, worse / error, clock_error)
@@ -227,6 +230,7 @@ def judge(
     better: Better = "lower",
     clocks: Clocks | None = None,
     clock: str = "SM clock",
+    level: int | None = None,
 ) -> Verdict:
     """Hold a metric of some launches against that of a baseline; the rule is that of the module.
 
@@ -238,9 +242,10 @@ def judge(
         better: which way is better.
         clocks: clocks of the launches of both, in any unit; None where they are not known.
         clock: what they are.
+        level: as for `hold`.
     """
     arrays = None if clocks is None else (np.asarray(clocks[0], float), np.asarray(clocks[1], float))
-    held = hold(np.asarray(base, float), np.asarray(head, float), margin, better, arrays)
+    held = hold(np.asarray(base, float), np.asarray(head, float), margin, better, arrays, level)
     status, why = str(held.status), _why(held, margin, arrays, clock)
     time, decided = held.as_measured, _decided(held)
     if len(base) < FEWEST:
@@ -275,10 +280,10 @@ def _why(held: Held, margin: float, clocks: tuple[np.ndarray, np.ndarray] | None
         hidden = time.within(margin) and not cycles.within(margin)
         if hidden or (time.beyond() and not cycles.beyond()):
             moved = _change(*(float(np.median(part)) for part in clocks))
-            return (
-                f"{_most(time)}, but {_most(cycles)} if time goes with the {clock}, which is "
-                f"{units.percent(abs(moved))} {'lower' if moved < 0 else 'higher'} than the baseline's"
-            )
+            lies = f"{units.percent(abs(moved))} {'lower' if moved < 0 else 'higher'} than"
+            if abs(moved) < _SHOWS:  # what differs is the noise of the clock
+                lies = "no other than"
+            return f"{_most(time)}, but {_most(cycles)} if time goes with the {clock}, which is {lies} the baseline's"
     if max(time.worse, time.worse_than_newest) > time.threshold:
         whole, newest = _worse(float(time.worse)), _worse(float(time.worse_than_newest))
         return f"{whole} than the whole baseline, {newest} than its newest half: the baseline drifts"
@@ -288,12 +293,18 @@ def _why(held: Held, margin: float, clocks: tuple[np.ndarray, np.ndarray] | None
     )
 
 
+_SHOWS = 0.0005  # a smaller share has no digit in print
+
+
 def _most(reading: Reading) -> str:
-    return _worse(float(max(reading.worse, reading.worse_than_newest)))
+    whole, newest = float(reading.worse), float(reading.worse_than_newest)
+    # where it would not fit the figures beside it
+    other = " than the newest half of the baseline" if newest > 1.25 * max(whole, _SHOWS) else ""
+    return _worse(max(whole, newest)) + other
 
 
 def _worse(share: float) -> str:
-    if abs(share) < 0.0005:  # no digit of it would show
+    if abs(share) < _SHOWS:
         return "no worse"
     return f"{units.percent(abs(share))} {'worse' if share > 0 else 'better'}"
 
@@ -338,10 +349,13 @@ def judge_interleaved(
     status, why = PASS, ""
     if abs(worse) > margin and p < ALPHA:
         status = REGRESSION if worse > 0 else IMPROVEMENT
-        why = f"{units.percent(abs(worse))} {'worse' if worse > 0 else 'better'}, p = {p:.4f}"
+        why = f"{_worse(worse)} by the median of the pairs, p = {p:.4f}"
     elif worse > margin:
         status = INCONCLUSIVE
-        why = f"{units.percent(worse)} worse, but such ranks come by chance with p = {p:.4f}; below {ALPHA:g} is needed"
+        why = (
+            f"{_worse(worse)} by the median of the pairs, but such ranks come by chance with p = {p:.4f}; "
+            f"below {ALPHA:g} is needed"
+        )
     m0, value = float(np.median(base)), float(np.median(head))
     return Verdict(metric, status, change, margin, m0, value, len(base), len(head), why, p=p)
 

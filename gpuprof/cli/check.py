@@ -94,37 +94,49 @@ _LOADED = 5  # newest runs of a baseline that are read whole, for what moved
 def check_in_store(head: Run, url: str, margin: float, allowed: Collection[str]) -> Check:
     """Hold a run against the accepted launches of a store, and keep it there with its verdict.
 
-    A run that is inconclusive against a whole baseline is kept too, but not held against later ones.
+    A run that is inconclusive against a whole baseline is kept too, but not held against later ones; nor is one that is
+    worse by more than the margin where the baseline is too small to tell.
 
     Raises:
-        GpuprofError: the store holds this workload, but nothing that compares; the fields that differ are named. The
-            run is kept all the same, as the first of its fingerprint.
+        GpuprofError: nothing was timed, or there is no such field to allow: it is not kept; or the store holds this
+            workload, but nothing that compares: the fields that differ are named, and the run is kept, as the first of
+            its fingerprint.
     """
     from gpuprof.analysis import comparison
-    from gpuprof.analysis.check import Check, against
-    from gpuprof.analysis.regression import FEWEST, INCONCLUSIVE
-    from gpuprof.cli.output import keep
+    from gpuprof.analysis.check import against, check_timed, unopposed
+    from gpuprof.analysis.regression import FEWEST, INCONCLUSIVE, REGRESSION
+    from gpuprof.cli.output import commit
     from gpuprof.history import open_store
 
-    identity = keep(head, url)
+    here = comparison.fingerprint(head)
+    comparison.differences(here, here, allowed)  # is there such a field
+    if "workload" in allowed:
+        raise GpuprofError("a store holds a workload against itself alone: for another give its run with --against")
+    check_timed(comparison.launches(head), "the head")
     with open_store(url) as opened:
         base = opened.baseline(head, allowed=allowed)
         if base.empty:
-            here = comparison.fingerprint(head)
-            others = [comparison.differences(there, here, allowed)
-                      for there in opened.fingerprints(comparison.workload_key(head)).values()]  # fmt: skip
-            if differing := [fields for fields in others if fields]:
+            opened.add(head, commit())
+            known = opened.fingerprints(comparison.workload_key(head)).values()
+            if differing := [fields for there in known if (fields := comparison.differences(there, here, allowed))]:
                 raise GpuprofError(
-                    f"no run of {url} compares with this one: {'; '.join(map(str, differing[0]))} "
+                    f"no run of {opened.name} compares with this one: {'; '.join(differing[0])} "
                     "(--allow-different FIELD lets one differ)"
                 )
-            notes = [f"The first run of this workload in {url}: there is nothing yet to hold it against."]
-            return Check(INCONCLUSIVE, [], (), {}, head, head, notes)
+            return unopposed(
+                head, f"there is nothing yet to hold it against: no accepted run before it in {opened.name}"
+            )
         newest = list(dict.fromkeys(reversed(list(base["run"]))))[:_LOADED]
         found = against(head, base, [opened.load(str(run)) for run in reversed(newest)], margin)
-        moved = found.status == INCONCLUSIVE and len(base) >= FEWEST
-        opened.mark(identity, found.status, accepted=False if moved else None)
-    return found
+        worse = any(one.metric == "step_s" and one.change > margin for one in found.verdicts)
+        told = len(base) >= FEWEST
+        accepted = found.status != REGRESSION and (found.status != INCONCLUSIVE or not (told or worse))
+        identity = opened.add(head, commit(), found.status, accepted)
+        opened.mark(identity, found.status, accepted)  # where it was there already
+    if accepted:
+        return found
+    meant = f"Later runs are not held against it; if it is meant: gpuprof history accept {identity[:12]}"
+    return replace(found, notes=[*found.notes, f"{meant} --store {opened.name}"])
 
 
 def conclude(found: Check, format: Format, top: int | None, output: Path | None) -> None:

@@ -58,7 +58,7 @@ def deliver(make: Callable[[], Run], output: Path | None, quiet: bool, verbose: 
     """Make the run, save it, and print its report."""
     check_output(output)
     if store is not None:
-        from gpuprof.history import open_store
+        from gpuprof.history import open_store  # needs SQLAlchemy
 
         open_store(store).close()  # what is wrong with it is better known before an hour of measuring
     try:
@@ -74,9 +74,10 @@ def deliver(make: Callable[[], Run], output: Path | None, quiet: bool, verbose: 
         if output is not None:
             print(f"\nSaved to {output}: look again with 'gpuprof show {output}'")
     if store is not None:  # last: a store that is gone by now must not cost the report
-        stored = keep(run, store)
+        with open_store(store) as opened:
+            stored = opened.add(run, commit())[:12]
         if not quiet:
-            print(f"\nStored as {stored}: look again with 'gpuprof history show {stored} --store {store}'")
+            print(f"\nStored as {stored}: look again with 'gpuprof history show {stored} --store {opened.name}'")
     if verbose:
         for name, outcome in run.passes.items():
             about = "; ".join(part for part in (outcome.reason, outcome.remedy) if part)
@@ -86,15 +87,7 @@ def deliver(make: Callable[[], Run], output: Path | None, quiet: bool, verbose: 
             print(f"gpuprof: {line}", file=sys.stderr)
 
 
-def keep(run: Run, store: str) -> str:
-    """Put a run into a store, with the commit of the folder that this runs in; its id, short."""
-    from gpuprof.history import open_store
-
-    with open_store(store) as opened:
-        return opened.add(run, commit=_commit())[:12]
-
-
-def _commit() -> str:
+def commit() -> str:
     """Short name of git's commit here, with a plus where the tree differs from it; empty where there is no git."""
     import subprocess
 

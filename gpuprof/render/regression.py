@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.check import Check
+from gpuprof.analysis.check import DECIDES, Check
 from gpuprof.analysis.comparison import KEYS, fingerprint, workload_key
 from gpuprof.analysis.regression import FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION, Verdict
 from gpuprof.record import UNATTRIBUTED
@@ -26,10 +26,10 @@ from gpuprof.render.tables import plain
 from gpuprof.render.view import View
 
 NAMES = {
-    "step_s": "step time", "forward_s": "forward", "backward_s": "backward", "optimizer_s": "optimizer",
+    **DECIDES, "forward_s": "forward", "backward_s": "backward", "optimizer_s": "optimizer",
     "tokens_per_s": "tokens/s", "samples_per_s": "samples/s", "mfu_given": "MFU, given peak",
     "mfu_datasheet": "MFU, datasheet", "mfu_clock": "MFU at the clock", "mfu_measured": "MFU, measured peak",
-    "energy_j": "energy per step", "flops": "model FLOPs", "kernels": "kernels", "peak_bytes": "peak memory",
+    "energy_j": "energy per step",
 }  # fmt: skip
 """Metrics as people read them."""
 
@@ -40,7 +40,10 @@ _WORDS = {"metric", "verdict", "status", *itertools.chain(*KEYS.values())}  # co
 _GIVE_WAY = ("kernels", "confidence", "limit", "baseline")  # columns that a narrow terminal does without
 _TOP = 10  # rows of what moved, for people
 
-_BESIDE = "A verdict in brackets does not decide: it is the step time in other units, a part of it, or energy."
+_BESIDE = (
+    "A verdict in brackets does not decide: it is the step time in other units, a part of it, energy, or by a peak "
+    "that was measured anew."
+)
 _UNJUDGED = f"No verdicts: they need a baseline of {FEWEST} launches at least, as 'gpuprof check' takes them."
 
 
@@ -53,7 +56,11 @@ def verdict(check: Check) -> list[str]:
     """The verdict in words: a line for each metric that decides it, and what gained most time."""
     said = [one for one in check.deciding if one.status == check.status] if check.status != PASS else []
     if not said:
-        return [f"{_told(one)}: {_change(one.change)}, {_limit(one)} allowed" for one in check.deciding[:1]]
+        return [
+            f"{_told(one)}: {_change(one.change)}{' by the median of the pairs' if one.p == one.p else ''}, "
+            f"{_limit(one)} allowed"
+            for one in check.deciding[:1]
+        ]
     sentences = [f"{_told(one)}: {one.why}" for one in said]
     blamed = [part for by in check.moved for part in _blamed(check.moved[by], by)]
     return sentences + ([f"more time in {', '.join(blamed)}"] if blamed and check.status == REGRESSION else [])
@@ -73,7 +80,8 @@ def _blamed(table: pd.DataFrame, by: str) -> list[str]:
 
 
 def _told(one: Verdict) -> str:
-    return f"{NAMES[one.metric]} {_value(one.metric, one.value)} against {_value(one.metric, one.m0)}"
+    said = f"{NAMES[one.metric]} {_value(one.metric, one.value)}"
+    return f"{said} against {_value(one.metric, one.m0)}" if one.n else said
 
 
 def text(check: Check, view: View) -> str:
@@ -191,7 +199,7 @@ def _confidence(one: Verdict) -> str:
     if one.p == one.p:  # not a NaN
         return f"p = {one.p:.4f}"
     if one.z != one.z:
-        return "exact"
+        return "exact" if one.n else units.MISSING
     return f"z = {one.z:.1f}" if one.n >= FEWEST else units.MISSING
 
 
@@ -305,7 +313,7 @@ def _escaped(value: str) -> str:
 
 
 def _wrapped(line: str, view: View) -> Text:
-    return Text("\n".join(textwrap.wrap(line, view.width)))
+    return Text("\n".join(textwrap.wrap(line, view.width, break_on_hyphens=False, break_long_words=False)))
 
 
 def _records(table: pd.DataFrame, top: int | None) -> list[dict[str, Any]]:

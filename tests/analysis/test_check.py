@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from runs import gpu_run, kernel_row, row
 
-from gpuprof.analysis.check import check, check_interleaved, moved
+from gpuprof.analysis.check import check, check_interleaved, moved, unopposed
 from gpuprof.errors import GpuprofError
 from gpuprof.record import table
 
@@ -46,7 +48,10 @@ def test_a_slower_step_is_a_regression_and_the_module_to_blame_comes_first():
 
 def with_reference(run, reference_ns):
     """The same run, its CPU at the speed of so long a product between the steps."""
-    rows = [{"launch": launch, "step": 0, "phase": "reference", "time_s": reference_ns * 1e-9} for launch in (0, 1, 2)]
+    rows = [
+        {"launch": launch, "step": 0, "phase": "reference", "time_s": reference_ns * 1e-9}
+        for launch in sorted(set(run.samples["launch"]))
+    ]
     run.samples = pd.concat([run.samples, table("samples", rows)], ignore_index=True)
     return run
 
@@ -69,6 +74,49 @@ def test_a_slow_cpu_is_no_regression(step_ns, reference_ns, status, why):
     assert found.status == status
     assert not any("No clock was read" in note for note in found.notes)
     assert found.deciding[0].why.startswith(why)
+
+
+def test_launches_without_the_clock_that_others_have_are_passed_over():
+    """Fifteen of sixteen launches of the baseline have it: a slow CPU is told by them."""
+    baseline = [with_reference(timed(10 * ns, day, 3), ns) for day, ns in enumerate((100, 96, 104, 98, 102), 1)]
+    older = timed(1000, 6)
+    head = with_reference(timed(1050, 9, 3), 105)
+    found = check(head, [*baseline, older])
+
+    assert (found.status, found.deciding[0].n) == ("pass", 15)
+    assert found.notes[-1] == "Without those launches that lack the speed of the CPU: 1 of 19."
+
+    # too few have it
+    found = check(head, [baseline[0], older, timed(1000, 7, 3)])
+    assert (found.status, found.deciding[0].n) == ("regression", 7)
+    assert found.notes[-1].startswith("No clock was read")
+
+
+def test_what_is_not_known_of_all_launches_is_said():
+    untraced = timed(1000, 6)
+    untraced.passes.pop("trace")
+    more = timed(1000, 9)
+    more.kernels = pd.concat([more.kernels, more.kernels], ignore_index=True)
+    found = check(more, [*BASELINE, untraced])
+
+    assert found.status == "regression"
+    assert [(one.metric, one.n) for one in found.deciding if one.status == "regression"] == [("kernels", 5)]
+    assert "Of the baseline only 5 of 6 launches have kernels, and those count." in found.notes
+
+    found = check(untraced, BASELINE)
+    assert "Not judged: kernels, not known of the head." in found.notes
+    assert [one.metric for one in found.deciding] == ["step_s", "flops", "peak_bytes"]
+
+
+def test_a_run_without_anything_to_hold_it_against_has_its_step_time():
+    found = unopposed(timed(1000), "it is the first")
+
+    assert found.status == "inconclusive"
+    assert [(one.metric, one.value, one.n, one.why) for one in found.verdicts] == [
+        ("step_s", pytest.approx(1e-6), 0, "it is the first")
+    ]
+    with pytest.raises(GpuprofError, match="the head has no valid timed launch"):
+        unopposed(replace(timed(1000), samples=table("samples", [])), "it is the first")
 
 
 def test_metrics_follow_the_step():

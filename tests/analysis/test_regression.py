@@ -123,7 +123,7 @@ FOLLOWING = [100_000.0 / clock for clock in MOVING]
         (98.1, 1050.0, "regression", "3.0 % worse at the same SM clock, z = "),
         (95.2, 1050.0, "pass", ""),
         # 105.3 ms at 950 MHz are 100, and 106.2 ms at 970 are 103
-        (105.3, 950.0, "pass", "7.4 % worse, but no worse at the same SM clock"),
+        (105.3, 950.0, "pass", "7.4 % worse than the newest half of the baseline, but no worse at the same SM clock"),
         (106.2, 970.0, "regression", "3.0 % worse at the same SM clock, z = "),
         (102.1, 950.0, "improvement", "3.0 % better at the same SM clock, z = "),
         # 3 x 0.0474 x ln 2 and ln(960 / 500): 75 % of the time are not known
@@ -142,6 +142,20 @@ def test_what_the_clock_did_in_the_baseline_it_does_to_the_head(time, clock, sta
 
     assert verdict.status == rate.status == status
     assert verdict.why.startswith(words) if words else verdict.why == ""
+
+
+def test_launches_that_were_brought_to_a_level_lend_their_noise_alone():
+    """Spread 1.4826 x 2 % of twenty launches; what is known of the level by two of them, against four of the head."""
+    base = np.array([98.0, 102.0] * 10)
+    found = hold(base, np.full(4, 103.0), level=2).as_measured
+
+    assert found.s == pytest.approx(1.4826 * 2)
+    error = 0.01 * 1.4826 * 2 * sqrt(1 / 2 + 1.57 / 4)
+    assert found.threshold == pytest.approx(3 * error, rel=1e-4)
+    assert found.z == pytest.approx(0.03 / error, rel=1e-4)
+    assert hold(base, np.full(4, 103.0)).as_measured.z == pytest.approx(
+        0.03 / (0.01 * 1.4826 * 2 * sqrt(1 / 20 + 1.57 / 4)), rel=1e-4
+    )
 
 
 def test_what_the_clock_did_not_do_in_the_baseline_it_does_not_do_to_the_head():
@@ -206,7 +220,7 @@ def test_launches_that_took_turns():
     worse = judge_interleaved("step_s", base, [figure * 1.03 for figure in base])
     assert (worse.status, worse.p) == ("regression", 1 / 252)
     assert worse.change == pytest.approx(0.03)
-    assert worse.why == "3.0 % worse, p = 0.0040"
+    assert worse.why == "3.0 % worse by the median of the pairs, p = 0.0040"
     assert judge_interleaved("step_s", base, [figure / 1.03 for figure in base]).status == "improvement"
     assert judge_interleaved("mfu_clock", base, [figure / 1.03 for figure in base], better="higher").p == 1 / 252
     within = judge_interleaved("step_s", base, [figure * 1.015 for figure in base])

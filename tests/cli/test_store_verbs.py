@@ -1,10 +1,12 @@
 """profile and check with a run store."""
 
 import pytest
+from runs import gpu_run
 from test_regression_verbs import run, save
 
 from gpuprof.errors import GpuprofError
 from gpuprof.history import open_store
+from gpuprof.record import table
 
 MODEL = """
 import torch
@@ -60,6 +62,62 @@ def test_the_first_run_of_a_store_is_kept_and_inconclusive(tmp_path):
     assert len(verdicts(url)) == 1
 
 
+def test_the_first_run_of_a_store_is_a_skipped_test(tmp_path):
+    said = run("check", save(tmp_path / "run.json"), "--store", tmp_path / "new.db", "-f", "junit")[1]
+
+    assert 'tests="1" failures="0" errors="0" skipped="1"' in said
+    assert f"no accepted run before it in {tmp_path / 'new.db'}" in said
+
+
+def test_what_cannot_be_judged_is_not_kept(store, tmp_path):
+    untimed = gpu_run()
+    untimed.samples = table("samples", [])
+    untimed.save(tmp_path / "untimed.json")
+    slow = save(tmp_path / "slow.json", 1030, 9)
+
+    for arguments, message in (
+        ((tmp_path / "untimed.json",), "the head has no valid timed launch"),
+        ((slow, "--allow-different", "drivr"), "no field drivr to allow"),
+        ((slow, "--allow-different", "workload"), "a store holds a workload against itself alone"),
+    ):
+        with pytest.raises(GpuprofError, match=message):
+            run("check", *arguments, "--store", store)
+    assert len(verdicts(store)) == 5
+
+
+def test_what_somebody_has_accepted_stays_so(store, tmp_path):
+    slow = save(tmp_path / "slow.json", 1030, 9)
+    said = " ".join(run("check", slow, "--store", store)[1].split())
+    with open_store(store) as opened:
+        identity = opened.runs()["id"].iloc[-1]
+    accept = ("history", "accept", identity[:12], "--store", store.removeprefix("sqlite:///"))
+    assert f"Later runs are not held against it; if it is meant: gpuprof {' '.join(accept)}" in said
+
+    assert run(*accept)[0] == 0
+    assert run("check", slow, "--store", store)[0] == 1
+    assert verdicts(store)[-1] == ["regression", 1]
+
+
+def test_a_new_level_of_few_launches_has_the_noise_of_the_old_one(store, tmp_path):
+    """970 ns after five nights of 1000 are a level of one launch; 1010 the night after would be a pass before it."""
+    assert run("check", save(tmp_path / "fast.json", 970, 8), "--store", store)[0] == 0
+    assert verdicts(store)[-1] == ["improvement", 1]
+
+    code, said = run("check", save(tmp_path / "slow.json", 1010, 9), "--store", store)
+    assert code == 1
+    assert "Step time 1.010 us against 970.0 ns: 4.1 % worse" in said
+    assert run("check", save(tmp_path / "same.json", 972, 10), "--store", store)[0] == 0
+
+
+@pytest.mark.parametrize(("step_ns", "accepted"), [(1030, 0), (1010, 1), (900, 1)])
+def test_beside_few_launches_a_run_that_is_much_worse_is_not_accepted(tmp_path, step_ns, accepted):
+    url = tmp_path / "new.db"
+    run("check", save(tmp_path / "1.json", 1000, 1), "--store", url)
+
+    assert run("check", save(tmp_path / "2.json", step_ns, 2), "--store", url)[0] == 3
+    assert verdicts(url)[-1] == ["inconclusive", accepted]
+
+
 def test_another_device_is_refused_with_what_differs(store, tmp_path):
     with pytest.raises(GpuprofError, match="compares with this one: device") as refused:
         run("check", save(tmp_path / "other.json", 1000, 9, name="Other GPU"), "--store", store)
@@ -78,7 +136,7 @@ def test_two_baselines_are_refused(store, tmp_path):
 
 def test_a_profile_goes_into_the_store_with_its_commit(tmp_path, brief_ceiling, monkeypatch):
     (tmp_path / "net.py").write_text(MODEL)
-    monkeypatch.setattr("gpuprof.cli.output._commit", lambda: "abc1234+")
+    monkeypatch.setattr("gpuprof.cli.output.commit", lambda: "abc1234+")
     url = str(tmp_path / "history.db")
 
     code, said = run("profile", f"{tmp_path / 'net.py'}:net", "--passes", "count,time", "--steps", 1, "--store", url)
