@@ -34,7 +34,7 @@ LEAST = 3
 _MIN_CLOCK_CHANGE = 0.01  # a clock that moved by half of what makes a change has a part in it
 _NEAR = 1  # runs by which two changes may be apart and be one: noise moves each by as much
 
-_METRICS = (*(f"mfu_{name}" for name in WORDS if name != "clock"), "step_s")
+_MFUS = tuple(f"mfu_{name}" for name in WORDS if name != "clock")
 
 
 class ChangePoint(NamedTuple):
@@ -64,18 +64,32 @@ class Change(NamedTuple):
     Attributes:
         metric: what changed: that which is followed, or one of `CLOCKS` where it alone did.
         point: where, as a row of the runs, and the levels.
-        infrastructure: whether the clock moved the same way at the same time, so that the place changed and not
-            the code; None where the clock is not known.
+        infrastructure: whether the clock moved the same way at the same time, by as much or nearly, so that the place
+            changed and not the code; None where the clock is not known.
+        clock: the change of the clock the same way at the same time, if there was one.
     """
 
     metric: str
     point: ChangePoint
     infrastructure: bool | None
+    clock: ChangePoint | None = None
 
 
 def metric_of(runs: pd.DataFrame) -> str:
-    """What a history is followed by: the MFU that most runs have, the preferred first; else the step time."""
-    return max(_METRICS, key=lambda metric: runs[metric].notna().sum())
+    """What a history is followed by: the MFU that most runs have, the preferred first; else the step time.
+
+    A peak that was measured is no yardstick across days: it is measured anew, and its noise is that of a timing.
+    """
+    found = max(
+        *(name for name in _MFUS if name != "mfu_measured"), "step_s", key=lambda name: runs[name].notna().sum()
+    )
+    return found if runs[found].notna().any() else "step_s"
+
+
+def mfu_of(runs: pd.DataFrame) -> str:
+    """The MFU that most runs of a history have, the preferred first; empty where none has one."""
+    found = max(_MFUS, key=lambda name: runs[name].notna().sum())
+    return found if runs[found].notna().any() else ""
 
 
 def clock_of(runs: pd.DataFrame) -> str:
@@ -100,15 +114,23 @@ def changes(runs: pd.DataFrame, metric: str) -> list[Change]:
         return abs(point.at - clock.at) <= _NEAR and sign * point.change * clock.change > 0
 
     known = runs[name].notna().sum() >= 2 * LEAST
-    listed = [
-        Change(metric, point, any(together(point, clock) for clock in clocks) if known else None) for point in points
-    ]
+    listed = []
+    for point in points:
+        clock = max((one for one in clocks if together(point, one)), key=lambda one: abs(one.change), default=None)
+        explained = clock is not None and _explains(clock, (point.after / point.before) ** sign)
+        listed.append(Change(metric, point, explained if known else None, clock))
     listed += [
         Change(name, clock, True)
         for clock in clocks
         if abs(clock.change) >= MIN_CHANGE and not any(together(point, clock) for point in points)
     ]
     return sorted(listed, key=lambda change: change.point.at)
+
+
+def _explains(clock: ChangePoint, faster: float) -> bool:
+    """Whether a change of the clock makes one of the speed, to this ratio, or leaves less than a change of it."""
+    rest = faster * clock.before / clock.after
+    return (rest if faster > 1 else 1 / rest) - 1 < MIN_CHANGE
 
 
 def _points(runs: pd.DataFrame, metric: str, min_change: float) -> list[ChangePoint]:
@@ -124,7 +146,7 @@ class Series(NamedTuple):
     Attributes:
         runs: as from `gpuprof.history.Store.runs`, the oldest first.
         metric: the column that is followed.
-        changes: in it and in the SM clock.
+        changes: in it and in the clock.
     """
 
     runs: pd.DataFrame

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.changepoints import Change, Series, clock_of
+from gpuprof.analysis.changepoints import Change, Series, clock_of, mfu_of
 from gpuprof.analysis.comparison import CLOCKS
 from gpuprof.errors import GpuprofError
 from gpuprof.render.charts import check_picture, save_picture
@@ -123,14 +123,14 @@ _RIGHT = {"launches", "step", "MFU", *CLOCKS.values()}
 def _cells(one: Series, limit: int) -> dict[str, list[str]]:
     """Columns by name, the newest run first, without those in which nothing is known."""
     rows = one.runs.tail(limit).iloc[::-1].to_dict("records")
-    clock = clock_of(one.runs)
+    clock, mfu = clock_of(one.runs), mfu_of(one.runs)
     cells = {
         "run": [row["id"] for row in rows],
         "date": [f"{row['date'][:10]} {row['date'][11:16]}" for row in rows],
         "commit": [row["commit"][:_SHORT] or units.MISSING for row in rows],
         "launches": [str(row["launches"]) for row in rows],
         "step": [units.duration(row["step_s"]) for row in rows],
-        "MFU": [units.percent(row[one.metric]) if one.metric != "step_s" else units.MISSING for row in rows],
+        "MFU": [units.percent(row[mfu]) if mfu else units.MISSING for row in rows],
         CLOCKS[clock]: [_figure(clock, row[clock]) for row in rows],
         "verdict": [_verdict(row) for row in rows],
     }
@@ -146,8 +146,9 @@ def _verdict(row: dict[str, Any]) -> str:
 
 def _sentences(one: Series, limit: int) -> list[str]:
     lines = []
-    if one.metric != "step_s":
-        lines.append(f"MFU is by the {one.metric.removeprefix('mfu_')} peak; figures are medians of valid launches.")
+    if mfu := mfu_of(one.runs):
+        followed = "" if mfu == one.metric else ", which is measured anew, so that changes are those of the step"
+        lines.append(f"MFU is by the {mfu.removeprefix('mfu_')} peak{followed}; figures are medians of valid launches.")
     if len(one.runs) > limit:
         lines.append(f"The newest {limit} of {len(one.runs)} runs.")
     for change in one.changes:
@@ -180,7 +181,11 @@ def _cause(change: Change, clock: str) -> str:
         return ""
     if change.metric in CLOCKS:
         return ", infrastructure: the clock alone"
-    return f", infrastructure: the {clock} moved with it" if change.infrastructure else f", the {clock} did not move"
+    if change.clock is None:
+        return f", the {clock} did not move"
+    if change.infrastructure:
+        return f", infrastructure: the {clock} moved with it"
+    return f", more than the {clock} explains, which moved by {100 * change.clock.change:+.1f} %"
 
 
 def _escaped(line: str) -> str:

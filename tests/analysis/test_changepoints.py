@@ -13,6 +13,7 @@ from gpuprof.analysis.changepoints import (
     changes,
     divergences,
     metric_of,
+    mfu_of,
     series_of,
     t_test,
 )
@@ -200,7 +201,9 @@ DROP, STEADY = wobbling((0.4, 20), (0.38, 20)), wobbling((1755.0, 40))
         (wobbling((1755.0, 20), (1670.0, 20)), True),
         (wobbling((1755.0, 19), (1670.0, 21)), True),  # one night apart is noise
         (wobbling((1755.0, 20), (1780.0, 20)), False),  # 1.4 % up
-        ([1755.0] * 20 + [1734.0] * 20, True),  # by half of what makes a change
+        ([1755.0] * 20 + [1700.0] * 20, True),  # 3.1 %: the rest is no change
+        ([1755.0] * 20 + [1734.0] * 20, False),  # 1.2 % of 5 %
+        ([1755.0] * 20 + [1500.0] * 20, True),  # a speed that follows by a third
         (STEADY[:5] + [math.nan] * 35, None),
     ],
 )
@@ -209,6 +212,16 @@ def test_a_change_with_the_clock_is_the_place(clock, infrastructure):
 
     assert (change.metric, change.point.at, change.infrastructure) == ("mfu_datasheet", 20, infrastructure)
     assert change.point.change == pytest.approx(-0.05)
+
+
+@pytest.mark.parametrize(("clock", "infrastructure"), [(1500.0, True), (1525.0, True), (1570.0, False)])
+def test_what_the_clock_explains_of_a_longer_step(clock, infrastructure):
+    """A quarter longer is four fifths of the speed, as 1500 of 1875 MHz; 1525 leave 1.7 % of a step, 1570 4.7 %."""
+    steps = wobbling((0.100, 20), (0.125, 20))
+    (change,) = changes(history([math.nan] * 40, wobbling((1875.0, 20), (clock, 20)), step_s=steps), "step_s")
+
+    assert change.infrastructure is infrastructure
+    assert change.clock.change == pytest.approx(clock / 1875 - 1)
 
 
 def test_a_cpu_has_its_own_clock():
@@ -248,7 +261,12 @@ def test_a_history_is_followed_by_the_mfu_that_most_runs_have():
     assert metric_of(history(DROP, mfu_given=DROP)) == "mfu_given"
     assert metric_of(history(DROP, mfu_given=DROP[:5] + nothing[5:])) == "mfu_datasheet"
     assert metric_of(history(nothing, mfu_measured=DROP[:5] + nothing[5:], step_s=DROP)) == "step_s"
-    assert metric_of(history(nothing, mfu_measured=DROP, step_s=DROP)) == "mfu_measured"
+    # a peak that is measured with each run
+    assert metric_of(history(nothing, mfu_measured=DROP, step_s=DROP)) == "step_s"
+    assert metric_of(history(nothing)) == "step_s"
+    assert mfu_of(history(DROP, mfu_measured=DROP)) == "mfu_datasheet"
+    assert mfu_of(history(nothing, mfu_measured=DROP)) == "mfu_measured"
+    assert mfu_of(history(nothing)) == ""
 
 
 def test_series_are_apart_by_fingerprint_the_newest_last():
