@@ -75,8 +75,10 @@ def _launch(command: str, path: Path) -> Run:
     """Run a command of the shell, in a process group of its own, and read the run that it saved.
 
     Raises:
-        GpuprofError: it failed, or saved none.
+        GpuprofError: it failed, or saved none, or one that is not timed.
     """
+    from gpuprof.analysis.check import check_timed
+    from gpuprof.analysis.comparison import launches
     from gpuprof.record import load
     from gpuprof.sweep import stop
 
@@ -99,7 +101,9 @@ def _launch(command: str, path: Path) -> Run:
         raise GpuprofError(f"the command ended with status {child.returncode}{why}")
     if not path.exists():
         raise GpuprofError("the command saved no run: let it take -o FILE, or write {out} where the file goes")
-    return load(path)
+    run = load(path)
+    check_timed(launches(run), "its run")
+    return run
 
 
 def _tell(turn: str, run: Run, seconds: float) -> None:

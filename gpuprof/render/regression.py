@@ -39,6 +39,7 @@ _MOVED = ("status", "baseline", "head", "change", "share", "kernels")
 _WORDS = {"metric", "verdict", "status", *itertools.chain(*KEYS.values())}  # columns of text
 _GIVE_WAY = ("kernels", "confidence", "limit", "baseline")  # columns that a narrow terminal does without
 _TOP = 10  # rows of what moved, for people
+_PART = 0.1  # of the time that the step gained: what gained less is not to blame for it
 
 _BESIDE = (
     "A verdict in brackets does not decide: it is the step time in other units, a part of it, energy, or by a peak "
@@ -62,17 +63,36 @@ def verdict(check: Check) -> list[str]:
             for one in check.deciding[:1]
         ]
     sentences = [f"{_told(one)}: {one.why}" for one in said]
-    blamed = [part for by in check.moved for part in _blamed(check.moved[by], by)]
-    return sentences + ([f"more time in {', '.join(blamed)}"] if blamed and check.status == REGRESSION else [])
+    return sentences + (_blame(check) if check.status == REGRESSION else [])
 
 
 def _sentences(check: Check) -> list[str]:
     return [f"{line[0].upper()}{line[1:]}." for line in verdict(check)]
 
 
-def _blamed(table: pd.DataFrame, by: str) -> list[str]:
-    """The three parts that gained most time."""
-    rows = table[table["status"].isin(["new", "slower"])].head(3).to_dict(orient="records")
+def _blame(check: Check) -> list[str]:
+    """What gained most time, and how much of it was gained outside of kernels."""
+    gained = sum(one.value - one.m0 for one in check.verdicts if one.metric == "step_s" and one.status == REGRESSION)
+    blamed: list[str] = []
+    for by, table in check.moved.items():
+        parts = _blamed(table, by, _PART * gained)
+        if table.empty or not parts:
+            break  # nor is it finer parts, of fewer traced steps and noisier
+        blamed += parts
+    said = [f"more time in {', '.join(blamed)}"] if blamed else []
+    table = next(iter(check.moved.values()), pd.DataFrame())
+    if gained and len(table) and (kernels := float(table["change_s"].sum())) < gained / 2:
+        moved = f"changed by {'+' if kernels > 0 else '-'}{units.duration(abs(kernels))}" if kernels else "is the same"
+        said.append(
+            f"kernel time {moved}, the step +{units.duration(gained)}: most of it is between kernels, on the host"
+        )
+    return said
+
+
+def _blamed(table: pd.DataFrame, by: str, least: float) -> list[str]:
+    """The three parts that gained most time, of those that gained so many seconds."""
+    gained = table["status"].isin(["new", "slower"]) & (table["change_s"] >= least)
+    rows = table[gained].head(3).to_dict(orient="records")
     names = [textwrap.shorten(" ".join(_names(row, by)), 80, placeholder="...") for row in rows]
     return [
         f"{name} (+{units.duration(row['change_s'])}, {row['status']})" for name, row in zip(names, rows, strict=True)
@@ -255,7 +275,8 @@ def _moved_markdown(check: Check, view: View) -> Iterator[str]:
 def _title(by: str, table: pd.DataFrame, shown: int) -> str:
     number = int((table["status"] != "same").sum())
     which = f": the {shown} largest of {number}" if number > shown else ""
-    return f"Own kernel time per step that moved, by {by}{which}"
+    steps = ", of one traced step per run" if by in ("op", "kernel") else ""
+    return f"Own kernel time per step that moved, by {by}{steps}{which}"
 
 
 def _unmoved(by: str, table: pd.DataFrame) -> str:

@@ -60,6 +60,24 @@ def test_check_against_a_folder(folder, tmp_path):
     assert run("check", save(tmp_path / "h.json", 1003, 9), "--against", folder)[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("slow", "said"),
+    [
+        (1.0, "Kernel time is the same, the step +100.00 ns: most of it is between kernels, on the host."),
+        # 40 ns and a fifth are less than a tenth of the step's
+        (1.2, "Kernel time changed by +8.000 ns, the step +100.00 ns: most of it is between kernels, on the host."),
+        (2.25, "More time in head forward (+50.00 ns, slower), gemm (+50.00 ns, slower)."),
+    ],
+)
+def test_what_was_gained_outside_of_kernels_is_blamed_on_none(folder, tmp_path, slow, said):
+    code, text = run("check", save(tmp_path / "h.json", 1100, 9, slow=slow), "--against", folder)
+
+    assert code == 1
+    assert said in text.replace("\n", " ")
+    assert ("More time" in text) == (slow > 2)
+    assert ("outside" in text or "between kernels" in text) == (slow < 2)
+
+
 def test_check_a_folder_takes_its_newest_run(folder):
     save(folder / "0.json", 1030, 9)  # the newest by its date, not by its name
 
@@ -241,6 +259,15 @@ def test_ab_says_what_is_wrong_with_a_command(tmp_path, command, words):
         run("ab", command, command)
 
     assert words in str(refused.value)
+
+
+def test_ab_ends_at_the_first_run_that_is_not_timed(tmp_path):
+    counted = gpu_run()
+    counted.samples = table("samples", [])
+    counted.save(tmp_path / "counted.json")
+
+    with pytest.raises(GpuprofError, match="launch 1 of 10, base: its run has no valid timed launch"):
+        run("ab", *[f"cp {tmp_path / 'counted.json'} {{out}}"] * 2)
 
 
 def gpuprof_cli(*arguments, cwd):
