@@ -103,6 +103,33 @@ def test_the_list_can_be_shorter(filled):
     assert text_of("list", "--store", filled, "--workload", "nothing") == "No runs.\n"
 
 
+@pytest.mark.parametrize(
+    ("columns", "shown", "left_out"),
+    [
+        # run and date are of 16 characters, commit, launches and step of 8, the MFU of 6, the clock of 9 and the verdict
+        # of 24, with two between: 109, 99, 88, 78, 52, 44
+        (109, "run date commit launches step MFU SM clock verdict", ""),
+        (108, "run date commit step MFU SM clock verdict", "launches"),
+        (88, "run date commit step MFU verdict", "launches, SM clock"),
+        (80, "run date step MFU verdict", "commit, launches, SM clock"),
+        (77, "run date step MFU", "commit, launches, SM clock, verdict"),
+        (20, "run date step", "commit, launches, MFU, SM clock, verdict"),
+    ],
+)
+def test_a_narrow_list_leaves_out_whole_columns(columns, shown, left_out, filled):
+    lines = text_of("list", "--store", filled, "--workload", "net-", columns=columns).splitlines()
+    whole = text_of("list", "--store", filled, "--workload", "net-").splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("run "))  # the title may be of two lines
+
+    assert lines[start].split() == shown.split()
+    for narrow, wide in zip(lines[start + 1 : start + 17], whole[2:18], strict=True):
+        assert narrow.split("  ")[:2] == wide.split("  ")[:2]  # id and date
+        assert "600.0 ns" in narrow or "480.0 ns" in narrow
+        assert "\N{HORIZONTAL ELLIPSIS}" not in narrow
+    said = " ".join(lines[start + 17 :])
+    assert said.startswith(f"Not shown at this width: {left_out} MFU is" if left_out else "MFU is by the datasheet peak")
+
+
 def test_the_list_as_markdown(filled):
     lines = text_of("list", "--store", filled, "--format", "markdown", "--limit", "2").splitlines()
 
