@@ -29,6 +29,7 @@ _COLORS = {
 }  # fmt: skip
 _LAUNCH, _CHANGED, _INFRASTRUCTURE = "#9aa5b1", "#303030", "#7a3fb0"
 _SHORT = 8  # characters of a commit
+_ROOM = np.timedelta64(2, "D")  # on either side of a run that is alone
 _MANY = 500  # runs from which dots are small
 
 
@@ -207,6 +208,7 @@ def history_chart(one: Series, launches: pd.DataFrame, path: str | os.PathLike[s
     check_picture(path)
     if not one.runs[one.metric].notna().any():
         raise GpuprofError(f"there is nothing to draw: no run of {one.title} was timed")
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 
     clock = clock_of(one.runs)
@@ -215,6 +217,13 @@ def history_chart(one: Series, launches: pd.DataFrame, path: str | os.PathLike[s
     panels = figure.subplots(len(metrics), sharex=True, squeeze=False, height_ratios=[3, 1][: len(metrics)])[:, 0]
     for axes, metric in zip(panels, metrics, strict=True):
         _draw(axes, one, launches, metric)
+    ticks = AutoDateLocator(minticks=3, maxticks=10)
+    panels[-1].xaxis.set_major_locator(ticks)
+    panels[-1].xaxis.set_major_formatter(ConciseDateFormatter(ticks))
+    panels[-1].xaxis.get_offset_text().set_fontsize(8.5)  # the year, and what else all ticks share
+    moments = launches.loc[launches[metrics].notna().any(axis="columns"), "date"].unique()
+    if len(moments) == 1:  # matplotlib would give it years
+        panels[-1].set_xlim(_time(moments[0]) - _ROOM, _time(moments[0]) + _ROOM)
     for change in one.changes:
         run = one.runs.iloc[change.point.at]
         color = _INFRASTRUCTURE if change.infrastructure else _CHANGED

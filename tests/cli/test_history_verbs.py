@@ -3,15 +3,19 @@
 import csv
 import io
 import json
+from itertools import pairwise
 
+import pandas as pd
 import pytest
 from runs import gpu_run
 from typer.testing import CliRunner
 
+from gpuprof.analysis.changepoints import series_of
 from gpuprof.cli.history import history
 from gpuprof.errors import GpuprofError
 from gpuprof.history import open_store
 from gpuprof.record import load, table
+from gpuprof.render import history as render
 
 
 def run(*arguments, columns=160):
@@ -227,6 +231,44 @@ def test_the_picture_is_of_one_series(filled, store, tmp_path):
     assert said[1] == "Not drawn: 16 runs with another fingerprint (device, driver, versions): give --fingerprint"
     said = text_of("plot", "--store", store, "--workload", "net-", "--fingerprint", here, "-o", picture)
     assert "16 runs, 1 change," in said
+
+
+@pytest.mark.parametrize(
+    ("moments", "labels", "shared"),
+    [
+        (["2026-01-05T03:04"], "04 05 06 07", "2026-Jan"),  # two days on either side
+        (
+            pd.date_range("2026-01-05T03:04", periods=3),
+            "06:00 12:00 18:00 Jan-06 06:00 12:00 18:00 Jan-07",
+            "2026-Jan-07",
+        ),
+        (pd.date_range("2026-01-05T03:04", periods=14, freq="4min"), "03:10 03:20 03:30 03:40 03:50", "2026-Jan-05"),
+        (pd.date_range("2026-09-01T03:00", periods=30), "Sep 05 09 13 17 21 25 29 Oct", "2026-Oct"),
+        (pd.date_range("2026-01-05T03:04", periods=40), "08 15 22 Feb 08 15", "2026-Feb"),
+        (pd.date_range("2026-01-05T03:04", periods=400), "2026 Mar May Jul Sep Nov 2027", ""),
+    ],
+    ids=["one run", "three nights", "an hour", "a month", "forty nights", "a year"],
+)
+def test_dates_below_the_picture_stand_apart(moments, labels, shared, tmp_path, monkeypatch):
+    with open_store(tmp_path / "one.db") as opened:
+        opened.add(night(1, 480e-9, 1755))
+        run, launch = opened.runs(), opened.series()
+    dates = [f"{str(moment)[:16].replace(' ', 'T')}:00+00:00" for moment in moments]
+    (series,) = series_of(pd.concat([run.assign(date=date) for date in dates], ignore_index=True))
+    figures = []
+    monkeypatch.setattr(render, "save_picture", lambda figure, path: figures.append(figure))
+    render.history_chart(series, pd.concat([launch.assign(date=date) for date in dates]), tmp_path / "x.png")
+    (figure,) = figures
+    figure.draw_without_rendering()
+
+    axis = figure.axes[-1].xaxis
+    low, high = axis.get_view_interval()
+    drawn = [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    assert [text.get_text() for text in drawn] == labels.split()
+    assert axis.get_offset_text().get_text() == shared
+    boxes = [text.get_window_extent() for text in drawn]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert boxes[-1].x1 <= figure.bbox.x1
 
 
 def test_a_picture_without_figures_is_refused(tmp_path):
