@@ -28,7 +28,7 @@ from gpuprof.record import Run, load, write_atomically
 
 try:
     import sqlalchemy as sa
-    from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+    from sqlalchemy.exc import ArgumentError, DBAPIError
 except ImportError as missing:
     raise GpuprofError(
         "a run store needs SQLAlchemy, which is not installed: pip install 'gpuprof[history]'"
@@ -40,9 +40,11 @@ _LEVELS = ("improvement", "regression")  # once accepted, the beginning of a new
 METRICS = tuple(name for name in comparison.LAUNCH_COLUMNS if name not in ("launch", "invalid"))
 """Figures of a launch."""
 
+NOTES = "history.json"
+"""The file of an export that has what is known of its runs beyond their files."""
+
 _PATIENCE_S = 60  # that a writer waits for the others
 _LOCK = 0x67707566  # the number of our advisory lock on PostgreSQL: "gpuf"
-_NOTES = "history.json"  # what an export knows of its runs beyond their files
 
 _ABOUT = ("id", "date", "commit", "workload", "fingerprint", "device", "verdict", "accepted")
 _RUNS = sa.table("gpuprof_runs", *map(sa.column, (*_ABOUT, "facts", "run")))
@@ -99,8 +101,6 @@ class Store:
             raise GpuprofError(
                 f"the store {self.name} needs {error.name}, which is not installed: pip install 'gpuprof[postgres]'"
             ) from error
-        except NoSuchModuleError as error:
-            raise GpuprofError(f"SQLAlchemy has no driver {address.drivername}: use postgresql+psycopg://") from error
         sa.event.listen(self._engine, "begin", self._begin)
         if self._sqlite:
             sa.event.listen(self._engine, "connect", _safe_sqlite)
@@ -277,7 +277,9 @@ class Store:
             GpuprofError: neither or both of `before` and `keep` are given.
         """
         if (not before) == (keep is None):
-            raise GpuprofError("say which runs to prune: those before a date, or all but so many; not both")
+            raise GpuprofError(
+                "say which runs to prune: those before a date (--before), or all but so many (--keep); not both"
+            )
         if keep is not None and keep < 0:
             raise GpuprofError(f"cannot keep {keep} runs: give 0 or more")
         where = _filter(workload)
@@ -318,29 +320,38 @@ class Store:
                 path = folder / f"{row.date[:10]}-{row.id}.json.gz"
                 paths.append(write_atomically(path, _content(connection, row.id)))
                 notes[row.id] = {"commit": row.commit, "verdict": row.verdict, "accepted": bool(row.accepted)}
-        write_atomically(folder / _NOTES, json.dumps(notes, indent=1) + "\n")
+        write_atomically(folder / NOTES, json.dumps(notes, indent=1) + "\n")
         return paths
 
     def import_(self, paths: Iterable[str | os.PathLike[str]]) -> list[str]:
         """Store the runs in files, each in a transaction of its own, with what an export noted beside them.
 
         Args:
-            paths: files of runs.
+            paths: files of runs; the notes themselves, `NOTES`, may be among them.
 
         Returns:
             Ids of those that were not there.
 
         Raises:
-            GpuprofError: a file is no run; those before it are stored.
+            GpuprofError: a file is no run; those before it are stored, and it says how many.
         """
         added, notes = [], cache(_notes)
         for path in map(Path, paths):
-            run = load(path)
-            content = path.read_bytes()
-            content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-            identity = _identity(content)
-            if self._put(content, run, notes(path.parent).get(identity, {})):
-                added.append(identity)
+            try:
+                noted = notes(path.parent)
+                if path.name == NOTES and path.exists():
+                    continue
+                run = load(path)
+                content = path.read_bytes()
+                content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+                identity = _identity(content)
+                if self._put(content, run, noted.get(identity, {})):
+                    added.append(identity)
+            except GpuprofError as error:
+                if not added:
+                    raise
+                stored = "1 run was" if len(added) == 1 else f"{len(added)} runs were"
+                raise GpuprofError(f"{error} ({stored} stored before it)") from error
         return added
 
     def _put(self, content: bytes, run: Run, noted: dict[str, Any]) -> bool:
@@ -368,6 +379,15 @@ class Store:
             if launches:
                 connection.execute(_LAUNCHES.insert(), launches)
         return True
+
+    def resolve(self, identity: str) -> str:
+        """The whole id of the only run whose id begins so.
+
+        Raises:
+            GpuprofError: no such run, or more than one.
+        """
+        with self._transaction() as connection:
+            return self._resolve(connection, identity)
 
     def _resolve(self, connection: sa.Connection, beginning: str) -> str:
         """The whole id."""
@@ -411,6 +431,10 @@ _MEANINGS = {
 """What is said of a store for words in the database's own message."""
 
 
+_DRIVERS = {"sqlite": ("pysqlite", "sqlite:///FILE"), "postgresql": ("psycopg", "postgresql+psycopg://")}
+"""The driver of each database, and how it is asked for."""
+
+
 def _address(url: str | os.PathLike[str]) -> sa.URL:
     text = str(url)
     if "://" not in text and ":" not in text.partition("/")[0]:
@@ -421,12 +445,16 @@ def _address(url: str | os.PathLike[str]) -> sa.URL:
     except (ArgumentError, ValueError) as error:
         raise GpuprofError(f"the URL of the store cannot be read: {forms}") from error
     backend = address.get_backend_name()
-    if backend not in ("sqlite", "postgresql"):
+    if backend not in _DRIVERS:
         raise GpuprofError(f"a store is not kept in {backend}: {forms}")
+    driver, form = _DRIVERS[backend]
+    if address.drivername not in (backend, f"{backend}+{driver}"):
+        raise GpuprofError(f"a store is not kept through {address.drivername}: use {form}")
     if not address.database or (backend == "sqlite" and (address.host or address.database == ":memory:")):
         raise GpuprofError(f"the URL {address.render_as_string()} names no {backend} database: {forms}")
-    # SQLAlchemy 2.0 takes psycopg2 where no driver is named
-    return address.set(drivername="postgresql+psycopg") if address.drivername == "postgresql" else address
+    if backend == "sqlite" and address.query:
+        raise GpuprofError(f"the URL {address.render_as_string()} has a query, which a file has not: give {form}")
+    return address.set(drivername=f"{backend}+{driver}")  # of itself SQLAlchemy 2.0 takes psycopg2 for PostgreSQL
 
 
 def _safe_sqlite(connection: Any, record: object) -> None:
@@ -563,14 +591,14 @@ def _date(run: Run) -> str:
 def _utc(text: str) -> str:
     try:
         date = datetime.fromisoformat(text)
-    except ValueError as error:
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, TypeError) as error:
         raise GpuprofError(f"no date {text!r}: give one such as 2026-01-31 or 2026-01-31T12:00") from error
-    return (date if date.tzinfo else date.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="seconds")
 
 
 def _notes(folder: Path) -> dict[str, dict[str, Any]]:
     """What an export noted in a folder of the runs in it, by id."""
-    path = folder / _NOTES
+    path = folder / NOTES
     try:
         notes = json.loads(path.read_bytes()) if path.exists() else {}
         if not all(

@@ -182,6 +182,10 @@ def test_what_has_no_place_in_a_history_is_refused(store):
     assert error_of(store.add, run, verdict="bad") == (
         "no verdict 'bad': known are none, pass, improvement, regression, inconclusive"
     )
+    for beyond in ("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-00:01"):  # of the years that there are, in UTC
+        assert error_of(store.runs, since=beyond).startswith(f"no date {beyond!r}: give one such as")
+    run.environment["date"] = 20260131
+    assert error_of(store.add, run).startswith("no date 20260131: give one such as")
     del run.environment["date"]
     assert error_of(store.add, run) == "the run of net has no date, so it has no place in a history"
     assert len(store.runs()) == 0
@@ -193,6 +197,8 @@ def test_runs_are_found_by_the_beginning_of_their_id(store):
 
     assert error_of(store.load, "xyz").startswith("no run xyz in ")
     assert error_of(store.load, "%").startswith("no run % in ")
+    assert store.resolve(ids[0][:12]) == ids[0]
+    assert error_of(store.resolve, "xyz") == error_of(store.load, "xyz")
     assert error_of(store.load, first).startswith(f"{first} is the beginning of more than one id: {first}")
 
 
@@ -301,7 +307,7 @@ def test_pruning_makes_the_file_smaller(path):
 @pytest.mark.parametrize("arguments", [{}, {"before": "2026-01-01", "keep": 3}])
 def test_pruning_wants_to_know_what(store, arguments):
     assert error_of(store.prune, **arguments) == (
-        "say which runs to prune: those before a date, or all but so many; not both"
+        "say which runs to prune: those before a date (--before), or all but so many (--keep); not both"
     )
     assert error_of(store.prune, keep=-1) == "cannot keep -1 runs: give 0 or more"
 
@@ -320,6 +326,9 @@ def test_an_export_is_run_files_and_imports_with_all_that_was_known(store, tmp_p
         assert other.runs().equals(store.runs())
         assert other.series().equals(store.series())
     assert store.export(tmp_path / "out", since="2026-01-03") == paths[1:]
+    with open_store(tmp_path / "whole.db") as whole:  # the notes are no run, in whatever order they come
+        assert set(whole.import_(sorted((tmp_path / "out").iterdir(), reverse=True))) == {first, second}
+        assert whole.runs().equals(store.runs())
     assert set(json.loads((tmp_path / "out/history.json").read_text())) == {first, second}
 
 
@@ -334,8 +343,13 @@ def test_an_import_ends_at_the_first_file_that_is_no_run(store, tmp_path):
     good = run_of(2).save(tmp_path / "good.json")
     (tmp_path / "bad.json").write_text("{}")
 
-    assert "bad.json is JSON but no gpuprof run" in error_of(store.import_, [good, tmp_path / "bad.json", good])
+    bad = tmp_path / "bad.json"
+    said = f"{bad} is JSON but no gpuprof run: give a file saved by 'gpuprof profile -o'"
+    assert error_of(store.import_, [bad, good]) == said
+    assert error_of(store.import_, [good, bad, good]) == f"{said} (1 run was stored before it)"
     assert len(store.runs()) == 1
+    others = [run_of(day).save(tmp_path / f"{day}.json") for day in (3, 4)]
+    assert error_of(store.import_, [good, *others, bad]) == f"{said} (2 runs were stored before it)"
     (tmp_path / "history.json").write_text("[]")
     assert error_of(store.import_, [good]) == (
         f"{tmp_path / 'history.json'} is not what 'gpuprof history export' wrote: remove it, or export again"
@@ -611,7 +625,11 @@ def test_a_store_that_is_not_ours_to_write(writable):
         ("mysql://host/database", "a store is not kept in mysql: give a path"),
         ("sqlite:history.db", "the URL of the store cannot be read: give a path, sqlite:///FILE or"),
         ("postgresql://user:secret@host:port/d", "the URL of the store cannot be read: give a path"),
-        ("postgresql+nothing://host/d", "SQLAlchemy has no driver postgresql+nothing: use postgresql+psycopg://"),
+        ("postgresql+psycopg2://host/d", "a store is not kept through postgresql+psycopg2: use postgresql+psycopg://"),
+        ("postgresql+asyncpg://host/d", "a store is not kept through postgresql+asyncpg: use postgresql+psycopg://"),
+        ("postgresql+nothing://host/d", "a store is not kept through postgresql+nothing: use postgresql+psycopg://"),
+        ("sqlite+aiosqlite:///u.db", "a store is not kept through sqlite+aiosqlite: use sqlite:///FILE"),
+        ("sqlite:///u.db?mode=ro", "the URL sqlite:///u.db?mode=ro has a query, which a file has not: give sqlite:///"),
     ],
 )
 def test_addresses_that_cannot_be(address, message, tmp_path, monkeypatch):
@@ -620,6 +638,7 @@ def test_addresses_that_cannot_be(address, message, tmp_path, monkeypatch):
 
     assert message in said
     assert "secret" not in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_server_that_does_not_answer():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from pathlib import Path
 from typing import Annotated
 
@@ -104,10 +105,11 @@ def plot(
         (one,) = series_of(runs[runs["fingerprint"] == chosen])
         launches = opened.series(workload, chosen, since)
     history_chart(one, launches, output)
-    print(f"{one.title}: {len(one.runs)} runs, {len(one.changes)} changes, drawn in {output}")
-    others = len(runs) - len(one.runs)
-    if others:
-        print(f"Not drawn: {others} runs with another fingerprint (device, driver, versions): give --fingerprint")
+    print(f"{one.title}: {_number(one.runs, 'run')}, {_number(one.changes, 'change')}, drawn in {output}")
+    others = runs[runs["fingerprint"] != chosen]
+    if len(others):
+        said = _number(others, "run")
+        print(f"Not drawn: {said} with another fingerprint (device, driver, versions): give --fingerprint")
 
 
 @history.command("import")
@@ -116,12 +118,17 @@ def import_(
     store: StoreOption,
 ) -> None:
     """Store saved runs. One that is there already is not stored again."""
-    from gpuprof.history import open_store
+    from gpuprof.errors import GpuprofError
+    from gpuprof.history import NOTES, open_store
 
+    for file in files:
+        if not file.is_file():  # before a store is made
+            raise GpuprofError(f"no file {file}: give runs saved with -o, or the files of an export, FOLDER/*")
     with open_store(store) as opened:
         added = opened.import_(files)
-    already = f", {len(files) - len(added)} were there" if len(files) > len(added) else ""
-    print(f"{len(added)} runs imported{already}")
+    there = sum(file.name != NOTES for file in files) - len(added)
+    already = f", {there} {'was' if there == 1 else 'were'} there" if there else ""
+    print(f"{_number(added, 'run')} imported{already}")
 
 
 @history.command()
@@ -136,7 +143,7 @@ def export(
 
     with open_store(store, create=False) as opened:
         paths = opened.export(to, workload, since)
-    print(f"{len(paths)} runs exported to {to}")
+    print(f"{_number(paths, 'run')} exported to {to}")
 
 
 @history.command()
@@ -149,8 +156,10 @@ def accept(
     from gpuprof.history import open_store
 
     with open_store(store, create=False) as opened:
-        for run in runs:
-            opened.mark(run, accepted=not undo)
+        whole = list(dict.fromkeys(map(opened.resolve, runs)))  # before any is changed
+        for identity in whole:
+            opened.mark(identity, accepted=not undo)
+    print(f"{_number(whole, 'run')} {'left out of baselines' if undo else 'accepted'}: {', '.join(whole)}")
 
 
 @history.command()
@@ -168,4 +177,8 @@ def prune(
         gone = opened.prune(before, keep, workload, dry_run)
     for row in gone.itertuples():
         print(f"{row.id}  {row.date[:10]}  {row.workload}")
-    print(f"{len(gone)} runs {'would be ' if dry_run else ''}removed")
+    print(f"{_number(gone, 'run')} {'would be ' if dry_run else ''}removed")
+
+
+def _number(things: Sized, word: str) -> str:
+    return f"{len(things)} {word}{'' if len(things) == 1 else 's'}"

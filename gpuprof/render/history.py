@@ -6,13 +6,13 @@ import json as json_module
 import os
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
@@ -21,7 +21,7 @@ from gpuprof.analysis.comparison import CLOCKS
 from gpuprof.errors import GpuprofError
 from gpuprof.render.charts import check_picture, save_picture
 from gpuprof.render.console import to_text
-from gpuprof.render.tables import plain
+from gpuprof.render.tables import aligned, plain
 from gpuprof.render.view import View
 
 _COLORS = {
@@ -29,6 +29,7 @@ _COLORS = {
 }  # fmt: skip
 _LAUNCH, _CHANGED, _INFRASTRUCTURE = "#9aa5b1", "#303030", "#7a3fb0"
 _SHORT = 8  # characters of a commit
+_ROOM = np.timedelta64(2, "D")  # on either side of a run that is alone
 _MANY = 500  # runs from which dots are small
 
 
@@ -51,15 +52,13 @@ def render_history(series: list[Series], format: str = "text", limit: int = 20, 
 
 def text(series: list[Series], limit: int, view: View) -> str:
     """A table for each series, and sentences below it."""
+    view = replace(view, width=max(view.width, _NARROWEST))
     parts: list[RenderableType] = []
     for one in series:
-        grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
         cells = _cells(one, limit)
-        for name in cells:
-            grid.add_column(name, justify="right" if name in _RIGHT else "left", no_wrap=True)
-        for row in zip(*cells.values(), strict=True):
-            grid.add_row(*map(Text, row))
-        parts += [Text(one.title, style="bold"), grid, *(Text(line) for line in _sentences(one, limit)), Text("")]
+        grid, left_out = aligned(cells, view.width, cells.keys() - _RIGHT, _GIVE_WAY)
+        lines = [left_out, *_sentences(one, limit)] if left_out else _sentences(one, limit)
+        parts += [Text(one.title, style="bold"), grid, *map(Text, lines), Text("")]
     return to_text(Group(*parts[:-1]), view) if parts else "No runs.\n"
 
 
@@ -118,6 +117,8 @@ FORMATS: dict[str, Callable[[list[Series], int, View], str]] = {
 
 _CLOCK_UNITS = {"sm_clock_mhz": " MHz", "reference_per_s": " products/s"}
 _RIGHT = {"launches", "step", "MFU", *CLOCKS.values()}
+_GIVE_WAY = ("launches", *CLOCKS.values(), "commit", "verdict", "MFU")  # columns that a narrow terminal does without
+_NARROWEST = 45  # a run, a date and a step
 
 
 def _cells(one: Series, limit: int) -> dict[str, list[str]]:
@@ -212,6 +213,7 @@ def history_chart(one: Series, launches: pd.DataFrame, path: str | os.PathLike[s
     check_picture(path)
     if not one.runs[one.metric].notna().any():
         raise GpuprofError(f"there is nothing to draw: no run of {one.title} was timed")
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 
     clock = clock_of(one.runs)
@@ -220,6 +222,13 @@ def history_chart(one: Series, launches: pd.DataFrame, path: str | os.PathLike[s
     panels = figure.subplots(len(metrics), sharex=True, squeeze=False, height_ratios=[3, 1][: len(metrics)])[:, 0]
     for axes, metric in zip(panels, metrics, strict=True):
         _draw(axes, one, launches, metric)
+    ticks = AutoDateLocator(minticks=3, maxticks=10)
+    panels[-1].xaxis.set_major_locator(ticks)
+    panels[-1].xaxis.set_major_formatter(ConciseDateFormatter(ticks))
+    panels[-1].xaxis.get_offset_text().set_fontsize(8.5)  # the year, and what else all ticks share
+    moments = launches.loc[launches[metrics].notna().any(axis="columns"), "date"].unique()
+    if len(moments) == 1:  # matplotlib would give it years
+        panels[-1].set_xlim(_time(moments[0]) - _ROOM, _time(moments[0]) + _ROOM)
     for change in one.changes:
         run = one.runs.iloc[change.point.at]
         color = _INFRASTRUCTURE if change.infrastructure else _CHANGED

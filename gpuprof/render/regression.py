@@ -8,7 +8,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -22,7 +22,7 @@ from gpuprof.analysis.comparison import KEYS, fingerprint, workload_key
 from gpuprof.analysis.regression import FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION, Verdict
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.render.console import to_text
-from gpuprof.render.tables import plain
+from gpuprof.render.tables import aligned, plain
 from gpuprof.render.view import View
 
 NAMES = {
@@ -307,21 +307,9 @@ def _number(value: Any) -> float | None:
 
 
 def _grid(heads: tuple[str, ...], rows: list[list[str]], view: View) -> Table:
-    """An aligned table; on a narrow terminal some figures are left out, and the first names are cut."""
+    """On a narrow terminal some figures are left out, and the first names are cut."""
     columns = {head: [row[index] for row in rows] for index, head in enumerate(heads)}
-    widths = {head: max(map(len, [head, *cells])) + 2 for head, cells in columns.items()}
-    for name in _GIVE_WAY:
-        if sum(widths[head] for head in columns) - widths[heads[0]] + 24 > view.width:
-            columns.pop(name, None)
-    room = view.width - sum(widths[head] for head in columns) + widths[heads[0]] - 2
-    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for head in columns:
-        side: Literal["left", "right"] = "left" if head in _WORDS else "right"
-        widest = max(room, 16) if head == heads[0] else None
-        grid.add_column(head, justify=side, no_wrap=True, overflow="ellipsis", max_width=widest)
-    for cells in zip(*columns.values(), strict=True):
-        grid.add_row(*(Text(cell, style=_COLORS.get(cell, "")) for cell in cells))
-    return grid
+    return aligned(columns, view.width, _WORDS, _GIVE_WAY, heads[0], _COLORS)[0]
 
 
 def _rows(heads: tuple[str, ...], rows: list[list[str]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -20,25 +21,54 @@ _READABLE = [
 ]  # fmt: skip
 """What people read of modules and classes; machines get every column."""
 
+_WIDEST = 56  # characters of a cell
+_CUT = 22  # characters that names are cut to before a column is left out
+
 
 def text(run: Run, view: View) -> str:
     """An aligned table; columns that do not fit the width are left out, the rightmost first."""
     rows = _readable(frame(run, view))
+    columns = {str(column): [_shortened(value) for value in rows[column]] for column in rows}
+    grid, note = aligned(columns, view.width, set(filter(_is_text, columns)), list(columns)[:0:-1])
+    return to_text(grid, view) + (f"{note}\n" if note else "")
+
+
+def aligned(
+    columns: Mapping[str, Sequence[str]],
+    width: int,
+    words: Collection[str],
+    give_way: Iterable[str],
+    cut: str = "",
+    styles: Mapping[str, str] | None = None,
+) -> tuple[Table, str]:
+    """An aligned table; columns that do not fit the width are left out whole.
+
+    Args:
+        columns: cells by head.
+        width: in characters.
+        words: heads of text, on the left; figures are on the right.
+        give_way: heads that may be left out, in that order.
+        cut: head of names that are rather cut, to 22 characters, than that anything is left out.
+        styles: of cells, by what they say.
+
+    Returns:
+        The table, and a line that names what was left out, empty if nothing was.
+    """
+    widths = {head: max(map(len, [head, *cells])) + 2 for head, cells in columns.items()}
+    least = widths | ({cut: min(widths[cut], _CUT + 2)} if cut else {})
+    shown = list(columns)
+    for head in give_way:
+        if head in shown and sum(least[one] for one in shown) - 2 > width:  # none follows the last
+            shown.remove(head)
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    room = view.width
-    for column in rows:
-        wide = min(max([len(str(column)), *(len(value) for value in rows[column])]), 56) + 2
-        if room < wide:
-            break
-        room -= wide
-        side: Literal["left", "right"] = "left" if _is_text(column) else "right"
-        grid.add_column(str(column), justify=side, max_width=56, no_wrap=True, overflow="ellipsis")
-    shown = list(rows)[: len(grid.columns)]
-    for row in rows[shown].itertuples(index=False):
-        grid.add_row(*(Text(value) for value in row))
-    left_out = [str(column) for column in list(rows)[len(shown) :]]
-    note = f"Not shown at this width: {', '.join(left_out)}\n" if left_out else ""
-    return to_text(grid, view) + note
+    for head in shown:
+        side: Literal["left", "right"] = "left" if head in words else "right"
+        room = max(width - sum(widths[one] for one in shown if one != cut), 16) if head == cut else None
+        grid.add_column(head, justify=side, no_wrap=True, overflow="ellipsis", max_width=room)
+    for cells in zip(*(columns[head] for head in shown), strict=True):
+        grid.add_row(*(Text(cell, style=(styles or {}).get(cell, "")) for cell in cells))
+    left_out = [head for head in columns if head not in shown]
+    return grid, f"Not shown at this width: {', '.join(left_out)}" if left_out else ""
 
 
 def markdown(run: Run, view: View) -> str:
@@ -71,6 +101,10 @@ def plain(value: Any) -> Any:
 
 def _cell(value: str) -> str:
     return value.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _shortened(value: str) -> str:
+    return value if len(value) <= _WIDEST else f"{value[: _WIDEST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _is_text(column: Any) -> bool:

@@ -3,15 +3,19 @@
 import csv
 import io
 import json
+from itertools import pairwise
 
+import pandas as pd
 import pytest
 from runs import gpu_run
 from typer.testing import CliRunner
 
+from gpuprof.analysis.changepoints import series_of
 from gpuprof.cli.history import history
 from gpuprof.errors import GpuprofError
 from gpuprof.history import open_store
 from gpuprof.record import load, table
+from gpuprof.render import history as render
 
 
 def run(*arguments, columns=160):
@@ -103,6 +107,37 @@ def test_the_list_can_be_shorter(filled):
     assert text_of("list", "--store", filled, "--workload", "nothing") == "No runs.\n"
 
 
+@pytest.mark.parametrize(
+    ("columns", "shown", "left_out"),
+    [
+        # run and date are of 16 characters, commit, launches and step of 8, the MFU of 6, the clock of 9, a verdict of
+        # 24, with two between: 109, 99, 88, 78, 52, 44
+        (109, "run date commit launches step MFU SM clock verdict", ""),
+        (108, "run date commit step MFU SM clock verdict", "launches"),
+        (88, "run date commit step MFU verdict", "launches, SM clock"),
+        (80, "run date step MFU verdict", "commit, launches, SM clock"),
+        (77, "run date step MFU", "commit, launches, SM clock, verdict"),
+        (20, "run date step", "commit, launches, MFU, SM clock, verdict"),
+    ],
+)
+def test_a_narrow_list_leaves_out_whole_columns(columns, shown, left_out, filled):
+    lines = text_of("list", "--store", filled, "--workload", "net-", columns=columns).splitlines()
+    whole = text_of("list", "--store", filled, "--workload", "net-").splitlines()
+    start = next(
+        number for number, line in enumerate(lines) if line.startswith("run ")
+    )  # the title may be of two lines
+
+    assert lines[start].split() == shown.split()
+    for narrow, wide in zip(lines[start + 1 : start + 17], whole[2:18], strict=True):
+        assert narrow.split("  ")[:2] == wide.split("  ")[:2]  # id and date
+        assert "600.0 ns" in narrow or "480.0 ns" in narrow
+        assert "\N{HORIZONTAL ELLIPSIS}" not in narrow
+    said = " ".join(lines[start + 17 :])
+    assert said.startswith(
+        f"Not shown at this width: {left_out} MFU is" if left_out else "MFU is by the datasheet peak"
+    )
+
+
 def test_the_list_as_markdown(filled):
     lines = text_of("list", "--store", filled, "--format", "markdown", "--limit", "2").splitlines()
 
@@ -166,7 +201,7 @@ def test_the_picture(filled, tmp_path, suffix):
     picture = tmp_path / f"net{suffix}"
     said = text_of("plot", "--store", filled, "--workload", "net-", "-o", picture)
 
-    assert said.endswith(f" on Toy GPU: 16 runs, 1 changes, drawn in {picture}\n")
+    assert said.endswith(f" on Toy GPU: 16 runs, 1 change, drawn in {picture}\n")
     if suffix == ".png":
         assert picture.read_bytes().startswith(b"\x89PNG")
     else:
@@ -192,10 +227,48 @@ def test_the_picture_is_of_one_series(filled, store, tmp_path):
         elsewhere.device["driver"] = "575.2"
         opened.add(elsewhere)
     said = text_of("plot", "--store", store, "--workload", "net-", "-o", picture).splitlines()
-    assert said[0].endswith(f"1 runs, 0 changes, drawn in {picture}")
+    assert said[0].endswith(f"1 run, 0 changes, drawn in {picture}")
     assert said[1] == "Not drawn: 16 runs with another fingerprint (device, driver, versions): give --fingerprint"
     said = text_of("plot", "--store", store, "--workload", "net-", "--fingerprint", here, "-o", picture)
-    assert "16 runs, 1 changes" in said
+    assert "16 runs, 1 change," in said
+
+
+@pytest.mark.parametrize(
+    ("moments", "labels", "shared"),
+    [
+        (["2026-01-05T03:04"], "04 05 06 07", "2026-Jan"),  # two days on either side
+        (
+            pd.date_range("2026-01-05T03:04", periods=3),
+            "06:00 12:00 18:00 Jan-06 06:00 12:00 18:00 Jan-07",
+            "2026-Jan-07",
+        ),
+        (pd.date_range("2026-01-05T03:04", periods=14, freq="4min"), "03:10 03:20 03:30 03:40 03:50", "2026-Jan-05"),
+        (pd.date_range("2026-09-01T03:00", periods=30), "Sep 05 09 13 17 21 25 29 Oct", "2026-Oct"),
+        (pd.date_range("2026-01-05T03:04", periods=40), "08 15 22 Feb 08 15", "2026-Feb"),
+        (pd.date_range("2026-01-05T03:04", periods=400), "2026 Mar May Jul Sep Nov 2027", ""),
+    ],
+    ids=["one run", "three nights", "an hour", "a month", "forty nights", "a year"],
+)
+def test_dates_below_the_picture_stand_apart(moments, labels, shared, tmp_path, monkeypatch):
+    with open_store(tmp_path / "one.db") as opened:
+        opened.add(night(1, 480e-9, 1755))
+        run, launch = opened.runs(), opened.series()
+    dates = [f"{str(moment)[:16].replace(' ', 'T')}:00+00:00" for moment in moments]
+    (series,) = series_of(pd.concat([run.assign(date=date) for date in dates], ignore_index=True))
+    figures = []
+    monkeypatch.setattr(render, "save_picture", lambda figure, path: figures.append(figure))
+    render.history_chart(series, pd.concat([launch.assign(date=date) for date in dates]), tmp_path / "x.png")
+    (figure,) = figures
+    figure.draw_without_rendering()
+
+    axis = figure.axes[-1].xaxis
+    low, high = axis.get_view_interval()
+    drawn = [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    assert [text.get_text() for text in drawn] == labels.split()
+    assert axis.get_offset_text().get_text() == shared
+    boxes = [text.get_window_extent() for text in drawn]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert boxes[-1].x1 <= figure.bbox.x1
 
 
 def test_a_picture_without_figures_is_refused(tmp_path):
@@ -217,27 +290,50 @@ def test_runs_go_out_and_come_in(filled, tmp_path):
     files = sorted((tmp_path / "out").glob("*.json.gz"))
     assert load(files[0]).workload["name"] == "net"
     assert text_of("import", *files, "--store", tmp_path / "new.db") == "16 runs imported\n"
-    assert text_of("import", files[0], "--store", tmp_path / "new.db") == "0 runs imported, 1 were there\n"
+    assert text_of("import", files[0], "--store", tmp_path / "new.db") == "0 runs imported, 1 was there\n"
+    everything = list((tmp_path / "out").iterdir())  # the notes too
+    assert len(everything) == 17
+    assert text_of("import", *everything, "--store", tmp_path / "new.db") == "0 runs imported, 16 were there\n"
     assert text_of("list", "--store", tmp_path / "new.db") == text_of("list", "--store", filled, "--workload", "net-")
 
 
 def test_a_regression_can_be_accepted_and_not(store):
+    identity, other = ids(store)[10:12]
+
+    assert text_of("accept", identity[:8], "--store", store) == f"1 run accepted: {identity}\n"
+    assert "regression, accepted" in text_of("list", "--store", store)
+    said = text_of("accept", identity, identity[:8], other, "--undo", "--store", store)
+    assert said == f"2 runs left out of baselines: {identity}, {other}\n"
+    assert "regression, not accepted" in text_of("list", "--store", store)
+    assert "pass, not accepted" in text_of("list", "--store", store)
+
+
+def test_nothing_is_accepted_where_one_of_the_ids_is_wrong(store):
     identity = ids(store)[10]
 
-    assert text_of("accept", identity[:8], "--store", store) == ""
-    assert "regression, accepted" in text_of("list", "--store", store)
-    text_of("accept", identity, "--undo", "--store", store)
+    assert error_of("accept", identity, "zzz", "--store", store).startswith("no run zzz in ")
     assert "regression, not accepted" in text_of("list", "--store", store)
+
+
+@pytest.mark.parametrize("name", ["nothing.json", "history.json", "."])
+def test_an_import_of_no_file_makes_no_store(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gpu_run().save(tmp_path / "run.json")
+
+    assert error_of("import", "run.json", name, "--store", "new.db") == (
+        f"no file {name}: give runs saved with -o, or the files of an export, FOLDER/*"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_old_runs_are_pruned(store):
     oldest = ids(store)[0]
     said = text_of("prune", "--store", store, "--before", "2026-01-02", "--dry-run").splitlines()
     assert said[0].startswith(f"{oldest}  2026-01-01  net-train-bfloat16-")
-    assert said[1:] == ["1 runs would be removed"]
+    assert said[1:] == ["1 run would be removed"]
     assert oldest in ids(store)
 
-    assert text_of("prune", "--store", store, "--before", "2026-01-02").endswith("1 runs removed\n")
+    assert text_of("prune", "--store", store, "--before", "2026-01-02").endswith("\n1 run removed\n")
     assert oldest not in ids(store)
     assert text_of("prune", "--store", store, "--keep", "1").endswith("15 runs removed\n")
     assert text_of("prune", "--store", store, "--keep", "1") == "0 runs removed\n"
@@ -262,7 +358,11 @@ def test_reading_makes_no_store(arguments, tmp_path, monkeypatch):
         (("list", "-o", "no/such/file"), "there is no folder no/such"),
         (("show", "zzz"), "no run zzz in "),
         (("plot", "-o", "picture.gif"), "give a name that ends in .png or .svg"),
-        (("prune",), "say which runs to prune"),
+        (
+            ("prune",),
+            "say which runs to prune: those before a date (--before), or all but so many (--keep); not both",
+        ),
+        (("list", "--since", "0001-01-01T00:00:00+23:59"), "no date '0001-01-01T00:00:00+23:59': give one such as"),
         (("import", "nothing.json"), "no file nothing.json"),
         (("export", "--to", "no/such"), "cannot make the folder no/such"),
     ],
