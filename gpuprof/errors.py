@@ -8,3 +8,7 @@ class GpuprofError(Exception):
 
     The command line prints it and exits with status 2, without a traceback.
     """
+
+
+class ForeignFileError(GpuprofError):
+    """A file that is whole, but no run."""

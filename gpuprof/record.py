@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from gpuprof.errors import GpuprofError
+from gpuprof.errors import ForeignFileError, GpuprofError
 
 SCHEMA_VERSION = 2
 UNATTRIBUTED = "(unattributed)"
@@ -308,7 +308,7 @@ def load(path: str | os.PathLike[str]) -> Run:
     except (EOFError, ValueError) as error:
         raise GpuprofError(f"{path} is not a whole gpuprof run (truncated or foreign): profile again") from error
     if not isinstance(data, dict) or data.get("gpuprof") != "run":
-        raise GpuprofError(f"{path} is JSON but no gpuprof run: give a file saved by 'gpuprof profile -o'")
+        raise ForeignFileError(f"{path} is JSON but no gpuprof run: give a file saved by 'gpuprof profile -o'")
     version = data.get("schema_version")
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise GpuprofError(

@@ -350,9 +350,8 @@ def _comparable(head: Run, baseline: Sequence[Run], allowed: Collection[str]) ->
             kept.append(run)
     if not kept:
         allow = " ".join(f"--allow-different {text.partition(' ')[0]}" for text in different) if others else ""
-        raise GpuprofError(
-            f"nothing to hold the head against: {', '.join(different)}" + (f"; if meant, {allow}" if allow else "")
-        )
+        remedy = f"if meant, {allow}" if allow else "give earlier runs with --against, or put them into its folder"
+        raise GpuprofError(f"nothing to hold the head against: {', '.join(different)}; {remedy}")
     return kept, [f"{number} of another {', '.join(said)}" for said, number in others.items()]
 
 

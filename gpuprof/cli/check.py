@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpuprof.errors import GpuprofError
+from gpuprof.errors import ForeignFileError, GpuprofError
 
 if TYPE_CHECKING:
     from gpuprof.analysis.check import Check
@@ -73,19 +73,18 @@ def check(
 
     check_output(output)
     allowed = read_margin(margin)
-    own, own_path = _newest(head) if head.is_dir() else (load(head), head)
+    own, path = _newest(head) if head.is_dir() else (load(head), head)
     if store is not None:
         if against:
             raise GpuprofError("--against and --store are two baselines: give one of them")
-        conclude(check_in_store(own, store, allowed, allow_different or ()), format, top, output)
-        return
-    if not against and not head.is_dir():
-        raise GpuprofError(f"say what to hold {head} against: --against with a run or a folder, or --store")
-    baseline, foreign = _gather(against or [head], own_path)
-    found = check_runs(own, baseline, allowed, allow_different or ())
-    if foreign:
-        found = replace(found, notes=[*found.notes, f"Left out: {', '.join(foreign)}: no whole run."])
-    conclude(found, format, top, output)
+        found, left_out = check_in_store(own, store, allowed, allow_different or ()), list[str]()
+    else:
+        if not against and not head.is_dir():
+            raise GpuprofError(f"say what to hold {head} against: --against with a run or a folder, or --store")
+        baseline, left_out = _gather(against or [head], own)
+        found = check_runs(own, baseline, allowed, allow_different or ())
+    newest = [f"The head is {path}, the newest there."] if head.is_dir() else []
+    conclude(replace(found, notes=[*newest, *found.notes, *left_out]), format, top, output)
 
 
 _LOADED = 5  # newest runs of a baseline that are read whole, for what moved
@@ -175,35 +174,52 @@ def read_margin(text: str) -> float:
 
 
 def _newest(folder: Path) -> tuple[Run, Path]:
-    runs = [(run, path) for path, run in _runs_in(folder).items() if run is not None]
+    """The newest run of a folder, and its file.
+
+    Raises:
+        GpuprofError: there is none, or a file is broken: who knows whether it was the newest.
+    """
+    runs, others = _runs_in(folder)
+    for error in others.values():
+        if not isinstance(error, ForeignFileError):
+            raise error
     if not runs:
         raise GpuprofError(f"no run in {folder}: give a folder of runs saved with -o")
-    return max(runs, key=lambda entry: str(entry[0].environment.get("date", "")))
+    path = max(runs, key=lambda one: str(runs[one].environment.get("date", "")))
+    return runs[path], path
 
 
-def _gather(paths: list[Path], head: Path) -> tuple[list[Run], list[str]]:
-    """The runs of files and folders but for the head itself, and the names of what in a folder is no run."""
+def _gather(paths: list[Path], head: Run) -> tuple[list[Run], list[str]]:
+    """The runs of files and folders, each once and without the head itself, and what was left out of folders."""
+    from gpuprof.record import load
+
+    runs: list[Run] = []
+    left_out: list[str] = []
+    for path in paths:
+        found, others = _runs_in(path) if path.is_dir() else ({path: load(path)}, {})
+        left_out += [file.name for file in others]
+        for run in found.values():
+            if not any(_is_copy(run, other) for other in (head, *runs)):
+                runs.append(run)
+    return runs, [f"Left out: {', '.join(left_out)}: no whole run."] if left_out else []
+
+
+def _is_copy(run: Run, other: Run) -> bool:
+    """Whether two runs are one, from two files."""
+    facts = ("environment", "device", "workload")  # with the date
+    return all(getattr(run, name) == getattr(other, name) for name in facts) and run.samples.equals(other.samples)
+
+
+def _runs_in(folder: Path) -> tuple[dict[Path, Run], dict[Path, GpuprofError]]:
+    """The runs among the JSON files of a folder, and what is wrong with the other files."""
     from gpuprof.record import load
 
     runs: dict[Path, Run] = {}
-    foreign = []
-    for path in paths:
-        found = _runs_in(path) if path.is_dir() else {path.resolve(): load(path)}
-        foreign += [file.name for file, run in found.items() if run is None]
-        runs |= {file: run for file, run in found.items() if run is not None}
-    runs.pop(head.resolve(), None)
-    return list(runs.values()), foreign
-
-
-def _runs_in(folder: Path) -> dict[Path, Run | None]:
-    """Every JSON file of a folder, with its run if it is one."""
-    from gpuprof.record import load
-
-    found: dict[Path, Run | None] = {}
+    others: dict[Path, GpuprofError] = {}
     for path in sorted(folder.iterdir()):
         if path.name.endswith((".json", ".json.gz")):
             try:
-                found[path.resolve()] = load(path)
-            except GpuprofError:
-                found[path.resolve()] = None
-    return found
+                runs[path] = load(path)
+            except GpuprofError as error:
+                others[path] = error
+    return runs, others

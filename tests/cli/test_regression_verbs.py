@@ -84,7 +84,27 @@ def test_check_a_folder_takes_its_newest_run(folder):
     code, said = run("check", folder)
 
     assert code == 1
+    assert f"The head is {folder / '0.json'}, the newest there." in " ".join(said.split())
     assert "Baseline: 5 launches of 5 runs, 2026-01-01 to 2026-01-05." in said
+
+
+def test_a_folder_with_a_broken_file_has_no_newest_run(folder):
+    (folder / "6.json.gz").write_bytes((folder / "5.json.gz").read_bytes()[:99])
+
+    with pytest.raises(GpuprofError, match=r"6.json.gz is not a whole gpuprof run"):
+        run("check", folder)
+    (folder / "6.json.gz").write_text("{}")  # something else, and whole
+    assert run("check", folder)[0] == 3  # of four
+
+
+def test_a_copy_of_a_run_is_that_run(folder, tmp_path):
+    slow = save(tmp_path / "slow.json.gz", 1030, 9)
+    for name in ("copied.json.gz", "again.json.gz"):
+        (folder / name).write_bytes(slow.read_bytes())
+
+    code, said = run("check", slow, "--against", folder, "--against", folder / "1.json.gz")
+    assert code == 1
+    assert "Baseline: 5 launches of 5 runs" in said
 
 
 def test_the_head_is_not_held_against_itself(folder):
@@ -116,7 +136,7 @@ def test_files_that_are_no_runs_are_left_out_and_said(folder, tmp_path):
     (folder / "torn.json.gz").write_bytes((folder / "1.json.gz").read_bytes()[:99])
     (folder / "table.md").write_text("nothing")
 
-    code, said = run("check", save(tmp_path / "h.json"), "--against", folder)
+    code, said = run("check", save(tmp_path / "h.json", day=9), "--against", folder)
 
     assert code == 0
     assert "Left out: results.json, torn.json.gz: no whole run." in said
