@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from typing import Any, NoReturn
 
 import typer
+from typer.main import get_command
 
 from gpuprof.cli.ab import ab
 from gpuprof.cli.backward import backward
@@ -43,18 +46,42 @@ for verb in (
 app.add_typer(history)
 
 
+BUG = 70
+"""Exit status of what nobody foresaw: EX_SOFTWARE of sysexits.h. 1 is a finding."""
+
+_UsageError: Any = typer.BadParameter.__base__  # click's, or that of the click inside newer versions of Typer
+
+
 def main() -> None:
     """Run the command line; what the user can mend is one line on stderr and status 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the report is what the user asked for
     try:
-        app()
+        # not app(): it would print wrong usage in a box, and end a broken pipe and the end of a file with status 1
+        command = get_command(app)
+        with command.make_context("gpuprof", sys.argv[1:]) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
     except GpuprofError as error:
-        print(f"gpuprof: {error}", file=sys.stderr)
-        sys.exit(2)
-    except SystemExit as end:
-        if end.code == 130:  # Ctrl-C, which Typer turns into this
-            print("gpuprof: interrupted", file=sys.stderr)
-        raise
+        _end(str(error), 2)
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # no arguments: the help, where Typer has not printed it yet
+            print(error.format_message(), end="")
+            sys.exit(error.exit_code)
+        said = " ".join(error.format_message().split()).removesuffix(".")
+        _end(f"{said} (see '{error.ctx.command_path if error.ctx else 'gpuprof'} --help')", error.exit_code)
+    except KeyboardInterrupt:
+        _end("interrupted", 130)
     except BrokenPipeError:  # the reader of a pipe has seen enough
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is anything written at exit
         sys.exit(0)
+    except Exception as error:
+        traceback.print_exc()
+        what = " ".join(traceback.format_exception_only(error)[-1].split())
+        _end(f"this is a bug of gpuprof, or a file that is not what it seems: report it with the above ({what})", BUG)
+
+
+def _end(message: str, status: int) -> NoReturn:
+    print(f"gpuprof: {message}", file=sys.stderr)
+    sys.exit(status)
