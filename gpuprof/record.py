@@ -6,10 +6,8 @@ import gzip
 import json
 import math
 import os
-import re
 import tempfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -149,49 +147,6 @@ _INTEGERS = {
 }  # fmt: skip
 
 _FLOATS = {"time_s", "value"}
-
-_LARGEST = 2.0**63
-"""No figure of a run reaches this, and no step is as short as its reciprocal: what is made of them stays finite."""
-
-_FACTS: dict[str, dict[str, str]] = {
-    "workload": {
-        "text": "name mode architecture source dtype attention checkpointing optimizer weights device loss",
-        "figure": "batch_size seq_len prompt_len new_tokens image_crops tokens_per_step samples_per_step",
-        "list of texts": "freeze notes",
-        "list of objects": "inputs",
-        "description": "facts",
-    },
-    "device": {
-        "text": "type name uuid driver peak_source peak_remedy peak_source_measured",
-        "figure": "sm_count memory_bytes memory_bandwidth measured_bandwidth power_limit_w max_sm_clock_mhz",
-        "figures by name": "peak_spread",
-        "rates by name": "flops_per_clock_per_sm",
-        "peaks by name": "peaks",
-    },
-    "environment": {"date": "date", "figure": "threads"},
-    "settings": {"text": "convention", "figure": "peak_tflops", "number": "warmup steps"},
-}
-"""What the figures rest on, by what it has to be if it is there."""
-
-_SHAPE = re.compile(r"\d+(x\d+)*|scalar|and|more")
-"""A word of a column of shapes."""
-
-_KNOWN = {
-    "tree": {"calls", "params", "trainable_params", "param_bytes", "trainable_bytes"},
-    "ops": {"calls"},
-    "kernels": {"start_ns", "duration_ns"},
-    "estimates": {"calls", "flops_profiler"},
-    "counters": {"number"},
-    "samples": {"launch", "step", "time_s"},
-    "memory": {"bytes"},
-    "timeline": {"time_s", "bytes"},
-    "launches": {"launch", "value"},
-    "telemetry": {"launch", "time_s"},
-}
-"""Figures that are never missing."""
-
-_SIGNED = {"call", "start_ns", "bytes", "kept_bytes", "gradient_bytes", "value"}
-"""Figures that may be below 0."""
 
 
 def table(name: str, rows: list[dict[str, Any]] | dict[str, list[Any]]) -> pd.DataFrame:
@@ -381,25 +336,20 @@ def load(path: str | os.PathLike[str]) -> Run:
 
 
 def _check_facts(data: dict[str, Any]) -> None:
-    for part, kinds in _FACTS.items():
-        facts = data[part]
-        if not isinstance(facts, dict):
+    """That the parts are there and what a verdict divides by, sorts by or names is usable."""
+    for part in ("workload", "device", "environment", "settings"):
+        if not isinstance(data[part], dict):
             raise ValueError(f"{part} is no object")
-        for kind, names in kinds.items():
-            for name in names.split():
-                if name in facts and not _IS[kind](facts[name]):
-                    raise ValueError(f"{part}.{name} is no {kind}")
-    if not (data["workload"].get("name") and data["workload"].get("mode") and data["device"].get("type")):
+    names = (data["workload"]["name"], data["workload"]["mode"], data["device"]["type"])
+    if not all(isinstance(name, str) and name for name in names):
         raise ValueError("no name, mode or device")
-    if not _is_texts(data["warnings"]):
+    if not (isinstance(data["warnings"], list) and all(isinstance(one, str) for one in data["warnings"])):
         raise ValueError("warnings is no list of texts")
-    for name, outcome in data["passes"].items():
-        if not _is_outcome(outcome):
-            raise ValueError(f"passes.{name} is no outcome")
-
-
-def _is_figure(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < _LARGEST
+    if not _is_date(data["environment"].get("date")):
+        raise ValueError("environment.date is no date")
+    for peaks in data["device"].get("peaks", {}).values():
+        if not all(_is_number(peak) and peak > 0 for peak in peaks.values()):
+            raise ValueError("device.peaks holds what is no peak")
 
 
 def _is_date(value: Any) -> bool:
@@ -411,62 +361,12 @@ def _is_date(value: Any) -> bool:
     return True
 
 
-def _is_description(value: Any) -> bool:
-    """Whether these are facts of an architecture: figures and truths, but for a few words and a further stack."""
-    words = {"kind", "mode", "head", "transform", "patch"}
-    return isinstance(value, dict) and all(
-        (isinstance(fact, str) if name in words else isinstance(fact, bool) or _is_figure(fact))
-        or (name == "encoder" and (fact is None or _is_description(fact)))
-        for name, fact in value.items()
-    )
-
-
-def _is_outcome(value: Any) -> bool:
-    facts = value.get("facts", {})
-    return (
-        value["status"] in ("done", "skipped", "failed")
-        and all(isinstance(value.get(name, ""), str) for name in ("reason", "remedy"))
-        and _is_figure(value.get("seconds", 0))
-        and isinstance(facts, dict)
-        and all(
-            isinstance(one["dtype"], str) and _is_rate(one["expected"]) and _is_figure(one["executed"] or 0)
-            for one in facts.get("calibration", [])
-        )
-    )
-
-
-def _is_rate(value: Any) -> bool:
-    return _is_figure(value) and value > 0
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
-
-
-def _or_null(is_one: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or is_one(value)
-
-
-def _by_name(is_one: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and all(map(is_one, value.values()))
-
-
-_IS: dict[str, Callable[[Any], bool]] = {
-    "text": _or_null(lambda value: isinstance(value, str)),
-    "date": _is_date,
-    "figure": _or_null(_is_figure),
-    "number": _is_figure,
-    "list of texts": _or_null(_is_texts),
-    "list of objects": _or_null(lambda value: isinstance(value, list) and all(isinstance(one, dict) for one in value)),
-    "figures by name": _by_name(_is_figure),
-    "rates by name": _by_name(_is_rate),
-    "peaks by name": _by_name(_by_name(_is_rate)),
-    "description": _or_null(_is_description),
-}
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 2**63  # also no NaN; and what a store and pandas can hold
 
 
 def _checked_table(name: str, columns: dict[str, list[Any]]) -> pd.DataFrame:
-    """A `table` of what a file holds, if every column is what it should be."""
+    """A `table` of what a file holds, if every column is of its type and as long as the others."""
     known = {column: columns[column] for column in TABLES[name] if column in columns or column not in _DEFAULTS}
     if len(set(map(len, known.values()))) > 1:
         raise ValueError(f"{name} has columns of different length")
@@ -474,38 +374,22 @@ def _checked_table(name: str, columns: dict[str, list[Any]]) -> pd.DataFrame:
         types = {int} if column in _INTEGERS else {int, float} if column in _FLOATS else {str}
         if not isinstance(values, list) or not set(map(type, values)) <= types | {type(None)}:
             raise ValueError(f"{name}.{column} is no list of {'texts' if types == {str} else 'figures'}")
-        if column in _KNOWN[name] and None in values:
-            raise ValueError(f"{name}.{column} has gaps")
-        lowest = -_LARGEST if column in _SIGNED else 0
-        if types != {str} and not all(lowest <= figure < _LARGEST for figure in {*values} - {None}):
+        if types != {str} and not all(map(_is_number, {*values} - {None})):
             raise ValueError(f"{name}.{column} is out of range")
     return table(name, known)
 
 
 def _check_tables(run: Run) -> None:
-    """What holds between columns, rows and tables."""
-    samples, ops, modules = run.samples, run.ops, {*run.tree["module"]}
-    divisors = samples.loc[samples["phase"].isin(["step", "reference"]), "time_s"]
-    clocks = run.telemetry.loc[run.telemetry["quantity"] == "sm_clock", "unit"]
-    masks = run.telemetry.loc[run.telemetry["quantity"] == "event_reasons", "value"]
-    owners = {*ops["module"], *run.kernels["module"], *run.counters["module"]} - {UNATTRIBUTED}
-    parents = {module.rpartition(".")[0] for module in modules}
-    flops_unknown = ops[["flops_causal", "flops_full", "flops_hardware"]].isna().sum(axis=1)
-    words = {word for shapes in ops["shapes"].unique() for word in shapes.replace("->", " ", 1).split()}
-    faults = {
-        "rows of modules that it has not": (owners | parents) - modules,
-        "samples has a launch without a step": {*samples["launch"]}
-        - {*samples.loc[samples["phase"] == "step", "launch"]},
-        "samples has a step of no time": (divisors < 1 / _LARGEST).any(),
-        "telemetry has an SM clock in no unit of a clock": not clocks.isin(["Hz", "MHz"]).all(),
-        "telemetry has an event mask without a value": masks.isna().any(),
-        "ops has a row without a call": (ops["calls"] == 0).any(),
-        "ops has a row with FLOPs in some conventions only": flops_unknown.isin([1, 2]).any(),
-        "ops.shapes holds what is no shape": not all(map(_SHAPE.fullmatch, words)),
-    }
-    found = [fault for fault, there in faults.items() if there]
-    if found:
-        raise ValueError(found[0])
+    """What holds between rows and tables, and is divided by."""
+    samples = run.samples
+    steps = samples.loc[samples["phase"].isin(["step", "reference"])]
+    modules = {*run.tree["module"], UNATTRIBUTED}
+    if not {*run.ops["module"], *run.kernels["module"], *run.counters["module"]} <= modules:
+        raise ValueError("rows of modules that it has not")
+    if not {*samples["launch"]} <= {*steps.loc[steps["phase"] == "step", "launch"]}:
+        raise ValueError("samples has a launch without a step")
+    if not (steps["time_s"] > 0).all():
+        raise ValueError("samples has a step of no time")
 
 
 def columns(frame: pd.DataFrame) -> dict[str, list[Any]]:

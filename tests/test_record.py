@@ -6,7 +6,7 @@ import pytest
 from runs import gpu_run
 
 import gpuprof
-from gpuprof.record import SCHEMA_VERSION, TABLES, table
+from gpuprof.record import SCHEMA_VERSION, TABLES
 
 
 @pytest.mark.parametrize("name", ["run.json", "run.json.gz"])
@@ -133,42 +133,22 @@ def changed(run, where, value):
         (["warnings"], [None], "warnings is no list of texts"),
         (["schema_version"], 0, "schema version 0"),
         (["workload", "name"], None, "no name, mode or device"),
-        (["workload", "mode"], 3, "workload.mode is no text"),
-        (["workload", "tokens_per_step"], "x", "workload.tokens_per_step is no figure"),
-        (["workload", "samples_per_step"], 10**400, "workload.samples_per_step is no figure"),
-        (["workload", "facts"], {"kind": "decoder", "layers": "x"}, "workload.facts is no description"),
-        (["workload", "facts"], {"encoder": {"hidden": None}}, "workload.facts is no description"),
-        (["device", "peaks"], None, "device.peaks is no peaks by name"),
-        (["device", "peaks"], {"datasheet": None}, "device.peaks is no peaks by name"),
-        (["device", "peaks"], {"datasheet": {"bfloat16": 0}}, "device.peaks is no peaks by name"),
-        (["device", "peaks"], {"datasheet": {"bfloat16": "x"}}, "device.peaks is no peaks by name"),
-        (["device", "flops_per_clock_per_sm"], {"bfloat16": 0}, "device.flops_per_clock_per_sm is no rates by name"),
-        (["device", "peak_spread"], None, "device.peak_spread is no figures by name"),
-        (["device", "sm_count"], -1, "device.sm_count is no figure"),
-        (["settings", "steps"], None, "settings.steps is no number"),
+        (["device", "peaks"], {"datasheet": {"bfloat16": 0}}, "device.peaks holds what is no peak"),
+        (["device", "peaks"], {"datasheet": {"bfloat16": "x"}}, "device.peaks holds what is no peak"),
+        (["workload", "mode"], 3, "no name, mode or device"),
         (["environment", "date"], 20260102, "environment.date is no date"),
         (["environment", "date"], "yesterday", "environment.date is no date"),
         (["environment", "date"], "9999-12-31T23:59:59-23:00", "environment.date is no date"),
-        (["passes", "time", "status"], "maybe", "passes.time is no outcome"),
-        (["passes", "count", "facts"], [], "passes.count is no outcome"),
         (["ops", "calls", 0], 2**63, "ops.calls is out of range"),
         (["ops", "calls", 0], 1.5, "ops.calls is no list of figures"),
-        (["ops", "calls", 0], 0, "ops has a row without a call"),
         (["ops", "dtype", 0], 7, "ops.dtype is no list of texts"),
         (["ops", "dtype"], ["float32"], "ops has columns of different length"),
-        (["ops", "flops_full", 0], None, "ops has a row with FLOPs in some conventions only"),
-        (["ops", "shapes", 0], "3x -> 4", "ops.shapes holds what is no shape"),
-        (["tree", "module", 0], "root", "rows of modules that it has not"),
-        (["kernels", "duration_ns", 0], -1, "kernels.duration_ns is out of range"),
-        (["kernels", "duration_ns", 0], None, "kernels.duration_ns has gaps"),
-        (["samples", "time_s", 1], -1.0, "samples.time_s is out of range"),
+        (["tree", "module", 4], "gone", "rows of modules that it has not"),
         (["samples", "time_s", 1], float("nan"), "samples.time_s is out of range"),
-        (["samples", "time_s", 1], None, "samples.time_s has gaps"),
         (["samples", "time_s", 1], float("inf"), "samples.time_s is out of range"),
         (["samples", "time_s", 1], True, "samples.time_s is no list of figures"),
         (["samples", "time_s", 0], 0, "samples has a step of no time"),
         (["samples", "launch", 1], 5, "samples has a launch without a step"),
-        (["samples", "launch", 1], None, "samples.launch has gaps"),
     ],
 )
 def test_what_is_broken_inside_is_refused_where_it_is_read(tmp_path, where, value, fault):
@@ -179,21 +159,6 @@ def test_what_is_broken_inside_is_refused_where_it_is_read(tmp_path, where, valu
         gpuprof.load(path)
 
     assert str(refused.value) == (f"{path} is a gpuprof run with a part missing or broken ({fault}): profile again")
-
-
-@pytest.mark.parametrize(
-    ("quantity", "unit", "value", "fault"),
-    [
-        ("sm_clock", "", 1500.0, "an SM clock in no unit of a clock"),
-        ("event_reasons", "", float("nan"), "an event mask without a value"),
-    ],
-)
-def test_telemetry_without_which_nothing_is_known(tmp_path, quantity, unit, value, fault):
-    run = gpu_run()
-    run.telemetry = table("telemetry", [{"time_s": 0.0, "quantity": quantity, "unit": unit, "value": value}])
-
-    with pytest.raises(gpuprof.GpuprofError, match=rf"\(telemetry has {fault}\)"):
-        gpuprof.load(run.save(tmp_path / "run.json"))
 
 
 @pytest.mark.parametrize(
