@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.main import get_command
 
+from gpuprof import __version__
 from gpuprof.cli.ab import ab
 from gpuprof.cli.backward import backward
 from gpuprof.cli.budget import budget
@@ -44,6 +45,20 @@ for verb in (
 ):  # fmt: skip
     app.command()(verb)
 app.add_typer(history)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"gpuprof {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _everywhere(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True,
+                                          help="Print the version and exit.")] = False,
+) -> None:  # fmt: skip
+    """Options before a verb."""
 
 
 BUG = 70

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
@@ -198,6 +199,11 @@ def test_no_arguments_print_the_help(monkeypatch, capsys, arguments):
 def test_asking_for_help_is_status_0(monkeypatch, capsys):
     assert main(monkeypatch, "check", "--help") == 0
     assert "Usage: gpuprof check" in capsys.readouterr().out
+
+
+def test_the_version(monkeypatch, capsys):
+    assert main(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"gpuprof {metadata.version('gpuprof')}\n"
 
 
 def raising(error):
