@@ -15,16 +15,16 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from gpuprof import units
 from gpuprof.analysis import comparison
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run, load, write_atomically
+from gpuprof.record import Run, in_utc, load, write_atomically
 
 try:
     import sqlalchemy as sa
@@ -236,28 +236,30 @@ class Store:
             whole = self._resolve(connection, identity)
             return _run(_content(connection, whole), whole)
 
-    def mark(self, identity: str, verdict: str | None = None, accepted: bool | None = None) -> None:
+    def mark(self, identity: str, verdict: str | None = None, accepted: bool | None = None) -> bool:
         """Note of a run what was found of it, and whether later runs are held against it; None leaves as it is.
 
         With a verdict, `accepted` is what it suggests, by default as for `add`: what somebody has said against an
         earlier verdict stays.
 
+        Returns:
+            Whether later runs are held against it now.
+
         Raises:
             GpuprofError: no such run, or no such verdict.
         """
         _check_verdict(verdict or "none")
-        values: dict[str, Any] = {} if accepted is None else {"accepted": int(accepted)}
         with self._transaction(write=True) as connection:
             whole = self._resolve(connection, identity)
-            if verdict is not None:
-                there = connection.execute(
-                    sa.select(_RUNS.c.verdict, _RUNS.c.accepted).where(_RUNS.c.id == whole)
-                ).one()
-                suggested = {"accepted": int(_acceptable(verdict))} | values
-                decided = bool(there.accepted) != _acceptable(there.verdict)
-                values = {"verdict": verdict} | ({} if decided else suggested)
-            if values:
-                connection.execute(_RUNS.update().where(_RUNS.c.id == whole).values(values))
+            there = connection.execute(sa.select(_RUNS.c.verdict, _RUNS.c.accepted).where(_RUNS.c.id == whole)).one()
+            now = bool(there.accepted)
+            if verdict is None:
+                now = now if accepted is None else accepted
+            elif now == _acceptable(there.verdict):  # nobody has said otherwise
+                now = _acceptable(verdict) if accepted is None else accepted
+            values = {"verdict": verdict or there.verdict, "accepted": int(now)}
+            connection.execute(_RUNS.update().where(_RUNS.c.id == whole).values(values))
+        return now
 
     def prune(
         self, before: str = "", keep: int | None = None, workload: str = "", dry_run: bool = False
@@ -350,8 +352,7 @@ class Store:
             except GpuprofError as error:
                 if not added:
                     raise
-                stored = "1 run was" if len(added) == 1 else f"{len(added)} runs were"
-                raise GpuprofError(f"{error} ({stored} stored before it)") from error
+                raise GpuprofError(f"{error} (stored before it: {units.number(len(added), 'run')})") from error
         return added
 
     def _put(self, content: bytes, run: Run, noted: dict[str, Any]) -> bool:
@@ -590,10 +591,9 @@ def _date(run: Run) -> str:
 
 def _utc(text: str) -> str:
     try:
-        date = datetime.fromisoformat(text)
-        return (date if date.tzinfo else date.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="seconds")
-    except (ValueError, OverflowError, TypeError) as error:
-        raise GpuprofError(f"no date {text!r}: give one such as 2026-01-31 or 2026-01-31T12:00") from error
+        return in_utc(text).isoformat(timespec="seconds")
+    except ValueError as error:
+        raise GpuprofError(f"{error}: give one such as 2026-01-31 or 2026-01-31T12:00") from error
 
 
 def _notes(folder: Path) -> dict[str, dict[str, Any]]:

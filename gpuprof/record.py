@@ -345,20 +345,24 @@ def _check_facts(data: dict[str, Any]) -> None:
         raise ValueError("no name, mode or device")
     if not (isinstance(data["warnings"], list) and all(isinstance(one, str) for one in data["warnings"])):
         raise ValueError("warnings is no list of texts")
-    if not _is_date(data["environment"].get("date")):
-        raise ValueError("environment.date is no date")
+    if data["environment"].get("date") not in (None, ""):
+        in_utc(data["environment"]["date"])
     for peaks in data["device"].get("peaks", {}).values():
         if not all(_is_number(peak) and peak > 0 for peak in peaks.values()):
             raise ValueError("device.peaks holds what is no peak")
 
 
-def _is_date(value: Any) -> bool:
+def in_utc(date: str) -> datetime:
+    """The moment of a date, with or without a time; without an offset it is UTC already.
+
+    Raises:
+        ValueError: it is not ISO 8601, or beyond the years that there are.
+    """
     try:
-        date = datetime.fromisoformat(value)
-        (date if date.tzinfo else date.replace(tzinfo=UTC)).astimezone(UTC)
-    except (OverflowError, TypeError, ValueError):
-        return value in (None, "")
-    return True
+        moment = datetime.fromisoformat(date)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"no date {date!r}") from error
 
 
 def _is_number(value: Any) -> bool:

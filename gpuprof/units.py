@@ -60,3 +60,8 @@ def percent(share: float | None) -> str:
     if 0 < abs(share) < 0.0005:
         return "<0.1 %"
     return f"{share * 100:.1f} %"
+
+
+def number(count: int, noun: str, plural: str = "") -> str:
+    """So many things: ``number(1, "run") == "1 run"``, ``number(1200, "launch", "launches") == "1,200 launches"``."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"

@@ -346,10 +346,10 @@ def test_an_import_ends_at_the_first_file_that_is_no_run(store, tmp_path):
     bad = tmp_path / "bad.json"
     said = f"{bad} is JSON but no gpuprof run: give a file saved by 'gpuprof profile -o'"
     assert error_of(store.import_, [bad, good]) == said
-    assert error_of(store.import_, [good, bad, good]) == f"{said} (1 run was stored before it)"
+    assert error_of(store.import_, [good, bad, good]) == f"{said} (stored before it: 1 run)"
     assert len(store.runs()) == 1
     others = [run_of(day).save(tmp_path / f"{day}.json") for day in (3, 4)]
-    assert error_of(store.import_, [good, *others, bad]) == f"{said} (2 runs were stored before it)"
+    assert error_of(store.import_, [good, *others, bad]) == f"{said} (stored before it: 2 runs)"
     (tmp_path / "history.json").write_text("[]")
     assert error_of(store.import_, [good]) == (
         f"{tmp_path / 'history.json'} is not what 'gpuprof history export' wrote: remove it, or export again"

@@ -14,6 +14,12 @@ def test_si(value, text):
     assert units.si(value) == text
 
 
+def test_so_many_things():
+    said = [units.number(0, "run"), units.number(1, "run"), units.number(1, "launch", "launches")]
+    assert said == ["0 runs", "1 run", "1 launch"]
+    assert units.number(1200, "launch", "launches") == "1,200 launches"
+
+
 def test_si_with_a_unit():
     assert units.si(989.4e12, "FLOP/s") == "989.4 TFLOP/s"
     assert units.si(989.4e12, "FLOP/s", digits=2) == "989 TFLOP/s"

@@ -9,6 +9,7 @@ from math import nan
 import numpy as np
 import pandas as pd
 
+from gpuprof import units
 from gpuprof.analysis.comparison import CLOCKS, KEYS, By, differences, fingerprint, kernel_seconds, launches, own_counts
 from gpuprof.analysis.regression import (
     FEWEST,
@@ -377,10 +378,8 @@ def _newest(runs: Sequence[Run]) -> tuple[list[Run], pd.DataFrame, list[str]]:
 def _described(used: Sequence[Run], base: pd.DataFrame) -> str:
     dates = [_date(run)[:10] for run in used]
     days = f", {dates[0]}" + (f" to {dates[-1]}" if dates[-1] != dates[0] else "") if dates[0] else ""
-    return (
-        f"Baseline: {len(base)} launch{'es' if len(base) > 1 else ''} of {len(used)} run{'s' if len(used) > 1 else ''}"
-        f"{days}."
-    )
+    launches = units.number(len(base), "launch", "launches")
+    return f"Baseline: {launches} of {units.number(len(used), 'run')}{days}."
 
 
 def _concluded(

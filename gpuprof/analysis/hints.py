@@ -10,8 +10,6 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.budget import LAUNCH_GAP_S, Budget, idle_owners
 from gpuprof.analysis.denominators import denominators, peak_dtype
@@ -67,10 +65,6 @@ def hints(found: Budget) -> list[Hint]:
 
 def _of_step(found: Budget, seconds: float) -> str:
     return f"{units.duration(seconds)}, {units.percent(seconds / found.step_s)} of the step"
-
-
-def _many(rows: pd.DataFrame, word: str) -> str:
-    return f"{len(rows):,} {word}{'' if len(rows) == 1 else 's'}"
 
 
 def _cuda(found: Budget) -> bool:
@@ -152,8 +146,8 @@ def _launches(found: Budget) -> _Found:
     idle_s, kernels = float(late["idle_s"].sum()), found.kernels
     worst = idle_owners(found, LAUNCH_GAP_S).iloc[0]
     yield (
-        f"the GPU waits for launches {_of_step(found, idle_s)}: {_many(late, 'gap')} of "
-        f"{units.duration(idle_s / len(late))} between {_many(kernels, 'kernel')} of "
+        f"the GPU waits for launches {_of_step(found, idle_s)}: {units.number(len(late), 'gap')} of "
+        f"{units.duration(idle_s / len(late))} between {units.number(len(kernels), 'kernel')} of "
         f"{units.duration(float(kernels['own_s'].mean()))} on average, {units.percent(worst['idle_s'] / idle_s)} of it "
         f"before those of {worst['owner'] or '(root)'} in the {worst['phase']}",
         idle_s,
@@ -172,7 +166,7 @@ def _host(found: Budget) -> _Found:
     most = units.duration(float(longest["idle_s"]))
     if cuda:
         yield (
-            f"the GPU waits for the host {_of_step(found, idle_s)}: {_many(late, 'gap')} over "
+            f"the GPU waits for the host {_of_step(found, idle_s)}: {units.number(len(late), 'gap')} over "
             f"{units.duration(LAUNCH_GAP_S, 1)}, the longest ({most}) before {where}",
             idle_s,
             "look at what the host does there: values read back (.item()), data, Python",
@@ -222,7 +216,7 @@ def _optimizer(found: Budget) -> _Found:
     needed_bytes = 2 * int(run.tree["trainable_bytes"].iloc[0]) + int(sizes["gradients"])
     needed_bytes += 2 * int(sizes.get("optimizer_state", 0))
     needed = needed_bytes / found.bandwidth
-    many = _many(kernels, "kernel" if _cuda(found) else "operator")
+    many = units.number(len(kernels), "kernel" if _cuda(found) else "operator")
     yield (
         f"the optimizer takes {_of_step(found, seconds)} in {many}; reading gradients and state and "
         f"writing parameters and state once, {units.size(needed_bytes)}, needs {units.duration(needed)} at "
@@ -270,7 +264,7 @@ def _elementwise(found: Budget) -> _Found:
     classes = dict(zip(found.run.tree["module"], found.run.tree["class"], strict=True))
     by_class = kernels.groupby(kernels["module"].map(classes).fillna("no module"))["own_s"].sum()
     yield (
-        f"{_many(kernels, 'elementwise operator')} take {_of_step(found, now)}, where their bytes need "
+        f"{units.number(len(kernels), 'elementwise operator')} take {_of_step(found, now)}, where their bytes need "
         f"{units.duration(needed)} at {units.si(found.bandwidth, 'B/s')}; {units.percent(by_class.max() / now)} of it "
         f"is in {by_class.idxmax()}",
         now - needed,
@@ -322,7 +316,7 @@ def _layout(found: Budget) -> _Found:
     if len(turned):
         seconds = float(turned["own_s"].sum())
         yield (
-            f"{_many(turned, 'kernel')} turn channels-first tensors into channels-last and back: "
+            f"{units.number(len(turned), 'kernel')} turn channels-first tensors into channels-last and back: "
             f"{_of_step(found, seconds)}",
             seconds,
             "model.to(memory_format=torch.channels_last), and the input too",
@@ -335,8 +329,9 @@ def _communication(found: Budget) -> _Found:
     if seconds:
         kernels = found.kernels[found.kernels["part"] == "communication"]
         yield (
-            f"{_many(kernels, 'communication kernel')} are not hidden by computation for {_of_step(found, seconds)}, "
-            f"of {units.duration(float(kernels['duration_ns'].sum()) * 1e-9)} that they run",
+            f"{units.number(len(kernels), 'communication kernel')} are not hidden by computation for "
+            f"{_of_step(found, seconds)}, of {units.duration(float(kernels['duration_ns'].sum()) * 1e-9)} that they "
+            "run",
             seconds,
             "start them earlier: prefetching in FSDP, other bucket sizes in DDP",
         )

@@ -131,7 +131,7 @@ def check_in_store(head: Run, url: str, margin: float, allowed: Collection[str])
         told = len(base) >= FEWEST
         accepted = found.status != REGRESSION and (found.status != INCONCLUSIVE or not (told or worse))
         identity = opened.add(head, commit(), found.status, accepted)
-        opened.mark(identity, found.status, accepted)  # where it was there already
+        accepted = opened.mark(identity, found.status, accepted)  # of one that was there already, what was said of it
     if accepted:
         return found
     meant = f"Later runs are not held against it; if it is meant: gpuprof history accept {identity[:12]}"

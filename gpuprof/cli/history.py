@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from gpuprof import units
 from gpuprof.cli import options as o
 
 history = typer.Typer(
@@ -105,10 +105,11 @@ def plot(
         (one,) = series_of(runs[runs["fingerprint"] == chosen])
         launches = opened.series(workload, chosen, since)
     history_chart(one, launches, output)
-    print(f"{one.title}: {_number(one.runs, 'run')}, {_number(one.changes, 'change')}, drawn in {output}")
+    drawn = f"{units.number(len(one.runs), 'run')}, {units.number(len(one.changes), 'change')}"
+    print(f"{one.title}: {drawn}, drawn in {output}")
     others = runs[runs["fingerprint"] != chosen]
     if len(others):
-        said = _number(others, "run")
+        said = units.number(len(others), "run")
         print(f"Not drawn: {said} with another fingerprint (device, driver, versions): give --fingerprint")
 
 
@@ -128,7 +129,7 @@ def import_(
         added = opened.import_(files)
     there = sum(file.name != NOTES for file in files) - len(added)
     already = f", {there} {'was' if there == 1 else 'were'} there" if there else ""
-    print(f"{_number(added, 'run')} imported{already}")
+    print(f"{units.number(len(added), 'run')} imported{already}")
 
 
 @history.command()
@@ -143,7 +144,7 @@ def export(
 
     with open_store(store, create=False) as opened:
         paths = opened.export(to, workload, since)
-    print(f"{_number(paths, 'run')} exported to {to}")
+    print(f"{units.number(len(paths), 'run')} exported to {to}")
 
 
 @history.command()
@@ -159,7 +160,7 @@ def accept(
         whole = list(dict.fromkeys(map(opened.resolve, runs)))  # before any is changed
         for identity in whole:
             opened.mark(identity, accepted=not undo)
-    print(f"{_number(whole, 'run')} {'left out of baselines' if undo else 'accepted'}: {', '.join(whole)}")
+    print(f"{units.number(len(whole), 'run')} {'left out of baselines' if undo else 'accepted'}: {', '.join(whole)}")
 
 
 @history.command()
@@ -177,8 +178,4 @@ def prune(
         gone = opened.prune(before, keep, workload, dry_run)
     for row in gone.itertuples():
         print(f"{row.id}  {row.date[:10]}  {row.workload}")
-    print(f"{_number(gone, 'run')} {'would be ' if dry_run else ''}removed")
-
-
-def _number(things: Sized, word: str) -> str:
-    return f"{len(things)} {word}{'' if len(things) == 1 else 's'}"
+    print(f"{units.number(len(gone), 'run')} {'would be ' if dry_run else ''}removed")

@@ -94,8 +94,20 @@ def test_what_somebody_has_accepted_stays_so(store, tmp_path):
     assert f"Later runs are not held against it; if it is meant: gpuprof {' '.join(accept)}" in said
 
     assert run(*accept)[0] == 0
-    assert run("check", slow, "--store", store)[0] == 1
+    code, said = run("check", slow, "--store", store)
+    assert (code, "Later runs are not held" in said) == (1, False)
     assert verdicts(store)[-1] == ["regression", 1]
+
+
+def test_what_somebody_has_left_out_stays_so_and_is_said(store, tmp_path):
+    same = save(tmp_path / "same.json", 1000, 9)
+    run("check", same, "--store", store)
+    with open_store(store) as opened:
+        run("history", "accept", opened.runs()["id"].iloc[-1], "--undo", "--store", store)
+
+    code, said = run("check", same, "--store", store)
+    assert (code, "Later runs are not held" in said) == (0, True)
+    assert verdicts(store)[-1] == ["pass", 0]
 
 
 def test_a_new_level_of_few_launches_has_the_noise_of_the_old_one(store, tmp_path):
