@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -89,12 +90,20 @@ def main() -> None:
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is anything written at exit
+        _close_output()
         sys.exit(0)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _close_output()
+            _end("the disk that this writes to is full: make room, or write elsewhere", 2)
         traceback.print_exc()
         what = " ".join(traceback.format_exception_only(error)[-1].split())
         _end(f"this is a bug of gpuprof, or a file that is not what it seems: report it with the above ({what})", BUG)
+
+
+def _close_output() -> None:
+    """See to it that nothing more is written, not at the interpreter's exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end(message: str, status: int) -> NoReturn:

@@ -273,6 +273,17 @@ REPORT = Path(__file__).parent.parent / "data" / "reports" / "calflops_llava_one
 WORKLOAD = ["--mode", "generate", "--image-crops", 16, "--prompt-len", 7405, "--new-tokens", 7]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here, which is always full")
+def test_a_full_disk_is_one_line_and_status_2():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gpuprof", "presets"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+
+    assert done.returncode == 2
+    assert done.stderr == "gpuprof: the disk that this writes to is full: make room, or write elsewhere\n"
+
+
 def test_validate_a_report_figure_by_figure(tmp_path):
     ended = gpuprof_cli("validate", REPORT, "llava-onevision-qwen2-7b", *WORKLOAD, "-f", "json")
 
