@@ -291,5 +291,5 @@ def _keys(ops: pd.DataFrame) -> set[tuple[Any, ...]]:
 
 def _replays(launches: Iterable[ncu.Launch]) -> int | None:
     """Most replays of a kernel."""
-    passes = [launch.metrics.get("profiler__replayer_passes") for launch in launches]
+    passes = [launch.metrics.get(ncu.REPLAYS) for launch in launches]
     return max((int(count) for count in passes if count is not None), default=None)
