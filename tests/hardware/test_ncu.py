@@ -2,10 +2,16 @@
 
 import csv
 import io
+import os
 import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
+import gpuprof
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import ncu
 
@@ -152,12 +158,34 @@ def test_time_up_kills_everything_that_was_started(stand_in, tmp_path):
     with pytest.raises(GpuprofError, match=r"killed after 0\.5 s"):
         profiled(path, limit_s=0.5)
 
-    state = (tmp_path / "child").read_text().strip()
+    assert not alive((tmp_path / "child").read_text())
+
+
+def alive(pid):
+    """Whether a process runs: it is not gone, and no zombie."""
     try:
-        with open(f"/proc/{state}/stat") as file:
-            assert file.read().split()[2] == "Z"
+        return Path(f"/proc/{pid.strip()}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
-        pass  # gone
+        return False
+
+
+def test_sigterm_ends_ncu_and_its_application_too(stand_in, tmp_path):
+    path = stand_in(f"sleep 600 & echo $! > {tmp_path}/child; wait")
+    code = (
+        "from gpuprof.signals import exit_on_sigterm\nfrom gpuprof.hardware import ncu\n"
+        f"exit_on_sigterm(); ncu.profile({path!r}, ['sm__ops.sum'], ['true'], 600)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(Path(gpuprof.__file__).parent.parent)}
+    )
+    while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text().strip():
+        assert parent.poll() is None
+        time.sleep(0.02)
+
+    parent.terminate()
+
+    assert parent.wait(30) == 143
+    assert not alive((tmp_path / "child").read_text())
 
 
 def test_no_ncu(monkeypatch):
