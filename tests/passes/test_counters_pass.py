@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import gpu_run
 
 import gpuprof
+from gpuprof import profiler
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import counters as names
 from gpuprof.hardware import ncu
@@ -220,6 +222,40 @@ def test_a_refused_dtype_outside_tensor_cores_is_left_out_too():
 
     assert frame["scalar_float32"].isna().all()
     assert facts["differences"] == ["float32 is not counted, for it cannot be calibrated (out of memory)"]
+
+
+# which dtypes are collected
+
+
+def multiplying(*rows, **environment):
+    """Dtypes that a GPU run with operators of these dtypes, kinds and FLOPs is counted in."""
+    run = gpu_run()
+    run.ops = table("ops", [{"dtype": d, "kind": kind, "flops_full": flops} for d, kind, flops in rows])
+    run.environment |= environment
+    return profiler._multiplied(run, least=profiler._WORTH_COUNTING)
+
+
+@pytest.mark.parametrize(("flops", "found"), [(99, ["bfloat16"]), (101, ["bfloat16", "float32"])])
+def test_a_dtype_with_less_than_a_ten_thousandth_of_the_flops_is_not_collected(flops, found):
+    # the rotary angles of transformers 5.17, float32 products with K = 1
+    assert multiplying(("bfloat16", "matmul", 1_000_000 - flops), ("float32", "matmul", flops)) == found
+
+
+def test_tf32_is_collected_where_float32_may_run_as_it():
+    matmul, convolution = ("float32", "matmul", 600), ("float32", "convolution", 400)
+
+    assert multiplying(matmul, allow_tf32_cudnn=True) == ["float32"]
+    assert multiplying(matmul, allow_tf32_matmul=True) == ["float32", "tf32"]
+    assert multiplying(("float32", "attention", 1), allow_tf32_matmul=True) == ["float32", "tf32"]
+    assert multiplying(convolution, allow_tf32_cudnn=True) == ["float32", "tf32"]
+    assert multiplying(("float32", "recurrent", 1), allow_tf32_cudnn=True) == ["float32", "tf32"]
+    assert multiplying(convolution, allow_tf32_matmul=True) == ["float32"]
+    assert multiplying(("bfloat16", "matmul", 1), allow_tf32_matmul=True, allow_tf32_cudnn=True) == ["bfloat16"]
+    assert multiplying(("float8_e4m3fn", "matmul", 1), ("float8_e5m2", "matmul", 1)) == ["float8"]
+
+
+def test_an_operator_without_flops_has_no_dtype_to_collect():
+    assert multiplying(("bfloat16", "matmul", 5), ("float64", "matmul", 0), ("float16", "", None)) == ["bfloat16"]
 
 
 # what cannot run
