@@ -181,7 +181,7 @@ def test_what_was_not_read_is_missing_and_said():
 
 def test_a_calibration_of_several_kernels_is_their_sum():
     half = 4096**3
-    scale, (entry,) = counters.calibrate([calibration(half), calibration(half, "splitK")], WIDTHS)
+    scale, (entry,), _ = counters.calibrate([calibration(half), calibration(half, "splitK")], WIDTHS)
 
     assert scale == {"tensor_bfloat16": 1.0}
     assert entry["kernels"] == ["k", "splitK"]
@@ -194,10 +194,44 @@ def test_a_calibration_that_was_not_read_or_is_not_there_stops():
         counters.calibrate([], WIDTHS)
 
 
+# 2MNK, half of it and a reading that is neither, in three dtypes
+MIXED = {"tensor_bfloat16": 2 * 4096**3, "tensor_tf32": 4096**3, "tensor_float8": 12_345}
+
+
+def mixed(*columns):
+    """A step in which each launch reads 1000 in every column, calibrated as `MIXED` says, in one run."""
+    parts = {column: {column: 1} for column in columns}
+    launches = [
+        ncu.Launch("q", "1x1x1", "1x1x1", f":gpuprof|calibration|{column.partition('_')[2]}|4096x4096x4096:",
+                   dict.fromkeys(columns, None) | {column: MIXED[column]})
+        for column in columns
+    ]  # fmt: skip
+    launches.append(ncu.Launch("k", "1x1x1", "1x1x1", "gpuprof|op|0|1", dict.fromkeys(columns, 1000)))
+    return counters.combine(names.Plan((columns,), parts, ()), [(launches, STEP)], STEP.ops)
+
+
+def test_a_dtype_that_does_not_calibrate_loses_its_column_and_the_others_stay():
+    frame, facts = mixed(*MIXED)
+
+    assert list(frame["tensor_bfloat16"]) == [1000]
+    assert list(frame["tensor_tf32"]) == [2000]
+    assert frame["tensor_float8"].isna().all()
+    assert facts["differences"] == [
+        "calibration: a 4096x4096x4096 matmul in float8 reads 12,345 FLOPs where it is 137,438,953,472, so "
+        "tensor_float8 cannot be believed (kernels: q)"
+    ]
+    assert [(entry["column"], entry["executed"]) for entry in facts["calibration"]] == list(MIXED.items())
+
+
+def test_no_dtype_that_calibrates_stops_the_pass():
+    with pytest.raises(GpuprofError, match="matmul in float8 reads 12,345 FLOPs"):
+        mixed("tensor_float8")
+
+
 def test_outside_tensor_cores_the_scaling_of_the_result_is_allowed_for():
     parts = {"scalar_float32": {"t": 1}}
     named = ":gpuprof|calibration|float32|4096x4096x4096:"
-    scale, _ = counters.calibrate([launch(named, 2 * 4096**3 + 2 * 4096**2)], parts)
+    scale, _, _ = counters.calibrate([launch(named, 2 * 4096**3 + 2 * 4096**2)], parts)
 
     assert scale == {"scalar_float32": 1.0}
     with pytest.raises(GpuprofError, match="cannot be believed"):
