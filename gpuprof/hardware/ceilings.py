@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from gpuprof.errors import GpuprofError
+from gpuprof.errors import GpuprofError, is_out_of_memory
 
 Shape = tuple[int, int, int]
 """M, N and K of a product (M, K) x (K, N)."""
@@ -229,8 +229,10 @@ def _best_shape(device: torch.device, dtype: str, stopwatch: Stopwatch, seconds:
             return 0.0
         try:
             times = _times(stopwatch, matmul(device, dtype, shape), share, minimum=1)
-        except torch.OutOfMemoryError:
-            return 0.0
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                return 0.0
+            raise
         found = _flops(shape) / _typical(device, times)
         best = max(best, found)
         return found

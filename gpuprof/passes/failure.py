@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from gpuprof.errors import GpuprofError
+from gpuprof.errors import GpuprofError, is_out_of_memory
 from gpuprof.units import size
 from gpuprof.workload import Workload
 
@@ -38,7 +38,7 @@ def explain(error: Exception, workload: Workload) -> StepFailure:
         return StepFailure(str(error), "", error)
     phase, module = _where(error.__traceback__, workload.model)
     place = f"the {phase}" + (f" of {module}" if module else "")
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error):
+    if is_out_of_memory(error):
         return StepFailure(f"out of memory in {place}{_reached(workload.device)}", _less_memory(workload), error)
     return StepFailure(f"the model raised in {place}: {type(error).__name__}: {_short(error)}", "", error)
 
