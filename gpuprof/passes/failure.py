@@ -60,12 +60,17 @@ def _where(trace: TracebackType | None, model: torch.nn.Module) -> tuple[str, st
 
 
 def let_go(error: BaseException | None) -> None:
-    """Empty the frames of an exception and of those behind it: they hold the tensors of the step."""
+    """Let go of the tensors of a step that failed: the frames of the exception, and of those behind it, hold them.
+
+    Where it failed in a backward, nodes that were still to run hold some too: autograd keeps them in this thread's
+    queue until its next backward.
+    """
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         for frame, _ in traceback.walk_tb(error.__traceback__):
             frame.f_locals.get("self")  # what was read of a frame stays with it until it is read again
         error = error.__cause__ or error.__context__
+    torch.zeros((), device="cpu", requires_grad=True).backward()
 
 
 def _short(error: Exception, limit: int = 300) -> str:

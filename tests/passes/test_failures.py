@@ -258,3 +258,24 @@ def test_tensors_of_a_failed_step_are_let_go():
     with pytest.raises(GpuprofError):
         gpuprof.profile(model, inputs(), passes=["count", "time"])
     assert [reference() for reference in references] == [None, None]
+
+
+def test_tensors_of_a_failed_backward_are_let_go():
+    references = []
+
+    class Waiting(nn.Module):
+        """A product whose backward still waits, with what it has saved, when another one fails."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4))
+
+        def forward(self, x):
+            saved = x + 1
+            references.append(weakref.ref(saved))
+            waits = self.weight * saved  # made first, so run last
+            return waits.sum() + FailingBackward.apply(self.weight * 2, ValueError("no")).sum()
+
+    with pytest.raises(GpuprofError, match="the model raised in the backward: ValueError: no"):
+        gpuprof.profile(Waiting(), inputs(), passes=["count", "time"])
+    assert [reference() for reference in references] == [None, None]
