@@ -156,8 +156,8 @@ def profile(path: str, metrics: Sequence[str], command: Sequence[str], limit_s: 
                 path, "--target-processes", "application-only", "--profile-from-start", "off",
                 "--replay-mode", "kernel", "--cache-control", "none", "--clock-control", "none", *steady,
                 "--graph-profiling", "node", "--nvtx", "--disable-extra-suffixes", "--apply-rules", "no",
-                "--import-source", "no", "--metrics", ",".join(metrics), "--force-overwrite", "--export", str(report),
-                *command,
+                "--import-source", "no", "--import-sass", "no",
+                "--metrics", ",".join(metrics), "--force-overwrite", "--export", str(report), *command,
             ],
             limit_s,
         )  # fmt: skip

@@ -122,7 +122,7 @@ def test_the_report_is_exported_then_read(stand_in, tmp_path):
     assert launch.metrics["sm__ops.sum"] == 12
     asked = (tmp_path / "asked").read_text()
     for words in ("--clock-control none", "--cache-control none", "--pipeline-boost-state dynamic", "--nvtx",
-                  "--profile-from-start off", "--metrics sm__ops.sum"):  # fmt: skip
+                  "--profile-from-start off", "--import-sass no", "--metrics sm__ops.sum"):  # fmt: skip
         assert words in asked
     assert "--print-units base" in (tmp_path / "read").read_text()
 
