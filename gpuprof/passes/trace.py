@@ -22,7 +22,7 @@ from gpuprof.workload import Workload
 _CALL = "gpuprof#"
 _PHASE = "gpuprof:phase:"
 _NODE = "autograd::engine::evaluate_function: "
-_RUNTIME = re.compile(r"(cuda|cu|hip)[A-Z]").match  # names of CUDA's own calls
+_RUNTIME = re.compile(r"(cuda|cu|hip)[A-Z]|INVALID$").match  # CUDA's own calls; INVALID where CUPTI knows no name
 _WAIT = re.compile(r"(Stream|Event|Context) (Wait|Sync)|Unknown Sync").match  # not work of the GPU
 _AUTOGRAD = ("autograd::", "torch::autograd::")  # names of nodes, not of operators
 

@@ -365,6 +365,7 @@ def test_only_operators_ranges_and_kernels_are_read(missing):
             Raw("cudaLaunchKernel", HOST, missing, linked_correlation_id=11, correlation_id=901),
             Raw("cudaDeviceSynchronize", HOST, missing, correlation_id=11),  # CUDA's numbers are another sequence
             Raw("cuLaunchKernelEx", HOST, missing, correlation_id=12),
+            Raw("INVALID", HOST, missing, correlation_id=11),  # Kineto's word for a call whose name it does not know
             Raw("gpuprof#0", GPU, missing, is_user_annotation=True),
             Raw("Stream Wait Event", GPU, missing),
             Raw("sm90_xmma_gemm", GPU, missing, linked_correlation_id=11, correlation_id=901, device_resource_id=20),
