@@ -35,6 +35,10 @@ PASSES = (*DEFAULT_PASSES, "counters")
 # replayed again and again for the counters of another dtype
 _WORTH_COUNTING = 1e-4
 
+_ATTACHED = (
+    "an earlier trace of this process left CUPTI attached, so the timed steps may be slower: time in a fresh process"
+)
+
 Progress = Callable[[str, int, int], None]
 """Called with the name of a pass, what is done of it and how much there is."""
 
@@ -219,6 +223,8 @@ def run_passes(
         return counted.outcome
 
     def time_pass() -> PassOutcome:
+        if trace.cupti_attached(workload.device):
+            run.warnings.append(_ATTACHED)
         done = iter(range(1, warmup + steps + 1))
         with telemetry.watch(workload.device) if "telemetry" in wanted else nullcontext() as watched:
             run.samples, outcome = timing.measure(
