@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gpuprof.analysis.denominators import peak_dtype
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import ceiling_cache
 from gpuprof.hardware.ceilings import DTYPES, cpu_ceilings, measure_copy
@@ -29,6 +30,14 @@ DEFAULT_PASSES = ("count", "time", "trace", "memory", "telemetry")
 
 PASSES = (*DEFAULT_PASSES, "counters")
 """Names of the passes, in the order in which they run; telemetry runs around the timing pass."""
+
+# of the FLOPs: with the rotary angles of newer transformers, float32 products of one column, every kernel would be
+# replayed again and again for the counters of another dtype
+_WORTH_COUNTING = 1e-4
+
+_ATTACHED = (
+    "an earlier trace of this process left CUPTI attached, so the timed steps may be slower: time in a fresh process"
+)
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a pass, what is done of it and how much there is."""
@@ -214,6 +223,8 @@ def run_passes(
         return counted.outcome
 
     def time_pass() -> PassOutcome:
+        if trace.cupti_attached(workload.device):
+            run.warnings.append(_ATTACHED)
         done = iter(range(1, warmup + steps + 1))
         with telemetry.watch(workload.device) if "telemetry" in wanted else nullcontext() as watched:
             run.samples, outcome = timing.measure(
@@ -234,7 +245,8 @@ def run_passes(
     def counters_pass() -> PassOutcome:
         if not run.done("count"):
             return PassOutcome("skipped", "what to collect is known from the counting pass", "add count to --passes")
-        run.counters, outcome = counters.measure(workload, run.ops, _multiplied(run), counter_level, seed)
+        dtypes = _multiplied(run, least=_WORTH_COUNTING)
+        run.counters, outcome = counters.measure(workload, run.ops, dtypes, counter_level, seed)
         run.warnings += [f"counters: {text}" for text in outcome.facts.get("differences", ())]
         return outcome
 
@@ -265,12 +277,20 @@ def run_passes(
     return run
 
 
-def _multiplied(run: Run) -> list[str]:
-    """Dtypes that the step multiplies in; float32 that the user lets run as TF32 is both, as not every kernel does."""
-    multiplies = run.ops["flops_full"].fillna(0) > 0
-    dtypes = sorted({"float8" if dtype.startswith("float8") else dtype for dtype in run.ops.loc[multiplies, "dtype"]})
-    tf32 = run.environment.get("allow_tf32_matmul") or run.environment.get("allow_tf32_cudnn")
-    return ["tf32", *dtypes] if "float32" in dtypes and tf32 else dtypes
+def _multiplied(run: Run, least: float = 0.0) -> list[str]:
+    """Dtypes that the step multiplies in; float32 that may run as TF32 is both, as not every kernel does.
+
+    Args:
+        run: whose operators are counted.
+        least: share of the step's FLOPs up to which a dtype is left out.
+    """
+    flops: dict[str, int] = {}
+    counted = run.ops["flops_full"].fillna(0)
+    for dtype, kind, work in zip(run.ops["dtype"], run.ops["kind"], counted, strict=True):
+        against = peak_dtype(dtype, kind, run)
+        for name in (against, "float32") if against == "tf32" else (against,):
+            flops[name] = flops.get(name, 0) + work
+    return sorted(dtype for dtype, work in flops.items() if work > least * counted.sum())
 
 
 def _add_ceilings(run: Run) -> None:

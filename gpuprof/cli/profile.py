@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from typing import Annotated
 
 import typer
@@ -71,8 +69,6 @@ def profile(
 ) -> None:
     """Run a model's real forward and backward, and report time, FLOPs and MFU per module."""
     chosen = o.plain(locals())
-    # so that Nsight Compute and other children are ended too
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from gpuprof.profiler import profile as run_profile
 
     for name in ("output", "store", "quiet", "verbose", "counters"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -110,7 +109,6 @@ def sweep(
         for line in _commands(planned, joined(planned, fixed, output), fixed, output, retry):
             print(line)
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the child is ended too
     try:
         with _progress(quiet) as tell:
             reached = run_sweep(planned, fixed, output, limit_s=limit, retry=retry, tell=tell)

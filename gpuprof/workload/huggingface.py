@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from gpuprof.errors import GpuprofError
+from gpuprof.errors import GpuprofError, is_out_of_memory
 from gpuprof.workload.options import DTYPES, Options
 from gpuprof.workload.presets import load_preset
 
@@ -120,6 +120,7 @@ def _construct(model_class: Any, config: Any, options: Options, device: torch.de
         with device:
             return model_class._from_config(config, dtype=dtype, **attention)
     except Exception as error:  # whatever the model's own code makes of a configuration that it does not expect
+        _check_room(error, f"{model_class.__name__} is built", device, dtype)
         asked = f" with --attention {options.attention}" if options.attention else ""
         raise GpuprofError(f"{model_class.__name__} cannot be built{asked}: {first_line(error)}") from error
 
@@ -143,11 +144,23 @@ def _load_weights(
         )
         model = model.to(device)
     except Exception as error:  # whatever a broken file, a foreign format or a full device raises
+        _check_room(error, f"the weights of {place} are loaded", device, dtype)
         raise GpuprofError(f"the weights of {place} do not load: {first_line(error)}") from error
     missing = sorted(info["missing_keys"])
     if len(missing) >= len(list(model.parameters())):
         raise GpuprofError(f"the weights of {place} do not load: none of them belongs to {model_class.__name__}")
     return model, missing
+
+
+def _check_room(error: Exception, doing: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Says so where an error means that the device is too small.
+
+    Raises:
+        GpuprofError: It does.
+    """
+    if is_out_of_memory(error):
+        lower = "give --dtype bfloat16, or take" if dtype.itemsize > 2 else "take"
+        raise GpuprofError(f"out of memory on {device} while {doing}: {lower} a smaller model") from error
 
 
 def _load_config(place: str, source: str, options: Options) -> Any:

@@ -74,10 +74,8 @@ def folder(tmp_path, monkeypatch, child):
 
 @pytest.fixture
 def cli():
-    """The command line in this process, whose signals are put back."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield CliRunner()
-    signal.signal(signal.SIGTERM, before)
+    """The command line in this process."""
+    return CliRunner()
 
 
 def alive(pid):
