@@ -35,7 +35,7 @@ from gpuprof.analysis.executed import executed_by_module, not_collected
 from gpuprof.analysis.modules import totals, union_ns
 from gpuprof.analysis.telemetry import invalid_reasons, summary
 from gpuprof.cli.ceilings import measure as measure_ceilings
-from gpuprof.errors import GpuprofError
+from gpuprof.errors import GpuprofError, is_out_of_memory
 from gpuprof.hardware import checkup, ncu, nvml
 from gpuprof.hardware.device import describe, uuid_of
 from gpuprof.passes import telemetry, trace
@@ -110,6 +110,9 @@ def doctor(folder: Path) -> Facts:
         "nvml": _nvml(),
     }
     readings.to_csv(_made(folder) / "telemetry.csv", index=False)
+    path = ncu.find()
+    listed = ncu.metrics_of(path, ".".join(map(str, torch.cuda.get_device_capability())))
+    (folder / "ncu.txt").write_text("\n".join([ncu.version(path), *sorted(listed)]) + "\n")
     return facts | {"passed": facts["works"] and watched.outcome.status == "done"}
 
 
@@ -302,7 +305,9 @@ def reference_train(folder: Path) -> Facts:
         try:
             workload = build("llava-onevision-qwen2-7b", Options(device="cuda", dtype="bfloat16", **options))
             workload.step()
-        except (torch.OutOfMemoryError, RuntimeError, GpuprofError) as error:
+        except (RuntimeError, GpuprofError) as error:
+            if not is_out_of_memory(error):
+                raise
             refused.append({"options": options, "error": str(error).splitlines()[0][:300]})
             workload = None
         if workload is not None:

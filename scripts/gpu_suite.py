@@ -110,8 +110,11 @@ def run_check(name: str, check: Callable[[Path], Mapping[str, Any]], out: Path, 
 
 def _alone(name: str, check: Callable[[Path], Mapping[str, Any]], path: Path, printed: Path) -> None:
     """The child's side: a session of its own, and everything printed into the file."""
+    from gpuprof.hardware.device import environment
+    from gpuprof.signals import exit_on_sigterm
+
     os.setsid()
-    signal.signal(signal.SIGTERM, _ended)
+    exit_on_sigterm()
     sys.stdout.flush()
     sys.stderr.flush()
     with printed.open("w") as file:
@@ -119,8 +122,6 @@ def _alone(name: str, check: Callable[[Path], Mapping[str, Any]], path: Path, pr
         os.dup2(file.fileno(), 2)
     # whatever stood here before, a test's own among them, writes to the file too
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    from gpuprof.hardware.device import environment
-
     result: Result = {"check": name, "status": "failed", "facts": {}}
     try:
         result["facts"] = check(path.parent / "runs")
@@ -131,10 +132,6 @@ def _alone(name: str, check: Callable[[Path], Mapping[str, Any]], path: Path, pr
     path.write_text(json.dumps(result, indent=1, default=_plain) + "\n")
     sys.stdout.flush()
     sys.stderr.flush()
-
-
-def _ended(signum: int, frame: Any) -> None:
-    raise SystemExit(128 + signum)
 
 
 def _plain(value: Any) -> Any:
@@ -224,7 +221,8 @@ def rehearse(names: Sequence[str], checks: Mapping[str, Any], args: argparse.Nam
     out = args.out or folder / "out"
     out.mkdir(parents=True, exist_ok=True)
     args.force = True
-    run_all(names, checks, args, out, out, gpu_rehearsal.DEVICE)
+    unhurried = {name: check._replace(limit_s=600) for name, check in checks.items()}
+    run_all(names, unhurried, args, out, out, gpu_rehearsal.DEVICE)
     results = [json.loads((out / f"{name}.json").read_text()) for name in names if (out / f"{name}.json").exists()]
     fallen = [result for result in results if "error" in result or result["status"] not in ("done", "failed")]
     for result in fallen:
