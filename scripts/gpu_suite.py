@@ -1,9 +1,9 @@
 """Run the checks that need a GPU: most worth first, each in a process of its own with a time limit.
 
 Processes are forked from this one, which has imported everything and never touched CUDA: none pays for the imports, and
-a crash loses one check only. A check that has passed on this kind of device, with its result under
-results/DEVICE/suite, is not run again. Results are written as they come. Exits with 0 if nothing failed, 1 if something
-did, 2 where there is no GPU.
+a crash loses one check only. A check that has passed on this kind of device, with its result under results/DEVICE, is
+not run again. Results are written as they come; ``--commit-ready`` then makes of them what is committed. Exits with 0
+if nothing failed, 1 if something did, 2 where there is no GPU.
 """
 
 from __future__ import annotations
@@ -51,19 +51,10 @@ def device_name() -> str:
     return next(iter(found.stdout.splitlines()), "").strip()
 
 
-def touches_cuda() -> str:
-    """The driver's library, where this process has loaded it; empty where not. torch itself does not say."""
-    maps = Path("/proc/self/maps")
-    lines = maps.read_text().splitlines() if maps.exists() else []
-    return next((line.split()[-1] for line in lines if "libcuda.so" in line), "")
-
-
 def committed(name: str, kept: Path) -> bool:
-    """Whether a result of this check is there already."""
-    try:
-        return json.loads((kept / f"{name}.json").read_text()).get("status") == "done"
-    except (OSError, ValueError, AttributeError):
-        return False
+    """Whether a result of this check stands in the folder of a device, of any date."""
+    results = (json.loads(path.read_text()) for path in kept.glob(f"*/{name}.json"))
+    return any(result["status"] == "done" for result in results)
 
 
 def tail(text: str) -> str:
@@ -203,9 +194,9 @@ def pack(out: Path, archive: Path) -> None:
 
 def list_checks(names: Sequence[str], checks: Mapping[str, Any]) -> None:
     """Name, seconds, limit, devices with a committed result, and what each check is worth; most worth first."""
-    kinds = sorted(folder.parent.name for folder in RESULTS.glob("*/suite"))
+    kinds = sorted(folder for folder in RESULTS.iterdir() if folder.is_dir())
     for name in names:
-        there = [kind for kind in kinds if committed(name, RESULTS / kind / "suite")]
+        there = [kind.name for kind in kinds if committed(name, kind)]
         check = checks[name]
         print(f"{name:20} {check.seconds:4} s, at most {check.limit_s:4} s  [{', '.join(there) or '-'}]  {check.what}")
     print(f"{'':20} {sum(checks[name].seconds for name in names):4} s together; in brackets: a result is committed")
@@ -218,7 +209,7 @@ def rehearse(names: Sequence[str], checks: Mapping[str, Any], args: argparse.Nam
 
     gpu_rehearsal.install(folder)
     gpu_rehearsal.shorten(gpu_checks)
-    out = args.out or folder / "out"
+    out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     args.force = True
     unhurried = {name: check._replace(limit_s=600) for name, check in checks.items()}
@@ -232,21 +223,41 @@ def rehearse(names: Sequence[str], checks: Mapping[str, Any], args: argparse.Nam
     return 1 if fallen else 0
 
 
+def keep(source: Path) -> int:
+    """Make what is committed of what a suite wrote."""
+    from gpu_results import commit_ready
+
+    from gpuprof.errors import GpuprofError
+
+    try:
+        target = commit_ready(source, RESULTS, ROOT / "tests" / "data")
+    except GpuprofError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{target.relative_to(ROOT)}, results/README.md and tests/data: look at them, then commit")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="list the checks and stop")
     parser.add_argument("--only", metavar="NAME[,NAME]", help="run these alone, in this order")
     parser.add_argument("--minutes", type=float, metavar="N", help="end within so many minutes, with the most worth")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (results/DEVICE/suite)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=ROOT / "gpu-suite", help="where results go (gpu-suite)"
+    )
     parser.add_argument("--pack", type=Path, metavar="FILE", help="also keep everything there as one .tar.gz")
     parser.add_argument("--force", action="store_true", help="run checks that have a committed result too")
+    parser.add_argument("--commit-ready", type=Path, metavar="DIR", help="make results, section and fixtures of them")
     parser.add_argument("--rehearse", action="store_true", help="run every check's code on a GPU of make-believe")
     args = parser.parse_args(arguments)
+    sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]  # it also runs where gpuprof is not installed
+    if args.commit_ready:
+        return keep(args.commit_ready)
     device = "" if args.list or args.rehearse else device_name()
     if not (args.list or args.rehearse or device):
         print("no CUDA device: these checks need one (--list names them)", file=sys.stderr)
         return 2
-    sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]  # it also runs where gpuprof is not installed
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     # asked whether there is a GPU, torch asks NVML: asking CUDA would forbid it to every fork
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
@@ -260,13 +271,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.rehearse:
         with tempfile.TemporaryDirectory() as folder:
             return rehearse(names, CHECKS, args, Path(folder))
-    if touched := touches_cuda():
-        print(f"the driver of CUDA is loaded here ({touched}), and no fork could use it any more", file=sys.stderr)
-        return 1
-    kept = RESULTS / slug(device) / "suite"
-    out = (args.out or kept).resolve()
+    out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    return run_all(names, CHECKS, args, out, kept, device)
+    return run_all(names, CHECKS, args, out, RESULTS / slug(device), device)
 
 
 if __name__ == "__main__":
