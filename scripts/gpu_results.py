@@ -28,7 +28,7 @@ from gpuprof.render.budget import budget_chart
 Facts = dict[str, Any]
 
 _PACKAGES = re.compile(r"torch|triton|transformers|numpy|pandas|accelerate|nvidia-", re.IGNORECASE).match
-_FIXTURES = ("counters-*.json.gz", "counters-*-ncu-1.csv.gz", "kineto-*.json", "telemetry.csv")
+_FIXTURES = ("counters-*.json.gz", "counters-siglip-ncu-1.csv.gz", "kineto-*.json", "telemetry.csv")
 _DRAWN = ("reference-generate", "reference-train")
 _HOST = re.compile(r'"(\d+\.){3}\d+"')
 
