@@ -75,8 +75,8 @@ def test_a_suite_becomes_results_a_section_and_fixtures(results, bundle, tmp_pat
     ) in joined
     assert (
         "- [link-train](nvidia-t1/2026-01-02/link-train.json) **failed**: 1,200 kernels and copies; 100.00 % of their "
-        "time is linked to an operator and 99.9860 % to a module or the optimizer (forward 1.500 ms, backward 3.000 ms); "
-        "9 of 10 numbered nodes have a maker; 1 mismatch between counted and traced calls.\n"
+        "time is linked to an operator and 99.9860 % to a module or the optimizer (forward 1.500 ms, backward "
+        "3.000 ms); 9 of 10 numbered nodes have a maker; 1 mismatch between counted and traced calls.\n"
     ) in joined
     assert "](doctor.json)" in (target / "table.md").read_text()
 
