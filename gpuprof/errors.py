@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 
 class GpuprofError(Exception):
     """A problem the user can mend: one line that says what, why and what to do.
 
     The command line prints it and exits with status 2, without a traceback.
     """
+
+
+def no_run(path: str | os.PathLike[str]) -> GpuprofError:
+    """What is wrong where a saved run should be and no file is."""
+    return GpuprofError(f"no file {path}: give a run saved by 'gpuprof profile -o' or 'count -o'")
 
 
 class ForeignFileError(GpuprofError):

@@ -7,7 +7,6 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutput
 
 from gpuprof.errors import GpuprofError
 
@@ -127,6 +126,7 @@ def generate_seq2seq_step(
     Returns:
         A step that returns the new tokens, shape (batch, new_tokens).
     """
+    from transformers.modeling_outputs import BaseModelOutput  # whoever gives such a model has loaded it
 
     def step() -> torch.Tensor:
         with torch.no_grad():
