@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from gpuprof.errors import GpuprofError
 OWN_LOSS = "model's own .loss"
 MEAN_LOSS = "mean of the first output"
 GIVEN_LOSS = "given"
+# What models call the cache of a generation, as argument and in the output. The newest name is asked first: a library
+# that still answers to an older one warns, and will not always.
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
 def train_step(
@@ -81,7 +85,7 @@ def generate_step(
     every step does the same operations.
 
     Args:
-        model: A decoder that takes `past_key_values` and `use_cache`.
+        model: A decoder that takes `use_cache` and a cache, under one of `CACHE_NAMES`.
         prompt: The prefill's inputs, `input_ids` of shape (batch, prompt length) among them.
         new_tokens: Tokens to generate.
         call_options: Further arguments of every call, such as `logits_to_keep`.
@@ -98,7 +102,7 @@ def generate_step(
             while len(tokens) < new_tokens:
                 output = model(
                     input_ids=tokens[-1],
-                    past_key_values=output.past_key_values,
+                    **carry_cache(model, output),
                     use_cache=True,
                     **call_options,
                 )
@@ -118,7 +122,8 @@ def generate_seq2seq_step(
     """Makes the step of a greedy generation by an encoder and a decoder: the encoder runs once.
 
     Args:
-        model: A model that takes `decoder_input_ids`, `encoder_outputs` and `past_key_values`.
+        model: A model that takes `decoder_input_ids`, `encoder_outputs`, `use_cache` and a cache, under one of
+            `CACHE_NAMES`.
         inputs: The encoder's inputs, and `decoder_input_ids` of shape (batch, decoder prompt length).
         new_tokens: Tokens to generate.
         token: Feed this token instead of the one the logits give, which without weights have no values.
@@ -137,13 +142,44 @@ def generate_seq2seq_step(
                 output = model(
                     encoder_outputs=encoded,
                     decoder_input_ids=tokens[-1],
-                    past_key_values=output.past_key_values,
+                    **carry_cache(model, output),
                     use_cache=True,
                 )
                 tokens.append(_next(output.logits, token))
             return torch.cat(tokens, dim=1)
 
     return step
+
+
+def cache_argument(model: torch.nn.Module) -> str | None:
+    """The name under which a model's forward takes the cache of a generation; None if it takes none."""
+    takes = inspect.signature(model.forward).parameters
+    return next((name for name in CACHE_NAMES if name in takes), None)
+
+
+def carry_cache(model: torch.nn.Module, output: Mapping[str, Any]) -> dict[str, Any]:
+    """The cache that a model returned, as an argument of its next call.
+
+    The two may have different names: a model's own code can be older than the library that makes its output.
+
+    Raises:
+        GpuprofError: The model takes or returns no cache under a known name.
+    """
+    argument = cache_argument(model)
+    returned = next((name for name in CACHE_NAMES if name in output), None)
+    if argument is None or returned is None:
+        raise GpuprofError(no_cache(model, "takes" if argument is None else "returns"))
+    return {argument: output[returned]}
+
+
+def no_cache(model: torch.nn.Module, does: str) -> str:
+    """Why a model cannot generate that takes or returns no cache."""
+    import transformers
+
+    return (
+        f"{type(model).__name__} cannot --mode generate: with transformers {transformers.__version__} it {does} no "
+        f"cache under a name that gpuprof knows ({', '.join(CACHE_NAMES)}); use --mode forward"
+    )
 
 
 def find_loss(output: Any) -> tuple[torch.Tensor, str]:

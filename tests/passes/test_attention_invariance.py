@@ -10,6 +10,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 
 import gpuprof
+from gpuprof.workload.steps import carry_cache
 
 BATCH, LENGTH, HEADS, HEAD = 2, 12, 4, 8
 WIDTH = HEADS * HEAD
@@ -109,11 +110,11 @@ def test_new_queries_over_a_cache(how, new):
     ids = text()["input_ids"]
     with torch.no_grad():
         # flex attention outside a pass would be compiled for real
-        cache = decoder("llama", "eager")(input_ids=ids, use_cache=True).past_key_values
+        filled = carry_cache(model, decoder("llama", "eager")(input_ids=ids, use_cache=True))
 
     def step():
         with torch.no_grad():
-            model(input_ids=ids[:, :new], past_key_values=copy.deepcopy(cache), use_cache=True)
+            model(input_ids=ids[:, :new], use_cache=True, **copy.deepcopy(filled))
 
     found, causality = measure(model, step=step, mode="generate")
     # the last query sees all keys, the one before it one less, and so on
