@@ -11,18 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from transformers.modeling_outputs import BaseModelOutput
 
 import gpuprof
-from gpuprof import profiler
 from gpuprof.record import UNATTRIBUTED
 
 ROWS, WIDTH, HIDDEN = 3, 8, 16
 SQUARE = 2 * ROWS * WIDTH * WIDTH  # one product of a WIDTH x WIDTH weight
 WIDE = 2 * ROWS * WIDTH * HIDDEN  # one product of a WIDTH x HIDDEN weight
-
-
-@pytest.fixture(autouse=True)
-def brief_ceiling(monkeypatch):
-    measured = profiler.cpu_ceilings
-    monkeypatch.setattr(profiler, "cpu_ceilings", lambda dtypes, seconds: measured(dtypes, 0.01))
 
 
 def inputs():

@@ -19,9 +19,6 @@ from gpuprof.passes import counting, memory, timing, trace
 PASSES = ["count", "time", "trace", "memory"]
 
 
-pytestmark = pytest.mark.usefixtures("brief_ceiling")
-
-
 class Failing(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, error):
@@ -124,6 +121,7 @@ def training():
     return model, optimizer, torch.randn(5, 4).requires_grad_()
 
 
+@pytest.mark.usefixtures("ceilings_measured")
 @pytest.mark.parametrize("keeps", [True, False], ids=["with gradients", "without"])
 @pytest.mark.parametrize("mode", ["train", "optimizer", "forward", "step"])
 def test_after_all_passes(training, mode, keeps):
