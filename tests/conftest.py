@@ -49,6 +49,12 @@ def ceilings_measured(monkeypatch):
     monkeypatch.setattr(profiler, "measure_copy", lambda device, seconds: ceilings.measure_copy(device, 0.01))
 
 
+@pytest.fixture(scope="session")
+def llava_run():
+    """The generation of the reference report, counted once for all who read it."""
+    return gpuprof.count("llava-onevision-qwen2-7b", mode="generate", image_crops=16, prompt_len=7405, new_tokens=7)
+
+
 @pytest.fixture
 def gpuprof_cli(monkeypatch, capfd):
     """The command line in this process, where the test is not about the process; gives what `subprocess.run` would."""

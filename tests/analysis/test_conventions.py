@@ -93,13 +93,8 @@ def printed(value, prefixes="TGMK"):
 
 
 @pytest.fixture(scope="module")
-def llava():
-    return gpuprof.count("llava-onevision-qwen2-7b", mode="generate", image_crops=16, prompt_len=7405, new_tokens=7)
-
-
-@pytest.fixture(scope="module")
-def llava_as_calflops(llava):
-    return convention_by_module(llava, "calflops").set_index("module")[["params", "macs", "flops"]]
+def llava_as_calflops(llava_run):
+    return convention_by_module(llava_run, "calflops").set_index("module")[["params", "macs", "flops"]]
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +148,8 @@ def test_every_line_of_the_report(llava_as_calflops, path, params, macs, flops):
     assert printed(found["flops"]) == flops
 
 
-def test_totals_of_the_report(llava):
-    sums = totals(llava, "calflops")
+def test_totals_of_the_report(llava_run):
+    sums = totals(llava_run, "calflops")
 
     assert sums["macs"] == 53_185_756_798_144
     assert f"{sums['flops'] / 1e12:.6g}" == "111.817"
@@ -360,7 +355,7 @@ def test_other_shapes_are_refused(built, architecture, kind, sizes, reason):
         gpuprof.count(built(architecture, kind, sizes), mode="forward", convention="palm")
 
 
-@pytest.mark.parametrize("model", ["llama", "gpt2", "llava", "bert", "t5", "vit"])
+@pytest.mark.parametrize("model", ["llama", "gpt2", "llava_run", "bert", "t5", "vit"])
 def test_the_parts_sum_up_to_the_difference(model, request):
     run = request.getfixturevalue(model)
     table = beside(run)
@@ -373,10 +368,11 @@ def test_the_parts_sum_up_to_the_difference(model, request):
     assert set(table["convention"]) | set(misfits(run)) == set(CONVENTIONS)
 
 
-def test_formulas_fit_no_model_of_text_and_images(llava):
-    assert set(beside(llava)["convention"]) == {"causal", "full", "flash", "torch-counter", "calflops", "calflops-0.3"}
+def test_formulas_fit_no_model_of_text_and_images(llava_run):
+    conventions = {"causal", "full", "flash", "torch-counter", "calflops", "calflops-0.3"}
+    assert set(beside(llava_run)["convention"]) == conventions
     with pytest.raises(GpuprofError, match=r"palm does not fit llava-onevision-qwen2-7b: .* text and images"):
-        totals(llava, "palm")
+        totals(llava_run, "palm")
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,6 @@ make_reports = _load(REPORTS / "make_reports.py")
 
 
 @pytest.fixture(scope="module")
-def llava_run():
-    workload = {"mode": "generate", "image_crops": 16, "prompt_len": 7405, "new_tokens": 7}
-    return gpuprof.count("llava-onevision-qwen2-7b", **workload)
-
-
-@pytest.fixture(scope="module")
 def llava(llava_run):
     return validate(LLAVA, llava_run)
 

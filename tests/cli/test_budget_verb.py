@@ -42,8 +42,8 @@ def test_every_option(gpuprof_cli, saved, tmp_path):
     ceilings = {"device": {"name": "Toy GPU"}, "shapes": [], "copy": {"bytes_per_s": 1e9}}
     (tmp_path / "ceilings.json").write_text(json.dumps(ceilings))
     made = gpuprof_cli(
-        "budget", saved, "--by", "module", "--depth", 1, "--top", 2, "--ceilings", tmp_path / "ceilings.json", "--convention",
-        "full", "--denominator", "datasheet", "--format", "json", "--chart", tmp_path / "c.svg",
+        "budget", saved, "--by", "module", "--depth", 1, "--top", 2, "--ceilings", tmp_path / "ceilings.json",
+        "--convention", "full", "--denominator", "datasheet", "--format", "json", "--chart", tmp_path / "c.svg",
         "-o", tmp_path / "c.json",
     )  # fmt: skip
 
