@@ -90,7 +90,7 @@ def _kind(model: Any, base: Any) -> str:
         kind = "vit" if _patch(model) and not stages else "vision"
     elif getattr(config, "is_encoder_decoder", False) and base.get_decoder() is not base:
         kind = "encoder-decoder"
-    elif any(facts.causal for module in model.modules() if (facts := attention_facts(module))):
+    elif any(facts.causal for path, module in model.named_modules() if (facts := attention_facts(module, path))):
         language = name in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         return "decoder" if language or name.endswith(_HEAD_OF_EACH + _HEAD_OF_ONE) else "other"
     else:
@@ -212,7 +212,8 @@ def _sizes(stack: Any, config: Any, side: str, cross: bool = False) -> dict[str,
 
 def _attending(stack: Any) -> list[tuple[Any, AttentionFacts]]:
     """Attention modules and what they say of themselves; one around another is not counted again."""
-    found = {path: (module, facts) for path, module in stack.named_modules() if (facts := attention_facts(module))}
+    modules = stack.named_modules()
+    found = {path: (module, facts) for path, module in modules if (facts := attention_facts(module, path))}
     return [pair for path, pair in found.items() if not any(other.startswith(f"{path}.") for other in found)]
 
 
