@@ -21,6 +21,8 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_exp
 _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "top_k_experts")
 _ROUTERS = (["gate"], ["router"])
 _KEYS_AND_VALUES = {"k", "v", "k_proj", "v_proj", "key", "value"}
+# Models whose attention is a scaled dot product, where the release of transformers does not run it as one operator yet.
+_SPELLED_OUT = {"t5", "mt5", "umt5"}
 _SOUND = {"input_features", "input_values"}
 # Parameters that are a position of their own beside the patches.
 _TOKENS = {"cls_token", "class_embedding", "distillation_token", "register_tokens", "detection_tokens"}
@@ -80,7 +82,7 @@ def _kind(model: Any, base: Any) -> str:
     """The kind of model; of transformers that are no language model's decoder only where all is as formulas have it."""
     if not isinstance(base, PreTrainedModel):
         return "other"
-    name, config, reads = type(model).__name__, base.config, base.main_input_name
+    name, config, reads = type(model).__name__, base.config, model.main_input_name
     if reads in _SOUND:
         return "audio"
     if getattr(config, "text_config", None) is not None or getattr(config, "vision_config", None) is not None:
@@ -108,7 +110,8 @@ def _plain(model: Any, base: Any) -> bool:
         if not isinstance(module, known) and path != patch
         for name, p in module.named_parameters(recurse=False)
     )
-    return getattr(base, "_supports_sdpa", False) and all(_is_vector(name, p) or _is_table(name, p) for name, p in bare)
+    scaled = getattr(base, "_supports_sdpa", False) or base.config.model_type in _SPELLED_OUT
+    return scaled and all(_is_vector(name, p) or _is_table(name, p) for name, p in bare)
 
 
 def _ends(model: Any, base: Any, kind: str) -> dict[str, Any] | None:

@@ -137,10 +137,13 @@ def test_without_weights_each_module_counts_the_same(tmp_path, name, mode):
 
 @pytest.mark.parametrize("kind", ["reentrant", "non-reentrant"])
 def test_checkpoints_without_weights_recompute_what_a_real_step_does(kind):
-    plain, again = (
-        gpuprof.count("smollm2-135m", seq_len=16, checkpointing=checkpointing).ops.groupby("phase")["flops_full"].sum()
-        for checkpointing in ("none", kind)
-    )
+    counts = []
+    for checkpointing in ("none", kind):
+        ops = gpuprof.count("smollm2-135m", seq_len=16, checkpointing=checkpointing).ops
+        # before the layers; some releases of transformers compute the rotary angles by a matmul
+        layers_and_head = ops[ops["module"] != "model.rotary_emb"]
+        counts.append(layers_and_head.groupby("phase")["flops_full"].sum())
+    plain, again = counts
 
     assert (again["forward"], again["backward"]) == (plain["forward"], plain["backward"])
     down_proj = 2 * 16 * 1536 * 576  # a recomputation that may stop early does not come to the last product
