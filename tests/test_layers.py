@@ -201,6 +201,6 @@ def test_a_wrong_argument_costs_less_than_0_6_s_of_processor_time():
 def test_a_model_of_ones_own_loads_no_transformers(folder):
     code = (
         "import torch, gpuprof\ngpuprof.profile(torch.nn.Linear(4, 3), torch.ones(2, 4), passes=['count', 'memory'])\n"
-    ) + command("profile", "net.py:net", "-q", "--passes", "count,time,trace", "--steps", "1", status=0)
+    ) + command("profile", "net.py:net", "-q", "--passes", "count,memory", status=0)
 
     assert loaded_by(code, folder) == ["torch", "pandas"]
