@@ -1,5 +1,6 @@
 import contextlib
 import functools
+import os
 import subprocess
 
 import pytest
@@ -8,6 +9,10 @@ import torch
 import gpuprof.cli
 from gpuprof import profiler
 from gpuprof.hardware import ceilings
+
+# The models here are small, and threads that wait for one another spin: on a busy machine most of the time.
+os.environ["OMP_NUM_THREADS"] = "1"  # of what the tests start
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
