@@ -37,8 +37,7 @@ def attention_facts(module: nn.Module, path: str) -> AttentionFacts | None:
 def _t5_causal(module: nn.Module, name: str) -> bool | None:
     """Whether T5's attention is causal in releases of transformers (5.4) where it says only whose it is.
 
-    Encoder, decoder, and decoder to encoder share a class there; a decoder masks what it says itself and not what it
-    hears.
+    Encoder, decoder and the attention between them share a class there; a decoder masks its own sequence only.
     """
     decoders = getattr(module, "is_decoder", None)
     if not isinstance(decoders, bool) or name not in (_T5_SELF, _T5_CROSS):

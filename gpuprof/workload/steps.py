@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -93,7 +93,11 @@ def generate_step(
 
     Returns:
         A step that returns the new tokens, shape (batch, new_tokens).
+
+    Raises:
+        GpuprofError: The model takes no cache; the step raises it where the model returns none.
     """
+    cache = cache_argument(model)
 
     def step() -> torch.Tensor:
         with torch.no_grad():
@@ -102,7 +106,7 @@ def generate_step(
             while len(tokens) < new_tokens:
                 output = model(
                     input_ids=tokens[-1],
-                    **carry_cache(model, output),
+                    **{cache: returned_cache(model, output)},
                     use_cache=True,
                     **call_options,
                 )
@@ -130,8 +134,13 @@ def generate_seq2seq_step(
 
     Returns:
         A step that returns the new tokens, shape (batch, new_tokens).
+
+    Raises:
+        GpuprofError: The model takes no cache; the step raises it where the model returns none.
     """
-    from transformers.modeling_outputs import BaseModelOutput  # whoever gives such a model has loaded it
+    from transformers.modeling_outputs import BaseModelOutput  # which only such a model needs
+
+    cache = cache_argument(model)
 
     def step() -> torch.Tensor:
         with torch.no_grad():
@@ -142,7 +151,7 @@ def generate_seq2seq_step(
                 output = model(
                     encoder_outputs=encoded,
                     decoder_input_ids=tokens[-1],
-                    **carry_cache(model, output),
+                    **{cache: returned_cache(model, output)},
                     use_cache=True,
                 )
                 tokens.append(_next(output.logits, token))
@@ -151,32 +160,32 @@ def generate_seq2seq_step(
     return step
 
 
-def cache_argument(model: torch.nn.Module) -> str | None:
-    """The name under which a model's forward takes the cache of a generation; None if it takes none."""
-    takes = inspect.signature(model.forward).parameters
-    return next((name for name in CACHE_NAMES if name in takes), None)
-
-
-def carry_cache(model: torch.nn.Module, output: Mapping[str, Any]) -> dict[str, Any]:
-    """The cache that a model returned, as an argument of its next call.
-
-    The two may have different names: a model's own code can be older than the library that makes its output.
+def cache_argument(model: torch.nn.Module) -> str:
+    """The name under which a model's forward takes the cache of a generation.
 
     Raises:
-        GpuprofError: The model takes or returns no cache under a known name.
+        GpuprofError: It takes none under a known name.
     """
-    argument = cache_argument(model)
-    returned = next((name for name in CACHE_NAMES if name in output), None)
-    if argument is None or returned is None:
-        raise GpuprofError(no_cache(model, "takes" if argument is None else "returns"))
-    return {argument: output[returned]}
+    taken = inspect.signature(model.forward).parameters
+    return _cache_name(model, "takes", taken)
 
 
-def no_cache(model: torch.nn.Module, does: str) -> str:
-    """Why a model cannot generate that takes or returns no cache."""
+def returned_cache(model: torch.nn.Module, output: Mapping[str, Any]) -> Any:
+    """The cache that a model returned, which may have another name: its code can be older than the library's outputs.
+
+    Raises:
+        GpuprofError: It returned none under a known name.
+    """
+    return output[_cache_name(model, "returns", output)]
+
+
+def _cache_name(model: torch.nn.Module, does: str, names: Container[str]) -> str:
+    for name in CACHE_NAMES:
+        if name in names:
+            return name
     import transformers
 
-    return (
+    raise GpuprofError(
         f"{type(model).__name__} cannot --mode generate: with transformers {transformers.__version__} it {does} no "
         f"cache under a name that gpuprof knows ({', '.join(CACHE_NAMES)}); use --mode forward"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from runs import gpu_run, ops_row
+from runs import gpu_run, ops_row, rotary_product
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
@@ -188,16 +188,12 @@ def test_facts_of_llama(llama):
     assert (facts["tied"], facts["pooled"], facts["head"], facts["seq"]) == (False, False, "lm_head", 2048)
 
 
-def angles(run):
-    """FLOPs of the rotary angles: some releases of transformers compute them by a matmul, which has no backward."""
-    return int(run.ops.loc[run.ops["module"] == "model.rotary_emb", "flops_full"].sum())
-
-
 def test_differences_of_llama_to_the_flop(llama):
     tokens, square = 2048, 6 * 32 * 32 * 256 * 2048**2
-    assert angles(llama) in (0, 2 * 64 * tokens)  # half a head of 128 frequencies
-    # no formula has them, and one that is three times the forward has them in no part of it
-    rotary = {"layers": -3 * angles(llama), "backward": 2 * angles(llama)} if angles(llama) else {}
+    angles = rotary_product(llama)
+    assert angles in (0, 2 * 64 * tokens)  # 64 frequencies, half a head
+    # no formula has them: a layer's forward, as it looks, and a backward of twice that, which does not run
+    rotary = {"layers": -3 * angles, "backward": 2 * angles} if angles else {}
     attention = square - 6 * 32 * 32 * 256 * (2048 * 2049 // 2)  # unmasked are 2048 x 2049 / 2 pairs
 
     assert difference(llama, "full") == {"attention": attention}
@@ -416,7 +412,7 @@ def test_torch_counter_with_recomputation_of_every_layer_is_megatrons_hfu():
     run = gpuprof.count("smollm2-135m", seq_len=64, attention="eager", checkpointing="reentrant")
     sums = totals(run, "torch-counter")
 
-    assert sums["flops"] == totals(run, "megatron-hfu")["flops"] + angles(run)
+    assert sums["flops"] == totals(run, "megatron-hfu")["flops"] + rotary_product(run)
     assert sums["flops_recompute"] == 0
     assert difference(run, "torch-counter")["recompute"] == difference(run, "megatron-hfu")["recompute"]
 

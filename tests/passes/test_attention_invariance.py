@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 
 import gpuprof
-from gpuprof.workload.steps import carry_cache
+from gpuprof.workload.steps import cache_argument, returned_cache
 
 BATCH, LENGTH, HEADS, HEAD = 2, 12, 4, 8
 WIDTH = HEADS * HEAD
@@ -110,7 +110,8 @@ def test_new_queries_over_a_cache(how, new):
     ids = text()["input_ids"]
     with torch.no_grad():
         # flex attention outside a pass would be compiled for real
-        filled = carry_cache(model, decoder("llama", "eager")(input_ids=ids, use_cache=True))
+        output = decoder("llama", "eager")(input_ids=ids, use_cache=True)
+    filled = {cache_argument(model): returned_cache(model, output)}
 
     def step():
         with torch.no_grad():

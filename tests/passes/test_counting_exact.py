@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import without_rotary
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -138,10 +139,8 @@ def test_without_weights_each_module_counts_the_same(tmp_path, name, mode):
 
 
 def by_phase(checkpointing):
-    ops = gpuprof.count("smollm2-135m", seq_len=16, checkpointing=checkpointing).ops
-    # before the layers; some releases of transformers compute the rotary angles by a matmul
-    layers_and_head = ops[ops["module"] != "model.rotary_emb"]
-    return layers_and_head.groupby("phase")["flops_full"].sum()
+    run = without_rotary(gpuprof.count("smollm2-135m", seq_len=16, checkpointing=checkpointing))
+    return run.ops.groupby("phase")["flops_full"].sum()
 
 
 @pytest.fixture(scope="module")

@@ -71,9 +71,8 @@ def test_taken_and_returned_under_any_name(kind, returns):
     ("model", "does"), [(Renamed("cache"), "Renamed .* takes"), (Newest("memory"), "Newest .* returns")]
 )
 def test_a_name_that_nobody_knows_yet_is_one_line(model, does):
-    step = generate_step(model, {"input_ids": PROMPT}, 2, call_options={})
     with pytest.raises(GpuprofError, match=f"^{does} no cache under a name that gpuprof knows .*--mode forward$"):
-        step()
+        generate_step(model, {"input_ids": PROMPT}, 2, call_options={})()
 
 
 def test_a_decoder_whose_argument_is_renamed_is_refused_before_it_runs(tiny, monkeypatch):
