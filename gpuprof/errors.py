@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 # of torch's allocators and of the system; of CUDA's calls; of cuBLAS, cuDNN and their like, which say it by a status
@@ -17,6 +18,11 @@ class GpuprofError(Exception):
 
     The command line prints it and exits with status 2, without a traceback.
     """
+
+
+def no_run(path: str | os.PathLike[str]) -> GpuprofError:
+    """What is wrong where a saved run should be and no file is."""
+    return GpuprofError(f"no file {path}: give a run saved by 'gpuprof profile -o' or 'count -o'")
 
 
 class ForeignFileError(GpuprofError):

@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoConfig
 
-from gpuprof.workload.options import DTYPES, Options
+from gpuprof.workload.options import Options, resolve_dtype
 from gpuprof.workload.presets import load_preset
 
 
@@ -50,5 +50,5 @@ def _few_layers(preset: str, options: Options, layers: int) -> Any:
     # made where it runs and in its dtype: filling billions of float32 on the host takes ten times as long
     with torch.device(options.device or "cpu"):
         return getattr(transformers, chosen["architecture"])._from_config(
-            config, dtype=DTYPES[options.dtype or "float32"], **how
+            config, dtype=resolve_dtype(options.dtype or "float32"), **how
         )

@@ -23,9 +23,6 @@ from gpuprof.passes.counted_step import CALIBRATION, CALIBRATION_SHAPES, OP
 from gpuprof.record import UNATTRIBUTED, PassOutcome, table
 from gpuprof.workload import Workload
 
-LEVELS = ("minimal", "full")
-"""How much to collect: the tensor work of the step's dtypes and a canary, or everything."""
-
 _LIMIT_S = 1800.0
 _WARMUP = 2
 _OWNER = ("module", "phase", "op", "shapes", "dtype")
@@ -59,7 +56,7 @@ def measure(
         workload: what to run; it has to be one that can be built again.
         ops: table of the counting pass.
         dtypes: dtypes that tensor cores or scalar units multiply in, as `gpuprof.hardware.counters.plan` takes them.
-        level: one of `LEVELS`.
+        level: one of `gpuprof.passes.options.LEVELS`.
         seed: of the step.
 
     Returns:

@@ -13,7 +13,7 @@ import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from gpuprof.errors import GpuprofError, is_out_of_memory
-from gpuprof.workload.options import DTYPES, Options
+from gpuprof.workload.options import Options, resolve_dtype
 from gpuprof.workload.presets import load_preset
 
 WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
@@ -71,8 +71,6 @@ def from_pretrained(location: str, options: Options, device: torch.device) -> Lo
         GpuprofError: There is no configuration, it names no model class, or the weights do not load.
     """
     folder = Path(location).expanduser() if Path(location).expanduser().is_dir() else None
-    if folder is not None and not (folder / "config.json").is_file():
-        raise GpuprofError(f"no config.json in {location}: it is no Hugging Face model directory")
     source = "directory" if folder is not None else "hub"
     place = str(folder or location)
     with quiet():
@@ -114,7 +112,7 @@ def quiet() -> Iterator[None]:
 def _construct(model_class: Any, config: Any, options: Options, device: torch.device, default: torch.dtype) -> Any:
     """A model with random weights, made in its dtype on its device: nothing is copied or cast afterwards."""
     attention = {"attn_implementation": options.attention} if options.attention else {}
-    dtype = DTYPES[options.dtype] if options.dtype else default
+    dtype = resolve_dtype(options.dtype) or default
     torch.manual_seed(options.seed)
     try:
         with device:
@@ -130,7 +128,7 @@ def _load_weights(
 ) -> tuple[Any, list[str]]:
     """A model with the weights at `place`, and the names of those that are not there."""
     attention = {"attn_implementation": options.attention} if options.attention else {}
-    dtype = DTYPES[options.dtype] if options.dtype else default
+    dtype = resolve_dtype(options.dtype) or default
     # Weights that are missing are random, and those are to be the same each time.
     torch.manual_seed(options.seed)
     try:

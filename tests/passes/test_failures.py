@@ -16,9 +16,6 @@ from gpuprof.workload import Options, build
 PASSES = ["count", "time", "trace", "memory"]
 
 
-pytestmark = pytest.mark.usefixtures("brief_ceiling")
-
-
 class FailingBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, error):
