@@ -31,8 +31,9 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
-# Run.modules() and Run.backward_ratios() are conveniences that reach up, when they are called
-EXCEPTIONS = {("record", "analysis")}
+# Run.modules() and Run.backward_ratios() are conveniences that reach up, when they are called; so does the profiler, to
+# say in run.warnings what an analysis makes of the run that it has just measured
+EXCEPTIONS = {("record", "analysis"), ("profiler", "analysis")}
 
 TORCH_FREE = [
     "errors",
