@@ -213,9 +213,10 @@ def run_passes(
             run.warnings += difference
         else:
             seeded()
-            counting.warm_up(workload)
+            inputs = counting.warm_up(workload)
             seeded()
             counted = counting.count(workload)
+            counted.outcome.facts |= {"inputs_before": inputs} if inputs else {}
         run.ops, run.tree = counted.ops, counted.tree
         run.warnings += _loss_warning(counted.result)
         return counted.outcome

@@ -30,19 +30,23 @@ def mismatches(run: Run) -> list[str]:
 
 
 def _of_inputs(run: Run) -> Iterator[str]:
-    """Timed steps whose inputs had other shapes than those of the counted one."""
-    if not (run.done("count") and run.done("time")):
-        return
-    counted = run.passes["count"].facts.get("inputs", "")
-    timed: dict[str, int] = run.passes["time"].facts.get("inputs", {})
-    others = {shapes: steps for shapes, steps in timed.items() if shapes != counted}
-    if counted and others:
-        shapes = next(iter(others))
-        more = f" and {len(others) - 1} other shapes" if len(others) > 1 else ""
-        yield (
-            f"the inputs of the step vary: counted at {counted}, {sum(others.values())} of {sum(timed.values())} timed "
-            f"steps at {shapes or 'no call of the model'}{more}; let the step take batches of one shape"
-        )
+    """Inputs of a step that had other shapes when it was timed than when it was counted.
+
+    A step that is compiled as a whole shows none while it is timed; then those of the step before the counted one.
+    """
+    facts = {name: run.passes[name].facts if run.done(name) else {} for name in ("count", "time")}
+    counted, timed = facts["count"].get("inputs", ""), facts["time"].get("inputs", {})
+    others = [shapes for shapes in timed if shapes != counted]
+    before = facts["count"].get("inputs_before", counted)
+    where = ""
+    if others:
+        steps = sum(timed[shapes] for shapes in others)
+        found = f"{others[0] or 'no call of the model'}{' and others' if len(others) > 1 else ''}"
+        where = f"{steps} of {sum(timed.values())} timed steps at {found}"
+    elif not timed and before != counted:
+        where = f"the step before at {before}"
+    if counted and where:
+        yield f"the inputs of the step vary: counted at {counted}, {where}; let the step take batches of one shape"
 
 
 def _of_calls(run: Run) -> Iterator[str]:

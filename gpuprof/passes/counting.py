@@ -109,14 +109,18 @@ def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[s
     return table("tree", rows)
 
 
-def warm_up(workload: Workload) -> None:
+def warm_up(workload: Workload) -> str:
     """Run one step that is not counted, as eager as the counted one.
 
     What only a first step does is no step's work: caches that it fills, parameters that it makes, shapes that the
     stages of a pipeline tell each other.
+
+    Returns:
+        Shapes of the step's inputs, as `observed_inputs` has them.
     """
-    with torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"), observed_inputs(workload) as shapes:
         workload.step()
+        return shapes()
 
 
 class _Signature(NamedTuple):

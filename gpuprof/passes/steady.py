@@ -7,6 +7,7 @@ in it, and the versions of the integer tensors that a model may decide by.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -14,13 +15,17 @@ from typing import Any
 import pandas as pd
 import torch
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from gpuprof.passes.counting import Counted, count
-from gpuprof.passes.weightless import execute
+from gpuprof.passes.weightless import Weightless, execute
 from gpuprof.workload import Workload
 
 _VALUES = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _OPAQUE = (type, FunctionType, MethodType, ModuleType)
+
+_TOLD = re.compile(r"config$|.*_hooks($|_)").match
+"""Attributes with what a model was told and not what it keeps: configurations, hooks and whether they are set up."""
 
 
 def count_without_weights(workload: Workload, before_step: Callable[[], None]) -> tuple[Counted, list[str]]:
@@ -33,6 +38,10 @@ def count_without_weights(workload: Workload, before_step: Callable[[], None]) -
     Returns:
         What was counted, and a line if the two steps multiplied differently.
     """
+    if any(map(is_lazy, workload.model.parameters())):  # there is nothing to count until they are made
+        before_step()
+        with Weightless():
+            workload.step()
     before = held(workload.model)
     before_step()
     first = count(workload, execute)
@@ -65,7 +74,7 @@ def held(model: torch.nn.Module) -> list[Any]:
         found.append(type(module))
         for name, value in vars(module).items():
             batches = name == "_buffers" and isinstance(module, _NormBase)  # it counts them, and no more
-            if name != "config" and not batches:  # what a model was told is not what it keeps
+            if not (_TOLD(name) or batches):
                 found.append(name)
                 found += _objects(value, seen)
     return found
@@ -94,7 +103,7 @@ def _objects(value: Any, seen: set[int]) -> Iterator[Any]:
         for item in value:
             yield from _objects(item, seen)
     for name, item in getattr(value, "__dict__", {}).items():
-        if name != "config":
+        if not _TOLD(name):
             yield from _objects(item, seen)
 
 
