@@ -208,17 +208,9 @@ def run_passes(
         tell(name, total, total)
 
     def count_pass() -> PassOutcome:
-        if workload.device.type == "meta":
-            counted, difference = steady.count_without_weights(workload, seeded)
-            run.warnings += difference
-        else:
-            seeded()
-            inputs = counting.warm_up(workload)
-            seeded()
-            counted = counting.count(workload)
-            counted.outcome.facts |= {"inputs_before": inputs} if inputs else {}
+        counted, difference = steady.count_steady(workload, seeded)
         run.ops, run.tree = counted.ops, counted.tree
-        run.warnings += _loss_warning(counted.result)
+        run.warnings += [*difference, *_loss_warning(counted.result)]
         return counted.outcome
 
     def time_pass() -> PassOutcome:

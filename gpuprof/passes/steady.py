@@ -1,4 +1,4 @@
-"""Whether a step left something in the model that another step may find: a cache, a folded weight, a flag.
+"""Counting a step that is not the first, which does work of its own: fills caches, folds weights, makes parameters.
 
 Without weights a step costs as much to count as to run, so a second is run only where the first changed what the
 model's modules hold. That is looked up, not hooked: every attribute of every module, the containers and plain objects
@@ -17,7 +17,8 @@ import torch
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
-from gpuprof.passes.counting import Counted, count
+from gpuprof.passes.counting import Counted, count, warm_up
+from gpuprof.passes.failure import let_go
 from gpuprof.passes.weightless import Weightless, execute
 from gpuprof.workload import Workload
 
@@ -28,27 +29,40 @@ _TOLD = re.compile(r"config$|.*_hooks($|_)").match
 """Attributes with what a model was told and not what it keeps: configurations, hooks and whether they are set up."""
 
 
-def count_without_weights(workload: Workload, before_step: Callable[[], None]) -> tuple[Counted, list[str]]:
-    """Count a step, and once more if it left something in the model: then the second one.
+def count_steady(workload: Workload, before_step: Callable[[], None]) -> tuple[Counted, list[str]]:
+    """Count a step that is not the first.
+
+    The first is only run. Without weights running is as dear as counting, and there are steps that only counting can
+    run (flex_attention has no backward on a CPU): there the first is counted, and another one if it left something in
+    the model.
 
     Args:
-        workload: on ``meta``.
+        workload: what to run.
         before_step: run before each step (seeding).
 
     Returns:
         What was counted, and a line if the two steps multiplied differently.
     """
-    if any(map(is_lazy, workload.model.parameters())):  # there is nothing to count until they are made
+    weightless = workload.device.type == "meta"
+    if not weightless:
+        inputs = _warmed_up(workload, before_step)
+        if inputs is not None:
+            before_step()
+            counted = count(workload)
+            counted.outcome.facts |= {"inputs_before": inputs} if inputs else {}
+            return counted, []
+    elif any(map(is_lazy, workload.model.parameters())):  # there is nothing to count until they are made
         before_step()
         with Weightless():
             workload.step()
+    run = execute if weightless else None
     before = held(workload.model)
     before_step()
-    first = count(workload, execute)
-    if not changed(before, held(workload.model)):
+    first = count(workload, run)
+    if weightless and not changed(before, held(workload.model)):
         return first, []
     before_step()
-    second = count(workload, execute)
+    second = count(workload, run)
     once, again = (_flops(counted.ops) for counted in (first, second))
     if once == again:
         return second, []
@@ -58,6 +72,16 @@ def count_without_weights(workload: Workload, before_step: Callable[[], None]) -
         if once.get(phase, 0) != again.get(phase, 0)
     ]
     return second, [f"the first step does {', '.join(phases)} (full square): a further one is counted"]
+
+
+def _warmed_up(workload: Workload, before_step: Callable[[], None]) -> str | None:
+    """What `warm_up` returns; None where the step cannot be run so."""
+    before_step()
+    try:
+        return warm_up(workload)
+    except NotImplementedError as error:  # if counting has nothing in its place, that raises it again
+        let_go(error)
+        return None
 
 
 def _flops(ops: pd.DataFrame) -> dict[str, int]:

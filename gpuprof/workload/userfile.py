@@ -116,10 +116,11 @@ def _drop_weights(model: torch.nn.Module, optimizer: torch.optim.Optimizer | Non
         group["params"] = [empty.get(id(weight), weight) for weight in group["params"]]
 
 
-def _empty(weight: torch.Tensor) -> torch.Tensor:
+def _empty(weight: Any) -> Any:
     """A parameter without its values; of a lazy module one that is still to be made, and will be there."""
     if is_lazy(weight):
-        return type(weight)(weight.requires_grad, torch.device("meta"), weight.dtype)
+        kind: Any = type(weight)
+        return kind(requires_grad=weight.requires_grad, device=torch.device("meta"), dtype=weight.dtype)
     return torch.nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
 
 

@@ -276,7 +276,8 @@ def test_a_step_compiled_as_a_whole_is_seen_before_it_is_counted():
     run = profile(model, training(model, [1, 2], call=compiled))
     assert run.passes["trace"].facts["compiled"]
     assert run.warnings == [
-        "the inputs of the step vary: counted at 2x256, the step before at 1x256; let the step take batches of one shape"
+        "the inputs of the step vary: counted at 2x256, the step before at 1x256; let the step take batches of one "
+        "shape"
     ]
 
 
