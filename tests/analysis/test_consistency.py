@@ -192,7 +192,7 @@ def test_every_report_says_why_and_shows_no_rate(differing):
     assert f"8.000 KFLOPs = x forward {REASON}" in tree
     assert "HFU" not in tree
     assert tree.count("MFU %") == 1
-    lines = tree[tree.index("MFU %") :].splitlines()[1:6]  # the model, its layers in one line, and their head
+    lines = tree[tree.index("MFU %") :].splitlines()[1:5]  # the model, its layers in one line, and their head
     assert all(line.rstrip().endswith("-") for line in lines)
     for format in ("table", "markdown"):
         assert f"FLOP/s and MFU {REASON}." in render(differing, format, wide)
