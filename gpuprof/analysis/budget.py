@@ -469,7 +469,7 @@ def _what(part: str, run: Run, ops: pd.DataFrame, kernels: pd.DataFrame, facts: 
         return f"{units.si(facts['flops'], 'FLOPs')} at {', '.join(peaks)}" if peaks else ""
     if part == "clock" and "clock_s" in ops:
         return f"SM clock {(sm_clock_hz(run) or 0) / 1e6:,.0f} MHz in the window"
-    if part == "memory_bytes" and facts["bandwidth"]:
+    if part == "memory_bytes" and "bytes_s" in ops:
         needed = float(ops["bytes_s"].sum()) * facts["bandwidth"]
         return f"{units.size(needed)} at {units.si(facts['bandwidth'], 'B/s')}"
     if part == "matmul_shape" and "ceiling_s" in ops:

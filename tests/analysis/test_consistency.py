@@ -150,6 +150,7 @@ def test_the_backward(differing):
 
 
 def test_the_budget(differing):
+    differing.device["memory_bandwidth"] = 1e9
     found = budget(differing)
     assert (found.mfu, found.hfu) == (None, None)
     parts = found.parts.set_index("part")["time_s"]
