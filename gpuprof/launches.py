@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -79,6 +80,9 @@ def merge(run: Run, repeated: list[Run]) -> None:
         if found:
             run.passes[name] = next((outcome for outcome in found if outcome.status != "done"), found[-1])
             run.passes[name].seconds = round(sum(outcome.seconds for outcome in found), 3)
+            inputs = sum((Counter(outcome.facts.get("inputs", {})) for outcome in found), Counter())
+            if inputs:
+                run.passes[name].facts["inputs"] = dict(inputs)
     for name in ("samples", "telemetry"):
         frames = [getattr(other, name).assign(launch=number) for number, other in enumerate(repeated, start=1)]
         rows = pd.concat(frames, ignore_index=True)

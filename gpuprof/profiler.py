@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from gpuprof.analysis.denominators import peak_dtype
 from gpuprof.errors import GpuprofError
@@ -17,7 +18,7 @@ from gpuprof.hardware.ceilings import DTYPES, cpu_ceilings, measure_copy
 from gpuprof.hardware.checkup import require_internals
 from gpuprof.hardware.device import describe, environment
 from gpuprof.launches import merge, repeat
-from gpuprof.passes import counters, counting, memory, telemetry, timing, trace, weightless
+from gpuprof.passes import counters, counting, memory, steady, telemetry, timing, trace
 from gpuprof.passes.failure import StepFailure, explain, let_go
 from gpuprof.passes.options import DEFAULT_PASSES, check
 from gpuprof.passes.preserve import preserved
@@ -119,6 +120,7 @@ def _launched(
     if rest:
         run = run_passes(build(model, options), passes=rest, counter_level=level, progress=progress, **how)
     merge(run, repeated)
+    _say_what_is_withheld(run)
     if "trace" not in rest and "measured" not in run.device["peaks"]:  # else the other passes have added them
         _add_ceilings(run)
     return run
@@ -206,11 +208,9 @@ def run_passes(
         tell(name, total, total)
 
     def count_pass() -> PassOutcome:
-        seeded()
-        execute = weightless.execute if workload.device.type == "meta" else None
-        counted = counting.count(workload, execute)
+        counted, difference = steady.count_steady(workload, seeded)
         run.ops, run.tree = counted.ops, counted.tree
-        run.warnings += _loss_warning(counted.result)
+        run.warnings += [*difference, *_loss_warning(counted.result)]
         return counted.outcome
 
     def time_pass() -> PassOutcome:
@@ -230,6 +230,9 @@ def run_passes(
         return outcome
 
     def memory_pass() -> PassOutcome:
+        if not any(run.done(name) for name in ("count", "time", "trace")):  # their first steps are not looked at
+            seeded()
+            workload.step()
         run.memory, run.timeline, outcome = memory.measure(workload, seeded)
         return outcome
 
@@ -264,8 +267,16 @@ def run_passes(
         _add_ceilings(run)
         tell("ceiling", 1, 1)
     run.tree = counting.module_tree(workload.model, {}, {}) if run.tree.empty else run.tree
+    run.warnings += _never_made(workload.model)
     run.warnings += [f"the {name} pass failed: {o.reason}" for name, o in run.passes.items() if o.status == "failed"]
+    _say_what_is_withheld(run)
     return run
+
+
+def _say_what_is_withheld(run: Run) -> None:
+    from gpuprof.analysis.consistency import mismatches  # against the layers: analysis reads runs, and here is one
+
+    run.warnings += [line for line in mismatches(run) if line not in run.warnings]
 
 
 def _multiplied(run: Run, least: float = 0.0) -> list[str]:
@@ -322,6 +333,15 @@ def _loss_warning(result: Any) -> list[str]:
     if math.isfinite(value):
         return []
     return [f"the loss is {value}: measured anyway, but kernels may be faster or slower on such values"]
+
+
+def _never_made(model: torch.nn.Module) -> list[str]:
+    """Parameters of lazy modules that no step has called: nobody knows their size."""
+    paths = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if not paths:
+        return []
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return [f"{paths[0]}{more}: made at the first call of a lazy module, which never came, so in no count or sum"]
 
 
 def _options(**given: Any) -> Options:

@@ -15,7 +15,7 @@ PACKAGE = Path(gpuprof.__file__).parent
 
 # from the bottom up: a module may import from its own layer and from those before it
 LAYERS = [
-    ("errors", "units"),
+    ("errors", "signals", "units"),
     ("record",),
     ("reports",),
     ("hardware",),
@@ -33,11 +33,13 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
-# Run.modules() and Run.backward_ratios() are conveniences that reach up, when they are called
-EXCEPTIONS = {("record", "analysis")}
+# Run.modules() and Run.backward_ratios() are conveniences that reach up, when they are called; so does the profiler, to
+# say in run.warnings what an analysis makes of the run that it has just measured
+EXCEPTIONS = {("record", "analysis"), ("profiler", "analysis")}
 
 TORCH_FREE = [
     "errors",
+    "signals",
     "units",
     "record",
     "reports",

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
+from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.modules import by_module, by_phase, convention_of, counted
 from gpuprof.analysis.paths import ancestors
 from gpuprof.errors import GpuprofError
@@ -60,6 +61,7 @@ RATIO_COLUMNS = [
 ]  # fmt: skip
 """Columns of `backward_ratios`: the machine-readable contract."""
 
+_OF_COUNTS = ("ratio_flops", "ratio_hardware")
 _PHASES = ("forward", "recompute", "backward")
 _PRODUCTS = ("matmul", "convolution", "attention", "recurrent")
 _SHOWN = 3  # parts that a reason names
@@ -117,7 +119,8 @@ def backward_ratios(run: Run, by: Literal["module", "class"] = "module") -> pd.D
         say of them where they were read, ``time_*`` seconds of kernel time of one
         traced step. Recompute is in none of the ratios. ``flops_explained`` is what
         the cause predicts of the backward; ``cause`` is one of `CAUSES`, ``reason`` the same in words. Missing is
-        what is not known: times without a trace, counts without a counting pass, a ratio to a forward of 0.
+        what is not known: times without a trace, counts without a counting pass, a ratio to a forward of 0. Where the
+        passes saw different steps, ratios of counts are missing and every ``reason`` says why.
 
     Raises:
         GpuprofError: the run has no backward, or was neither counted nor traced.
@@ -125,9 +128,11 @@ def backward_ratios(run: Run, by: Literal["module", "class"] = "module") -> pd.D
     if by not in ("module", "class"):
         raise GpuprofError(f"cannot hold the backward against the forward by {by!r}: known are module, class")
     table, parts, _ = _explained(run)
-    if by == "class":
-        return _by_class(table, parts)
-    return _by_module(table, parts)
+    rows = _by_class(table, parts) if by == "class" else _by_module(table, parts)
+    if reason := withheld(run):
+        rows[[*_OF_COUNTS, "flops_explained"]] = pd.NA
+        rows["cause"], rows["reason"] = "", reason
+    return rows
 
 
 def whole(run: Run) -> dict[str, Any]:
@@ -139,13 +144,14 @@ def whole(run: Run) -> dict[str, Any]:
     backward, less 1);
     time_backward_assumed_s (2 x forward) and error_time (over the backward, less 1); step_forward_s, step_backward_s
     and ratio_step, medians of undisturbed steps, where the backward holds the recompute; cause and reason of the
-    root; causes, a list of cause, flops_forward and flops_backward, the largest first, that add up to the counts.
+    root; causes, a list of cause, flops_forward and flops_backward, the largest first, that add up to the counts;
+    withheld, why there are no ratios, errors and causes of counts, empty where there are.
 
     Raises:
         GpuprofError: as in `backward_ratios`.
     """
     table, parts, alone = _explained(run)
-    figures: dict[str, Any] = {"convention": _convention(run)}
+    figures: dict[str, Any] = {"convention": _convention(run), "withheld": withheld(run)}
     phases = by_phase(run, _convention(run)).set_index("phase")
     for name, column, done in (
         ("flops_{}", "flops", "count"),
@@ -181,6 +187,9 @@ def whole(run: Run) -> dict[str, Any]:
     figures["time_backward_assumed_s"] = None if time is None else ASSUMED * time
     over = _quotient(figures["time_backward_assumed_s"], figures["time_backward_s"])
     figures["error_time"] = None if over is None else over - 1
+    if figures["withheld"]:
+        missing = dict.fromkeys((*_OF_COUNTS, "flops_assumed", "error_flops", "error_flops_recompute"))
+        return figures | missing | {"cause": "", "reason": figures["withheld"], "causes": []}
     root = _by_module(table, parts).iloc[0]
     return figures | {"cause": root["cause"], "reason": root["reason"], "causes": _causes(alone)}
 

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from gpuprof import units
+from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
 from gpuprof.analysis.modules import plain_op, union_ns
@@ -120,12 +121,16 @@ def budget(
     scores = _scores(run)
     everything = _operators(run, convention, peaks, scores)
     ops = everything[everything["phase"].isin(["forward", "backward"])].copy()
-    _add_bounds(ops, run, known.get("clock") if name == "datasheet" else None, bandwidth, ceilings)
+    reason = withheld(run)
+    if not reason:
+        _add_bounds(ops, run, known.get("clock") if name == "datasheet" else None, bandwidth, ceilings)
     kernels, step_s, notes = _timed(_classified(run, everything, convention, scores), run)
     rows = _rows(kernels, step_s, ops, cuda)
     sums = rows.groupby("part")["time_s"].sum()
-    unknown = {part for part, column in _BOUNDS.items() if column not in ops} | (set() if name else {"ideal"})
+    unknown = {part for part, column in _BOUNDS.items() if column not in ops}
+    unknown |= set() if name and not reason else {"ideal"}
     facts = {"peaks": peaks, "bandwidth": bandwidth, "flops": whole_step(run, everything, convention)["flops"]}
+    facts["withheld"] = reason
     facts["unseen"] = step_s - float(kernels[["own_s", "idle_s"]].to_numpy().sum())
     parts = pd.DataFrame({"part": PARTS})
     parts["title"] = [_title(part, run, unknown) for part in PARTS]
@@ -133,7 +138,9 @@ def budget(
     parts["share"] = parts["time_s"] / step_s
     parts["what"] = [_what(part, run, ops, kernels, facts) for part in PARTS]
     peakless = sorted(set(ops.loc[ops["ideal_s"].isna(), "dtype"]))
-    if name and peakless:
+    if reason:
+        notes.append(f"MFU, FLOP/s and all that FLOPs would explain are {reason}.")
+    elif name and peakless:
         notes.append(f"No {name} peak is known for {', '.join(peakless)}: no ideal time for its FLOPs, and no MFU.")
     if not name:
         notes.append(f"No ideal time: {run.device.get('peak_remedy') or 'no peak is known of this device'}.")
@@ -462,7 +469,7 @@ def _what(part: str, run: Run, ops: pd.DataFrame, kernels: pd.DataFrame, facts: 
         return f"{units.si(facts['flops'], 'FLOPs')} at {', '.join(peaks)}" if peaks else ""
     if part == "clock" and "clock_s" in ops:
         return f"SM clock {(sm_clock_hz(run) or 0) / 1e6:,.0f} MHz in the window"
-    if part == "memory_bytes" and facts["bandwidth"]:
+    if part == "memory_bytes" and "bytes_s" in ops:
         needed = float(ops["bytes_s"].sum()) * facts["bandwidth"]
         return f"{units.size(needed)} at {units.si(facts['bandwidth'], 'B/s')}"
     if part == "matmul_shape" and "ceiling_s" in ops:
@@ -487,7 +494,7 @@ def _what(part: str, run: Run, ops: pd.DataFrame, kernels: pd.DataFrame, facts: 
         written = part == "attention" and (mine["kind"] != "attention").any()
         how = ", scores written out" if written else ""
         flops = float(work["flops"].fillna(0).sum())
-        rate = flops / float(mine["own_s"].sum()) if mine["own_s"].sum() else None
+        rate = flops / float(mine["own_s"].sum()) if mine["own_s"].sum() and not facts["withheld"] else None
         return f"{took} for {units.si(flops, 'FLOPs')}: {units.si(rate, 'FLOP/s')}{how}"
     if part == "memory":
         return f"{took} in {many}"

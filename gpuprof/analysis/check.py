@@ -11,6 +11,7 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.comparison import CLOCKS, KEYS, By, differences, fingerprint, kernel_seconds, launches, own_counts
+from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.regression import (
     FEWEST,
     IMPROVEMENT,
@@ -395,4 +396,6 @@ def _concluded(
     said = {verdict.status for verdict in found if verdict.metric in decides}
     status = next((name for name in (REGRESSION, INCONCLUSIVE, IMPROVEMENT) if name in said), PASS)
     tables: dict[str, pd.DataFrame] = {name: moved(base, head, name, margin) for name in by}
-    return Check(status, found, decides, tables, base[-1], head[-1], notes)
+    sides = (("baseline", base[-1]), ("head", head[-1]))
+    unknown = [f"MFU of the {side} {reason}." for side, run in sides if (reason := withheld(run))]
+    return Check(status, found, decides, tables, base[-1], head[-1], [*notes, *unknown])

@@ -1,31 +1,101 @@
-"""Whether the passes saw the same step."""
+"""Whether the passes saw the same step; figures that need it to be one are withheld where they did not."""
 
 from __future__ import annotations
 
-from gpuprof.analysis.modules import plain_op
-from gpuprof.record import Run
+import re
+from collections import Counter
+from collections.abc import Iterator
 
-_MULTIPLIES = ("matmul", "convolution", "attention", "recurrent")
+from gpuprof.analysis.operators import PRODUCTS, plain_op
+from gpuprof.record import Run
+from gpuprof.theory import rule_for
+
+_EMPTY = re.compile(r"(^|[ x])0($|[ x])").search  # a shape with nothing in it
+
+
+def withheld(run: Run) -> str:
+    """Why a run has no MFU, FLOP/s and backward ratio though it was counted and timed; empty where it may have them.
+
+    They hold what one pass counted against what another timed, so they need both to be of the same step.
+    """
+    found = mismatches(run)
+    if not found:
+        return ""
+    return f"withheld: {found[0]}" + (f" (and {len(found) - 1} more such)" if len(found) > 1 else "")
 
 
 def mismatches(run: Run) -> list[str]:
-    """Operators that multiply matrices and were called another number of times when counted than when traced.
+    """In what the passes saw different steps, one line each; empty if they agree or only one of them ran."""
+    return [*_of_inputs(run), *_of_calls(run)]
 
-    One line each; empty if the passes agree or one of them did not run. Elementwise operators are left out: with a
-    dispatch mode on, autograd sums gradients out of place, and takes some apart.
+
+def _of_inputs(run: Run) -> Iterator[str]:
+    """Inputs of a step that had other shapes when it was timed than when it was counted.
+
+    A step that is compiled as a whole shows none while it is timed; then those of the step before the counted one.
     """
-    if not (run.done("count") and run.done("trace")):
-        return []
-    # an empty product launches no kernel
-    ops = run.ops[run.ops["kind"].isin(_MULTIPLIES) & (run.ops["flops_full"].fillna(0) > 0)]
-    counted = ops.groupby([ops["phase"], ops["op"].map(plain_op)])["calls"].sum()
-    kernels = run.kernels.dropna(subset=["call"])
-    traced = kernels.groupby([kernels["phase"], kernels["op"].map(plain_op)])["call"].nunique()
-    lines = []
-    for (phase, op), calls in counted.items():
-        seen = int(traced.get((phase, op), 0))
+    facts = {name: run.passes[name].facts if run.done(name) else {} for name in ("count", "time")}
+    counted, timed = facts["count"].get("inputs", ""), facts["time"].get("inputs", {})
+    others = [shapes for shapes in timed if shapes != counted]
+    before = facts["count"].get("inputs_before", counted)
+    where = ""
+    if others:
+        steps = sum(timed[shapes] for shapes in others)
+        found = f"{others[0] or 'no call of the model'}{' and others' if len(others) > 1 else ''}"
+        where = f"{steps} of {sum(timed.values())} timed steps at {found}"
+    elif not timed and before != counted:
+        where = f"the step before at {before}"
+    if counted and where:
+        yield f"the inputs of the step vary: counted at {counted}, {where}; let the step take batches of one shape"
+
+
+def _of_calls(run: Run) -> Iterator[str]:
+    """Operators that multiply matrices, called another number of times when counted than when traced.
+
+    Elementwise operators are left out: with a dispatch mode on, autograd sums gradients out of place, and takes some
+    apart. So are steps with compiled regions, whose operators are not those that were counted. Shapes are held against
+    each other only in a step whose inputs nobody saw: a router sends another number of rows somewhere else each time.
+    """
+    if not (run.done("count") and run.done("trace")) or run.passes["trace"].facts.get("compiled"):
+        return
+    unseen = run.workload.get("step") == "given" and not run.passes["count"].facts.get("inputs")
+    counted, traced = _counted_calls(run), _traced_calls(run)
+    for phase, op in dict.fromkeys([*counted, *traced]):
+        ours, theirs = counted.get((phase, op), Counter()), traced.get((phase, op), Counter())
+        calls, seen = ours.total(), theirs.total()
         # a checkpoint stops its recomputation inside an operator: a CPU's trace shows that it began
         begun = phase == "recompute" and run.device.get("type") == "cpu" and seen > calls
         if seen != calls and not begun:
-            lines.append(f"{op} in the {phase}: counted {calls} calls, traced {seen}: the passes ran different steps")
-    return lines
+            yield f"{op} in the {phase}: counted {calls} calls, traced {seen}: the passes ran different steps"
+        elif unseen and not begun and (other := ours - theirs):
+            here, there = next(iter(other)), next(iter(theirs - ours))
+            yield f"{op} in the {phase}: counted on {here}, traced on {there}: the passes ran different steps"
+
+
+def _counted_calls(run: Run) -> dict[tuple[str, str], Counter[str]]:
+    """Calls by the shapes of their inputs, of each phase and operator."""
+    ops = run.ops[run.ops["kind"].isin(PRODUCTS) & (run.ops["flops_full"].fillna(0) > 0)]
+    found: dict[tuple[str, str], Counter[str]] = {}
+    for phase, op, shapes, calls in ops[["phase", "op", "shapes", "calls"]].itertuples(index=False, name=None):
+        inputs = " ".join(shape for shape in shapes.partition(" -> ")[0].split(" ") if shape != "scalar")
+        found.setdefault((phase, plain_op(op)), Counter())[inputs] += int(calls)
+    return found
+
+
+def _traced_calls(run: Run) -> dict[tuple[str, str], Counter[str]]:
+    """The same of the traced step, without products of nothing, which have no FLOPs and on a GPU no kernel."""
+    kinds = dict(zip(map(plain_op, run.ops["op"]), run.ops["kind"], strict=True))
+    products = [op for op in run.kernels["op"].unique() if _kind(plain_op(op), kinds) in PRODUCTS]
+    calls = run.kernels.loc[run.kernels["op"].isin(products), ["phase", "op", "call", "shapes"]]
+    found: dict[tuple[str, str], Counter[str]] = {}
+    for phase, op, _, shapes in calls.dropna(subset=["call"]).drop_duplicates().itertuples(index=False, name=None):
+        if not _EMPTY(shapes):
+            found.setdefault((phase, plain_op(op)), Counter())[shapes] += 1
+    return found
+
+
+def _kind(op: str, known: dict[str, str]) -> str:
+    if op in known:
+        return known[op]
+    rule = rule_for(op)
+    return rule.kind if rule else ""

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.executed import executed_flops
+from gpuprof.analysis.operators import plain_op
 from gpuprof.analysis.paths import ancestors
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.record import PHASES, UNATTRIBUTED, Run
@@ -76,7 +78,7 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
         table["macs"] = table["flops_forward"] // 2
     for phase in ("forward", "backward"):
         time = table[f"time_{phase}_s"]
-        table[f"flops_per_s_{phase}"] = _ratio(table[f"flops_{phase}"], time)
+        table[f"flops_per_s_{phase}"] = _rate(run, table[f"flops_{phase}"], time)
         table[f"mfu_{phase}"] = _ratio(table[f"ideal_{phase}_s"], time)
     table["mfu"] = _ratio(
         table["ideal_forward_s"] + table["ideal_backward_s"],
@@ -167,6 +169,12 @@ def _ratio(numerator: pd.Series, denominator: pd.Series) -> pd.Series:
     return (above / below.where(below > 0)).where(above > 0)
 
 
+def _rate(run: Run, flops: pd.Series, time: pd.Series) -> pd.Series:
+    """FLOP/s, missing where they are withheld."""
+    found = _ratio(flops, time)
+    return found.mask(pd.Series(True, found.index)) if withheld(run) else found
+
+
 def by_class(run: Run, convention: str | None = None) -> pd.DataFrame:
     """One row per class: the sum over its modules, a module inside another of the same class counted once."""
     modules = by_module(run, convention)
@@ -183,8 +191,8 @@ def by_class(run: Run, convention: str | None = None) -> pd.DataFrame:
         table[column] = table[column].mask(unknown)
     table.insert(0, "modules", modules.groupby("class", sort=False).size())
     times = table[["time_forward_s", "time_recompute_s", "time_backward_s"]]
-    table["flops_per_s_forward"] = _ratio(table["flops_forward"], table["time_forward_s"])
-    table["flops_per_s_backward"] = _ratio(table["flops_backward"], table["time_backward_s"])
+    table["flops_per_s_forward"] = _rate(run, table["flops_forward"], table["time_forward_s"])
+    table["flops_per_s_backward"] = _rate(run, table["flops_backward"], table["time_backward_s"])
     # ideal times follow from MFU x time, module by module
     ideal = (sums["mfu"] * (sums["time_forward_s"] + sums["time_recompute_s"] + sums["time_backward_s"])).fillna(0)
     table["mfu"] = _ratio(ideal.groupby(sums["class"], sort=False).sum(), times.sum(axis=1, min_count=1))
@@ -207,11 +215,6 @@ PHASE_COLUMNS = [
 
 def _ordered(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return table[[column for column in columns if column in table]]
-
-
-def plain_op(op: str) -> str:
-    """An operator without its overload, in place or not: ``aten::add`` for ``aten::add_.Tensor``."""
-    return op.partition(".")[0].rstrip("_")
 
 
 def by_op(run: Run, convention: str | None = None) -> pd.DataFrame:
@@ -237,7 +240,7 @@ def by_op(run: Run, convention: str | None = None) -> pd.DataFrame:
         table["kernels"] = kernels["size"].reindex(table.index).astype("Int64")
         table["time_s"] = kernels["sum"].reindex(table.index).astype("Float64") * 1e-9
         table["time_share"] = table["time_s"] / (run.kernels["duration_ns"].sum() * 1e-9)
-        table["flops_per_s"] = _ratio(table["flops"], table["time_s"])
+        table["flops_per_s"] = _rate(run, table["flops"], table["time_s"])
         table["mfu"] = _ratio(table["ideal_s"], table["time_s"])
         table["flops_profiler"] = (
             run.estimates.groupby(run.estimates["op"].map(plain_op))["flops_profiler"].sum().reindex(table.index)
@@ -282,7 +285,7 @@ def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
     if run.done("trace"):
         seconds = kernel_times(run.kernels.assign(module=""), [""])[""]
         table["kernel_time_s"] = pd.array([seconds.get(phase) for phase in table.index], dtype="Float64")
-        table["flops_per_s"] = _ratio(table["flops"], table["kernel_time_s"])
+        table["flops_per_s"] = _rate(run, table["flops"], table["kernel_time_s"])
         table["mfu"] = _ratio(table["ideal_s"], table["kernel_time_s"])
     return _ordered(table[table.notna().any(axis=1)].reset_index(), PHASE_COLUMNS)
 
@@ -315,7 +318,8 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
     step, by the formula where the convention is one), counted_flops (those of the rows: the same, but for a formula),
     flops_hardware, vector_flops, backward_ratio (counted backward / forward), step_s, step_iqr_s, steps,
     flops_per_s, mfu, hfu, denominator, kernel_s, owned_share (kernel time of the traced step with a known owner),
-    peak_bytes, peak_reserved_bytes, tokens_per_s, samples_per_s.
+    peak_bytes, peak_reserved_bytes, tokens_per_s, samples_per_s; withheld (why there is no mfu, hfu, flops_per_s and
+    backward_ratio though the step was counted and timed, empty where that is not so).
     """
     figures: dict[str, Any] = dict.fromkeys(
         (
@@ -325,7 +329,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
             "tokens_per_s", "samples_per_s",
         )
     )  # fmt: skip
-    figures["denominator"] = denominator(run)[0]
+    figures |= {"denominator": denominator(run)[0], "withheld": (reason := withheld(run))}
     if len(run.tree):
         root = run.tree.iloc[0]
         figures |= {"params": int(root["params"]), "trainable_params": int(root["trainable_params"])}
@@ -341,7 +345,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
             **whole_step(run, ops, convention),
             "flops_hardware": int(ops["flops_hardware"].sum()),
             "vector_flops": int(ops["vector_flops"].sum()),
-            "backward_ratio": backward / forward if forward and backward else None,
+            "backward_ratio": backward / forward if forward and backward and not reason else None,
         }
     steps = run.samples.loc[run.samples["phase"] == "step", "time_s"]
     step_s = step_seconds(run)
@@ -359,7 +363,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
             # a formula's FLOPs run in the mix of dtypes that was counted
             scale = figures["flops"] / figures["counted_flops"] if figures["counted_flops"] else 1.0
             figures |= {
-                "flops_per_s": figures["flops"] / step_s,
+                "flops_per_s": None if reason else figures["flops"] / step_s,
                 "mfu": _known_share(model["ideal_s"].sum(skipna=False) * scale, step_s),
                 "hfu": _known_share(ops["hardware_ideal_s"].sum(skipna=False), step_s),
             }

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.denominators import denominators, peak_dtype
 from gpuprof.analysis.modules import plain_op, union_ns
 from gpuprof.errors import GpuprofError
@@ -113,13 +114,15 @@ def roofline(run: Run, by: str = "op", denominator: str | None = None) -> pd.Dat
         where bytes came from a cache. Mixed dtypes are each held against their own peak. What is not known is missing.
 
     Raises:
-        GpuprofError: the run has no such passes, no such denominator, or no such ``by``.
+        GpuprofError: the run has no such passes, they saw different steps, no such denominator, or no such ``by``.
     """
     if by not in BY:
         raise GpuprofError(f"no roofline by {by!r}: known are {', '.join(BY)}")
     missing = [name for name in ("count", "trace") if not run.done(name)]
     if missing:
         raise GpuprofError(f"no roofline without the {missing[0]} pass: profile again with it")
+    if reason := withheld(run):
+        raise GpuprofError(f"no roofline, FLOP/s are {reason}")
     ceilings = chosen_roofs(run, denominator)
     kinds = _kinds(run)
     kernels = _keyed(run, run.kernels, by, kinds)

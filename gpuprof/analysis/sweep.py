@@ -31,7 +31,7 @@ def sweep_table(points: Sequence[tuple[Point, Run | None]]) -> pd.DataFrame:
         Columns model, mode; the other swept options that any point gives; steps, step_s (median) and step_iqr_s,
         tokens_per_s (in a generation: positions), samples_per_s, flops, flops_per_s, mfu, hfu, denominator,
         peak_bytes, convention, device, status, reason. Missing where a point has no such figure; text is empty there.
-        The reason of a point that is done says why it is invalid for tracking, if it is.
+        The reason of a point that is done says why it has no MFU or is invalid for tracking, if that is so.
     """
     given = [name for name in SWEPT if name != "mode" and any(name in point.options for point, _ in points)]
     rows = [_row(point, run) for point, run in points]
@@ -47,7 +47,9 @@ def _row(point: Point, run: Run | None) -> dict[str, Any]:
         row["convention"] = convention_of(run)
         row["device"] = run.device.get("name") or run.device["type"]
         if not point.reason:
-            row["reason"] = "; ".join(f"invalid for tracking: {why}" for why in invalid_reasons(run.telemetry))
+            invalid = (f"invalid for tracking: {why}" for why in invalid_reasons(run.telemetry))
+            unknown = [f"FLOP/s and MFU {figures['withheld']}"] if figures["withheld"] else []
+            row["reason"] = "; ".join([*unknown, *invalid])
     return row | point.options
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from gpuprof import units
+from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.counted import counted, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
 from gpuprof.record import Run
@@ -130,7 +131,7 @@ def flops_per_joule(run: Run, convention: str | None = None) -> float | None:
         convention: how FLOPs are counted; the run's own by default.
     """
     energy_j = energy_per_step_j(run)
-    if energy_j is None or not run.done("count"):
+    if energy_j is None or not run.done("count") or withheld(run):
         return None
     flops: int = whole_step(run, counted(run, convention), convention)["flops"]
     return flops / energy_j if flops else None

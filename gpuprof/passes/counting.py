@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpuprof.attribution import NOWHERE, Ownership, Scope, observed
 from gpuprof.passes.flex import flex_attention_booked
+from gpuprof.passes.inputs import observed_inputs
 from gpuprof.passes.operators import is_composite
 from gpuprof.passes.phases import Phase, observed_phases
 from gpuprof.record import PassOutcome, table
@@ -67,23 +69,29 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
         _AttentionCalls(ownership, place := _Place(ownership, phase), fuse=execute is not None) as attending,
         _Counter(place, execute or _run, mark) as counter,
         flex_attention_booked(counter.book),
+        observed_inputs(workload) as shapes,
     ):
         result = workload.step()
+        given = shapes()
     rows, causality, row_of = counter.rows()
     calls: dict[str, int] = {}
     for call in ownership.calls:
         if not call.in_backward:
             calls[call.scope.module] = calls.get(call.scope.module, 0) + 1
     missing = sorted({row["op"] for row in rows if not row["kind"]})
-    outcome = PassOutcome("done", facts={"calls": sum(counter.calls), "ops_without_rule": missing})
+    facts = {"calls": sum(counter.calls), "ops_without_rule": missing} | ({"inputs": given} if given else {})
+    outcome = PassOutcome("done", facts=facts)
     return Counted(table("ops", rows), module_tree(model, calls, causality), outcome, result, row_of)
 
 
 def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[str, str]) -> pd.DataFrame:
-    """The ``tree`` table: one row per module, parameters of its children included, each parameter once."""
+    """The ``tree`` table: one row per module, parameters of its children included, each parameter once.
+
+    Parameters that a lazy module has not made have no size, and are none yet.
+    """
     rows = []
     for path, module in model.named_modules():
-        params = list(module.parameters())
+        params = [p for p in module.parameters() if not is_lazy(p)]
         trainable = [p for p in params if p.requires_grad]
         rows.append(
             {
@@ -99,6 +107,20 @@ def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[s
             }
         )
     return table("tree", rows)
+
+
+def warm_up(workload: Workload) -> str:
+    """Run one step that is not counted, as eager as the counted one.
+
+    What only a first step does is no step's work: caches that it fills, parameters that it makes, shapes that the
+    stages of a pipeline tell each other.
+
+    Returns:
+        Shapes of the step's inputs, as `observed_inputs` has them.
+    """
+    with torch.compiler.set_stance("force_eager"), observed_inputs(workload) as shapes:
+        workload.step()
+        return shapes()
 
 
 class _Signature(NamedTuple):

@@ -7,12 +7,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from gpuprof.attribution import Ownership, in_backward
 from gpuprof.record import UNATTRIBUTED
 
 
 def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    if is_lazy(tensor):  # not made yet
+        return ()
     return (tensor._indices(), tensor._values()) if tensor.layout == torch.sparse_coo else (tensor,)
 
 
@@ -35,7 +38,7 @@ class Held:
 
     def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
         """Never count the storages of these, which live as long."""
-        self._known.update(tensor.untyped_storage()._cdata for tensor in tensors)
+        self._known.update(tensor.untyped_storage()._cdata for tensor in tensors if not is_lazy(tensor))
 
     def add(self, tensor: torch.Tensor) -> int:
         """Count a tensor; returns how many bytes of it are new."""

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gpuprof.attribution import in_backward, observed
@@ -73,7 +74,7 @@ def measure(workload: Workload, before_step: Callable[[], None]) -> tuple[pd.Dat
         stack.enter_context(kept_for_backward(model, ownership, kept))
         stack.callback(register_optimizer_step_pre_hook(before_update).remove)
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and not is_lazy(parameter):
                 hook = partial(got_gradient, name.rpartition(".")[0])
                 stack.callback(parameter.register_post_accumulate_grad_hook(hook).remove)
         meter.enter_phase("forward")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.hooks import RemovableHandle
 
 from gpuprof.attribution import inside_compiled
 from gpuprof.workload import Workload
@@ -21,8 +24,9 @@ def preserved(workload: Workload) -> Iterator[None]:
     """Put back, at the end, what the steps of a workload change.
 
     Gradients (of the inputs too), training flags, ``requires_grad``, buffers and random states always; parameters and
-    optimizer state from copies in host memory, made when an optimizer first steps. A workload made for this run alone
-    (``owned``) needs none of the copies: nobody sees it again.
+    optimizer state from copies in host memory, made when an optimizer first steps. What a lazy module makes at its
+    first call stays, as it was made. A workload made for this run alone (``owned``) needs none of the copies: nobody
+    sees it again.
     """
     model = workload.model
     with ExitStack() as stack:
@@ -45,6 +49,8 @@ def preserved(workload: Workload) -> Iterator[None]:
             copies.keep(model.buffers())
             for module in model.modules():
                 stack.callback(_refill, module._buffers, dict(module._buffers))
+                if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+                    stack.callback(_when_made(module, copies.keep).remove)
             if workload.optimizer is not None:
                 copies.keep_optimizer(workload.optimizer)
             if workload.description.get("step") == "given":  # it may change parameters by itself
@@ -90,7 +96,9 @@ class _Copies:
 
     def keep(self, tensors: Iterable[Any]) -> None:
         for tensor in tensors:
-            if isinstance(tensor, torch.Tensor) and id(tensor) not in self._tensors and tensor.device.type != "meta":
+            if not isinstance(tensor, torch.Tensor) or is_lazy(tensor) or tensor.device.type == "meta":
+                continue
+            if id(tensor) not in self._tensors:
                 self._tensors[id(tensor)] = (tensor, _once(tensor).detach().to("cpu", copy=True))
 
     def keep_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
@@ -110,6 +118,18 @@ class _Copies:
                 _refill(group, group_before)
             del optimizer.param_groups[len(groups) :]
             _refill(optimizer.state, state)
+
+
+def _when_made(module: torch.nn.Module, keep: Callable[[Iterable[Any]], None]) -> RemovableHandle:
+    """Keep what a lazy module makes, before its first call goes on to use it: its own hook, which does so, is first."""
+
+    def first_call(*_: Any) -> None:
+        handle.remove()
+        with _disable_current_modes():
+            keep([*module.parameters(recurse=False), *module.buffers(recurse=False)])
+
+    handle = module.register_forward_pre_hook(first_call)
+    return handle
 
 
 @contextmanager

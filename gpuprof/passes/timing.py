@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 import torch
 
+from gpuprof.passes.inputs import observed_inputs
 from gpuprof.passes.phases import observed_phases
 from gpuprof.passes.reference import reference_product
 from gpuprof.record import PassOutcome, table
@@ -32,32 +34,38 @@ def measure(
         tick: called after every step (progress).
 
     Returns:
-        The ``samples`` table, in seconds, and the outcome.
+        The ``samples`` table, in seconds, and the outcome; of a step that was given its fact ``inputs`` is the number
+        of timed steps by the shapes of the model's inputs, as `observed_inputs` has them.
     """
     cuda = workload.device.type == "cuda"
     now: Callable[[], Any] = _event if cuda else time.perf_counter
     reference = None if cuda else reference_product()
     steps_marks: list[list[tuple[str, Any]]] = []
     references: list[tuple[int, float]] = []
-    for index in range(warmup + steps):
-        before_step()
-        marks: list[tuple[str, Any]] = []
-        with observed_phases(workload.model, lambda name, marks=marks: marks.append((name, now()))):  # type: ignore[misc]
-            if cuda and index in (0, warmup):
-                torch.cuda.synchronize(workload.device)
-            marks.append(("forward", now()))
-            workload.step()
-            marks.append(("", now()))
-        if index >= warmup:
-            if reference is not None and (seconds := reference()):
-                references.append((len(steps_marks), seconds))
-            steps_marks.append(marks)
-        tick()
+    inputs: Counter[str] = Counter()
+    with observed_inputs(workload) as shapes:
+        for index in range(warmup + steps):
+            before_step()
+            marks: list[tuple[str, Any]] = []
+            with observed_phases(workload.model, lambda name, marks=marks: marks.append((name, now()))):  # type: ignore[misc]
+                if cuda and index in (0, warmup):
+                    torch.cuda.synchronize(workload.device)
+                marks.append(("forward", now()))
+                workload.step()
+                marks.append(("", now()))
+            given = shapes()
+            if index >= warmup:
+                inputs[given] += 1
+                if reference is not None and (seconds := reference()):
+                    references.append((len(steps_marks), seconds))
+                steps_marks.append(marks)
+            tick()
     if cuda:
         torch.cuda.synchronize(workload.device)
     rows = [row for number, marks in enumerate(steps_marks) for row in _durations(number, marks, cuda)]
     rows += [{"step": number, "phase": "reference", "time_s": seconds} for number, seconds in references]
-    return table("samples", rows), PassOutcome("done", facts={"warmup": warmup, "steps": steps})
+    facts = {"warmup": warmup, "steps": steps} | ({"inputs": dict(inputs)} if any(inputs) else {})
+    return table("samples", rows), PassOutcome("done", facts=facts)
 
 
 def _event() -> torch.cuda.Event:

@@ -22,6 +22,7 @@ from gpuprof.workload import Workload
 
 _CALL = "gpuprof#"
 _PHASE = "gpuprof:phase:"
+_COMPILED = "Torch-Compiled Region"
 _NODE = "autograd::engine::evaluate_function: "
 _RUNTIME = re.compile(r"(cuda|cu|hip)[A-Z]|INVALID$").match  # CUDA's own calls; INVALID where CUPTI knows no name
 _WAIT = re.compile(r"(Stream|Event|Context) (Wait|Sync)|Unknown Sync").match  # not work of the GPU
@@ -129,6 +130,8 @@ def ingest(profiler: profile, ownership: Ownership) -> Traced:
     try:
         events = read(profiler)
         kernels, estimates, facts = attribute(events, *owners(events, ownership), is_composite=is_composite_name)
+        if any(event.name.startswith(_COMPILED) for event in events):
+            facts["compiled"] = True  # its operators are not those that a step without compilation calls
         return Traced(table("kernels", kernels), table("estimates", estimates), PassOutcome("done", facts=facts))
     finally:
         if collecting:

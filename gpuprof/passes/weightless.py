@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpuprof.errors import GpuprofError
 
@@ -59,6 +60,13 @@ def execute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func._schema.is_mutable and isinstance(args[0], torch.Tensor) and args[0].device.type != "meta":
         return args[0]  # what is written has no value; the tensor that the model holds stays as it is
     return out
+
+
+class Weightless(TorchDispatchMode):
+    """Carries out every operator so, and does nothing else."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return execute(func, args, kwargs or {})
 
 
 def _grouped_product(

@@ -93,6 +93,8 @@ def _verdict(run: Run, figures: dict[str, Any]) -> str:
 def _counted(figures: dict[str, Any]) -> str:
     if figures["flops_forward"] is None:
         return "FLOPs were not counted: profile again with the count pass."
+    if figures["withheld"]:
+        return f"The backward's FLOPs over the forward's are {figures['withheld']}."
     if not figures["flops_forward"]:
         return "No matmul FLOPs were counted in the forward, so there is nothing to double."
     text = f"Counted, the backward has {_ratio(figures['ratio_flops'])} x the FLOPs of the forward"

@@ -70,7 +70,10 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
         forward = f"{units.si(sums['flops_forward'], 'FLOPs')} {macs}"
         yield "Forward", f"{forward} ({other}: {units.si(beside['flops_forward'], 'FLOPs')})"
         if sums["flops_backward"]:
-            ratio = f"{sums['backward_ratio']:.3f} x forward as counted (2.00 is what counters assume)"
+            if sums["backward_ratio"] is None:
+                ratio = f"x forward {sums['withheld']}"
+            else:
+                ratio = f"{sums['backward_ratio']:.3f} x forward as counted (2.00 is what counters assume)"
             if how.backward_factor is not None:
                 ratio = f"{how.backward_factor} x forward as {convention} assumes, not counted"
             yield "Backward", f"{units.si(sums['flops_backward'], 'FLOPs')} = {ratio}"
@@ -88,6 +91,8 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
         yield "Step", _step(run, sums)
     if sums["flops_per_s"]:
         yield "Achieved", _achieved(run, view, sums)
+    elif sums["withheld"] and sums["step_s"] is not None:
+        yield "Achieved", f"FLOP/s and MFU {sums['withheld']}"
     if run.done("counters"):
         yield "Executed", _executed(run)
     if watched := _telemetry(run, view):
@@ -294,7 +299,7 @@ def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableTyp
             f"Ran on tensor cores in a dtype whose FLOPs were not collected (--counters full): {row['kernel']} of "
             f"{row['module'] or '(root)'}, {row['launches']} launches."
         )
-    lines += [f"Warning: {text}" for text in (*run.warnings, *mismatches(run))]
+    lines += [f"Warning: {text}" for text in dict.fromkeys((*run.warnings, *mismatches(run)))]
     lines += [f"Invalid for tracking: {reason}" for reason in invalid_reasons(run.telemetry)]
     for name, outcome in run.passes.items():
         if outcome.status == "skipped":

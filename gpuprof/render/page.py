@@ -10,7 +10,7 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.budget import budget
-from gpuprof.analysis.consistency import mismatches
+from gpuprof.analysis.consistency import mismatches, withheld
 from gpuprof.analysis.hints import hints
 from gpuprof.analysis.modules import by_kernel, by_module, by_op, convention_of, totals
 from gpuprof.analysis.telemetry import invalid_reasons
@@ -18,7 +18,7 @@ from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.render.backward import verdict
 from gpuprof.render.tables import plain, readable
-from gpuprof.render.tree import build, walk
+from gpuprof.render.tree import build, has_rate, walk
 from gpuprof.theory import CONVENTIONS
 
 _MOST_KERNELS = 200
@@ -66,8 +66,7 @@ def render_page(run: Run, convention: str | None = None, command: str = "") -> s
         subtitle=_subtitle(run),
         cards=list(_cards(run, convention)),
         warnings=[
-            *run.warnings,
-            *mismatches(run),
+            *dict.fromkeys((*run.warnings, *mismatches(run))),
             *(f"Invalid for tracking: {reason}" for reason in invalid_reasons(run.telemetry)),
         ],
         sections=sections,
@@ -88,11 +87,15 @@ def _cards(run: Run, convention: str | None) -> Iterator[dict[str, str]]:
         hfu = f"HFU {units.percent(sums['hfu'])}, " if sums["hfu"] is not None else ""
         about = f"{hfu}of {sums['denominator']}, convention {convention_of(run, convention)}"
         yield {"name": "MFU", "figure": units.percent(sums["mfu"]), "about": about}
+    elif sums["withheld"] and sums["step_s"] is not None:
+        yield {"name": "MFU and FLOP/s", "figure": units.MISSING, "about": sums["withheld"]}
     if sums["step_s"] is not None:
         spread = f"median of {sums['steps']} steps, IQR {units.duration(sums['step_iqr_s'])}"
         yield {"name": "Step", "figure": units.duration(sums["step_s"]), "about": spread}
     if sums["flops"] is not None:
         back = f"{sums['backward_ratio']:.3f} x the forward in the backward" if sums["backward_ratio"] else "a forward"
+        if sums["withheld"] and sums["flops_backward"]:
+            back = "forward and backward"
         yield {"name": "Model FLOPs", "figure": units.si(sums["flops"], "FLOPs"), "about": back}
     if sums["flops_per_s"]:
         rate = f"{units.si(sums['tokens_per_s'])} tokens/s" if sums["tokens_per_s"] else "of model FLOPs over the step"
@@ -128,7 +131,9 @@ def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[s
     yield _section("modules", "Modules", text, table=_module_table(run, modules))
     if (run.ops["phase"] == "backward").any():
         yield _section("backward", "Backward over forward", verdict(run), figure=page_charts.backward(run))
-    if run.done("count") and run.done("trace") and (picture := page_charts.roofline(run)):
+    if reason := withheld(run):
+        yield _section("roofline", "Roofline", f"FLOP/s are {reason}.")
+    elif run.done("count") and run.done("trace") and (picture := page_charts.roofline(run)):
         text = (
             "Each dot is an operator, as large as its share of the time: under the slope memory limits it, under the "
             "level arithmetic does. FLOPs of vector operators are an estimate."
@@ -183,7 +188,7 @@ def _tree_row(depth: int, label: str, figures: dict[str, Any], parent: bool) -> 
     numbers["time_backward_s"] = sum(t or 0.0 for t in back) if any(t is not None for t in back) else None
     time = (numbers["time_forward_s"] or 0.0) + (numbers["time_backward_s"] or 0.0)
     flops = (numbers["flops_forward"] or 0) + (numbers["flops_backward"] or 0)
-    numbers["flops_per_s"] = flops / time if flops and time else None
+    numbers["flops_per_s"] = flops / time if flops and time and has_rate(figures) else None
     name, _, kind = label.partition(": ")
     path = str(figures["module"]) or "(root)"
     cells = [{"text": name, "value": path}]

@@ -142,7 +142,7 @@ def _flops_of(table: pd.DataFrame) -> str:
     parts = [f"FLOPs in convention {', '.join(_values(table, 'convention'))}"] if table["flops"].notna().any() else []
     if table["mfu"].notna().any():
         parts.append(f"MFU against {' or '.join(f'{n} ({WORDS[n]})' for n in _values(table, 'denominator'))}")
-    elif parts:
+    elif parts and not table["reason"].str.contains("MFU withheld").any():
         parts.append("no MFU: no peak of the device is known")
     return "; ".join(parts) + "." if parts else ""
 

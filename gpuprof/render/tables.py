@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
+from gpuprof.analysis.consistency import withheld
 from gpuprof.record import Run
 from gpuprof.render.console import to_text
 from gpuprof.render.view import View, frame
@@ -27,10 +28,11 @@ _CUT = 22  # characters that names are cut to before a column is left out
 
 def text(run: Run, view: View) -> str:
     """An aligned table; columns that do not fit the width are left out, the rightmost first."""
-    rows = _readable(frame(run, view))
+    raw = frame(run, view)
+    rows = _readable(raw)
     columns = {str(column): [_shortened(value) for value in rows[column]] for column in rows}
     grid, note = aligned(columns, view.width, set(filter(_is_text, columns)), list(columns)[:0:-1])
-    return to_text(grid, view) + (f"{note}\n" if note else "")
+    return to_text(grid, view) + "".join(f"{line}\n" for line in (note, _why_withheld(run, raw)) if line)
 
 
 def aligned(
@@ -73,23 +75,34 @@ def aligned(
 
 def markdown(run: Run, view: View) -> str:
     """A Markdown table with readable figures."""
-    rows = _readable(frame(run, view))
+    raw = frame(run, view)
+    rows, why = _readable(raw), _why_withheld(run, raw)
     lines = [list(map(str, rows.columns)), [("---" if _is_text(c) else "---:") for c in rows]]
     lines += [[_cell(value) for value in row] for row in rows.itertuples(index=False)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + (f"\n{_cell(why)}\n" if why else "")
 
 
 def csv(run: Run, view: View) -> str:
     """Raw figures: exact integers, seconds, FLOP/s, shares of 1; empty where unknown."""
-    return frame(run, view).to_csv(index=False, lineterminator="\n")
+    return _raw(run, view).to_csv(index=False, lineterminator="\n")
 
 
 def json(run: Run, view: View) -> str:
     """Raw figures as a list of objects; null where unknown."""
-    rows = [
-        {column: plain(value) for column, value in row.items()} for row in frame(run, view).to_dict(orient="records")
-    ]
+    rows = [{column: plain(value) for column, value in row.items()} for row in _raw(run, view).to_dict("records")]
     return json_module.dumps(rows, indent=1, allow_nan=False) + "\n"
+
+
+def _raw(run: Run, view: View) -> pd.DataFrame:
+    """The rows for machines; where rates are withheld with a column that says why."""
+    rows = frame(run, view)
+    return rows.assign(withheld=withheld(run)) if _why_withheld(run, rows) else rows
+
+
+def _why_withheld(run: Run, rows: pd.DataFrame) -> str:
+    """The reason why rows have no rates, as a line; empty where they have, or never do."""
+    reason = withheld(run) if "mfu" in rows else ""
+    return f"FLOP/s and MFU {reason}." if reason else ""
 
 
 def plain(value: Any) -> Any:

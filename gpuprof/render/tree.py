@@ -137,12 +137,17 @@ def _mean(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, float]]
                 spread[column] = float(values.std(ddof=0) / values.mean())
     for phase in ("forward", "backward"):  # a rate of means, not a mean of rates
         time, flops = _number(figures[f"time_{phase}_s"]), _number(figures[f"flops_{phase}"])
-        figures[f"flops_per_s_{phase}"] = flops / time if time and flops else None
+        figures[f"flops_per_s_{phase}"] = flops / time if time and flops and has_rate(rows[0]) else None
     weights = [sum(_number(row[c]) or 0.0 for c in _TIMES) for row in rows]
     shares = [_number(row["mfu"]) for row in rows]
     known = [(share, weight) for share, weight in zip(shares, weights, strict=True) if share is not None]
     figures["mfu"] = sum(s * w for s, w in known) / sum(w for _, w in known) if len(known) == len(rows) else None
     return figures, spread
+
+
+def has_rate(figures: dict[str, Any]) -> bool:
+    """Whether a row of the module table has FLOP/s: one that has FLOPs and time may still have them withheld."""
+    return any(_number(figures[f"flops_per_s_{phase}"]) for phase in ("forward", "backward"))
 
 
 def _must_agree(column: str) -> bool:
@@ -200,7 +205,7 @@ def _cells(node: Node, sums: dict[str, Any], lost: float) -> dict[str, Text]:
         "executed": Text(_factor(number)),
         "forward": Text(_time(number["time_forward_s"], node.spread.get("time_forward_s"))),
         "backward": Text(_time(backward, node.spread.get("time_backward_s"))),
-        "FLOP/s": Text(units.si(flops / time if flops and time else None, digits=3)),
+        "FLOP/s": Text(units.si(flops / time if flops and time and has_rate(figures) else None, digits=3)),
         "MFU %": Text(_percent(share), style=style if share is not None else ""),
     }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from gpuprof.errors import GpuprofError
 from gpuprof.workload.options import SIZES, Options, flag
@@ -101,17 +102,24 @@ def place(given: Given, device: torch.device, dtype: torch.dtype | None) -> Give
 
 def _drop_weights(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Puts a model on `meta`, where `model.to("meta")` would untie weights and lose the optimizer's."""
-    originals = list(model.parameters())
-    empty = {id(weight): torch.nn.Parameter(weight.detach().to("meta"), weight.requires_grad) for weight in originals}
+    empty = {id(weight): _empty(weight) for weight in model.parameters()}
     for module in model.modules():
         for name, weight in module._parameters.items():
             if weight is not None:
                 module._parameters[name] = empty[id(weight)]
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = buffer.to("meta")
+                module._buffers[name] = _empty(buffer) if is_lazy(buffer) else buffer.to("meta")
     for group in optimizer.param_groups if optimizer is not None else ():
         group["params"] = [empty.get(id(weight), weight) for weight in group["params"]]
+
+
+def _empty(weight: Any) -> Any:
+    """A parameter without its values; of a lazy module one that is still to be made, and will be there."""
+    if is_lazy(weight):
+        kind: Any = type(weight)
+        return kind(requires_grad=weight.requires_grad, device=torch.device("meta"), dtype=weight.dtype)
+    return torch.nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
 
 
 def _import(path: Path) -> Any:

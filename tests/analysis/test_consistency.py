@@ -1,7 +1,30 @@
-from runs import gpu_run
+"""Whether the passes saw one step, and what is withheld in every view where they did not."""
 
-from gpuprof.analysis.consistency import mismatches
+import json
+
+import pandas as pd
+import pytest
+from runs import gpu_run, kernel_row, ops_row
+
+from gpuprof.analysis.backward import backward_ratios, whole
+from gpuprof.analysis.budget import budget
+from gpuprof.analysis.check import check
+from gpuprof.analysis.comparison import launches
+from gpuprof.analysis.consistency import mismatches, withheld
 from gpuprof.analysis.memory import account
+from gpuprof.analysis.modules import by_class, by_module, by_op, by_phase, totals
+from gpuprof.analysis.roofline import roofline
+from gpuprof.analysis.sweep import sweep_table
+from gpuprof.errors import GpuprofError
+from gpuprof.record import table
+from gpuprof.render import render
+from gpuprof.render.backward import render_backward
+from gpuprof.render.budget import render_budget
+from gpuprof.render.page import render_page
+from gpuprof.render.regression import render_check
+from gpuprof.render.sweep import FORMATS as SWEEP_FORMATS
+from gpuprof.render.view import View
+from gpuprof.sweep import Point
 
 
 def test_passes_that_agree():
@@ -9,6 +32,7 @@ def test_passes_that_agree():
     run.ops.loc[run.ops["op"] == "mylib::step.default", "kind"] = "vector"
 
     assert mismatches(run) == []
+    assert withheld(run) == ""
 
 
 def test_a_call_that_was_counted_but_not_traced_is_said():
@@ -16,6 +40,177 @@ def test_a_call_that_was_counted_but_not_traced_is_said():
     run.ops.loc[0, "calls"] = 2
 
     assert mismatches(run) == ["aten::mm in the forward: counted 4 calls, traced 3: the passes ran different steps"]
+
+
+def test_a_call_that_was_traced_but_not_counted_is_said():
+    run = gpu_run()
+    more = [kernel_row("head", "forward", "aten::addmm", 1000, 10, call=number) for number in (20, 21)]
+    more[1]["shapes"] = "4 0x8 8x4"  # a product of nothing is none
+    more.append(kernel_row("head", "forward", "aten::add", 1010, 10, call=22))
+    run.kernels = pd.concat([run.kernels, table("kernels", more)], ignore_index=True)
+
+    assert mismatches(run) == ["aten::addmm in the forward: counted 0 calls, traced 1: the passes ran different steps"]
+
+
+def test_a_compiled_region_calls_other_operators():
+    run = gpu_run()
+    run.ops.loc[0, "calls"] = 2
+    run.passes["trace"].facts["compiled"] = True
+
+    assert mismatches(run) == []
+
+
+def test_a_recomputation_that_a_checkpoint_stops():
+    run = gpu_run()
+    run.device["type"] = "cpu"
+    run.ops = pd.concat([run.ops, table("ops", [ops_row("head", "recompute", "aten::mm.default", 5)])])
+    more = [kernel_row("head", "recompute", "aten::mm", 1000, 10, call=number) for number in (30, 31)]
+    run.kernels = pd.concat([run.kernels, table("kernels", more)], ignore_index=True)
+
+    assert mismatches(run) == []
+
+
+@pytest.mark.parametrize(
+    ("timed", "line"),
+    [
+        ({"4x8": 3}, None),
+        ({"4x8": 2, "1x8": 1}, "1 of 3 timed steps at 1x8"),
+        ({"1x8": 2, "2x8": 1}, "3 of 3 timed steps at 1x8 and others"),
+        ({"": 3}, "3 of 3 timed steps at no call of the model"),
+    ],
+)
+def test_inputs_of_timed_steps(timed, line):
+    run = gpu_run()
+    run.passes["count"].facts = {"inputs": "4x8", "inputs_before": "9x8"}
+    run.passes["time"].facts = {"inputs": timed}
+
+    end = "; let the step take batches of one shape"
+    assert mismatches(run) == ([] if line is None else [f"the inputs of the step vary: counted at 4x8, {line}{end}"])
+
+
+def test_inputs_before_the_counted_step_are_held_where_the_timed_ones_show_none():
+    run = gpu_run()
+    run.passes["count"].facts = {"inputs": "4x8", "inputs_before": "9x8"}
+
+    assert mismatches(run) == [
+        "the inputs of the step vary: counted at 4x8, the step before at 9x8; let the step take batches of one shape"
+    ]
+
+
+def test_shapes_are_compared_only_where_no_inputs_were_seen():
+    run = gpu_run()
+    run.ops.loc[0, "shapes"] = "2x4 4x4 scalar -> 2x4"
+    run.kernels.loc[0, "shapes"] = "8x4 4x4"
+    assert mismatches(run) == []
+    run.workload["step"] = "given"
+    assert mismatches(run) == [
+        "aten::mm in the forward: counted on 2x4 4x4, traced on 8x4 4x4: the passes ran different steps"
+    ]
+    run.passes["count"].facts["inputs"] = "2x4"
+    assert mismatches(run) == []
+
+
+REASON = "withheld: aten::mm in the forward: counted 4 calls, traced 3: the passes ran different steps"
+
+
+@pytest.fixture
+def differing():
+    run = gpu_run()
+    run.ops.loc[0, "calls"] = 2
+    return run
+
+
+def test_the_totals(differing):
+    figures = totals(differing)
+    assert figures["withheld"] == REASON
+    assert [figures[name] for name in ("mfu", "hfu", "flops_per_s", "backward_ratio")] == [None] * 4
+    # what was counted and what was timed are known, each by itself
+    assert (figures["flops_forward"], figures["flops_backward"], figures["step_s"]) == (4000, 8000, 480e-9)
+    assert totals(gpu_run())["withheld"] == ""
+
+
+@pytest.mark.parametrize("rows", [by_module, by_class, by_op, by_phase])
+def test_the_tables(differing, rows):
+    found, whole_run = rows(differing), rows(gpu_run())
+    rates = [name for name in found if name.startswith(("mfu", "flops_per_s"))]
+    assert found[rates].isna().all(axis=None)
+    assert whole_run[rates].notna().any().all()
+    pd.testing.assert_frame_equal(found.drop(columns=[*rates, "calls"], errors="ignore"),
+                                  whole_run.drop(columns=[*rates, "calls"], errors="ignore"))  # fmt: skip
+
+
+def test_the_backward(differing):
+    rows, figures = backward_ratios(differing), whole(differing)
+    assert rows[["ratio_flops", "ratio_hardware", "flops_explained"]].isna().all(axis=None)
+    assert set(rows["reason"]) == {REASON}
+    assert rows["ratio_time"].notna().any()
+    names = ("ratio_flops", "ratio_hardware", "error_flops", "error_flops_recompute", "flops_assumed")
+    assert [figures[name] for name in names] == [None] * 5
+    assert (figures["causes"], figures["withheld"]) == ([], REASON)
+
+
+def test_the_budget(differing):
+    differing.device["memory_bandwidth"] = 1e9
+    found = budget(differing)
+    assert (found.mfu, found.hfu) == (None, None)
+    parts = found.parts.set_index("part")["time_s"]
+    assert parts[["ideal", "clock", "memory_bytes", "matmul_shape"]].isna().all()
+    assert parts.sum() == pytest.approx(found.step_s)
+    assert f"MFU, FLOP/s and all that FLOPs would explain are {REASON}." in found.notes
+
+
+def test_the_roofline(differing):
+    with pytest.raises(GpuprofError) as refused:
+        roofline(differing)
+    assert str(refused.value) == f"no roofline, FLOP/s are {REASON}"
+
+
+def test_launches_and_what_is_checked(differing):
+    (row,) = launches(differing).to_dict("records")
+    assert pd.isna(row["mfu_datasheet"])
+    assert row["step_s"] == pytest.approx(480e-9)
+    found = check(differing, [gpu_run()])
+    assert not [verdict for verdict in found.verdicts if verdict.metric.startswith("mfu")]
+    assert f"MFU of the head {REASON}." in found.notes
+    for format in ("text", "markdown", "json"):
+        assert "MFU of the head withheld" in render_check(found, format)
+
+
+def test_a_sweep(differing):
+    rows = sweep_table([(Point("net", {}), differing)])
+    assert rows["mfu"].isna().all()
+    assert rows["flops_per_s"].isna().all()
+    assert rows["reason"].tolist() == [f"FLOP/s and MFU {REASON}"]
+    told = " ".join(SWEEP_FORMATS["text"](rows, View(width=400)).split())
+    assert REASON in told
+    assert "no peak of the device" not in told
+
+
+def test_every_report_says_why_and_shows_no_rate(differing):
+    wide = View(width=400)
+    tree = render(differing, "tree", wide)
+    assert f"FLOP/s and MFU {REASON}" in tree
+    assert f"8.000 KFLOPs = x forward {REASON}" in tree
+    assert "HFU" not in tree
+    assert tree.count("MFU %") == 1
+    lines = tree[tree.index("MFU %") :].splitlines()[1:5]  # the model, its layers in one line, and their head
+    assert all(line.rstrip().endswith("-") for line in lines)
+    for format in ("table", "markdown"):
+        assert f"FLOP/s and MFU {REASON}." in render(differing, format, wide)
+    assert {row["withheld"] for row in json.loads(render(differing, "json"))} == {REASON}
+    assert REASON in render(differing, "csv")
+    assert "withheld" not in render(gpu_run(), "csv")
+
+
+def test_the_verbs_and_the_page_say_why(differing):
+    wide = View(width=400)
+    for format in ("text", "markdown", "json"):
+        assert REASON in render_backward(differing, format, wide)
+    budgets = [render_budget(budget(differing), format, View(by="part", width=400)) for format in ("text", "markdown")]
+    assert all(REASON in text and "MFU " not in text.replace("MFU, FLOP/s", "") for text in budgets)
+    page = render_page(differing)
+    assert f"<b>-</b><span>{REASON}</span>" in page
+    assert ">HFU" not in page
 
 
 def test_the_memory_account_names_its_residual():

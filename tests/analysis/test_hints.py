@@ -263,6 +263,7 @@ def test_the_largest_gain_comes_first_and_no_more_than_five():
     ops = [
         op("fc", "forward", "aten::mm.default", 1000, dtype="float32"),
         op("norm", "forward", "aten::mul.Tensor", 0, kind="vector", nbytes=10),
+        op("conv", "forward", "aten::convolution.default", 1, dtype="float32", kind="convolution"),
     ]
     kernels = [
         kernel_row("fc", "forward", "aten::mm", 0, 100),

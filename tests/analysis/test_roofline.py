@@ -84,7 +84,7 @@ def test_every_dtype_is_held_against_its_own_peak():
         ops_row("head", "forward", "aten::mm.default", 1000, dtype="bfloat16"),
         ops_row("head", "forward", "aten::mm.default", 1000, dtype="float32"),
     ]
-    kernels = [kernel_row("head", "forward", "aten::mm", 0, 200)]
+    kernels = [kernel_row("head", "forward", "aten::mm", 100 * call, 100, call=call) for call in (0, 1)]
     run = toy(ops, kernels, peaks={"datasheet": {"bfloat16": 100e9, "float32": 20e9}})
 
     mm = row(roofline(run), name="aten::mm")

@@ -1,5 +1,5 @@
 import pytest
-from runs import gpu_run, ops_row
+from runs import gpu_run, kernel_row, ops_row
 
 from gpuprof.analysis.telemetry import energy_per_step_j, flops_per_joule, summary, tensor_activity
 from gpuprof.record import load, table
@@ -42,6 +42,10 @@ def watched_run(window_s=4.0, tensor=30.0):
             ops_row("head", "forward", "aten::mm.default", 2 * 10**10, full=4 * 10**10),
             ops_row("head", "backward", "aten::mm.default", 4 * 10**10, full=8 * 10**10, hardware=5 * 10**10),
         ],
+    )
+    run.kernels = table(
+        "kernels",
+        [kernel_row("head", phase, "aten::mm", start, 100) for phase, start in (("forward", 0), ("backward", 100))],
     )
     run.telemetry = readings(
         sm_clock=[(0.0, 300.0), (1.0, 1000.0), (window_s, 1000.0)],
