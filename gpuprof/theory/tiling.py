@@ -6,7 +6,8 @@ the FLOPs that it adds to, or takes from, those counted.
 
 Sources: the tile rules of CUTLASS (whole tiles in every dimension, its implicit convolutions and strided gradient),
 the loop bounds of FlashAttention 2 and of the memory-efficient kernels that torch carries (``fmha_cutlass``), and
-Lavin and Gray 2015 for Winograd's minimal filtering. cuBLAS, nvjet and cuDNN are closed: there only the name is known.
+Lavin and Gray 2015 for Winograd's minimal filtering. cuBLAS, nvjet and cuDNN are closed: there only the name is known,
+and that nvjet works in whole clusters and how it splits a depth, an H200 has shown (``tests/data/nvidia-h200``).
 """
 
 from __future__ import annotations
