@@ -48,11 +48,11 @@ def ab(
             keep.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise GpuprofError(f"cannot make the folder {keep}: {error.strerror or error}") from error
+    from gpuprof.analysis.check import check_interleaved
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the child is ended too
     with nullcontext(keep) if keep is not None else tempfile.TemporaryDirectory(prefix="gpuprof-ab-") as folder:
         runs = _take_turns({"base": base, "head": head}, launches, Path(folder), quiet)
-    from gpuprof.analysis.check import check_interleaved
-
     conclude(check_interleaved(runs["base"], runs["head"], share), format, top, output)
 
 
