@@ -1,6 +1,7 @@
 import contextlib
 import functools
 import os
+import signal
 import subprocess
 
 import pytest
@@ -75,4 +76,6 @@ def gpuprof_cli(monkeypatch, capfd):
         said = capfd.readouterr()
         return subprocess.CompletedProcess(arguments, status or 0, said.out, said.err)
 
-    return run
+    before = signal.getsignal(signal.SIGTERM)  # which some verbs answer in their own way
+    yield run
+    signal.signal(signal.SIGTERM, before)

@@ -47,10 +47,10 @@ def ab(
             keep.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise GpuprofError(f"cannot make the folder {keep}: {error.strerror or error}") from error
-    with nullcontext(keep) if keep is not None else tempfile.TemporaryDirectory(prefix="gpuprof-ab-") as folder:
-        runs = _take_turns({"base": base, "head": head}, launches, Path(folder), quiet)
     from gpuprof.analysis.check import check_interleaved
 
+    with nullcontext(keep) if keep is not None else tempfile.TemporaryDirectory(prefix="gpuprof-ab-") as folder:
+        runs = _take_turns({"base": base, "head": head}, launches, Path(folder), quiet)
     conclude(check_interleaved(runs["base"], runs["head"], share), format, top, output)
 
 

@@ -121,7 +121,7 @@ def test_without_weights_each_module_counts_the_same(tmp_path, name, mode):
     config |= {key: 0.0 for key in ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop") if key in config}
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": [preset["architecture"]]}))
     # as long as a text has to be, where that can be chosen
-    text = {"seq_len": 48} if "seq_len" in preset.get("defaults", {}) else {}
+    text = {"seq_len": 32} if "seq_len" in preset.get("defaults", {}) else {}
     lengths = {"prompt_len": 6, "new_tokens": 4} if mode == "generate" else text
     options = Options(mode=mode, batch_size=2, device="cpu", dtype="float32", **lengths)
     counts = []
