@@ -1,6 +1,16 @@
-"""The one error a user can mend."""
+"""The one error a user can mend, and what runs out of memory."""
 
 from __future__ import annotations
+
+import os
+import re
+
+# of torch's allocators and of the system; of CUDA's calls; of cuBLAS, cuDNN and their like, which say it by a status
+_OUT_OF_MEMORY = re.compile(
+    r"out[ _]of[ _]memory|not enough memory|can(no|')t allocate memory|MemoryError|MemoryAllocation|"
+    r"_ALLOC(ATION)?_FAILED",
+    re.IGNORECASE,
+)
 
 
 class GpuprofError(Exception):
@@ -10,5 +20,19 @@ class GpuprofError(Exception):
     """
 
 
+def no_run(path: str | os.PathLike[str]) -> GpuprofError:
+    """What is wrong where a saved run should be and no file is."""
+    return GpuprofError(f"no file {path}: give a run saved by 'gpuprof profile -o' or 'count -o'")
+
+
 class ForeignFileError(GpuprofError):
     """A file that is whole, but no run."""
+
+
+def is_out_of_memory(said: BaseException | str) -> bool:
+    """Whether an error, or the text of one, says that there was not the memory: the GPU's or the host's.
+
+    A few libraries say it in the words of another failure, such as CUBLAS_STATUS_NOT_INITIALIZED: those are not seen.
+    """
+    text = f"{type(said).__name__}: {said}" if isinstance(said, BaseException) else said
+    return _OUT_OF_MEMORY.search(text) is not None

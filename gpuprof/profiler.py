@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
+from gpuprof.analysis.denominators import peak_dtype
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import ceiling_cache
 from gpuprof.hardware.ceilings import DTYPES, cpu_ceilings, measure_copy
@@ -19,17 +20,20 @@ from gpuprof.hardware.device import describe, environment
 from gpuprof.launches import merge, repeat
 from gpuprof.passes import counters, counting, memory, steady, telemetry, timing, trace
 from gpuprof.passes.failure import StepFailure, explain, let_go
+from gpuprof.passes.options import DEFAULT_PASSES, check
 from gpuprof.passes.preserve import preserved
 from gpuprof.record import PassOutcome, Run
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.workload import Options, Workload, build, from_module
 
-DEFAULT_PASSES = ("count", "time", "trace", "memory", "telemetry")
-"""Passes that run unless told otherwise."""
+# of the FLOPs: with the rotary angles of newer transformers, float32 products of one column, every kernel would be
+# replayed again and again for the counters of another dtype
+_WORTH_COUNTING = 1e-4
 
-PASSES = (*DEFAULT_PASSES, "counters")
-"""Names of the passes, in the order in which they run; telemetry runs around the timing pass."""
+_ATTACHED = (
+    "an earlier trace of this process left CUPTI attached, so the timed steps may be slower: time in a fresh process"
+)
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a pass, what is done of it and how much there is."""
@@ -68,12 +72,12 @@ def profile(
         optimizer: steps after each backward; its state and the parameters are put back. For a named model its name.
         step: a whole step of one's own, used as it is.
         mode: train, forward or generate.
-        passes: which passes to run, of `PASSES`.
+        passes: which passes to run, of `gpuprof.passes.options.PASSES`.
         warmup: steps before the clock counts; 1 on a CPU and 5 on a GPU unless given.
         steps: timed steps; 3 on a CPU and 20 on a GPU unless given.
         convention: how FLOPs are counted, of `gpuprof.theory.conventions.CONVENTIONS`.
         peak_tflops: peak of the device in TFLOP/s, for every dtype, instead of the table's.
-        counter_level: what the counters pass collects, of `gpuprof.passes.counters.LEVELS`.
+        counter_level: what the counters pass collects, of `gpuprof.passes.options.LEVELS`.
         launches: fresh processes that the timing pass is repeated in, for a named model; in this one unless given.
         seed: of every step, so that each pass repeats the same one.
         progress: told how far each pass is.
@@ -85,14 +89,13 @@ def profile(
     how: dict[str, Any] = {
         "warmup": warmup, "steps": steps, "seed": seed, "convention": convention, "peak_tflops": peak_tflops,
     }  # fmt: skip
-    if launches is not None and (launches < 1 or not isinstance(model, str)):
-        raise GpuprofError(
-            "--launches must be at least 1" if launches < 1 else "launches: fresh processes need a model given by name"
-        )
+    passes = check(passes, warmup, steps, peak_tflops, counter_level, launches)
+    if launches is not None and not isinstance(model, str):
+        raise GpuprofError("launches: fresh processes need a model given by name")
     if isinstance(model, str):
         chosen = _options(mode=mode, seed=seed, optimizer=optimizer or "none", **options)
         if launches:
-            return _launched(model, chosen, set(passes), launches, counter_level, progress, how)
+            return _launched(model, chosen, passes, launches, counter_level, progress, how)
         workload = build(model, chosen)
     elif isinstance(optimizer, str):
         raise GpuprofError(
@@ -111,9 +114,6 @@ def _launched(
     how: dict[str, Any],
 ) -> Run:  # fmt: skip
     """Fresh processes take the time, one after the other, before this one takes room for the model itself."""
-    _checked(passes, how["warmup"], how["steps"], how["peak_tflops"], level)
-    if "time" not in passes:
-        raise GpuprofError("--launches repeats the timing pass: add time to --passes")
     repeated = repeat(model, options, passes, launches, progress or (lambda name, done, total: None), **how)
     rest = passes - {"time", "telemetry"}
     run = repeated[0]
@@ -169,7 +169,7 @@ def run_passes(
     """
     require_internals()
     cuda = workload.device.type == "cuda"
-    wanted = _checked(passes, warmup, steps, peak_tflops, counter_level)
+    wanted = check(passes, warmup, steps, peak_tflops, counter_level)
     fitting_convention(convention, workload.description.get("facts"), workload.description["name"])
     warmup = (5 if cuda else 1) if warmup is None else warmup
     steps = (20 if cuda else 3) if steps is None else steps
@@ -214,6 +214,8 @@ def run_passes(
         return counted.outcome
 
     def time_pass() -> PassOutcome:
+        if trace.cupti_attached(workload.device):
+            run.warnings.append(_ATTACHED)
         done = iter(range(1, warmup + steps + 1))
         with telemetry.watch(workload.device) if "telemetry" in wanted else nullcontext() as watched:
             run.samples, outcome = timing.measure(
@@ -237,7 +239,8 @@ def run_passes(
     def counters_pass() -> PassOutcome:
         if not run.done("count"):
             return PassOutcome("skipped", "what to collect is known from the counting pass", "add count to --passes")
-        run.counters, outcome = counters.measure(workload, run.ops, _multiplied(run), counter_level, seed)
+        dtypes = _multiplied(run, least=_WORTH_COUNTING)
+        run.counters, outcome = counters.measure(workload, run.ops, dtypes, counter_level, seed)
         run.warnings += [f"counters: {text}" for text in outcome.facts.get("differences", ())]
         return outcome
 
@@ -276,12 +279,20 @@ def _say_what_is_withheld(run: Run) -> None:
     run.warnings += [line for line in mismatches(run) if line not in run.warnings]
 
 
-def _multiplied(run: Run) -> list[str]:
-    """Dtypes that the step multiplies in; float32 that the user lets run as TF32 is both, as not every kernel does."""
-    multiplies = run.ops["flops_full"].fillna(0) > 0
-    dtypes = sorted({"float8" if dtype.startswith("float8") else dtype for dtype in run.ops.loc[multiplies, "dtype"]})
-    tf32 = run.environment.get("allow_tf32_matmul") or run.environment.get("allow_tf32_cudnn")
-    return ["tf32", *dtypes] if "float32" in dtypes and tf32 else dtypes
+def _multiplied(run: Run, least: float = 0.0) -> list[str]:
+    """Dtypes that the step multiplies in; float32 that may run as TF32 is both, as not every kernel does.
+
+    Args:
+        run: whose operators are counted.
+        least: share of the step's FLOPs up to which a dtype is left out.
+    """
+    flops: dict[str, int] = {}
+    counted = run.ops["flops_full"].fillna(0)
+    for dtype, kind, work in zip(run.ops["dtype"], run.ops["kind"], counted, strict=True):
+        against = peak_dtype(dtype, kind, run)
+        for name in (against, "float32") if against == "tf32" else (against,):
+            flops[name] = flops.get(name, 0) + work
+    return sorted(dtype for dtype, work in flops.items() if work > least * counted.sum())
 
 
 def _add_ceilings(run: Run) -> None:
@@ -353,23 +364,3 @@ def _arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any
     if isinstance(inputs, (tuple, list)):
         return tuple(inputs), keywords
     return (inputs,), keywords
-
-
-def _checked(
-    passes: Iterable[str], warmup: int | None, steps: int | None, peak_tflops: float | None, counter_level: str
-) -> set[str]:
-    wanted = set(passes)
-    unknown = wanted - set(PASSES)
-    if unknown or not wanted:
-        raise GpuprofError(
-            f"no pass named {', '.join(sorted(unknown)) or '(none given)'}: known are {', '.join(PASSES)}"
-        )
-    if warmup is not None and warmup < 0:
-        raise GpuprofError(f"--warmup must be at least 0, not {warmup}")
-    if steps is not None and steps < 1:
-        raise GpuprofError(f"--steps must be at least 1, not {steps}")
-    if peak_tflops is not None and not 0 < peak_tflops < math.inf:
-        raise GpuprofError(f"--peak-tflops must be above 0 and finite, not {peak_tflops}")
-    if counter_level not in counters.LEVELS:
-        raise GpuprofError(f"--counters must be {' or '.join(counters.LEVELS)}, not {counter_level}")
-    return wanted

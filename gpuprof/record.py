@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from gpuprof.errors import ForeignFileError, GpuprofError
+from gpuprof.errors import ForeignFileError, GpuprofError, no_run
 
 SCHEMA_VERSION = 2
 UNATTRIBUTED = "(unattributed)"
@@ -308,7 +308,7 @@ def load(path: str | os.PathLike[str]) -> Run:
         data = json.loads(text)
     except OSError as error:
         if not path.exists():
-            raise GpuprofError(f"no file {path}: give a run saved by 'gpuprof profile -o' or 'count -o'") from error
+            raise no_run(path) from error
         raise GpuprofError(f"cannot read {path}: {error.strerror or error}") from error
     except (EOFError, RecursionError, ValueError, zlib.error) as error:
         raise GpuprofError(f"{path} is not a whole gpuprof run (truncated or foreign): profile again") from error

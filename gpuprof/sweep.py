@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import gpuprof
-from gpuprof.errors import GpuprofError
+from gpuprof.errors import GpuprofError, is_out_of_memory
 from gpuprof.record import Run, load, write_atomically
 
 SCHEMA_VERSION = 1
@@ -31,7 +31,6 @@ SWEPT = (*SIZES, "dtype", "attention", "checkpointing", "optimizer", "mode")
 NOT_RUN, DONE, OUT_OF_MEMORY, TIMED_OUT, FAILED = "not run", "done", "out of memory", "timed out", "failed"
 
 _GRACE_S = 5.0
-_NO_MEMORY = re.compile(r"out of memory|not enough memory|can(no|')t allocate memory|MemoryError", re.IGNORECASE)
 
 
 @dataclass
@@ -237,7 +236,7 @@ def _measure(point: Point, options: Sequence[str], folder: Path, limit_s: float 
         point.status, point.reason = TIMED_OUT, f"killed after {limit_s:g} s: raise --limit"
     else:
         point.reason = _reason(complaint, child.returncode)
-        point.status = OUT_OF_MEMORY if _NO_MEMORY.search(point.reason) else FAILED
+        point.status = OUT_OF_MEMORY if is_out_of_memory(point.reason) else FAILED
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
@@ -256,7 +255,7 @@ def _judge(run: Run) -> tuple[str, str]:
     """Status and reason of a point that saved its run: passes may have failed in it."""
     for name, outcome in run.passes.items():
         if outcome.status == "failed":
-            return OUT_OF_MEMORY if _NO_MEMORY.search(outcome.reason) else FAILED, f"{name}: {outcome.reason}"
+            return OUT_OF_MEMORY if is_out_of_memory(outcome.reason) else FAILED, f"{name}: {outcome.reason}"
     return DONE, ""
 
 

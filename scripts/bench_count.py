@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gpuprof.passes import counting, weightless
 from gpuprof.workload import Options, build
+from gpuprof.workload.steps import cache_argument, returned_cache
 
 MODEL = "llava-onevision-qwen2-7b"
 CROPS, PROMPT, NEW_TOKENS = 16, 7405, 7
@@ -54,7 +55,8 @@ def torch_counter() -> Callable[[], dict[str, int]]:
         model.lm_head(output.last_hidden_state[:, -1:])
         token = torch.zeros(1, 1, dtype=torch.long, device="meta")
         for _ in range(NEW_TOKENS - 1):
-            output = inner.language_model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+            cache = {cache_argument(inner.language_model): returned_cache(model, output)}
+            output = inner.language_model(input_ids=token, use_cache=True, **cache)
             model.lm_head(output.last_hidden_state)
 
     def count() -> dict[str, int]:

@@ -1,13 +1,16 @@
-"""Run the checks that need a GPU, each in a process of its own with a time limit.
+"""Run the checks that need a GPU: most worth first, each in a process of its own with a time limit.
 
-A check that has passed on this kind of device, with its result under results/DEVICE/suite, is not run again. Each
-writes its own JSON file, and suite.json holds all of them. Exits with 0 if nothing failed, 2 where there is no GPU.
+Processes are forked from this one, which has imported everything and never touched CUDA: none pays for the imports, and
+a crash loses one check only. A check that has passed on this kind of device, with its result under results/DEVICE, is
+not run again. Results are written as they come; ``--commit-ready`` then makes of them what is committed. Exits with 0
+if nothing failed, 1 if something did, 2 where there is no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -17,13 +20,18 @@ import tarfile
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+METHOD = "fork"
 TAIL = 3000
+GRACE_S = 5.0
+"""Seconds that a check has to end what it started, once its time is up."""
 
 Result = dict[str, Any]
 
@@ -34,18 +42,19 @@ def slug(name: str) -> str:
 
 
 def device_name() -> str:
-    """Name of the GPU, empty where there is none; asked in a child so that this process holds no memory there."""
-    code = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return found.stdout.strip().splitlines()[-1] if found.stdout.strip() else ""
-
-
-def committed(name: str, results: Path) -> bool:
-    """Whether a result of this check is there already."""
+    """Name of the first GPU, empty where there is none. Not from torch: this process must not touch CUDA."""
     try:
-        return json.loads((results / f"{name}.json").read_text()).get("status") == "done"
-    except (OSError, ValueError, AttributeError):
-        return False
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        found = subprocess.run(query, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return next(iter(found.stdout.splitlines()), "").strip()
+
+
+def committed(name: str, kept: Path) -> bool:
+    """Whether a result of this check stands in the folder of a device, of any date."""
+    results = (json.loads(path.read_text()) for path in kept.glob(f"*/{name}.json"))
+    return any(result["status"] == "done" for result in results)
 
 
 def tail(text: str) -> str:
@@ -53,67 +62,67 @@ def tail(text: str) -> str:
     return text.replace(str(ROOT), ".").replace(str(Path.home()), "~")[-TAIL:]
 
 
-def run_check(name: str, out: Path, limit_s: float, command: Sequence[str] | None = None) -> Result:
-    """Run one check in a process of its own and write its result; however that ends, a result is returned.
+def run_check(name: str, check: Callable[[Path], Mapping[str, Any]], out: Path, limit_s: float) -> Result:
+    """Run one check in a fork of this process and write its result; however that ends, a result is returned.
 
     Args:
         name: of the check.
+        check: what to run; it is given the folder for what it saves.
         out: folder of the results.
-        limit_s: seconds after which it is killed, with everything it started.
-        command: what to run instead of this script.
+        limit_s: seconds after which it is ended, with everything it started.
     """
-    path = out / f"{name}.json"
+    path, printed = out / f"{name}.json", out / f"{name}.txt"
     path.unlink(missing_ok=True)
-    command = command or [sys.executable, str(Path(__file__).resolve()), "--run", name, "--out", str(path)]
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     begin = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-        child = subprocess.Popen(
-            command, stdout=stdout, stderr=stderr, cwd=ROOT, env=environment, start_new_session=True
-        )
-        status = ""
-        try:
-            code = child.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            status, code = f"killed after {limit_s:g} s", None
-        finally:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-        stdout.seek(0)
-        stderr.seek(0)
-        printed = {"stdout": tail(stdout.read()), "stderr": tail(stderr.read())}
+    child = multiprocessing.get_context(METHOD).Process(target=_alone, args=(name, check, path, printed))
+    child.start()
+    child.join(limit_s)
+    late = child.is_alive()
+    if late:
+        child.terminate()  # raises SystemExit there, so that it ends what it started in other sessions
+        child.join(GRACE_S)
+    child.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid or 0, signal.SIGKILL)
+    child.join()
     try:
         result: Result = json.loads(path.read_text())
-        if status:  # it had written its result and hung at its end
-            result["note"] = status
     except (OSError, ValueError):
-        result = {"check": name, "status": status or f"crashed with exit code {code}", "facts": {}}
+        result = {"check": name, "status": f"crashed with exit code {child.exitcode}", "facts": {}}
+    if late:
+        how = "note" if result["status"] == "done" else "status"  # it had written its result and hung at its end
+        result[how] = f"killed after {limit_s:g} s"
     result["seconds"] = round(time.perf_counter() - begin, 1)
-    if result["status"] != "done":
-        result |= printed
+    if result["status"] != "done" and printed.exists():
+        result["printed"] = tail(printed.read_text(errors="replace"))
     path.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
-def child_main(name: str, path: Path) -> int:
-    """Run one check here and write its result."""
-    import gpu_checks
-    import torch
-
+def _alone(name: str, check: Callable[[Path], Mapping[str, Any]], path: Path, printed: Path) -> None:
+    """The child's side: a session of its own, and everything printed into the file."""
     from gpuprof.hardware.device import environment
+    from gpuprof.signals import exit_on_sigterm
 
-    result: Result = {"check": name, "status": "failed", "what": gpu_checks.CHECKS[name].what, "facts": {}}
+    os.setsid()
+    exit_on_sigterm()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with printed.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    # whatever stood here before, a test's own among them, writes to the file too
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    result: Result = {"check": name, "status": "failed", "facts": {}}
     try:
-        result["facts"] = gpu_checks.CHECKS[name].run(path.parent / "runs")
+        result["facts"] = check(path.parent / "runs")
         result["status"] = "done" if result["facts"].get("passed") else "failed"
     except Exception:  # whatever it is belongs into the result
         result["error"] = tail(traceback.format_exc())
-    result["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     result["environment"] = environment()
     path.write_text(json.dumps(result, indent=1, default=_plain) + "\n")
-    return 0 if result["status"] == "done" else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def _plain(value: Any) -> Any:
@@ -121,89 +130,150 @@ def _plain(value: Any) -> Any:
 
 
 def write_suite(out: Path, results: dict[str, Result], device: str) -> None:
-    """All results in one file."""
-    whole = {"device": device, "date": datetime.now(UTC).isoformat(timespec="seconds"), "checks": results}
+    """How each check went, in one file."""
+    whole = {
+        "device": device,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "checks": {name: {k: v for k, v in result.items() if k != "facts"} for name, result in results.items()},
+    }
     (out / "suite.json").write_text(json.dumps(whole, indent=1) + "\n")
 
 
-def print_table(results: dict[str, Result]) -> None:
-    width = max(map(len, results), default=0)
-    for name, result in results.items():
-        seconds = f"{result['seconds']:7.1f} s" if "seconds" in result else " " * 9
-        said = (result.get("error") or result.get("stderr") or "").strip().splitlines()
-        why = f"  {said[-1][:100]}" if result["status"] != "done" and said else ""
-        print(f"{name:{width}}  {seconds}  {result['status']}{why}")
+def summary(name: str, result: Result) -> str:
+    """How a check went, as one line."""
+    seconds = f"{result['seconds']:6.1f} s" if "seconds" in result else " " * 8
+    said = (result.get("error") or result.get("printed") or "").strip().splitlines()
+    why = f"  {said[-1][:120]}" if result["status"] == "failed" and said else ""
+    return f"{name:20} {seconds}  {result['status']}{why}"
 
 
 def chosen(only: str | None, known: Sequence[str]) -> list[str]:
-    """The checks to run, in the order of the table.
+    """The checks to run, in the order in which they are named.
 
     Raises:
         SystemExit: one of the names is unknown.
     """
     if not only:
         return list(known)
-    names = [name.strip() for name in only.split(",") if name.strip()]
+    names = list(dict.fromkeys(name.strip() for name in only.split(",") if name.strip()))
     if unknown := [name for name in names if name not in known]:
         raise SystemExit(f"no check named {', '.join(unknown)}: known are {', '.join(known)}")
-    return [name for name in known if name in names]
+    return names
 
 
-def run_all(names: Sequence[str], limits: dict[str, int], args: Any, out: Path, kept: Path, device: str) -> int:
-    """Run checks one after another, within the budget."""
-    begin = time.monotonic()
+def run_all(
+    names: Sequence[str], checks: Mapping[str, Any], args: argparse.Namespace, out: Path, kept: Path, device: str
+) -> int:
+    """Run checks one after another, within the budget: what no longer fits is left out, and the next is tried."""
+    end = time.monotonic() + args.minutes * 60 if args.minutes else float("inf")
     results: dict[str, Result] = {}
     for name in names:
-        left = args.minutes * 60 - (time.monotonic() - begin) if args.minutes else float("inf")
+        left = end - time.monotonic()
         if not args.force and committed(name, kept):
             results[name] = {"check": name, "status": "skipped: there is a committed result"}
-        elif limits[name] > left:
-            results[name] = {"check": name, "status": f"not started: needs {limits[name]} s, {max(left, 0):.0f} s left"}
+        elif checks[name].seconds > left:
+            why = f"not started: takes about {checks[name].seconds} s, {max(left, 0):.0f} s left"
+            results[name] = {"check": name, "status": why}
         else:
-            print(f"{name}: up to {limits[name]} s", flush=True)
-            results[name] = run_check(name, out, limits[name])
+            results[name] = run_check(name, checks[name].run, out, min(checks[name].limit_s, left - GRACE_S))
+        print(summary(name, results[name]), flush=True)
         write_suite(out, results, device)  # after each, so that a run that is cut short loses nothing
         if args.pack:
             pack(out, args.pack)
-    print_table(results)
     fine = ("done", "skipped", "not started")
     return 0 if all(result["status"].startswith(fine) for result in results.values()) else 1
 
 
 def pack(out: Path, archive: Path) -> None:
     """Everything under the folder as one file."""
-    with tarfile.open(archive, "w:gz") as tar:
+    fresh = archive.with_name(f".{archive.name}")
+    with tarfile.open(fresh, "w:gz") as tar:
         tar.add(out, arcname=".")
+    fresh.replace(archive)
+
+
+def list_checks(names: Sequence[str], checks: Mapping[str, Any]) -> None:
+    """Name, seconds, limit, devices with a committed result, and what each check is worth; most worth first."""
+    kinds = sorted(folder for folder in RESULTS.iterdir() if folder.is_dir())
+    for name in names:
+        there = [kind.name for kind in kinds if committed(name, kind)]
+        check = checks[name]
+        print(f"{name:20} {check.seconds:4} s, at most {check.limit_s:4} s  [{', '.join(there) or '-'}]  {check.what}")
+    print(f"{'':20} {sum(checks[name].seconds for name in names):4} s together; in brackets: a result is committed")
+
+
+def rehearse(names: Sequence[str], checks: Mapping[str, Any], args: argparse.Namespace, folder: Path) -> int:
+    """Run checks with stand-ins for all that a GPU gives; 1 where one of them does not come to its verdict."""
+    import gpu_checks
+    import gpu_rehearsal
+
+    gpu_rehearsal.install(folder)
+    gpu_rehearsal.shorten(gpu_checks)
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    args.force = True
+    unhurried = {name: check._replace(limit_s=600) for name, check in checks.items()}
+    run_all(names, unhurried, args, out, out, gpu_rehearsal.DEVICE)
+    results = [json.loads((out / f"{name}.json").read_text()) for name in names if (out / f"{name}.json").exists()]
+    fallen = [result for result in results if "error" in result or result["status"] not in ("done", "failed")]
+    for result in fallen:
+        said = result.get("error") or result.get("printed", "")
+        print(f"\n{result['check']}: {result['status']}\n{said}", file=sys.stderr)
+    print(f"rehearsed {len(results)} checks, {len(fallen)} did not come to a verdict; figures mean nothing here")
+    return 1 if fallen else 0
+
+
+def keep(source: Path) -> int:
+    """Make what is committed of what a suite wrote."""
+    from gpu_results import commit_ready
+
+    from gpuprof.errors import GpuprofError
+
+    try:
+        target = commit_ready(source, RESULTS, ROOT / "tests" / "data")
+    except GpuprofError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{target.relative_to(ROOT)}, results/README.md and tests/data: look at them, then commit")
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="list the checks and stop")
-    parser.add_argument("--only", metavar="NAME[,NAME]", help="run these alone")
-    parser.add_argument("--minutes", type=float, metavar="N", help="start no check whose limit no longer fits")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (results/DEVICE/suite)")
+    parser.add_argument("--only", metavar="NAME[,NAME]", help="run these alone, in this order")
+    parser.add_argument("--minutes", type=float, metavar="N", help="end within so many minutes, with the most worth")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=ROOT / "gpu-suite", help="where results go (gpu-suite)"
+    )
     parser.add_argument("--pack", type=Path, metavar="FILE", help="also keep everything there as one .tar.gz")
     parser.add_argument("--force", action="store_true", help="run checks that have a committed result too")
-    parser.add_argument("--run", metavar="NAME", help=argparse.SUPPRESS)  # the child's side
+    parser.add_argument("--commit-ready", type=Path, metavar="DIR", help="make results, section and fixtures of them")
+    parser.add_argument("--rehearse", action="store_true", help="run every check's code on a GPU of make-believe")
     args = parser.parse_args(arguments)
     sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]  # it also runs where gpuprof is not installed
-    if args.run:
-        return child_main(args.run, args.out)
+    if args.commit_ready:
+        return keep(args.commit_ready)
+    device = "" if args.list or args.rehearse else device_name()
+    if not (args.list or args.rehearse or device):
+        print("no CUDA device: these checks need one (--list names them)", file=sys.stderr)
+        return 2
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # asked whether there is a GPU, torch asks NVML: asking CUDA would forbid it to every fork
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    os.chdir(ROOT)
     from gpu_checks import CHECKS
 
     names = chosen(args.only, list(CHECKS))
     if args.list:
-        for name in names:
-            print(f"{name:20} {CHECKS[name].limit_s:4} s  {CHECKS[name].what}")
+        list_checks(names, CHECKS)
         return 0
-    device = device_name()
-    if not device:
-        print("no CUDA device: these checks need one (--list names them)", file=sys.stderr)
-        return 2
-    kept = ROOT / "results" / slug(device) / "suite"
-    out = (args.out or kept).resolve()
+    if args.rehearse:
+        with tempfile.TemporaryDirectory() as folder:
+            return rehearse(names, CHECKS, args, Path(folder))
+    out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    return run_all(names, {name: CHECKS[name].limit_s for name in names}, args, out, kept, device)
+    return run_all(names, CHECKS, args, out, RESULTS / slug(device), device)
 
 
 if __name__ == "__main__":

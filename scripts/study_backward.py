@@ -9,6 +9,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def draw(about: dict[str, Any], found: list[dict[str, Any]], folder: Path) -> No
         ratio_bars(bars, title, folder / f"ratios{suffix}")
 
 
-def main() -> None:
+def main(command: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cuda trains in bfloat16, a CPU in float32")
     parser.add_argument("--batch-size", type=int, default=1)
@@ -132,7 +133,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="of torch; one is steadier where the CPU is shared")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--results", type=Path, help="folder of the device; results/cpu or results/<its name>")
-    arguments = parser.parse_args()
+    command = sys.argv[1:] if command is None else command
+    arguments = parser.parse_args(command)
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -147,7 +149,7 @@ def main() -> None:
     if run.device["type"] == "cpu":
         device = f"CPU ({device}, {threads} thread{'s' if threads > 1 else ''})"
     about = {
-        "command": " ".join([".venv/bin/python scripts/study_backward.py", *sys.argv[1:]]),
+        "command": " ".join([".venv/bin/python scripts/study_backward.py", *command]),
         "device": device,
         "date": run.environment["date"],
         "torch": run.environment["torch"],

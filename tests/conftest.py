@@ -1,5 +1,18 @@
+import contextlib
+import functools
+import os
+import subprocess
+
 import pytest
 import torch
+
+import gpuprof.cli
+from gpuprof import profiler
+from gpuprof.hardware import ceilings
+
+# The models here are small, and threads that wait for one another spin: on a busy machine most of the time.
+os.environ["OMP_NUM_THREADS"] = "1"  # of what the tests start
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
@@ -19,11 +32,47 @@ def no_real_cache(tmp_path_factory):
         yield
 
 
-@pytest.fixture
-def brief_ceiling(monkeypatch):
-    """Measure the CPU's ceiling for a moment only, where the test is not about it."""
-    from gpuprof import profiler
+@pytest.fixture(scope="session", autouse=True)
+def ceilings_measured_once():
+    """What the CPU reaches is measured for a moment, and once for all runs: each would measure it again."""
+    matmul = functools.cache(lambda dtype: ceilings.cpu_ceilings([dtype], 0.01)["how"])
+    copy = functools.cache(lambda device: ceilings.measure_copy(device, 0.01))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            profiler,
+            "cpu_ceilings",
+            lambda dtypes, seconds: {"how": {k: v for d in dtypes for k, v in matmul(d).items()}},
+        )
+        patch.setattr(profiler, "measure_copy", lambda device, seconds: copy(device))
+        yield
 
-    matmul, copy = profiler.cpu_ceilings, profiler.measure_copy
-    monkeypatch.setattr(profiler, "cpu_ceilings", lambda dtypes, seconds: matmul(dtypes, 0.01))
-    monkeypatch.setattr(profiler, "measure_copy", lambda device, seconds: copy(device, 0.01))
+
+@pytest.fixture
+def ceilings_measured(monkeypatch):
+    """What the CPU reaches is measured after each run, where the test is about what that leaves behind."""
+    monkeypatch.setattr(profiler, "cpu_ceilings", lambda dtypes, seconds: ceilings.cpu_ceilings(dtypes, 0.01))
+    monkeypatch.setattr(profiler, "measure_copy", lambda device, seconds: ceilings.measure_copy(device, 0.01))
+
+
+@pytest.fixture(scope="session")
+def llava_run():
+    """The generation of the reference report, counted once for all who read it."""
+    return gpuprof.count("llava-onevision-qwen2-7b", mode="generate", image_crops=16, prompt_len=7405, new_tokens=7)
+
+
+@pytest.fixture
+def gpuprof_cli(monkeypatch, capfd):
+    """The command line in this process, where the test is not about the process; gives what `subprocess.run` would."""
+
+    def run(*arguments, cwd="."):
+        monkeypatch.setattr("sys.argv", ["gpuprof", *map(str, arguments)])
+        capfd.readouterr()
+        with contextlib.chdir(cwd):
+            try:
+                status = gpuprof.cli.main()
+            except SystemExit as end:
+                status = end.code
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, status or 0, said.out, said.err)
+
+    return run

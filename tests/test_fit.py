@@ -17,7 +17,11 @@ TWICE = {"batch_size": 4, "seq_len": 32}
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """Writes a preset's architecture with a few thousand parameters; gives the directory."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return writer(tmp_path, monkeypatch)
+
+
+def writer(folder, patch):
+    patch.setattr(torch.cuda, "is_available", lambda: False)
 
     def write(name, **changes):
         preset = load_preset(name)
@@ -25,14 +29,21 @@ def tiny(tmp_path, monkeypatch):
         for key, value in SMALLER[name].items():
             if isinstance(value, dict):
                 config[key] = preset["config"][key] | value
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        return str(tmp_path)
+        (folder / "config.json").write_text(json.dumps(config))
+        return str(folder)
 
     return write
 
 
-def measured(model, **options):
-    return gpuprof.profile(model, passes=("count", "memory"), **options)
+def measured(model, passes=("count", "memory"), **options):
+    return gpuprof.profile(model, passes=passes, **options)
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory):
+    """A small decoder in training on TEXT, measured once."""
+    with pytest.MonkeyPatch.context() as patch:
+        return measured(writer(tmp_path_factory.mktemp("text"), patch)("smollm2-135m"), **TEXT)
 
 
 def activations(run):
@@ -63,7 +74,7 @@ def test_activations_of_another_size_are_those_that_a_real_step_keeps_to_the_byt
     model = tiny(name)
     sizes = Sizes(measured(model, **options), model)
 
-    real = activations(measured(model, **options | others))
+    real = activations(measured(model, ["memory"], **options | others))
 
     assert sizes.miss == 0
     assert sizes._simulated(others["batch_size"], others.get("seq_len", sizes.seq_len)).kept == real
@@ -97,12 +108,11 @@ def test_the_largest_that_fits_fits_and_the_next_does_not(tiny, what, attention)
     assert fit.limit == ""
 
 
-def test_the_other_size_may_be_given(tiny):
+def test_the_other_size_may_be_given(tiny, text_run):
     model = tiny("smollm2-135m")
-    run = measured(model, **TEXT)
-    capacity = Sizes(run, model).at(batch_size=50, seq_len=40).prediction.total
+    capacity = Sizes(text_run, model).at(batch_size=50, seq_len=40).prediction.total
 
-    fit = forecast(run, "batch_size", capacity=capacity, seq_len=40, model=model).fit
+    fit = forecast(text_run, "batch_size", capacity=capacity, seq_len=40, model=model).fit
 
     assert (fit.largest.batch_size, fit.largest.seq_len) == (50, 40)
 
@@ -117,10 +127,10 @@ def test_positions_that_a_model_has_learned_are_a_limit_too(tiny):
     assert fit.limit == "--seq-len 65 goes beyond the 64 positions that GPT2LMHeadModel knows"
 
 
-def test_where_nothing_fits_the_least_is_told(tiny):
+def test_where_nothing_fits_the_least_is_told(tiny, text_run):
     model = tiny("smollm2-135m")
 
-    fit = forecast(measured(model, **TEXT), "batch_size", capacity=1, model=model).fit
+    fit = forecast(text_run, "batch_size", capacity=1, model=model).fit
 
     assert fit.largest is None
     assert (fit.beyond.batch_size, fit.beyond.seq_len) == (1, 16)
@@ -154,14 +164,13 @@ def test_a_model_of_ones_own(tmp_path):
     assert Sizes(run, f"{file}:net").at(batch_size=7).activations == 4 * 7 * (8 + 32)
 
 
-def test_another_model_is_refused(tiny):
+def test_another_model_is_refused(tiny, text_run):
     model = tiny("smollm2-135m")
-    run = measured(model, **TEXT)
-    params = run.tree["params"].iloc[0]
+    params = text_run.tree["params"].iloc[0]
     tiny("smollm2-135m", vocab_size=512)  # tied: 256 more rows of 64
 
     with pytest.raises(gpuprof.GpuprofError, match=rf"not the model of this run: {params + 256 * 64:,} parameters"):
-        Sizes(run, model)
+        Sizes(text_run, model)
 
 
 def test_code_of_the_models_own_is_not_run_because_a_file_says_so(tiny, monkeypatch):

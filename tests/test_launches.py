@@ -63,7 +63,7 @@ def model(tmp_path_factory):
     return f"{file}:net"
 
 
-def test_fresh_processes_take_the_time(model, tmp_path, brief_ceiling):
+def test_fresh_processes_take_the_time(model, tmp_path):
     done = []
 
     run = gpuprof.profile(

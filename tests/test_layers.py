@@ -1,6 +1,8 @@
 """Imports point one way, and only the parts that need torch load it."""
 
 import ast
+import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ PACKAGE = Path(gpuprof.__file__).parent
 
 # from the bottom up: a module may import from its own layer and from those before it
 LAYERS = [
-    ("errors", "units"),
+    ("errors", "signals", "units"),
     ("record",),
     ("reports",),
     ("hardware",),
@@ -37,6 +39,7 @@ EXCEPTIONS = {("record", "analysis"), ("profiler", "analysis")}
 
 TORCH_FREE = [
     "errors",
+    "signals",
     "units",
     "record",
     "reports",
@@ -48,6 +51,47 @@ TORCH_FREE = [
     "cli",
     "hardware.peaks",
     "hardware.nvml",
+    "workload",
+    "workload.names",
+    "passes.options",
+]
+
+NET = """
+import torch
+
+def net():
+    return torch.nn.Sequential(torch.nn.Linear(50, 50), torch.nn.ReLU(), torch.nn.Linear(50, 8)), torch.ones(4, 50)
+"""
+
+# the file of the model is there, the run is not
+WRONG = [
+    ["profile", "smolm2-135m"],
+    ["profile", "no/such.py:net"],
+    ["profile", "net.py"],
+    ["profile", "net.py:net", "--mode", "generate"],
+    ["profile", "empty"],
+    ["profile", "gpt2", "--mode", "dream"],
+    ["profile", "gpt2", "--device", "gpu"],
+    ["profile", "gpt2", "--dtype", "int3"],
+    ["profile", "gpt2", "--seq-len", "0"],
+    ["profile", "gpt2", "--steps", "0"],
+    ["profile", "gpt2", "--passes", "count,speed"],
+    ["profile", "gpt2", "--peak-tflops", "-1"],
+    ["profile", "gpt2", "--launches", "0"],
+    ["profile", "gpt2", "--mode", "forward", "--optimizer", "adamw"],
+    ["profile", "gpt2", "-o", "nowhere/run.json"],
+    ["count", "gpt2", "--seed", "-1"],
+    ["count", "gpt2", "--attention", "flex_attention"],
+    ["ceilings", "--device", "gpu"],
+    ["ceilings", "--dtype", "int3"],
+    ["validate", "report.txt"],
+    ["validate", "report.txt", "smolm2-135m"],
+    ["show", "absent.json"],
+    ["budget", "absent.json"],
+    ["memory", "absent.json", "--fit", "batch", "--batch-size", "2"],
+    ["check", "absent.json"],
+    ["ab", "true", "true", "--margin", "much"],
+    ["devices", "no such card"],
 ]
 
 
@@ -84,11 +128,31 @@ def test_every_part_has_a_layer():
     assert parts - {"__init__", "__main__"} == set(RANK)
 
 
-def loaded_by(code: str) -> list[str]:
+def loaded_by(code: str, cwd: Path | None = None) -> list[str]:
     """Which of the heavy libraries a fresh interpreter has after running code."""
     check = f"{code}\nimport sys; print([name for name in ('torch', 'transformers', 'pandas') if name in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    run = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=cwd, env=environment
+    )
     return ast.literal_eval(run.stdout.splitlines()[-1])
+
+
+def command(*arguments: str, status: int) -> str:
+    """Code that runs the command line and holds its exit status."""
+    return (
+        f"import sys\nsys.argv = ['gpuprof', *{arguments!r}]\nfrom gpuprof.cli import main\n"
+        f"try:\n    main()\nexcept SystemExit as end:\n    assert end.code == {status}, end.code\n"
+        f"else:\n    assert not {status}\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "empty").mkdir()
+    (folder / "net.py").write_text(NET)
+    return folder
 
 
 def test_importing_gpuprof_loads_nothing_heavy():
@@ -99,9 +163,11 @@ def test_the_command_line_loads_nothing_heavy_before_a_verb_runs():
     assert loaded_by("import gpuprof.cli") == []
 
 
-@pytest.mark.parametrize("part", TORCH_FREE)
-def test_torch_free(part):
-    assert "torch" not in loaded_by(f"import gpuprof.{part}")
+def test_torch_free():
+    code = "import importlib, sys\nfor part in {parts!r}:\n    importlib.import_module(f'gpuprof.{{part}}')\n"
+    code += "    assert 'torch' not in sys.modules, part\n"
+
+    assert "torch" not in loaded_by(code.format(parts=TORCH_FREE))
 
 
 def test_loading_and_showing_a_run_needs_no_torch(tmp_path):
@@ -110,3 +176,33 @@ def test_loading_and_showing_a_run_needs_no_torch(tmp_path):
     code = f"import gpuprof\nfrom gpuprof.render import render\nrender(gpuprof.load({str(path)!r}), 'csv')"
 
     assert "torch" not in loaded_by(code)
+
+
+def test_what_is_wrong_is_told_before_anything_heavy_is_loaded(folder):
+    """One after the other in one process, which ends with what the first of them would have loaded."""
+    code = "".join(command(*arguments, status=2) for arguments in WRONG)
+
+    assert loaded_by(code, folder) == []
+
+
+def test_presets_are_listed_without_anything_heavy():
+    assert loaded_by(command("presets", status=0)) == []
+
+
+def test_a_wrong_argument_costs_less_than_0_6_s_of_processor_time():
+    spent = []
+    for _ in range(3):  # the first may have to compile what it imports
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        loaded_by(command("profile", "smolm2-135m", status=2))
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+
+    assert min(spent) < 0.6
+
+
+def test_a_model_of_ones_own_loads_no_transformers(folder):
+    code = (
+        "import torch, gpuprof\ngpuprof.profile(torch.nn.Linear(4, 3), torch.ones(2, 4), passes=['count', 'memory'])\n"
+    ) + command("profile", "net.py:net", "-q", "--passes", "count,memory", status=0)
+
+    assert loaded_by(code, folder) == ["torch", "pandas"]

@@ -237,16 +237,18 @@ def _explain(values: dict[str, Any], launches: list[dict[str, Any]]) -> Counter[
     if values["flops_executed"] is None:
         values["cause"] = f"{SCALAR}, {NOT_COLLECTED}"
         return Counter({NOT_COLLECTED: -counted})
-    alike = Counter((launch["kernel"], _grid_z(launch["grid"]), work or 0) for launch, work in working)
+    alike = Counter((launch["kernel"], _grid(launch["grid"]), work or 0) for launch, work in working)
     return _match(values, alike, on_tensor_cores=bool(tensor))
 
 
-def _match(values: dict[str, Any], alike: Counter[tuple[str, int, int]], on_tensor_cores: bool) -> Counter[str]:
+def _match(
+    values: dict[str, Any], alike: Counter[tuple[str, tuple[int, int, int], int]], on_tensor_cores: bool
+) -> Counter[str]:
     """Find the nearest prediction for every launch that did the work, and from them that of the row.
 
     Args:
         values: the row.
-        alike: launches by kernel, third dimension of the grid, and FLOPs executed.
+        alike: launches by kernel, grid, and FLOPs executed.
         on_tensor_cores: where they did them.
     """
     counted, done = values["flops_hardware"], values["flops_executed"]
@@ -255,8 +257,8 @@ def _match(values: dict[str, Any], alike: Counter[tuple[str, int, int]], on_tens
     call = Call(values["op"], values["kind"], inputs, results, values["dtype"], *each)
     predicted, base, accepted, foreseen = 0, 0, True, True
     parts: Counter[str] = Counter()
-    for (kernel, grid_z, work), count in alike.items():
-        every = expectations(call, kernel, grid_z)
+    for (kernel, grid, work), count in alike.items():
+        every = expectations(call, kernel, grid)
         possible = [e for e in every if e.tensor is on_tensor_cores]
         foreseen &= bool(every)
         if not possible:
@@ -280,9 +282,9 @@ def _match(values: dict[str, Any], alike: Counter[tuple[str, int, int]], on_tens
     return parts
 
 
-def _grid_z(grid: str) -> int:
-    sizes = re.findall(r"\d+", grid)
-    return int(sizes[2]) if len(sizes) == 3 else 1
+def _grid(text: str) -> tuple[int, int, int]:
+    sizes = [int(size) for size in re.findall(r"\d+", text)]
+    return (sizes[0], sizes[1], sizes[2]) if len(sizes) == 3 else (1, 1, 1)
 
 
 def _summed(rows: list[_Row]) -> dict[str, Any]:

@@ -125,6 +125,8 @@ def _precision(found: Budget) -> _Found:
         if not slower or (dtype == "tf32" and not _cuda(found)):
             continue
         now_s = sum(slower.values())
+        if now_s < LEAST_GAIN * found.step_s:  # the rotary angles of a step in bfloat16, say: nothing hangs on them
+            continue
         then_s = sum(time_s * peaks[now] / peaks[dtype] for now, time_s in slower.items())
         gain = now_s - then_s
         text = (
@@ -161,13 +163,13 @@ def _host(found: Budget) -> _Found:
     late = found.kernels[(found.kernels["idle_s"] > 0) & ((found.kernels["gap_s"] > LAUNCH_GAP_S) | (not cuda))]
     if late.empty:
         return
-    idle_s, longest = float(late["idle_s"].sum()), late.loc[late["idle_s"].idxmax()]
+    idle_s, longest = float(late["idle_s"].sum()), late.loc[late["gap_s"].idxmax()]
     where = f"{longest['op'] or longest['kernel']} of {longest['module'] or '(root)'} in the {longest['phase']}"
-    most = units.duration(float(longest["idle_s"]))
+    most = units.duration(float(longest["gap_s" if cuda else "idle_s"]))
     if cuda:
         yield (
             f"the GPU waits for the host {_of_step(found, idle_s)}: {units.number(len(late), 'gap')} over "
-            f"{units.duration(LAUNCH_GAP_S, 1)}, the longest ({most}) before {where}",
+            f"{units.duration(LAUNCH_GAP_S, 1)} in the traced step, the longest of {most} before {where}",
             idle_s,
             "look at what the host does there: values read back (.item()), data, Python",
         )

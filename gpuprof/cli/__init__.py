@@ -31,6 +31,7 @@ from gpuprof.cli.show import show
 from gpuprof.cli.sweep import sweep
 from gpuprof.cli.validate import validate
 from gpuprof.errors import GpuprofError
+from gpuprof.signals import exit_on_sigterm
 
 app = typer.Typer(
     name="gpuprof",
@@ -71,6 +72,7 @@ _UsageError: Any = typer.BadParameter.__base__  # click's, or that of the click 
 def main() -> None:
     """Run the command line; what the user can mend is one line on stderr and status 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the report is what the user asked for
+    exit_on_sigterm()  # what runs in other process groups for this one is ended too
     try:
         # not app(): it would print wrong usage in a box, and end a broken pipe and the end of a file with status 1
         command = get_command(app)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -39,7 +38,6 @@ def ab(
 
     The shell runs them, with {out} replaced by the file that the run is to be saved to, or -o FILE appended.
     """
-    from gpuprof.analysis.check import check_interleaved
     from gpuprof.cli.output import check_output
 
     check_output(output)
@@ -49,9 +47,10 @@ def ab(
             keep.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise GpuprofError(f"cannot make the folder {keep}: {error.strerror or error}") from error
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the child is ended too
     with nullcontext(keep) if keep is not None else tempfile.TemporaryDirectory(prefix="gpuprof-ab-") as folder:
         runs = _take_turns({"base": base, "head": head}, launches, Path(folder), quiet)
+    from gpuprof.analysis.check import check_interleaved
+
     conclude(check_interleaved(runs["base"], runs["head"], share), format, top, output)
 
 

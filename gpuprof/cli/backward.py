@@ -34,13 +34,14 @@ def backward(
 ) -> None:
     """Hold 'the backward costs twice the forward' against a saved run, per module, and say why not."""
     from gpuprof.cli.output import check_output, in_color, terminal_width
+
+    check_output(output)
+    check_output(chart)
     from gpuprof.record import load, write_atomically
     from gpuprof.render.backward import render_backward
     from gpuprof.render.charts import backward_chart, check_picture
     from gpuprof.render.view import View
 
-    check_output(output)
-    check_output(chart)
     if chart is not None:
         check_picture(chart)
     view = View(by=by.value, depth=depth, top=top, width=terminal_width(), color=in_color() and output is None)

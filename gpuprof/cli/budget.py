@@ -57,16 +57,17 @@ def budget(
     output: o.TextFile = None,
 ) -> None:  # fmt: skip
     """Say where the time of a saved run's step went, in parts that add up to it, and what to change first."""
+    from gpuprof.cli.output import check_output, in_color, terminal_width
+
+    check_output(output)
+    check_output(chart)
     from gpuprof.analysis.budget import budget as budget_of
     from gpuprof.analysis.budget import read_ceilings
-    from gpuprof.cli.output import check_output, in_color, terminal_width
     from gpuprof.record import load, write_atomically
     from gpuprof.render.budget import budget_chart, render_budget
     from gpuprof.render.charts import check_picture
     from gpuprof.render.view import View
 
-    check_output(output)
-    check_output(chart)
     if chart is not None:
         check_picture(chart)
     loaded = load(run)

@@ -55,17 +55,18 @@ def ceilings(
     They are kept, and from then on a run on this device is also held against them: the denominator 'measured'.
     """
     from gpuprof.cli.output import check_output, in_color, progress, terminal_width
+    from gpuprof.workload.options import check_device, resolve_device
+
+    check_output(output)
+    check_device(device)
+    dtypes = _dtypes(dtype)
+    if not 0 < seconds < math.inf:
+        raise GpuprofError(f"--seconds must be above 0 and finite, not {seconds}")
     from gpuprof.record import load, write_atomically
     from gpuprof.render.ceilings import render_ceilings
     from gpuprof.render.view import View
 
-    check_output(output)
-    dtypes = _dtypes(dtype)
-    if not 0 < seconds < math.inf:
-        raise GpuprofError(f"--seconds must be above 0 and finite, not {seconds}")
     run = load(shapes) if shapes else None
-    from gpuprof.workload.options import resolve_device  # loads torch, so not before what may be refused without it
-
     with progress(quiet=False) as tell:
         found = measure(resolve_device(device), dtypes, run, seconds, tell)
     if output is not None:

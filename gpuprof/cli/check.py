@@ -67,20 +67,21 @@ def check(
     output: Output = None,
 ) -> None:  # fmt: skip
     """Hold a run against earlier ones. Status 1 if it regressed, 3 if that cannot be told."""
-    from gpuprof.analysis.check import check as check_runs
     from gpuprof.cli.output import check_output
-    from gpuprof.record import load
 
     check_output(output)
     allowed = read_margin(margin)
+    if store is not None and against:
+        raise GpuprofError("--against and --store are two baselines: give one of them")
+    if store is None and not against and not head.is_dir():
+        raise GpuprofError(f"say what to hold {head} against: --against with a run or a folder, or --store")
+    from gpuprof.analysis.check import check as check_runs
+    from gpuprof.record import load
+
     own, path = _newest(head) if head.is_dir() else (load(head), head)
     if store is not None:
-        if against:
-            raise GpuprofError("--against and --store are two baselines: give one of them")
         found, left_out = check_in_store(own, store, allowed, allow_different or ()), list[str]()
     else:
-        if not against and not head.is_dir():
-            raise GpuprofError(f"say what to hold {head} against: --against with a run or a folder, or --store")
         baseline, left_out = _gather(against or [head], own)
         found = check_runs(own, baseline, allowed, allow_different or ())
     newest = [f"The head is {path}, the newest there."] if head.is_dir() else []

@@ -34,13 +34,14 @@ def compare(
     output: o.TextFile = None,
 ) -> None:
     """Set two runs of one workload beside one another, and say whose kernels moved: new, gone, slower, faster."""
-    from gpuprof.analysis.check import check
     from gpuprof.cli.output import check_output, in_color, terminal_width
+
+    check_output(output)
+    from gpuprof.analysis.check import check
     from gpuprof.record import load, write_atomically
     from gpuprof.render.regression import COMPARISONS
     from gpuprof.render.view import View
 
-    check_output(output)
     found = check(load(head), [load(base)], allowed=allow_different or (), by=(by.value,))
     text = COMPARISONS[format.value](found, View(top=top, width=terminal_width(), color=in_color() and output is None))
     if output is None:

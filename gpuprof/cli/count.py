@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gpuprof.cli import options as o
 from gpuprof.cli.output import deliver
+
+if TYPE_CHECKING:
+    from gpuprof.record import Run
 
 
 def count(
@@ -28,8 +33,13 @@ def count(
 ) -> None:
     """Count a model's FLOPs, forward and backward, per module, without weights and without running it."""
     chosen = o.plain(locals())
-    from gpuprof.profiler import count as run_count
-
+    o.check_workload(model, chosen, weightless=True)
     for name in ("output", "quiet", "verbose"):
         del chosen[name]
-    deliver(lambda: run_count(**chosen), output, quiet, verbose)
+
+    def make() -> Run:
+        from gpuprof.profiler import count
+
+        return count(**chosen)
+
+    deliver(make, output, quiet, verbose)

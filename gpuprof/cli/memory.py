@@ -49,15 +49,9 @@ def memory(
     """
     from gpuprof.cli.output import check_output, in_color, terminal_width
     from gpuprof.errors import GpuprofError
-    from gpuprof.record import load, write_atomically
-    from gpuprof.render.charts import check_picture
-    from gpuprof.render.memory import memory_chart, render_memory
-    from gpuprof.render.view import View
 
     check_output(output)
     check_output(chart)
-    if chart is not None:
-        check_picture(chart)
     if room is not None and fit is None:
         raise GpuprofError("--memory is the room for --fit batch or --fit seq: give one of these too")
     if room is not None and not 0 < room < math.inf:
@@ -68,6 +62,13 @@ def memory(
     fixed = {Fit.batch: ("--batch-size", batch_size), Fit.seq: ("--seq-len", seq_len)}
     if fit is not None and fixed[fit][1] is not None:
         raise GpuprofError(f"--fit {fit.value} looks for {fixed[fit][0]}: leave that out")
+    from gpuprof.record import load, write_atomically
+    from gpuprof.render.charts import check_picture
+    from gpuprof.render.memory import memory_chart, render_memory
+    from gpuprof.render.view import View
+
+    if chart is not None:
+        check_picture(chart)
     loaded, found = load(run), None
     if fit is not None or batch_size is not None or seq_len is not None:
         from gpuprof.fit import What, forecast  # loads torch, as nothing else here does

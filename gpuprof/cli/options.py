@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from gpuprof.errors import no_run
+
 
 class Mode(StrEnum):
     """What a step is."""
@@ -52,7 +54,7 @@ class Format(StrEnum):
 
 
 class CounterLevel(StrEnum):
-    """How much the counters pass collects: `gpuprof.passes.counters.LEVELS`."""
+    """How much the counters pass collects: `gpuprof.passes.options.LEVELS`."""
 
     minimal = "minimal"
     full = "full"
@@ -78,7 +80,17 @@ class Convention(StrEnum):
 
 _WORKLOAD, _OUTPUT = "Workload", "Output"
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run saved with -o.", show_default=False)]
+
+def existing(path: Path) -> Path:
+    """A run that is there: told before what reads it is loaded."""
+    if not path.exists():
+        raise no_run(path)
+    return path
+
+
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run saved with -o.", show_default=False, callback=existing)
+]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="For people or for machines.")]
 TextFile = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here instead of to the terminal.")
@@ -182,3 +194,26 @@ def plain(arguments: dict[str, Any]) -> dict[str, Any]:
         name: value.value if isinstance(value, StrEnum) else tuple(value or ()) if name == "freeze" else value
         for name, value in arguments.items()
     }
+
+
+def names(listed: str) -> list[str]:
+    """The names in a list separated by commas."""
+    return [name.strip() for name in listed.split(",") if name.strip()]
+
+
+def check_workload(model: str, arguments: dict[str, Any], *, weightless: bool = False) -> None:
+    """Refuse a workload that cannot be built before torch is loaded to build it.
+
+    Args:
+        model: MODEL.
+        arguments: of a verb, as `plain` gives them.
+        weightless: whether it is to be counted without weights.
+
+    Raises:
+        GpuprofError: MODEL names nothing, or the options contradict.
+    """
+    from gpuprof.workload import Options
+    from gpuprof.workload.names import check
+
+    options = {name: value for name, value in arguments.items() if name in Options.__dataclass_fields__}
+    check(model, Options(**options), weightless=weightless)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gpuprof.cli import options as o
 from gpuprof.cli.output import deliver, progress
+
+if TYPE_CHECKING:
+    from gpuprof.record import Run
 
 _MEASURING = "Measuring"
 
@@ -71,15 +72,21 @@ def profile(
 ) -> None:
     """Run a model's real forward and backward, and report time, FLOPs and MFU per module."""
     chosen = o.plain(locals())
-    # so that Nsight Compute and other children are ended too
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    from gpuprof.profiler import profile as run_profile
+    from gpuprof.passes.options import check
 
+    o.check_workload(model, chosen)
     for name in ("output", "store", "quiet", "verbose", "counters"):
         del chosen[name]
-    chosen["passes"] = [name.strip() for name in passes.split(",") if name.strip()]
+    chosen["passes"] = o.names(passes)
     if counters:
         chosen["passes"].append("counters")
         chosen["counter_level"] = counters.value
+    check(chosen["passes"], warmup, steps, peak_tflops, launches=launches)
+
+    def make() -> Run:
+        from gpuprof.profiler import profile
+
+        return profile(**chosen, progress=tell)
+
     with progress(quiet) as tell:
-        deliver(lambda: run_profile(**chosen, progress=tell), output, quiet, verbose, store)
+        deliver(make, output, quiet, verbose, store)

@@ -23,12 +23,13 @@ def report(
     """Make one self-contained page of a saved run: budget, modules, roofline, memory, kernels, provenance."""
     from gpuprof.cli.output import check_output
     from gpuprof.errors import GpuprofError
-    from gpuprof.record import load, write_atomically
-    from gpuprof.render.page import check_page, render_page
 
     if output.suffix.lower() not in (".html", ".htm"):
         raise GpuprofError(f"cannot write {output}: a report is a page, give a name that ends in .html")
     check_output(output)
+    from gpuprof.record import load, write_atomically
+    from gpuprof.render.page import check_page, render_page
+
     check_page()
     chosen = convention.value if convention else None
     command = f"gpuprof report {run.name} -o {output.name}" + (f" --convention {chosen}" if chosen else "")

@@ -43,12 +43,13 @@ def roofline(
 ) -> None:  # fmt: skip
     """Hold a saved run's rates against what memory and processor allow at their arithmetic intensity."""
     from gpuprof.cli.output import check_output, in_color, terminal_width
+
+    check_output(output)
     from gpuprof.record import load, write_atomically
     from gpuprof.render.charts import SUFFIXES, check_picture
     from gpuprof.render.roofline import render_roofline, roofline_chart
     from gpuprof.render.view import View
 
-    check_output(output)
     picture = output if output is not None and output.suffix.lower() in SUFFIXES else None
     if picture is not None:
         check_picture(picture)

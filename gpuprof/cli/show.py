@@ -55,9 +55,6 @@ def show(
     """Show a saved run as a tree or a table, for people or for machines."""
     from gpuprof.cli.output import check_output, in_color, terminal_width
     from gpuprof.errors import GpuprofError
-    from gpuprof.record import load, write_atomically
-    from gpuprof.render import render
-    from gpuprof.render.view import View
 
     check_output(output)
     chosen = format or (Format.tree if by is By.module and not (top or sort) else Format.table)
@@ -67,6 +64,10 @@ def show(
         raise GpuprofError(f"calflops' layout is by module: give --by {by.value} with --format table")
     if chosen is Format.perfetto and (by is not By.module or top or sort):
         raise GpuprofError("a trace has every kernel: give --by, --top and --sort with --format table")
+    from gpuprof.record import load, write_atomically
+    from gpuprof.render import render
+    from gpuprof.render.view import View
+
     view = View(
         by=by.value,
         depth=depth,

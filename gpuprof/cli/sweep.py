@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -93,16 +92,15 @@ def sweep(
     The same command goes on where it was interrupted.
     """
     given = o.plain(locals())
+    from gpuprof.passes.options import check as check_passes
     from gpuprof.sweep import SIZES, SWEPT, check, grid, joined
     from gpuprof.sweep import sweep as run_sweep
 
     swept = {name: _values(name, given[name], name in SIZES) for name in SWEPT if given[name] is not None}
     planned = grid([str(name) for name in _values("MODEL", model, False)], swept)
-    _check_passes(passes)
+    check_passes(o.names(passes), warmup, steps, peak_tflops)
     if limit is not None and not limit > 0:
         raise GpuprofError(f"--limit must be above 0, not {limit:g}")
-    if peak_tflops is not None and not peak_tflops > 0:
-        raise GpuprofError(f"--peak-tflops must be above 0, not {peak_tflops:g}")
     shared = ("device", "freeze", "seed", "trust_remote_code")
     check(planned, **{name: given[name] for name in shared})
     fixed = _arguments(given, (*shared, "warmup", "steps", "passes", "peak_tflops", "convention"))
@@ -110,7 +108,6 @@ def sweep(
         for line in _commands(planned, joined(planned, fixed, output), fixed, output, retry):
             print(line)
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the child is ended too
     try:
         with _progress(quiet) as tell:
             reached = run_sweep(planned, fixed, output, limit_s=limit, retry=retry, tell=tell)
@@ -144,15 +141,6 @@ def _values(name: str, given: str, whole: bool) -> list[int | str]:
         return list(dict.fromkeys(int(part) if whole else part for part in parts))
     except ValueError as error:
         raise GpuprofError(f"{words} {given!r}: give whole numbers, separated by commas") from error
-
-
-def _check_passes(passes: str) -> None:
-    from gpuprof.profiler import PASSES
-
-    names = [name.strip() for name in passes.split(",") if name.strip()]
-    unknown = [name for name in names if name not in PASSES]
-    if unknown or not names:
-        raise GpuprofError(f"no pass named {', '.join(unknown) or '(none given)'}: known are {', '.join(PASSES)}")
 
 
 def _arguments(given: dict[str, Any], names: Sequence[str]) -> list[str]:

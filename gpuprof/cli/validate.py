@@ -55,18 +55,21 @@ def validate(
 ) -> None:
     """Say of every figure of a report whether it is right, and why not. Status 1 if one is unexplained."""
     chosen = o.plain(locals())
-    from gpuprof.analysis.validation import validate as hold
     from gpuprof.cli.output import check_output, in_color, terminal_width
     from gpuprof.errors import GpuprofError
+
+    check_output(output)
+    if (model is None) == (run is None):
+        raise GpuprofError("say what the report is of: MODEL with its options, or --run RUN, and not both")
+    if model is not None:
+        o.check_workload(model, chosen, weightless=True)
+    from gpuprof.analysis.validation import validate as hold
     from gpuprof.record import load, write_atomically
     from gpuprof.render.validation import render_validation
     from gpuprof.render.view import View
     from gpuprof.reports import read_report
 
-    check_output(output)
     claims = read_report(report)
-    if (model is None) == (run is None):
-        raise GpuprofError("say what the report is of: MODEL with its options, or --run RUN, and not both")
     if run is not None:
         found = load(run)
     else:

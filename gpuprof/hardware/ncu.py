@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ from gpuprof.hardware.counters import CHIPS, names_of
 
 DRIVER_PARAMS = Path("/proc/driver/nvidia/params")
 OWN_STATUS = Path("/proc/self/status")
+REPLAYS = "profiler__replayer_passes"
+"""Column that says how often a kernel was replayed: in every table, asked for or not."""
 
 _REINSTALL = "reinstall Nsight Compute"
 INSTALL = "install Nsight Compute (it comes with the CUDA toolkit) and put ncu on PATH"
@@ -35,7 +37,6 @@ _BASE_UNITS = {
     "inst": 1, "": 1,
 }  # fmt: skip
 _NUMBER = re.compile(r"-?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?([eE][+-]?\d+)?").fullmatch
-_OURS = re.compile(r"(sm|smsp|dram|gpu)__\S+|profiler__replayer_passes").fullmatch  # other columns may be anything
 _ABSENT = ("", "n/a", "nan", "no data")
 
 
@@ -59,7 +60,8 @@ class Launch(NamedTuple):
         grid: blocks, x by y by z.
         block: threads per block, x by y by z.
         ranges: text of the NVTX ranges that were open.
-        metrics: readings by name, in bytes, nanoseconds or counts; None where there is none.
+        metrics: readings by name, in bytes, nanoseconds or counts; None where there is none. Those that were asked for,
+            and `REPLAYS`.
     """
 
     kernel: str
@@ -154,8 +156,8 @@ def profile(path: str, metrics: Sequence[str], command: Sequence[str], limit_s: 
                 path, "--target-processes", "application-only", "--profile-from-start", "off",
                 "--replay-mode", "kernel", "--cache-control", "none", "--clock-control", "none", *steady,
                 "--graph-profiling", "node", "--nvtx", "--disable-extra-suffixes", "--apply-rules", "no",
-                "--import-source", "no", "--metrics", ",".join(metrics), "--force-overwrite", "--export", str(report),
-                *command,
+                "--import-source", "no", "--import-sass", "no",
+                "--metrics", ",".join(metrics), "--force-overwrite", "--export", str(report), *command,
             ],
             limit_s,
         )  # fmt: skip
@@ -168,17 +170,22 @@ def profile(path: str, metrics: Sequence[str], command: Sequence[str], limit_s: 
             ],
             limit_s,
         )  # fmt: skip
-    launches = read_csv(table)
+    launches = read_csv(table, metrics)
     if not launches:
         raise GpuprofError(f"Nsight Compute counted no kernel{_last_words(said)}")
     return launches
 
 
-def read_csv(text: str) -> list[Launch]:
+def read_csv(text: str, metrics: Collection[str]) -> list[Launch]:
     """Launches of a ``--page raw --csv`` table, in launch order.
 
+    Args:
+        text: the table, after whatever else was printed.
+        metrics: names, with suffix, that are read. Nsight Compute adds columns of its own to every table, in units of
+            every kind.
+
     Raises:
-        GpuprofError: it is no such table, breaks off, or has numbers of another locale.
+        GpuprofError: it is no such table, breaks off, or has numbers of another locale or in an unknown unit.
     """
     lines = text.splitlines(keepends=True)
     start = next((number for number, line in enumerate(lines) if line.lstrip("\ufeff").startswith('"ID"')), None)
@@ -192,11 +199,13 @@ def read_csv(text: str) -> list[Launch]:
         raise GpuprofError(f"Nsight Compute's table breaks off ({error}): run again") from error
     places = {name: place for place, name in enumerate(header)}
     nvtx = [place for name, place in places.items() if "Push/Pop_Range" in name]
-    metrics = {name: place for name, place in places.items() if _OURS(name)}
+    read = {name: place for name, place in places.items() if name in metrics or name == REPLAYS}
     needed = ("ID", "Kernel Name", "Grid Size", "Block Size")
+    if "Metric Name" in places:
+        raise GpuprofError("Nsight Compute's table has a row per metric, not one per kernel: print it with --page raw")
     if missing := [name for name in needed if name not in places]:
         raise GpuprofError(f"Nsight Compute's table has no column {', '.join(missing)}: this version is not known")
-    scale = dict.fromkeys(metrics, 1.0)
+    scale = dict.fromkeys(read, 1.0)  # also of a table without units, and of the replays whatever their unit
     launches = []
     for row in parsed:
         if len(row) != len(header):
@@ -204,7 +213,7 @@ def read_csv(text: str) -> list[Launch]:
                 f"Nsight Compute's table breaks off: a row of {len(row)} cells where there are {len(header)} columns"
             )
         if not row[places["ID"]].strip():  # the row of units
-            scale = {name: _unit(row[place], name) for name, place in metrics.items()}
+            scale |= {name: _unit(row[place], name) for name, place in read.items() if name in metrics}
             continue
         launches.append(
             Launch(
@@ -212,7 +221,7 @@ def read_csv(text: str) -> list[Launch]:
                 _size(row[places["Grid Size"]]),
                 _size(row[places["Block Size"]]),
                 " ".join(row[place] for place in nvtx),
-                {name: _reading(row[place], scale[name], name) for name, place in metrics.items()},
+                {name: _reading(row[place], scale[name], name) for name, place in read.items()},
             )
         )
     return launches

@@ -23,9 +23,6 @@ from gpuprof.passes.counted_step import CALIBRATION, CALIBRATION_SHAPES, OP
 from gpuprof.record import UNATTRIBUTED, PassOutcome, table
 from gpuprof.workload import Workload
 
-LEVELS = ("minimal", "full")
-"""How much to collect: the tensor work of the step's dtypes and a canary, or everything."""
-
 _LIMIT_S = 1800.0
 _WARMUP = 2
 _OWNER = ("module", "phase", "op", "shapes", "dtype")
@@ -59,7 +56,7 @@ def measure(
         workload: what to run; it has to be one that can be built again.
         ops: table of the counting pass.
         dtypes: dtypes that tensor cores or scalar units multiply in, as `gpuprof.hardware.counters.plan` takes them.
-        level: one of `LEVELS`.
+        level: one of `gpuprof.passes.options.LEVELS`.
         seed: of the step.
 
     Returns:
@@ -111,10 +108,11 @@ def collect(
 
     Returns:
         The ``counters`` table, and facts: ``calibration``, ``replays`` (of each kernel, by run), ``not_collected``
-        (columns without a counter) and ``differences`` (what did not agree between runs, or with the counting pass).
+        (columns without a counter) and ``differences`` (what did not agree between runs, with the counting pass or with
+        the calibration).
 
     Raises:
-        GpuprofError: the calibration fails, or a run does.
+        GpuprofError: the calibration fails for every dtype, or a run does.
     """
     model, options = recipe
     job = {
@@ -152,7 +150,9 @@ def combine(
         f"{dtype} is not counted, for it cannot be calibrated ({why})" for dtype, why in step.refused.items()
     ]
     columns = {c: parts for c, parts in plan.columns.items() if set(parts) <= set(plan.runs[0]) and c not in refused}
-    scale, calibration = calibrate(launches, columns)
+    scale, calibration, missed = calibrate(launches, columns)
+    differences += missed.values()
+    columns = {column: parts for column, parts in columns.items() if column not in missed}
     rows = _rows(launches, step, columns, scale)
     if _keys(step.ops) != _keys(ops):
         differences.append("the counted step ran other operators than the counting pass")
@@ -180,7 +180,7 @@ def combine(
 
 def calibrate(
     launches: Iterable[ncu.Launch], columns: dict[str, dict[str, int]]
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, str]]:
     """What one count is, from multiplications of known size.
 
     Args:
@@ -188,11 +188,12 @@ def calibrate(
         columns: metrics and factors by column.
 
     Returns:
-        The factor of each column of FLOPs that was calibrated, 1, 2 or 0.5, and what was read: dtype, shape, column,
-        expected and executed FLOPs and kernels of every multiplication.
+        The factor of each column of FLOPs that was calibrated, 1, 2 or 0.5; what was read: dtype, shape, column,
+        expected and executed FLOPs and kernels of every multiplication; and why a column reads anything else, or
+        nothing, by column.
 
     Raises:
-        GpuprofError: a column reads anything else, or nothing was multiplied.
+        GpuprofError: there are columns to calibrate, and none of them is right.
     """
     readings: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
     for launch in launches:
@@ -218,24 +219,35 @@ def calibrate(
         entry["executed"] = None if value is None or entry["executed"] is None else entry["executed"] + value
         entry["kernels"].append(launch.kernel)
     scale: dict[str, float] = {}
+    missed: dict[str, str] = {}
     for column in _calibrated_columns(columns):
         reading = readings.get((_dtype_of(column), CALIBRATION_SHAPES[0]))
-        if reading is None:
-            raise GpuprofError(f"calibration: no kernel of the {_dtype_of(column)} multiplication was counted")
-        scale[column] = _factor(reading)
-    return scale, list(readings.values())
+        factor = None if reading is None else _factor(reading)
+        if factor is None:
+            missed[column] = _miss(column, reading)
+        else:
+            scale[column] = factor
+    if missed and not scale:
+        raise GpuprofError("; ".join(missed.values()))
+    return scale, list(readings.values()), missed
 
 
-def _factor(entry: dict[str, Any]) -> float:
+def _factor(entry: dict[str, Any]) -> float | None:
     kind = entry["column"].partition("_")[0]
     for factor in _FACTORS:
         if entry["executed"] and abs(entry["executed"] * factor / entry["expected"] - 1) <= _EXACT[kind]:
             return factor
+    return None
+
+
+def _miss(column: str, entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return f"calibration: no kernel of the {_dtype_of(column)} multiplication was counted, so {column} is left out"
     size = "x".join(map(str, entry["shape"]))
     read = "nothing" if entry["executed"] is None else f"{entry['executed']:,} FLOPs"
-    raise GpuprofError(
+    return (
         f"calibration: a {size} matmul in {entry['dtype']} reads {read} where it is {entry['expected']:,}, so "
-        f"{entry['column']} cannot be believed (kernels: {', '.join(dict.fromkeys(entry['kernels']))})"
+        f"{column} cannot be believed (kernels: {', '.join(dict.fromkeys(entry['kernels']))})"
     )
 
 
@@ -291,5 +303,5 @@ def _keys(ops: pd.DataFrame) -> set[tuple[Any, ...]]:
 
 def _replays(launches: Iterable[ncu.Launch]) -> int | None:
     """Most replays of a kernel."""
-    passes = [launch.metrics.get("profiler__replayer_passes") for launch in launches]
+    passes = [launch.metrics.get(ncu.REPLAYS) for launch in launches]
     return max((int(count) for count in passes if count is not None), default=None)

@@ -59,7 +59,7 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
         mark: held open around every call.
     """
     model = workload.model
-    scopes = {module: Scope(path, attention_facts(module)) for path, module in model.named_modules()}
+    scopes = {module: Scope(path, attention_facts(module, path)) for path, module in model.named_modules()}
     with (
         torch.compiler.set_stance("force_eager"),
         # autograd numbers its nodes thread by thread, and a node does not tell its thread: so all on this one

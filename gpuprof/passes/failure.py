@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from gpuprof.errors import GpuprofError
+from gpuprof.errors import GpuprofError, is_out_of_memory
 from gpuprof.units import size
 from gpuprof.workload import Workload
 
@@ -38,7 +38,7 @@ def explain(error: Exception, workload: Workload) -> StepFailure:
         return StepFailure(str(error), "", error)
     phase, module = _where(error.__traceback__, workload.model)
     place = f"the {phase}" + (f" of {module}" if module else "")
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error):
+    if is_out_of_memory(error):
         return StepFailure(f"out of memory in {place}{_reached(workload.device)}", _less_memory(workload), error)
     return StepFailure(f"the model raised in {place}: {type(error).__name__}: {_short(error)}", "", error)
 
@@ -60,12 +60,17 @@ def _where(trace: TracebackType | None, model: torch.nn.Module) -> tuple[str, st
 
 
 def let_go(error: BaseException | None) -> None:
-    """Empty the frames of an exception and of those behind it: they hold the tensors of the step."""
+    """Let go of the tensors of a step that failed: the frames of the exception, and of those behind it, hold them.
+
+    Where it failed in a backward, nodes that were still to run hold some too: autograd keeps them in this thread's
+    queue until its next backward.
+    """
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         for frame, _ in traceback.walk_tb(error.__traceback__):
             frame.f_locals.get("self")  # what was read of a frame stays with it until it is read again
         error = error.__cause__ or error.__context__
+    torch.zeros((), device="cpu", requires_grad=True).backward()
 
 
 def _short(error: Exception, limit: int = 300) -> str:

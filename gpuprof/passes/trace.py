@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -23,9 +24,11 @@ _CALL = "gpuprof#"
 _PHASE = "gpuprof:phase:"
 _COMPILED = "Torch-Compiled Region"
 _NODE = "autograd::engine::evaluate_function: "
-_RUNTIME = re.compile(r"(cuda|cu|hip)[A-Z]").match  # names of CUDA's own calls
+_RUNTIME = re.compile(r"(cuda|cu|hip)[A-Z]|INVALID$").match  # CUDA's own calls; INVALID where CUPTI knows no name
 _WAIT = re.compile(r"(Stream|Event|Context) (Wait|Sync)|Unknown Sync").match  # not work of the GPU
 _AUTOGRAD = ("autograd::", "torch::autograd::")  # names of nodes, not of operators
+
+_cuda_traced = False  # in this process
 
 
 class Traced(NamedTuple):
@@ -78,6 +81,7 @@ def trace(workload: Workload, before_step: Callable[[], None]) -> Traced:
 
 def record(workload: Workload, before_step: Callable[[], None]) -> tuple[profile, Ownership]:
     """Run the step under the profiler; its events are still to be read."""
+    global _cuda_traced
     cuda = workload.device.type == "cuda"
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
     model = workload.model
@@ -106,7 +110,17 @@ def record(workload: Workload, before_step: Callable[[], None]) -> tuple[profile
             workload.step()
             if cuda:
                 torch.cuda.synchronize(workload.device)
+    _cuda_traced |= cuda
     return profiler, ownership
+
+
+def cupti_attached(device: torch.device) -> bool:
+    """Whether an earlier trace of this process left CUPTI attached, so that every launch on this device takes longer.
+
+    Kineto detaches it only where the user has set TEARDOWN_CUPTI to 1. gpuprof never sets it: the detaching happens in
+    some later CUDA call, and a trace that begins before that may get no kernels (pytorch/kineto pull request 1554).
+    """
+    return _cuda_traced and device.type == "cuda" and os.environ.get("TEARDOWN_CUPTI") != "1"
 
 
 def ingest(profiler: profile, ownership: Ownership) -> Traced:

@@ -201,8 +201,10 @@ def _executed(run: Run) -> str:
     if whole["dram_bytes"]:
         text += f"; {units.size(whole['dram_bytes'])} moved in device memory"
     found = run.passes["counters"].facts.get("calibration", [])
-    exact = [f"{c['dtype']} {c['executed'] / c['expected']:.4g}" for c in found[:1] if c["executed"]]
-    return f"{text}; a 4096^3 matmul reads {', '.join(exact)} of its FLOPs" if exact else text
+    first = next((c for c in found if c["executed"] and run.counters[c["column"]].notna().any()), None)
+    if first is None:
+        return text
+    return f"{text}; a 4096^3 matmul reads {first['dtype']} {first['executed'] / first['expected']:.4g} of its FLOPs"
 
 
 def _telemetry(run: Run, view: View) -> str:

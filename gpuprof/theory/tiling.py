@@ -22,6 +22,7 @@ from .rows import Shape, elements
 
 EXACT = "exact"
 TILES = "tile padding"
+CLUSTERS = "cluster padding"
 SPLIT_K = "split-K padding"
 CHANNELS = "channel padding"
 TAPS = "every filter tap padded"
@@ -46,11 +47,13 @@ class Tile(NamedTuple):
         m: rows; of a fused attention the queries.
         n: columns; of a fused attention the keys.
         k: depth, None where the name does not say; of a fused attention the head dimension that it was built for.
+        cluster: thread blocks that are launched together, along m and n: tiles are worked on in whole clusters.
     """
 
     m: int
     n: int
     k: int | None
+    cluster: tuple[int, int] = (1, 1)
 
 
 class Call(NamedTuple):
@@ -110,20 +113,26 @@ _NAMES = [
         r"sdpa_\w+?_(?P<m>\d+)x(?P<n>\d+)x(?P<k>\d+)_",  # cuDNN attention
         r"tilesize(?P<m>\d+)x(?P<n>\d+)x(?P<k>\d+)",  # xmma of cuBLAS and cuDNN
         r"nvjet_\w*?_(?P<m>\d+)x(?P<n>\d+)x(?P<k>\d+)_",  # cuBLAS, sm_120
-        r"nvjet_\w*?_(?P<m>\d+)x(?P<n>\d+)_(?P<k>\d+)x\d+_",  # cuBLAS, Hopper and Blackwell
+        # cuBLAS, Hopper and Blackwell
+        r"nvjet_\w*?_(?P<m>\d+)x(?P<n>\d+)_(?P<k>\d+)x\d+_(?:(?P<across>\d+)x(?P<down>\d+)_)?",
         r"cutlass3x_\w+?_(?P<m>\d+)x(?P<n>\d+)x(?P<k>\d+)_",  # CUTLASS 3 in cuBLAS
         r"_(?P<m>\d+)x(?P<n>\d+)_\w*?stages_(?P<k>\d+)x\d+",  # cuBLAS, Ampere
         r"_(?P<m>\d+)x(?P<n>\d+)_(?P<k>\d+)x\d+_",  # CUTLASS 2 in cuBLAS and cuDNN
         r"(?:gemm|cudnn)\w*?_(?P<m>\d+)x(?P<n>\d+)_",  # cuBLAS and cuDNN before Ampere, and outside tensor cores
+        # CUTLASS 2 by its template, in cuDNN too, also mangled: the block's shape is the first
+        r"GemmShape(?:<|ILi)(?P<m>\d+)(?:,|ELi)(?P<n>\d+)(?:,|ELi)(?P<k>\d+)",
     )
 ]
 
 _FUSED = re.compile(r"flash|fmha|sdpa|atten|attn|triton", re.IGNORECASE)
 _SCALAR = re.compile(r"gemv|sgemm|hgemm|simt|ffma|dot_kernel|gemmSN|gemmk1|scudnn", re.IGNORECASE)
 _PRODUCT = re.compile(
-    r"gemm|gemv|dot_kernel|nvjet|scudnn|conv(?!ert)|fprop|dgrad|wgrad|fmha_cutlass|sdpa|flash_(fwd|bwd_d[qk])_",
+    r"gemm|gemv|dot_kernel|nvjet|scudnn|conv(?!ert)|fprop|dgrad|wgrad|fmha_cutlass|sdpa|flash_(fwd|bwd_d[qk])_"
+    r"|FlashAttn(Fwd|Bwd)Sm\d",
     re.IGNORECASE,
 )
+# Steps before and after products: of a split depth, of Winograd, of a convolution's addresses, of split keys.
+_NO_PRODUCT = re.compile(r"splitK_?reduce|reduce_1Block|winogradWgrad(Data|Delta|Output)|OffsetsKernel|combine", re.I)
 _FFT = re.compile(r"fft|cgemm", re.IGNORECASE)
 
 
@@ -137,24 +146,30 @@ def tile_of(kernel: str) -> Tile | None:
     name = re.sub(r"\(\w+\)(?=\d)|\s", "", kernel)
     for pattern in _NAMES:
         if match := pattern.search(name):
-            sizes = {letter: int(digits) for letter, digits in match.groupdict().items()}
-            return Tile(sizes["m"], sizes["n"], sizes.get("k"))
+            sizes = {part: int(digits) for part, digits in match.groupdict().items() if digits}
+            return Tile(sizes["m"], sizes["n"], sizes.get("k"), (sizes.get("across", 1), sizes.get("down", 1)))
     return None
 
 
 def multiplies(kernel: str) -> bool:
-    """Whether a kernel's name says that it multiplies matrices; the reduction after a split-K product does not."""
-    return bool(_PRODUCT.search(kernel)) and not re.search("splitKreduce|reduce_1Block", kernel)
+    """Whether a kernel's name says that it multiplies matrices; the reduction after a split-K product does not.
+
+    Types among its arguments say nothing, unless the function is a mere frame around them, as CUTLASS's ``Kernel``.
+    """
+    name = re.sub(r"\(anonymous namespace\)::|<unnamed>::|std::enable_if<.*?>::type", "", kernel)
+    function = re.split("[<(]", name, maxsplit=1)[0].split("::")[-1].split(" ")[-1]
+    said = kernel if re.fullmatch(r"(device_)?kernel2?", function, re.IGNORECASE) else function
+    return bool(_PRODUCT.search(said)) and not _NO_PRODUCT.search(said)
 
 
 @cache
-def expectations(call: Call, kernel: str, grid_z: int = 1) -> tuple[Expectation, ...]:
+def expectations(call: Call, kernel: str, grid: tuple[int, int, int] = (1, 1, 1)) -> tuple[Expectation, ...]:
     """Every number of matmul FLOPs that one launch of a kernel plausibly executes for a call, the simplest first.
 
     Args:
         call: what the operator worked on.
         kernel: name of the kernel, demangled.
-        grid_z: blocks in the third dimension of its grid, where the batch goes, and the slices of a split depth.
+        grid: thread blocks, x by y by z: they say into how many slices a depth is split.
 
     Returns:
         A kernel whose name does not rule out tensor cores is expected on them and outside them: which of the two it
@@ -168,7 +183,11 @@ def expectations(call: Call, kernel: str, grid_z: int = 1) -> tuple[Expectation,
         found = _fused_attention(call, kernel, tile)
     else:
         depth = MMA_DEPTH.get(call.dtype, 32)
-        found = [e for base, steps in _products(call, kernel, tile) for e in _tiled(base, steps, tile, depth, grid_z)]
+        found = [
+            expectation
+            for base, steps in _products(call, kernel, tile)
+            for expectation in _tiled(base, steps, tile, depth, kernel, grid)
+        ]
     simplest: dict[tuple[int, bool], Expectation] = {}
     for on_tensor_cores in (False,) if _SCALAR.search(kernel) else (True, False):
         for expectation in sorted(found, key=lambda e: len(e.parts)):
@@ -207,23 +226,38 @@ def _expect(base: int, steps: Iterable[tuple[str, int]]) -> Expectation:
     return Expectation(flops, base, tuple(parts))
 
 
-def _tiled(base: int, steps: _Steps, tile: Tile | None, depth: int, grid_z: int) -> list[Expectation]:
+def _tiled(
+    base: int, steps: _Steps, tile: Tile | None, depth: int, kernel: str, grid: tuple[int, int, int]
+) -> list[Expectation]:
     """A product as it is, and in whole tiles."""
     causes = [(cause, gemm.flops) for cause, gemm in steps]
     found = [_expect(base, causes)]
     if tile is None:
         return found
     batch, m, n, k = steps[-1][1]
-    depths = [(TILES, _pad(k, tile.k or depth)), (TILES, _pad(k, depth))]
-    slices = grid_z // batch
-    if slices > 1:
-        depths.append((SPLIT_K, slices * _pad(-(-k // slices), tile.k or depth)))
+    deep = tile.k or depth
     # cuBLAS stores by columns and computes the transposed product, so its m is torch's n; cuDNN's is not
-    for rows, columns in ((tile.n, tile.m), (tile.m, tile.n)):
-        for cause, deep in depths:
-            flops = _Gemm(batch, _pad(m, rows), _pad(n, columns), deep).flops
-            found.append(_expect(base, [*causes, (cause, flops)]))
+    for rows, columns in ((n, m), (m, n)):
+        tiles = _Gemm(batch, _pad(rows, tile.m), _pad(columns, tile.n), k)
+        clusters = tiles._replace(m=_pad(rows, tile.m * tile.cluster[0]), n=_pad(columns, tile.n * tile.cluster[1]))
+        depths = [(TILES, _pad(k, deep)), (TILES, _pad(k, depth))]
+        if (slices := _slices(clusters, tile, kernel, grid)) > 1:
+            depths.append((SPLIT_K, slices * _pad(-(-k // slices), deep)))
+        for cause, summed in depths:
+            steps_of_tiles = [(cause, tiles._replace(k=summed).flops), (CLUSTERS, clusters._replace(k=summed).flops)]
+            found.append(_expect(base, [*causes, *steps_of_tiles]))
     return found
+
+
+def _slices(whole: _Gemm, tile: Tile, kernel: str, grid: tuple[int, int, int]) -> int:
+    """Into how many slices a kernel may split the depth of a product in whole tiles; below 2 it does not.
+
+    The third dimension of its grid has them, and the batch; nvjet has a flat grid: a block for each slice of a tile.
+    """
+    if "nvjet" not in kernel:
+        return grid[2] // whole.batch
+    blocks, tiles = math.prod(grid), whole.batch * (whole.m // tile.m) * (whole.n // tile.n)
+    return blocks // tiles if "splitK" in kernel and blocks % tiles == 0 else 1
 
 
 def _products(call: Call, kernel: str, tile: Tile | None) -> list[tuple[int, _Steps]]:
@@ -269,8 +303,9 @@ def _convolution(call: Call, kernel: str, tile: Tile | None) -> list[tuple[int, 
     if not base:
         return []
     gives = {shape for shape in (x, weight) if shape in call.results} if backward else {out}
-    if backward and re.search("wgrad|dgrad|fprop", kernel):
-        gives &= {weight} if "wgrad" in kernel else {x}
+    named = kernel.lower()
+    if backward and re.search("wgrad|dgrad|fprop", named):
+        gives &= {weight} if "wgrad" in named else {x}
     inner, taps = weight[1], elements(weight[2:])
     groups = many[1] // inner
     outer, images = weight[0] // groups, few[0]

@@ -8,23 +8,41 @@ from torch import nn
 
 from gpuprof.theory.attention import AttentionFacts
 
+# T5's and its kin's attention modules by the names they have in every checkpoint: of a sequence to itself, and of a
+# decoder to what was encoded.
+_T5_SELF, _T5_CROSS = "SelfAttention", "EncDecAttention"
 _HEAD_DIMS = ("head_dim", "attention_head_size", "key_value_proj_dim", "qk_head_dim", "v_head_dim", "kdim")
 
 
-def attention_facts(module: nn.Module) -> AttentionFacts | None:
+def attention_facts(module: nn.Module, path: str) -> AttentionFacts | None:
     """Facts of an attention module, or None if the module is none.
 
     A module is taken for one if it says whether it is causal (``is_causal``, as Hugging Face's do) or if it has
     attention in its class name and a head dimension. Where it does not say, ``causal`` is None: its products can
     only be counted over the whole square.
+
+    Args:
+        module: the module.
+        path: where it is in its model.
     """
     said = getattr(module, "is_causal", None)
-    causal = said if isinstance(said, bool) else None
+    causal = said if isinstance(said, bool) else _t5_causal(module, path.rpartition(".")[2])
     named = "attention" in type(module).__name__.lower()
     dims = _head_dims(module)
     if not dims or (causal is None and not named):
         return None
     return AttentionFacts(causal=causal, window=_window(module) if causal else None, head_dims=dims)
+
+
+def _t5_causal(module: nn.Module, name: str) -> bool | None:
+    """Whether T5's attention is causal in releases of transformers (5.4) where it says only whose it is.
+
+    Encoder, decoder and the attention between them share a class there; a decoder masks its own sequence only.
+    """
+    decoders = getattr(module, "is_decoder", None)
+    if not isinstance(decoders, bool) or name not in (_T5_SELF, _T5_CROSS):
+        return None
+    return decoders and name == _T5_SELF
 
 
 def _head_dims(module: nn.Module) -> tuple[int, ...]:

@@ -21,6 +21,8 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_exp
 _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "top_k_experts")
 _ROUTERS = (["gate"], ["router"])
 _KEYS_AND_VALUES = {"k", "v", "k_proj", "v_proj", "key", "value"}
+# Models whose attention is a scaled dot product, where the release of transformers does not run it as one operator yet.
+_SPELLED_OUT = {"t5", "mt5", "umt5"}
 _SOUND = {"input_features", "input_values"}
 # Parameters that are a position of their own beside the patches.
 _TOKENS = {"cls_token", "class_embedding", "distillation_token", "register_tokens", "detection_tokens"}
@@ -80,7 +82,7 @@ def _kind(model: Any, base: Any) -> str:
     """The kind of model; of transformers that are no language model's decoder only where all is as formulas have it."""
     if not isinstance(base, PreTrainedModel):
         return "other"
-    name, config, reads = type(model).__name__, base.config, base.main_input_name
+    name, config, reads = type(model).__name__, base.config, model.main_input_name
     if reads in _SOUND:
         return "audio"
     if getattr(config, "text_config", None) is not None or getattr(config, "vision_config", None) is not None:
@@ -90,7 +92,7 @@ def _kind(model: Any, base: Any) -> str:
         kind = "vit" if _patch(model) and not stages else "vision"
     elif getattr(config, "is_encoder_decoder", False) and base.get_decoder() is not base:
         kind = "encoder-decoder"
-    elif any(facts.causal for module in model.modules() if (facts := attention_facts(module))):
+    elif any(facts.causal for path, module in model.named_modules() if (facts := attention_facts(module, path))):
         language = name in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         return "decoder" if language or name.endswith(_HEAD_OF_EACH + _HEAD_OF_ONE) else "other"
     else:
@@ -108,7 +110,8 @@ def _plain(model: Any, base: Any) -> bool:
         if not isinstance(module, known) and path != patch
         for name, p in module.named_parameters(recurse=False)
     )
-    return getattr(base, "_supports_sdpa", False) and all(_is_vector(name, p) or _is_table(name, p) for name, p in bare)
+    scaled = getattr(base, "_supports_sdpa", False) or base.config.model_type in _SPELLED_OUT
+    return scaled and all(_is_vector(name, p) or _is_table(name, p) for name, p in bare)
 
 
 def _ends(model: Any, base: Any, kind: str) -> dict[str, Any] | None:
@@ -212,7 +215,8 @@ def _sizes(stack: Any, config: Any, side: str, cross: bool = False) -> dict[str,
 
 def _attending(stack: Any) -> list[tuple[Any, AttentionFacts]]:
     """Attention modules and what they say of themselves; one around another is not counted again."""
-    found = {path: (module, facts) for path, module in stack.named_modules() if (facts := attention_facts(module))}
+    modules = stack.named_modules()
+    found = {path: (module, facts) for path, module in modules if (facts := attention_facts(module, path))}
     return [pair for path, pair in found.items() if not any(other.startswith(f"{path}.") for other in found)]
 
 

@@ -12,8 +12,8 @@ import torch
 import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from gpuprof.errors import GpuprofError
-from gpuprof.workload.options import DTYPES, Options
+from gpuprof.errors import GpuprofError, is_out_of_memory
+from gpuprof.workload.options import Options, resolve_dtype
 from gpuprof.workload.presets import load_preset
 
 WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
@@ -71,8 +71,6 @@ def from_pretrained(location: str, options: Options, device: torch.device) -> Lo
         GpuprofError: There is no configuration, it names no model class, or the weights do not load.
     """
     folder = Path(location).expanduser() if Path(location).expanduser().is_dir() else None
-    if folder is not None and not (folder / "config.json").is_file():
-        raise GpuprofError(f"no config.json in {location}: it is no Hugging Face model directory")
     source = "directory" if folder is not None else "hub"
     place = str(folder or location)
     with quiet():
@@ -114,12 +112,13 @@ def quiet() -> Iterator[None]:
 def _construct(model_class: Any, config: Any, options: Options, device: torch.device, default: torch.dtype) -> Any:
     """A model with random weights, made in its dtype on its device: nothing is copied or cast afterwards."""
     attention = {"attn_implementation": options.attention} if options.attention else {}
-    dtype = DTYPES[options.dtype] if options.dtype else default
+    dtype = resolve_dtype(options.dtype) or default
     torch.manual_seed(options.seed)
     try:
         with device:
             return model_class._from_config(config, dtype=dtype, **attention)
     except Exception as error:  # whatever the model's own code makes of a configuration that it does not expect
+        _check_room(error, f"{model_class.__name__} is built", device, dtype)
         asked = f" with --attention {options.attention}" if options.attention else ""
         raise GpuprofError(f"{model_class.__name__} cannot be built{asked}: {first_line(error)}") from error
 
@@ -129,7 +128,7 @@ def _load_weights(
 ) -> tuple[Any, list[str]]:
     """A model with the weights at `place`, and the names of those that are not there."""
     attention = {"attn_implementation": options.attention} if options.attention else {}
-    dtype = DTYPES[options.dtype] if options.dtype else default
+    dtype = resolve_dtype(options.dtype) or default
     # Weights that are missing are random, and those are to be the same each time.
     torch.manual_seed(options.seed)
     try:
@@ -143,11 +142,23 @@ def _load_weights(
         )
         model = model.to(device)
     except Exception as error:  # whatever a broken file, a foreign format or a full device raises
+        _check_room(error, f"the weights of {place} are loaded", device, dtype)
         raise GpuprofError(f"the weights of {place} do not load: {first_line(error)}") from error
     missing = sorted(info["missing_keys"])
     if len(missing) >= len(list(model.parameters())):
         raise GpuprofError(f"the weights of {place} do not load: none of them belongs to {model_class.__name__}")
     return model, missing
+
+
+def _check_room(error: Exception, doing: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Says so where an error means that the device is too small.
+
+    Raises:
+        GpuprofError: It does.
+    """
+    if is_out_of_memory(error):
+        lower = "give --dtype bfloat16, or take" if dtype.itemsize > 2 else "take"
+        raise GpuprofError(f"out of memory on {device} while {doing}: {lower} a smaller model") from error
 
 
 def _load_config(place: str, source: str, options: Options) -> Any:

@@ -12,6 +12,7 @@ import torch
 from gpuprof.errors import GpuprofError
 from gpuprof.workload.anyres import choose_grid, grids, image_positions
 from gpuprof.workload.options import SIZES, Options, flag
+from gpuprof.workload.steps import cache_argument
 
 # What a model with a tokenizer reads: experts and caches see the statistics of a language and not of noise.
 TEXT = (
@@ -69,10 +70,10 @@ def make_inputs(
         GpuprofError: An option does not fit the model, or the kind of model is not known.
     """
     maker = _Maker(model, options, defaults or {}, tokenizer, device, weightless)
-    if options.mode == "generate" and not (model.can_generate() and "past_key_values" in maker.takes):
-        raise GpuprofError(
-            f"{maker.architecture} cannot --mode generate: it is no decoder with a key-value cache; use --mode forward"
-        )
+    if maker.generating:
+        if not model.can_generate():
+            raise GpuprofError(f"{maker.architecture} cannot --mode generate: it is no decoder; use --mode forward")
+        cache_argument(model)  # refuses a model that takes none
     inputs = _family(maker)(maker)
     # A cache would add copies that no training and no single forward needs; generation turns it on itself.
     if options.mode != "generate" and "use_cache" in maker.takes:

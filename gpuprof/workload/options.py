@@ -1,21 +1,26 @@
-"""What the user may ask of a workload."""
+"""What the user may ask of a workload. It is checked without torch, whose import takes longer than the check."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from gpuprof.errors import GpuprofError
 
+if TYPE_CHECKING:
+    import torch
+
 DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "float32": torch.float32,
-    "fp32": torch.float32,
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float16": "float16",
+    "fp16": "float16",
+    "float32": "float32",
+    "fp32": "float32",
 }
+"""Names of dtypes, and what torch calls them."""
+
 CHOICES = {
     "mode": ("train", "forward", "generate"),
     "attention": (None, "eager", "sdpa", "flash_attention_2", "flex_attention"),
@@ -73,6 +78,7 @@ class Options:
             if getattr(self, name) not in choices:
                 known = ", ".join(choice for choice in choices if choice is not None)
                 raise GpuprofError(f"{flag(name)} {getattr(self, name)!r} is not one of: {known}")
+        check_device(self.device)
         if not 0 <= self.seed < 2**63:
             raise GpuprofError(f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
         for name in SIZES:
@@ -96,26 +102,41 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def check_device(name: str | None) -> None:
+    """Refuse what names no device that a step may run on; whether it is there only torch can tell.
+
+    Raises:
+        GpuprofError: The name is no device.
+    """
+    if name is not None and not re.fullmatch(r"(cuda|cpu|meta)(:(0|[1-9]\d?))?", name):
+        raise GpuprofError(f"--device {name!r} is no device that gpuprof knows; use cuda, cuda:0 or cpu")
+
+
 def resolve_device(name: str | None) -> torch.device:
     """The device a step runs on: the one asked for, else CUDA where there is one, else the CPU.
 
     Raises:
         GpuprofError: The name is no device, or there is no such device here.
     """
+    import torch
+
+    check_device(name)
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise GpuprofError(f"--device {name!r} is no device; use cuda, cuda:0 or cpu") from error
+    device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise GpuprofError(f"no CUDA device: torch {torch.__version__} finds none here; use --device cpu")
         if device.index is not None and device.index >= torch.cuda.device_count():
             raise GpuprofError(f"no device {name}: there are {torch.cuda.device_count()} CUDA devices here")
-    elif device.type not in ("cpu", "meta"):
-        raise GpuprofError(f"--device {name!r} is not supported; use cuda, cuda:0 or cpu")
     return device
+
+
+def resolve_dtype(name: str | None) -> torch.dtype | None:
+    """The dtype of a name of `DTYPES`; None for None."""
+    import torch
+
+    return None if name is None else getattr(torch, DTYPES[name])
 
 
 def dtype_name(dtype: torch.dtype) -> str:

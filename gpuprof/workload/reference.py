@@ -1,26 +1,21 @@
-"""What MODEL means on the command line, and the workload it becomes."""
+"""The workload that MODEL of the command line becomes."""
 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import asdict
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpuprof.errors import GpuprofError
-from gpuprof.workload import huggingface, steps, training, userfile
-from gpuprof.workload.facts import architecture_facts
+from gpuprof.workload import steps, training, userfile
 from gpuprof.workload.inputs import Inputs, make_inputs
-from gpuprof.workload.options import DTYPES, Options, dtype_name, resolve_device
-from gpuprof.workload.presets import preset_names
+from gpuprof.workload.names import check
+from gpuprof.workload.options import Options, dtype_name, resolve_device, resolve_dtype
 from gpuprof.workload.workload import Workload, describe_inputs, from_module
-
-KINDS = "a preset, a local Hugging Face directory, a Hub id owner/name, or file.py:function"
 
 
 def build(reference: str, options: Options, *, weightless: bool = False) -> Workload:
@@ -37,14 +32,12 @@ def build(reference: str, options: Options, *, weightless: bool = False) -> Work
     Raises:
         GpuprofError: The reference names nothing, or the options do not fit it.
     """
-    if weightless and options.attention == "flex_attention":
-        raise GpuprofError(
-            "flex_attention cannot be counted without weights: --attention sdpa counts the same, and 'gpuprof profile "
-            "MODEL --passes count' runs it"
-        )
-    kind = _kind(reference)
+    kind = check(reference, options, weightless=weightless)
     if kind == "file":
         return _from_file(reference, options, weightless=weightless)
+    from gpuprof.workload import huggingface  # transformers, which a file may do without
+    from gpuprof.workload.facts import architecture_facts
+
     device = torch.device("meta") if weightless else resolve_device(options.device)
     load: Callable[..., huggingface.Loaded] = (
         huggingface.from_preset if kind == "preset" else huggingface.from_pretrained
@@ -117,8 +110,6 @@ def _make_step(
 
 def _from_file(reference: str, options: Options, *, weightless: bool) -> Workload:
     """The workload that a user's function describes."""
-    if options.mode == "generate":
-        raise GpuprofError("--mode generate is for Hugging Face models; let the function return a step instead")
     device = torch.device("meta") if weightless else resolve_device(options.device)
     given = userfile.call(reference, options)
     if given.step is not None and (weightless or options.optimizer != "none"):
@@ -128,8 +119,7 @@ def _from_file(reference: str, options: Options, *, weightless: bool) -> Workloa
         raise GpuprofError(f"{reference} gives an optimizer of its own; leave --optimizer {options.optimizer} out")
 
     if given.step is None:
-        dtype = DTYPES[options.dtype] if options.dtype else None
-        given = userfile.place(given, device, dtype)
+        given = userfile.place(given, device, resolve_dtype(options.dtype))
         training_optimizer = training.prepare(given.model, options)
         if options.mode == "train":
             given.optimizer = given.optimizer or training_optimizer
@@ -157,25 +147,3 @@ def _from_file(reference: str, options: Options, *, weightless: bool) -> Workloa
     workload.owned = True
     workload.recipe = (reference, options)
     return workload
-
-
-def _kind(reference: str) -> str:
-    """Which of the four kinds a reference is."""
-    path = Path(reference).expanduser()
-    if re.search(r"\.py(:\w*)?$", reference):
-        if not re.search(r"\.py:\w+$", reference):
-            raise GpuprofError(f"which function of {reference.rstrip(':')}? Give it as file.py:function")
-        return "file"
-    if reference in preset_names():
-        return "preset"
-    if path.is_dir():
-        return "directory"
-    if path.is_file():
-        raise GpuprofError(f"{reference} is a file; MODEL is {KINDS}")
-    if reference.startswith((".", "/", "~")):
-        raise GpuprofError(f"no directory {reference}")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", reference):
-        return "hub"
-    near = get_close_matches(reference.lower(), preset_names(), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"the presets are {', '.join(preset_names())}"
-    raise GpuprofError(f"no model {reference!r}: {hint} (MODEL is {KINDS})")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutput
 
 from gpuprof.errors import GpuprofError
 
 OWN_LOSS = "model's own .loss"
 MEAN_LOSS = "mean of the first output"
 GIVEN_LOSS = "given"
+# What models call the cache of a generation, as argument and in the output. The newest name is asked first: a library
+# that still answers to an older one warns, and will not always.
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
 def train_step(
@@ -82,7 +85,7 @@ def generate_step(
     every step does the same operations.
 
     Args:
-        model: A decoder that takes `past_key_values` and `use_cache`.
+        model: A decoder that takes `use_cache` and a cache, under one of `CACHE_NAMES`.
         prompt: The prefill's inputs, `input_ids` of shape (batch, prompt length) among them.
         new_tokens: Tokens to generate.
         call_options: Further arguments of every call, such as `logits_to_keep`.
@@ -90,7 +93,11 @@ def generate_step(
 
     Returns:
         A step that returns the new tokens, shape (batch, new_tokens).
+
+    Raises:
+        GpuprofError: The model takes no cache; the step raises it where the model returns none.
     """
+    cache = cache_argument(model)
 
     def step() -> torch.Tensor:
         with torch.no_grad():
@@ -99,7 +106,7 @@ def generate_step(
             while len(tokens) < new_tokens:
                 output = model(
                     input_ids=tokens[-1],
-                    past_key_values=output.past_key_values,
+                    **{cache: returned_cache(model, output)},
                     use_cache=True,
                     **call_options,
                 )
@@ -119,14 +126,21 @@ def generate_seq2seq_step(
     """Makes the step of a greedy generation by an encoder and a decoder: the encoder runs once.
 
     Args:
-        model: A model that takes `decoder_input_ids`, `encoder_outputs` and `past_key_values`.
+        model: A model that takes `decoder_input_ids`, `encoder_outputs`, `use_cache` and a cache, under one of
+            `CACHE_NAMES`.
         inputs: The encoder's inputs, and `decoder_input_ids` of shape (batch, decoder prompt length).
         new_tokens: Tokens to generate.
         token: Feed this token instead of the one the logits give, which without weights have no values.
 
     Returns:
         A step that returns the new tokens, shape (batch, new_tokens).
+
+    Raises:
+        GpuprofError: The model takes no cache; the step raises it where the model returns none.
     """
+    from transformers.modeling_outputs import BaseModelOutput  # which only such a model needs
+
+    cache = cache_argument(model)
 
     def step() -> torch.Tensor:
         with torch.no_grad():
@@ -137,13 +151,44 @@ def generate_seq2seq_step(
                 output = model(
                     encoder_outputs=encoded,
                     decoder_input_ids=tokens[-1],
-                    past_key_values=output.past_key_values,
+                    **{cache: returned_cache(model, output)},
                     use_cache=True,
                 )
                 tokens.append(_next(output.logits, token))
             return torch.cat(tokens, dim=1)
 
     return step
+
+
+def cache_argument(model: torch.nn.Module) -> str:
+    """The name under which a model's forward takes the cache of a generation.
+
+    Raises:
+        GpuprofError: It takes none under a known name.
+    """
+    taken = inspect.signature(model.forward).parameters
+    return _cache_name(model, "takes", taken)
+
+
+def returned_cache(model: torch.nn.Module, output: Mapping[str, Any]) -> Any:
+    """The cache that a model returned, which may have another name: its code can be older than the library's outputs.
+
+    Raises:
+        GpuprofError: It returned none under a known name.
+    """
+    return output[_cache_name(model, "returns", output)]
+
+
+def _cache_name(model: torch.nn.Module, does: str, names: Container[str]) -> str:
+    for name in CACHE_NAMES:
+        if name in names:
+            return name
+    import transformers
+
+    raise GpuprofError(
+        f"{type(model).__name__} cannot --mode generate: with transformers {transformers.__version__} it {does} no "
+        f"cache under a name that gpuprof knows ({', '.join(CACHE_NAMES)}); use --mode forward"
+    )
 
 
 def find_loss(output: Any) -> tuple[torch.Tensor, str]:

@@ -54,8 +54,6 @@ def call(reference: str, options: Options) -> Given:
     file, _, name = reference.rpartition(":")
     path = Path(file).expanduser()
     label = f"{path.name}:{name}"
-    if not path.is_file():
-        raise GpuprofError(f"no file {file}")
     # The folder is on the path while the function runs too: it may import its neighbours only then.
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from gpuprof.errors import GpuprofError
-from gpuprof.workload.facts import architecture_facts
 from gpuprof.workload.options import CHOICES, Options, dtype_name
 from gpuprof.workload.steps import GIVEN_LOSS, MEAN_LOSS, OWN_LOSS, forward_step, train_step
 
@@ -95,7 +94,7 @@ def from_module(
         **describe_inputs(args, kwargs),
         "notes": [],
     }
-    description["facts"] = architecture_facts(model, description) if step is None else None
+    description["facts"] = _facts(model, description) if step is None else None
     if step is not None:
         description["step"] = "given"
     elif mode == "train":
@@ -103,6 +102,16 @@ def from_module(
     else:
         step = forward_step(model, args, kwargs)
     return Workload(model, step, description, device, optimizer)
+
+
+def _facts(model: torch.nn.Module, description: dict[str, Any]) -> dict[str, Any] | None:
+    """What closed formulas ask of a Hugging Face model; of another None, and transformers is not loaded for that."""
+    config = type(getattr(model, "config", None))
+    if not any(base.__module__.startswith("transformers.") for base in config.__mro__):
+        return None
+    from gpuprof.workload.facts import architecture_facts
+
+    return architecture_facts(model, description)
 
 
 def describe_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

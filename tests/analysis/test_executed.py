@@ -15,6 +15,7 @@ from gpuprof.errors import GpuprofError
 from gpuprof.record import Run, table
 
 NVJET = "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTN"
+AMPERE = "ampere_bf16_s16816gemm_bf16_128x256_ldg8_f2f_stages_64x3_tn"
 REDUCE = "void cublasLt::splitKreduce_kernel<32, 16, int, float, __nv_bfloat16>(cublasSplitKParams<float>)"
 ADD = "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>(int)"
 FLASH = "void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits<{}, 128, 64, 4, false>>(T1)"
@@ -75,7 +76,7 @@ def test_padding_is_the_cause_of_what_is_too_much():
 
 def test_a_reduction_after_a_split_product_multiplies_nothing():
     op = mm("a", 128, 128, 1000, calls=2)
-    kernel = "nvjet_tst_128x128_64x6_2x1_v_bz_splitK_TNT"
+    kernel = AMPERE.replace("256", "128")
     # 3 slices of 384
     pair = [counters_row(op, kernel, tensor=2 * 128 * 128 * 1152, grid="1x1x3"), counters_row(op, REDUCE, tensor=0)]
 
@@ -266,7 +267,7 @@ def test_causes_and_figures_by_module():
     moved = {"dram_read_bytes": 6, "dram_written_bytes": 4}
     run = a_run(
         (siglip, [counters_row(siglip, FLASH.format(96), tensor=attended, **moved)]),
-        (project, [counters_row(project, NVJET, tensor=projected, **moved)]),
+        (project, [counters_row(project, AMPERE, tensor=projected, **moved)]),
         (stray, [counters_row(stray, NVJET, tensor=5 * 10**5)]),
         (unseen, []),
     )

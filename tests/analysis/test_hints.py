@@ -85,6 +85,24 @@ def test_float32_without_tf32():
     assert not [hint for hint in hints(budget(run)) if "in TF32" in hint.text]
 
 
+def test_a_few_float32_products_are_no_reason_for_another_dtype():
+    # as the rotary angles of a step in bfloat16: 4 of 1,000 ns, beside norms in float32 whose bytes are no weights'
+    peaks = {"float32": 50e9, "tf32": 400e9, "bfloat16": 800e9}
+    ops = [
+        op("fc", "forward", "aten::mm.default", 1000),
+        op("rotary", "forward", "aten::bmm.default", 10, dtype="float32"),
+        op("norm", "forward", "aten::mul.Tensor", 0, kind="vector", dtype="float32", nbytes=1000),
+    ]
+    kernels = [
+        kernel_row("fc", "forward", "aten::mm", 0, 896),
+        kernel_row("rotary", "forward", "aten::bmm", 896, 4),
+        kernel_row("norm", "forward", "aten::mul", 900, 100),
+    ]
+    run = run_of(ops, kernels, 1000, peaks={"datasheet": peaks}, memory_bandwidth=10e9)
+
+    assert not [hint for hint in hints(budget(run)) if "float32 products" in hint.text]
+
+
 def test_waiting_for_launches():
     # gaps of 20 ns before three of four
     kernels = [kernel_row(f"layers.{n}.norm", "forward", "aten::mul", 30 * n, 10) for n in range(4)]
@@ -107,7 +125,7 @@ def test_waiting_for_the_host():
 
     text, gain, _ = the(budget(run), "waits for the host")
     assert gain == pytest.approx(200_000)
-    assert "1 gap over 100 us, the longest (200.0 us) before aten::add of head in the backward" in text
+    assert "1 gap over 100 us in the traced step, the longest of 200.0 us before aten::add of head in the" in text
     run.device["type"] = "cpu"
     text, gain, _ = the(budget(run), "Python and dispatch")
     assert gain == pytest.approx(200_000)

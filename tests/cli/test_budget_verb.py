@@ -38,12 +38,12 @@ def test_a_terminal_that_knows_no_blocks_gets_others(saved):
     assert max(map(len, made.stdout.splitlines())) <= 80
 
 
-def test_every_option(saved, tmp_path):
+def test_every_option(gpuprof_cli, saved, tmp_path):
     ceilings = {"device": {"name": "Toy GPU"}, "shapes": [], "copy": {"bytes_per_s": 1e9}}
     (tmp_path / "ceilings.json").write_text(json.dumps(ceilings))
-    made = command(
-        saved, "--by", "module", "--depth", 1, "--top", 2, "--ceilings", tmp_path / "ceilings.json", "--convention",
-        "full", "--denominator", "datasheet", "--format", "json", "--chart", tmp_path / "c.svg",
+    made = gpuprof_cli(
+        "budget", saved, "--by", "module", "--depth", 1, "--top", 2, "--ceilings", tmp_path / "ceilings.json",
+        "--convention", "full", "--denominator", "datasheet", "--format", "json", "--chart", tmp_path / "c.svg",
         "-o", tmp_path / "c.json",
     )  # fmt: skip
 
@@ -65,8 +65,8 @@ def test_every_option(saved, tmp_path):
         (["-o", "nowhere/b.txt"], "there is no folder nowhere"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(saved, arguments, words):
-    ended = command(saved, *arguments)
+def test_bad_input_is_one_line_and_status_2(gpuprof_cli, saved, arguments, words):
+    ended = gpuprof_cli("budget", saved, *arguments)
 
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("gpuprof: ")
@@ -74,10 +74,10 @@ def test_bad_input_is_one_line_and_status_2(saved, arguments, words):
     assert words in ended.stderr
 
 
-def test_a_run_that_was_only_counted_is_refused(tmp_path):
+def test_a_run_that_was_only_counted_is_refused(gpuprof_cli, tmp_path):
     run = gpu_run()
     del run.passes["trace"]
-    ended = command(run.save(tmp_path / "run.json"))
+    ended = gpuprof_cli("budget", run.save(tmp_path / "run.json"))
 
     assert ended.returncode == 2
     assert "profile with the passes count, time and trace" in ended.stderr

@@ -44,7 +44,8 @@ def model(tmp_path):
     return tmp_path / "model.py"
 
 
-def gpuprof_cli(*arguments, cwd=None, **env):
+def fresh_gpuprof(*arguments, cwd=None, **env):
+    """The command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "gpuprof", *map(str, arguments)],
         capture_output=True,
@@ -55,8 +56,8 @@ def gpuprof_cli(*arguments, cwd=None, **env):
     )
 
 
-def test_profile_then_show(model, tmp_path):
-    made = gpuprof_cli("profile", f"{model}:net", "-o", tmp_path / "run.json", "--steps", 2, "--optimizer", "none")
+def test_profile_then_show(gpuprof_cli, model, tmp_path):
+    made = fresh_gpuprof("profile", f"{model}:net", "-o", tmp_path / "run.json", "--steps", 2, "--optimizer", "none")
 
     assert made.returncode == 0, made.stderr
     assert made.stderr == ""  # no progress where there is no terminal, no noise of libraries
@@ -70,7 +71,7 @@ def test_profile_then_show(model, tmp_path):
     assert float(rows.loc["", "mfu"]) > 0
 
 
-def test_count_needs_no_measuring(tmp_path):
+def test_count_needs_no_measuring(gpuprof_cli, tmp_path):
     made = gpuprof_cli("count", "smollm2-135m", "--seq-len", 16, "-o", tmp_path / "c.json.gz", "-q")
 
     assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
@@ -83,7 +84,7 @@ def test_count_needs_no_measuring(tmp_path):
     assert modules[""] - modules["model.rotary_emb"] == 2 * 16 * (134_515_008 - 61 * 576) + 30 * 4 * 9 * 64 * pairs
 
 
-def test_a_verbose_run_says_how_each_pass_went(model):
+def test_a_verbose_run_says_how_each_pass_went(gpuprof_cli, model):
     made = gpuprof_cli("profile", f"{model}:net", "-v", "--passes", "count,time", "--steps", 1)
 
     assert "count: done in" in made.stdout
@@ -91,7 +92,7 @@ def test_a_verbose_run_says_how_each_pass_went(model):
     assert "trace" not in made.stdout
 
 
-def test_a_loss_that_is_not_finite_is_warned_and_measured(model):
+def test_a_loss_that_is_not_finite_is_warned_and_measured(gpuprof_cli, model):
     made = gpuprof_cli("profile", f"{model}:nan", "--steps", 1)
 
     assert made.returncode == 0
@@ -129,7 +130,7 @@ def test_a_loss_that_is_not_finite_is_warned_and_measured(model):
     ],
     ids=" ".join,
 )
-def test_bad_input_is_one_line_and_status_2(model, arguments, words):
+def test_bad_input_is_one_line_and_status_2(gpuprof_cli, model, arguments, words):
     folder = model.parent
     (folder / "empty").mkdir()
     gpu_run().save(folder / "run.json")
@@ -220,7 +221,7 @@ def raising(error):
 def test_a_bug_is_a_traceback_and_no_finding(monkeypatch, capsys, error, words):
     monkeypatch.setattr("gpuprof.record.load", raising(error))
 
-    assert main(monkeypatch, "show", "run.json") == 70
+    assert main(monkeypatch, "show", __file__) == 70
 
     said = capsys.readouterr()
     assert said.out == ""
@@ -233,25 +234,25 @@ def test_a_bug_is_a_traceback_and_no_finding(monkeypatch, capsys, error, words):
 def test_what_a_verb_exits_with_is_kept(monkeypatch, capsys):
     monkeypatch.setattr("gpuprof.record.load", raising(typer.Exit(3)))
 
-    assert main(monkeypatch, "show", "run.json") == 3
+    assert main(monkeypatch, "show", __file__) == 3
     assert capsys.readouterr() == ("", "")
 
 
 def test_an_interrupt_is_one_line_and_status_130(monkeypatch, capsys):
     monkeypatch.setattr("gpuprof.record.load", raising(KeyboardInterrupt()))
 
-    assert main(monkeypatch, "show", "run.json") == 130
+    assert main(monkeypatch, "show", __file__) == 130
     assert capsys.readouterr() == ("", "gpuprof: interrupted\n")
 
 
 def test_help_names_every_verb():
-    text = gpuprof_cli("--help").stdout
+    text = fresh_gpuprof("--help").stdout
 
     for verb in ("profile", "count", "show", "presets", "devices", "doctor"):
         assert verb in text
 
 
-def test_presets_lists_parameter_counts():
+def test_presets_lists_parameter_counts(gpuprof_cli):
     text = gpuprof_cli("presets").stdout
 
     assert "8,030,807,584" in text
@@ -284,7 +285,7 @@ def test_a_full_disk_is_one_line_and_status_2():
     assert done.stderr == "gpuprof: the disk that this writes to is full: make room, or write elsewhere\n"
 
 
-def test_validate_a_report_figure_by_figure(tmp_path):
+def test_validate_a_report_figure_by_figure(gpuprof_cli, tmp_path):
     ended = gpuprof_cli("validate", REPORT, "llava-onevision-qwen2-7b", *WORKLOAD, "-f", "json")
 
     assert ended.returncode == 0, ended.stderr
@@ -295,7 +296,7 @@ def test_validate_a_report_figure_by_figure(tmp_path):
     assert "without 12.04 T (full square: 23.05 T) of fused attention" in said["verdict"]
 
 
-def test_validate_against_another_workload_is_a_finding(tmp_path):
+def test_validate_against_another_workload_is_a_finding(gpuprof_cli, tmp_path):
     counted = gpuprof_cli("count", "llava-onevision-qwen2-7b", "--mode", "generate", "-q", "-o", tmp_path / "c.json")
     assert counted.returncode == 0, counted.stderr
 
@@ -315,7 +316,7 @@ def test_validate_against_another_workload_is_a_finding(tmp_path):
         (["validate", REPORT, "--run", "absent.json"], "no file absent.json"),
     ],
 )
-def test_validate_with_bad_input(tmp_path, arguments, words):
+def test_validate_with_bad_input(gpuprof_cli, tmp_path, arguments, words):
     (tmp_path / "notes.txt").write_text("nothing of the kind\n")
 
     ended = gpuprof_cli(*arguments, cwd=tmp_path)

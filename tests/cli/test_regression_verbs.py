@@ -300,17 +300,19 @@ def gpuprof_cli(*arguments, cwd):
     )  # fmt: skip
 
 
-def test_an_interrupted_ab_leaves_nothing_running(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGINT, 130, "gpuprof: interrupted\n"), (signal.SIGTERM, 143, "")]
+)
+def test_an_ab_that_is_told_to_end_leaves_nothing_running(tmp_path, number, status, said):
     command = f"echo $$ > {tmp_path}/pid; exec sleep 60; {{out}}"
     child = gpuprof_cli("ab", command, command, cwd=tmp_path)
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.02)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     _, complaint = child.communicate(timeout=30)
 
-    assert child.returncode == 130
-    assert complaint == "gpuprof: interrupted\n"
+    assert (child.returncode, complaint) == (status, said)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 

@@ -146,7 +146,7 @@ def test_two_baselines_are_refused(store, tmp_path):
         run("check", head, "--store", store, "--against", head)
 
 
-def test_a_profile_goes_into_the_store_with_its_commit(tmp_path, brief_ceiling, monkeypatch):
+def test_a_profile_goes_into_the_store_with_its_commit(tmp_path, monkeypatch):
     (tmp_path / "net.py").write_text(MODEL)
     monkeypatch.setattr("gpuprof.cli.output.commit", lambda: "abc1234+")
     url = str(tmp_path / "history.db")

@@ -316,6 +316,22 @@ def test_a_shape_that_does_not_fit_into_memory_is_passed_over(monkeypatch):
     assert ceilings.measure_matmul(CPU, "float32")["shape"] == [256, 256, 256]
 
 
+def test_float8_accumulates_fast_as_the_datasheet_has_it(monkeypatch):
+    asked = []
+
+    def scaled_mm(a, b, **how):
+        asked.append((a.dtype, b.dtype, how["use_fast_accum"]))
+        return real(a, b, **how)
+
+    real = torch._scaled_mm
+    monkeypatch.setattr(torch, "_scaled_mm", scaled_mm)
+
+    result = ceilings.matmul(CPU, "float8", (16, 32, 64))()
+
+    assert asked == [(torch.float8_e4m3fn, torch.float8_e4m3fn, True)]
+    assert (result.shape, result.dtype) == ((16, 32), torch.bfloat16)
+
+
 def test_cpu_ceilings_leave_out_what_has_no_matmul(monkeypatch):
     monkeypatch.setattr(ceilings, "_CPU_SHAPES", [(64, 64, 64)])
     result = ceilings.cpu_ceilings(["float32", "int64", "float32"], seconds=0.01)

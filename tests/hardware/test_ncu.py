@@ -1,9 +1,17 @@
 """Nsight Compute's table read, and every way in which it fails, with a stand-in on PATH."""
 
+import csv
+import io
+import os
 import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
+import gpuprof
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import ncu
 
@@ -13,14 +21,21 @@ UNITS = '"","","","","","","byte",""'
 ROW = '"0","7","void gemm<128, 64>(float *)","(256, 1, 1)","(32, 4, 1)","""<default domain>:a:none:none""","1,024","{}"'
 
 
+METRICS = ("dram__bytes_read.sum", "sm__ops.sum")
+
+
 def lines(*rows):
     return "\n".join(rows) + "\n"
+
+
+def read(text):
+    return ncu.read_csv(text, METRICS)
 
 
 def test_a_row_is_a_launch():
     text = lines("==PROF== Connected", HEADER, UNITS, ROW.format("2,147,483,648"))
 
-    (launch,) = ncu.read_csv(text)
+    (launch,) = read(text)
 
     assert launch.kernel == "void gemm<128, 64>(float *)"
     assert (launch.grid, launch.block) == ("32x4x1", "256x1x1")
@@ -30,44 +45,44 @@ def test_a_row_is_a_launch():
 
 @pytest.mark.parametrize("cell", ["", "n/a", "N/A", "nan", " "])
 def test_what_was_not_read_is_missing_and_not_zero(cell):
-    (launch,) = ncu.read_csv(lines(HEADER, UNITS, ROW.format(cell)))
+    (launch,) = read(lines(HEADER, UNITS, ROW.format(cell)))
 
     assert launch.metrics["sm__ops.sum"] is None
 
 
 @pytest.mark.parametrize(
-    ("unit", "read"), [("byte", 1024), ("Kbyte", 1_024_000), ("Mbyte", 1_024_000_000), ("Gbyte", 1_024_000_000_000)]
+    ("unit", "value"), [("byte", 1024), ("Kbyte", 1_024_000), ("Mbyte", 1_024_000_000), ("Gbyte", 1_024_000_000_000)]
 )
-def test_units_are_brought_to_bytes(unit, read):
-    (launch,) = ncu.read_csv(lines(HEADER, UNITS.replace("byte", unit), ROW.format("1")))
+def test_units_are_brought_to_bytes(unit, value):
+    (launch,) = read(lines(HEADER, UNITS.replace("byte", unit), ROW.format("1")))
 
-    assert launch.metrics["dram__bytes_read.sum"] == read
+    assert launch.metrics["dram__bytes_read.sum"] == value
 
 
 def test_a_unit_that_is_not_known_stops():
     with pytest.raises(GpuprofError, match="in 'furlong', which gpuprof does not know"):
-        ncu.read_csv(lines(HEADER, UNITS.replace("byte", "furlong"), ROW.format("1")))
+        read(lines(HEADER, UNITS.replace("byte", "furlong"), ROW.format("1")))
 
 
 @pytest.mark.parametrize("cell", ["2.147.483.648", "1 024", "1.024,5", "12,34", "many"])
 def test_numbers_of_another_locale_stop(cell):
     with pytest.raises(GpuprofError, match="set LC_ALL=C"):
-        ncu.read_csv(lines(HEADER, UNITS, ROW.format(cell)))
+        read(lines(HEADER, UNITS, ROW.format(cell)))
 
 
 def test_a_table_that_breaks_off_stops():
     whole = lines(HEADER, UNITS, ROW.format("5"))
 
     with pytest.raises(GpuprofError, match="breaks off"):
-        ncu.read_csv(whole[:-12])
+        read(whole[:-12])
     with pytest.raises(GpuprofError, match="breaks off"):
-        ncu.read_csv(whole + '"1","7","gemm","(1, 1, 1)"\n')
+        read(whole + '"1","7","gemm","(1, 1, 1)"\n')
 
 
 def test_a_table_of_another_make_stops_and_no_table_is_no_launch():
     with pytest.raises(GpuprofError, match="no column Kernel Name, Grid Size, Block Size"):
-        ncu.read_csv('"ID","a"\n"0","1"\n')
-    assert ncu.read_csv("==WARNING== No kernels were profiled.\n") == []
+        read('"ID","a"\n"0","1"\n')
+    assert read("==WARNING== No kernels were profiled.\n") == []
 
 
 @pytest.fixture
@@ -107,7 +122,7 @@ def test_the_report_is_exported_then_read(stand_in, tmp_path):
     assert launch.metrics["sm__ops.sum"] == 12
     asked = (tmp_path / "asked").read_text()
     for words in ("--clock-control none", "--cache-control none", "--pipeline-boost-state dynamic", "--nvtx",
-                  "--profile-from-start off", "--metrics sm__ops.sum"):  # fmt: skip
+                  "--profile-from-start off", "--import-sass no", "--metrics sm__ops.sum"):  # fmt: skip
         assert words in asked
     assert "--print-units base" in (tmp_path / "read").read_text()
 
@@ -143,12 +158,34 @@ def test_time_up_kills_everything_that_was_started(stand_in, tmp_path):
     with pytest.raises(GpuprofError, match=r"killed after 0\.5 s"):
         profiled(path, limit_s=0.5)
 
-    state = (tmp_path / "child").read_text().strip()
+    assert not alive((tmp_path / "child").read_text())
+
+
+def alive(pid):
+    """Whether a process runs: it is not gone, and no zombie."""
     try:
-        with open(f"/proc/{state}/stat") as file:
-            assert file.read().split()[2] == "Z"
+        return Path(f"/proc/{pid.strip()}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
-        pass  # gone
+        return False
+
+
+def test_sigterm_ends_ncu_and_its_application_too(stand_in, tmp_path):
+    path = stand_in(f"sleep 600 & echo $! > {tmp_path}/child; wait")
+    code = (
+        "from gpuprof.signals import exit_on_sigterm\nfrom gpuprof.hardware import ncu\n"
+        f"exit_on_sigterm(); ncu.profile({path!r}, ['sm__ops.sum'], ['true'], 600)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(Path(gpuprof.__file__).parent.parent)}
+    )
+    while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text().strip():
+        assert parent.poll() is None
+        time.sleep(0.02)
+
+    parent.terminate()
+
+    assert parent.wait(30) == 143
+    assert not alive((tmp_path / "child").read_text())
 
 
 def test_no_ncu(monkeypatch):
@@ -172,9 +209,85 @@ def test_the_listed_metrics_are_what_counts(stand_in):
 
 
 def test_columns_that_nobody_asked_for_may_hold_anything():
-    header = HEADER + ',"device__attribute_display_name","launch__thread_count"'
-    text = lines(header, UNITS + ',"","thread"', ROW.format("5") + ',"NVIDIA X","12 of them"')
+    header = HEADER + ',"device__attribute_display_name","launch__thread_count","sm__note","dram__note"'
+    text = lines(header, UNITS + ',"","thread","furlong","Ghz"', ROW.format("5") + ',"NVIDIA X","12 of them","?","!"')
 
-    (launch,) = ncu.read_csv(text)
+    (launch,) = read(text)
 
-    assert set(launch.metrics) == {"dram__bytes_read.sum", "sm__ops.sum"}
+    assert launch.metrics == {"dram__bytes_read.sum": 1024, "sm__ops.sum": 5}
+
+
+# What --page raw --csv --print-units base prints beside two metrics that were asked for: column, unit, two kernels.
+NVTX = '0  "<default domain>:gpuprof|op|3|1:none:none:none:none:none:none"  '
+RAW = [
+    ("ID", "", "0", "1"),
+    ("Process ID", "", "4711", "4711"),
+    ("Process Name", "", "python3.12", "python3.12"),
+    ("Host Name", "", "127.0.0.1", "127.0.0.1"),
+    (RANGES, "", NVTX, ""),
+    ("Id:Domain:Start/Stop_Range:PL_Type:PL_Value:CLR_Type:Color:Msg_Type:Msg", "", "", ""),
+    ("Kernel Name", "", "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NNT", 'void k<float, (int)4>(T1 *, "x")'),
+    ("Context", "", "1", "1"),
+    ("Stream", "", "7", "7"),
+    ("Block Size", "", "(384, 1, 1)", "(128, 1, 1)"),
+    ("Grid Size", "", "(2, 66, 1)", "(1024, 1, 1)"),
+    ("Device", "", "0", "0"),
+    ("CC", "", "9.0", "9.0"),
+    ("device__attribute_display_name", "", "NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3"),
+    ("device__attribute_max_gpu_frequency_khz", "khz", "1,980,000", "1,980,000"),
+    ("dram__bytes_read.sum", "byte", "134,217,728", "0"),
+    ("gpc__cycles_elapsed.max", "cycle", "203,117", "2,411"),
+    ("gpu__time_duration.sum", "ns", "114,208", "n/a"),
+    ("launch__block_size", "", "384", "128"),
+    ("launch__registers_per_thread", "register/thread", "168", "18"),
+    ("launch__thread_count", "thread", "50,688", "131,072"),
+    ("launch__waves_per_multiprocessor", "", "1", "0.48"),
+    ("lts__t_sectors_op_read.sum", "sector", "9,437,184", "12"),
+    ("profiler__replayer_bytes_mem_backed_up.sum", "byte", "0", "0"),
+    ("profiler__replayer_passes", "pass", "3", "1"),
+    ("profiler__replayer_passes_type_warmup", "pass", "0", "0"),
+    ("sm__cycles_elapsed.avg.per_second", "hz", "1,755,000,000", "nan"),
+    ("sm__maximum_warps_avg_per_active_cycle", "warp", "12", "64"),
+    ("sm__maximum_warps_per_active_cycle_pct", "%", "18.75", "100"),
+    ("sm__ops_path_tensor_src_bf16_dst_fp32.sum", "", "137,438,953,472", "0"),
+]
+
+
+def test_a_whole_raw_table_is_read_for_what_was_asked_and_the_replays():
+    table = io.StringIO()
+    csv.writer(table, quoting=csv.QUOTE_ALL).writerows(zip(*RAW, strict=True))
+    asked = ["sm__ops_path_tensor_src_bf16_dst_fp32.sum", "dram__bytes_read.sum", "gpu__time_duration.sum"]
+
+    matmul, vector = ncu.read_csv("==PROF== Connected to process 4711\n" + table.getvalue(), asked)
+
+    assert (matmul.kernel, matmul.grid, matmul.block) == (RAW[6][2], "2x66x1", "384x1x1")
+    assert matmul.ranges.split() == ["0", '"<default', 'domain>:gpuprof|op|3|1:none:none:none:none:none:none"']
+    assert matmul.metrics == {
+        "dram__bytes_read.sum": 134_217_728,
+        "gpu__time_duration.sum": 114_208,
+        "profiler__replayer_passes": 3,
+        "sm__ops_path_tensor_src_bf16_dst_fp32.sum": 2 * 4096**3,
+    }
+    assert (vector.kernel, vector.grid, vector.ranges.strip()) == (RAW[6][3], "1024x1x1", "")
+    assert vector.metrics == {
+        "dram__bytes_read.sum": 0,
+        "gpu__time_duration.sum": None,
+        "profiler__replayer_passes": 1,
+        "sm__ops_path_tensor_src_bf16_dst_fp32.sum": 0,
+    }
+
+
+def test_a_table_with_a_row_per_metric_is_refused_with_what_to_do():
+    text = lines(
+        '"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size",'
+        '"Device","CC","Section Name","Metric Name","Metric Unit","Metric Value"',
+        '"0","1","python3","127.0.0.1","k","1","7","(1, 1, 1)","(1, 1, 1)","0","9.0","Command line profiler metrics",'
+        '"dram__bytes_read.sum","byte","1,024"',
+    )
+
+    with pytest.raises(GpuprofError) as caught:
+        read(text)
+
+    assert str(caught.value) == (
+        "Nsight Compute's table has a row per metric, not one per kernel: print it with --page raw"
+    )

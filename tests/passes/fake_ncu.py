@@ -12,6 +12,13 @@ import sys
 from pathlib import Path
 
 KERNEL = "void gemm<64, 64>(int, float*)"
+UNASKED = {
+    "launch__thread_count": "thread",
+    "profiler__replayer_passes": "pass",
+    "profiler__replayer_passes_type_warmup": "pass",
+    "sm__maximum_warps_avg_per_active_cycle": "warp",
+}
+"""Columns that are in every table, with their units."""
 
 
 def argument(name):
@@ -54,6 +61,11 @@ def run_program():
     return launches, json.loads(Path(sys.argv[1]).with_name("step.json").read_text())
 
 
+def unit(column):
+    """Unit of a metric that was asked for; nothing for what is none."""
+    return {"dram": "byte", "gpu_": "ns", "smsp": "inst"}.get(column[:4], "inst" if "__inst" in column else "")
+
+
 def flops(name, step):
     """FLOPs that one launch in this range executes."""
     found = re.search(r"calibration\|\w+\|(\d+)x(\d+)x(\d+)", name)
@@ -83,7 +95,7 @@ def profile():
                 row[metric] = "0" if "hfma2" in metric else f"{work // 4096:,.1f}"
             else:
                 row[metric] = "64"
-        rows.append(row | {"profiler__replayer_passes": "1"})
+        rows.append(row | dict.fromkeys(UNASKED, "1"))
     Path(report).write_text(json.dumps(rows))
 
 
@@ -91,7 +103,7 @@ def show():
     rows = json.loads(Path(argument("--import")).read_text())
     writer = csv.DictWriter(sys.stdout, list(rows[0]), quoting=csv.QUOTE_ALL)
     writer.writeheader()
-    writer.writerow(dict.fromkeys(rows[0], "") | {"profiler__replayer_passes": ""})
+    writer.writerow({name: unit(name) for name in rows[0]} | UNASKED)
     writer.writerows(rows)
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import gpu_run
 
 import gpuprof
+from gpuprof import profiler
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import counters as names
 from gpuprof.hardware import ncu
@@ -179,7 +181,7 @@ def test_what_was_not_read_is_missing_and_said():
 
 def test_a_calibration_of_several_kernels_is_their_sum():
     half = 4096**3
-    scale, (entry,) = counters.calibrate([calibration(half), calibration(half, "splitK")], WIDTHS)
+    scale, (entry,), _ = counters.calibrate([calibration(half), calibration(half, "splitK")], WIDTHS)
 
     assert scale == {"tensor_bfloat16": 1.0}
     assert entry["kernels"] == ["k", "splitK"]
@@ -192,10 +194,44 @@ def test_a_calibration_that_was_not_read_or_is_not_there_stops():
         counters.calibrate([], WIDTHS)
 
 
+# 2MNK, half of it and a reading that is neither, in three dtypes
+MIXED = {"tensor_bfloat16": 2 * 4096**3, "tensor_tf32": 4096**3, "tensor_float8": 12_345}
+
+
+def mixed(*columns):
+    """A step in which each launch reads 1000 in every column, calibrated as `MIXED` says, in one run."""
+    parts = {column: {column: 1} for column in columns}
+    launches = [
+        ncu.Launch("q", "1x1x1", "1x1x1", f":gpuprof|calibration|{column.partition('_')[2]}|4096x4096x4096:",
+                   dict.fromkeys(columns, None) | {column: MIXED[column]})
+        for column in columns
+    ]  # fmt: skip
+    launches.append(ncu.Launch("k", "1x1x1", "1x1x1", "gpuprof|op|0|1", dict.fromkeys(columns, 1000)))
+    return counters.combine(names.Plan((columns,), parts, ()), [(launches, STEP)], STEP.ops)
+
+
+def test_a_dtype_that_does_not_calibrate_loses_its_column_and_the_others_stay():
+    frame, facts = mixed(*MIXED)
+
+    assert list(frame["tensor_bfloat16"]) == [1000]
+    assert list(frame["tensor_tf32"]) == [2000]
+    assert frame["tensor_float8"].isna().all()
+    assert facts["differences"] == [
+        "calibration: a 4096x4096x4096 matmul in float8 reads 12,345 FLOPs where it is 137,438,953,472, so "
+        "tensor_float8 cannot be believed (kernels: q)"
+    ]
+    assert [(entry["column"], entry["executed"]) for entry in facts["calibration"]] == list(MIXED.items())
+
+
+def test_no_dtype_that_calibrates_stops_the_pass():
+    with pytest.raises(GpuprofError, match="matmul in float8 reads 12,345 FLOPs"):
+        mixed("tensor_float8")
+
+
 def test_outside_tensor_cores_the_scaling_of_the_result_is_allowed_for():
     parts = {"scalar_float32": {"t": 1}}
     named = ":gpuprof|calibration|float32|4096x4096x4096:"
-    scale, _ = counters.calibrate([launch(named, 2 * 4096**3 + 2 * 4096**2)], parts)
+    scale, _, _ = counters.calibrate([launch(named, 2 * 4096**3 + 2 * 4096**2)], parts)
 
     assert scale == {"scalar_float32": 1.0}
     with pytest.raises(GpuprofError, match="cannot be believed"):
@@ -220,6 +256,40 @@ def test_a_refused_dtype_outside_tensor_cores_is_left_out_too():
 
     assert frame["scalar_float32"].isna().all()
     assert facts["differences"] == ["float32 is not counted, for it cannot be calibrated (out of memory)"]
+
+
+# which dtypes are collected
+
+
+def multiplying(*rows, **environment):
+    """Dtypes that a GPU run with operators of these dtypes, kinds and FLOPs is counted in."""
+    run = gpu_run()
+    run.ops = table("ops", [{"dtype": d, "kind": kind, "flops_full": flops} for d, kind, flops in rows])
+    run.environment |= environment
+    return profiler._multiplied(run, least=profiler._WORTH_COUNTING)
+
+
+@pytest.mark.parametrize(("flops", "found"), [(99, ["bfloat16"]), (101, ["bfloat16", "float32"])])
+def test_a_dtype_with_less_than_a_ten_thousandth_of_the_flops_is_not_collected(flops, found):
+    # the rotary angles of transformers 5.17, float32 products with K = 1
+    assert multiplying(("bfloat16", "matmul", 1_000_000 - flops), ("float32", "matmul", flops)) == found
+
+
+def test_tf32_is_collected_where_float32_may_run_as_it():
+    matmul, convolution = ("float32", "matmul", 600), ("float32", "convolution", 400)
+
+    assert multiplying(matmul, allow_tf32_cudnn=True) == ["float32"]
+    assert multiplying(matmul, allow_tf32_matmul=True) == ["float32", "tf32"]
+    assert multiplying(("float32", "attention", 1), allow_tf32_matmul=True) == ["float32", "tf32"]
+    assert multiplying(convolution, allow_tf32_cudnn=True) == ["float32", "tf32"]
+    assert multiplying(("float32", "recurrent", 1), allow_tf32_cudnn=True) == ["float32", "tf32"]
+    assert multiplying(convolution, allow_tf32_matmul=True) == ["float32"]
+    assert multiplying(("bfloat16", "matmul", 1), allow_tf32_matmul=True, allow_tf32_cudnn=True) == ["bfloat16"]
+    assert multiplying(("float8_e4m3fn", "matmul", 1), ("float8_e5m2", "matmul", 1)) == ["float8"]
+
+
+def test_an_operator_without_flops_has_no_dtype_to_collect():
+    assert multiplying(("bfloat16", "matmul", 5), ("float64", "matmul", 0), ("float16", "", None)) == ["bfloat16"]
 
 
 # what cannot run

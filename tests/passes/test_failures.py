@@ -16,9 +16,6 @@ from gpuprof.workload import Options, build
 PASSES = ["count", "time", "trace", "memory"]
 
 
-pytestmark = pytest.mark.usefixtures("brief_ceiling")
-
-
 class FailingBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, error):
@@ -99,13 +96,33 @@ def test_an_error_in_the_loss_and_the_optimizer():
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes."),
         MemoryError(),
+        torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in ..."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY"),
+        OSError(12, "Cannot allocate memory"),
     ],
-    ids=["cuda", "cpu", "python"],
+    ids=["cuda", "cpu", "python", "accelerator", "cublas", "cudnn", "cudnn 9", "driver", "system"],
 )
 def test_out_of_memory_says_what_to_lower(where, error):
     text, _ = message(broken(where, error), inputs(), passes=["count"])
     place = "the forward of 1.0" if where == "forward" else "the backward"
     assert text.startswith(f"out of memory in {place}: give smaller or fewer inputs")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("out of resource: shared memory, Required: 270336, Hardware limit: 232448"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
+    ],
+    ids=["triton", "access", "cublas"],
+)
+def test_another_failure_is_not_taken_for_it(error):
+    text, _ = message(broken("forward", error), inputs(), passes=["count"])
+    assert text.startswith("the model raised in the forward of 1.0: RuntimeError: ")
 
 
 def test_out_of_memory_of_a_named_model_names_its_options(tmp_path):
@@ -239,4 +256,25 @@ def test_tensors_of_a_failed_step_are_let_go():
     model = nn.Sequential(nn.Linear(4, 4), Holding())
     with pytest.raises(GpuprofError):
         gpuprof.profile(model, inputs(), passes=["count", "time"])
+    assert [reference() for reference in references] == [None, None]
+
+
+def test_tensors_of_a_failed_backward_are_let_go():
+    references = []
+
+    class Waiting(nn.Module):
+        """A product whose backward still waits, with what it has saved, when another one fails."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4))
+
+        def forward(self, x):
+            saved = x + 1
+            references.append(weakref.ref(saved))
+            waits = self.weight * saved  # made first, so run last
+            return waits.sum() + FailingBackward.apply(self.weight * 2, ValueError("no")).sum()
+
+    with pytest.raises(GpuprofError, match="the model raised in the backward: ValueError: no"):
+        gpuprof.profile(Waiting(), inputs(), passes=["count", "time"])
     assert [reference() for reference in references] == [None, None]

@@ -95,6 +95,15 @@ def test_a_cpu_that_knows_another_dtype_only_measures_after_the_passes_and_write
     assert ceiling_cache.path().read_bytes() == before
 
 
+def test_a_cpu_measures_every_dtype_however_little_is_multiplied_in_it(measured):
+    large, small = torch.ones(64, 64), torch.ones(1, 1, dtype=torch.float64)
+    profiler.profile(
+        torch.nn.Identity(), mode="forward", warmup=0, steps=1, step=lambda: (large @ large, small @ small)
+    )
+
+    assert measured == ["float32", "float64"]  # 524,288 FLOPs and 2
+
+
 def test_a_broken_cache_is_a_warning_and_no_error(measured, folder):
     folder.mkdir()
     (folder / "ceilings.json").write_text("{")

@@ -11,18 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from transformers.modeling_outputs import BaseModelOutput
 
 import gpuprof
-from gpuprof import profiler
 from gpuprof.record import UNATTRIBUTED
+from gpuprof.workload import training
 
 ROWS, WIDTH, HIDDEN = 3, 8, 16
 SQUARE = 2 * ROWS * WIDTH * WIDTH  # one product of a WIDTH x WIDTH weight
 WIDE = 2 * ROWS * WIDTH * HIDDEN  # one product of a WIDTH x HIDDEN weight
-
-
-@pytest.fixture(autouse=True)
-def brief_ceiling(monkeypatch):
-    measured = profiler.cpu_ceilings
-    monkeypatch.setattr(profiler, "cpu_ceilings", lambda dtypes, seconds: measured(dtypes, 0.01))
 
 
 def inputs():
@@ -195,7 +189,7 @@ def test_grouped_query_attention_where_torchs_own_tree_is_wrong():
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_of_a_llama(reentrant):
     model = tiny_llama().train()
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    training.checkpoint(model, "reentrant" if reentrant else "non-reentrant")
     down = "mlp.down_proj"  # non-reentrant stops as soon as all it needs is there
     recomputed = [path for path in LLAMA_FORWARD if reentrant or path != down]
     phantoms = () if reentrant else [f"model.layers.{layer}.{down}" for layer in range(2)]

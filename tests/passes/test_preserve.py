@@ -19,9 +19,6 @@ from gpuprof.passes import counting, memory, timing, trace
 PASSES = ["count", "time", "trace", "memory"]
 
 
-pytestmark = pytest.mark.usefixtures("brief_ceiling")
-
-
 class Failing(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, error):
@@ -126,7 +123,9 @@ def training():
 
 @pytest.mark.parametrize("keeps", [True, False], ids=["with gradients", "without"])
 @pytest.mark.parametrize("mode", ["train", "optimizer", "forward", "step"])
-def test_after_all_passes(training, mode, keeps):
+def test_after_all_passes(request, training, mode, keeps):
+    if mode == "train":  # once is enough
+        request.getfixturevalue("ceilings_measured")
     model, optimizer, x = training
     if not keeps:
         optimizer.zero_grad()

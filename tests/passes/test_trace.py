@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import gpuprof
 from gpuprof.analysis.modules import kernel_times, union_ns
 from gpuprof.passes import trace
 from gpuprof.passes.trace import Event
@@ -365,6 +366,7 @@ def test_only_operators_ranges_and_kernels_are_read(missing):
             Raw("cudaLaunchKernel", HOST, missing, linked_correlation_id=11, correlation_id=901),
             Raw("cudaDeviceSynchronize", HOST, missing, correlation_id=11),  # CUDA's numbers are another sequence
             Raw("cuLaunchKernelEx", HOST, missing, correlation_id=12),
+            Raw("INVALID", HOST, missing, correlation_id=11),  # Kineto's word for a call whose name it does not know
             Raw("gpuprof#0", GPU, missing, is_user_annotation=True),
             Raw("Stream Wait Event", GPU, missing),
             Raw("sm90_xmma_gemm", GPU, missing, linked_correlation_id=11, correlation_id=901, device_resource_id=20),
@@ -386,6 +388,38 @@ def test_the_installed_torch_offers_every_field_that_is_read():
     }
     assert {"name", "device_type", "linked_correlation_id", "is_user_annotation"} <= fields
     assert all(hasattr(binding, field) for field in fields)
+
+
+@pytest.mark.parametrize(
+    ("traced", "device", "teardown", "attached"),
+    [(True, "cuda", None, True), (True, "cuda", "0", True), (True, "cuda", "1", False), (True, "cpu", None, False),
+     (False, "cuda", None, False)],
+)  # fmt: skip
+def test_a_trace_of_a_gpu_leaves_cupti_attached_unless_the_user_has_it_torn_down(
+    monkeypatch, traced, device, teardown, attached
+):
+    monkeypatch.delenv("TEARDOWN_CUPTI", raising=False)
+    if teardown is not None:
+        monkeypatch.setenv("TEARDOWN_CUPTI", teardown)
+    monkeypatch.setattr(trace, "_cuda_traced", traced)
+
+    assert trace.cupti_attached(torch.device(device)) is attached
+
+
+def test_steps_that_are_timed_with_cupti_attached_are_warned_of(monkeypatch, brief_ceiling):
+    asked = []
+    monkeypatch.setattr(trace, "cupti_attached", lambda device: bool(asked.append(device.type) or len(asked) == 2))
+    first, second = (
+        gpuprof.profile(torch.nn.Linear(4, 4), torch.ones(2, 4), passes=["time", "trace"], warmup=0, steps=1)
+        for _ in range(2)
+    )
+
+    assert asked == ["cpu", "cpu"]
+    assert first.warnings == []
+    assert second.warnings == [
+        "an earlier trace of this process left CUPTI attached, so the timed steps may be slower: "
+        "time in a fresh process"
+    ]
 
 
 # whole traces on the CPU

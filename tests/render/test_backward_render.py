@@ -170,22 +170,25 @@ def test_an_empty_backward_is_refused_in_every_format():
             render_backward(run, format)
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "gpuprof", "backward", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-
-
-def test_the_verb(tmp_path):
+def test_the_verb(gpuprof_cli, tmp_path):
     path = gpu_run().save(tmp_path / "run.json")
-    made = command(
-        path, "--by", "class", "--format", "markdown", "--chart", tmp_path / "c.svg", "-o", tmp_path / "c.md"
+    made = gpuprof_cli(
+        "backward",
+        path,
+        "--by",
+        "class",
+        "--format",
+        "markdown",
+        "--chart",
+        tmp_path / "c.svg",
+        "-o",
+        tmp_path / "c.md",
     )
 
     assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
     assert (tmp_path / "c.md").read_text().startswith("Counted, the backward has 2.000 x")
     assert (tmp_path / "c.svg").stat().st_size > 1000
-    bad = command(path, "--chart", tmp_path / "c.gif")
+    bad = gpuprof_cli("backward", path, "--chart", tmp_path / "c.gif")
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith("gpuprof: cannot draw") and bad.stderr.count("\n") == 1  # noqa: PT018
 

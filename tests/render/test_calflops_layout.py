@@ -51,13 +51,8 @@ def toy(modules, **changes):
 
 
 @pytest.fixture(scope="module")
-def llava():
-    return gpuprof.count("llava-onevision-qwen2-7b", mode="generate", image_crops=16, prompt_len=7405, new_tokens=7)
-
-
-@pytest.fixture(scope="module")
-def llava_text(llava):
-    return render(llava, "calflops", View(convention="calflops"))
+def llava_text(llava_run):
+    return render(llava_run, "calflops", View(convention="calflops"))
 
 
 def test_the_frame_of_the_reference_is_the_same_line_by_line(llava_text):
@@ -78,11 +73,11 @@ def test_the_frame_of_the_reference_is_the_same_line_by_line(llava_text):
     assert ours[-3:] == [")", "-" * 99, ""]
 
 
-def test_every_figure_of_the_reference(llava, llava_text, tmp_path):
+def test_every_figure_of_the_reference(llava_run, llava_text, tmp_path):
     reference = gpuprof.read_report(REFERENCE)
     ours = as_printed(read(llava_text, tmp_path))
-    places = match(reference, llava) | {"(total)": ["(total)"]}
-    modules = convention_by_module(llava, "calflops").set_index("module")
+    places = match(reference, llava_run) | {"(total)": ["(total)"]}
+    modules = convention_by_module(llava_run, "calflops").set_index("module")
     compared, gone = 0, set()
     for claim in reference[reference["quantity"] != "memory_bytes"].itertuples():  # no line of calflops
         paths = places[claim.module]

@@ -7,6 +7,7 @@ from gpuprof.theory import TensorSpec, cost_of
 from gpuprof.theory.tiling import Call, Tile, expectations, multiplies, tile_of
 
 NVJET = "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTN"
+NVJET_OF_EIGHT = "nvjet_sm90_tst_192x8_64x8_2x1_v_bz_TNT"
 GEMV = (
     "void gemv2T_kernel_val<int, int, __nv_bfloat16, __nv_bfloat16, __nv_bfloat16, float, 128, 16, 4, 4, false, true,"
     " cublasGemvParamsEx<int, cublasGemvTensorStridedBatched<__nv_bfloat16 const>, float> >(float)"
@@ -14,6 +15,11 @@ GEMV = (
 EFFICIENT = (
     "fmha_cutlassF_bf16_aligned_64x128_rf_sm80(PyTorchMemEffAttention::AttentionKernel<cutlass::bfloat16_t,"
     " cutlass::arch::Sm80, true, 64, 128, 128, true, true>::Params)"
+)
+WGRAD = (
+    "void cutlass__5x_cudnn::Kernel<conv::ImplicitGemmConvolution<conv::ImplicitGemmMultistage<gemm::GemmShape<256, 64,"
+    " 32>, conv::Conv2dWgradOutputGradientTileAccessIteratorOptimized<cutlass__5x_cudnn::MatrixShape<256, 32>,"
+    " cutlass__5x_cudnn::bfloat16_t>, gemm::GemmShape<64, 64, 32>>>>(T1::Params)"
 )
 CUDNN = "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128_4x1x1_cga1x1x1_kernel0_0"
 
@@ -47,9 +53,10 @@ def flash_backward(head, rows, columns):
             "_kernel__5x_cublas",
             Tile(128, 256, 64),
         ),
-        (NVJET, Tile(128, 256, 64)),
-        ("nvjet_sm90_tst_192x8_64x8_2x1_v_bz_TNT", Tile(192, 8, 64)),
-        ("nvjet_sm100_tst_64x16_128x16_2x4_2cta_h_bz_splitK_TNT", Tile(64, 16, 128)),
+        (NVJET, Tile(128, 256, 64, (1, 2))),
+        ("nvjet_sm90_tst_192x8_64x8_2x1_v_bz_TNT", Tile(192, 8, 64, (2, 1))),
+        ("nvjet_sm100_tst_64x16_128x16_2x4_2cta_h_bz_splitK_TNT", Tile(64, 16, 128, (2, 4))),
+        ("nvjet_tst_128x128_64x6_h_TNT", Tile(128, 128, 64)),
         ("nvjet_sm120_tst_mma_64x96x128_3_32x32x128_tmaAB_alignCD4_bz_TNNN", Tile(64, 96, 128)),
         ("cutlass_80_tensorop_bf16_s16816gemm_relu_bf16_256x128_32x3_nn_align8", Tile(256, 128, 32)),
         (
@@ -75,6 +82,11 @@ def flash_backward(head, rows, columns):
             Tile(64, 128, 32),
         ),
         ("volta_scudnn_winograd_128x128_ldg1_ldg4_relu_tile148t_nt_v1", Tile(128, 128, None)),
+        (WGRAD, Tile(256, 64, 32)),
+        (
+            "_ZN7cutlass6KernelINS_4gemm6kernel4GemmINS1_9GemmShapeILi128ELi64ELi32EEELi4EEEEEvNT_6ParamsE",
+            Tile(128, 64, 32),
+        ),
         (EFFICIENT, Tile(64, 128, None)),
         ("fmha_cutlassB_bf16_aligned_128x64_k96_sm80", Tile(128, 64, None)),
         (flash(96, 128, 64), Tile(128, 64, 96)),
@@ -109,6 +121,33 @@ def test_tiles_are_read_from_names(kernel, tile):
         ("void flash_bwd_convert_dq_kernel<Flash_bwd_kernel_traits<128, 64, 128>>(Flash_bwd_params)", False),
         ("void cudnn::winograd_nonfused::winogradForwardData4x4<float, float>(T1)", False),
         ("void at::native::(anonymous namespace)::softmax_warp_forward<float>(float*)", False),
+        # what a name says among its arguments counts only where the function is a frame around them
+        (WGRAD, True),
+        ("void cutlass::Kernel2<cutlass_80_simt_sgemm_128x32_8x5_nn_align1>(T1::Params)", True),
+        (
+            "void cutlass__5x_cudnn::Kernel<reduction::ReduceSplitK<cutlass__5x_cudnn::MatrixShape<4, 256>,"
+            " epilogue::LinearCombination<cutlass__5x_cudnn::bfloat16_t, 8>>>(T1::Params)",
+            False,
+        ),
+        (
+            "std::enable_if<!T7, void>::type internal::kernel<int, int, __nv_bfloat16, float, 0, 1,"
+            " cublasGemvParamsEx<int, cublasGemvTensorStridedBatched<__nv_bfloat16>, float>>(T13)",
+            True,
+        ),
+        (
+            "void cutlass::device_kernel<flash::enable_sm90_or_later<flash::FlashAttnFwdSm90<"
+            "flash::CollectiveMainloopFwdSm90<2>>>>(T1::Params)",
+            True,
+        ),
+        ("void at::native::(anonymous namespace)::conv_depthwise3d_cuda_kernel<float>(float*)", True),
+        ("void pytorch_flash::flash_fwd_splitkv_kernel<Flash_fwd_kernel_traits<128, 64, 128>>(Flash_fwd_params)", True),
+        ("void pytorch_flash::flash_fwd_splitkv_combine_kernel<Flash_fwd_kernel_traits<128, 64, 128>>(T1)", False),
+        ("void fbgemm_gpu::permute_1D_data_kernel<int>(int)", False),
+        ("void at::native::vectorized_elementwise_kernel<4, fbgemm_gpu::Scale, T1>(int)", False),
+        ("void <unnamed>::elementwise_kernel_with_index<int, at::native::gemm_like>(int)", False),
+        ("void im2col4d_kernel<float, int>(im2col4d_params, cudnnConvolutionStruct, float const*)", False),
+        ("void cudnn::winograd_nonfused::winogradWgradData4x4<float, float>(T1)", False),
+        ("cudnn::cnn::computeWgradBOffsetsKernel(cudnn::cnn::ComputeOffsetsParams)", False),
     ],
 )
 def test_a_name_says_whether_a_kernel_multiplies(kernel, product):
@@ -123,9 +162,9 @@ def matmul(batch, m, n, k, op="aten::mm.default", dtype="bfloat16"):
     return Call(op, "matmul", *shapes, dtype, flops, flops, flops)
 
 
-def on_tensor_cores(call, kernel, grid_z=1):
+def on_tensor_cores(call, kernel, grid=(1, 1, 1)):
     """Cause by FLOPs of everything that may run on tensor cores."""
-    found = [e for e in expectations(call, kernel, grid_z) if e.tensor]
+    found = [e for e in expectations(call, kernel, grid) if e.tensor]
     for e in found:
         assert e.flops == e.base + sum(flops for _, flops in e.parts)
     return {e.flops: e.cause for e in found}
@@ -145,14 +184,28 @@ def test_sizes_are_padded_to_the_tile():
 
 
 def test_a_tile_may_lie_either_way():
+    kernel = "ampere_bf16_s16816gemm_bf16_128x256_ldg8_f2f_stages_64x3_tn"
     # 300 rows are 512 in steps of 256 and 384 in steps of 128; 1100 columns 1152 or 1280
-    assert on_tensor_cores(matmul(1, 300, 1100, 64), NVJET) == {
+    assert on_tensor_cores(matmul(1, 300, 1100, 64), kernel) == {
         2 * 300 * 1100 * 64: "exact",
         2 * 512 * 1152 * 64: "tile padding",
         2 * 384 * 1280 * 64: "tile padding",
     }
     # cuBLAS, by columns: its first size along torch's columns
-    assert next(e for e in expectations(matmul(1, 300, 1100, 64), NVJET) if e.parts).flops == 2 * 512 * 1152 * 64
+    assert next(e for e in expectations(matmul(1, 300, 1100, 64), kernel) if e.parts).flops == 2 * 512 * 1152 * 64
+
+
+def test_tiles_are_worked_on_in_whole_clusters():
+    # by columns 1100 are 9 tiles of 128 and 400 are 2 of 256: pairs along the second, so no more; the other way
+    # 400 are 4 tiles of 128 and 1100 are 5 of 256, which makes 6
+    assert on_tensor_cores(matmul(1, 400, 1100, 64), NVJET) == {
+        2 * 400 * 1100 * 64: "exact",
+        2 * 512 * 1152 * 64: "tile padding",
+        2 * 512 * 1536 * 64: "tile padding, cluster padding",
+    }
+    # tiles that fit are still too few for the clusters: 9 of 128 make 10
+    found = expectations(matmul(1, 1152, 1152, 64), "nvjet_sm90_tst_96x128_64x6_4x2_h_bz_NTN")
+    assert ("cluster padding", 2 * 1152 * 128 * 64) in [part for e in found for part in e.parts]
 
 
 def test_where_the_name_gives_no_depth_it_is_that_of_the_instruction():
@@ -167,10 +220,14 @@ def test_where_the_name_gives_no_depth_it_is_that_of_the_instruction():
 
 
 def test_one_token_fills_a_tile_of_eight():
-    # Qwen2-0.5B's down projection in decoding: 4864 = 76 x 64 deep, 896 columns are 960 in steps of 192
-    found = on_tensor_cores(matmul(1, 1, 896, 4864), "nvjet_sm90_tst_192x8_64x8_2x1_v_bz_TNT")
+    # Qwen2-0.5B's down projection in decoding: 4864 = 76 x 64 deep, 896 columns are 5 tiles of 192, in pairs 6
+    found = on_tensor_cores(matmul(1, 1, 896, 4864), NVJET_OF_EIGHT)
 
-    assert found[2 * 8 * 960 * 4864] == "tile padding"
+    assert found[2 * 8 * 1152 * 4864] == "tile padding, cluster padding"
+    assert dict(next(e for e in expectations(matmul(1, 1, 896, 4864), NVJET_OF_EIGHT) if e.parts[1:]).parts) == {
+        "tile padding": 2 * (8 * 960 - 896) * 4864,
+        "cluster padding": 2 * 8 * 192 * 4864,
+    }
 
 
 def test_a_vector_kernel_does_no_tensor_work():
@@ -189,18 +246,28 @@ def test_without_tf32_a_product_runs_outside_tensor_cores_and_in_tiles_too():
 
 
 def test_every_slice_of_a_split_depth_is_padded():
+    kernel = "ampere_bf16_s16816gemm_bf16_128x128_ldg8_f2f_stages_64x3_tn"
     # 1000 in three slices of 334, each of six steps of 64: 3 x 384; as one it would be 1024
-    found = on_tensor_cores(matmul(1, 128, 128, 1000), "nvjet_tst_128x128_64x6_2x1_v_bz_splitK_TNT", grid_z=3)
+    found = on_tensor_cores(matmul(1, 128, 128, 1000), kernel, grid=(1, 1, 3))
 
     assert found[2 * 128 * 128 * 1152] == "split-K padding"
     assert found[2 * 128 * 128 * 1024] == "tile padding"
-    assert 2 * 128 * 128 * 1152 not in on_tensor_cores(matmul(1, 128, 128, 1000), "nvjet_tst_128x128_64x6_h_TNT")
+    assert 2 * 128 * 128 * 1152 not in on_tensor_cores(matmul(1, 128, 128, 1000), kernel)
+
+
+def test_the_slices_of_nvjet_are_the_blocks_of_a_tile():
+    split, whole = "nvjet_tst_128x128_64x6_2x1_v_bz_splitK_TNT", "nvjet_tst_128x128_64x6_2x1_v_bz_TNT"
+    # a pair of tiles, so six blocks are three slices of 384
+    assert on_tensor_cores(matmul(1, 128, 256, 1000), split, grid=(2, 3, 1))[2 * 128 * 256 * 1152] == "split-K padding"
+    # blocks that are no multiple of the tiles tell nothing; nor do those of a kernel that splits no depth
+    for kernel, grid in ((split, (1, 5, 1)), (whole, (2, 3, 1))):
+        assert 2 * 128 * 256 * 1152 not in on_tensor_cores(matmul(1, 128, 256, 1000), kernel, grid)
 
 
 def test_each_product_of_a_batch_is_padded_and_the_batch_is_no_split():
     call = matmul(12, 729, 729, 72, op="aten::bmm.default")
 
-    assert on_tensor_cores(call, "ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x4_tn", grid_z=12) == {
+    assert on_tensor_cores(call, "ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x4_tn", grid=(1, 1, 12)) == {
         2 * 12 * 729 * 729 * 72: "exact",
         2 * 12 * 768 * 768 * 128: "tile padding",
         2 * 12 * 768 * 768 * 80: "tile padding",

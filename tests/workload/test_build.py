@@ -2,12 +2,13 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-from gpuprof.errors import GpuprofError
+from gpuprof.errors import GpuprofError, is_out_of_memory
 from gpuprof.workload import Options, build, preset_names
 
 DECODERS = ["smollm2-135m", "qwen2-7b", "llama-3.1-8b", "mixtral-8x7b", "gpt2"]
@@ -318,6 +319,24 @@ def test_weights_that_do_not_load(tiny):
         file.write("no weights")
 
     assert f"the weights of {folder} do not load" in refusal(folder)
+
+
+@pytest.mark.parametrize(("dtype", "remedy"), [("float32", "give --dtype bfloat16, or take"), ("bfloat16", "take")])
+@pytest.mark.parametrize("named", ["smollm2-135m", None], ids=["preset", "weights"])
+def test_a_model_that_does_not_fit_says_so(tiny, monkeypatch, named, dtype, remedy):
+    def full(*args, **kwargs):
+        raise torch.AcceleratorError("CUDA error: out of memory\nand more")
+
+    folder = Path(tiny("gpt2"))
+    (folder / "model.safetensors").touch()
+    for name in ("_from_config", "from_pretrained"):
+        monkeypatch.setattr(transformers.PreTrainedModel, name, full)
+    doing = "LlamaForCausalLM is built" if named else f"the weights of {folder} are loaded"
+
+    text = refusal(named or folder, device="cpu", dtype=dtype)
+
+    assert text == f"out of memory on cpu while {doing}: {remedy} a smaller model"
+    assert is_out_of_memory(text)
 
 
 def test_weights_of_another_model(tmp_path, tiny):

@@ -34,16 +34,23 @@ def test_crops_that_fit_no_grid():
 
 
 @pytest.mark.parametrize("crops", [2, 3, 4, 5, 6, 7, 9, 10, 11, 13, 16, 17, 19, 21, 25, 26, 31, 37])
-def test_the_model_itself_finds_as_many_image_features_as_positions(tiny, crops):
+def test_the_model_itself_finds_as_many_image_features_as_positions(tiny, monkeypatch, crops):
     workload = build(tiny("llava-onevision-qwen2-7b"), Options(mode="forward", image_crops=crops, batch_size=2))
-    config, seen = workload.model.config, []
-    workload.model.model.vision_tower.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[0]))
+    config, inner, seen = workload.model.config, workload.model.model, []
+    inner.vision_tower.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[0]))
+    pack = inner.pack_image_features
+
+    def packed(*args, **kwargs):
+        features, lengths = pack(*args, **kwargs)
+        seen.extend(len(feature) for feature in features)
+        return features, lengths
+
+    monkeypatch.setattr(inner, "pack_image_features", packed)
 
     output = workload.step()
 
     positions = image_positions(config, *choose_grid(config, crops))
-    assert seen == [2 * crops]
-    assert output.image_hidden_states.shape[0] == 2 * positions
+    assert seen == [2 * crops, positions, positions]
     assert output.logits.shape[1] == positions + 64
 
 

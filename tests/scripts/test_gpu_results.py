@@ -1,0 +1,150 @@
+import gzip
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+from runs import gpu_run
+
+import gpuprof
+from gpuprof.errors import GpuprofError
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+RECORDED = Path(__file__).resolve().parents[1] / "data" / "nvidia-h200"
+
+LINK = {
+    "kernels": 1200, "linked_share": 1.0, "attributed_share": 0.99986, "nodes_with_a_maker": 9, "nodes_numbered": 10,
+    "mismatches": ["aten::mm"], "phase_ns": {"forward": 1_500_000, "backward": 3_000_000}, "passed": False,
+}  # fmt: skip
+DOCTOR = {
+    "findings": [{"name": "python", "ok": True}, {"name": "ncu", "ok": False}],
+    "versions": {"torch": "2.11.0", "nvidia-ml-py": "13", "somebodys-own": "1"},
+    "telemetry": {"facts": {"failed_calls": {}}},
+    "nvml": {"median_us": {"energy": 2750.0}, "gpm": {"activity": {"gpm_tensor_active": 89.57}}},
+    "passed": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def results(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import gpu_results
+
+    return gpu_results
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A suite that was run on a made-up device: a check that passed, one that failed, one that was not started."""
+    folder = tmp_path / "out"
+    (folder / "runs").mkdir(parents=True)
+    environment = {"torch": "2.11.0", "platform": "Linux 6.1.2-build7 x86_64"}
+    for name, status, facts in (("doctor", "done", DOCTOR), ("link-train", "failed", LINK)):
+        result = {"check": name, "status": status, "facts": facts, "environment": environment}
+        (folder / f"{name}.json").write_text(json.dumps(result))
+    checks = {"doctor": {}, "link-train": {}, "timing": {}}
+    suite = {"device": "NVIDIA T1", "date": "2026-01-02T03:04:05+00:00", "checks": checks}
+    (folder / "suite.json").write_text(json.dumps(suite))
+    run = gpu_run()
+    run.device["uuid"], run.environment["platform"] = "GPU-1", environment["platform"]
+    run.save(folder / "runs" / "link-train.json.gz")
+    (folder / "runs" / "chrome-step.json.gz").write_bytes(gzip.compress(b"{}"))
+    (folder / "runs" / "kineto-step.json").write_text('{"events": []}')
+    table = '"ID","Host Name"\n"","",\n"0","10.0.0.7"\n'
+    (folder / "runs" / "counters-siglip-ncu-1.csv.gz").write_bytes(gzip.compress(table.encode()))
+    return folder
+
+
+def test_a_suite_becomes_results_a_section_and_fixtures(results, bundle, tmp_path):
+    target = results.commit_ready(bundle, tmp_path / "results", tmp_path / "data")
+
+    assert target == tmp_path / "results" / "nvidia-t1" / "2026-01-02"
+    assert sorted(path.name for path in target.iterdir()) == ["doctor.json", "link-train.json", "runs", "table.md"]
+    assert sorted(path.name for path in (target / "runs").iterdir()) == ["link-train.json.gz"]
+    assert sorted(path.name for path in (tmp_path / "data" / "nvidia-t1").iterdir()) == [
+        "counters-siglip-ncu-1.csv.gz",
+        "kineto-step.json.gz",
+    ]
+    section = (tmp_path / "results" / "README.md").read_text()
+    assert "## GPU suite on NVIDIA T1, 2026-01-02\n\n    python scripts/gpu_suite.py      # torch 2.11.0\n" in section
+    joined = re.sub(r"\n  ", " ", section)
+    assert (
+        "- [doctor](nvidia-t1/2026-01-02/doctor.json): 2 findings, 1 fault; no NVML call failed; one reading takes "
+        "energy 2.75 ms; GPM sees the tensor cores busy for 89.6 % of some seconds of matmuls.\n"
+    ) in joined
+    assert (
+        "- [link-train](nvidia-t1/2026-01-02/link-train.json) **failed**: 1,200 kernels and copies; 100.00 % of their "
+        "time is linked to an operator and 99.9860 % to a module or the optimizer (forward 1.500 ms, backward "
+        "3.000 ms); 9 of 10 numbered nodes have a maker; 1 mismatch between counted and traced calls.\n"
+    ) in joined
+    assert "](doctor.json)" in (target / "table.md").read_text()
+
+
+def test_nothing_that_names_a_machine_is_kept(results, bundle, tmp_path):
+    target = results.commit_ready(bundle, tmp_path / "results", tmp_path / "data")
+
+    doctor = json.loads((target / "doctor.json").read_text())
+    assert doctor["facts"]["versions"] == {"torch": "2.11.0", "nvidia-ml-py": "13"}
+    assert doctor["environment"]["platform"] == "Linux 6.1.2 x86_64"
+    run = gpuprof.load(target / "runs" / "link-train.json.gz")
+    assert (run.device["uuid"], run.environment["platform"]) == (None, "Linux 6.1.2 x86_64")
+    table = gzip.decompress((tmp_path / "data" / "nvidia-t1" / "counters-siglip-ncu-1.csv.gz").read_bytes()).decode()
+    assert table == '"ID","Host Name"\n"","",\n"0","host"\n'
+
+
+def test_a_second_call_of_the_day_adds_to_the_first_and_takes_nothing_away(results, bundle, tmp_path):
+    readme = tmp_path / "results" / "README.md"
+    readme.parent.mkdir()
+    readme.write_text("# Results\n\nFirst.\n\n## Something else\n\nIts text.\n")
+    results.commit_ready(bundle, tmp_path / "results", tmp_path / "data")
+    (bundle / "doctor.json").write_text(json.dumps({"check": "doctor", "status": "killed after 3 s", "facts": {}}))
+    done = {"check": "link-train", "status": "done", "facts": LINK | {"mismatches": []}}
+    (bundle / "link-train.json").write_text(json.dumps(done))
+    with tarfile.open(tmp_path / "all.tar.gz", "w:gz") as tar:
+        tar.add(bundle, arcname=".")
+
+    target = results.commit_ready(tmp_path / "all.tar.gz", tmp_path / "results", tmp_path / "data")
+
+    assert json.loads((target / "doctor.json").read_text())["status"] == "done"
+    assert json.loads((target / "link-train.json").read_text())["status"] == "done"
+    text = readme.read_text()
+    assert text.startswith(
+        "# Results\n\nFirst.\n\n## Something else\n\nIts text.\n\n## GPU suite on NVIDIA T1, 2026-01-02\n"
+    )
+    assert text.count("## GPU suite on") == 1
+    assert "no mismatch between counted and traced calls" in re.sub(r"\n  ", " ", text)
+    assert "**failed**" not in text
+
+
+def test_executed_flops_are_judged_by_the_rules_of_today(results, bundle, tmp_path):
+    run = gpuprof.load(RECORDED / "counters-siglip.json.gz")
+    run.save(bundle / "runs" / "counters-siglip.json.gz")
+    said = {"status": "done", "facts": run.passes["counters"].facts}
+    facts = {"outcome": said, "run": "counters-siglip.json.gz", "mismatches": [], "rows": ["old"], "passed": False}
+    result = {"check": "counters-siglip", "status": "failed", "facts": facts}
+    (bundle / "counters-siglip.json").write_text(json.dumps(result))
+    suite = json.loads((bundle / "suite.json").read_text())
+    (bundle / "suite.json").write_text(json.dumps(suite | {"checks": {"counters-siglip": {}}}))
+
+    target = results.commit_ready(bundle, tmp_path / "results", tmp_path / "data")
+
+    judged = json.loads((target / "counters-siglip.json").read_text())
+    assert (judged["status"], judged["facts"]["unexplained"]) == ("done", [])
+    assert judged["facts"]["launches_without_a_range"] == 0
+    assert "46 of 46 rows that multiply are explained" in re.sub(r"\n  ", " ", (target / "table.md").read_text())
+
+
+def test_what_is_no_suite_is_refused_in_one_line(results, tmp_path, monkeypatch, capsys):
+    import gpu_suite
+
+    with pytest.raises(GpuprofError, match="neither a folder nor an archive"):
+        results.commit_ready(tmp_path / "nothing.tar.gz", tmp_path, tmp_path)
+    assert gpu_suite.main(["--commit-ready", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_every_check_has_a_saying(results):
+    import gpu_checks
+
+    assert set(results.SAYINGS) == set(gpu_checks.CHECKS)
