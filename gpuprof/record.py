@@ -347,6 +347,13 @@ def _check_facts(data: dict[str, Any]) -> None:
         raise ValueError("warnings is no list of texts")
     if data["environment"].get("date") not in (None, ""):
         in_utc(data["environment"]["date"])
+    given = {name: data["passes"].get(name, {}).get("facts", {}) for name in ("count", "time")}
+    words, numbers = (
+        [given["count"].get(name, "") for name in ("inputs", "inputs_before")],
+        given["time"].get("inputs", {}),
+    )
+    if not all(isinstance(one, str) for one in words) or not all(type(steps) is int for steps in numbers.values()):
+        raise ValueError("the inputs of a step are none")
     for peaks in data["device"].get("peaks", {}).values():
         if not all(_is_number(peak) and peak > 0 for peak in peaks.values()):
             raise ValueError("device.peaks holds what is no peak")

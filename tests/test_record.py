@@ -136,6 +136,8 @@ def changed(run, where, value):
         (["device", "peaks"], {"datasheet": {"bfloat16": 0}}, "device.peaks holds what is no peak"),
         (["device", "peaks"], {"datasheet": {"bfloat16": "x"}}, "device.peaks holds what is no peak"),
         (["workload", "mode"], 3, "no name, mode or device"),
+        (["passes", "count", "facts"], {"inputs": 3}, "the inputs of a step are none"),
+        (["passes", "time", "facts"], {"inputs": {"4x8": "3"}}, "the inputs of a step are none"),
         (["environment", "date"], 20260102, "no date 20260102"),
         (["environment", "date"], "yesterday", "no date 'yesterday'"),
         (["environment", "date"], "9999-12-31T23:59:59-23:00", "no date '9999-12-31T23:59:59-23:00'"),

@@ -86,9 +86,9 @@ def _traced_calls(run: Run) -> dict[tuple[str, str], Counter[str]]:
     """The same of the traced step, without products of nothing, which have no FLOPs and on a GPU no kernel."""
     kinds = dict(zip(map(plain_op, run.ops["op"]), run.ops["kind"], strict=True))
     products = [op for op in run.kernels["op"].unique() if _kind(plain_op(op), kinds) in PRODUCTS]
-    calls = run.kernels.loc[run.kernels["op"].isin(products), ["phase", "op", "call", "shapes"]]
+    calls = run.kernels.loc[run.kernels["op"].isin(products), ["phase", "op", "shapes", "module", "call"]]
     found: dict[tuple[str, str], Counter[str]] = {}
-    for phase, op, _, shapes in calls.dropna(subset=["call"]).drop_duplicates().itertuples(index=False, name=None):
+    for phase, op, shapes, *_ in calls.dropna(subset=["call"]).drop_duplicates().itertuples(index=False, name=None):
         if not _EMPTY(shapes):
             found.setdefault((phase, plain_op(op)), Counter())[shapes] += 1
     return found

@@ -110,25 +110,23 @@ def changed(before: list[Any], after: list[Any]) -> bool:
 
 
 def _objects(value: Any, seen: set[int]) -> Iterator[Any]:
-    """The value and what is in it; tensors with the version of what they hold, if a model can decide by it."""
-    yield value
-    if isinstance(value, torch.Tensor):
-        if not (value.is_floating_point() or value.is_complex()) and value.device.type != "meta":
-            yield value._version
-        return
-    if isinstance(value, (*_VALUES, *_OPAQUE, torch.nn.Module)) or id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from _objects(item, seen)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for item in value:
-            yield from _objects(item, seen)
-    for name, item in getattr(value, "__dict__", {}).items():
-        if not _TOLD(name):
-            yield from _objects(item, seen)
+    """The value and all that is in it; tensors with the version of what they hold, if a model can decide by it."""
+    left = [value]
+    while left:
+        value = left.pop()
+        yield value
+        if isinstance(value, torch.Tensor):
+            if not (value.is_floating_point() or value.is_complex()) and value.device.type != "meta":
+                yield value._version
+            continue
+        if isinstance(value, (*_VALUES, *_OPAQUE, torch.nn.Module)) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            left += value
+        left += [item for name, item in getattr(value, "__dict__", {}).items() if not _TOLD(name)]
 
 
 def _same(one: Any, other: Any) -> bool:

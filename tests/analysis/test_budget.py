@@ -214,7 +214,8 @@ def test_the_measured_ceiling_of_a_shape_explains_its_part():
         op("b", "forward", "aten::bmm.default", 2 * 3 * 4 * 8 * 16, shapes="3x4x16 3x16x8 -> 3x4x8"),
         op("c", "forward", "aten::mm.default", 2 * 4 * 4 * 4 * 5, shapes="4x4 4x4 -> 4x4", calls=5),
     ]
-    kernels = [kernel_row(o["module"], "forward", o["op"].partition(".")[0], 50 * i, 50) for i, o in enumerate(ops)]
+    kernels = [kernel_row(o["module"], "forward", o["op"].partition(".")[0], 50 * i, 50) for i, o in enumerate(ops[:2])]
+    kernels += [kernel_row("c", "forward", "aten::mm", 100 + 10 * call, 10, call=call) for call in range(5)]
     shapes = [
         {"dtype": "bfloat16", "batch": 1, "m": 4, "n": 8, "k": 16, "flops_per_s": 50e9},
         {"dtype": "bfloat16", "batch": 3, "m": 4, "n": 8, "k": 16, "flops_per_s": 25e9},
@@ -274,7 +275,9 @@ def test_faster_than_its_bound_is_negative_and_said():
 def test_phases_have_parts_of_their_own():
     ops = [op("fc", phase, "aten::mm.default", 1000) for phase in ("forward", "recompute", "backward")]
     kernels = [
-        kernel_row("fc", phase, "aten::mm" if phase != "optimizer" else "aten::_foreach_add_", 20 * i, 20)
+        kernel_row(
+            "fc", phase, {"optimizer": "aten::_foreach_add_", "other": "aten::add"}.get(phase, "aten::mm"), 20 * i, 20
+        )
         for i, phase in enumerate(("forward", "recompute", "backward", "optimizer", "other"))
     ]
     found = budget(run_of(ops, kernels, 100))

@@ -17,8 +17,6 @@ from gpuprof.passes.steady import changed, held
 from gpuprof.profiler import run_passes
 from gpuprof.workload import Options, build
 
-pytestmark = pytest.mark.usefixtures("brief_ceiling")
-
 BATCH, WIDTH = 64, 256
 EACH = 2 * BATCH * WIDTH * WIDTH  # 8,388,608: a batch times the weight
 

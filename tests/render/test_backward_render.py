@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from runs import counted_run, gpu_run, ops_row, tree_row
+from runs import counted_run, gpu_run, kernel_row, ops_row, tree_row
 
 import gpuprof
 from gpuprof.analysis.backward import RATIO_COLUMNS
@@ -50,6 +50,8 @@ def test_the_verdict_is_two_sentences():
 def test_recompute_is_said_apart():
     run = gpu_run()
     run.ops = table("ops", [*run.ops.to_dict(orient="records"), ops_row("head", "recompute", "aten::mm.default", 2000)])
+    again = kernel_row("head", "recompute", "aten::mm", 500, 10)
+    run.kernels = table("kernels", [*run.kernels.to_dict(orient="records"), again])
 
     assert "; recompute, another 0.500 x, apart" in verdict(run)
     assert "in undisturbed steps, recompute included" in verdict(run)
