@@ -19,4 +19,8 @@ def presets() -> None:
     for name in preset_names():
         preset = load_preset(name)
         grid.add_row(name, format(preset["parameters"], ","), preset["architecture"], preset["description"])
-    Console(width=terminal_width(), highlight=False).print(grid)
+    console = Console(width=terminal_width(), highlight=False)  # not gpuprof.render's, which loads pandas
+    with console.capture() as printed:
+        console.print(grid)
+    for line in printed.get().splitlines():
+        print(line.rstrip())
