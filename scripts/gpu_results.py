@@ -278,10 +278,11 @@ def _reference_train(facts: Facts) -> str:
     if "totals" not in facts:
         return f"none of {len(facts['did_not_fit'])} sizes fits."
     figures = facts["totals"]
+    ratio = units.MISSING if figures["backward_ratio"] is None else f"{figures['backward_ratio']:.4f}"
     said = ", ".join(f"{name} {value}" for name, value in facts["options"].items())
     return (
         f"{said}: step {units.duration(figures['step_s'])}, MFU {units.percent(figures['mfu'])}, HFU "
-        f"{units.percent(figures['hfu'])}, backward over forward {figures['backward_ratio']:.4f} by FLOPs, kernels "
+        f"{units.percent(figures['hfu'])}, backward over forward {ratio} by FLOPs, kernels "
         f"{units.duration(figures['kernel_s'])}, peak {figures['peak_bytes'] / 1e9:.1f} GB allocated; "
         f"{_no(len(facts['did_not_fit']), 'larger size', 'larger sizes')} did not fit."
     )

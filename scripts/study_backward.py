@@ -20,6 +20,7 @@ from gpuprof.analysis.backward import backward_ratios, whole
 from gpuprof.profiler import run_passes
 from gpuprof.record import Run, write_atomically
 from gpuprof.render.charts import ratio_bars
+from gpuprof.units import MISSING
 from gpuprof.workload import Options, Workload, build
 
 MODEL = "smollm2-135m"
@@ -87,6 +88,11 @@ def finding(variant: str, run: Run) -> dict[str, Any]:
     }
 
 
+def shown(value: float | None, how: str) -> str:
+    """A figure, or what stands for one that is withheld; the reason is among the run's warnings."""
+    return MISSING if value is None else format(value, how)
+
+
 def table(found: list[dict[str, Any]]) -> str:
     heads = [
         "variant",
@@ -103,9 +109,9 @@ def table(found: list[dict[str, Any]]) -> str:
         again = figures["flops_recompute"] / figures["flops_forward"]
         ratios = [figures["ratio_flops"], figures["ratio_hardware"], again]
         lines.append(
-            [f"{row['variant']}: {row['what']}", *(f"{ratio:.4f}" for ratio in ratios),
-             f"{figures['error_flops']:+.1%}", f"{middle:.2f}", f"{low:.2f}-{high:.2f}",
-             f"{row['step_ratio_fastest']:.2f}", f"{figures['ratio_time']:.2f}"]
+            [f"{row['variant']}: {row['what']}", *(shown(ratio, ".4f") for ratio in ratios),
+             shown(figures["error_flops"], "+.1%"), f"{middle:.2f}", f"{low:.2f}-{high:.2f}",
+             f"{row['step_ratio_fastest']:.2f}", shown(figures["ratio_time"], ".2f")]
         )  # fmt: skip
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -143,7 +149,7 @@ def main(command: Sequence[str] | None = None) -> None:
         workload = make(variant, arguments.seq_len, batch_size=arguments.batch_size, device=arguments.device)
         run = run_passes(workload, passes=["count", "time", "trace"], warmup=2, steps=arguments.steps)
         found.append(finding(variant, run))
-        print(f"{variant}: {found[-1]['whole']['ratio_flops']:.4f} by FLOPs", file=sys.stderr)
+        print(f"{variant}: {shown(found[-1]['whole']['ratio_flops'], '.4f')} by FLOPs", *run.warnings, file=sys.stderr)
     assert run is not None
     threads, device = run.environment["threads"], run.device["name"]
     if run.device["type"] == "cpu":
