@@ -17,7 +17,7 @@ import torch
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
-from gpuprof.passes.counting import Counted, count, warm_up
+from gpuprof.passes import counting
 from gpuprof.passes.failure import let_go
 from gpuprof.passes.weightless import Weightless, execute
 from gpuprof.workload import Workload
@@ -29,7 +29,7 @@ _TOLD = re.compile(r"config$|.*_hooks($|_)").match
 """Attributes with what a model was told and not what it keeps: configurations, hooks and whether they are set up."""
 
 
-def count_steady(workload: Workload, before_step: Callable[[], None]) -> tuple[Counted, list[str]]:
+def count_steady(workload: Workload, before_step: Callable[[], None]) -> tuple[counting.Counted, list[str]]:
     """Count a step that is not the first.
 
     The first is only run. Without weights running is as dear as counting, and there are steps that only counting can
@@ -48,7 +48,7 @@ def count_steady(workload: Workload, before_step: Callable[[], None]) -> tuple[C
         inputs = _warmed_up(workload, before_step)
         if inputs is not None:
             before_step()
-            counted = count(workload)
+            counted = counting.count(workload)
             counted.outcome.facts |= {"inputs_before": inputs} if inputs else {}
             return counted, []
     elif any(map(is_lazy, workload.model.parameters())):  # there is nothing to count until they are made
@@ -58,11 +58,11 @@ def count_steady(workload: Workload, before_step: Callable[[], None]) -> tuple[C
     run = execute if weightless else None
     before = held(workload.model)
     before_step()
-    first = count(workload, run)
+    first = counting.count(workload, run)
     if weightless and not changed(before, held(workload.model)):
         return first, []
     before_step()
-    second = count(workload, run)
+    second = counting.count(workload, run)
     once, again = (_flops(counted.ops) for counted in (first, second))
     if once == again:
         return second, []
@@ -75,10 +75,10 @@ def count_steady(workload: Workload, before_step: Callable[[], None]) -> tuple[C
 
 
 def _warmed_up(workload: Workload, before_step: Callable[[], None]) -> str | None:
-    """What `warm_up` returns; None where the step cannot be run so."""
+    """What `counting.warm_up` returns; None where the step cannot be run so."""
     before_step()
     try:
-        return warm_up(workload)
+        return counting.warm_up(workload)
     except NotImplementedError as error:  # if counting has nothing in its place, that raises it again
         let_go(error)
         return None

@@ -406,7 +406,7 @@ def test_a_trace_of_a_gpu_leaves_cupti_attached_unless_the_user_has_it_torn_down
     assert trace.cupti_attached(torch.device(device)) is attached
 
 
-def test_steps_that_are_timed_with_cupti_attached_are_warned_of(monkeypatch, brief_ceiling):
+def test_steps_that_are_timed_with_cupti_attached_are_warned_of(monkeypatch):
     asked = []
     monkeypatch.setattr(trace, "cupti_attached", lambda device: bool(asked.append(device.type) or len(asked) == 2))
     first, second = (
