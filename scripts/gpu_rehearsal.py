@@ -61,7 +61,7 @@ def shorten(checks: Any) -> None:
     ceilings._FLUSH_BYTES, ceilings._COPY_BYTES = 1 << 20, (1 << 20,)
     checks.CEILING_S = 0.1
     checks.TESTS += ["--deselect", "tests/test_gpu.py::test_a_busy_step_takes_as_long_as_its_kernels"]
-    checks.REFERENCE |= {"image_crops": 2, "prompt_len": 2400}
+    checks.REFERENCE |= {"image_crops": 2, "prompt_len": 1600}
     for module in (checks, study_backward):
         module.build, module.run_passes = _small(module.build), _brief(module.run_passes)
     checks.busy = lambda seconds: time.sleep(0.2)
@@ -81,7 +81,7 @@ def _small(build: Any) -> Any:
 
 
 def _brief(run_passes: Any) -> Any:
-    return lambda workload, **how: run_passes(workload, **how | {"warmup": 1, "steps": 3})
+    return lambda workload, **how: run_passes(workload, **how | {"warmup": 1, "steps": 2})
 
 
 def _narrow_presets(folder: Path) -> None:
