@@ -72,9 +72,9 @@ def _small(build: Any) -> Any:
     """Short texts and few of them; those with images keep their length, which the images need."""
 
     def built(model: str, options: Any, **more: Any) -> Any:
-        sizes = {"batch_size": options.batch_size and min(options.batch_size, 4)}
+        sizes = {"batch_size": min(options.batch_size or 1, 4)}
         if not options.image_crops:
-            sizes["seq_len"] = options.seq_len and min(options.seq_len, 32)
+            sizes["seq_len"] = min(options.seq_len or 32, 32)
         return build(model, replace(options, **sizes), **more)
 
     return built
