@@ -1,7 +1,5 @@
 """Hand-made runs with figures that are easy to check."""
 
-from dataclasses import replace
-
 import pandas as pd
 
 from gpuprof.record import PassOutcome, Run, table
@@ -27,16 +25,6 @@ def kernel_row(module, phase, op, start, duration, *, kernel="gemm", call=0, str
         "module": module, "phase": phase, "op": op, "kernel": kernel, "call": call, "shapes": "", "stream": stream,
         "start_ns": start, "duration_ns": duration,
     }  # fmt: skip
-
-
-def rotary_product(run: Run) -> int:
-    """FLOPs of the rotary angles: some releases of transformers (5.4, 5.17) compute them by a matmul, of no weights."""
-    return int(run.ops.loc[run.ops["module"].str.endswith("rotary_emb"), "flops_full"].sum())
-
-
-def without_rotary(run: Run) -> Run:
-    """The same run without what the rotary embedding does, which is the same in every release."""
-    return replace(run, ops=run.ops[~run.ops["module"].str.endswith("rotary_emb")])
 
 
 def gpu_run() -> Run:

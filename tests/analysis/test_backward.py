@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from runs import counted_run, gpu_run, kernel_row, ops_row, row, tree_row, without_rotary
+from releases import without_rotary
+from runs import counted_run, gpu_run, kernel_row, ops_row, row, tree_row
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 

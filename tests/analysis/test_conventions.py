@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from runs import gpu_run, ops_row, rotary_product
+from releases import rotary_product
+from runs import gpu_run, ops_row
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner

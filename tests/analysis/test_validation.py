@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from runs import counted_run, gpu_run, rotary_product
+from releases import rotary_product
+from runs import counted_run, gpu_run
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 

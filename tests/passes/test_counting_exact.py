@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import without_rotary
+from releases import without_rotary
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import without_rotary
+from releases import without_rotary
 from torch import nn
 from torch.autograd import grad as grad_by_name
 from torch.utils.checkpoint import checkpoint
