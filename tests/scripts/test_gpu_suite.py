@@ -226,6 +226,23 @@ def test_the_training_step_is_tried_in_sizes_that_memory_allows(checks):
     assert len(checks._tries(24_000_000_000)) == 0
 
 
+@pytest.mark.parametrize(("name", "layers"), [("qwen2_layers", 2), ("siglip_layers", 2), ("siglip_layers_flash", 2)])
+def test_workloads_are_made_where_they_run_and_in_their_dtype(checks, name, layers):
+    import gpu_workloads
+
+    from gpuprof.workload import Options
+
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        made = getattr(gpu_workloads, name)(Options(device="meta", dtype="bfloat16"))
+        assert torch.backends.cuda.cudnn_sdp_enabled() == (cudnn and not name.endswith("flash"))
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
+
+    assert {(p.device.type, p.dtype) for p in made["model"].parameters()} == {("meta", torch.bfloat16)}
+    assert sum(type(module).__name__.endswith("Layer") for module in made["model"].modules()) == layers
+
+
 @pytest.fixture
 def small(monkeypatch, checks):
     """Checks of a decoder small enough for the CPU, in place of the real models."""
