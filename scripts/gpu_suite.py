@@ -162,8 +162,9 @@ def chosen(only: str | None, known: Sequence[str]) -> list[str]:
 
 
 def run_all(
-    names: Sequence[str], checks: Mapping[str, Any], args: argparse.Namespace, out: Path, kept: Path, device: str
-) -> int:
+    names: Sequence[str], checks: Mapping[str, Any], args: argparse.Namespace, out: Path, kept: Path, device: str,
+    say: Callable[[str, Result], str] = summary,
+) -> dict[str, Result]:  # fmt: skip
     """Run checks one after another, within the budget: what no longer fits is left out, and the next is tried."""
     end = time.monotonic() + args.minutes * 60 if args.minutes else float("inf")
     results: dict[str, Result] = {}
@@ -176,12 +177,11 @@ def run_all(
             results[name] = {"check": name, "status": why}
         else:
             results[name] = run_check(name, checks[name].run, out, min(checks[name].limit_s, left - GRACE_S))
-        print(summary(name, results[name]), flush=True)
+        print(say(name, results[name]), flush=True)
         write_suite(out, results, device)  # after each, so that a run that is cut short loses nothing
         if args.pack:
             pack(out, args.pack)
-    fine = ("done", "skipped", "not started")
-    return 0 if all(result["status"].startswith(fine) for result in results.values()) else 1
+    return results
 
 
 def pack(out: Path, archive: Path) -> None:
@@ -213,14 +213,21 @@ def rehearse(names: Sequence[str], checks: Mapping[str, Any], args: argparse.Nam
     out.mkdir(parents=True, exist_ok=True)
     args.force = True
     unhurried = {name: check._replace(limit_s=600) for name, check in checks.items()}
-    run_all(names, unhurried, args, out, out, gpu_rehearsal.DEVICE)
-    results = [json.loads((out / f"{name}.json").read_text()) for name in names if (out / f"{name}.json").exists()]
-    fallen = [result for result in results if "error" in result or result["status"] not in ("done", "failed")]
+    results = run_all(names, unhurried, args, out, out, gpu_rehearsal.DEVICE, _rehearsed)
+    fallen = [result for result in results.values() if not _came_to_a_verdict(result)]
     for result in fallen:
         said = result.get("error") or result.get("printed", "")
         print(f"\n{result['check']}: {result['status']}\n{said}", file=sys.stderr)
-    print(f"rehearsed {len(results)} checks, {len(fallen)} did not come to a verdict; figures mean nothing here")
+    print(f"{len(results) - len(fallen)} of {len(results)} checks came to a verdict; which one means nothing here")
     return 1 if fallen else 0
+
+
+def _came_to_a_verdict(result: Result) -> bool:
+    return "error" not in result and result["status"] in ("done", "failed")
+
+
+def _rehearsed(name: str, result: Result) -> str:
+    return f"{name:20} {result['seconds']:6.1f} s  {'rehearsed' if _came_to_a_verdict(result) else 'fell'}"
 
 
 def keep(source: Path) -> int:
@@ -273,7 +280,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return rehearse(names, CHECKS, args, Path(folder))
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    return run_all(names, CHECKS, args, out, RESULTS / slug(device), device)
+    results = run_all(names, CHECKS, args, out, RESULTS / slug(device), device)
+    fine = ("done", "skipped", "not started")
+    return 0 if all(result["status"].startswith(fine) for result in results.values()) else 1
 
 
 if __name__ == "__main__":

@@ -179,8 +179,10 @@ def run_all(suite, out, names, monkeypatch, seconds=60, **args):
     monkeypatch.setattr(suite, "run_check", run_check)
     given = SimpleNamespace(**{"minutes": None, "force": False, "pack": None} | args)
     checks = {name: SimpleNamespace(run=None, seconds=seconds, limit_s=90) for name in names}
-    code = suite.run_all(names, checks, given, out, out, "NVIDIA Test")
-    return code, started, json.loads((out / "suite.json").read_text())
+    results = suite.run_all(names, checks, given, out, out, "NVIDIA Test")
+    whole = json.loads((out / "suite.json").read_text())
+    assert whole["checks"].keys() == results.keys()
+    return started, whole
 
 
 def test_what_has_a_result_of_any_date_is_skipped_unless_forced(suite, tmp_path, monkeypatch):
@@ -188,33 +190,41 @@ def test_what_has_a_result_of_any_date_is_skipped_unless_forced(suite, tmp_path,
         (tmp_path / "2026-01-02").mkdir(exist_ok=True)
         (tmp_path / "2026-01-02" / f"{name}.json").write_text(json.dumps({"status": status}))
 
-    code, started, whole = run_all(suite, tmp_path, ["a", "b"], monkeypatch)
-    assert (code, started) == (0, [("b", 90)])
+    started, whole = run_all(suite, tmp_path, ["a", "b"], monkeypatch)
+    assert started == [("b", 90)]
     assert whole["checks"]["a"]["status"].startswith("skipped")
 
-    _, started, _ = run_all(suite, tmp_path, ["a", "b"], monkeypatch, force=True)
+    started, _ = run_all(suite, tmp_path, ["a", "b"], monkeypatch, force=True)
     assert [name for name, _ in started] == ["a", "b"]
 
 
 def test_what_fits_is_ended_in_time_and_what_does_not_fit_is_not_started(suite, tmp_path, monkeypatch, capsys):
-    _, ((name, limit_s),), _ = run_all(suite, tmp_path, ["a"], monkeypatch, minutes=1.2)
+    ((name, limit_s),), _ = run_all(suite, tmp_path, ["a"], monkeypatch, minutes=1.2)
     assert name == "a"
     assert 72 - suite.GRACE_S - 5 < limit_s <= 72 - suite.GRACE_S
 
-    code, started, whole = run_all(suite, tmp_path, ["a"], monkeypatch, minutes=0.5)
-    assert (code, started) == (0, [])
+    started, whole = run_all(suite, tmp_path, ["a"], monkeypatch, minutes=0.5)
+    assert started == []
     assert whole["checks"]["a"]["status"].startswith("not started: takes about 60 s, ")
     assert "not started" in capsys.readouterr().out
 
 
 def test_one_failure_does_not_stop_the_rest_but_is_told(suite, tmp_path, monkeypatch, capsys):
-    code, started, whole = run_all(suite, tmp_path, ["bad", "good"], monkeypatch, pack=tmp_path.parent / "all.tar.gz")
+    started, whole = run_all(suite, tmp_path, ["bad", "good"], monkeypatch, pack=tmp_path.parent / "all.tar.gz")
 
-    assert (code, [name for name, _ in started]) == (1, ["bad", "good"])
+    assert [name for name, _ in started] == ["bad", "good"]
     assert whole["device"] == "NVIDIA Test"
     assert "failed  it" in capsys.readouterr().out
     with tarfile.open(tmp_path.parent / "all.tar.gz") as tar:
         assert "./suite.json" in tar.getnames()
+
+
+def test_the_exit_status_says_whether_something_failed(suite, checks, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "device_name", lambda: "NVIDIA Test")
+    for passed in (True, False):
+        check = checks.Check(lambda folder, passed=passed: {"passed": passed}, 1, 30, "what")
+        monkeypatch.setitem(checks.CHECKS, "doctor", check)
+        assert suite.main(["--only", "doctor", "--out", str(tmp_path)]) == (0 if passed else 1)
 
 
 def test_the_training_step_is_tried_in_sizes_that_memory_allows(checks):
