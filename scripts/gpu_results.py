@@ -13,6 +13,7 @@ import shutil
 import tarfile
 import tempfile
 import textwrap
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from gpuprof.record import Run, load
 from gpuprof.render.budget import budget_chart
 
 Facts = dict[str, Any]
+Result = dict[str, Any]
 
 _PACKAGES = re.compile(r"torch|triton|transformers|numpy|pandas|accelerate|nvidia-", re.IGNORECASE).match
 _FIXTURES = ("counters-*.json.gz", "counters-siglip-ncu-1.csv.gz", "kineto-*.json", "telemetry.csv")
@@ -36,7 +38,8 @@ _HOST = re.compile(r'"(\d+\.){3}\d+"')
 def commit_ready(source: Path, results: Path, fixtures: Path) -> Path:
     """Turn the folder, or the archive, of a suite into results and fixtures; returns the folder of the results.
 
-    A check that was done before on the same day keeps its result where it fails now.
+    A check that was done before on the same day keeps its result and its runs where it fails now, and a recording that
+    is there already is kept. Nothing is written before everything is made.
 
     Args:
         source: what ``--out`` or ``--pack`` of the suite wrote.
@@ -44,30 +47,66 @@ def commit_ready(source: Path, results: Path, fixtures: Path) -> Path:
         fixtures: folder of all recordings for tests.
 
     Raises:
-        GpuprofError: it holds no suite.
+        GpuprofError: it holds no suite, or a rehearsed one.
     """
-    from gpu_suite import slug
+    with _unpacked(source) as folder, tempfile.TemporaryDirectory() as made:
+        device, date, names = _suite(folder, source)
+        from gpu_suite import done, slug
 
-    with _unpacked(source) as folder:
-        try:
-            suite = json.loads((folder / "suite.json").read_text())
-            device, date, names = suite["device"], suite["date"][:10], list(suite["checks"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise GpuprofError(f"{source} holds no results of the GPU suite ({error})") from error
-        target = results / slug(device) / date
-        (target / "runs").mkdir(parents=True, exist_ok=True)
-        for path in sorted((folder / "runs").glob("*.json.gz")):
-            _keep_run(path, target / "runs")
+        target, fresh, recordings = results / slug(device) / date, Path(made) / slug(device) / date, Path(made) / "data"
+        if target.exists():
+            shutil.copytree(target, fresh)
+        (fresh / "runs").mkdir(parents=True, exist_ok=True)
         for name in names:
-            _keep_result(folder / f"{name}.json", target / f"{name}.json")
-        for path in sorted((folder / "runs").glob("*-backward")):
-            shutil.copytree(path, target / "backward", dirs_exist_ok=True)
-        _keep_fixtures(folder / "runs", fixtures / slug(device))
-    _draw(target)
-    text = section(target, device, date)
-    (target / "table.md").write_text(text.replace(f"({slug(device)}/{date}/", "("))
+            path, kept = folder / f"{name}.json", fresh / f"{name}.json"
+            # not started now, or done before
+            if not path.exists() or (done(kept) and not done(path)):
+                continue
+            raw = folder / "runs" / name
+            for run in sorted(raw.glob("*.json.gz")):
+                _keep_run(run, fresh / "runs")
+            for study in sorted(raw.glob("*-backward")):
+                shutil.copytree(study, fresh / "backward", dirs_exist_ok=True)
+            _keep_result(_read(path), kept)
+            if done(kept):
+                _keep_fixtures(raw, recordings)
+        _draw(fresh)
+        text = section(fresh, device, date)
+        (fresh / "table.md").write_text(text.replace(f"({slug(device)}/{date}/", "("))
+        shutil.copytree(fresh, target, dirs_exist_ok=True)
+        there = fixtures / slug(device)
+        for path in sorted(recordings.glob("*")):
+            if not (there / path.name).exists():  # tests know its figures: take the old one away to renew it
+                there.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, there / path.name)
     _put_section(results / "README.md", text)
     return target
+
+
+def _suite(folder: Path, source: Path) -> tuple[str, str, list[str]]:
+    """Device, date and checks of a suite.
+
+    Raises:
+        GpuprofError: it is none, or a rehearsed one.
+    """
+    suite = _read(folder / "suite.json", source)
+    device, date, names = (suite.get(name) for name in ("device", "date", "checks"))
+    known = isinstance(device, str) and re.search(r"\w", device) and isinstance(names, dict) and names
+    if not (known and isinstance(date, str) and re.match(r"\d{4}-\d\d-\d\dT", date)):
+        raise GpuprofError(f"{source} holds no results of the GPU suite: suite.json lacks its device, date or checks")
+    if suite.get("rehearsal"):
+        raise GpuprofError(f"{source} holds a rehearsal: its figures are of no GPU")
+    return device, date[:10], [name for name in names if name in SAYINGS]
+
+
+def _read(path: Path, source: Path | None = None) -> Facts:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise GpuprofError(f"{source or path} holds no results of the GPU suite ({error})") from error
+    if not isinstance(found, dict):
+        raise GpuprofError(f"{source or path} holds no results of the GPU suite: {path.name} is no object")
+    return found
 
 
 @contextmanager
@@ -79,29 +118,24 @@ def _unpacked(source: Path) -> Iterator[Path]:
         try:
             with tarfile.open(source) as tar:
                 tar.extractall(folder, filter="data")
-        except (OSError, tarfile.TarError) as error:
-            raise GpuprofError(f"{source} is neither a folder nor an archive of the GPU suite ({error})") from error
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise GpuprofError(f"{source} is neither a folder nor an archive of the GPU suite ({reason})") from error
         yield Path(folder)
 
 
-def _keep_result(source: Path, target: Path) -> None:
-    if not source.exists():  # it was not started
-        return
-    result = json.loads(source.read_text())
-    if result["status"] != "done" and target.exists() and json.loads(target.read_text())["status"] == "done":
-        return
+def _keep_result(result: Result, target: Path) -> None:
+    result |= {"status": result.get("status", "failed"), "facts": result.get("facts", {})}
     if "environment" in result:
         _cut_platform(result["environment"])
     facts = result["facts"]
     if "versions" in facts:
         facts["versions"] = {name: version for name, version in facts["versions"].items() if _PACKAGES(name)}
-    run = target.parent / "runs" / f"{target.stem}.json.gz"
-    if (
-        target.stem.startswith("counters-") and run.exists()
-    ):  # judged by the rules of today, from what was executed then
-        facts = result["facts"] = {name: facts[name] for name in ("outcome", "run", "mismatches")} | explained(
-            load(run)
-        )
+    path = target.parent / "runs" / f"{target.stem}.json.gz"
+    run = load(path) if target.stem.startswith("counters-") and path.exists() else None
+    if run is not None and run.done("counters"):  # judged by the rules of today, from what was executed then
+        kept = {name: facts[name] for name in ("outcome", "run", "mismatches") if name in facts}
+        facts = result["facts"] = kept | explained(run)
         result["status"] = "done" if facts["passed"] else "failed"
     target.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -129,7 +163,7 @@ def explained(run: Run) -> Facts:
 
 def _cut_platform(environment: Facts) -> None:
     """Of a kernel's release keep the number: what follows names somebody's build of it."""
-    environment["platform"] = re.sub(r"^(\w+ [\d.]+)\S*", r"\1", environment["platform"])
+    environment["platform"] = re.sub(r"^(\w+ [\d.]+)\S*", r"\1", environment.get("platform") or "")
 
 
 def _keep_run(source: Path, target: Path) -> None:
@@ -160,8 +194,9 @@ def _keep_fixtures(source: Path, target: Path) -> None:
 def _draw(target: Path) -> None:
     for name in _DRAWN:
         path = target / "runs" / f"{name}.json.gz"
-        if path.exists():
-            budget_chart(budget(load(path)), target / f"{name}.png")
+        run = load(path) if path.exists() else None
+        if run is not None and all(map(run.done, ("count", "time", "trace"))):
+            budget_chart(budget(run), target / f"{name}.png")
 
 
 # a sentence per finding
@@ -174,16 +209,25 @@ def section(target: Path, device: str, date: str) -> str:
     names = [name for name in ("torch", "transformers", "cuda", "cudnn", "cublas") if environment.get(name)]
     software = ", ".join(f"{name} {environment[name]}" for name in names)
     here = f"{target.parent.name}/{date}"
-    lines = [f"## GPU suite on {device}, {date}", "", f"    python scripts/gpu_suite.py      # {software}", ""]
+    command = f"    python scripts/gpu_suite.py      # {software}" if software else "    python scripts/gpu_suite.py"
+    lines = [f"## GPU suite on {device}, {date}", "", command, ""]
     for name, said in SAYINGS.items():
         if name in found:
             result = found[name]
             judged = "" if result["status"] == "done" else f" **{result['status']}**"
-            text = said(result["facts"]) if result["facts"] else result.get("error", "").strip()
-            lines += _wrapped(f"- [{name}]({here}/{name}.json){judged}: {text}")
+            lines += _wrapped(f"- [{name}]({here}/{name}.json){judged}: {_sentence(result, said)}")
     for path in sorted(target.glob("*.png")):
         lines += ["", f"![{path.stem}: where the step goes]({here}/{path.name})"]
     return "\n".join(lines) + "\n"
+
+
+def _sentence(result: Result, said: Callable[[Facts], str]) -> str:
+    """What a check found; of one that came to no verdict the last that was heard of it."""
+    try:
+        return said(result["facts"])
+    except (LookupError, TypeError, ValueError, AttributeError):  # it ended half-way, with some of its facts or none
+        heard = (result.get("error") or result.get("printed") or "").strip().splitlines()
+        return heard[-1] if heard else f"no more than {', '.join(result['facts']) or 'nothing'} is known of it."
 
 
 def _wrapped(text: str) -> list[str]:
@@ -280,11 +324,12 @@ def _reference_train(facts: Facts) -> str:
     figures = facts["totals"]
     ratio = units.MISSING if figures["backward_ratio"] is None else f"{figures['backward_ratio']:.4f}"
     said = ", ".join(f"{name} {value}" for name, value in facts["options"].items())
+    refused = len(facts["did_not_fit"])
+    larger = f"; {units.number(refused, 'larger step')} did not fit" if refused else ""
     return (
         f"{said}: step {units.duration(figures['step_s'])}, MFU {units.percent(figures['mfu'])}, HFU "
         f"{units.percent(figures['hfu'])}, backward over forward {ratio} by FLOPs, kernels "
-        f"{units.duration(figures['kernel_s'])}, peak {figures['peak_bytes'] / 1e9:.1f} GB allocated; "
-        f"{_no(len(facts['did_not_fit']), 'larger size', 'larger sizes')} did not fit."
+        f"{units.duration(figures['kernel_s'])}, peak {figures['peak_bytes'] / 1e9:.1f} GB allocated{larger}."
     )
 
 

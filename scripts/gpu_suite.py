@@ -53,8 +53,15 @@ def device_name() -> str:
 
 def committed(name: str, kept: Path) -> bool:
     """Whether a result of this check stands in the folder of a device, of any date."""
-    results = (json.loads(path.read_text()) for path in kept.glob(f"*/{name}.json"))
-    return any(result["status"] == "done" for result in results)
+    return any(done(path) for path in kept.glob(f"*/{name}.json"))
+
+
+def done(path: Path) -> bool:
+    """Whether a file is the result of a check that passed."""
+    try:
+        return bool(json.loads(path.read_text())["status"] == "done")
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def tail(text: str) -> str:
@@ -115,7 +122,7 @@ def _alone(name: str, check: Callable[[Path], Mapping[str, Any]], path: Path, pr
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     result: Result = {"check": name, "status": "failed", "facts": {}}
     try:
-        result["facts"] = check(path.parent / "runs")
+        result["facts"] = check(path.parent / "runs" / name)
         result["status"] = "done" if result["facts"].get("passed") else "failed"
     except Exception:  # whatever it is belongs into the result
         result["error"] = tail(traceback.format_exc())
@@ -129,10 +136,11 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def write_suite(out: Path, results: dict[str, Result], device: str) -> None:
+def write_suite(out: Path, results: dict[str, Result], device: str, rehearsal: bool) -> None:
     """How each check went, in one file."""
     whole = {
         "device": device,
+        "rehearsal": rehearsal,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "checks": {name: {k: v for k, v in result.items() if k != "facts"} for name, result in results.items()},
     }
@@ -151,13 +159,13 @@ def chosen(only: str | None, known: Sequence[str]) -> list[str]:
     """The checks to run, in the order in which they are named.
 
     Raises:
-        SystemExit: one of the names is unknown.
+        ValueError: one of the names is unknown.
     """
     if not only:
         return list(known)
     names = list(dict.fromkeys(name.strip() for name in only.split(",") if name.strip()))
     if unknown := [name for name in names if name not in known]:
-        raise SystemExit(f"no check named {', '.join(unknown)}: known are {', '.join(known)}")
+        raise ValueError(f"no check named {', '.join(unknown)}: known are {', '.join(known)}")
     return names
 
 
@@ -169,16 +177,18 @@ def run_all(
     end = time.monotonic() + args.minutes * 60 if args.minutes else float("inf")
     results: dict[str, Result] = {}
     for name in names:
-        left = end - time.monotonic()
+        left = end - time.monotonic() - GRACE_S
         if not args.force and committed(name, kept):
             results[name] = {"check": name, "status": "skipped: there is a committed result"}
+        elif not args.force and done(out / f"{name}.json"):
+            results[name] = {"check": name, "status": "skipped: an earlier call has its result"}
         elif checks[name].seconds > left:
             why = f"not started: takes about {checks[name].seconds} s, {max(left, 0):.0f} s left"
             results[name] = {"check": name, "status": why}
         else:
-            results[name] = run_check(name, checks[name].run, out, min(checks[name].limit_s, left - GRACE_S))
+            results[name] = run_check(name, checks[name].run, out, min(checks[name].limit_s, left))
         print(say(name, results[name]), flush=True)
-        write_suite(out, results, device)  # after each, so that a run that is cut short loses nothing
+        write_suite(out, results, device, args.rehearse)  # after each, so that a run that is cut short loses nothing
         if args.pack:
             pack(out, args.pack)
     return results
@@ -188,13 +198,13 @@ def pack(out: Path, archive: Path) -> None:
     """Everything under the folder as one file."""
     fresh = archive.with_name(f".{archive.name}")
     with tarfile.open(fresh, "w:gz") as tar:
-        tar.add(out, arcname=".")
+        tar.add(out, arcname=".", filter=lambda member: None if archive.name in member.name else member)
     fresh.replace(archive)
 
 
 def list_checks(names: Sequence[str], checks: Mapping[str, Any]) -> None:
     """Name, seconds, limit, devices with a committed result, and what each check is worth; most worth first."""
-    kinds = sorted(folder for folder in RESULTS.iterdir() if folder.is_dir())
+    kinds = sorted(folder for folder in RESULTS.glob("*") if folder.is_dir())
     for name in names:
         there = [kind.name for kind in kinds if committed(name, kind)]
         check = checks[name]
@@ -209,7 +219,7 @@ def rehearse(names: Sequence[str], checks: Mapping[str, Any], args: argparse.Nam
 
     gpu_rehearsal.install(folder)
     gpu_rehearsal.shorten(gpu_checks)
-    out = args.out.resolve()
+    out = args.out or folder / "out"
     out.mkdir(parents=True, exist_ok=True)
     args.force = True
     unhurried = {name: check._replace(limit_s=600) for name, check in checks.items()}
@@ -245,17 +255,37 @@ def keep(source: Path) -> int:
     return 0
 
 
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not minutes > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return minutes
+
+
+def _file(text: str) -> Path:
+    path = Path(text).resolve()
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
+
+
+def _folder(text: str) -> Path:
+    return Path(text).resolve()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="list the checks and stop")
     parser.add_argument("--only", metavar="NAME[,NAME]", help="run these alone, in this order")
-    parser.add_argument("--minutes", type=float, metavar="N", help="end within so many minutes, with the most worth")
+    parser.add_argument("--minutes", type=_minutes, metavar="N", help="end within so many minutes, with the most worth")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", default=ROOT / "gpu-suite", help="where results go (gpu-suite)"
+        "--out", type=_folder, metavar="DIR", help="where results go (gpu-suite); a second call goes on"
     )
-    parser.add_argument("--pack", type=Path, metavar="FILE", help="also keep everything there as one .tar.gz")
-    parser.add_argument("--force", action="store_true", help="run checks that have a committed result too")
-    parser.add_argument("--commit-ready", type=Path, metavar="DIR", help="make results, section and fixtures of them")
+    parser.add_argument("--pack", type=_file, metavar="FILE", help="also keep everything there as one .tar.gz")
+    parser.add_argument("--force", action="store_true", help="run checks that have a result too")
+    parser.add_argument(
+        "--commit-ready", type=_folder, metavar="DIR", help="make results and fixtures of DIR or archive"
+    )
     parser.add_argument("--rehearse", action="store_true", help="run every check's code on a GPU of make-believe")
     args = parser.parse_args(arguments)
     sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]  # it also runs where gpuprof is not installed
@@ -271,14 +301,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     from gpu_checks import CHECKS
 
-    names = chosen(args.only, list(CHECKS))
+    try:
+        names = chosen(args.only, list(CHECKS))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     if args.list:
         list_checks(names, CHECKS)
         return 0
     if args.rehearse:
         with tempfile.TemporaryDirectory() as folder:
             return rehearse(names, CHECKS, args, Path(folder))
-    out = args.out.resolve()
+    out = args.out or ROOT / "gpu-suite"
     out.mkdir(parents=True, exist_ok=True)
     results = run_all(names, CHECKS, args, out, RESULTS / slug(device), device)
     fine = ("done", "skipped", "not started")

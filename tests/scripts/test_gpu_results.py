@@ -38,29 +38,42 @@ def results(monkeypatch):
 def bundle(tmp_path):
     """A suite that was run on a made-up device: a check that passed, one that failed, one that was not started."""
     folder = tmp_path / "out"
-    (folder / "runs").mkdir(parents=True)
+    for name in ("link-train", "recording", "counters-siglip"):
+        (folder / "runs" / name).mkdir(parents=True)
     environment = {"torch": "2.11.0", "platform": "Linux 6.1.2-build7 x86_64"}
-    for name, status, facts in (("doctor", "done", DOCTOR), ("link-train", "failed", LINK)):
+    recording = {"events": 9, "on_device": 4, "passed": True}
+    checks = {"doctor": ("done", DOCTOR), "link-train": ("failed", LINK), "recording": ("done", recording)}
+    for name, (status, facts) in checks.items():
         result = {"check": name, "status": status, "facts": facts, "environment": environment}
         (folder / f"{name}.json").write_text(json.dumps(result))
-    checks = {"doctor": {}, "link-train": {}, "timing": {}}
-    suite = {"device": "NVIDIA T1", "date": "2026-01-02T03:04:05+00:00", "checks": checks}
+    about = {"device": "NVIDIA T1", "rehearsal": False, "date": "2026-01-02T03:04:05+00:00"}
+    suite = about | {"checks": dict.fromkeys((*checks, "timing"), None)}
     (folder / "suite.json").write_text(json.dumps(suite))
     run = gpu_run()
     run.device["uuid"], run.environment["platform"] = "GPU-1", environment["platform"]
-    run.save(folder / "runs" / "link-train.json.gz")
-    (folder / "runs" / "chrome-step.json.gz").write_bytes(gzip.compress(b"{}"))
-    (folder / "runs" / "kineto-step.json").write_text('{"events": []}')
+    run.save(folder / "runs" / "link-train" / "link-train.json.gz")
+    (folder / "runs" / "recording" / "chrome-step.json.gz").write_bytes(gzip.compress(b"{}"))
+    (folder / "runs" / "recording" / "kineto-step.json").write_text('{"events": []}')
     table = '"ID","Host Name"\n"","",\n"0","10.0.0.7"\n'
-    (folder / "runs" / "counters-siglip-ncu-1.csv.gz").write_bytes(gzip.compress(table.encode()))
+    (folder / "runs" / "recording" / "counters-siglip-ncu-1.csv.gz").write_bytes(gzip.compress(table.encode()))
     return folder
+
+
+def rewrite(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_a_suite_becomes_results_a_section_and_fixtures(results, bundle, tmp_path):
     target = results.commit_ready(bundle, tmp_path / "results", tmp_path / "data")
 
     assert target == tmp_path / "results" / "nvidia-t1" / "2026-01-02"
-    assert sorted(path.name for path in target.iterdir()) == ["doctor.json", "link-train.json", "runs", "table.md"]
+    assert sorted(path.name for path in target.iterdir()) == [
+        "doctor.json",
+        "link-train.json",
+        "recording.json",
+        "runs",
+        "table.md",
+    ]
     assert sorted(path.name for path in (target / "runs").iterdir()) == ["link-train.json.gz"]
     assert sorted(path.name for path in (tmp_path / "data" / "nvidia-t1").iterdir()) == [
         "counters-siglip-ncu-1.csv.gz",
@@ -117,15 +130,31 @@ def test_a_second_call_of_the_day_adds_to_the_first_and_takes_nothing_away(resul
     assert "**failed**" not in text
 
 
+def test_a_failure_later_in_the_day_takes_no_run_and_no_recording_away(results, bundle, tmp_path):
+    rewrite(bundle / "link-train.json", status="done")
+    target = results.commit_ready(bundle, tmp_path / "results", tmp_path / "data")
+    run, recording = target / "runs" / "link-train.json.gz", tmp_path / "data" / "nvidia-t1" / "kineto-step.json.gz"
+    before = run.read_bytes(), recording.read_bytes()
+    rewrite(bundle / "link-train.json", status="failed")
+    other = gpu_run()
+    other.workload["name"] = "other"
+    other.save(bundle / "runs" / "link-train" / "link-train.json.gz")
+    (bundle / "runs" / "recording" / "kineto-step.json").write_text('{"events": [1]}')
+
+    results.commit_ready(bundle, tmp_path / "results", tmp_path / "data")
+
+    assert (run.read_bytes(), recording.read_bytes()) == before
+    assert json.loads((target / "link-train.json").read_text())["status"] == "done"
+
+
 def test_executed_flops_are_judged_by_the_rules_of_today(results, bundle, tmp_path):
     run = gpuprof.load(RECORDED / "counters-siglip.json.gz")
-    run.save(bundle / "runs" / "counters-siglip.json.gz")
+    run.save(bundle / "runs" / "counters-siglip" / "counters-siglip.json.gz")
     said = {"status": "done", "facts": run.passes["counters"].facts}
     facts = {"outcome": said, "run": "counters-siglip.json.gz", "mismatches": [], "rows": ["old"], "passed": False}
     result = {"check": "counters-siglip", "status": "failed", "facts": facts}
     (bundle / "counters-siglip.json").write_text(json.dumps(result))
-    suite = json.loads((bundle / "suite.json").read_text())
-    (bundle / "suite.json").write_text(json.dumps(suite | {"checks": {"counters-siglip": {}}}))
+    rewrite(bundle / "suite.json", checks={"counters-siglip": {}})
 
     target = results.commit_ready(bundle, tmp_path / "results", tmp_path / "data")
 
@@ -135,13 +164,57 @@ def test_executed_flops_are_judged_by_the_rules_of_today(results, bundle, tmp_pa
     assert "46 of 46 rows that multiply are explained" in re.sub(r"\n  ", " ", (target / "table.md").read_text())
 
 
-def test_what_is_no_suite_is_refused_in_one_line(results, tmp_path, monkeypatch, capsys):
+def test_a_check_that_ended_half_way_is_said_with_the_last_that_was_heard(results, bundle, tmp_path):
+    (bundle / "timing.json").write_text(json.dumps({"check": "timing", "status": "killed after 9 s", "facts": {}}))
+    half = {
+        "check": "doctor",
+        "status": "failed",
+        "facts": {"findings": []},
+        "error": "Traceback\n  File\nNo: such GPM\n",
+    }
+    (bundle / "doctor.json").write_text(json.dumps(half))
+    (bundle / "link-train.json").write_text(
+        json.dumps({"check": "link-train", "status": "failed", "facts": {"workload": {}, "passed": False}})
+    )
+
+    target = results.commit_ready(bundle, tmp_path / "results", tmp_path / "data")
+
+    lines = (target / "table.md").read_text().splitlines()
+    assert "- [timing](timing.json) **killed after 9 s**: no more than nothing is known of it." in lines
+    assert "- [doctor](doctor.json) **failed**: No: such GPM" in lines
+    assert "- [link-train](link-train.json) **failed**: no more than workload, passed is known of it." in lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rehearsal": True}, "holds a rehearsal"),
+        ({"device": 5}, "lacks its device, date or checks"),
+        ({"device": ""}, "lacks its device"),
+        ({"date": "../../../x"}, "lacks its device"),
+        ({"checks": {}}, "lacks its device"),
+    ],
+)
+def test_what_is_no_suite_of_a_gpu_is_refused_and_nothing_is_written(results, bundle, tmp_path, changes, words):
+    rewrite(bundle / "suite.json", **changes)
+
+    with pytest.raises(GpuprofError, match=words):
+        results.commit_ready(bundle, tmp_path / "results", tmp_path / "data")
+    assert not (tmp_path / "results").exists()
+
+
+def test_what_cannot_be_read_is_refused_in_one_line(results, bundle, tmp_path, capsys):
     import gpu_suite
 
-    with pytest.raises(GpuprofError, match="neither a folder nor an archive"):
-        results.commit_ready(tmp_path / "nothing.tar.gz", tmp_path, tmp_path)
-    assert gpu_suite.main(["--commit-ready", str(tmp_path)]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    with tarfile.open(tmp_path / "whole.tar.gz", "w:gz") as tar:
+        tar.add(bundle, arcname=".")
+    whole = (tmp_path / "whole.tar.gz").read_bytes()
+    (tmp_path / "cut.tar.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.tar.gz").write_text("no archive")
+    (bundle / "doctor.json").write_text('{"check"')
+    for source in ("nothing.tar.gz", "cut.tar.gz", "text.tar.gz", ".", "out"):
+        assert gpu_suite.main(["--commit-ready", str(tmp_path / source)]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_every_check_has_a_saying(results):

@@ -71,7 +71,7 @@ def test_the_list_says_which_kinds_of_device_have_a_result(suite, checks, tmp_pa
 
 def test_checks_run_in_the_order_in_which_they_are_named_and_unknown_ones_are_refused(suite):
     assert suite.chosen("b, a,b", ["a", "b", "c"]) == ["b", "a"]
-    with pytest.raises(SystemExit, match="no check named x: known are a, b"):
+    with pytest.raises(ValueError, match="no check named x: known are a, b"):
         suite.chosen("x", ["a", "b"])
 
 
@@ -101,7 +101,7 @@ def test_a_finished_check_is_what_it_found_and_what_it_printed(suite, tmp_path):
     assert (result["status"], result["facts"]) == ("done", {"x": 1, "passed": True})
     assert "printed" not in result
     assert json.loads((tmp_path / "a.json").read_text()) == result
-    assert (tmp_path / "a.txt").read_text() == "seen runs\n"
+    assert (tmp_path / "a.txt").read_text() == "seen a\n"
 
 
 def test_a_check_that_raises_is_a_failed_result_with_the_reason(suite, tmp_path):
@@ -177,7 +177,7 @@ def run_all(suite, out, names, monkeypatch, seconds=60, **args):
         return {"check": name, "status": "done" if name != "bad" else "failed", "seconds": 1.0, "error": "why\nit"}
 
     monkeypatch.setattr(suite, "run_check", run_check)
-    given = SimpleNamespace(**{"minutes": None, "force": False, "pack": None} | args)
+    given = SimpleNamespace(**{"minutes": None, "force": False, "pack": None, "rehearse": False} | args)
     checks = {name: SimpleNamespace(run=None, seconds=seconds, limit_s=90) for name in names}
     results = suite.run_all(names, checks, given, out, out, "NVIDIA Test")
     whole = json.loads((out / "suite.json").read_text())
@@ -219,12 +219,45 @@ def test_one_failure_does_not_stop_the_rest_but_is_told(suite, tmp_path, monkeyp
         assert "./suite.json" in tar.getnames()
 
 
+def test_a_second_call_goes_on_where_the_first_ended(suite, tmp_path, monkeypatch):
+    (tmp_path / "a.json").write_text('{"status": "done"}')
+    (tmp_path / "b.json").write_text('{"status"')
+
+    started, whole = run_all(suite, tmp_path, ["a", "b"], monkeypatch)
+
+    assert [name for name, _ in started] == ["b"]
+    assert whole["checks"]["a"]["status"] == "skipped: an earlier call has its result"
+    assert whole["rehearsal"] is False
+
+
+def test_an_archive_among_the_results_does_not_hold_itself(suite, tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    for _ in range(2):
+        suite.pack(tmp_path, tmp_path / "all.tar.gz")
+
+    with tarfile.open(tmp_path / "all.tar.gz") as tar:
+        assert sorted(tar.getnames()) == [".", "./a.json"]
+
+
+@pytest.mark.parametrize("wrong", ["--minutes=0", "--minutes=x", "--pack=/no/such/folder/all.tar.gz", "--only=x"])
+def test_wrong_arguments_are_refused_before_anything_runs(suite, monkeypatch, capsys, wrong):
+    monkeypatch.setattr(suite, "device_name", lambda: "NVIDIA Test")
+    monkeypatch.setattr(suite, "run_all", lambda *given: pytest.fail("it ran"))
+
+    try:
+        status = suite.main([wrong])
+    except SystemExit as error:
+        status = error.code
+    assert status == 2
+    assert wrong.partition("=")[2].removesuffix("/all.tar.gz") in capsys.readouterr().err
+
+
 def test_the_exit_status_says_whether_something_failed(suite, checks, tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "device_name", lambda: "NVIDIA Test")
     for passed in (True, False):
         check = checks.Check(lambda folder, passed=passed: {"passed": passed}, 1, 30, "what")
         monkeypatch.setitem(checks.CHECKS, "doctor", check)
-        assert suite.main(["--only", "doctor", "--out", str(tmp_path)]) == (0 if passed else 1)
+        assert suite.main(["--only", "doctor", "--force", "--out", str(tmp_path)]) == (0 if passed else 1)
 
 
 def test_the_training_step_is_tried_in_sizes_that_memory_allows(checks):
