@@ -297,9 +297,11 @@ def test_eager_and_fused_and_masked_attention_cost_the_same_forward_and_backward
     linear = 2 * tokens * (2 * per_layer + hidden * 50)
     # Two layers of two products over 2 x 4 heads of 8.
     attention = 2 * 2 * 2 * 4 * 2 * 8
-    assert full == linear + attention * seq * seq
-    assert causal == linear + attention * seq * (seq + 1) // 2
-    assert (full_backward, causal_backward) == (2 * full, 2 * causal)
+    # some releases multiply the rotary angles of half a head at each position, of no weights and without a backward
+    rotary = full - linear - attention * seq * seq
+    assert rotary in (0, 2 * 4 * seq)
+    assert causal == linear + attention * seq * (seq + 1) // 2 + rotary
+    assert (full_backward, causal_backward) == (2 * (full - rotary), 2 * (causal - rotary))
 
 
 @pytest.mark.parametrize("mask", [None, torch.zeros(5, 5, dtype=torch.bool)])
