@@ -28,7 +28,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
-METHOD = "fork"
 TAIL = 3000
 GRACE_S = 5.0
 """Seconds that a check has to end what it started, once its time is up."""
@@ -81,7 +80,7 @@ def run_check(name: str, check: Callable[[Path], Mapping[str, Any]], out: Path, 
     path, printed = out / f"{name}.json", out / f"{name}.txt"
     path.unlink(missing_ok=True)
     begin = time.perf_counter()
-    child = multiprocessing.get_context(METHOD).Process(target=_alone, args=(name, check, path, printed))
+    child = multiprocessing.get_context("fork").Process(target=_alone, args=(name, check, path, printed))
     child.start()
     child.join(limit_s)
     late = child.is_alive()
