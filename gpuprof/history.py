@@ -21,10 +21,11 @@ from typing import Any
 
 import pandas as pd
 
-from gpuprof import units
+from gpuprof import store_url, units
 from gpuprof.analysis import comparison
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Run, in_utc, load, write_atomically
+from gpuprof.store_url import DRIVERS, FORMS
 
 try:
     import sqlalchemy as sa
@@ -62,18 +63,8 @@ def open_store(url: str | os.PathLike[str], create: bool = True) -> Store:
     Raises:
         GpuprofError: no such URL, driver, folder, server or store; not readable; not a store; of a newer gpuprof.
     """
-    address = _address(url)
-    if address.get_backend_name() == "sqlite":
-        path = Path(str(address.database))
-        if path.is_dir():
-            raise GpuprofError(
-                f"cannot open the store {path}: it is a folder; give a file such as {path / 'history.db'}"
-            )
-        if not path.parent.is_dir():
-            raise GpuprofError(f"cannot open the store {path}: there is no folder {path.parent}; make it first")
-        if not create and not path.exists():
-            raise GpuprofError(f"there is no store {path}: 'gpuprof profile --store' and 'history import' make one")
-    store = Store(address)
+    store_url.check(url, create)
+    store = Store(_address(url))
     try:
         store.migrate(create)
     except GpuprofError:
@@ -432,27 +423,19 @@ _MEANINGS = {
 """What is said of a store for words in the database's own message."""
 
 
-_DRIVERS = {"sqlite": ("pysqlite", "sqlite:///FILE"), "postgresql": ("psycopg", "postgresql+psycopg://")}
-"""The driver of each database, and how it is asked for."""
-
-
 def _address(url: str | os.PathLike[str]) -> sa.URL:
+    """A URL that `store_url.check` has let pass, as SQLAlchemy takes it."""
     text = str(url)
-    if "://" not in text and ":" not in text.partition("/")[0]:
+    if "://" not in text:
         return sa.URL.create("sqlite", database=str(Path(text).expanduser()))
-    forms = "give a path, sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
     try:
         address = sa.make_url(text)
     except (ArgumentError, ValueError) as error:
-        raise GpuprofError(f"the URL of the store cannot be read: {forms}") from error
+        raise GpuprofError(f"the URL of the store cannot be read: {FORMS}") from error
     backend = address.get_backend_name()
-    if backend not in _DRIVERS:
-        raise GpuprofError(f"a store is not kept in {backend}: {forms}")
-    driver, form = _DRIVERS[backend]
-    if address.drivername not in (backend, f"{backend}+{driver}"):
-        raise GpuprofError(f"a store is not kept through {address.drivername}: use {form}")
+    driver, form = DRIVERS[backend]
     if not address.database or (backend == "sqlite" and (address.host or address.database == ":memory:")):
-        raise GpuprofError(f"the URL {address.render_as_string()} names no {backend} database: {forms}")
+        raise GpuprofError(f"the URL {address.render_as_string()} names no {backend} database: {FORMS}")
     if backend == "sqlite" and address.query:
         raise GpuprofError(f"the URL {address.render_as_string()} has a query, which a file has not: give {form}")
     return address.set(drivername=f"{backend}+{driver}")  # of itself SQLAlchemy 2.0 takes psycopg2 for PostgreSQL

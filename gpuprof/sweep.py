@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gpuprof
 from gpuprof.errors import GpuprofError, is_out_of_memory
-from gpuprof.record import Run, load, write_atomically
+
+if TYPE_CHECKING:
+    from gpuprof.record import Run  # which loads pandas, and a plan is checked without
 
 SCHEMA_VERSION = 1
 SIZES = ("seq_len", "batch_size", "prompt_len", "new_tokens", "image_crops")
@@ -93,13 +95,13 @@ def check(points: Sequence[Point], **fixed: Any) -> None:
         fixed: fields of `gpuprof.workload.Options` that all of them share.
 
     Raises:
-        GpuprofError: the options of a point contradict, or are none.
+        GpuprofError: the model of a point is none, or its options contradict, or are none.
     """
-    from gpuprof.workload.options import Options
+    from gpuprof.workload import Options, names
 
     for point in points:
         given: dict[str, Any] = {**fixed, **point.options}
-        Options(**given)
+        names.check(point.model, Options(**given))
 
 
 def read(folder: Path) -> tuple[list[str] | None, list[Point]]:
@@ -126,6 +128,8 @@ def read(folder: Path) -> tuple[list[str] | None, list[Point]]:
 
 def run_of(point: Point, folder: Path) -> Run | None:
     """The saved run of a point, None where there is no whole one."""
+    from gpuprof.record import load
+
     with suppress(GpuprofError):
         return load(point.file(folder))
     return None
@@ -279,6 +283,8 @@ def _reason(complaint: str, code: int) -> str:
 
 
 def _write(folder: Path, options: Sequence[str], points: Sequence[Point]) -> None:
+    from gpuprof.record import write_atomically
+
     data = {
         "gpuprof": "sweep", "schema_version": SCHEMA_VERSION, "options": list(options),
         "points": [asdict(point) for point in points],

@@ -3,10 +3,21 @@
 #   scripts/setup.sh                        .venv: the versions that were tested, constraints.txt
 #   scripts/setup.sh newest                 .venv-newest: the newest of all that pyproject.toml allows, but for torch
 #   scripts/setup.sh TRANSFORMERS [TORCH]   .venv-TRANSFORMERS: that release, and that of torch where its CPU build is had
+# What is no version is refused, and an environment that could not be made whole is removed again.
 # All but .venv hold only what differs from it. A python3 that brings its own torch (the image of a GPU node) lends
 # .venv all it has; there constraints.txt is only for what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+fail() {
+    echo "scripts/setup.sh: $1" >&2
+    exit 2
+}
+for version; do
+    [ "$version" = newest ] || [[ $version =~ ^[0-9]+(\.[0-9]+)+((a|b|rc|\.dev|\.post)[0-9]+)?$ ]] ||
+        fail "'$version' is no version: give a release of transformers such as 5.4.0, and one of torch if need be, or newest"
+done
+[ $# -le 2 ] || fail "$# versions are too many: give one of transformers, and one of torch if need be"
 
 environment=.venv${1:+-$1}
 python=$environment/bin/python
@@ -15,14 +26,14 @@ if [ $# -gt 0 ]; then
     scripts/setup.sh
     lender=.venv/bin/python
 else
-    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-        echo "gpuprof needs python3 of version 3.11 or newer; this one is $(python3 --version)" >&2
-        exit 2
-    }
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        fail "gpuprof needs python3 of version 3.11 or newer; this one is $(python3 --version)"
     lender=python3
 fi
 
+done=$environment/installed
 if [ ! -x "$python" ]; then
+    trap '[ -e "$done" ] || rm -rf "$environment"' EXIT
     "$lender" -m venv "$environment"
     if "$lender" -c 'import torch' 2>/dev/null; then
         "$lender" -c 'if True:
@@ -32,7 +43,6 @@ if [ ! -x "$python" ]; then
         ' > "$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/lent.pth"
     fi
 fi
-done=$environment/installed
 if [ "$done" -nt pyproject.toml ] && [ "$done" -nt constraints.txt ] && [ "$done" -nt scripts/setup.sh ] &&
     { [ $# = 0 ] || [ "$done" -nt .venv/installed ]; } && [ "${1:-}" != newest ]; then
     exit
@@ -59,7 +69,11 @@ else
     if [ "$1" = newest ]; then
         "${pip[@]}" --upgrade --upgrade-strategy eager --editable '.[test]' "torch==$(torch)"
     else
-        "${pip[@]}" "transformers==$1" "torch==$(torch)"
+        if ! said=$("${pip[@]}" "transformers==$1" "torch==$(torch)" 2>&1); then
+            last=${said##*$'\n'}
+            fail "transformers $1 cannot be installed: ${last#ERROR: }"
+        fi
+        [ -z "$said" ] || echo "$said" >&2
     fi
 fi
 touch "$done"

@@ -16,6 +16,7 @@ PACKAGE = Path(gpuprof.__file__).parent
 # from the bottom up: a module may import from its own layer and from those before it
 LAYERS = [
     ("errors", "signals", "units"),
+    ("store_url",),
     ("record",),
     ("reports",),
     ("hardware",),
@@ -44,6 +45,7 @@ TORCH_FREE = [
     "record",
     "reports",
     "sweep",
+    "store_url",
     "history",
     "theory",
     "analysis",
@@ -63,7 +65,7 @@ def net():
     return torch.nn.Sequential(torch.nn.Linear(50, 50), torch.nn.ReLU(), torch.nn.Linear(50, 8)), torch.ones(4, 50)
 """
 
-# the file of the model is there, the run is not
+# the file of the model and the run are there, nothing that is called absent is
 WRONG = [
     ["profile", "smolm2-135m"],
     ["profile", "no/such.py:net"],
@@ -92,6 +94,35 @@ WRONG = [
     ["check", "absent.json"],
     ["ab", "true", "true", "--margin", "much"],
     ["devices", "no such card"],
+    ["sweep", "qwen2-0.5b,nosuch", "-o", "points"],
+    ["sweep", "qwen2-0.5b,no/such.py:net", "-o", "points"],
+    ["sweep", "net.py:net", "--mode", "train,generate", "-o", "points"],
+    ["sweep", "gpt2", "--mode", "dream", "-o", "points"],
+    ["sweep", "gpt2", "--peak-tflops", "-1", "-o", "points"],
+    ["sweep", "gpt2", "--seq-len", "long", "-o", "points"],
+    ["sweep", "gpt2", "--limit", "0", "-o", "points"],
+    ["compare", "run.json", "absent.json"],
+    ["compare", "absent.json", "run.json"],
+    ["check", "run.json", "--against", "absent.json"],
+    ["check", "absent.json", "--against", "run.json"],
+    ["check", "run.json", "--store", "foo://x"],
+    ["check", "run.json", "--store", "absent/history.db"],
+    ["validate", "absent.txt", "gpt2"],
+    ["validate", "absent.txt", "--run", "run.json"],
+    ["validate", "run.json", "--run", "absent.json"],
+    ["budget", "run.json", "--ceilings", "absent.json"],
+    ["ceilings", "--shapes", "absent.json"],
+    ["profile", "gpt2", "--store", "foo://x"],
+    ["profile", "gpt2", "--store", "sqlite+absent:///history.db"],
+    ["profile", "gpt2", "--store", "absent/history.db"],
+    ["profile", "gpt2", "--store", "sqlite:///absent/history.db"],
+    ["history", "import", "absent.json", "--store", "history.db"],
+    ["history", "list", "--store", "absent.db"],
+    ["history", "show", "1", "--store", "absent.db"],
+    ["history", "plot", "--store", "absent.db", "-o", "plot.png"],
+    ["history", "export", "--store", "absent.db", "--to", "runs"],
+    ["history", "accept", "1", "--store", "absent.db"],
+    ["history", "prune", "--store", "absent.db", "--keep", "1"],
 ]
 
 
@@ -130,7 +161,8 @@ def test_every_part_has_a_layer():
 
 def loaded_by(code: str, cwd: Path | None = None) -> list[str]:
     """Which of the heavy libraries a fresh interpreter has after running code."""
-    check = f"{code}\nimport sys; print([name for name in ('torch', 'transformers', 'pandas') if name in sys.modules])"
+    heavy = ("torch", "transformers", "pandas", "sqlalchemy")
+    check = f"{code}\nimport sys; print([name for name in {heavy!r} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     run = subprocess.run(
         [sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=cwd, env=environment
@@ -152,6 +184,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "empty").mkdir()
     (folder / "net.py").write_text(NET)
+    gpuprof.Run({"name": "m", "mode": "train"}, {"type": "cpu", "name": "c"}, {}).save(folder / "run.json")
     return folder
 
 
@@ -183,6 +216,11 @@ def test_what_is_wrong_is_told_before_anything_heavy_is_loaded(folder):
     code = "".join(command(*arguments, status=2) for arguments in WRONG)
 
     assert loaded_by(code, folder) == []
+    assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {"empty", "net.py", "run.json"}
+
+
+def test_a_gpu_that_is_not_there_is_told_before_transformers_is_loaded():
+    assert "transformers" not in loaded_by(command("profile", "gpt2", "--device", "cuda:99", status=2))
 
 
 def test_presets_are_listed_without_anything_heavy():

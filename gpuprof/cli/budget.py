@@ -40,7 +40,7 @@ def budget(
         Path | None,
         typer.Option(
             metavar="FILE", help="Measured rates of this run's products: 'gpuprof ceilings --shapes RUN -o FILE'.",
-            show_default=False,
+            show_default=False, callback=o.readable(),
         ),
     ] = None,
     convention: Annotated[

@@ -40,7 +40,12 @@ def ceilings(
     ] = "",
     shapes: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Also measure every matrix product of this saved run.", show_default=False),
+        typer.Option(
+            metavar="RUN",
+            help="Also measure every matrix product of this saved run.",
+            show_default=False,
+            callback=o.existing,
+        ),
     ] = None,
     seconds: Annotated[
         float, typer.Option(help="About how long for each dtype, for all products of the run, and for copies.")

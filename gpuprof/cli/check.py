@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpuprof.cli import options as o
 from gpuprof.errors import ForeignFileError, GpuprofError
 
 if TYPE_CHECKING:
@@ -41,23 +42,32 @@ Output = Annotated[
 ]
 
 
+def _all_existing(paths: list[Path] | None) -> list[Path] | None:
+    for path in paths or ():
+        o.existing(path)
+    return paths
+
+
 def check(
     head: Annotated[
         Path,
-        typer.Argument(metavar="HEAD", help="A saved run, or a folder of runs: its newest one.", show_default=False),
+        typer.Argument(
+            metavar="HEAD", help="A saved run, or a folder of runs: its newest one.", show_default=False,
+            callback=o.existing,
+        ),
     ],
     against: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="BASE", help="Runs to hold it against: a file, or a folder with files; repeatable. By default "
-            "the others of HEAD's folder, where that is a folder.", show_default=False,
+            "the others of HEAD's folder, where that is a folder.", show_default=False, callback=_all_existing,
         ),
     ] = None,
     store: Annotated[
         str | None,
         typer.Option(
             metavar="URL", help="A run store: hold it against what is accepted there, and keep it with its verdict.",
-            show_default=False,
+            show_default=False, callback=o.storable(create=True),
         ),
     ] = None,
     margin: Margin = "2%",

@@ -23,8 +23,10 @@ class By(StrEnum):
 
 
 def compare(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="A run saved with -o.", show_default=False)],
-    head: Annotated[Path, typer.Argument(metavar="HEAD", help="Another.", show_default=False)],
+    base: Annotated[
+        Path, typer.Argument(metavar="BASE", help="A run saved with -o.", show_default=False, callback=o.existing)
+    ],
+    head: Annotated[Path, typer.Argument(metavar="HEAD", help="Another.", show_default=False, callback=o.existing)],
     by: Annotated[
         By, typer.Option("--by", help="What a row of what moved is; a layer is a module of every layer of a stack.")
     ] = By.layer,

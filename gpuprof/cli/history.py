@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,15 +17,17 @@ history = typer.Typer(
 )
 
 
-StoreOption = Annotated[
-    str,
-    typer.Option(
+def _store(create: bool) -> Any:
+    return typer.Option(
         "--store",
         metavar="URL",
         help="sqlite:///FILE or a path, or postgresql+psycopg://USER@HOST/DATABASE.",
         show_default=False,
-    ),
-]
+        callback=o.storable(create),
+    )
+
+
+StoreOption = Annotated[str, _store(create=False)]
 WorkloadOption = Annotated[
     str, typer.Option("--workload", metavar="KEY", help="Only workloads with this in their key.", show_default=False)
 ]
@@ -116,15 +118,16 @@ def plot(
 @history.command("import")
 def import_(
     files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Runs saved with -o, or exported.")],
-    store: StoreOption,
+    store: Annotated[str, _store(create=True)],
 ) -> None:
     """Store saved runs. One that is there already is not stored again."""
     from gpuprof.errors import GpuprofError
-    from gpuprof.history import NOTES, open_store
 
     for file in files:
         if not file.is_file():  # before a store is made
             raise GpuprofError(f"no file {file}: give runs saved with -o, or the files of an export, FOLDER/*")
+    from gpuprof.history import NOTES, open_store
+
     with open_store(store) as opened:
         added = opened.import_(files)
     there = sum(file.name != NOTES for file in files) - len(added)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from gpuprof.errors import no_run
+from gpuprof import store_url
+from gpuprof.errors import GpuprofError, no_run
 
 
 class Mode(StrEnum):
@@ -81,11 +83,36 @@ class Convention(StrEnum):
 _WORKLOAD, _OUTPUT = "Workload", "Output"
 
 
-def existing(path: Path) -> Path:
-    """A run that is there: told before what reads it is loaded."""
-    if not path.exists():
+def existing(path: Path | None) -> Path | None:
+    """A run that is there, if one is given: told before what reads it is loaded."""
+    if path is not None and not path.exists():
         raise no_run(path)
     return path
+
+
+def readable(what: str = "") -> Callable[[Path | None], Path | None]:
+    """Check of a file that is no run, and what to call it."""
+
+    def check(path: Path | None) -> Path | None:
+        try:
+            if path is not None:
+                path.stat()  # not open: who writes to a pipe would be gone
+        except OSError as error:
+            raise GpuprofError(f"cannot read {what}{path}: {error.strerror or error}") from error
+        return path
+
+    return check
+
+
+def storable(create: bool) -> Callable[[str | None], str | None]:
+    """Check of the URL of a run store, which is made where there is none or has to be there."""
+
+    def check(url: str | None) -> str | None:
+        if url is not None:
+            store_url.check(url, create)
+        return url
+
+    return check
 
 
 RunArgument = Annotated[
@@ -174,6 +201,7 @@ Store = Annotated[
         help="A run store: sqlite:///FILE or a path, or postgresql+psycopg://USER@HOST/DATABASE.",
         show_default=False,
         rich_help_panel=_OUTPUT,
+        callback=storable(create=True),
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no report.", rich_help_panel=_OUTPUT)]

@@ -29,6 +29,7 @@ def validate(
             metavar="REPORT",
             help="A report of calflops, DeepSpeed, ptflops, fvcore, FlopCounterMode or torchinfo.",
             show_default=False,
+            callback=o.readable("report "),
         ),
     ],
     model: Annotated[
@@ -61,6 +62,7 @@ def validate(
     check_output(output)
     if (model is None) == (run is None):
         raise GpuprofError("say what the report is of: MODEL with its options, or --run RUN, and not both")
+    o.existing(run)
     if model is not None:
         o.check_workload(model, chosen, weightless=True)
     from gpuprof.analysis.validation import validate as hold

@@ -35,10 +35,10 @@ def build(reference: str, options: Options, *, weightless: bool = False) -> Work
     kind = check(reference, options, weightless=weightless)
     if kind == "file":
         return _from_file(reference, options, weightless=weightless)
+    device = torch.device("meta") if weightless else resolve_device(options.device)
     from gpuprof.workload import huggingface  # transformers, which a file may do without
     from gpuprof.workload.facts import architecture_facts
 
-    device = torch.device("meta") if weightless else resolve_device(options.device)
     load: Callable[..., huggingface.Loaded] = (
         huggingface.from_preset if kind == "preset" else huggingface.from_pretrained
     )

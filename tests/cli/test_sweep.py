@@ -22,6 +22,7 @@ from gpuprof.errors import GpuprofError
 from gpuprof.render.sweep import FORMATS, sweep_chart
 from gpuprof.render.view import View
 from gpuprof.sweep import DONE, FAILED, NOT_RUN, OUT_OF_MEMORY, TIMED_OUT, Point, grid, read, run_of, sweep, to_run
+from gpuprof.workload import names
 
 CHILD = """
 import os, shutil, subprocess, sys, time
@@ -48,6 +49,7 @@ if model == "wait":
         time.sleep(0.02)
 shutil.copy(Path(__file__).with_name("partial.json.gz" if model == "partial" else "run.json.gz"), path)
 """
+MODELS = ["good", "bad", "oom", "crash", "killed", "hang", "wait", "partial"]
 SHARED = ["--seed", "0"]
 
 
@@ -66,6 +68,7 @@ def child(tmp_path):
 @pytest.fixture
 def folder(tmp_path, monkeypatch, child):
     monkeypatch.setattr(sweeping, "command", lambda: child)
+    monkeypatch.setattr(names, "preset_names", lambda: MODELS)
     return tmp_path / "out"
 
 
@@ -178,7 +181,10 @@ def test_a_folder_holds_points_that_compare(folder):
 
 def started(child, folder, *models):
     """``gpuprof sweep`` in a process of its own, up to where its child waits."""
-    patched = f"import gpuprof.sweep as s; s.command = lambda: {child!r}\nfrom gpuprof.cli import main; main()"
+    patched = (
+        "import gpuprof.sweep as s; from gpuprof.workload import names as n\n"
+        f"s.command = lambda: {child!r}; n.preset_names = lambda: {MODELS!r}\nfrom gpuprof.cli import main; main()"
+    )
     arguments = ["sweep", ",".join(models), "-o", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(Path(gpuprof.__file__).parent.parent)}
     parent = subprocess.Popen(
@@ -395,6 +401,8 @@ def test_a_dry_run_prints_the_commands_and_runs_nothing(folder, cli):
         (["good", "--attention", "sdpa,fast"], "--attention 'fast' is not one of"),
         (["good", "--mode", "train,forward", "--optimizer", "adamw"], "--optimizer is for --mode train"),
         (["good", "--passes", "count,speed"], "no pass named speed"),
+        (["good,nosuch"], "no model 'nosuch'"),
+        (["good,no/such.py:net"], "no file no/such.py"),
         (["good", "--limit", "0"], "--limit must be above 0"),
         (["good", "--peak-tflops", "-1"], "--peak-tflops must be above 0"),
     ],
