@@ -76,7 +76,8 @@ def test_peaks_are_told_by_their_flops_most_first():
         op("angles", "forward", "aten::mm.default", 10) | {"dtype": "float32"},
         op("fc", "forward", "aten::mm.default", 4000),
     ]
-    run = run_of(ops, [kernel_row("fc", "forward", "aten::mm", 0, 50)], 50)
+    kernels = [kernel_row("angles", "forward", "aten::mm", 0, 1), kernel_row("fc", "forward", "aten::mm", 1, 50)]
+    run = run_of(ops, kernels, 51)
     run.device["peaks"] = {"datasheet": {"bfloat16": 100e9, "float32": 10e9}}
     what = budget(run).parts.set_index("part")["what"]["ideal"]
     assert what == "4.010 KFLOPs at bfloat16 100.0 GFLOP/s, float32 10.00 GFLOP/s"
