@@ -157,7 +157,7 @@ def _tensors(value: Any, been: set[int], depth: int) -> Iterator[torch.Tensor]:
     been.add(id(value))
     if isinstance(value, Mapping):
         items: Iterable[Any] = list(value.values())
-    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+    elif isinstance(value, (list, tuple, deque)):
         items = list(value)
     else:
         items = [item for _, item in attributes(value)]
