@@ -152,8 +152,8 @@ class FailsAt(nn.Module):
         return self.linear(x)
 
 
-# with no warm-up and one timed step: a call before the count and one for it, one to time, four and two to trace, one for
-# memory
+# with no warm-up and one timed step: a call before the count and one for it, one to time, four in between,
+# two to trace, one for memory
 @pytest.mark.parametrize(
     ("call", "name"), [(1, "count"), (2, "count"), (3, "time"), (4, "trace"), (9, "trace"), (10, "memory")]
 )
