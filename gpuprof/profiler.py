@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -30,6 +31,9 @@ from gpuprof.workload import Options, Workload, build, from_module
 # of the FLOPs: with the rotary angles of newer transformers, float32 products of one column, every kernel would be
 # replayed again and again for the counters of another dtype
 _WORTH_COUNTING = 1e-4
+
+_MAY_TAKE_TURNS = ("module", "file")
+"""Sources of workloads whose steps may differ in turn, by the step or by what the model keeps."""
 
 _ATTACHED = (
     "an earlier trace of this process left CUPTI attached, so the timed steps may be slower: time in a fresh process"
@@ -226,6 +230,10 @@ def run_passes(
         return outcome
 
     def trace_pass() -> PassOutcome:
+        if run.done("count") and run.workload["source"] in _MAY_TAKE_TURNS:
+            for _ in range(_further(warmup + steps if "time" in wanted else 0)):
+                seeded()
+                workload.step()
         run.kernels, run.estimates, outcome = trace.trace(workload, seeded)
         return outcome
 
@@ -274,9 +282,20 @@ def run_passes(
 
 
 def _say_what_is_withheld(run: Run) -> None:
-    from gpuprof.analysis.consistency import mismatches  # against the layers: analysis reads runs, and here is one
+    # against the layers: analysis reads runs, and here is one
+    from gpuprof.analysis.consistency import mismatches, unchecked
 
-    run.warnings += [line for line in mismatches(run) if line not in run.warnings]
+    found = mismatches(run) or filter(None, [unchecked(run)])
+    run.warnings += [line for line in found if line not in run.warnings]
+
+
+def _further(between: int) -> int:
+    """Steps to run before those of the trace, its warm-up and the traced one, when so many came since the counted one.
+
+    The traced step is then so many after the counted one that no number from 2 to 6 divides it: steps that differ in
+    turn, in a cycle as short as that, are at another one there.
+    """
+    return next(more for more in itertools.count() if math.gcd(between + more + 2, 60) == 1)
 
 
 def _multiplied(run: Run, least: float = 0.0) -> list[str]:

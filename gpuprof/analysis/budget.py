@@ -42,6 +42,9 @@ PART_COLUMNS = ["part", "title", "time_s", "share", "what"]
 LAUNCH_GAP_S = 100e-6
 """A gap up to this is the launch of one operator; in a longer one the host did something else."""
 
+NEGATIVE = "A negative part is work that was faster than the bound it is held against."
+"""Note of a budget with a negative part; a budget without may have one in the rows of a module or class."""
+
 _ALIKE = 0.01
 """Share of the step by which the traced one may be shorter without a word."""
 
@@ -145,7 +148,7 @@ def budget(
     if not name:
         notes.append(f"No ideal time: {run.device.get('peak_remedy') or 'no peak is known of this device'}.")
     if (parts["share"] < -0.0005).any():
-        notes.append("A negative part is work that was faster than the bound it is held against.")
+        notes.append(NEGATIVE)
     return Budget(
         run=run, step_s=step_s, convention=convention_of(run, convention), denominator=name,
         mfu=_share(ops["ideal_s"].sum(skipna=False), step_s),
@@ -463,9 +466,10 @@ def _what(part: str, run: Run, ops: pd.DataFrame, kernels: pd.DataFrame, facts: 
     cuda = run.device.get("type") == "cuda"
     many = f"{len(mine):,} {'kernels' if cuda else 'operators'}"
     if part == "ideal":
-        priced = ops.loc[ops["ideal_s"] > 0, ["dtype", "kind"]].drop_duplicates()
-        dtypes = [peak_dtype(dtype, kind, run) for dtype, kind in priced.itertuples(index=False, name=None)]
-        peaks = [f"{dtype} {units.si(facts['peaks'][dtype], 'FLOP/s')}" for dtype in dict.fromkeys(dtypes)]
+        priced = ops.loc[ops["ideal_s"] > 0, ["dtype", "kind", "flops"]]
+        dtypes = [peak_dtype(dtype, kind, run) for dtype, kind in zip(priced["dtype"], priced["kind"], strict=True)]
+        sums = priced["flops"].groupby(dtypes).sum().sort_values(ascending=False, kind="stable")
+        peaks = [f"{dtype} {units.si(facts['peaks'][dtype], 'FLOP/s')}" for dtype in sums.index]
         return f"{units.si(facts['flops'], 'FLOPs')} at {', '.join(peaks)}" if peaks else ""
     if part == "clock" and "clock_s" in ops:
         return f"SM clock {(sm_clock_hz(run) or 0) / 1e6:,.0f} MHz in the window"
@@ -494,8 +498,9 @@ def _what(part: str, run: Run, ops: pd.DataFrame, kernels: pd.DataFrame, facts: 
         written = part == "attention" and (mine["kind"] != "attention").any()
         how = ", scores written out" if written else ""
         flops = float(work["flops"].fillna(0).sum())
-        rate = flops / float(mine["own_s"].sum()) if mine["own_s"].sum() and not facts["withheld"] else None
-        return f"{took} for {units.si(flops, 'FLOPs')}: {units.si(rate, 'FLOP/s')}{how}"
+        own_s = 0.0 if facts["withheld"] else float(mine["own_s"].sum())
+        rate = f": {units.si(flops / own_s, 'FLOP/s')}" if own_s else ""
+        return f"{took} for {units.si(flops, 'FLOPs')}{rate}{how}"
     if part == "memory":
         return f"{took} in {many}"
     if part == "recompute":

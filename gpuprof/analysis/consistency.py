@@ -29,6 +29,17 @@ def mismatches(run: Run) -> list[str]:
     return [*_of_inputs(run), *_of_calls(run)]
 
 
+def unchecked(run: Run) -> str:
+    """Why nothing can tell that the timed steps did the work of the counted one; empty where something can."""
+    if not (run.done("count") and run.done("time")) or not _unseen(run) or _comparable(run):
+        return ""
+    trace = "" if run.done("trace") else "add trace to the passes, or "
+    return (
+        "the step could not be checked for being one step: not every call in it shows a tensor; "
+        f"{trace}call the model with tensors in it"
+    )
+
+
 def _of_inputs(run: Run) -> Iterator[str]:
     """Inputs of a step that had other shapes when it was timed than when it was counted.
 
@@ -54,11 +65,12 @@ def _of_calls(run: Run) -> Iterator[str]:
 
     Elementwise operators are left out: with a dispatch mode on, autograd sums gradients out of place, and takes some
     apart. So are steps with compiled regions, whose operators are not those that were counted. Shapes are held against
-    each other only in a step whose inputs nobody saw: a router sends another number of rows somewhere else each time.
+    each other only in a step not all of whose inputs were seen: a router sends another number of rows somewhere else
+    each time.
     """
-    if not (run.done("count") and run.done("trace")) or run.passes["trace"].facts.get("compiled"):
+    if not _comparable(run):
         return
-    unseen = run.workload.get("step") == "given" and not run.passes["count"].facts.get("inputs")
+    unseen = _unseen(run)
     counted, traced = _counted_calls(run), _traced_calls(run)
     for phase, op in dict.fromkeys([*counted, *traced]):
         ours, theirs = counted.get((phase, op), Counter()), traced.get((phase, op), Counter())
@@ -70,6 +82,16 @@ def _of_calls(run: Run) -> Iterator[str]:
         elif unseen and not begun and (other := ours - theirs):
             here, there = next(iter(other)), next(iter(theirs - ours))
             yield f"{op} in the {phase}: counted on {here}, traced on {there}: the passes ran different steps"
+
+
+def _comparable(run: Run) -> bool:
+    return run.done("count") and run.done("trace") and not run.passes["trace"].facts.get("compiled")
+
+
+def _unseen(run: Run) -> bool:
+    """Whether a step of the user's own has calls in which no tensor was seen, or none that could be seen."""
+    facts = run.passes["count"].facts
+    return run.workload.get("step") == "given" and not facts.get("inputs_seen", bool(facts.get("inputs")))
 
 
 def _counted_calls(run: Run) -> dict[tuple[str, str], Counter[str]]:

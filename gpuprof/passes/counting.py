@@ -69,17 +69,18 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
         _AttentionCalls(ownership, place := _Place(ownership, phase), fuse=execute is not None) as attending,
         _Counter(place, execute or _run, mark) as counter,
         flex_attention_booked(counter.book),
-        observed_inputs(workload) as shapes,
+        observed_inputs(workload) as inputs,
     ):
         result = workload.step()
-        given = shapes()
+        given = inputs()
     rows, causality, row_of = counter.rows()
     calls: dict[str, int] = {}
     for call in ownership.calls:
         if not call.in_backward:
             calls[call.scope.module] = calls.get(call.scope.module, 0) + 1
     missing = sorted({row["op"] for row in rows if not row["kind"]})
-    facts = {"calls": sum(counter.calls), "ops_without_rule": missing} | ({"inputs": given} if given else {})
+    facts = {"calls": sum(counter.calls), "ops_without_rule": missing}
+    facts |= {"inputs": given.shapes, "inputs_seen": given.seen} if given.shapes else {}
     outcome = PassOutcome("done", facts=facts)
     return Counted(table("ops", rows), module_tree(model, calls, causality), outcome, result, row_of)
 
@@ -118,9 +119,9 @@ def warm_up(workload: Workload) -> str:
     Returns:
         Shapes of the step's inputs, as `observed_inputs` has them.
     """
-    with torch.compiler.set_stance("force_eager"), observed_inputs(workload) as shapes:
+    with torch.compiler.set_stance("force_eager"), observed_inputs(workload) as inputs:
         workload.step()
-        return shapes()
+        return inputs().shapes
 
 
 class _Signature(NamedTuple):

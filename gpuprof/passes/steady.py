@@ -8,6 +8,7 @@ in it, and the versions of the integer tensors that a model may decide by.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from gpuprof.passes import counting
 from gpuprof.passes.failure import let_go
+from gpuprof.passes.objects import attributes
 from gpuprof.passes.weightless import Weightless, execute
 from gpuprof.workload import Workload
 
@@ -124,9 +126,9 @@ def _objects(value: Any, seen: set[int]) -> Iterator[Any]:
         seen.add(id(value))
         if isinstance(value, dict):
             left += [*value.keys(), *value.values()]
-        elif isinstance(value, (list, tuple, set, frozenset)):
+        elif isinstance(value, (list, tuple, set, frozenset, deque)):
             left += value
-        left += [item for name, item in getattr(value, "__dict__", {}).items() if not _TOLD(name)]
+        left += [item for name, item in attributes(value) if not _TOLD(name)]
 
 
 def _same(one: Any, other: Any) -> bool:

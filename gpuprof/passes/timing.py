@@ -35,7 +35,7 @@ def measure(
 
     Returns:
         The ``samples`` table, in seconds, and the outcome; of a step that was given its fact ``inputs`` is the number
-        of timed steps by the shapes of the model's inputs, as `observed_inputs` has them.
+        of timed steps by the shapes of their inputs, as `observed_inputs` has them, if a step was counted before.
     """
     cuda = workload.device.type == "cuda"
     now: Callable[[], Any] = _event if cuda else time.perf_counter
@@ -43,7 +43,7 @@ def measure(
     steps_marks: list[list[tuple[str, Any]]] = []
     references: list[tuple[int, float]] = []
     inputs: Counter[str] = Counter()
-    with observed_inputs(workload) as shapes:
+    with observed_inputs(workload, search=False) as given_now:
         for index in range(warmup + steps):
             before_step()
             marks: list[tuple[str, Any]] = []
@@ -53,7 +53,7 @@ def measure(
                 marks.append(("forward", now()))
                 workload.step()
                 marks.append(("", now()))
-            given = shapes()
+            given = given_now().shapes
             if index >= warmup:
                 inputs[given] += 1
                 if reference is not None and (seconds := reference()):

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.budget import PARTS, Budget, budget_by, idle_owners
+from gpuprof.analysis.budget import NEGATIVE, PARTS, Budget, budget_by, idle_owners
 from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.hints import Hint, hints
 from gpuprof.errors import GpuprofError
@@ -76,7 +76,8 @@ def text(found: Budget, view: View) -> str:
         told += _wrapped(f"{number}. {_sentence(hint)}", view, indent="   ")
     if told:
         parts += [Text(""), Text("What to change first (gains overlap)", style="bold"), *told]
-    notes = found.notes + ([] if view.width >= _ROOMY else ["Not shown at this width: what the parts are made of."])
+    notes = _notes(found, view)
+    notes += [] if view.width >= _ROOMY else ["Not shown at this width: what the parts are made of."]
     parts += [Text("")] if notes else []
     for note in notes:
         parts += _wrapped(note, view)
@@ -97,7 +98,7 @@ def markdown(found: Budget, view: View) -> str:
     sections = [f"{subject(found.run)}\n\n{headline(found)}\n", _piped(rows), _piped(busy)]
     sections += [_piped(waited)] if len(waited) > 2 else []
     sections += ["".join(f"{n}. {_escaped(_sentence(hint))}\n" for n, hint in enumerate(hints(found), 1))]
-    sections += ["".join(f"- {_escaped(note)}\n" for note in found.notes)]
+    sections += ["".join(f"- {_escaped(note)}\n" for note in _notes(found, view))]
     return "\n".join(section for section in sections if section)
 
 
@@ -259,6 +260,12 @@ def _busy(found: Budget, view: View) -> Iterator[tuple[str, str, str, str]]:
             if abs(times[part]) >= 0.02 * abs(row["time_s"])
         )
         yield label or "(root)", units.duration(row["time_s"]), units.percent(row["share"]), of_it
+
+
+def _notes(found: Budget, view: View) -> list[str]:
+    """Those of the budget; a part that is negative in a row alone is said too."""
+    negative = any(" -" in of_it for *_, of_it in _busy(found, view)) and NEGATIVE not in found.notes
+    return [*found.notes, *([NEGATIVE] if negative else [])]
 
 
 def _waited_for(found: Budget) -> list[tuple[str, ...]]:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from gpuprof import units
+from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.modules import convention_by_module, convention_of, counted, totals
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.render.view import View
@@ -78,7 +79,7 @@ def _header(run: Run, convention: str, sums: _Totals) -> Iterator[str]:
     yield "Params are parameters, MACs multiply-accumulate operations;"
     yield "FLOPs and FLOPS both are numbers of floating-point operations, neither is a rate;"
     yield f"fwd is the forward, bwd the backward; counted by gpuprof in the convention {convention};"
-    yield _assumption(convention, sums)
+    yield _assumption(run, convention, sums)
     yield ""
     params = int(run.tree.iloc[0]["trainable_params"]) if len(run.tree) else None
     yield _total("Total Training Params", _short(params, _PARAMS))
@@ -88,7 +89,7 @@ def _header(run: Run, convention: str, sums: _Totals) -> Iterator[str]:
     yield _total("fwd+bwd FLOPs", _long(_plus(sums.flops, sums.flops_backward), "FLOPS"))
 
 
-def _assumption(convention: str, sums: _Totals) -> str:
+def _assumption(run: Run, convention: str, sums: _Totals) -> str:
     takes = "model backpropagation takes {:.2f} times as much computation as forward propagation."
     factor = CONVENTIONS[convention].backward_factor
     if factor is not None:
@@ -99,6 +100,8 @@ def _assumption(convention: str, sums: _Totals) -> str:
         return "no backward ran, and none is assumed: fwd+bwd is the forward alone."
     if not sums.flops:
         return "a backward was counted, and no forward."
+    if reason := withheld(run):
+        return f"a backward was counted; times forward: {reason}"
     ratio = sums.flops_backward / sums.flops
     return f"counted backward is {ratio:.2f}x forward: {takes.format(ratio)}"
 

@@ -71,12 +71,12 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
         yield "Forward", f"{forward} ({other}: {units.si(beside['flops_forward'], 'FLOPs')})"
         if sums["flops_backward"]:
             if sums["backward_ratio"] is None:
-                ratio = f"x forward {sums['withheld']}"
+                ratio = f"; x forward {sums['withheld']}"
             else:
-                ratio = f"{sums['backward_ratio']:.3f} x forward as counted (2.00 is what counters assume)"
+                ratio = f" = {sums['backward_ratio']:.3f} x forward as counted (2.00 is what counters assume)"
             if how.backward_factor is not None:
-                ratio = f"{how.backward_factor} x forward as {convention} assumes, not counted"
-            yield "Backward", f"{units.si(sums['flops_backward'], 'FLOPs')} = {ratio}"
+                ratio = f" = {how.backward_factor} x forward as {convention} assumes, not counted"
+            yield "Backward", f"{units.si(sums['flops_backward'], 'FLOPs')}{ratio}"
         if sums["flops_recompute"]:
             yield (
                 "Recompute",
@@ -163,7 +163,7 @@ def _step(run: Run, sums: dict[str, Any]) -> str:
     # in a generation most positions are the prompt's, and a rate of them is none of tokens
     words = {"tokens": "positions" if run.workload.get("mode") == "generate" else "tokens", "samples": "samples"}
     rates = [f"{units.si(sums[f'{key}_per_s'])} {word}/s" for key, word in words.items() if sums[f"{key}_per_s"]]
-    return "; ".join([text, ", ".join(parts), ", ".join(rates)])
+    return "; ".join(filter(None, [text, ", ".join(parts), ", ".join(rates)]))
 
 
 def _achieved(run: Run, view: View, sums: dict[str, Any]) -> str:

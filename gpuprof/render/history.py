@@ -147,11 +147,12 @@ def _verdict(row: dict[str, Any]) -> str:
 
 def _sentences(one: Series, limit: int) -> list[str]:
     lines = []
-    if mfu := mfu_of(one.runs):
+    mfu = mfu_of(one.runs)
+    if mfu:
         followed = "" if mfu == one.metric else ", which is measured anew, so that changes are those of the step"
         lines.append(f"MFU is by the {mfu.removeprefix('mfu_')} peak{followed}; figures are medians of valid launches.")
-        if one.runs[mfu].tail(limit).isna().any():
-            lines.append("A run without an MFU has none or has it withheld: 'gpuprof history show' of it says why.")
+    if not mfu or one.runs[mfu].tail(limit).isna().any():
+        lines.append("A run without an MFU has none or has it withheld: 'gpuprof history show' of it says why.")
     if len(one.runs) > limit:
         lines.append(f"The newest {limit} of {len(one.runs)} runs.")
     for change in one.changes:

@@ -25,11 +25,12 @@ class Workload:
             `file` or `module`), `architecture`, `mode`, every option as resolved, `loss`, `weights`
             (`random`, `loaded` or `none`), `inputs` (a list of `name`, `shape`, `dtype`), `tokens_per_step`
             (positions of text that one step processes, encoder and decoder together; None where there is
-            no text), `samples_per_step`, `notes` and `facts` (the architecture as closed formulas ask for it, see
-            `gpuprof.theory.Architecture`; None where it is not known).
+            no text), `samples_per_step` (None where no inputs are given), `notes` and `facts` (the architecture as
+            closed formulas ask for it, see `gpuprof.theory.Architecture`; None where it is not known).
         device: Where the step runs; `meta` for a workload without weights.
         optimizer: What the step updates the parameters with.
         owned: The model was made for this run, so nobody minds what becomes of it.
+        called: Modules of the model that a given step calls itself, none below another; None until a step was observed.
         recipe: Reference and `Options` that `gpuprof.workload.build` made it from; None of a module that was given.
     """
 
@@ -39,6 +40,7 @@ class Workload:
     device: torch.device
     optimizer: torch.optim.Optimizer | None = None
     owned: bool = False
+    called: set[torch.nn.Module] | None = None
     recipe: tuple[str, Options] | None = None
 
 
@@ -117,8 +119,8 @@ def _facts(model: torch.nn.Module, description: dict[str, Any]) -> dict[str, Any
 def describe_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """What the inputs say of a step: `inputs`, `tokens_per_step` and `samples_per_step`.
 
-    The samples are the first dimension of the first tensor; the tokens are known where a tensor is called
-    `input_ids`.
+    The samples are the first dimension of the first tensor, None where no tensor is given; the tokens are known where
+    a tensor is called `input_ids`.
     """
     named = list(_named(dict(enumerate(args)), "")) + list(_named(kwargs, ""))
     ids = [tensor for name, tensor in named if name.rpartition(".")[2] == "input_ids"]
@@ -127,7 +129,7 @@ def describe_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str,
             {"name": name, "shape": list(tensor.shape), "dtype": dtype_name(tensor.dtype)} for name, tensor in named
         ],
         "tokens_per_step": ids[0].numel() if ids else None,
-        "samples_per_step": named[0][1].shape[0] if named and named[0][1].dim() else 1,
+        "samples_per_step": (named[0][1].shape[0] if named[0][1].dim() else 1) if named else None,
     }
 
 

@@ -71,6 +71,18 @@ def test_a_product_exactly_at_peak_is_100_percent():
     assert f"{100 * found.mfu:.1f}" == "100.0"
 
 
+def test_peaks_are_told_by_their_flops_most_first():
+    ops = [
+        op("angles", "forward", "aten::mm.default", 10) | {"dtype": "float32"},
+        op("fc", "forward", "aten::mm.default", 4000),
+    ]
+    kernels = [kernel_row("angles", "forward", "aten::mm", 0, 1), kernel_row("fc", "forward", "aten::mm", 1, 50)]
+    run = run_of(ops, kernels, 51)
+    run.device["peaks"] = {"datasheet": {"bfloat16": 100e9, "float32": 10e9}}
+    what = budget(run).parts.set_index("part")["what"]["ideal"]
+    assert what == "4.010 KFLOPs at bfloat16 100.0 GFLOP/s, float32 10.00 GFLOP/s"
+
+
 def test_an_operator_of_two_kernels_is_not_counted_twice():
     kernels = [
         kernel_row("fc", "forward", "aten::mm", at, 40, kernel=name) for at, name in ((0, "gemm"), (40, "splitK"))

@@ -10,7 +10,7 @@ from gpuprof.analysis.backward import backward_ratios, whole
 from gpuprof.analysis.budget import budget
 from gpuprof.analysis.check import check
 from gpuprof.analysis.comparison import launches
-from gpuprof.analysis.consistency import mismatches, withheld
+from gpuprof.analysis.consistency import mismatches, unchecked, withheld
 from gpuprof.analysis.memory import account
 from gpuprof.analysis.modules import by_class, by_module, by_op, by_phase, totals
 from gpuprof.analysis.roofline import roofline
@@ -110,6 +110,31 @@ def test_shapes_are_compared_only_where_no_inputs_were_seen():
     assert mismatches(run) == []
 
 
+def given(facts, passes=("count", "time")):
+    run = gpu_run()
+    run.workload["step"] = "given"
+    run.passes = {name: run.passes[name] for name in passes}
+    run.passes["count"].facts = facts
+    return run
+
+
+UNCHECKED = "the step could not be checked for being one step: not every call in it shows a tensor; "
+
+
+def test_what_could_not_be_checked_is_said():
+    add, call = "add trace to the passes, or ", "call the model with tensors in it"
+    assert unchecked(gpu_run()) == ""
+    assert unchecked(given({})) == UNCHECKED + add + call
+    assert unchecked(given({"inputs": "no tensor", "inputs_seen": False})) == UNCHECKED + add + call
+    assert unchecked(given({"inputs": "4x8", "inputs_seen": True})) == ""
+    assert unchecked(given({"inputs": "4x8"})) == ""  # of a run that was saved before there was the other
+    assert unchecked(given({}, ("count",))) == ""
+    traced = given({}, ("count", "time", "trace"))
+    assert unchecked(traced) == ""
+    traced.passes["trace"].facts["compiled"] = True
+    assert unchecked(traced) == UNCHECKED + call
+
+
 REASON = "withheld: aten::mm in the forward: counted 4 calls, traced 3: the passes ran different steps"
 
 
@@ -157,6 +182,9 @@ def test_the_budget(differing):
     assert parts[["ideal", "clock", "memory_bytes", "matmul_shape"]].isna().all()
     assert parts.sum() == pytest.approx(found.step_s)
     assert f"MFU, FLOP/s and all that FLOPs would explain are {REASON}." in found.notes
+    what = found.parts.set_index("part")["what"]
+    assert what["matmul"] == "400.0 ns for 12.00 KFLOPs"
+    assert budget(gpu_run()).parts.set_index("part")["what"]["matmul"] == "400.0 ns for 12.00 KFLOPs: 30.00 GFLOP/s"
 
 
 def test_the_roofline(differing):
@@ -190,7 +218,7 @@ def test_every_report_says_why_and_shows_no_rate(differing):
     wide = View(width=400)
     tree = render(differing, "tree", wide)
     assert f"FLOP/s and MFU {REASON}" in tree
-    assert f"8.000 KFLOPs = x forward {REASON}" in tree
+    assert f"8.000 KFLOPs; x forward {REASON}" in tree
     assert "HFU" not in tree
     assert tree.count("MFU %") == 1
     lines = tree[tree.index("MFU %") :].splitlines()[1:5]  # the model, its layers in one line, and their head
@@ -200,6 +228,9 @@ def test_every_report_says_why_and_shows_no_rate(differing):
     assert {row["withheld"] for row in json.loads(render(differing, "json"))} == {REASON}
     assert REASON in render(differing, "csv")
     assert "withheld" not in render(gpu_run(), "csv")
+    assert f"a backward was counted; times forward: {REASON}\n" in render(differing, "calflops")
+    assert "2.00" not in render(differing, "calflops").partition("Total Training")[0]
+    assert "counted backward is 2.00x forward" in render(gpu_run(), "calflops")
 
 
 def test_the_verbs_and_the_page_say_why(differing):

@@ -97,6 +97,17 @@ def test_the_list_has_a_table_for_each_series_and_its_changes(filled):
     assert len(other.splitlines()) == 2 + 2 + 1
 
 
+def test_a_list_without_any_mfu_says_where_the_reason_is(tmp_path):
+    with open_store(tmp_path / "history.db") as opened:
+        for number in (1, 2):
+            made = night(number, 480e-9)
+            made.ops.loc[0, "calls"] = 2  # of one that was traced
+            opened.add(made)
+    lines = text_of("list", "--store", tmp_path / "history.db").splitlines()
+    assert lines[1].split() == "run date launches step".split()
+    assert lines[-1] == "A run without an MFU has none or has it withheld: 'gpuprof history show' of it says why."
+
+
 def test_the_list_can_be_shorter(filled):
     lines = text_of("list", "--store", filled, "--workload", "net-", "--limit", "3").splitlines()
 

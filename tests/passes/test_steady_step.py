@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -124,12 +125,23 @@ def a_cache_in_an_object(model):
     model.cache.keys.append(1)
 
 
+def an_item_in_a_queue(model):
+    model.queue.append(1)
+
+
+def a_number_in_a_slot(model):
+    model.slotted.unset = 1
+
+
 def a_replaced_tensor(model):
     model.scale = model.scale + 1
 
 
 def a_lazy_parameter(model):
     model.lazy(torch.zeros(1, 3))
+
+
+WAYS = [a_flag, a_cache_in_an_object, an_item_in_a_queue, a_number_in_a_slot, a_replaced_tensor, a_lazy_parameter]
 
 
 class Keeping(nn.Module):
@@ -140,11 +152,13 @@ class Keeping(nn.Module):
         self.norm = nn.BatchNorm1d(4)
         self.lazy = nn.LazyLinear(2)
         self.cache = SimpleNamespace(keys=[])
+        self.queue = deque([0], maxlen=2)
+        self.slotted = Slotted(None)
         self.config = SimpleNamespace(problem=None)
         self.cache.itself = self.cache
 
 
-@pytest.mark.parametrize("what", [a_flag, a_cache_in_an_object, a_replaced_tensor, a_lazy_parameter])
+@pytest.mark.parametrize("what", WAYS)
 def test_what_a_step_leaves_in_a_model(what):
     model = Keeping()
     before = held(model)
@@ -243,20 +257,130 @@ def test_a_step_that_calls_children_one_by_one():
     model = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
     run = profile(model, training(model, [1, 2], call=lambda x: model[1](model[0](x))))
     assert run.warnings[0].startswith(
-        "the inputs of the step vary: counted at 2x256 (2 calls), 2 of 4 timed steps at 1x256 (2 calls);"
+        "the inputs of the step vary: counted at 0: 2x256, 1: 2x256, 2 of 4 timed steps at 0: 1x256, 1: 1x256;"
     )
 
 
 def test_a_step_whose_inputs_nobody_sees_is_held_against_the_trace():
-    model = nn.ModuleDict({"inner": nn.ModuleDict({"layer": nn.Linear(WIDTH, WIDTH)})})
-    layer = model["inner"]["layer"]
-    run = profile(model, training(model, [1, 1, 1, 1, 1, 1, 1, 1, 2], call=layer))  # the ninth is traced
+    model = nn.Linear(WIDTH, WIDTH)
+
+    def call(x):
+        return nn.functional.linear(x, model.weight, model.bias)
+
+    run = profile(model, training(model, [1, 1, 1, 1, 1, 1, 1, 1, 2], call=call))  # the ninth is traced
     assert run.warnings == [
         "aten::addmm in the forward: counted on 256 1x256 256x256, traced on 256 2x256 256x256: the passes ran "
         "different steps",
         "aten::mm in the backward: counted on 256x1 1x256, traced on 256x2 2x256: the passes ran different steps",
     ]
-    assert profile(model, training(model, [3], call=layer)).warnings == []
+    assert profile(model, training(model, [3], call=call)).warnings == []
+    alone = gpuprof.profile(model, step=training(model, [1, 2], call=call), passes=["count", "time"])
+    assert alone.warnings == [
+        "the step could not be checked for being one step: not every call in it shows a tensor; add trace to the "
+        "passes, or call the model with tensors in it"
+    ]
+
+
+class Slotted:
+    __slots__ = ("__x", "unset")
+
+    def __init__(self, x):
+        self.__x = x
+
+    def taken(self):
+        return self.__x
+
+
+class Unpacking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, batch, scale=None, times=1):
+        x = batch if isinstance(batch, torch.Tensor) else batch.taken() if isinstance(batch, Slotted) else batch.x
+        for _ in range(times):
+            x = self.linear(x)
+        return x
+
+
+CALLS = {  # of a model with a batch of 8, 1024 and 16, and what is said of the first of them
+    "object": (lambda model, x: model(SimpleNamespace(x=x, it=model)), "8x256"),
+    "slots": (lambda model, x: model(Slotted(x)), "8x256"),
+    "constant beside": (lambda model, x: model(SimpleNamespace(x=x), torch.ones(1)), "8x256 1"),
+    "twice": (lambda model, x: model(SimpleNamespace(x=x)) + model(SimpleNamespace(x=x)), "8x256 (2 calls)"),
+    "deeper": (lambda model, x: model.linear(x), "linear: 8x256"),
+    "number": (lambda model, x: model(torch.zeros(2, WIDTH), times=len(x) // 8), "2x256 times=1"),
+}
+
+
+@pytest.mark.parametrize(("call", "first"), CALLS.values(), ids=CALLS)
+def test_a_cycle_that_fits_the_number_of_steps(call, first):
+    model = Unpacking()
+    step = training(model, [8, 1024, 16], call=lambda x: call(model, x))
+    run = gpuprof.profile(model, step=step, passes=["count", "time"], warmup=1, steps=3)  # timed: 8, 1024, 16
+    (line,) = run.warnings
+    counted = first.replace("8x", "1024x").replace("=1", "=128")
+    assert line == (
+        f"the inputs of the step vary: counted at {counted}, 2 of 3 timed steps at {first} and others; let the step "
+        "take batches of one shape"
+    )
+    steady = gpuprof.profile(model, step=training(model, [8], call=lambda x: call(model, x)), passes=["count", "time"])
+    assert steady.warnings == []
+    assert steady.passes["time"].facts["inputs"] == {first: 3}
+
+
+def test_modules_that_take_turns_on_the_same_input():
+    model = nn.ModuleDict({"made": nn.Linear(WIDTH, WIDTH), "judged": nn.Linear(WIDTH, 4)})
+    turns = itertools.cycle(model.values())
+    run = gpuprof.profile(model, step=training(model, [8], call=lambda x: next(turns)(x)), passes=["count", "time"])
+    assert run.warnings == [
+        "the inputs of the step vary: counted at judged: 8x256, 1 of 3 timed steps at made: 8x256; let the step take "
+        "batches of one shape"
+    ]
+
+
+def test_the_order_of_calls_is_no_other_work():
+    model = nn.Linear(WIDTH, WIDTH)
+    turns = itertools.cycle([(8, 16), (16, 8)])
+    run = profile(model, lambda: sum(model(torch.zeros(length, WIDTH)).sum() for length in next(turns)).backward())
+    assert run.warnings == []
+    assert run.passes["time"].facts["inputs"] == {"16x256, 8x256": 4}
+
+
+def test_a_part_that_is_called_alone_and_in_the_model():
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH))
+    run = profile(model, training(model, [8], call=lambda x: model(model[0](x))))
+    assert run.warnings == []
+    assert run.passes["time"].facts["inputs"] == {"8x256": 4}
+
+
+def test_a_part_that_two_others_share():
+    shared = nn.Linear(WIDTH, WIDTH)
+    model = nn.ModuleDict({"shared": shared, "first": nn.Sequential(shared), "second": nn.Sequential(shared)})
+    run = profile(model, training(model, [8], call=lambda x: model["second"](model["first"](x))))
+    assert run.warnings == []
+    assert run.passes["time"].facts["inputs"] == {"first: 8x256, second: 8x256": 4}
+
+
+class TakingTurns(nn.Linear):
+    turn = 0
+
+    def forward(self, x):
+        self.turn += 1
+        for _ in range(self.cycle[self.turn % len(self.cycle)]):
+            x = super().forward(x)
+        return x
+
+
+@pytest.mark.parametrize("length", [2, 3, 4, 5, 6])
+def test_a_model_whose_steps_take_turns_is_traced_at_another_than_counted(length):
+    model = TakingTurns(4, 4)
+    model.cycle = [*range(1, length + 1)]  # the second step is counted
+    run = gpuprof.profile(model, torch.zeros(2, 4), mode="forward", passes=["count", "time", "trace"])
+    at = [model.cycle[step % length] for step in (2, 2 + 1 + 3 + 1 + 2)]  # a warm-up, three, one more, two of the trace
+    assert run.warnings == [
+        f"aten::addmm in the forward: counted {at[0]} calls, traced {at[1]}: the passes ran different steps"
+    ]
 
 
 def test_a_model_compiled_in_place_is_seen_from_outside():

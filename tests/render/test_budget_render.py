@@ -92,6 +92,20 @@ def test_a_negative_part_is_marked():
     assert "A negative part is work that was faster than the bound" in text
 
 
+def test_a_part_that_is_negative_in_one_class_alone_is_said_too():
+    run = gpu_run()
+    run.device["peaks"] = {"datasheet": {"bfloat16": 100e9}}
+    run.tree["class"] = [f"Class{number}" for number in range(len(run.tree))]
+    run.ops["flops_causal"] = [12_000 if number == 0 else 0 for number in range(len(run.ops))]  # 120 ns, too many
+    found = budget(run)
+    note = "A negative part is work that was faster than the bound it is held against."
+    assert (found.parts["time_s"].fillna(0) >= 0).all()
+    assert note not in found.notes
+    for format in ("text", "markdown"):
+        assert note in render_budget(found, format, View(by="part", width=200))
+    assert note not in shown()
+
+
 def test_markdown_has_the_same_sections():
     text = render_budget(budget(idle_run()), "markdown")
 

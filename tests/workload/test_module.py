@@ -147,3 +147,9 @@ def test_losses_that_cannot_be():
         from_module(nn.Linear(4, 3), (torch.ones(2, 4),), loss=lambda output: output).step()
     with pytest.raises(GpuprofError, match="holds no floating tensor that needs a gradient"):
         find_loss({"ids": torch.ones(2, dtype=torch.long), "constant": torch.ones(2)})
+
+
+def test_samples_of_a_step_without_inputs_are_not_known():
+    model = nn.Linear(4, 3)
+    assert from_module(model, step=lambda: model(torch.ones(8, 4)).sum()).description["samples_per_step"] is None
+    assert from_module(model, (torch.tensor(1.0),), mode="forward").description["samples_per_step"] == 1
