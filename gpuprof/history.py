@@ -21,10 +21,10 @@ from typing import Any
 
 import pandas as pd
 
-from gpuprof import store_url, units
+from gpuprof import dates, store_url, units
 from gpuprof.analysis import comparison
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run, in_utc, load, write_atomically
+from gpuprof.record import Run, load, write_atomically
 from gpuprof.store_url import DRIVERS, FORMS
 
 try:
@@ -277,7 +277,7 @@ class Store:
             raise GpuprofError(f"cannot keep {keep} runs: give 0 or more")
         where = _filter(workload)
         if before:
-            where.append(_RUNS.c.date < _utc(before))
+            where.append(_RUNS.c.date < dates.kept(before))
         with self._transaction(write=not dry_run) as connection:
             runs = _frame(connection, _runs(*where))
             if keep is not None:
@@ -511,7 +511,7 @@ def _filter(workload: str = "", fingerprint: str = "", since: str = "") -> list[
     if fingerprint:
         where.append(_RUNS.c.fingerprint == fingerprint)
     if since:
-        where.append(_RUNS.c.date >= _utc(since))
+        where.append(_RUNS.c.date >= dates.kept(since))
     return where
 
 
@@ -569,14 +569,7 @@ def _run(content: bytes, identity: str) -> Run:
 def _date(run: Run) -> str:
     if not run.environment.get("date"):
         raise GpuprofError(f"the run of {run.workload['name']} has no date, so it has no place in a history")
-    return _utc(run.environment["date"])
-
-
-def _utc(text: str) -> str:
-    try:
-        return in_utc(text).isoformat(timespec="seconds")
-    except ValueError as error:
-        raise GpuprofError(f"{error}: give one such as 2026-01-31 or 2026-01-31T12:00") from error
+    return dates.kept(run.environment["date"])
 
 
 def _notes(folder: Path) -> dict[str, dict[str, Any]]:

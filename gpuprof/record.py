@@ -9,12 +9,12 @@ import os
 import tempfile
 import zlib
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
+from gpuprof.dates import in_utc
 from gpuprof.errors import ForeignFileError, GpuprofError, no_run
 
 SCHEMA_VERSION = 2
@@ -357,19 +357,6 @@ def _check_facts(data: dict[str, Any]) -> None:
     for peaks in data["device"].get("peaks", {}).values():
         if not all(_is_number(peak) and peak > 0 for peak in peaks.values()):
             raise ValueError("device.peaks holds what is no peak")
-
-
-def in_utc(date: str) -> datetime:
-    """The moment of a date, with or without a time; without an offset it is UTC already.
-
-    Raises:
-        ValueError: it is not ISO 8601, or beyond the years that there are.
-    """
-    try:
-        moment = datetime.fromisoformat(date)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
-    except (OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"no date {date!r}") from error
 
 
 def _is_number(value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gpuprof.cli import options as o
+from gpuprof.pictures import check_picture
 
 
 class By(StrEnum):
@@ -37,13 +38,13 @@ def backward(
 
     check_output(output)
     check_output(chart)
-    from gpuprof.record import load, write_atomically
-    from gpuprof.render.backward import render_backward
-    from gpuprof.render.charts import backward_chart, check_picture
-    from gpuprof.render.view import View
-
     if chart is not None:
         check_picture(chart)
+    from gpuprof.record import load, write_atomically
+    from gpuprof.render.backward import render_backward
+    from gpuprof.render.charts import backward_chart
+    from gpuprof.render.view import View
+
     view = View(by=by.value, depth=depth, top=top, width=terminal_width(), color=in_color() and output is None)
     loaded = load(run)
     text = render_backward(loaded, format.value, view)

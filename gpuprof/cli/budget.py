@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from gpuprof.cli import options as o
+from gpuprof.pictures import check_picture
 
 
 class By(StrEnum):
@@ -61,15 +62,14 @@ def budget(
 
     check_output(output)
     check_output(chart)
+    if chart is not None:
+        check_picture(chart)
     from gpuprof.analysis.budget import budget as budget_of
     from gpuprof.analysis.budget import read_ceilings
     from gpuprof.record import load, write_atomically
     from gpuprof.render.budget import budget_chart, render_budget
-    from gpuprof.render.charts import check_picture
     from gpuprof.render.view import View
 
-    if chart is not None:
-        check_picture(chart)
     loaded = load(run)
     found = budget_of(
         loaded,

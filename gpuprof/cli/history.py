@@ -32,7 +32,10 @@ WorkloadOption = Annotated[
     str, typer.Option("--workload", metavar="KEY", help="Only workloads with this in their key.", show_default=False)
 ]
 SinceOption = Annotated[
-    str, typer.Option("--since", metavar="DATE", help="Only runs from this date on (UTC).", show_default=False)
+    str,
+    typer.Option(
+        "--since", metavar="DATE", help="Only runs from this date on (UTC).", show_default=False, callback=o.dated
+    ),
 ]
 RunArgument = Annotated[str, typer.Argument(metavar="ID", help="Of a run, or its beginning.", show_default=False)]
 
@@ -87,15 +90,16 @@ def plot(
     ] = "",
 ) -> None:
     """Draw one workload over time, with changes, commits and verdicts."""
-    from gpuprof.analysis.changepoints import series_of
     from gpuprof.cli.output import check_output
     from gpuprof.errors import GpuprofError
-    from gpuprof.history import open_store
-    from gpuprof.render.charts import check_picture
-    from gpuprof.render.history import history_chart
+    from gpuprof.pictures import check_picture
 
     check_output(output)
     check_picture(output)
+    from gpuprof.analysis.changepoints import series_of
+    from gpuprof.history import open_store
+    from gpuprof.render.history import history_chart
+
     with open_store(store, create=False) as opened:
         runs = opened.runs(workload, fingerprint, since)
         keys = sorted(set(runs["workload"]))
@@ -169,7 +173,9 @@ def accept(
 @history.command()
 def prune(
     store: StoreOption,
-    before: Annotated[str, typer.Option(metavar="DATE", help="Runs from before this date (UTC).")] = "",
+    before: Annotated[
+        str, typer.Option(metavar="DATE", help="Runs from before this date (UTC).", callback=o.dated)
+    ] = "",
     keep: Annotated[int | None, typer.Option(min=0, help="All but so many of each series, the newest.")] = None,
     workload: WorkloadOption = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from gpuprof.cli import options as o
+from gpuprof.pictures import check_picture
 
 
 class Fit(StrEnum):
@@ -52,6 +53,8 @@ def memory(
 
     check_output(output)
     check_output(chart)
+    if chart is not None:
+        check_picture(chart)
     if room is not None and fit is None:
         raise GpuprofError("--memory is the room for --fit batch or --fit seq: give one of these too")
     if room is not None and not 0 < room < math.inf:
@@ -63,12 +66,9 @@ def memory(
     if fit is not None and fixed[fit][1] is not None:
         raise GpuprofError(f"--fit {fit.value} looks for {fixed[fit][0]}: leave that out")
     from gpuprof.record import load, write_atomically
-    from gpuprof.render.charts import check_picture
     from gpuprof.render.memory import memory_chart, render_memory
     from gpuprof.render.view import View
 
-    if chart is not None:
-        check_picture(chart)
     loaded, found = load(run), None
     if fit is not None or batch_size is not None or seq_len is not None:
         from gpuprof.fit import What, forecast  # loads torch, as nothing else here does

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpuprof import store_url
+from gpuprof import dates, store_url
 from gpuprof.errors import GpuprofError, no_run
 
 
@@ -113,6 +113,13 @@ def storable(create: bool) -> Callable[[str | None], str | None]:
         return url
 
     return check
+
+
+def dated(date: str) -> str:
+    """Check of a date, where one is given."""
+    if date:
+        dates.kept(date)
+    return date
 
 
 RunArgument = Annotated[

@@ -19,8 +19,9 @@ from gpuprof.analysis.budget import NEGATIVE, PARTS, Budget, budget_by, idle_own
 from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.hints import Hint, hints
 from gpuprof.errors import GpuprofError
+from gpuprof.pictures import check_picture
 from gpuprof.record import UNATTRIBUTED
-from gpuprof.render.charts import check_picture, save_picture, subject
+from gpuprof.render.charts import save_picture, subject
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.view import View

@@ -12,11 +12,9 @@ import pandas as pd
 
 from gpuprof.analysis.backward import ASSUMED, backward_ratios, whole
 from gpuprof.errors import GpuprofError
+from gpuprof.pictures import check_picture
 from gpuprof.record import UNATTRIBUTED, Run, write_atomically
 from gpuprof.render.view import View, depth_of
-
-SUFFIXES = (".png", ".svg")
-"""Kinds of picture."""
 
 _FLOPS_COLOR, _TIME_COLOR, _LINE_COLOR = "#1f4e79", "#e0a030", "#b02020"
 _EXECUTED_COLOR = "#5b8c5a"
@@ -30,20 +28,6 @@ RATIOS = {
 _LONGEST = 6.0  # bars beyond are cut, with their figure beside them
 _MOST = 24  # rows of a chart
 _LEAST_TIME = 0.002  # share of the time below which a row without FLOPs is left out
-
-
-def check_picture(path: Path) -> None:
-    """Refuse a picture that could not be drawn, before anything is measured or read.
-
-    Raises:
-        GpuprofError: the suffix is of no kind that is known, or matplotlib is missing.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise GpuprofError(f"cannot draw {path}: give a name that ends in {' or '.join(SUFFIXES)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise GpuprofError("charts need matplotlib, which is not installed: pip install 'gpuprof[plot]'") from error
 
 
 def backward_chart(run: Run, path: str | os.PathLike[str], view: View | None = None) -> Path:

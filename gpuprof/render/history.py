@@ -19,7 +19,8 @@ from gpuprof import units
 from gpuprof.analysis.changepoints import Change, Series, clock_of, mfu_of
 from gpuprof.analysis.comparison import CLOCKS
 from gpuprof.errors import GpuprofError
-from gpuprof.render.charts import check_picture, save_picture
+from gpuprof.pictures import check_picture
+from gpuprof.render.charts import save_picture
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import aligned, plain
 from gpuprof.render.view import View

@@ -19,8 +19,9 @@ from gpuprof import units
 from gpuprof.analysis.memory import NO_TIMELINE, account, by_module, peak, running
 from gpuprof.analysis.modules import by_module as module_table
 from gpuprof.errors import GpuprofError
+from gpuprof.pictures import check_picture
 from gpuprof.record import UNATTRIBUTED, Run
-from gpuprof.render.charts import check_picture, save_picture, subject
+from gpuprof.render.charts import save_picture, subject
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.tree import build, walk

@@ -19,8 +19,9 @@ from gpuprof import units
 from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.roofline import Roofs, by_bound, chosen_roofs, dtypes, roofline, roofs
 from gpuprof.errors import GpuprofError
+from gpuprof.pictures import check_picture
 from gpuprof.record import Run
-from gpuprof.render.charts import check_picture, save_picture, subject
+from gpuprof.render.charts import save_picture, subject
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.view import View

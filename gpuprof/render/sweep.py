@@ -17,7 +17,8 @@ from gpuprof import units
 from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.sweep import axis, rate, series
 from gpuprof.errors import GpuprofError
-from gpuprof.render.charts import check_picture, save_picture
+from gpuprof.pictures import check_picture
+from gpuprof.render.charts import save_picture
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.view import View

@@ -9,8 +9,8 @@ from runs import counted_run, gpu_run, kernel_row, ops_row, tree_row
 
 import gpuprof
 from gpuprof.analysis.backward import RATIO_COLUMNS
+from gpuprof.pictures import SUFFIXES
 from gpuprof.record import table
-from gpuprof.render import charts
 from gpuprof.render.backward import FORMATS, render_backward, verdict
 from gpuprof.render.charts import backward_chart, chart_rows
 from gpuprof.render.view import View
@@ -158,7 +158,7 @@ def test_nothing_to_draw_is_said(tmp_path):
     run = gpu_run()
     with pytest.raises(gpuprof.GpuprofError, match="no ratio to draw"):
         backward_chart(run, tmp_path / "a.png", View(depth=9))
-    assert charts.SUFFIXES == (".png", ".svg")
+    assert SUFFIXES == (".png", ".svg")
 
 
 def test_an_empty_backward_is_refused_in_every_format():
