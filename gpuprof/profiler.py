@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
+from gpuprof.analysis.consistency import mismatches, unchecked  # against the layers: here a run has just been made
 from gpuprof.analysis.denominators import peak_dtype
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import ceiling_cache
@@ -282,9 +283,6 @@ def run_passes(
 
 
 def _say_what_is_withheld(run: Run) -> None:
-    # against the layers: analysis reads runs, and here is one
-    from gpuprof.analysis.consistency import mismatches, unchecked
-
     found = mismatches(run) or filter(None, [unchecked(run)])
     run.warnings += [line for line in found if line not in run.warnings]
 

@@ -22,7 +22,7 @@ from typing import Any
 from gpuprof import units
 from gpuprof.analysis.budget import budget
 from gpuprof.analysis.executed import TOLERANCE, executed, executed_by_module, not_collected
-from gpuprof.errors import GpuprofError
+from gpuprof.errors import ForeignFileError, GpuprofError
 from gpuprof.record import Run, load
 from gpuprof.render.budget import budget_chart
 
@@ -169,7 +169,7 @@ def _cut_platform(environment: Facts) -> None:
 def _keep_run(source: Path, target: Path) -> None:
     try:
         run = load(source)
-    except GpuprofError:  # a recording of another kind
+    except ForeignFileError:  # a recording of another kind
         return
     run.device["uuid"] = None
     _cut_platform(run.environment)

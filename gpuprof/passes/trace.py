@@ -115,7 +115,7 @@ def record(workload: Workload, before_step: Callable[[], None]) -> tuple[profile
 
 
 def cupti_attached(device: torch.device) -> bool:
-    """Whether an earlier trace of this process left CUPTI attached, so that every launch on this device takes longer.
+    """Whether an earlier trace of this process left CUPTI attached, so that launches on this device may take longer.
 
     Kineto detaches it only where the user has set TEARDOWN_CUPTI to 1. gpuprof never sets it: the detaching happens in
     some later CUDA call, and a trace that begins before that may get no kernels (pytorch/kineto pull request 1554).
