@@ -20,8 +20,10 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 
+from gpuprof.calls import calls_through
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.theory.attention import AttentionFacts
+from gpuprof.undo import patched
 
 
 def in_backward() -> bool:
@@ -143,10 +145,8 @@ def inside_compiled(model: torch.nn.Module) -> set[torch.nn.Module]:
     """Modules whose calls happen inside a region that torch.compile has taken over."""
     hidden: set[torch.nn.Module] = set()
     for module in model.modules():
-        if isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
+        if isinstance(module, torch._dynamo.eval_frame.OptimizedModule) or module._compiled_call_impl is not None:
             hidden.update(inner for inner in module.modules() if inner is not module)
-        elif module._compiled_call_impl is not None:
-            hidden.update(module.modules())
     return hidden
 
 
@@ -158,42 +158,44 @@ def observed(
     through_compiled: bool = False,
     again: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Iterator[Ownership]:
-    """Record the calls of every module of a model. All hooks are gone afterwards, also after an exception.
+    """Record the calls of every module of a model. Nothing of it is left afterwards, also after an exception.
 
     Args:
         model: the model.
         scopes: scope of each module; by default its path alone.
         mark: given the index of a call, a context to hold open while it runs (a range in the trace).
-        through_compiled: hook modules inside compiled regions too. Only where compilation is off for the while:
-            Python hooks would break it, so otherwise such a region is owned by the module that calls it.
+        through_compiled: see modules inside compiled regions too. Only where compilation is off for the while:
+            otherwise no Python calls them, and such a region is owned by the module that is compiled.
         again: a context for what a checkpoint runs again: function modes are off inside a backward.
     """
     ownership = Ownership()
     if scopes is None:
         scopes = {module: Scope(path) for path, module in model.named_modules()}
-    open_calls: dict[int, list[Call]] = {}
-    handles = []
+    hidden = set() if through_compiled else inside_compiled(model)
 
     def start(scope: Scope) -> Call:
         call = ownership.open(scope)
         if mark is not None:
-            call.range = mark(len(ownership.calls) - 1)
-            call.range.__enter__()
+            around = mark(len(ownership.calls) - 1)
+            around.__enter__()
+            call.range = around
         return call
 
     def end(call: Call) -> None:
         if call.range is not None:
-            call.range.__exit__(None, None, None)
-            call.range = None
+            around, call.range = call.range, None
+            around.__exit__(None, None, None)
         ownership.close(call)
 
-    # a copy that is made of a module while it is observed carries these hooks too: it is booked on the original
-    def before(scope: Scope, module: torch.nn.Module, *_: Any) -> None:
-        open_calls.setdefault(id(module), []).append(start(scope))
+    def within(scope: Scope, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        call = start(scope)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            end(call)
 
-    def after(module: torch.nn.Module, *_: Any) -> None:
-        if open_calls.get(id(module)):
-            end(open_calls[id(module)].pop())
+    def called(module: torch.nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return within(scopes[module], call, args, kwargs)
 
     def reopening(function: Callable[..., Any]) -> Callable[..., Any]:
         """A checkpointed function; run again in the backward, it is booked on the module that ran it first."""
@@ -205,44 +207,28 @@ def observed(
         def run(*args: Any, **kwargs: Any) -> Any:
             if not in_backward():
                 return function(*args, **kwargs)
-            call = start(scope)
-            try:
-                with again():
-                    return function(*args, **kwargs)
-            finally:
-                end(call)
+            with again():
+                return within(scope, function, args, kwargs)
 
         return run
 
-    try:
-        hidden = set() if through_compiled else inside_compiled(model)
-        for module, scope in scopes.items():
-            if module not in hidden:
-                handles.append(module.register_forward_pre_hook(functools.partial(before, scope)))
-                handles.append(module.register_forward_hook(after, always_call=True))
-        with _checkpointed_functions(reopening):
-            yield ownership
-    finally:
-        for handle in handles:
-            handle.remove()
-        for call in reversed(ownership.calls):  # an interrupt by the user skips the hooks of what was running
-            if call.range is not None:
-                end(call)
+    with calls_through(called, [module for module in scopes if module not in hidden]), _checkpointed(reopening):
+        yield ownership
 
 
 @contextmanager
-def _checkpointed_functions(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+def _checkpointed(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     """Pass every function that torch.utils.checkpoint will run again through ``wrap``.
 
     Both of its ways are changed where `checkpoint` itself looks them up: libraries have imported that by name.
     """
     library: Any = torch.utils.checkpoint
     reentrant, generator = library.CheckpointFunction, library._checkpoint_without_reentrant_generator
-    library.CheckpointFunction = SimpleNamespace(apply=lambda function, *rest: reentrant.apply(wrap(function), *rest))
-    library._checkpoint_without_reentrant_generator = lambda function, *rest, **kwargs: generator(
-        wrap(function), *rest, **kwargs
-    )
-    try:
+    ours = {
+        "CheckpointFunction": SimpleNamespace(apply=lambda function, *rest: reentrant.apply(wrap(function), *rest)),
+        "_checkpoint_without_reentrant_generator": lambda function, *rest, **kwargs: generator(
+            wrap(function), *rest, **kwargs
+        ),
+    }
+    with patched(library, ours):
         yield
-    finally:
-        library.CheckpointFunction, library._checkpoint_without_reentrant_generator = reentrant, generator

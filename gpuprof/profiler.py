@@ -22,6 +22,7 @@ from gpuprof.hardware.device import describe, environment
 from gpuprof.launches import merge, repeat
 from gpuprof.passes import counters, counting, memory, steady, telemetry, timing, trace
 from gpuprof.passes.failure import StepFailure, explain, let_go
+from gpuprof.passes.modes import modes_as_before
 from gpuprof.passes.options import DEFAULT_PASSES, check
 from gpuprof.passes.preserve import preserved
 from gpuprof.record import PassOutcome, Run
@@ -200,7 +201,8 @@ def run_passes(
         tell(name, 0, total)
         start = time.perf_counter()
         try:
-            outcome = body()
+            with modes_as_before():
+                outcome = body()
         except Exception as error:
             failure = explain(error, workload)
             failures.append(failure)

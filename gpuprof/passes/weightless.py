@@ -11,7 +11,9 @@ import math
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from gpuprof.errors import GpuprofError
 
@@ -45,7 +47,7 @@ def execute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     device = kwargs.get("device")
     if device is not None and torch.device(device).type == "meta" and _is_known(func, args, kwargs):
         kwargs = {**kwargs, "device": torch.device("cpu")}  # stays readable
-    if not _touches_meta(args) and not (kwargs and _touches_meta(tuple(kwargs.values()))):
+    if not _touches_meta(args) and not (kwargs and _touches_meta(kwargs.values())):
         return func(*args, **kwargs)
     if func in _READS_VALUES:
         raise GpuprofError(
@@ -60,6 +62,17 @@ def execute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func._schema.is_mutable and isinstance(args[0], torch.Tensor) and args[0].device.type != "meta":
         return args[0]  # what is written has no value; the tensor that the model holds stays as it is
     return out
+
+
+def nowhere(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operator only tells shapes, on ``meta`` or for fake tensors, and does no work."""
+    device = kwargs.get("device")
+    if device is not None and torch.device(device).type == "meta":
+        return True
+    return any(
+        isinstance(value, FakeTensor) or (isinstance(value, torch.Tensor) and value.device.type == "meta")
+        for value in tree_leaves((args, kwargs))
+    )
 
 
 class Weightless(TorchDispatchMode):
