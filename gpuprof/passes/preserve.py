@@ -187,22 +187,24 @@ def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _equal(tensor: torch.Tensor, values: torch.Tensor) -> bool:
-    """Whether they are surely equal: not where nobody can compare them, as in some layouts and dtypes."""
+    """Whether they are surely equal: some layouts and dtypes cannot be compared."""
     try:
-        return torch.equal(tensor.to("cpu"), values)
+        return _is_plain(tensor) and torch.equal(tensor.to("cpu"), values)
     except NotImplementedError:
         return False
 
 
 def _put_back_members(
-    module: torch.nn.Module, parameters: dict[str, torch.nn.Parameter | None], buffers: dict[str, torch.Tensor | None]
+    module: torch.nn.Module, parameters: dict[str, torch.Tensor | None], buffers: dict[str, torch.Tensor | None]
 ) -> None:
     """Parameters and buffers by their names: those that were there are there again, and no other buffer is."""
-    for name in [name for name in module._buffers.keys() if name not in buffers]:  # noqa: SIM118
+    for name in set(dict(module._buffers)) - set(buffers):
         delattr(module, name)
-    for held, before in ((module._parameters, parameters), (module._buffers, buffers)):
+    members: Any = ((module._parameters, parameters), (module._buffers, buffers))
+    for held, before in members:
+        now = dict(held)  # of a scripted module a copy, and no dictionary at all
         for name, tensor in before.items():
-            if dict(held).get(name) is not tensor and not is_lazy(tensor):
+            if now.get(name) is not tensor and not is_lazy(tensor):
                 held[name] = tensor
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from gpuprof.errors import GpuprofError
 
@@ -69,10 +68,7 @@ def nowhere(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     device = kwargs.get("device")
     if device is not None and torch.device(device).type == "meta":
         return True
-    return any(
-        isinstance(value, FakeTensor) or (isinstance(value, torch.Tensor) and value.device.type == "meta")
-        for value in tree_leaves((args, kwargs))
-    )
+    return _touches_meta(args, fake=True) or _touches_meta(kwargs.values(), fake=True)
 
 
 class Weightless(TorchDispatchMode):
@@ -103,12 +99,13 @@ def _is_known(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return func in _CONSTANTS and math.prod(args[0]) <= _SMALL
 
 
-def _touches_meta(values: Any) -> bool:
+def _touches_meta(values: Any, fake: bool = False) -> bool:
+    """Whether a tensor among these is on ``meta``, or is a fake one if that counts as well."""
     for value in values:
         if isinstance(value, torch.Tensor):
-            if value.device.type == "meta":
+            if value.device.type == "meta" or (fake and isinstance(value, FakeTensor)):
                 return True
-        elif isinstance(value, (list, tuple)) and _touches_meta(value):
+        elif isinstance(value, (list, tuple)) and _touches_meta(value, fake):
             return True
     return False
 
