@@ -110,7 +110,7 @@ class _Gradients:
 
 def _leaves_below(outputs: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Leaves of the graphs of these tensors."""
-    left = [output.grad_fn for output in outputs]
+    left: list[Any] = [output.grad_fn for output in outputs]
     seen = set(left)
     while left:
         node = left.pop()
