@@ -23,6 +23,7 @@ LAYERS = [
     ("hardware",),
     ("theory",),
     ("workload",),
+    ("traces",),
     ("attribution",),
     ("passes",),
     ("profiler", "launches"),
@@ -59,6 +60,9 @@ TORCH_FREE = [
     "workload",
     "workload.names",
     "passes.options",
+    "traces",
+    "traces.events",
+    "traces.owners",
 ]
 
 NET = """
