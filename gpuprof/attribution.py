@@ -139,21 +139,55 @@ class Ownership:
         return here if here in self._numbers else next(iter(self._numbers), here)
 
 
+def named_paths(
+    module: torch.nn.Module, path: str = "", above: tuple[torch.nn.Module, ...] = ()
+) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Every path with its module, a parent before its children: a module that several share has several."""
+    yield path, module
+    above = (*above, module)
+    for name, child in module._modules.items():
+        if child is not None and child not in above:
+            yield from named_paths(child, f"{path}.{name}" if path else name, above)
+
+
+def _called_as(scopes: list[Scope], running: Scope | None) -> Scope:
+    """Of a module's scopes, one for each of its paths, that under which the running module calls it."""
+    if running is None or len(scopes) == 1:
+        return scopes[0]
+    caller = running.module.split(".") if running.module else []
+
+    def distance(scope: Scope) -> int:
+        path = scope.module.split(".")
+        same = 0
+        while same < min(len(path), len(caller)) and path[same] == caller[same]:
+            same += 1
+        return len(path) + len(caller) - 2 * same
+
+    return min(scopes, key=distance)
+
+
 def inside_compiled(model: torch.nn.Module) -> set[torch.nn.Module]:
     """Modules whose calls happen inside a region that torch.compile has taken over."""
-    hidden: set[torch.nn.Module] = set()
+    return _compiled(model)[0]
+
+
+def _compiled(model: torch.nn.Module) -> tuple[set[torch.nn.Module], set[torch.nn.Module]]:
+    """The same, and those of them whose call, compiled in place (``module.compile()``), is how a region is entered."""
+    inside: set[torch.nn.Module] = set()
+    entered: set[torch.nn.Module] = set()
     for module in model.modules():
-        if isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
-            hidden.update(inner for inner in module.modules() if inner is not module)
-        elif module._compiled_call_impl is not None:
-            hidden.update(module.modules())
-    return hidden
+        in_place = module._compiled_call_impl is not None
+        if in_place or isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
+            inside.update(inner for inner in module.modules() if inner is not module)
+        if in_place:
+            entered.add(module)
+    return inside | entered, entered - inside
 
 
 @contextmanager
 def observed(
     model: torch.nn.Module,
-    scopes: dict[torch.nn.Module, Scope] | None = None,
+    scope_of: Callable[[torch.nn.Module, str], Scope] = lambda _, path: Scope(path),
     mark: Callable[[int], AbstractContextManager[Any]] | None = None,
     through_compiled: bool = False,
     again: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -162,20 +196,19 @@ def observed(
 
     Args:
         model: the model.
-        scopes: scope of each module; by default its path alone.
+        scope_of: scope of a module under a path; by default the path alone.
         mark: given the index of a call, a context to hold open while it runs (a range in the trace).
         through_compiled: hook modules inside compiled regions too. Only where compilation is off for the while:
             Python hooks would break it, so otherwise such a region is owned by the module that calls it.
         again: a context for what a checkpoint runs again: function modes are off inside a backward.
     """
     ownership = Ownership()
-    if scopes is None:
-        scopes = {module: Scope(path) for path, module in model.named_modules()}
     open_calls: dict[int, list[Call]] = {}
     handles = []
+    entries: dict[torch.nn.Module, Callable[..., Any]] = {}
 
-    def start(scope: Scope) -> Call:
-        call = ownership.open(scope)
+    def start(*scopes: Scope) -> Call:
+        call = ownership.open(_called_as(list(scopes), ownership.running()))
         if mark is not None:
             call.range = mark(len(ownership.calls) - 1)
             call.range.__enter__()
@@ -188,8 +221,8 @@ def observed(
         ownership.close(call)
 
     # a copy that is made of a module while it is observed carries these hooks too: it is booked on the original
-    def before(scope: Scope, module: torch.nn.Module, *_: Any) -> None:
-        open_calls.setdefault(id(module), []).append(start(scope))
+    def before(scopes: list[Scope], module: torch.nn.Module, *_: Any) -> None:
+        open_calls.setdefault(id(module), []).append(start(*scopes))
 
     def after(module: torch.nn.Module, *_: Any) -> None:
         if open_calls.get(id(module)):
@@ -214,17 +247,39 @@ def observed(
 
         return run
 
+    def entering(scopes: list[Scope], region: Callable[..., Any]) -> Callable[..., Any]:
+        """A compiled region as a call of the module that it was compiled in, whose hooks would be inside."""
+
+        @functools.wraps(region, updated=())
+        def run(*args: Any, **kwargs: Any) -> Any:
+            call = start(*scopes)
+            try:
+                return region(*args, **kwargs)
+            finally:
+                end(call)
+
+        return run
+
     try:
-        hidden = set() if through_compiled else inside_compiled(model)
-        for module, scope in scopes.items():
-            if module not in hidden:
-                handles.append(module.register_forward_pre_hook(functools.partial(before, scope)))
+        hidden, entered = (set(), set()) if through_compiled else _compiled(model)
+        scopes_of: dict[torch.nn.Module, list[Scope]] = {}
+        for path, module in named_paths(model):
+            scopes_of.setdefault(module, []).append(scope_of(module, path))
+        for module, scopes in scopes_of.items():
+            if module in entered:
+                entries[module] = module._compiled_call_impl  # type: ignore[assignment]
+                module._compiled_call_impl = entering(scopes, entries[module])
+            elif module not in hidden:
+                # around the user's own hooks, whose work is the module's
+                handles.append(module.register_forward_pre_hook(functools.partial(before, scopes), prepend=True))
                 handles.append(module.register_forward_hook(after, always_call=True))
         with _checkpointed_functions(reopening):
             yield ownership
     finally:
         for handle in handles:
             handle.remove()
+        for module, region in entries.items():
+            module._compiled_call_impl = region
         for call in reversed(ownership.calls):  # an interrupt by the user skips the hooks of what was running
             if call.range is not None:
                 end(call)

@@ -17,8 +17,8 @@ import pandas as pd
 
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.modules import by_module, by_phase, convention_of, counted
-from gpuprof.analysis.paths import ancestors
 from gpuprof.errors import GpuprofError
+from gpuprof.paths import ancestors
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.theory import CONVENTIONS
 from gpuprof.theory.rows import read_shapes

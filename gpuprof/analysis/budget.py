@@ -23,9 +23,9 @@ from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
 from gpuprof.analysis.modules import plain_op, union_ns
-from gpuprof.analysis.paths import ancestors
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.errors import GpuprofError
+from gpuprof.paths import ancestors
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.theory import rule_for
 from gpuprof.theory.rows import Shape, read_shapes

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from gpuprof.analysis.paths import ancestors
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware.counters import SCALAR_COLUMNS, TENSOR_COLUMNS
+from gpuprof.paths import ancestors
 from gpuprof.record import PHASES, UNATTRIBUTED, Run
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.tiling import EXACT, SCALAR, Call, expectations, multiplies

@@ -14,8 +14,8 @@ from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.executed import executed_flops
 from gpuprof.analysis.operators import plain_op
-from gpuprof.analysis.paths import ancestors
 from gpuprof.analysis.steps import step_seconds
+from gpuprof.paths import ancestors
 from gpuprof.record import PHASES, UNATTRIBUTED, Run
 from gpuprof.theory import rule_for
 

@@ -17,9 +17,9 @@ from gpuprof.analysis import readings
 from gpuprof.analysis.counted import convention_of
 from gpuprof.analysis.executed import executed_flops
 from gpuprof.analysis.matching import match
-from gpuprof.analysis.paths import ancestors
 from gpuprof.analysis.readings import TOTAL
 from gpuprof.errors import GpuprofError
+from gpuprof.paths import ancestors
 from gpuprof.record import Run
 from gpuprof.reports import read_report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,11 +14,13 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpuprof.attribution import NOWHERE, Ownership, Scope, observed
+from gpuprof.attribution import NOWHERE, Ownership, Scope, in_backward, named_paths, observed
+from gpuprof.errors import GpuprofError
 from gpuprof.passes.flex import flex_attention_booked
 from gpuprof.passes.inputs import observed_inputs
 from gpuprof.passes.operators import is_composite
 from gpuprof.passes.phases import Phase, observed_phases
+from gpuprof.paths import ancestors
 from gpuprof.record import PassOutcome, table
 from gpuprof.theory import TensorSpec, cost_of
 from gpuprof.theory.attention import AttentionFacts, with_facts
@@ -59,12 +62,15 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
         mark: held open around every call.
     """
     model = workload.model
-    scopes = {module: Scope(path, attention_facts(module, path)) for path, module in model.named_modules()}
+
+    def scope_of(module: torch.nn.Module, path: str) -> Scope:
+        return Scope(path, attention_facts(module, path))
+
     with (
         torch.compiler.set_stance("force_eager"),
         # autograd numbers its nodes thread by thread, and a node does not tell its thread: so all on this one
         torch.autograd.set_multithreading_enabled(False),
-        observed(model, scopes, through_compiled=True, again=lambda: attending) as ownership,
+        observed(model, scope_of, through_compiled=True, again=lambda: attending) as ownership,
         observed_phases(model, lambda name: place.phase_changed(name)) as phase,
         _AttentionCalls(ownership, place := _Place(ownership, phase), fuse=execute is not None) as attending,
         _Counter(place, execute or _run, mark) as counter,
@@ -73,6 +79,7 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
     ):
         result = workload.step()
         given = inputs()
+    _refuse_other_threads(ownership)
     rows, causality, row_of = counter.rows()
     calls: dict[str, int] = {}
     for call in ownership.calls:
@@ -85,13 +92,36 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
     return Counted(table("ops", rows), module_tree(model, calls, causality), outcome, result, row_of)
 
 
+def _refuse_other_threads(ownership: Ownership) -> None:
+    """No dispatch mode sees what another thread of Python does, and its autograd nodes have numbers of their own."""
+    here = threading.get_ident()
+    elsewhere = list(dict.fromkeys(call.scope.module or "(root)" for call in ownership.calls if call.thread != here))
+    if elsewhere:
+        more = f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else ""
+        raise GpuprofError(
+            f"the step calls modules in other threads of Python ({elsewhere[0]}{more}), where operators cannot be "
+            "counted: call them in the step's own thread, one after the other, to count them"
+        )
+
+
 def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[str, str]) -> pd.DataFrame:
     """The ``tree`` table: one row per module, parameters of its children included, each parameter once.
 
-    Parameters that a lazy module has not made have no size, and are none yet.
+    A module that several share has a row under each that called it, and one where it is first. Parameters that a lazy
+    module has not made have no size, and are none yet.
+
+    Args:
+        model: the model.
+        calls: calls of the step by path.
+        causality: known, unknown or empty, by path.
     """
-    rows = []
-    for path, module in model.named_modules():
+    called = {above for path in calls for above in ancestors(path)}
+    rows: list[dict[str, Any]] = []
+    seen: set[torch.nn.Module] = set()
+    for path, module in named_paths(model):
+        if module in seen and path not in called:
+            continue
+        seen.add(module)
         params = [p for p in module.parameters() if not is_lazy(p)]
         trainable = [p for p in params if p.requires_grad]
         rows.append(
@@ -245,7 +275,7 @@ class _Place:
     def __call__(self) -> tuple[Scope, str]:
         node = torch._C._current_autograd_node()
         running = self.ownership.running()
-        if node is None:
+        if node is None or self.phase.name == "optimizer":  # which a hook may step in the middle of a backward
             return running or NOWHERE, self.phase.name
         if running is not None and self.ownership.recomputing():
             return running, "recompute"
@@ -257,7 +287,9 @@ class _Place:
         return owner, "backward"
 
     def phase_changed(self, _: str) -> None:
-        """An outermost backward begins or ends."""
+        """An outermost backward begins or ends; what a hook does inside of one changes nothing here."""
+        if in_backward():
+            return
         self._last_owner = NOWHERE
         self._runners.clear()
         if self.phase.keeps_graph:
