@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch.nn.parameter import is_lazy
 
-from gpuprof.analysis.consistency import mismatches, unchecked  # against the layers: here a run has just been made
+from gpuprof.analysis.consistency import inconsistencies, unchecked  # against the layers: here a run has just been made
 from gpuprof.analysis.denominators import peak_dtype
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import ceiling_cache
@@ -284,7 +284,7 @@ def run_passes(
 
 
 def _say_what_is_withheld(run: Run) -> None:
-    found = mismatches(run) or filter(None, [unchecked(run)])
+    found = inconsistencies(run) or filter(None, [unchecked(run)])
     run.warnings += [line for line in found if line not in run.warnings]
 
 

@@ -64,6 +64,7 @@ TABLES: dict[str, dict[str, str]] = {
         "module": "owner",
         "phase": "as in ops",
         "op": "operator",
+        "within": "operator call, as in kernels, that it is part of; empty where it is part of none",
         "calls": "calls in the traced step",
         "flops_profiler": "what torch.profiler(with_flops=True) itself estimates",
     },
@@ -134,7 +135,7 @@ TABLES: dict[str, dict[str, str]] = {
 _SINCE = {"counters": 2, "timeline": 2, "launches": 2}
 """Schema version that a table came with."""
 
-_DEFAULTS = {"launch": 0}
+_DEFAULTS = {"launch": 0, "within": ""}
 """What a column holds where nothing is said of it, as in runs from before there was one."""
 
 _INTEGERS = {

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.denominators import denominator, ideal_seconds
 from gpuprof.record import Run
 from gpuprof.theory.architecture import Architecture
@@ -59,7 +60,7 @@ def counted(run: Run, convention: str | None = None) -> pd.DataFrame:
         ops["phase"] = ops["phase"].replace("recompute", "backward")
     if how.backward_factor is not None and (ops["phase"] == "backward").any():
         ops = pd.concat([ops, _assumed_backward(ops, how.backward_factor)], ignore_index=True)
-    peaks = denominator(run)[1]
+    peaks = {} if withheld(run) else denominator(run)[1]
     ops["ideal_s"] = ideal_seconds(ops, "flops", peaks, run)
     ops["hardware_ideal_s"] = ideal_seconds(ops, "flops_hardware", peaks, run)
     return ops

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from gpuprof.analysis.consistency import withheld
+from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
 from gpuprof.analysis.modules import plain_op, union_ns
 from gpuprof.errors import GpuprofError
@@ -121,7 +121,7 @@ def roofline(run: Run, by: str = "op", denominator: str | None = None) -> pd.Dat
     missing = [name for name in ("count", "trace") if not run.done(name)]
     if missing:
         raise GpuprofError(f"no roofline without the {missing[0]} pass: profile again with it")
-    if reason := withheld(run):
+    if reason := withheld_of_kernels(run):
         raise GpuprofError(f"no roofline, FLOP/s are {reason}")
     ceilings = chosen_roofs(run, denominator)
     kinds = _kinds(run)

@@ -93,7 +93,7 @@ def attribute(
     op_calls: list[_OpCall] = []
     launching = {e.linked for e in device if e.linked}
     launchers: dict[int, tuple[_Frame, str, str]] = {}
-    estimates: dict[tuple[str, str, str], list[int]] = {}
+    estimates: dict[tuple[str, str, str, str], list[int]] = {}
     thread: int | None = None
     stack: list[_Frame] = []
     # the phase is the whole step's: autograd's own threads, and a user's, are in the one that was marked last
@@ -139,7 +139,8 @@ def attribute(
         else:
             frame = _Frame(event.end, around.owner, around.phase, around.node)
         if event.flops:
-            estimate = estimates.setdefault((frame.owner, frame.phase or phase, name), [0, 0])
+            within = frame.call.name if frame.call is not None else ""
+            estimate = estimates.setdefault((frame.owner, frame.phase or phase, name, within), [0, 0])
             estimate[0] += 1
             estimate[1] += event.flops
         if event.correlation in launching:
@@ -153,8 +154,8 @@ def attribute(
         row["start_ns"] -= first
     facts = {"events": len(events), "kernels": len(kernels), "kernels_linked": linked}
     rows = [
-        {"module": module, "phase": where, "op": op, "calls": times, "flops_profiler": flops}
-        for (module, where, op), (times, flops) in estimates.items()
+        {"module": module, "phase": where, "op": op, "within": within, "calls": times, "flops_profiler": flops}
+        for (module, where, op, within), (times, flops) in estimates.items()
     ]
     return kernels, rows, facts
 

@@ -302,8 +302,15 @@ def test_torch_s_own_estimates_are_booked_where_the_work_is():
     _, estimates, _ = attributed(t, [("m", False)], {(MAIN, 2): "m"})
 
     assert estimates.to_dict("records") == [
-        {"module": "m", "phase": "forward", "op": "aten::addmm", "calls": 1, "flops_profiler": 48},
-        {"module": "m", "phase": "backward", "op": "aten::mm", "calls": 2, "flops_profiler": 81},
+        {
+            "module": "m",
+            "phase": "forward",
+            "op": "aten::addmm",
+            "within": "aten::addmm",
+            "calls": 1,
+            "flops_profiler": 48,
+        },
+        {"module": "m", "phase": "backward", "op": "aten::mm", "within": "aten::mm", "calls": 2, "flops_profiler": 81},
     ]
 
 
