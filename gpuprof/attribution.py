@@ -9,6 +9,7 @@ whose work it is. No tensor is touched and no node is added; outputs may be anyt
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -20,8 +21,11 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 
+from gpuprof.calls import calls_through
+from gpuprof.paths import ancestors
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.theory.attention import AttentionFacts
+from gpuprof.undo import patched
 
 
 def in_backward() -> bool:
@@ -150,38 +154,34 @@ def named_paths(
             yield from named_paths(child, f"{path}.{name}" if path else name, above)
 
 
-def _called_as(scopes: list[Scope], running: Scope | None) -> Scope:
-    """Of a module's scopes, one for each of its paths, that under which the running module calls it."""
-    if running is None or len(scopes) == 1:
-        return scopes[0]
-    caller = running.module.split(".") if running.module else []
+def _callers(paths: dict[str, torch.nn.Module]) -> dict[str, str]:
+    """The module above each path that would call it: containers such as a ModuleList call nothing."""
 
-    def distance(scope: Scope) -> int:
-        path = scope.module.split(".")
-        same = 0
-        while same < min(len(path), len(caller)) and path[same] == caller[same]:
-            same += 1
-        return len(path) + len(caller) - 2 * same
+    def calls(module: torch.nn.Module) -> bool:  # asked of the class: scripted modules have a forward of another kind
+        return inspect.getattr_static(type(module), "forward") is not torch.nn.Module.forward
 
-    return min(scopes, key=distance)
+    callers = {}
+    for path in paths:
+        above = path.rpartition(".")[0]
+        while above and not calls(paths[above]):
+            above = above.rpartition(".")[0]
+        callers[path] = above
+    return callers
+
+
+def _distance(path: str, other: str) -> int:
+    """Steps from one module to another in the tree."""
+    here, there = (ancestors(one) for one in (path, other))
+    return len(set(here) ^ set(there))
 
 
 def inside_compiled(model: torch.nn.Module) -> set[torch.nn.Module]:
     """Modules whose calls happen inside a region that torch.compile has taken over."""
-    return _compiled(model)[0]
-
-
-def _compiled(model: torch.nn.Module) -> tuple[set[torch.nn.Module], set[torch.nn.Module]]:
-    """The same, and those of them whose call, compiled in place (``module.compile()``), is how a region is entered."""
-    inside: set[torch.nn.Module] = set()
-    entered: set[torch.nn.Module] = set()
+    hidden: set[torch.nn.Module] = set()
     for module in model.modules():
-        in_place = module._compiled_call_impl is not None
-        if in_place or isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
-            inside.update(inner for inner in module.modules() if inner is not module)
-        if in_place:
-            entered.add(module)
-    return inside | entered, entered - inside
+        if isinstance(module, torch._dynamo.eval_frame.OptimizedModule) or module._compiled_call_impl is not None:
+            hidden.update(inner for inner in module.modules() if inner is not module)
+    return hidden
 
 
 @contextmanager
@@ -192,41 +192,51 @@ def observed(
     through_compiled: bool = False,
     again: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Iterator[Ownership]:
-    """Record the calls of every module of a model. All hooks are gone afterwards, also after an exception.
+    """Record the calls of every module of a model. Nothing of it is left afterwards, also after an exception.
 
     Args:
         model: the model.
-        scope_of: scope of a module under a path; by default the path alone.
+        scope_of: scope of a module under a path; by default the path alone. One that several share is booked under
+            the path by which the module that runs calls it.
         mark: given the index of a call, a context to hold open while it runs (a range in the trace).
-        through_compiled: hook modules inside compiled regions too. Only where compilation is off for the while:
-            Python hooks would break it, so otherwise such a region is owned by the module that calls it.
+        through_compiled: see modules inside compiled regions too. Only where compilation is off for the while:
+            otherwise no Python calls them, and such a region is owned by the module that is compiled.
         again: a context for what a checkpoint runs again: function modes are off inside a backward.
     """
     ownership = Ownership()
-    open_calls: dict[int, list[Call]] = {}
-    handles = []
-    entries: dict[torch.nn.Module, Callable[..., Any]] = {}
+    paths = dict(named_paths(model))
+    callers = _callers(paths)
+    scopes: dict[torch.nn.Module, list[Scope]] = {}
+    for path, module in paths.items():
+        scopes.setdefault(module, []).append(scope_of(module, path))
+    hidden = set() if through_compiled else inside_compiled(model)
 
-    def start(*scopes: Scope) -> Call:
-        call = ownership.open(_called_as(list(scopes), ownership.running()))
+    def start(scope: Scope) -> Call:
+        call = ownership.open(scope)
         if mark is not None:
-            call.range = mark(len(ownership.calls) - 1)
-            call.range.__enter__()
+            around = mark(len(ownership.calls) - 1)
+            around.__enter__()
+            call.range = around
         return call
 
     def end(call: Call) -> None:
         if call.range is not None:
-            call.range.__exit__(None, None, None)
-            call.range = None
+            around, call.range = call.range, None
+            around.__exit__(None, None, None)
         ownership.close(call)
 
-    # a copy that is made of a module while it is observed carries these hooks too: it is booked on the original
-    def before(scopes: list[Scope], module: torch.nn.Module, *_: Any) -> None:
-        open_calls.setdefault(id(module), []).append(start(*scopes))
+    def within(scope: Scope, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        call = start(scope)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            end(call)
 
-    def after(module: torch.nn.Module, *_: Any) -> None:
-        if open_calls.get(id(module)):
-            end(open_calls[id(module)].pop())
+    def called(module: torch.nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        scope, *others = scopes[module]
+        if others and (running := ownership.running()) is not None:
+            scope = min(scopes[module], key=lambda one: _distance(callers[one.module], running.module))
+        return within(scope, call, args, kwargs)
 
     def reopening(function: Callable[..., Any]) -> Callable[..., Any]:
         """A checkpointed function; run again in the backward, it is booked on the module that ran it first."""
@@ -238,66 +248,28 @@ def observed(
         def run(*args: Any, **kwargs: Any) -> Any:
             if not in_backward():
                 return function(*args, **kwargs)
-            call = start(scope)
-            try:
-                with again():
-                    return function(*args, **kwargs)
-            finally:
-                end(call)
+            with again():
+                return within(scope, function, args, kwargs)
 
         return run
 
-    def entering(scopes: list[Scope], region: Callable[..., Any]) -> Callable[..., Any]:
-        """A compiled region as a call of the module that it was compiled in, whose hooks would be inside."""
-
-        @functools.wraps(region, updated=())
-        def run(*args: Any, **kwargs: Any) -> Any:
-            call = start(*scopes)
-            try:
-                return region(*args, **kwargs)
-            finally:
-                end(call)
-
-        return run
-
-    try:
-        hidden, entered = (set(), set()) if through_compiled else _compiled(model)
-        scopes_of: dict[torch.nn.Module, list[Scope]] = {}
-        for path, module in named_paths(model):
-            scopes_of.setdefault(module, []).append(scope_of(module, path))
-        for module, scopes in scopes_of.items():
-            if module in entered:
-                entries[module] = module._compiled_call_impl  # type: ignore[assignment]
-                module._compiled_call_impl = entering(scopes, entries[module])
-            elif module not in hidden:
-                # around the user's own hooks, whose work is the module's
-                handles.append(module.register_forward_pre_hook(functools.partial(before, scopes), prepend=True))
-                handles.append(module.register_forward_hook(after, always_call=True))
-        with _checkpointed_functions(reopening):
-            yield ownership
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, region in entries.items():
-            module._compiled_call_impl = region
-        for call in reversed(ownership.calls):  # an interrupt by the user skips the hooks of what was running
-            if call.range is not None:
-                end(call)
+    with calls_through(called, [module for module in scopes if module not in hidden]), _checkpointed(reopening):
+        yield ownership
 
 
 @contextmanager
-def _checkpointed_functions(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+def _checkpointed(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     """Pass every function that torch.utils.checkpoint will run again through ``wrap``.
 
     Both of its ways are changed where `checkpoint` itself looks them up: libraries have imported that by name.
     """
     library: Any = torch.utils.checkpoint
     reentrant, generator = library.CheckpointFunction, library._checkpoint_without_reentrant_generator
-    library.CheckpointFunction = SimpleNamespace(apply=lambda function, *rest: reentrant.apply(wrap(function), *rest))
-    library._checkpoint_without_reentrant_generator = lambda function, *rest, **kwargs: generator(
-        wrap(function), *rest, **kwargs
-    )
-    try:
+    ours = {
+        "CheckpointFunction": SimpleNamespace(apply=lambda function, *rest: reentrant.apply(wrap(function), *rest)),
+        "_checkpoint_without_reentrant_generator": lambda function, *rest, **kwargs: generator(
+            wrap(function), *rest, **kwargs
+        ),
+    }
+    with patched(library, ours):
         yield
-    finally:
-        library.CheckpointFunction, library._checkpoint_without_reentrant_generator = reentrant, generator

@@ -22,7 +22,8 @@ from gpuprof.hardware.checkup import require_internals
 from gpuprof.hardware.device import describe, environment
 from gpuprof.launches import merge, repeat
 from gpuprof.passes import counters, counting, memory, steady, telemetry, timing, trace
-from gpuprof.passes.failure import StepFailure, explain, let_go
+from gpuprof.passes.failure import StepFailure, explain, let_go, short
+from gpuprof.passes.modes import modes_as_before
 from gpuprof.passes.options import DEFAULT_PASSES, check
 from gpuprof.passes.preserve import preserved
 from gpuprof.record import UNATTRIBUTED, PassOutcome, Run
@@ -201,7 +202,8 @@ def run_passes(
         tell(name, 0, total)
         start = time.perf_counter()
         try:
-            outcome = body()
+            with modes_as_before():
+                outcome = body()
         except Exception as error:
             failure = explain(error, workload)
             failures.append(failure)
@@ -261,12 +263,18 @@ def run_passes(
         "memory": memory_pass,
         "counters": counters_pass,
     }
-    with preserved(workload), torch.cuda.device(workload.device) if cuda else nullcontext():
-        for name, body in bodies.items():
-            if name in wanted:
-                attempt(name, warmup + steps if name == "time" else 1, body)
-    if failures and not any(run.done(name) for name in bodies):
-        raise GpuprofError(failures[0].line) from failures[0].error
+    unkept = ""
+    try:
+        with preserved(workload), torch.cuda.device(workload.device) if cuda else nullcontext():
+            for name, body in bodies.items():
+                if name in wanted:
+                    attempt(name, warmup + steps if name == "time" else 1, body)
+    except Exception as error:  # not of a pass: after an error of the device, nothing can be copied back
+        unkept = f"what the step changes could not be kept and put back: {type(error).__name__}: {short(error)}"
+        if not failures:
+            raise GpuprofError(unkept) from error
+    if failures and (unkept or not any(run.done(name) for name in bodies)):
+        raise GpuprofError(f"{failures[0].line}; {unkept}" if unkept else failures[0].line) from failures[0].error
     if "telemetry" in wanted and "telemetry" not in run.passes:
         reason, remedy = "telemetry is read around the timing pass, which did not end", "see its reason"
         if "time" not in wanted:

@@ -171,7 +171,7 @@ def _of_owners(run: Run) -> Iterator[str]:
 
 def _of_estimates(run: Run) -> Iterator[str]:
     """Operators of which torch's own profiler sees more multiplied than was counted of them."""
-    if not _comparable(run):
+    if not _comparable(run) or any(_of_calls(run)):
         return
     flops: dict[tuple[str, str, str], int | None] = {}
     columns = ["module", "phase", "op", "flops_full", "flops_hardware"]

@@ -18,8 +18,10 @@ from gpuprof.attribution import NOWHERE, Ownership, Scope, in_backward, named_pa
 from gpuprof.errors import GpuprofError
 from gpuprof.passes.flex import flex_attention_booked
 from gpuprof.passes.inputs import observed_inputs
+from gpuprof.passes.modes import unseen
 from gpuprof.passes.operators import is_composite
 from gpuprof.passes.phases import Phase, observed_phases
+from gpuprof.passes.weightless import nowhere
 from gpuprof.paths import ancestors
 from gpuprof.record import PassOutcome, table
 from gpuprof.theory import TensorSpec, cost_of
@@ -71,8 +73,8 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
         # autograd numbers its nodes thread by thread, and a node does not tell its thread: so all on this one
         torch.autograd.set_multithreading_enabled(False),
         observed(model, scope_of, through_compiled=True, again=lambda: attending) as ownership,
-        observed_phases(model, lambda name: place.phase_changed(name)) as phase,
-        _AttentionCalls(ownership, place := _Place(ownership, phase), fuse=execute is not None) as attending,
+        observed_phases(workload, lambda name: place.phase_changed(name)) as phase,
+        unseen(attending := _AttentionCalls(ownership, place := _Place(ownership, phase), fuse=execute is not None)),
         _Counter(place, execute or _run, mark) as counter,
         flex_attention_booked(counter.book),
         observed_inputs(workload) as inputs,
@@ -189,6 +191,8 @@ class _Counter(TorchDispatchMode):
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
+        if self._execute is _run and nowhere(args, kwargs):  # shapes alone, as of a FakeTensorMode: nothing is done
+            return func(*args, **kwargs)
         return self.book(func, args, lambda: self._execute(func, args, kwargs), kwargs)
 
     def book(

@@ -40,7 +40,7 @@ def explain(error: Exception, workload: Workload) -> StepFailure:
     place = f"the {phase}" + (f" of {module}" if module else "")
     if is_out_of_memory(error):
         return StepFailure(f"out of memory in {place}{_reached(workload.device)}", _less_memory(workload), error)
-    return StepFailure(f"the model raised in {place}: {type(error).__name__}: {_short(error)}", "", error)
+    return StepFailure(f"the model raised in {place}: {type(error).__name__}: {short(error)}", "", error)
 
 
 def _where(trace: TracebackType | None, model: torch.nn.Module) -> tuple[str, str]:
@@ -73,8 +73,12 @@ def let_go(error: BaseException | None) -> None:
     torch.zeros((), device="cpu", requires_grad=True).backward()
 
 
-def _short(error: Exception, limit: int = 300) -> str:
-    text = " ".join(str(error).split())
+def short(error: Exception, limit: int = 300) -> str:
+    """What an error says, in one line of no more characters than that."""
+    said = str(error)
+    if said.startswith("The following operation failed in the TorchScript interpreter"):
+        said = said.rstrip().rpartition("\n")[2]  # the error is its last line, below the trace of the script
+    text = " ".join(said.split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

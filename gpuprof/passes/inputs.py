@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gpuprof.attribution import inside_compiled
+from gpuprof.calls import calls_through
 from gpuprof.passes.objects import attributes
 from gpuprof.workload import Workload
 
@@ -43,7 +44,7 @@ def observed_inputs(workload: Workload, search: bool = True) -> Iterator[Callabl
     """Note the inputs of the modules that a step calls itself: of the model, or of parts of it that are called alone.
 
     One Python call for each of these, on the host, with nothing read from the device. What such a module calls in turn
-    tells nothing new and has no hook when it runs. gpuprof's own steps give the same tensors every time, so there is
+    tells nothing new. gpuprof's own steps give the same tensors every time, so there is
     nothing to note of them.
 
     Args:
@@ -73,69 +74,37 @@ def observed_inputs(workload: Workload, search: bool = True) -> Iterator[Callabl
         return
     called = workload.called = set() if workload.called is None else workload.called
     paths |= {module: path for path, module in _callable(workload.model, called)}
-    with _hooked(list(paths), called, noted):
+    with _noting(list(paths), called, noted):
         yield given
 
 
 def _callable(model: torch.nn.Module, called: set[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Module]]:
     """Modules whose calls can be noted, each once: none inside a compiled region, none below those known as called."""
     hidden = inside_compiled(model)
-    done = {inner for module in called for inner in module.modules() if inner is not module}
-
-    def walk(path: str, module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-        compiled = module._compiled_call_impl is not None
-        if module in done or (module in hidden and not compiled):
-            return
-        done.add(module)
-        yield path, module
-        if not compiled:
-            for name, child in module.named_children():
-                yield from walk(f"{path}.{name}".removeprefix("."), child)
-
-    return walk("", model)
+    below = {inner for module in called for inner in module.modules() if inner is not module}
+    return ((path, module) for path, module in model.named_modules() if module not in hidden | below)
 
 
 @contextmanager
-def _hooked(modules: list[torch.nn.Module], called: set[torch.nn.Module], noted: _Noted) -> Iterator[None]:
-    """Count the calls of modules by what they are given, until one around them is called."""
-    undo: dict[torch.nn.Module, Callable[[], None]] = {}
+def _noting(modules: list[torch.nn.Module], called: set[torch.nn.Module], noted: _Noted) -> Iterator[None]:
+    """Count the calls of modules by what they are given, except for those of modules inside one that is called."""
+    below: set[torch.nn.Module] = set()
 
-    def note(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling():  # the step is compiled as a whole: not a part of it
-            return
-        if module not in called:
-            called.add(module)
-            for inner in module.modules():
-                if inner is not module:
-                    undo.pop(inner, bool)()
+    def note(module: torch.nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if module not in below:
+            if module not in called:
+                called.add(module)
+                inside = [inner for inner in module.modules() if inner is not module]
+                below.update(inside)
+                for inner in inside:
                     noted.pop(inner, None)
                     called.discard(inner)
-        noted.setdefault(module, Counter())[_what(args, kwargs)] += 1
+            with torch._C.DisableTorchFunction():  # a mode of the user's own sees the step, and not who looks at it
+                noted.setdefault(module, Counter())[_what(args, kwargs)] += 1
+        return call(*args, **kwargs)
 
-    def instead(module: torch.nn.Module, compiled: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            note(module, args, kwargs)
-            return compiled(*args, **kwargs)
-
-        return call
-
-    def hook(module: torch.nn.Module) -> Callable[..., None]:  # what is called may be a replica of it
-        return lambda _, args, kwargs: note(module, args, kwargs)
-
-    try:
-        for module in modules:
-            compiled = module._compiled_call_impl
-            if compiled is not None:  # a hook would be compiled too: around it
-                module._compiled_call_impl = instead(module, compiled)
-                undo[module] = lambda module=module, compiled=compiled: setattr(  # type: ignore[misc]
-                    module, "_compiled_call_impl", compiled
-                )
-            else:
-                undo[module] = module.register_forward_pre_hook(hook(module), with_kwargs=True).remove
+    with calls_through(note, modules):
         yield
-    finally:
-        for put_back in undo.values():
-            put_back()
 
 
 def _what(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, bool]:

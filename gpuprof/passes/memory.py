@@ -70,7 +70,7 @@ def measure(workload: Workload, before_step: Callable[[], None]) -> tuple[pd.Dat
 
     with ExitStack() as stack:
         ownership = stack.enter_context(observed(model, mark=meter.module))
-        stack.enter_context(observed_phases(model, meter.enter_phase))
+        stack.enter_context(observed_phases(workload, meter.enter_phase))
         stack.enter_context(kept_for_backward(model, ownership, kept))
         stack.callback(register_optimizer_step_pre_hook(before_update).remove)
         for name, parameter in model.named_parameters():

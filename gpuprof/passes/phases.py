@@ -19,6 +19,9 @@ from torch.optim.optimizer import (
 )
 
 from gpuprof.attribution import in_backward, inside_compiled
+from gpuprof.calls import calls_through
+from gpuprof.undo import patched, undoing
+from gpuprof.workload import Workload
 
 
 @dataclass
@@ -36,9 +39,13 @@ class Phase:
     keeps_graph: bool = False
     open: list[str] = field(default_factory=lambda: ["other"])
 
+    def start(self) -> None:
+        """A step starts, in the forward."""
+        self.name, self.keeps_graph, self.open = "forward", False, ["other"]
+
 
 @contextmanager
-def observed_phases(model: torch.nn.Module, changed: Callable[[str], None] | None = None) -> Iterator[Phase]:
+def observed_phases(workload: Workload, changed: Callable[[str], None] | None = None) -> Iterator[Phase]:
     """Keep track of the phase, and call ``changed(name)`` at every change. The step starts in ``forward``.
 
     Everything is put back afterwards, also after an exception.
@@ -80,24 +87,21 @@ def observed_phases(model: torch.nn.Module, changed: Callable[[str], None] | Non
     def optimizer_ends(*_: Any) -> None:
         end("optimizer")
 
-    def forward_starts(*_: Any) -> None:
+    def forward_starts(_: torch.nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if not in_backward() and phase.name != "forward":
             enter("forward")
+        return call(*args, **kwargs)
 
-    handles = [
-        register_optimizer_step_pre_hook(optimizer_starts),
-        register_optimizer_step_post_hook(optimizer_ends),
-    ]
-    hidden = inside_compiled(model)
-    handles += [
-        module.register_forward_pre_hook(forward_starts)
-        for module in (model, *model.children())
-        if module not in hidden
-    ]
-    autograd._engine_run_backward = backward
-    try:
+    calling: list[torch.nn.Module] = []
+    if workload.description.get("step") == "given":  # gpuprof's own calls its model before all else, and never again
+        model = workload.model
+        hidden = inside_compiled(model)
+        calling = [module for module in dict.fromkeys((model, *model.children())) if module not in hidden]
+    with (
+        undoing() as undo,
+        patched(autograd, {"_engine_run_backward": backward}),
+        calls_through(forward_starts, calling),
+    ):
+        undo(register_optimizer_step_pre_hook(optimizer_starts).remove)
+        undo(register_optimizer_step_post_hook(optimizer_ends).remove)
         yield phase
-    finally:
-        autograd._engine_run_backward = run_backward
-        for handle in handles:
-            handle.remove()

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.hooks import RemovableHandle
 
-from gpuprof.attribution import inside_compiled
+from gpuprof.calls import calls_through
+from gpuprof.undo import undoing
 from gpuprof.workload import Workload
 
 
@@ -29,15 +31,14 @@ def preserved(workload: Workload) -> Iterator[None]:
     sees it again.
     """
     model = workload.model
-    with ExitStack() as stack:
-        stack.callback(random.setstate, random.getstate())
-        stack.callback(torch.set_rng_state, torch.get_rng_state())
-        if torch.cuda.is_initialized():
-            stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
-        stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+    with undoing() as undo, ExitStack() as into:
+        for get, put_back in _random_states():
+            undo(put_back, get())
+        undo(torch.set_grad_enabled, torch.is_grad_enabled())
         for module in model.modules():
-            stack.callback(setattr, module, "training", module.training)
-        grads = stack.enter_context(_gradients())
+            undo(setattr, module, "training", module.training)
+        grads, copies = _Gradients(), _Copies()
+        undo(grads.put_back)
         optimized = workload.optimizer.param_groups if workload.optimizer is not None else []
         leaves = [*model.parameters(), *(p for group in optimized for p in group["params"])]
         if workload.owned:
@@ -45,25 +46,18 @@ def preserved(workload: Workload) -> Iterator[None]:
                 leaf.grad = None
         else:
             grads.set_aside(leaves)
-            copies = stack.enter_context(_copies())
+            undo(copies.put_back)
             copies.keep(model.buffers())
             for module in model.modules():
-                stack.callback(_refill, module._buffers, dict(module._buffers))
+                undo(_put_back_members, module, dict(module._parameters), dict(module._buffers))
                 if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-                    stack.callback(_when_made(module, copies.keep).remove)
+                    undo(_when_made(module, copies.keep).remove)
             if workload.optimizer is not None:
                 copies.keep_optimizer(workload.optimizer)
             if workload.description.get("step") == "given":  # it may change parameters by itself
                 copies.keep(model.parameters())
-            stack.callback(register_optimizer_step_pre_hook(lambda one, *_: copies.keep_optimizer(one)).remove)
-            if model not in inside_compiled(model):
-
-                def first_call(_: torch.nn.Module, args: Any, kwargs: Any) -> None:
-                    handle.remove()
-                    grads.set_aside(tree_leaves((args, kwargs)))
-
-                handle = model.register_forward_pre_hook(first_call, with_kwargs=True)
-                stack.callback(handle.remove)
+            undo(register_optimizer_step_pre_hook(lambda one, *_: copies.keep_optimizer(one)).remove)
+            into.enter_context(calls_through(grads.of_first_call, [model]))
         yield
 
 
@@ -72,6 +66,7 @@ class _Gradients:
 
     def __init__(self) -> None:
         self._leaves: dict[int, tuple[torch.Tensor, torch.Tensor | None, bool]] = {}
+        self._called = False
 
     def set_aside(self, values: Iterable[Any]) -> None:
         """Take the gradients of leaves that are new here off them."""
@@ -80,6 +75,14 @@ class _Gradients:
                 self._leaves[id(leaf)] = (leaf, leaf.grad, leaf.requires_grad)
                 leaf.grad = None
 
+    def of_first_call(self, _: torch.nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Take those of the inputs off them, when the model is first called."""
+        if not self._called:
+            self._called = True
+            with torch._C.DisableTorchFunction():
+                self.set_aside(tree_leaves((args, kwargs)))
+        return call(*args, **kwargs)
+
     def put_back(self) -> None:
         for leaf, grad, requires in self._leaves.values():
             leaf.grad = grad
@@ -87,11 +90,20 @@ class _Gradients:
                 leaf.requires_grad_(requires)
 
 
+def _random_states() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
+    """How to read and how to set the state of each generator that a step may draw from."""
+    yield random.getstate, random.setstate
+    yield np.random.get_state, np.random.set_state
+    yield torch.get_rng_state, torch.set_rng_state
+    if torch.cuda.is_initialized():
+        yield torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all
+
+
 class _Copies:
     """Values of tensors and optimizers from before, in host memory."""
 
     def __init__(self) -> None:
-        self._tensors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._tensors: dict[int, tuple[torch.Tensor, torch.Tensor, int, torch.Tensor]] = {}
         self._optimizers: dict[int, tuple[torch.optim.Optimizer, list[dict[str, Any]], dict[Any, Any]]] = {}
 
     def keep(self, tensors: Iterable[Any]) -> None:
@@ -99,7 +111,9 @@ class _Copies:
             if not isinstance(tensor, torch.Tensor) or is_lazy(tensor) or tensor.device.type == "meta":
                 continue
             if id(tensor) not in self._tensors:
-                self._tensors[id(tensor)] = (tensor, _once(tensor).detach().to("cpu", copy=True))
+                same = tensor.detach()  # the same storage in the same shape, whatever becomes of the tensor itself
+                nbytes = tensor.untyped_storage().nbytes() if _is_plain(tensor) else 0
+                self._tensors[id(tensor)] = (tensor, same, nbytes, _once(same).to("cpu", copy=True))
 
     def keep_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         if id(optimizer) not in self._optimizers:
@@ -110,9 +124,9 @@ class _Copies:
                 self.keep(tree_leaves((groups, list(state.values()))))
 
     def put_back(self) -> None:
-        with torch.no_grad():
-            for tensor, before in self._tensors.values():
-                _once(tensor).copy_(before)
+        with undoing() as undo:
+            for tensor in self._tensors.values():
+                undo(_put_back, *tensor)
         for optimizer, groups, state in self._optimizers.values():
             for group, group_before in zip(optimizer.param_groups, groups, strict=False):
                 _refill(group, group_before)
@@ -132,24 +146,6 @@ def _when_made(module: torch.nn.Module, keep: Callable[[Iterable[Any]], None]) -
     return handle
 
 
-@contextmanager
-def _gradients() -> Iterator[_Gradients]:
-    gradients = _Gradients()
-    try:
-        yield gradients
-    finally:
-        gradients.put_back()
-
-
-@contextmanager
-def _copies() -> Iterator[_Copies]:
-    copies = _Copies()
-    try:
-        yield copies
-    finally:
-        copies.put_back()
-
-
 def _containers(value: Any) -> Any:
     """A copy of nested lists and dictionaries around the same tensors."""
     return tree_map(lambda leaf: leaf, value)
@@ -160,9 +156,61 @@ def _refill(mapping: dict[Any, Any], before: dict[Any, Any]) -> None:
     mapping.update(before)
 
 
+def _put_back(tensor: torch.Tensor, same: torch.Tensor, nbytes: int, values: torch.Tensor) -> None:
+    """Make a tensor what it was, also one that was resized or given other data; what is the same is not written to.
+
+    Args:
+        tensor: the tensor.
+        same: what it was, sharing its storage.
+        nbytes: size of that storage, where there is one.
+        values: its values, in host memory.
+    """
+    if _is_plain(same):
+        if same.untyped_storage().nbytes() != nbytes:
+            same.untyped_storage().resize_(nbytes)
+        if not _is_plain(tensor) or _place(tensor) != _place(same):
+            tensor.data = same
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        now = _once(tensor)
+        if not _equal(now, values):
+            now.copy_(values)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is one piece of one storage."""
+    return tensor.layout == torch.strided and not tensor.is_nested and not is_traceable_wrapper_subclass(tensor)
+
+
+def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    storage = tensor.untyped_storage()._cdata
+    return tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.storage_offset(), storage
+
+
+def _equal(tensor: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether they are surely equal: some layouts and dtypes cannot be compared."""
+    try:
+        return _is_plain(tensor) and torch.equal(tensor.to("cpu"), values)
+    except NotImplementedError:
+        return False
+
+
+def _put_back_members(
+    module: torch.nn.Module, parameters: dict[str, torch.Tensor | None], buffers: dict[str, torch.Tensor | None]
+) -> None:
+    """Parameters and buffers by their names: those that were there are there again, and no other buffer is."""
+    for name in set(dict(module._buffers)) - set(buffers):
+        delattr(module, name)
+    members: Any = ((module._parameters, parameters), (module._buffers, buffers))
+    for held, before in members:
+        now = dict(held)  # of a scripted module a copy, and no dictionary at all
+        for name, tensor in before.items():
+            if now.get(name) is not tensor and not is_lazy(tensor):
+                held[name] = tensor
+
+
 def _once(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor without the repetitions of an expanded one, which cannot be written to."""
-    for dim, stride in enumerate(tensor.stride() if tensor.layout == torch.strided else ()):
+    for dim, stride in enumerate(tensor.stride() if _is_plain(tensor) else ()):
         if stride == 0:
             tensor = tensor.narrow(dim, 0, min(tensor.shape[dim], 1))
     return tensor

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gpuprof.attribution import Ownership, observed
 from gpuprof.passes import weightless
 from gpuprof.passes.kept import Held, Kept, kept_for_backward
+from gpuprof.passes.modes import unseen
 from gpuprof.passes.phases import Phase, observed_phases
 from gpuprof.workload import Workload
 from gpuprof.workload.steps import tensors
@@ -53,9 +54,9 @@ def simulate(workload: Workload, attention: Mapping[str, str]) -> Simulated:
         torch.compiler.set_stance("force_eager"),
         torch.autograd.set_multithreading_enabled(False),
         observed(workload.model, through_compiled=True, again=lambda: attending) as ownership,
-        observed_phases(workload.model) as phase,
+        observed_phases(workload) as phase,
         kept_for_backward(workload.model, ownership, kept),
-        _FusedAttention(ownership, attention) as attending,
+        unseen(attending := _FusedAttention(ownership, attention)),
         _Follower(workload.model, phase) as follower,
     ):
         workload.step()

@@ -43,22 +43,28 @@ def measure(
     steps_marks: list[list[tuple[str, Any]]] = []
     references: list[tuple[int, float]] = []
     inputs: Counter[str] = Counter()
-    with observed_inputs(workload, search=False) as given_now:
-        for index in range(warmup + steps):
+    marks: list[tuple[str, Any]] = []
+    for _ in range(warmup):  # with nothing attached at all: what is compiled in them knows of nothing
+        before_step()
+        workload.step()
+        tick()
+    with (
+        observed_inputs(workload, search=False) as given_now,
+        observed_phases(workload, lambda name: marks.append((name, now()))) as phase,
+    ):
+        for index in range(steps):
             before_step()
-            marks: list[tuple[str, Any]] = []
-            with observed_phases(workload.model, lambda name, marks=marks: marks.append((name, now()))):  # type: ignore[misc]
-                if cuda and index in (0, warmup):
-                    torch.cuda.synchronize(workload.device)
-                marks.append(("forward", now()))
-                workload.step()
-                marks.append(("", now()))
-            given = given_now().shapes
-            if index >= warmup:
-                inputs[given] += 1
-                if reference is not None and (seconds := reference()):
-                    references.append((len(steps_marks), seconds))
-                steps_marks.append(marks)
+            phase.start()
+            marks = []
+            if cuda and index == 0:
+                torch.cuda.synchronize(workload.device)
+            marks.append(("forward", now()))
+            workload.step()
+            marks.append(("", now()))
+            inputs[given_now().shapes] += 1
+            if reference is not None and (seconds := reference()):
+                references.append((index, seconds))
+            steps_marks.append(marks)
             tick()
     if cuda:
         torch.cuda.synchronize(workload.device)

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpuprof.errors import GpuprofError
@@ -45,7 +46,7 @@ def execute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     device = kwargs.get("device")
     if device is not None and torch.device(device).type == "meta" and _is_known(func, args, kwargs):
         kwargs = {**kwargs, "device": torch.device("cpu")}  # stays readable
-    if not _touches_meta(args) and not (kwargs and _touches_meta(tuple(kwargs.values()))):
+    if not _touches_meta(args) and not (kwargs and _touches_meta(kwargs.values())):
         return func(*args, **kwargs)
     if func in _READS_VALUES:
         raise GpuprofError(
@@ -60,6 +61,14 @@ def execute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func._schema.is_mutable and isinstance(args[0], torch.Tensor) and args[0].device.type != "meta":
         return args[0]  # what is written has no value; the tensor that the model holds stays as it is
     return out
+
+
+def nowhere(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operator only tells shapes, on ``meta`` or for fake tensors, and does no work."""
+    device = kwargs.get("device")
+    if device is not None and torch.device(device).type == "meta":
+        return True
+    return _touches_meta(args, fake=True) or _touches_meta(kwargs.values(), fake=True)
 
 
 class Weightless(TorchDispatchMode):
@@ -90,12 +99,13 @@ def _is_known(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return func in _CONSTANTS and math.prod(args[0]) <= _SMALL
 
 
-def _touches_meta(values: Any) -> bool:
+def _touches_meta(values: Any, fake: bool = False) -> bool:
+    """Whether a tensor among these is on ``meta``, or is a fake one if that counts as well."""
     for value in values:
         if isinstance(value, torch.Tensor):
-            if value.device.type == "meta":
+            if value.device.type == "meta" or (fake and isinstance(value, FakeTensor)):
                 return True
-        elif isinstance(value, (list, tuple)) and _touches_meta(value):
+        elif isinstance(value, (list, tuple)) and _touches_meta(value, fake):
             return True
     return False
 

@@ -1,20 +1,17 @@
 """A profile leaves nothing behind, however it ends."""
 
-import os
 import random
 
-import numpy as np
 import pytest
 import torch
-import torch.utils.checkpoint
+from as_before import as_before
 from torch import nn
-from torch.optim import optimizer as optimizers
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 
 import gpuprof
 from gpuprof.errors import GpuprofError
-from gpuprof.passes import counting, memory, timing, trace
+from gpuprof.passes import counting, memory, preserve, timing, trace
+from gpuprof.undo import undoing
 
 PASSES = ["count", "time", "trace", "memory"]
 
@@ -50,61 +47,6 @@ class Net(nn.Module):
         if self.error_backward is not None:
             x = Failing.apply(x, self.error_backward)
         return self.last(self.frozen(x)) * random.random() * self.wide[0]
-
-
-def hooks_of(model):
-    return [len(getattr(module, name)) for module in model.modules() for name in vars(module) if "_hooks" in name]
-
-
-def state_of(model, optimizer, x):
-    """All that a step may change: values by value, objects by identity."""
-    values = {f"parameter {name}": p.detach().clone() for name, p in model.named_parameters()}
-    values |= {f"buffer {name}": b.clone() for name, b in model.named_buffers()}
-    values |= {f"gradient {name}": p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    values |= {
-        f"state {index} {key}": value.clone()
-        for index, entry in enumerate(optimizer.state.values())
-        for key, value in entry.items()
-    }
-    values["input"] = x.detach().clone()
-    values["random state"] = torch.get_rng_state()
-    objects = {
-        "parameters": [id(p) for p in model.parameters()],
-        "buffers": [(name, id(b)) for name, b in model.named_buffers()],
-        "gradients": [None if p.grad is None else id(p.grad) for p in model.parameters()],
-        "input gradient": x.grad,
-        "requires_grad": [p.requires_grad for p in model.parameters()],
-        "training": [module.training for module in model.modules()],
-        "hooks": hooks_of(model),
-        "attributes": [sorted(vars(module)) for module in model.modules()],
-        "groups": [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups],
-        "group objects": [id(group) for group in optimizer.param_groups],
-        "state objects": [id(v) for entry in optimizer.state.values() for v in entry.values()],
-        "optimizer hooks": (len(optimizers._global_optimizer_pre_hooks), len(optimizers._global_optimizer_post_hooks)),
-        "module hooks": [len(hooks) for name, hooks in vars(nn.modules.module).items() if name.startswith("_global_")
-                         and hasattr(hooks, "__len__")],
-        "python random": random.getstate(),
-        "numpy random": str(np.random.get_state()),
-        "environment": dict(os.environ),
-        "torch": (
-            torch.autograd.backward, torch.autograd.grad, torch.autograd._engine_run_backward, torch.Tensor.backward,
-            torch.utils.checkpoint.CheckpointFunction, torch.utils.checkpoint._checkpoint_without_reentrant_generator,
-            torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(),
-            torch.get_num_threads(), torch._C._is_multithreading_enabled(), torch._C._len_torch_function_stack(),
-            torch.are_deterministic_algorithms_enabled(), torch._dynamo.eval_frame._stance.stance,
-            torch._C._autograd._top_saved_tensors_default_hooks(False),
-        ),
-        "modes": _get_current_dispatch_mode_stack(),
-    }  # fmt: skip
-    return values, objects
-
-
-def assert_same(before, after):
-    for key, value in before[0].items():
-        assert torch.equal(value, after[0][key]), key
-    assert before[0].keys() == after[0].keys()
-    for key, value in before[1].items():
-        assert after[1][key] == value, key
 
 
 @pytest.fixture
@@ -146,10 +88,9 @@ def test_after_all_passes(request, training, mode, keeps):
         "forward": {"inputs": x, "mode": "forward"},
         "step": {"step": step},
     }[mode]
-    before = state_of(model, optimizer, x)
-    run = gpuprof.profile(model, **given, steps=2)
+    with as_before(model, optimizer, [x]):
+        run = gpuprof.profile(model, **given, steps=2)
     assert [run.passes[name].status for name in PASSES] == ["done"] * 4
-    assert_same(before, state_of(model, optimizer, x))
 
 
 def test_an_optimizer_without_state_has_none_afterwards():
@@ -198,10 +139,8 @@ def test_after_a_failure(training, where):
     handle = optimizer.register_step_pre_hook(broken) if where == "optimizer" else None
     if where in ("forward", "backward"):
         setattr(model, f"error_{where}", error)
-    before = state_of(model, optimizer, x)
-    with pytest.raises(GpuprofError, match="broken"):
+    with as_before(model, optimizer, [x]), pytest.raises(GpuprofError, match="broken"):
         gpuprof.profile(model, x, loss=broken if where == "loss" else None, optimizer=optimizer)
-    assert_same(before, state_of(model, optimizer, x))
     if handle is not None:
         handle.remove()
 
@@ -216,10 +155,8 @@ def test_after_an_interrupt_in_the_middle_of_a_pass(training, name, where):
 
     if where != "loss":
         setattr(model, f"error_{where}", KeyboardInterrupt())
-    before = state_of(model, optimizer, x)
-    with pytest.raises(KeyboardInterrupt):
+    with as_before(model, optimizer, [x]), pytest.raises(KeyboardInterrupt):
         gpuprof.profile(model, x, loss=interrupt if where == "loss" else None, optimizer=optimizer, passes=[name])
-    assert_same(before, state_of(model, optimizer, x))
     if where != "forward":
         return
     # the next profile works as if nothing had been
@@ -239,10 +176,9 @@ def test_after_an_error_of_our_own(training, monkeypatch, broken):
         raise ZeroDivisionError
 
     monkeypatch.setattr(module, broken.__name__, late)
-    before = state_of(model, optimizer, x)
-    run = gpuprof.profile(model, x, optimizer=optimizer, passes=PASSES)
+    with as_before(model, optimizer, [x]):
+        run = gpuprof.profile(model, x, optimizer=optimizer, passes=PASSES)
     assert sorted(outcome.status for outcome in run.passes.values()) == ["done"] * 3 + ["failed"]
-    assert_same(before, state_of(model, optimizer, x))
 
 
 def test_hooks_of_the_users_own_stay_and_fire(training):
@@ -263,3 +199,219 @@ def test_gradient_mode_of_the_caller(training):
         run = gpuprof.profile(model, x, passes=["count"])
         assert not torch.is_grad_enabled()
     assert run.modules().set_index("module").loc["", "flops_backward"] > 0
+
+
+# -- buffers of all kinds
+
+
+class Changing(nn.Module):
+    """Changes its buffer in the forward as it is told."""
+
+    def __init__(self, buffer, change):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("held", buffer)
+        self.change = change
+
+    def forward(self, x):
+        self.change(self)
+        return self.linear(x)
+
+
+def write_resized(module):
+    module.held.resize_(5).fill_(7.0)
+
+
+def give_other_data(module):
+    module.held.data = torch.ones(2, 2, dtype=torch.float64)
+
+
+def set_to_another_storage(module):
+    module.held.set_(torch.ones(7))
+
+
+def replace(module):
+    module.held = torch.ones(9)
+
+
+def remove(module):
+    if hasattr(module, "held"):
+        del module.held
+
+
+def nothing(module):
+    module.held = None
+
+
+def add(module):
+    module.register_buffer("more", torch.ones(1))
+
+
+def shrink_the_storage(module):
+    module.held.untyped_storage().resize_(0)
+
+
+def write(module):
+    module.held.copy_(module.held * 0)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["done", "failed"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        write_resized, give_other_data, set_to_another_storage, replace, remove, nothing, add, shrink_the_storage, write,
+    ],
+)  # fmt: skip
+def test_a_buffer_is_put_back_whatever_the_forward_does_to_it(change, fails):
+    whole = torch.arange(6.0)
+    model, x = Changing(whole[1:4], change), torch.randn(2, 4)
+
+    def loss(out):
+        if fails:
+            raise ValueError("no")
+        return out.sum()
+
+    with as_before(model):
+        if fails:
+            with pytest.raises(GpuprofError, match="ValueError: no"):
+                gpuprof.profile(model, x, loss=loss, passes=["count", "time"])
+        else:
+            assert gpuprof.profile(model, x, passes=["count", "memory"]).done("memory")
+    whole += 1  # it still is a part of that
+    assert torch.equal(model.held, torch.tensor([2.0, 3.0, 4.0]))
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        torch.eye(3).to_sparse(),
+        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        torch.ones(3).to(torch.float8_e4m3fn),
+        torch.ones(1).expand(4),
+        torch.full((2,), torch.nan),
+    ],
+    ids=["sparse", "jagged", "nested", "float8", "expanded", "nan"],
+)
+def test_a_buffer_of_any_kind_stays_as_it_is(buffer):
+    model, x = Changing(buffer, lambda module: None), torch.randn(2, 4)
+    with as_before(model):
+        gpuprof.profile(model, x, passes=["time"])
+
+
+def test_a_buffer_that_nobody_writes_to_can_still_go_backward():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+    out = model(torch.randn(2, 4))  # which has saved the running statistics
+    gpuprof.profile(model, torch.randn(2, 4), passes=["count"])
+    out.sum().backward()
+
+
+def test_observers_of_quantisation():
+    class Observed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.whole = torch.ao.quantization.MinMaxObserver()
+            self.channels = torch.ao.quantization.PerChannelMinMaxObserver()  # of no channel until it is called
+            self.histogram = torch.ao.quantization.HistogramObserver(bins=16)
+
+        def forward(self, x):
+            x = self.linear(x)
+            return self.histogram(self.channels(self.whole(x)))
+
+    model, x = Observed(), torch.randn(2, 4)
+    with as_before(model):
+        run = gpuprof.profile(model, x, passes=PASSES)
+    assert [run.passes[name].status for name in PASSES] == ["done"] * 4
+
+
+# -- scripted modules
+
+
+def scripted_child():
+    return nn.Sequential(nn.Linear(4, 8), torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))))
+
+
+def scripted():
+    return torch.jit.script(nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))))
+
+
+def traced_child():
+    return nn.Sequential(nn.Linear(4, 8), torch.jit.trace(nn.Linear(8, 8), torch.randn(2, 8)))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
+@pytest.mark.parametrize("make", [scripted_child, scripted, traced_child])
+def test_scripted_modules(make):
+    first, second = 2 * 2 * 4 * 8, 2 * 2 * 8 * 8
+    model, x = make(), torch.randn(2, 4)
+    with as_before(model):
+        run = gpuprof.profile(model, x, passes=PASSES)
+        assert [run.passes[name].status for name in PASSES] == ["done"] * 4
+        assert gpuprof.count(model, x).ops["flops_full"].sum() == 3 * second + 2 * first
+    modules = run.modules().set_index("module")
+    assert modules.loc["", "flops_forward"] == first + second
+    assert modules.loc["", "flops_backward"] == first + 2 * second  # the input needs no gradient
+    if make is not scripted:  # the whole of a scripted module is called by no Python, so nothing in it is its own
+        assert list(modules.loc[["0", "1"], "flops_forward"]) == [first, second]
+        assert list(modules.loc[["0", "1"], "flops_backward"]) == [first, 2 * second]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
+@pytest.mark.parametrize("make", [scripted_child, scripted, traced_child])
+@pytest.mark.parametrize("name", PASSES)
+def test_scripted_modules_that_fail(make, name):
+    model, x = make(), torch.randn(2, 5)
+    with as_before(model), pytest.raises(GpuprofError, match="RuntimeError: mat1 and mat2"):
+        gpuprof.profile(model, x, passes=[name])
+
+
+# -- what fails while it is put back
+
+
+def test_the_first_error_is_named_and_not_that_of_putting_back(training, monkeypatch):
+    model, optimizer, x = training
+    model.error_forward = RuntimeError("the cause")
+
+    def lost(*_):
+        raise RuntimeError("nothing can be copied any more")
+
+    with pytest.raises(GpuprofError) as caught, monkeypatch.context() as patch:
+        patch.setattr(preserve, "_put_back", lost)
+        gpuprof.profile(model, x, optimizer=optimizer, passes=["count"])
+    assert str(caught.value).startswith(
+        "the model raised in the forward of Net: RuntimeError: the cause; what the step "
+    )
+    assert str(caught.value.__cause__) == "the cause"
+
+
+def test_all_is_undone_whatever_fails_and_the_first_error_is_raised():
+    done = []
+
+    def fail(text):
+        done.append(text)
+        raise ValueError(text)
+
+    with pytest.raises(ValueError, match="block"), undoing() as undo:
+        undo(done.append, "first")
+        undo(fail, "second")
+        undo(fail, "third")
+        raise ValueError("block")
+    assert done == ["third", "second", "first"]
+    with pytest.raises(ValueError, match="third"), undoing() as undo:
+        undo(fail, "second")
+        undo(fail, "third")
+
+
+@pytest.mark.parametrize("depth", range(0, 900, 60))
+def test_modes_end_also_at_the_limit_of_recursion(depth):
+    class Endless(nn.Module):
+        def forward(self, x):
+            return self(torch.nn.functional.linear(x, x))
+
+    def deep(left):
+        return deep(left - 1) if left else gpuprof.profile(Endless(), x, mode="forward", passes=["count"])
+
+    x = torch.randn(4, 4)
+    with as_before(), pytest.raises(GpuprofError, match="RecursionError"):
+        deep(depth)
