@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.hooks import RemovableHandle
 
 from gpuprof.calls import calls_through
-from gpuprof.undo import undoing
+from gpuprof.undo import patched, undoing
 from gpuprof.workload import Workload
 
 
@@ -54,10 +54,13 @@ def preserved(workload: Workload) -> Iterator[None]:
                     undo(_when_made(module, copies.keep).remove)
             if workload.optimizer is not None:
                 copies.keep_optimizer(workload.optimizer)
-            if workload.description.get("step") == "given":  # it may change parameters by itself
-                copies.keep(model.parameters())
             undo(register_optimizer_step_pre_hook(lambda one, *_: copies.keep_optimizer(one)).remove)
-            into.enter_context(calls_through(grads.of_first_call, [model]))
+            if workload.description.get("step") == "given":
+                copies.keep(model.parameters())  # it may change them by itself
+                # where it is compiled as a whole, what is around its model's call would be compiled with it
+                into.enter_context(grads.of_first_backward())
+            else:
+                into.enter_context(calls_through(grads.of_first_call, [model]))
         yield
 
 
@@ -83,11 +86,39 @@ class _Gradients:
                 self.set_aside(tree_leaves((args, kwargs)))
         return call(*args, **kwargs)
 
+    @contextmanager
+    def of_first_backward(self) -> Iterator[None]:
+        """Take those of all that it reaches off them, before the first backward."""
+        autograd: Any = torch.autograd
+        run_backward = autograd._engine_run_backward
+
+        def backward(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self._called:
+                self._called = True
+                self.set_aside(_leaves_below(outputs))
+            return run_backward(outputs, *args, **kwargs)
+
+        with patched(autograd, {"_engine_run_backward": backward}):
+            yield
+
     def put_back(self) -> None:
         for leaf, grad, requires in self._leaves.values():
             leaf.grad = grad
             if leaf.requires_grad != requires:
                 leaf.requires_grad_(requires)
+
+
+def _leaves_below(outputs: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Leaves of the graphs of these tensors."""
+    left = [output.grad_fn for output in outputs]
+    seen = set(left)
+    while left:
+        node = left.pop()
+        if hasattr(node, "variable"):
+            yield node.variable
+        below = {one for one, _ in getattr(node, "next_functions", ()) if one is not None} - seen
+        seen |= below
+        left += below
 
 
 def _random_states() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:

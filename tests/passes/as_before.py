@@ -37,21 +37,23 @@ def as_before(model=None, optimizer=None, inputs=(), drawn=True):
         inputs: tensors, themselves and their gradients.
         drawn: whether random states must be the same too.
     """
-    before = _state(model, optimizer, inputs, drawn)
+    lazy = {m for m in model.modules() if any(map(is_lazy, m.parameters(recurse=False)))} if model is not None else set()
+    optimizer = None if lazy else optimizer  # of parameters that are not made yet
+    before = _state(model, optimizer, inputs, drawn, lazy)
     try:
         yield
     finally:
-        after = _state(model, optimizer, inputs, drawn)
+        after = _state(model, optimizer, inputs, drawn, lazy)
         for key, value in before.items():
             assert _same(value, after[key]), f"{key}: {value} before, and {after[key]} after"
         assert before.keys() == after.keys()
 
 
-def _state(model, optimizer, inputs, drawn):
+def _state(model, optimizer, inputs, drawn, lazy):
     state = dict(_process())
     if drawn:
         state |= {"random": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
-    state |= _model(model) if model is not None else {}
+    state |= _model(model, lazy) if model is not None else {}
     state |= _optimizer(optimizer) if optimizer is not None else {}
     return state | {f"input {index}": _tensor(tensor) for index, tensor in enumerate(inputs)}
 
@@ -90,20 +92,21 @@ def _modules(kind=nn.Module):
         yield from _modules(inner)
 
 
-def _model(model):
+def _model(model, lazy):
     state = {}
     for path, module in model.named_modules():
+        if module in lazy:  # what it was is no longer there, nor its hooks
+            continue
         here = f"{path or '(root)'} "
         state[here + "class"] = type(module)
         state[here + "training"] = module.training
         state[here + "call"] = id(module._compiled_call_impl)
         state[here + "attributes of ours"] = [name for name in vars(module) if "gpuprof" in name or "_call" in name]
-        tables = {name: table for name, table in vars(module).items() if "_hooks" in name and name[-1] != "d"}
-        state[here + "hooks"] = {name: list(table.values()) for name, table in tables.items() if len(table)}
+        tables = {name: table for name, table in vars(module).items() if "_hooks" in name and isinstance(table, dict)}
+        state[here + "hooks"] = {name: list(table.values()) for name, table in tables.items() if table}
         for kind in ("_parameters", "_buffers"):
             for name, tensor in dict(getattr(module, kind)).items():
-                if not is_lazy(tensor):
-                    state[here + name] = tensor if tensor is None else _tensor(tensor)
+                state[here + name] = tensor if tensor is None else _tensor(tensor)
     return state
 
 

@@ -5,7 +5,7 @@ from gpuprof import profiler
 
 
 @pytest.fixture(autouse=True)
-def all_is_as_before(monkeypatch):
+def all_is_as_before():
     """Whatever a test of the passes profiles is as before afterwards, and so is the process."""
     run_passes = profiler.run_passes
 
@@ -14,6 +14,6 @@ def all_is_as_before(monkeypatch):
         with as_before(mine, None if workload.owned else workload.optimizer):
             return run_passes(workload, **options)
 
-    monkeypatch.setattr(profiler, "run_passes", checked)
-    with as_before(drawn=False):
+    with pytest.MonkeyPatch.context() as patch, as_before(drawn=False):
+        patch.setattr(profiler, "run_passes", checked)
         yield
