@@ -10,6 +10,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from releases import rotary_product
 from runs import counted_run, gpu_run
 
 import gpuprof
@@ -277,3 +279,53 @@ def test_rows_are_sorted_by_a_count_beyond_64_bits():
     rows = json.loads(render(run, "json", View(by="module", sort="flops_forward")))
 
     assert [row["module"] for row in rows] == ["", "layers", "head", "layers.0", "layers.1", "(unattributed)"]
+
+
+# -- counting
+
+
+def test_a_step_of_llama_405b(tmp_path):
+    """Sizes of Llama 3.1 405B, 512 sequences of 8192, trained: 126 layers of grouped attention and a gated MLP.
+
+    Hardware FLOPs have the scores of attention once more, which the fused backward computes again.
+    """
+    width, heads, tokens = 16384, 128, 512 * 8192
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": width, "intermediate_size": 53248,
+        "num_attention_heads": heads, "num_hidden_layers": 126, "num_key_value_heads": 8, "vocab_size": 128256,
+        "tie_word_embeddings": False, "max_position_embeddings": 8192, "hidden_act": "silu", "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = 126 * (2 * width * width + 2 * width * 1024 + 3 * width * 53248) + width * 128256
+    pairs = 126 * heads * 512 * (8192 * 8193 // 2)
+    forward = 2 * tokens * weights + 2 * pairs * (128 + 128)
+
+    run = gpuprof.count(str(tmp_path), mode="train", batch_size=512, seq_len=8192)
+    found, rotary = totals(run), rotary_product(run)
+
+    assert found["flops_forward"] == forward + rotary == 3_528_763_547_213_365_248 + rotary
+    assert found["flops"] == 3 * forward + rotary
+    assert found["flops_hardware"] == 3 * forward + 2 * pairs * 128 + rotary
+    assert "hardware 10.66 EFLOPs" in render(run, "tree")
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "flops"),
+    [
+        (lambda: torch.nn.Linear(2**16, 2**16, bias=False, device="meta"), (2**31, 2**16), 2 * 2**31 * 2**32),
+        (lambda: torch.nn.Conv2d(4096, 4096, 3, padding=1, bias=False, device="meta"), (2**24, 4096, 64, 64),
+         2 * 2**24 * 4096 * 64 * 64 * 4096 * 9),
+        (lambda: Causal(), (2**18, 64, 2**16, 128), 2 * 2**18 * 64 * (2**16 * (2**16 + 1) // 2) * (128 + 128)),
+    ],
+    ids=["linear", "convolution", "attention"],
+)  # fmt: skip
+def test_one_operator_beyond_64_bits(model, shape, flops):
+    run = gpuprof.count(model(), torch.empty(shape, device="meta"), mode="forward")
+
+    assert flops > 2**63
+    assert totals(run)["flops_forward"] == flops
+
+
+class Causal(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
