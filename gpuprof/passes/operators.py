@@ -8,13 +8,20 @@ import torch
 
 _COMPOSITE = "CompositeImplicitAutograd"
 _BACKENDS = ("CPU", "CUDA")
+_NESTED = ("NestedTensorCPU", "NestedTensorCUDA", "CompositeImplicitAutogradNestedTensor")
 
 
 @functools.cache
-def is_composite(overload: str) -> bool:
-    """Whether ``namespace::name.overload`` only calls others; one with a kernel of its own beside that does not."""
+def is_composite(overload: str, nested: bool = False) -> bool:
+    """Whether ``namespace::name.overload`` only calls others; one with a kernel of its own beside that does not.
+
+    Args:
+        overload: the operator.
+        nested: on nested tensors (strided), which some have kernels of their own for.
+    """
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return has(overload, _COMPOSITE) and not any(has(overload, backend) for backend in _BACKENDS)
+    backends = (*_BACKENDS, *_NESTED) if nested else _BACKENDS
+    return has(overload, _COMPOSITE) and not any(has(overload, backend) for backend in backends)
 
 
 @functools.cache

@@ -269,7 +269,7 @@ def with_facts(
 
 
 # Operators that are an attention product, and where their two factors begin.
-_PRODUCTS = {"aten::bmm": 0, "aten::baddbmm": 1, "aten::baddbmm_": 1, "aten::matmul": 0}
+_PRODUCTS = {"aten::bmm": 0, "aten::baddbmm": 1, "aten::baddbmm_": 1, "aten::matmul": 0, "aten::matmul_backward": 1}
 
 
 def _product_with_facts(factors: tuple[Any, ...], cost: Cost, facts: AttentionFacts | None) -> tuple[Cost, bool]:
