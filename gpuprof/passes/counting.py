@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gpuprof.attribution import NOWHERE, Ownership, Scope, observed
 from gpuprof.passes.flex import flex_attention_booked
 from gpuprof.passes.inputs import observed_inputs
-from gpuprof.passes.operators import is_composite
+from gpuprof.passes.operators import is_composite, is_question, nested_kernel
 from gpuprof.passes.phases import Phase, observed_phases
 from gpuprof.record import PassOutcome, table
 from gpuprof.theory import TensorSpec, cost_of
@@ -35,6 +35,7 @@ Mark = Callable[[int], AbstractContextManager[Any]]
 """Given the number of a signature of calls, a context to hold open while one of them runs."""
 
 _sdpa = torch.nn.functional.scaled_dot_product_attention
+_matmul, _bmm = torch.ops.aten.matmul, torch.ops.aten.bmm
 _multi_head = torch.nn.functional.multi_head_attention_forward
 
 
@@ -153,16 +154,23 @@ class _Counter(TorchDispatchMode):
         self._mark = mark
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if NestedTensor in types:  # first of all: what is asked of its sizes are operators too
-            return NotImplemented  # a jagged tensor takes itself apart: the operators on its values come here
         kwargs = kwargs or {}
+        if NestedTensor in types and is_question(func):
+            return NotImplemented  # a jagged tensor answers by itself
         composite = self._composite.get(func)
         if composite is None:
             composite = self._composite[func] = isinstance(func, torch._ops.OpOverload) and is_composite(func.name())
-        if composite and (not _any_nested(args) or is_composite(func.name(), nested=True)):
-            # arrives whole in inference mode only; its parts are what is counted everywhere else
+        if composite and NestedTensor in types:
+            return NotImplemented  # or takes itself apart into operators on its values, which come here
+        if composite:  # arrives whole in inference mode, and on nested tensors; its parts are counted everywhere else
+            nested = _nested_device(args)
+            if nested is not None and func is _matmul.default and all(factor.is_nested for factor in args):
+                return self.book(_bmm.default, args, lambda: self._execute(func, args, kwargs))  # what torch makes of it
             with self:
-                parts = func.decompose(*args, **kwargs)
+                parts = (
+                    func.decompose(*args, **kwargs) if nested is None
+                    else func._op_dk(nested_kernel(func.name(), nested), *args, **kwargs)
+                )  # fmt: skip
             if parts is not NotImplemented:
                 return parts
         return self.book(func, args, lambda: self._execute(func, args, kwargs), kwargs)
@@ -337,7 +345,23 @@ def _price(
         cost, sure = with_facts(op, one_args, dict(one_kwargs), one_out, cost, kind, facts)
         costs += [cost] * times
         known &= sure
-    return None if kind is None else (costs[0] if len(costs) == 1 else total(costs), known, kind)
+    if kind is None:
+        return None
+    cost = costs[0] if len(costs) == 1 else total(costs)
+    padded = _padded(op, args)
+    return (cost if padded is None else replace(cost, hardware=padded)), known, kind
+
+
+def _padded(op: str, args: tuple[Any, ...]) -> int | None:
+    """Matmul FLOPs of a product of nested tensors with heads, which torch pads to the longest; None of any other."""
+    nested = next(_nested(args), None)
+    if op.partition(".")[0] not in _PADDED or nested is None or len(nested[0].shape) < 4:
+        return None
+    found = cost_of(op, tuple(value.padded() if isinstance(value, _Nested) else value for value in args), {}, None)
+    return None if found is None else found[0].full
+
+
+_PADDED = ("aten::bmm", "aten::matmul_backward")
 
 
 def _alone(args: tuple[Any, ...], kwargs: tuple[Any, ...], out: Any) -> Counter[tuple[Any, ...]]:
@@ -376,16 +400,24 @@ def _name(func: Any) -> str:
 class _Nested(tuple[TensorSpec, ...]):
     """A nested tensor: its sequences, each with a batch of 1 before it."""
 
+    def padded(self) -> TensorSpec:
+        """Each as long as the longest."""
+        longest = map(max, zip(*(spec.shape[1:] for spec in self), strict=True))
+        return TensorSpec((len(self), *longest), self[0].dtype)
+
     def packed(self) -> TensorSpec:
         """One after the other."""
         return TensorSpec(packed_shape([spec.shape[1:] for spec in self]), self[0].dtype)
 
 
-def _any_nested(values: tuple[Any, ...]) -> bool:
-    return any(
-        value.is_nested if isinstance(value, torch.Tensor) else isinstance(value, (tuple, list)) and _any_nested(value)
-        for value in values
-    )
+def _nested_device(values: Any) -> str | None:
+    """Type of the device of the first nested tensor among these; None without any."""
+    for value in values:
+        if isinstance(value, (tuple, list)) and (found := _nested_device(value)):
+            return found
+        if isinstance(value, torch.Tensor) and value.is_nested:
+            return value.device.type
+    return None
 
 
 def _spec(value: Any) -> Any:

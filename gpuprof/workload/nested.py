@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.nested._internal.nested_tensor import NestedTensor
 
 
 def part_shapes(tensor: torch.Tensor) -> list[tuple[int, ...]]:
@@ -13,8 +14,12 @@ def part_shapes(tensor: torch.Tensor) -> list[tuple[int, ...]]:
     Args:
         tensor: nested; a strided one has no ``shape`` at all, and a jagged one a name in the place of its lengths.
     """
-    if tensor.layout is torch.jagged:
-        return [tuple(part.shape) for part in tensor.unbind()]
+    if isinstance(tensor, NestedTensor):
+        lengths = tensor._offsets.diff() if tensor._lengths is None else tensor._lengths
+        if lengths.is_meta:  # torch's own placeholder
+            return [tuple(tensor._values.shape)]
+        before, after = tensor._values.shape[: tensor._ragged_idx - 1], tensor._values.shape[tensor._ragged_idx :]
+        return [(*before, length, *after) for length in lengths.tolist()]
     return [tuple(sizes) for sizes in tensor._nested_tensor_size().tolist()]
 
 
