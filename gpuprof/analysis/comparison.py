@@ -18,7 +18,7 @@ from gpuprof.analysis.memory import peak
 from gpuprof.analysis.modules import plain_op
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run
+from gpuprof.record import Run, integers
 
 LAUNCH_COLUMNS = [
     "launch", "step_s", "step_iqr_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "samples_per_s",
@@ -119,7 +119,7 @@ def _flops_and_ideal(run: Run) -> tuple[int | None, dict[str, float]]:
 
 def _typed(name: str, values: list[Any]) -> Any:
     if name in ("launch", "peak_bytes", "flops", "kernels"):
-        return pd.array(values, dtype="Int64")
+        return integers(values)
     return pd.Series(values, dtype="object" if name == "invalid" else "float64")
 
 

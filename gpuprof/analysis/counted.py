@@ -8,7 +8,7 @@ import pandas as pd
 
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.denominators import denominator, ideal_seconds
-from gpuprof.record import Run
+from gpuprof.record import Run, integers
 from gpuprof.theory.architecture import Architecture
 from gpuprof.theory.conventions import DEFAULT_CONVENTION, Convention
 from gpuprof.theory.conventions import convention as fitting_convention
@@ -54,8 +54,8 @@ def counted(run: Run, convention: str | None = None) -> pd.DataFrame:
         ops["macs"] = ops["flops"] // 2
     else:
         counts = [how.rule(row) for row in read_rows(run)]
-        ops["flops"] = pd.array([count.flops for count in counts], dtype="Int64")
-        ops["macs"] = pd.array([count.macs for count in counts], dtype="Int64")
+        ops["flops"] = integers(count.flops for count in counts)
+        ops["macs"] = integers(count.macs for count in counts)
     if how.recompute_in_backward:
         ops["phase"] = ops["phase"].replace("recompute", "backward")
     if how.backward_factor is not None and (ops["phase"] == "backward").any():
@@ -99,7 +99,7 @@ def _assumed_backward(ops: pd.DataFrame, factor: int) -> pd.DataFrame:
     for column in ("flops", "macs"):
         rows[column] *= factor
     for column in ("calls", "flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes"):
-        rows[column] = pd.array([0] * len(rows), dtype="Int64")
+        rows[column] = integers([0] * len(rows))
     return rows
 
 

@@ -16,7 +16,7 @@ from gpuprof.analysis.kernel_time import kernel_times, union_ns
 from gpuprof.analysis.operators import plain_op
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.paths import ancestors
-from gpuprof.record import PHASES, UNATTRIBUTED, Run
+from gpuprof.record import PHASES, UNATTRIBUTED, Run, integers
 from gpuprof.theory import rule_for
 
 __all__ = [
@@ -70,7 +70,7 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
         executed = executed_flops(run).to_dict()
         for phase in _MODULE_PHASES:
             found = [executed.get((path, phase), 0) for path in paths]
-            table[f"flops_executed_{phase}"] = pd.array(found, dtype="Int64")
+            table[f"flops_executed_{phase}"] = integers(found)
     for column in (*MODULE_COLUMNS, "ideal_forward_s", "ideal_backward_s"):
         if column not in table and column != "module":
             table[column] = pd.array([None] * len(table), dtype="Float64")
@@ -120,13 +120,13 @@ def _add_counts(table: pd.DataFrame, ops: pd.DataFrame, paths: list[str]) -> Non
         return [sum(sums[path, p][index] for p in phases if (path, p) in sums) for path in paths]
 
     for phase in _MODULE_PHASES:
-        table[f"flops_{phase}"] = pd.array(column("flops", [phase]), dtype="Int64")
-        table[f"vector_flops_{phase}"] = pd.array(column("vector_flops", [phase]), dtype="Int64")
+        table[f"flops_{phase}"] = integers(column("flops", [phase]))
+        table[f"vector_flops_{phase}"] = integers(column("vector_flops", [phase]))
     for phase in ("forward", "backward"):
-        table[f"flops_{phase}_full"] = pd.array(column("flops_full", [phase]), dtype="Int64")
+        table[f"flops_{phase}_full"] = integers(column("flops_full", [phase]))
         table[f"ideal_{phase}_s"] = column("ideal_s", [phase])
-    table["flops_hardware"] = pd.array(column("flops_hardware", PHASES), dtype="Int64")
-    table["macs"] = pd.array(column("macs", ["forward"]), dtype="Int64")
+    table["flops_hardware"] = integers(column("flops_hardware", PHASES))
+    table["macs"] = integers(column("macs", ["forward"]))
 
 
 def _ratio(numerator: pd.Series, denominator: pd.Series) -> pd.Series:

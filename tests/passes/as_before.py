@@ -37,7 +37,9 @@ def as_before(model=None, optimizer=None, inputs=(), drawn=True):
         inputs: tensors, themselves and their gradients.
         drawn: whether random states must be the same too.
     """
-    lazy = {m for m in model.modules() if any(map(is_lazy, m.parameters(recurse=False)))} if model is not None else set()
+    lazy = (
+        {m for m in model.modules() if any(map(is_lazy, m.parameters(recurse=False)))} if model is not None else set()
+    )
     optimizer = None if lazy else optimizer  # of parameters that are not made yet
     before = _state(model, optimizer, inputs, drawn, lazy)
     try:

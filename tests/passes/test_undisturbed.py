@@ -177,7 +177,9 @@ def test_modes_of_the_users_own_see_the_step_and_nothing_else(name):
     assert "linear" in alone
     profile(model, step=step, passes=[name])
     if name == "memory":  # autograd itself detaches what it gives to a hook on saved tensors
-        seen, alone = ([[op for op in step if op != "aten.detach.default"] for step in steps] for steps in (seen, [alone]))
+        seen, alone = (
+            [[op for op in step if op != "aten.detach.default"] for step in steps] for steps in (seen, [alone])
+        )
         alone = alone[0]
     assert seen == [alone] * len(seen)
 
