@@ -9,6 +9,7 @@ whose work it is. No tensor is touched and no node is added; outputs may be anyt
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ import torch
 import torch.utils.checkpoint
 
 from gpuprof.calls import calls_through
+from gpuprof.paths import ancestors
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.theory.attention import AttentionFacts
 from gpuprof.undo import patched
@@ -141,6 +143,38 @@ class Ownership:
         return here if here in self._numbers else next(iter(self._numbers), here)
 
 
+def named_paths(
+    module: torch.nn.Module, path: str = "", above: tuple[torch.nn.Module, ...] = ()
+) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Every path with its module, a parent before its children: a module that several share has several."""
+    yield path, module
+    above = (*above, module)
+    for name, child in module._modules.items():
+        if child is not None and child not in above:
+            yield from named_paths(child, f"{path}.{name}" if path else name, above)
+
+
+def _callers(paths: dict[str, torch.nn.Module]) -> dict[str, str]:
+    """The module above each path that would call it: containers such as a ModuleList call nothing."""
+
+    def calls(module: torch.nn.Module) -> bool:  # asked of the class: scripted modules have a forward of another kind
+        return inspect.getattr_static(type(module), "forward") is not torch.nn.Module.forward
+
+    callers = {}
+    for path in paths:
+        above = path.rpartition(".")[0]
+        while above and not calls(paths[above]):
+            above = above.rpartition(".")[0]
+        callers[path] = above
+    return callers
+
+
+def _distance(path: str, other: str) -> int:
+    """Steps from one module to another in the tree."""
+    here, there = (ancestors(one) for one in (path, other))
+    return len(set(here) ^ set(there))
+
+
 def inside_compiled(model: torch.nn.Module) -> set[torch.nn.Module]:
     """Modules whose calls happen inside a region that torch.compile has taken over."""
     hidden: set[torch.nn.Module] = set()
@@ -153,7 +187,7 @@ def inside_compiled(model: torch.nn.Module) -> set[torch.nn.Module]:
 @contextmanager
 def observed(
     model: torch.nn.Module,
-    scopes: dict[torch.nn.Module, Scope] | None = None,
+    scope_of: Callable[[torch.nn.Module, str], Scope] = lambda _, path: Scope(path),
     mark: Callable[[int], AbstractContextManager[Any]] | None = None,
     through_compiled: bool = False,
     again: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -162,15 +196,19 @@ def observed(
 
     Args:
         model: the model.
-        scopes: scope of each module; by default its path alone.
+        scope_of: scope of a module under a path; by default the path alone. One that several share is booked under
+            the path by which the module that runs calls it.
         mark: given the index of a call, a context to hold open while it runs (a range in the trace).
         through_compiled: see modules inside compiled regions too. Only where compilation is off for the while:
             otherwise no Python calls them, and such a region is owned by the module that is compiled.
         again: a context for what a checkpoint runs again: function modes are off inside a backward.
     """
     ownership = Ownership()
-    if scopes is None:
-        scopes = {module: Scope(path) for path, module in model.named_modules()}
+    paths = dict(named_paths(model))
+    callers = _callers(paths)
+    scopes: dict[torch.nn.Module, list[Scope]] = {}
+    for path, module in paths.items():
+        scopes.setdefault(module, []).append(scope_of(module, path))
     hidden = set() if through_compiled else inside_compiled(model)
 
     def start(scope: Scope) -> Call:
@@ -195,7 +233,10 @@ def observed(
             end(call)
 
     def called(module: torch.nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        return within(scopes[module], call, args, kwargs)
+        scope, *others = scopes[module]
+        if others and (running := ownership.running()) is not None:
+            scope = min(scopes[module], key=lambda one: _distance(callers[one.module], running.module))
+        return within(scope, call, args, kwargs)
 
     def reopening(function: Callable[..., Any]) -> Callable[..., Any]:
         """A checkpointed function; run again in the backward, it is booked on the module that ran it first."""

@@ -11,10 +11,12 @@ import hashlib
 import json
 import os
 import sqlite3
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import pandas as pd
 from gpuprof import dates, store_url, units
 from gpuprof.analysis import comparison
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run, load, write_atomically
+from gpuprof.record import Run, integers, load, write_atomically
 from gpuprof.store_url import DRIVERS, FORMS
 
 try:
@@ -49,7 +51,7 @@ _LOCK = 0x67707566  # the number of our advisory lock on PostgreSQL: "gpuf"
 
 _ABOUT = ("id", "date", "commit", "workload", "fingerprint", "device", "verdict", "accepted")
 _RUNS = sa.table("gpuprof_runs", *map(sa.column, (*_ABOUT, "facts", "run")))
-_LAUNCHES = sa.table("gpuprof_launches", *map(sa.column, ("run", "launch", "invalid", *METRICS)))
+_LAUNCHES = sa.table("gpuprof_launches", *map(sa.column, ("run", "launch", "invalid", *METRICS, "flops_exact")))
 _STORE = sa.table("gpuprof_store", sa.column("version"))
 
 
@@ -168,7 +170,9 @@ class Store:
             launches = _frame(connection, _launches(*where))
         valid = launches[launches["invalid"] == ""].groupby("run")
         about["launches"] = valid.size().reindex(about.index, fill_value=0)
-        return about.join(valid[list(METRICS)].median()).reset_index()
+        # every launch of a run has the run's FLOPs
+        medians = valid[[name for name in METRICS if name != "flops"]].median().assign(flops=valid["flops"].first())
+        return about.join(medians[list(METRICS)]).reset_index()
 
     def series(self, workload: str = "", fingerprint: str = "", since: str = "") -> pd.DataFrame:
         """One row per launch, the oldest first; arguments as for `runs`.
@@ -203,10 +207,11 @@ class Store:
             levels = _frame(connection, _runs(*where, _RUNS.c.verdict.in_(_LEVELS)))["id"]
         begins = frame["run"].isin(levels) & (frame["run"] != frame["run"].shift())
         frame["level"] = begins.cumsum()
-        figures = [name for name in METRICS if name not in comparison.CLOCKS]
+        figures = [name for name in METRICS if name not in (*comparison.CLOCKS, "flops")]
         medians = frame.groupby("level")[figures].median()
         scale = (medians.tail(1).to_numpy() / medians).where(medians > 0, 1.0)
         frame[figures] *= scale.reindex(frame["level"]).to_numpy()
+        frame["flops"] = _to_newest_level(frame)
         return frame
 
     def fingerprints(self, workload: str) -> dict[str, dict[str, str]]:
@@ -487,9 +492,9 @@ def _tables(connection: sa.Connection) -> None:
     connection.execute(_STORE.insert().values(version=0))
 
 
-def _another_figure(connection: sa.Connection, name: str) -> None:
+def _another_figure(connection: sa.Connection, name: str, kind: str = "DOUBLE PRECISION") -> None:
     """A further figure of the launches, of the runs that are there too."""
-    connection.exec_driver_sql(f"ALTER TABLE {_LAUNCHES.name} ADD COLUMN {name} DOUBLE PRECISION")
+    connection.exec_driver_sql(f"ALTER TABLE {_LAUNCHES.name} ADD COLUMN {name} {kind}")
     for identity in connection.execute(sa.select(_RUNS.c.id)).scalars().all():
         for launch in _figures(_run(_content(connection, identity), identity)):
             here = (_LAUNCHES.c.run == identity) & (_LAUNCHES.c.launch == launch["launch"])
@@ -500,6 +505,7 @@ _STEPS: list[Callable[[sa.Connection], None]] = [
     _tables,
     partial(_another_figure, name="mfu_given"),
     partial(_another_figure, name="reference_per_s"),
+    partial(_another_figure, name="flops_exact", kind="TEXT"),  # in digits: SQLite has no integers beyond 64 bits
 ]
 """What makes each version of the schema of the one before. Never changed, only added to."""
 
@@ -523,7 +529,8 @@ def _runs(*where: sa.ColumnElement[bool]) -> sa.Select[Any]:
 
 def _launches(*where: sa.ColumnElement[bool], newest: int | None = None) -> sa.Select[Any]:
     """Launches with the date of their run, the oldest first."""
-    columns = [_LAUNCHES.c.run, _RUNS.c.date, *(_LAUNCHES.c[name] for name in ("launch", "invalid", *METRICS))]
+    figures = (_LAUNCHES.c.flops_exact.label(name) if name == "flops" else _LAUNCHES.c[name] for name in METRICS)
+    columns = [_LAUNCHES.c.run, _RUNS.c.date, _LAUNCHES.c.launch, _LAUNCHES.c.invalid, *figures]
     joined = sa.select(*columns).join_from(_LAUNCHES, _RUNS, _LAUNCHES.c.run == _RUNS.c.id).where(*where)
     order = [_RUNS.c.date, _RUNS.c.id, _LAUNCHES.c.launch]
     if newest is None:
@@ -535,8 +542,23 @@ def _launches(*where: sa.ColumnElement[bool], newest: int | None = None) -> sa.S
 def _frame(connection: sa.Connection, query: sa.Select[Any]) -> pd.DataFrame:
     result = connection.execute(query)
     frame = pd.DataFrame(list(map(tuple, result)), columns=list(result.keys()))
-    types = dict.fromkeys(METRICS, "float64") | {"accepted": "bool"}
+    if "flops" in frame:
+        frame["flops"] = integers(frame["flops"])
+    types = {name: "float64" for name in METRICS if name != "flops"} | {"accepted": "bool"}
     return frame.astype({name: kind for name, kind in types.items() if name in frame})
+
+
+def _to_newest_level(launches: pd.DataFrame) -> Any:
+    """FLOPs of launches, those of each level scaled to the median of the newest: exactly, as they are integers."""
+    known = launches[launches["flops"].notna()]
+    medians = {level: int(statistics.median_low(flops)) for level, flops in known.groupby("level")["flops"]}
+    newest = medians.get(launches["level"].max())
+    return integers(
+        flops
+        if pd.isna(flops) or not newest or not medians[level]
+        else round(Fraction(newest * int(flops), medians[level]))
+        for level, flops in zip(launches["level"], launches["flops"], strict=True)
+    )
 
 
 def _figures(run: Run) -> list[dict[str, Any]]:
@@ -545,7 +567,8 @@ def _figures(run: Run) -> list[dict[str, Any]]:
     for launch in comparison.launches(run).to_dict("records"):
         known = {name: launch.get(name) for name in METRICS}
         figures = {name: None if value is None or pd.isna(value) else float(value) for name, value in known.items()}
-        rows.append({"launch": int(launch["launch"]), "invalid": launch["invalid"], **figures})
+        exact = None if pd.isna(launch["flops"]) else str(launch["flops"])
+        rows.append({"launch": int(launch["launch"]), "invalid": launch["invalid"], **figures, "flops_exact": exact})
     return rows
 
 

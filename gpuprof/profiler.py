@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
+import pandas as pd
 import torch
 from torch.nn.parameter import is_lazy
 
-from gpuprof.analysis.consistency import mismatches, unchecked  # against the layers: here a run has just been made
+from gpuprof.analysis.consistency import inconsistencies, unchecked  # against the layers: here a run has just been made
 from gpuprof.analysis.denominators import peak_dtype
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import ceiling_cache
@@ -25,7 +26,7 @@ from gpuprof.passes.failure import StepFailure, explain, let_go, short
 from gpuprof.passes.modes import modes_as_before
 from gpuprof.passes.options import DEFAULT_PASSES, check
 from gpuprof.passes.preserve import preserved
-from gpuprof.record import PassOutcome, Run
+from gpuprof.record import UNATTRIBUTED, PassOutcome, Run
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.workload import Options, Workload, build, from_module
@@ -283,7 +284,7 @@ def run_passes(
         tell("ceiling", 0, 1)
         _add_ceilings(run)
         tell("ceiling", 1, 1)
-    run.tree = counting.module_tree(workload.model, {}, {}) if run.tree.empty else run.tree
+    run.tree = _with_all_owners(run, workload.model)
     run.warnings += _never_made(workload.model)
     run.warnings += [f"the {name} pass failed: {o.reason}" for name, o in run.passes.items() if o.status == "failed"]
     _say_what_is_withheld(run)
@@ -291,7 +292,7 @@ def run_passes(
 
 
 def _say_what_is_withheld(run: Run) -> None:
-    found = mismatches(run) or filter(None, [unchecked(run)])
+    found = inconsistencies(run) or filter(None, [unchecked(run)])
     run.warnings += [line for line in found if line not in run.warnings]
 
 
@@ -358,6 +359,17 @@ def _loss_warning(result: Any) -> list[str]:
     if math.isfinite(value):
         return []
     return [f"the loss is {value}: measured anyway, but kernels may be faster or slower on such values"]
+
+
+def _with_all_owners(run: Run, model: torch.nn.Module) -> pd.DataFrame:
+    """The tree with every module that a pass booked anything on, also under a path no counted step called it by."""
+    tree = run.tree
+    booked = {*run.kernels["module"], *run.estimates["module"], *run.memory["module"], *run.timeline["module"]}
+    booked -= {*tree["module"], UNATTRIBUTED}
+    if not (booked or tree.empty):
+        return tree
+    calls = dict.fromkeys(sorted(booked), 0) | dict(zip(tree["module"], tree["calls"], strict=True))
+    return counting.module_tree(model, calls, dict(zip(tree["module"], tree["causality"], strict=True)))
 
 
 def _never_made(model: torch.nn.Module) -> list[str]:

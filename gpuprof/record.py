@@ -8,10 +8,12 @@ import math
 import os
 import tempfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from gpuprof.dates import in_utc
@@ -64,6 +66,7 @@ TABLES: dict[str, dict[str, str]] = {
         "module": "owner",
         "phase": "as in ops",
         "op": "operator",
+        "within": "operator call, as in kernels, that it is part of; empty where it is part of none",
         "calls": "calls in the traced step",
         "flops_profiler": "what torch.profiler(with_flops=True) itself estimates",
     },
@@ -134,7 +137,7 @@ TABLES: dict[str, dict[str, str]] = {
 _SINCE = {"counters": 2, "timeline": 2, "launches": 2}
 """Schema version that a table came with."""
 
-_DEFAULTS = {"launch": 0}
+_DEFAULTS = {"launch": 0, "within": ""}
 """What a column holds where nothing is said of it, as in runs from before there was one."""
 
 _INTEGERS = {
@@ -145,6 +148,9 @@ _INTEGERS = {
     "scalar_float32", "scalar_float64", "tensor_instructions", "dram_read_bytes", "dram_written_bytes", "peak_bytes",
     "reserved_bytes", "kept_bytes", "gradient_bytes",
 }  # fmt: skip
+
+_COUNTS = {"flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes", "flops_profiler"}
+"""Integers of any size: a step of the largest models is beyond 64 bits."""
 
 _FLOATS = {"time_s", "value"}
 
@@ -168,10 +174,26 @@ def table(name: str, rows: list[dict[str, Any]] | dict[str, list[Any]]) -> pd.Da
 def _typed(column: str, values: list[Any]) -> Any:
     # never through a frame of mixed values: pandas would make floats of integers, and those round beyond 2**53
     if column in _INTEGERS:
-        return pd.array([None if value is None or value is pd.NA else int(value) for value in values], dtype="Int64")
+        return integers(values)
     if column in _FLOATS:
         return pd.Series(values, dtype="float64")
     return pd.Series(["" if value is None else value for value in values], dtype="object")
+
+
+def integers(values: Iterable[Any]) -> Any:
+    """A column of exact integers of any size, missing where they are None or missing.
+
+    Returns:
+        An array of pandas's Int64 where even sums of it stay below 2**63, else of Python's own integers: pandas would
+        let Int64 wrap around without a word.
+    """
+    exact = [None if pd.isna(value) else int(value) for value in values]
+    if sum(abs(value) for value in exact if value) < _ROOM:
+        return pd.array(exact, dtype="Int64")
+    return np.array([pd.NA if value is None else value for value in exact], dtype=object)
+
+
+_ROOM = 2**60  # of a whole column: eight of them may be added up
 
 
 @dataclass
@@ -359,8 +381,11 @@ def _check_facts(data: dict[str, Any]) -> None:
             raise ValueError("device.peaks holds what is no peak")
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 2**63  # also no NaN; and what a store and pandas can hold
+def _is_number(value: Any, most: int = 2**63) -> bool:
+    return type(value) in (int, float) and abs(value) < most  # also no NaN; and what a store and pandas can hold
+
+
+_LARGEST = 2**1000  # of a count: rates and shares of it are floats, which end at 2**1024
 
 
 def _checked_table(name: str, columns: dict[str, list[Any]]) -> pd.DataFrame:
@@ -372,7 +397,8 @@ def _checked_table(name: str, columns: dict[str, list[Any]]) -> pd.DataFrame:
         types = {int} if column in _INTEGERS else {int, float} if column in _FLOATS else {str}
         if not isinstance(values, list) or not set(map(type, values)) <= types | {type(None)}:
             raise ValueError(f"{name}.{column} is no list of {'texts' if types == {str} else 'figures'}")
-        if types != {str} and not all(map(_is_number, {*values} - {None})):
+        most = _LARGEST if column in _COUNTS else 2**63
+        if types != {str} and not all(_is_number(value, most) for value in {*values} - {None}):
             raise ValueError(f"{name}.{column} is out of range")
     return table(name, known)
 

@@ -40,6 +40,7 @@ from gpuprof.hardware.device import describe, uuid_of
 from gpuprof.passes import telemetry, trace
 from gpuprof.profiler import count, run_passes
 from gpuprof.record import UNATTRIBUTED, Run, load
+from gpuprof.traces.events import CALL, KERNEL, NODE, Event
 from gpuprof.workload import Options, Workload, build
 
 Facts = dict[str, Any]
@@ -189,12 +190,12 @@ def _threads(workload: Workload) -> Facts:
     """On which of Kineto's threads the forward and the autograd nodes ran."""
     profiler, ownership = trace.record(workload, seeded)
     events = trace.read(profiler)
-    host = [e for e in events if not e.on_device]
-    nodes = [e for e in host if e.name.startswith("autograd::engine::evaluate_function: ")]
+    host = [e for e in events if e.kind != KERNEL]
+    nodes = [e for e in host if e.kind == NODE]
     numbered = [e for e in nodes if e.number >= 0]
     _, maker = trace.owners(events, ownership)
     return {
-        "call_threads": sorted({e.thread for e in host if e.name.startswith("gpuprof#")}),
+        "call_threads": sorted({e.thread for e in host if e.kind == CALL}),
         "node_threads": sorted({e.thread for e in nodes}),
         "node_forward_threads": sorted({e.forward_thread for e in numbered}),
         "nodes": len(nodes),
@@ -204,7 +205,7 @@ def _threads(workload: Workload) -> Facts:
     }
 
 
-def _raw(profiler: Any, events: list[trace.Event]) -> Facts:
+def _raw(profiler: Any, events: list[Event]) -> Facts:
     """Launches that the host recorded beside kernels that the GPU did."""
     cpu = torch.autograd.DeviceType.CPU
     host = [e.name() for e in profiler.profiler.kineto_results.events() if e.device_type() == cpu]
@@ -212,7 +213,7 @@ def _raw(profiler: Any, events: list[trace.Event]) -> Facts:
     for name in host:
         if re.match(r"(cuda|cu)[A-Z]", name):
             calls[name] = calls.get(name, 0) + 1
-    device_events = [e for e in events if e.on_device]
+    device_events = [e for e in events if e.kind == KERNEL]
     copies = sum(e.name.startswith(("Memcpy", "Memset")) for e in device_events)
     return {
         "runtime_calls": calls,
@@ -365,7 +366,7 @@ def tests(folder: Path) -> Facts:
 
 
 def recording(folder: Path) -> Facts:
-    """The events of one small training step, as `gpuprof.passes.trace.attribute` takes them, for tests/data."""
+    """The events of one small training step, as `gpuprof.traces.owners.attribute` takes them, for tests/data."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from gpuprof.workload import from_module
@@ -387,7 +388,7 @@ def recording(folder: Path) -> Facts:
     data = {
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(),
-        "fields": trace.Event._fields,
+        "fields": Event._fields,
         "events": [list(e._replace(start=e.start - first, end=e.end - first)) for e in events],
         "calls": calls,
         "makers": [
@@ -398,7 +399,7 @@ def recording(folder: Path) -> Facts:
     path = _made(folder) / "kineto-llama-train-step.json"
     path.write_text(json.dumps(data, separators=(",", ":")) + "\n")
     profiler.export_chrome_trace(str(folder / "chrome-llama-train-step.json.gz"))
-    on_device = sum(e.on_device for e in events)
+    on_device = sum(e.kind == KERNEL for e in events)
     return {"events": len(events), "on_device": on_device, "file": path.name, "passed": on_device > 0}
 
 

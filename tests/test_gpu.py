@@ -14,6 +14,7 @@ from gpuprof.analysis.modules import totals, union_ns
 from gpuprof.passes import trace
 from gpuprof.profiler import run_passes
 from gpuprof.record import UNATTRIBUTED
+from gpuprof.traces.events import CALL, KERNEL, NODE
 from gpuprof.workload import Options, build, from_module
 from gpuprof.workload.training import checkpoint
 
@@ -65,8 +66,8 @@ def test_the_backward_runs_on_a_thread_of_its_own_and_knows_the_forward_s():
     profiler, ownership = trace.record(training(), lambda: None)
     events = trace.read(profiler)
 
-    nodes = [e for e in events if e.name.startswith("autograd::engine::evaluate_function: ") and e.number >= 0]
-    calls = {e.thread for e in events if e.name.startswith("gpuprof#")}
+    nodes = [e for e in events if e.kind == NODE and e.number >= 0]
+    calls = {e.thread for e in events if e.kind == CALL}
     _, maker = trace.owners(events, ownership)
     assert {e.forward_thread for e in nodes} == calls
     assert {e.thread for e in nodes}.isdisjoint(calls)
@@ -85,12 +86,12 @@ def test_every_matrix_product_has_two_in_the_backward_of_its_own_module():
 def test_every_launch_is_recorded_once_and_none_of_the_warm_up():
     workload = training()
     first, second = (trace.record(workload, lambda: None)[0] for _ in range(2))
-    kernels = [e for e in trace.read(second) if e.on_device]
+    kernels = [e for e in trace.read(second) if e.kind == KERNEL]
     names = [e.name() for e in second.profiler.kineto_results.events()]
 
     launches = sum(name.startswith(("cudaLaunch", "cuLaunch")) for name in names)
     assert launches == sum(not e.name.startswith(("Memcpy", "Memset")) for e in kernels)
-    assert len(kernels) == sum(e.on_device for e in trace.read(first))
+    assert len(kernels) == sum(e.kind == KERNEL for e in trace.read(first))
 
 
 def test_a_busy_step_takes_as_long_as_its_kernels():

@@ -398,7 +398,7 @@ def test_a_store_of_version_1_is_migrated(url, tmp_path):
         assert store.load("old").to_dict() == run.to_dict()
         store.add(run)
         assert len(store.runs()) == 2
-    assert version_of(url) == 3
+    assert version_of(url) == 4
 
 
 def version_of(url):
@@ -421,18 +421,18 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(url, monkeypatch):
         patch.setattr(history, "_STEPS", [*history._STEPS, fails])
         assert error_of(open_store, url) == "out of luck"
     with open_store(url) as store:
-        assert version_of(url) == 3
+        assert version_of(url) == 4
         with store._transaction() as connection:
             names = {column["name"] for column in sa.inspect(connection).get_columns("gpuprof_launches")}
-        assert names == {"run", "launch", "invalid", *history.METRICS}
+        assert names == {"run", "launch", "invalid", *history.METRICS, "flops_exact"}
         assert len(store.runs()) == 1
 
 
 def test_a_newer_store_is_refused(url):
     with open_store(url) as store, store._transaction(write=True) as connection:
-        connection.exec_driver_sql("UPDATE gpuprof_store SET version = 4")
+        connection.exec_driver_sql("UPDATE gpuprof_store SET version = 5")
 
-    assert error_of(open_store, url).endswith("has schema version 4, this gpuprof knows up to 3: upgrade gpuprof")
+    assert error_of(open_store, url).endswith("has schema version 5, this gpuprof knows up to 4: upgrade gpuprof")
 
 
 def test_a_store_is_not_made_where_it_is_only_read(postgres, path):
@@ -545,7 +545,7 @@ def test_an_empty_file_becomes_a_store(path):
     path.touch()
     with open_store(path) as store:
         store.add(gpu_run())
-    assert version_of(f"sqlite:///{path}") == 3
+    assert version_of(f"sqlite:///{path}") == 4
 
 
 def test_a_full_disk_loses_nothing(path):

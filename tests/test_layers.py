@@ -19,11 +19,12 @@ LAYERS = [
     ("dates", "pictures"),
     ("store_url",),
     ("record",),
+    ("paths",),
     ("reports",),
     ("hardware",),
     ("theory",),
     ("workload",),
-    ("calls",),
+    ("calls", "traces"),
     ("attribution",),
     ("passes",),
     ("profiler", "launches"),
@@ -48,6 +49,7 @@ TORCH_FREE = [
     "dates",
     "pictures",
     "record",
+    "paths",
     "reports",
     "sweep",
     "store_url",
@@ -61,6 +63,9 @@ TORCH_FREE = [
     "workload",
     "workload.names",
     "passes.options",
+    "traces",
+    "traces.events",
+    "traces.owners",
 ]
 
 NET = """

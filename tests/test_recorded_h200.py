@@ -14,9 +14,10 @@ import gpuprof
 from gpuprof.analysis import telemetry
 from gpuprof.analysis.executed import executed, executed_whole
 from gpuprof.hardware import counters, ncu
-from gpuprof.passes import trace
 from gpuprof.passes.operators import is_composite_name
 from gpuprof.record import UNATTRIBUTED, Run, table
+from gpuprof.traces.events import KERNEL, Event, host_kind
+from gpuprof.traces.owners import attribute
 
 DATA = Path(__file__).parent / "data" / "nvidia-h200"
 
@@ -152,13 +153,18 @@ def test_the_raw_table_of_nsight_compute():
     assert all(launch.metrics["gpu__time_duration.sum"] > 0 for launch in launches)
 
 
+def event_of(fields):
+    """An event as it was recorded when events only said whether they were the GPU's."""
+    kind = KERNEL if fields.pop("on_device") else host_kind(fields["name"])
+    return Event(kind=kind, **fields)
+
+
 def test_kineto_s_events_of_a_training_step():
     recorded = json.loads(gzip.decompress((DATA / "kineto-llama-train-step.json.gz").read_bytes()))
-    assert tuple(recorded["fields"]) == trace.Event._fields
     makers = {(thread, number): module for thread, number, module in recorded["makers"]}
 
-    rows, estimates, facts = trace.attribute(
-        [trace.Event(*event) for event in recorded["events"]],
+    rows, estimates, facts = attribute(
+        [event_of(dict(zip(recorded["fields"], event, strict=True))) for event in recorded["events"]],
         [(module, again) for module, again in recorded["calls"]],
         lambda thread, number: makers.get((thread, number)),
         is_composite_name,

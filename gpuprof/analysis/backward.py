@@ -17,9 +17,9 @@ import pandas as pd
 
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.modules import by_module, by_phase, convention_of, counted
-from gpuprof.analysis.paths import ancestors
 from gpuprof.errors import GpuprofError
-from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.paths import ancestors
+from gpuprof.record import UNATTRIBUTED, Run, integers
 from gpuprof.theory import CONVENTIONS
 from gpuprof.theory.rows import read_shapes
 
@@ -234,7 +234,7 @@ def _finished(table: pd.DataFrame, parts: list[_Part]) -> pd.DataFrame:
     ):
         backward, forward = (table[name.format(p)].astype("Float64") for p in ("backward", "forward"))
         table[ratio] = backward / forward.where(forward > 0)
-    table["flops_explained"] = pd.array([part.explained for part in parts], dtype="Int64")
+    table["flops_explained"] = integers(part.explained for part in parts)
     table["cause"] = [part.cause for part in parts]
     table["reason"] = ["; ".join(filter(None, [part.words, *part.notes])) for part in parts]
     return table
@@ -248,7 +248,7 @@ def _explained(run: Run) -> tuple[pd.DataFrame, dict[str, _Part], list[_Part]]:
     for phase in _PHASES:
         column = f"flops_hardware_{phase}"
         known = run.done("count")
-        table[column] = pd.array([hardware.get((path, phase), 0) if known else None for path in table.index], "Int64")
+        table[column] = integers(hardware.get((path, phase), 0) if known else None for path in table.index)
     return table, *_explain(run, table)
 
 

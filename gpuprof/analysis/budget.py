@@ -19,13 +19,13 @@ import numpy as np
 import pandas as pd
 
 from gpuprof import units
-from gpuprof.analysis.consistency import withheld
+from gpuprof.analysis.consistency import withheld, withheld_of_kernels
 from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
 from gpuprof.analysis.modules import plain_op, union_ns
-from gpuprof.analysis.paths import ancestors
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.errors import GpuprofError
+from gpuprof.paths import ancestors
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.theory import rule_for
 from gpuprof.theory.rows import Shape, read_shapes
@@ -119,13 +119,16 @@ def budget(
     if denominator is not None and denominator not in known:
         raise GpuprofError(f"no denominator {denominator!r} in this run: it has {', '.join(known) or 'none'}")
     name = denominator or next(iter(known), "")
-    peaks, cuda = known.get(name, {}), run.device.get("type") == "cuda"
+    peaks, cuda = {} if withheld(run) else known.get(name, {}), run.device.get("type") == "cuda"
     bandwidth = _bandwidth(run, ceilings)
     scores = _scores(run)
     everything = _operators(run, convention, peaks, scores)
     ops = everything[everything["phase"].isin(["forward", "backward"])].copy()
-    reason = withheld(run)
-    if not reason:
+    ideal_s = ops["ideal_s"].sum(skipna=False)
+    reason = withheld_of_kernels(run)
+    if reason:
+        ops["ideal_s"] = float("nan")
+    else:
         _add_bounds(ops, run, known.get("clock") if name == "datasheet" else None, bandwidth, ceilings)
     kernels, step_s, notes = _timed(_classified(run, everything, convention, scores), run)
     rows = _rows(kernels, step_s, ops, cuda)
@@ -142,7 +145,8 @@ def budget(
     parts["what"] = [_what(part, run, ops, kernels, facts) for part in PARTS]
     peakless = sorted(set(ops.loc[ops["ideal_s"].isna(), "dtype"]))
     if reason:
-        notes.append(f"MFU, FLOP/s and all that FLOPs would explain are {reason}.")
+        rates = "MFU, FLOP/s and all" if withheld(run) else "All"
+        notes.append(f"{rates} that FLOPs would explain {'are' if withheld(run) else 'is'} {reason}.")
     elif name and peakless:
         notes.append(f"No {name} peak is known for {', '.join(peakless)}: no ideal time for its FLOPs, and no MFU.")
     if not name:
@@ -151,7 +155,7 @@ def budget(
         notes.append(NEGATIVE)
     return Budget(
         run=run, step_s=step_s, convention=convention_of(run, convention), denominator=name,
-        mfu=_share(ops["ideal_s"].sum(skipna=False), step_s),
+        mfu=_share(ideal_s, step_s),
         hfu=_share(everything["hardware_s"].sum(skipna=False), step_s),
         bandwidth=bandwidth, parts=parts, rows=rows, ops=ops, kernels=kernels, notes=notes,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import pandas as pd
 
 from gpuprof.analysis.denominators import peak_dtype
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run
+from gpuprof.record import Run, integers
 from gpuprof.theory.rows import read_shapes
 
 _FIRST_FACTOR = {"aten::mm": 0, "aten::addmm": 1, "aten::bmm": 0, "aten::baddbmm": 1}
@@ -48,6 +48,7 @@ def matmul_shapes(run: Run) -> pd.DataFrame:
         reason = "its operators were not counted" if run.ops.empty else "it has none"
         raise GpuprofError(f"no matrix products in this run ({reason}): give one saved by 'gpuprof profile' or 'count'")
     frame = pd.DataFrame(rows, columns=[*columns, "calls", "flops"])
+    frame["flops"] = integers(flops for *_, flops in rows)
     frame = frame.groupby(columns, as_index=False)[["calls", "flops"]].sum()
-    frame["share"] = frame["flops"] / int(run.ops["flops_hardware"].fillna(0).sum())
+    frame["share"] = frame["flops"].astype("float64") / int(run.ops["flops_hardware"].fillna(0).sum())
     return frame.sort_values(["flops", *columns], ascending=[False] + [True] * 5, ignore_index=True)

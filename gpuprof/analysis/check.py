@@ -27,7 +27,7 @@ from gpuprof.analysis.regression import (
     judge_interleaved,
 )
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run
+from gpuprof.record import Run, integers
 
 METRICS: dict[str, Better] = {
     "step_s": "lower", "forward_s": "lower", "backward_s": "lower", "optimizer_s": "lower", "tokens_per_s": "higher",
@@ -88,7 +88,7 @@ def verdicts(
     for metric, tolerance in TOLERANCES.items():
         ones, others = (_known(frame, metric) for frame in (base, head))
         if len(ones) and len(others):
-            most = float(ones[metric].max())
+            most = ones[metric].max()
             found.append(judge_exact(metric, list(ones[metric]), list(others[metric]), tolerance(most)))
     return found
 
@@ -333,7 +333,8 @@ def _as_one(run: Run) -> pd.DataFrame:
     frame = launches(run)
     check_timed(frame, "a run of the two")
     invalid = next((text for text in frame["invalid"] if text), "")
-    return frame.drop(columns="invalid").astype("float64").median().to_frame().T.assign(invalid=invalid)
+    medians = frame.drop(columns=["invalid", "flops"]).astype("float64").median().to_frame().T
+    return medians.assign(flops=integers(frame["flops"].head(1)), invalid=invalid)
 
 
 def _comparable(head: Run, baseline: Sequence[Run], allowed: Collection[str]) -> tuple[list[Run], list[str]]:

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.counted import convention_of, counted, whole_step
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds, sm_clock_hz
 from gpuprof.analysis.memory import peak
 from gpuprof.analysis.modules import plain_op
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run
+from gpuprof.record import Run, integers
 
 LAUNCH_COLUMNS = [
     "launch", "step_s", "step_iqr_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "samples_per_s",
@@ -108,16 +109,17 @@ def _flops_and_ideal(run: Run) -> tuple[int | None, dict[str, float]]:
     sums = whole_step(run, ops)
     model = ops[ops["phase"].isin(["forward", "backward"])]
     scale = sums["flops"] / sums["counted_flops"] if sums["counted_flops"] else 1.0
+    known = {} if withheld(run) else denominators(run)
     ideal = {
         name: float(ideal_seconds(model, "flops", peaks, run).sum(skipna=False)) * scale
-        for name, peaks in denominators(run).items()
+        for name, peaks in known.items()
     }
     return sums["flops"], ideal
 
 
 def _typed(name: str, values: list[Any]) -> Any:
     if name in ("launch", "peak_bytes", "flops", "kernels"):
-        return pd.array(values, dtype="Int64")
+        return integers(values)
     return pd.Series(values, dtype="object" if name == "invalid" else "float64")
 
 

@@ -1,16 +1,64 @@
-"""Whether the passes saw the same step; figures that need it to be one are withheld where they did not."""
+"""Whether the passes saw one step, and one that can be; figures that need it are withheld where they did not.
+
+Two circles of figures. What holds a count against a time (MFU, FLOP/s, the backward ratio) needs both to be of the
+same step. What does so below the whole step, of modules, operators and phases, needs the trace to have booked its time
+rightly too.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 
+import pandas as pd
+
+from gpuprof import units
+from gpuprof.analysis.denominators import WORDS, denominator, ideal_seconds
+from gpuprof.analysis.kernel_time import union_ns
 from gpuprof.analysis.operators import PRODUCTS, plain_op
-from gpuprof.record import Run
+from gpuprof.analysis.steps import step_seconds
+from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.theory import rule_for
+from gpuprof.theory.rows import read_shapes
+
+MOST = {"datasheet": 1.05, "measured": 1.30}
+"""Share of a peak above which a rate is somebody's mistake. Of 10,242 operators in published traces of GPUs none came
+above the datasheet's; a peak that was measured may have been measured under other load."""
+
+SLOWED = 1.2
+"""Ratio of the kernel time of the traced step to the undisturbed one from which they are not one step. Of a GPU: on a
+CPU the time of an operator holds what the profiler takes for it."""
+
+UNOWNED = 0.01
+"""Share of the kernel time from which a module's own backward without an owner is said."""
 
 _EMPTY = re.compile(r"(^|[ x])0($|[ x])").search  # a shape with nothing in it
+
+
+def _once(find: Callable[[Run], list[str]]) -> Callable[[Run], list[str]]:
+    """Found once for each state of a run: every table and page asks again."""
+
+    @wraps(find)
+    def found(run: Run) -> list[str]:
+        kept = run.__dict__.setdefault("_found", {})
+        state = _state(run)
+        if find.__name__ not in kept or kept[find.__name__][0] != state:
+            kept[find.__name__] = (state, find(run))
+        return kept[find.__name__][1]
+
+    return found
+
+
+def _state(run: Run) -> str:
+    frames = [
+        (run.ops, ("calls", "flops_full", "flops_hardware")), (run.kernels, ("duration_ns", "call")),
+        (run.estimates, ("flops_profiler",)), (run.samples, ("time_s",)),
+    ]  # fmt: skip
+    sums = [(id(frame), len(frame), *(frame[name].sum() for name in names)) for frame, names in frames]
+    return repr([sums, run.passes, run.workload.get("step"), run.device, run.settings])
 
 
 def withheld(run: Run) -> str:
@@ -18,15 +66,37 @@ def withheld(run: Run) -> str:
 
     They hold what one pass counted against what another timed, so they need both to be of the same step.
     """
-    found = mismatches(run)
+    return _reason(mismatches(run))
+
+
+def withheld_of_kernels(run: Run) -> str:
+    """The same of modules, operators and phases, whose times are the trace's: also why those may be another's."""
+    return withheld(run) or _reason(misbooked(run))
+
+
+def _reason(found: list[str]) -> str:
     if not found:
         return ""
     return f"withheld: {found[0]}" + (f" (and {len(found) - 1} more such)" if len(found) > 1 else "")
 
 
+def inconsistencies(run: Run) -> list[str]:
+    """All that is found, one line each."""
+    return [*mismatches(run), *misbooked(run)]
+
+
+@_once
 def mismatches(run: Run) -> list[str]:
     """In what the passes saw different steps, one line each; empty if they agree or only one of them ran."""
-    return [*_of_inputs(run), *_of_calls(run)]
+    return [*_of_inputs(run), *_of_calls(run), *_of_estimates(run), *_of_the_step(run)]
+
+
+@_once
+def misbooked(run: Run) -> list[str]:
+    """In what the trace's times cannot be those of the modules that have them, one line each."""
+    if not (run.done("count") and run.done("trace")):
+        return []
+    return [*_of_owners(run), *_without_owner(run), *_of_kernel_time(run), *_too_fast(run)]
 
 
 def unchecked(run: Run) -> str:
@@ -61,27 +131,133 @@ def _of_inputs(run: Run) -> Iterator[str]:
 
 
 def _of_calls(run: Run) -> Iterator[str]:
-    """Operators that multiply matrices, called another number of times when counted than when traced.
+    """Operators that multiply matrices, called another number of times when counted than when traced, or on others.
 
     Elementwise operators are left out: with a dispatch mode on, autograd sums gradients out of place, and takes some
-    apart. So are steps with compiled regions, whose operators are not those that were counted. Shapes are held against
-    each other only in a step not all of whose inputs were seen: a router sends another number of rows somewhere else
-    each time.
+    apart. So are steps with compiled regions, whose operators are not those that were counted. Other shapes of as many
+    elements in all are a router's, which sends other rows to each expert when the weights have changed; where inputs
+    of the step were not seen, they are said too.
     """
     if not _comparable(run):
         return
     unseen = _unseen(run)
     counted, traced = _counted_calls(run), _traced_calls(run)
-    for phase, op in dict.fromkeys([*counted, *traced]):
-        ours, theirs = counted.get((phase, op), Counter()), traced.get((phase, op), Counter())
+    for phase, op in dict.fromkeys(key[1:] for key in [*counted, *traced]):
+        ours, theirs = (_whole(calls, phase, op) for calls in (counted, traced))
         calls, seen = ours.total(), theirs.total()
-        # a checkpoint stops its recomputation inside an operator: a CPU's trace shows that it began
-        begun = phase == "recompute" and run.device.get("type") == "cpu" and seen > calls
-        if seen != calls and not begun:
+        if _begun(run, phase, calls, seen):
+            continue
+        if seen != calls:
             yield f"{op} in the {phase}: counted {calls} calls, traced {seen}: the passes ran different steps"
-        elif unseen and not begun and (other := ours - theirs):
-            here, there = next(iter(other)), next(iter(theirs - ours))
+        elif "" not in theirs and ours != theirs and (unseen or _elements(ours) != _elements(theirs)):
+            here, there = next(iter(ours - theirs)), next(iter(theirs - ours))
             yield f"{op} in the {phase}: counted on {here}, traced on {there}: the passes ran different steps"
+
+
+def _of_owners(run: Run) -> Iterator[str]:
+    """Modules with more or fewer products in the trace than were counted of them."""
+    if not _comparable(run) or any(_of_calls(run)):
+        return
+    counted, traced = _counted_calls(run), _traced_calls(run)
+    for key in dict.fromkeys([*counted, *traced]):
+        calls, seen = (found.get(key, Counter()).total() for found in (counted, traced))
+        module, phase, op = key
+        if calls != seen and not _begun(run, phase, calls, seen):
+            yield (
+                f"{op} of {module or '(root)'} in the {phase}: counted {calls} calls, traced {seen}: "
+                "the trace books time on another module"
+            )
+
+
+def _of_estimates(run: Run) -> Iterator[str]:
+    """Operators of which torch's own profiler sees more multiplied than was counted of them."""
+    if not _comparable(run) or any(_of_calls(run)):
+        return
+    flops: dict[tuple[str, str, str], int | None] = {}
+    columns = ["module", "phase", "op", "flops_full", "flops_hardware"]
+    for module, phase, op, *known in run.ops[columns].itertuples(index=False, name=None):
+        key = (module, phase, plain_op(op))
+        so_far = flops.get(key, 0)
+        flops[key] = None if so_far is None or any(map(pd.isna, known)) else so_far + max(map(int, known))
+    estimates: dict[tuple[str, str, str], int] = {}
+    rows = run.estimates[["module", "phase", "op", "within", "flops_profiler"]]
+    for module, phase, op, within, estimate in rows.itertuples(index=False, name=None):
+        within = "aten::convolution" if op == "aten::conv2d" else plain_op(within)  # which is composed of that
+        if within and (op == "aten::conv2d" or _kind(op, {}) in PRODUCTS):
+            key = (module, phase, within)
+            estimates[key] = estimates.get(key, 0) + int(estimate)
+    for key, estimate in estimates.items():
+        module, phase, op = key
+        ours = flops.get(key, 0)
+        if ours is not None and estimate > ours and phase != "recompute":
+            yield (
+                f"{op} of {module or '(root)'} in the {phase}: counted {units.si(ours, 'FLOPs')}, torch.profiler sees "
+                f"products of {units.si(estimate, 'FLOPs')} in it: not all of it is counted"
+            )
+
+
+def _of_the_step(run: Run) -> Iterator[str]:
+    """A step that did more than the device can."""
+    name, peaks = denominator(run)
+    step_s = step_seconds(run)
+    if name not in MOST or not step_s or not run.done("count"):
+        return
+    share = float(ideal_seconds(run.ops, "flops_hardware", peaks, run).sum(skipna=False)) / step_s
+    if share > MOST[name]:
+        yield (
+            f"the counted FLOPs in the time of the step are {units.percent(share)} of the {WORDS[name]}: "
+            f"{_doubt(name, 'the timed step did less than the counted one')}"
+        )
+
+
+def _doubt(name: str, else_: str) -> str:
+    return else_ if name == "datasheet" else f"{else_}, or the peak was measured under other load"
+
+
+def _without_owner(run: Run) -> Iterator[str]:
+    """Work in the backward that belongs to no module though what was counted of it has one."""
+    kernels, ops = run.kernels, run.ops
+    whole = int(kernels["duration_ns"].sum())
+    outside = set(ops.loc[(ops["module"] == UNATTRIBUTED) & (ops["phase"] == "backward"), "op"].map(plain_op))
+    backward = kernels[(kernels["module"] == UNATTRIBUTED) & kernels["phase"].isin(["backward", "recompute"])]
+    lost = backward[~backward["op"].map(plain_op).isin(outside)]
+    share = int(lost["duration_ns"].sum()) / whole if whole else 0.0
+    if share > UNOWNED:
+        largest = lost.groupby("op")["duration_ns"].sum().idxmax()
+        yield f"{units.percent(share)} of the kernel time is of a backward without an owner, most of it {largest}"
+
+
+def _of_kernel_time(run: Run) -> Iterator[str]:
+    """Kernels of one traced step that would not fit into the undisturbed one."""
+    step_s = step_seconds(run)
+    if not step_s or run.device.get("type") != "cuda":
+        return
+    start = run.kernels["start_ns"].to_numpy("int64")
+    busy_s = union_ns(start, start + run.kernels["duration_ns"].to_numpy("int64")) * 1e-9
+    if busy_s > SLOWED * step_s:
+        yield (
+            f"kernels of the traced step took {units.duration(busy_s)}, the undisturbed step "
+            f"{units.duration(step_s)}: they are not of one step, or the clock was not the same"
+        )
+
+
+def _too_fast(run: Run) -> Iterator[str]:
+    """Modules whose own products would have run faster than the device can."""
+    name, peaks = denominator(run)
+    if name not in MOST:
+        return
+    work = run.ops[["module", "phase"]].assign(ideal_s=ideal_seconds(run.ops, "flops_hardware", peaks, run))
+    ideal = work.groupby(["module", "phase"])["ideal_s"].sum(min_count=1)
+    for key, group in run.kernels.groupby(["module", "phase"], sort=False):
+        start = group["start_ns"].to_numpy("int64")
+        seconds = union_ns(start, start + group["duration_ns"].to_numpy("int64")) * 1e-9
+        share = ideal.get(key, 0.0) / seconds if seconds else 0.0
+        if share > MOST[name]:
+            module, phase = key
+            yield (
+                f"{module or '(root)'} in the {phase} would have run at {units.percent(share)} of the {WORDS[name]}: "
+                f"{_doubt(name, 'some of its time is booked elsewhere')}"
+            )
 
 
 def _comparable(run: Run) -> bool:
@@ -94,26 +270,53 @@ def _unseen(run: Run) -> bool:
     return run.workload.get("step") == "given" and not facts.get("inputs_seen", bool(facts.get("inputs")))
 
 
-def _counted_calls(run: Run) -> dict[tuple[str, str], Counter[str]]:
-    """Calls by the shapes of their inputs, of each phase and operator."""
+_Calls = dict[tuple[str, str, str], Counter[str]]
+"""Calls by the shapes of their inputs, of each module, phase and operator."""
+
+
+def _counted_calls(run: Run) -> _Calls:
     ops = run.ops[run.ops["kind"].isin(PRODUCTS) & (run.ops["flops_full"].fillna(0) > 0)]
-    found: dict[tuple[str, str], Counter[str]] = {}
-    for phase, op, shapes, calls in ops[["phase", "op", "shapes", "calls"]].itertuples(index=False, name=None):
+    found: _Calls = {}
+    rows = ops[["module", "phase", "op", "shapes", "calls"]]
+    for module, phase, op, shapes, calls in rows.itertuples(index=False, name=None):
         inputs = " ".join(shape for shape in shapes.partition(" -> ")[0].split(" ") if shape != "scalar")
-        found.setdefault((phase, plain_op(op)), Counter())[inputs] += int(calls)
+        found.setdefault((module, phase, plain_op(op)), Counter())[inputs] += int(calls)
     return found
 
 
-def _traced_calls(run: Run) -> dict[tuple[str, str], Counter[str]]:
+def _traced_calls(run: Run) -> _Calls:
     """The same of the traced step, without products of nothing, which have no FLOPs and on a GPU no kernel."""
     kinds = dict(zip(map(plain_op, run.ops["op"]), run.ops["kind"], strict=True))
     products = [op for op in run.kernels["op"].unique() if _kind(plain_op(op), kinds) in PRODUCTS]
-    calls = run.kernels.loc[run.kernels["op"].isin(products), ["phase", "op", "shapes", "module", "call"]]
-    found: dict[tuple[str, str], Counter[str]] = {}
-    for phase, op, shapes, *_ in calls.dropna(subset=["call"]).drop_duplicates().itertuples(index=False, name=None):
+    calls = run.kernels.loc[run.kernels["op"].isin(products), ["module", "phase", "op", "shapes", "call"]]
+    found: _Calls = {}
+    for module, phase, op, shapes, _ in (
+        calls.dropna(subset=["call"]).drop_duplicates().itertuples(index=False, name=None)
+    ):
         if not _EMPTY(shapes):
-            found.setdefault((phase, plain_op(op)), Counter())[shapes] += 1
+            found.setdefault((module, phase, plain_op(op)), Counter())[shapes] += 1
     return found
+
+
+def _whole(calls: _Calls, phase: str, op: str) -> Counter[str]:
+    """Calls of an operator in a phase, of all modules."""
+    return sum((found for key, found in calls.items() if key[1:] == (phase, op)), Counter())
+
+
+def _begun(run: Run, phase: str, calls: int, seen: int) -> bool:
+    """A checkpoint stops its recomputation inside an operator: a CPU's trace shows that it began."""
+    return phase == "recompute" and run.device.get("type") == "cpu" and seen > calls
+
+
+def _elements(calls: Counter[str]) -> list[int]:
+    """Elements of all calls together, of each input."""
+    sums: list[int] = []
+    for shapes, times in calls.items():
+        sizes = [math.prod(shape) for shape in read_shapes(shapes)[0]]
+        sums += [0] * (len(sizes) - len(sums))
+        for index, size in enumerate(sizes):
+            sums[index] += size * times
+    return sums
 
 
 def _kind(op: str, known: dict[str, str]) -> str:

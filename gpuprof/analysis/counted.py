@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.denominators import denominator, ideal_seconds
-from gpuprof.record import Run
+from gpuprof.record import Run, integers
 from gpuprof.theory.architecture import Architecture
 from gpuprof.theory.conventions import DEFAULT_CONVENTION, Convention
 from gpuprof.theory.conventions import convention as fitting_convention
@@ -53,13 +54,13 @@ def counted(run: Run, convention: str | None = None) -> pd.DataFrame:
         ops["macs"] = ops["flops"] // 2
     else:
         counts = [how.rule(row) for row in read_rows(run)]
-        ops["flops"] = pd.array([count.flops for count in counts], dtype="Int64")
-        ops["macs"] = pd.array([count.macs for count in counts], dtype="Int64")
+        ops["flops"] = integers(count.flops for count in counts)
+        ops["macs"] = integers(count.macs for count in counts)
     if how.recompute_in_backward:
         ops["phase"] = ops["phase"].replace("recompute", "backward")
     if how.backward_factor is not None and (ops["phase"] == "backward").any():
         ops = pd.concat([ops, _assumed_backward(ops, how.backward_factor)], ignore_index=True)
-    peaks = denominator(run)[1]
+    peaks = {} if withheld(run) else denominator(run)[1]
     ops["ideal_s"] = ideal_seconds(ops, "flops", peaks, run)
     ops["hardware_ideal_s"] = ideal_seconds(ops, "flops_hardware", peaks, run)
     return ops
@@ -98,7 +99,7 @@ def _assumed_backward(ops: pd.DataFrame, factor: int) -> pd.DataFrame:
     for column in ("flops", "macs"):
         rows[column] *= factor
     for column in ("calls", "flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes"):
-        rows[column] = pd.array([0] * len(rows), dtype="Int64")
+        rows[column] = integers([0] * len(rows))
     return rows
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pandas as pd
 
-from gpuprof.analysis.consistency import withheld
 from gpuprof.record import Run
 
 WORDS = {
@@ -68,7 +67,7 @@ def _family(dtype: str) -> str:
 def ideal_seconds(ops: pd.DataFrame, flops: str, peaks: dict[str, float], run: Run) -> pd.Series:
     """Time that the matmul FLOPs of each row would take at the peak of their dtype; missing where there is none.
 
-    What every MFU is made of; so it is missing too where that is `gpuprof.analysis.consistency.withheld`.
+    What every MFU is made of, so none is made of it where that is `gpuprof.analysis.consistency.withheld`.
 
     Args:
         ops: rows of the ``ops`` table.
@@ -76,7 +75,6 @@ def ideal_seconds(ops: pd.DataFrame, flops: str, peaks: dict[str, float], run: R
         peaks: FLOP/s by dtype.
         run: the run that the rows are of.
     """
-    peaks = {} if withheld(run) else peaks
     rate = pd.Series(
         [
             peaks.get(peak_dtype(dtype, kind, run), float("nan"))

@@ -14,10 +14,10 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from gpuprof.analysis.paths import ancestors
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware.counters import SCALAR_COLUMNS, TENSOR_COLUMNS
-from gpuprof.record import PHASES, UNATTRIBUTED, Run
+from gpuprof.paths import ancestors
+from gpuprof.record import PHASES, UNATTRIBUTED, Run, integers
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.tiling import EXACT, SCALAR, Call, expectations, multiplies
 from gpuprof.units import significant
@@ -135,15 +135,13 @@ def executed_flops(run: Run, by: Literal["module", "class"] = "module") -> pd.Se
 
 
 def _table(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            name: pd.Series(
-                [row.get(name, "" if name in _WORDS else None) for row in rows],
-                dtype="object" if name in _WORDS else "Float64" if name in _RATIOS else "Int64",
-            )
-            for name in columns
-        }
-    )
+    return pd.DataFrame({name: _typed(name, [row.get(name) for row in rows]) for name in columns})
+
+
+def _typed(name: str, values: list[Any]) -> Any:
+    if name in _WORDS:
+        return pd.Series(["" if value is None else value for value in values], dtype="object")
+    return pd.array(values, dtype="Float64") if name in _RATIOS else integers(values)
 
 
 def _total(values: Iterable[Any]) -> Any:

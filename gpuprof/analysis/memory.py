@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from gpuprof.analysis.paths import ancestors
 from gpuprof.errors import GpuprofError
+from gpuprof.paths import ancestors
 from gpuprof.record import PHASES, UNATTRIBUTED, Run
 
 EXPECTED = ("parameters", "buffers", "gradients", "optimizer_state", "activations")

@@ -6,17 +6,17 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from gpuprof.analysis.consistency import withheld
+from gpuprof.analysis.consistency import withheld, withheld_of_kernels
 from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.executed import executed_flops
+from gpuprof.analysis.kernel_time import kernel_times, union_ns
 from gpuprof.analysis.operators import plain_op
-from gpuprof.analysis.paths import ancestors
 from gpuprof.analysis.steps import step_seconds
-from gpuprof.record import PHASES, UNATTRIBUTED, Run
+from gpuprof.paths import ancestors
+from gpuprof.record import PHASES, UNATTRIBUTED, Run, integers
 from gpuprof.theory import rule_for
 
 __all__ = [
@@ -70,7 +70,7 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
         executed = executed_flops(run).to_dict()
         for phase in _MODULE_PHASES:
             found = [executed.get((path, phase), 0) for path in paths]
-            table[f"flops_executed_{phase}"] = pd.array(found, dtype="Int64")
+            table[f"flops_executed_{phase}"] = integers(found)
     for column in (*MODULE_COLUMNS, "ideal_forward_s", "ideal_backward_s"):
         if column not in table and column != "module":
             table[column] = pd.array([None] * len(table), dtype="Float64")
@@ -79,8 +79,9 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
     for phase in ("forward", "backward"):
         time = table[f"time_{phase}_s"]
         table[f"flops_per_s_{phase}"] = _rate(run, table[f"flops_{phase}"], time)
-        table[f"mfu_{phase}"] = _ratio(table[f"ideal_{phase}_s"], time)
-    table["mfu"] = _ratio(
+        table[f"mfu_{phase}"] = _rate(run, table[f"ideal_{phase}_s"], time)
+    table["mfu"] = _rate(
+        run,
         table["ideal_forward_s"] + table["ideal_backward_s"],
         table["time_forward_s"] + table["time_recompute_s"] + table["time_backward_s"],
     )
@@ -119,48 +120,13 @@ def _add_counts(table: pd.DataFrame, ops: pd.DataFrame, paths: list[str]) -> Non
         return [sum(sums[path, p][index] for p in phases if (path, p) in sums) for path in paths]
 
     for phase in _MODULE_PHASES:
-        table[f"flops_{phase}"] = pd.array(column("flops", [phase]), dtype="Int64")
-        table[f"vector_flops_{phase}"] = pd.array(column("vector_flops", [phase]), dtype="Int64")
+        table[f"flops_{phase}"] = integers(column("flops", [phase]))
+        table[f"vector_flops_{phase}"] = integers(column("vector_flops", [phase]))
     for phase in ("forward", "backward"):
-        table[f"flops_{phase}_full"] = pd.array(column("flops_full", [phase]), dtype="Int64")
+        table[f"flops_{phase}_full"] = integers(column("flops_full", [phase]))
         table[f"ideal_{phase}_s"] = column("ideal_s", [phase])
-    table["flops_hardware"] = pd.array(column("flops_hardware", PHASES), dtype="Int64")
-    table["macs"] = pd.array(column("macs", ["forward"]), dtype="Int64")
-
-
-def kernel_times(kernels: pd.DataFrame, paths: list[str]) -> dict[str, dict[str, float]]:
-    """Seconds of kernel time by module (children included) and phase: the union of the kernels' intervals."""
-    times: dict[str, dict[str, float]] = {path: {} for path in paths}
-    if _disjoint(kernels):  # one stream at a time: the union of any of them is their sum
-        for (module, phase), nanoseconds in kernels.groupby(["module", "phase"])["duration_ns"].sum().items():
-            for path in ancestors(module):
-                times[path][phase] = times[path].get(phase, 0.0) + nanoseconds * 1e-9
-        return times
-    members: dict[tuple[str, str], list[int]] = {}
-    for index, (module, phase) in enumerate(zip(kernels["module"], kernels["phase"], strict=True)):
-        for path in ancestors(module):
-            members.setdefault((path, phase), []).append(index)
-    start = kernels["start_ns"].to_numpy("int64")
-    end = start + kernels["duration_ns"].to_numpy("int64")
-    for (path, phase), rows in members.items():
-        times[path][phase] = union_ns(start[rows], end[rows]) * 1e-9
-    return times
-
-
-def union_ns(start: np.ndarray, end: np.ndarray) -> int:
-    """Length of the union of intervals, in the unit of the input (int64, sorted or not)."""
-    if not len(start):
-        return 0
-    order = np.argsort(start, kind="stable")
-    start, reach = start[order], np.maximum.accumulate(end[order])
-    gaps = np.maximum(start[1:] - reach[:-1], 0).sum()
-    return int(reach[-1] - start[0] - gaps)
-
-
-def _disjoint(kernels: pd.DataFrame) -> bool:
-    start = kernels["start_ns"].to_numpy("int64")
-    end = start + kernels["duration_ns"].to_numpy("int64")
-    return union_ns(start, end) == int((end - start).sum())
+    table["flops_hardware"] = integers(column("flops_hardware", PHASES))
+    table["macs"] = integers(column("macs", ["forward"]))
 
 
 def _ratio(numerator: pd.Series, denominator: pd.Series) -> pd.Series:
@@ -169,10 +135,10 @@ def _ratio(numerator: pd.Series, denominator: pd.Series) -> pd.Series:
     return (above / below.where(below > 0)).where(above > 0)
 
 
-def _rate(run: Run, flops: pd.Series, time: pd.Series) -> pd.Series:
-    """FLOP/s, missing where they are withheld."""
-    found = _ratio(flops, time)
-    return found.mask(pd.Series(True, found.index)) if withheld(run) else found
+def _rate(run: Run, work: pd.Series, time: pd.Series) -> pd.Series:
+    """FLOP/s, or MFU where the work is ideal time; missing where they are withheld."""
+    found = _ratio(work, time)
+    return found.mask(pd.Series(True, found.index)) if withheld_of_kernels(run) else found
 
 
 def by_class(run: Run, convention: str | None = None) -> pd.DataFrame:
@@ -241,7 +207,7 @@ def by_op(run: Run, convention: str | None = None) -> pd.DataFrame:
         table["time_s"] = kernels["sum"].reindex(table.index).astype("Float64") * 1e-9
         table["time_share"] = table["time_s"] / (run.kernels["duration_ns"].sum() * 1e-9)
         table["flops_per_s"] = _rate(run, table["flops"], table["time_s"])
-        table["mfu"] = _ratio(table["ideal_s"], table["time_s"])
+        table["mfu"] = _rate(run, table["ideal_s"], table["time_s"])
         table["flops_profiler"] = (
             run.estimates.groupby(run.estimates["op"].map(plain_op))["flops_profiler"].sum().reindex(table.index)
         )
@@ -286,7 +252,7 @@ def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
         seconds = kernel_times(run.kernels.assign(module=""), [""])[""]
         table["kernel_time_s"] = pd.array([seconds.get(phase) for phase in table.index], dtype="Float64")
         table["flops_per_s"] = _rate(run, table["flops"], table["kernel_time_s"])
-        table["mfu"] = _ratio(table["ideal_s"], table["kernel_time_s"])
+        table["mfu"] = _rate(run, table["ideal_s"], table["kernel_time_s"])
     return _ordered(table[table.notna().any(axis=1)].reset_index(), PHASE_COLUMNS)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from gpuprof.analysis.counted import read_rows
-from gpuprof.analysis.paths import ancestors
+from gpuprof.paths import ancestors
 from gpuprof.record import Run
 from gpuprof.theory import CONVENTIONS
 from gpuprof.theory.rows import Row, elements

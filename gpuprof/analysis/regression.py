@@ -20,6 +20,7 @@ of that level alone. scripts/study_regression_rule.py says how often it cries wo
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, nan, sqrt
@@ -369,7 +370,8 @@ def judge_exact(metric: str, base: Sequence[float], head: Sequence[float], toler
         head: a figure per launch of the head, whose median counts.
         tolerance: by how much it may be above the baseline's largest.
     """
-    most, least, value = max(base), min(base), float(np.median(head))
+    low, high = statistics.median_low(head), statistics.median_high(head)
+    most, least, value = max(base), min(base), low if low == high else (low + high) / 2  # integers stay what they are
     status, why = PASS, ""
     if value > most + tolerance:
         status, why = REGRESSION, f"{units.percent(_change(most, value))} more" if most else "there was none"

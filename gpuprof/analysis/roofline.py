@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from gpuprof.analysis.consistency import withheld
+from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
 from gpuprof.analysis.modules import plain_op, union_ns
 from gpuprof.errors import GpuprofError
-from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.record import UNATTRIBUTED, Run, integers
 from gpuprof.theory import rule_for
 
 BY = ("op", "class", "module", "kernel")
@@ -121,7 +122,7 @@ def roofline(run: Run, by: str = "op", denominator: str | None = None) -> pd.Dat
     missing = [name for name in ("count", "trace") if not run.done(name)]
     if missing:
         raise GpuprofError(f"no roofline without the {missing[0]} pass: profile again with it")
-    if reason := withheld(run):
+    if reason := withheld_of_kernels(run):
         raise GpuprofError(f"no roofline, FLOP/s are {reason}")
     ceilings = chosen_roofs(run, denominator)
     kinds = _kinds(run)
@@ -178,7 +179,8 @@ def _work(run: Run, ceilings: Roofs) -> pd.DataFrame:
     """The ``ops`` table with the FLOPs that count here, and the time they take at the peak of their dtype."""
     ops = run.ops.copy()
     products = ops["kind"].isin(_PRODUCTS)
-    ops["flops"] = ops["flops_hardware"].where(products, ops["vector_flops"])
+    figures = zip(products, ops["flops_hardware"], ops["vector_flops"], strict=True)
+    ops["flops"] = integers(flops if product else vector for product, flops, vector in figures)
     peaks = ceilings.flops_per_s
     # vector work runs outside the tensor cores, at float32's rate
     rates = [
@@ -222,9 +224,19 @@ def _of_kernels(work: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFrame:
     work = work.assign(shapes=[_inputs(shapes) for shapes in work["shapes"]])
     figures = ["flops", "bytes", "compute_s"]
     sums = work.groupby(place)[[*figures, "calls"]].sum(min_count=1)
-    each = sums[figures].astype("Float64").div(sums["calls"].astype("Float64"), axis=0)
+    each = sums[["compute_s"]] / sums[["calls"]].to_numpy()
+    for name in ("flops", "bytes"):
+        each[name] = [_each(whole, calls) for whole, calls in zip(sums[name], sums["calls"], strict=True)]
     longest = kernels.sort_values("duration_ns", ascending=False, kind="stable").drop_duplicates("call")
     return longest[[*place, "key"]].merge(each.reset_index(), on=place, how="left")
+
+
+def _each(whole: Any, calls: Any) -> Any:
+    """One call's part of an integer, exactly: integers and fractions add up where floats would round."""
+    if pd.isna(whole):
+        return None
+    part = Fraction(int(whole), int(calls))
+    return part.numerator if part.denominator == 1 else part
 
 
 def _inputs(shapes: str) -> str:
@@ -251,5 +263,5 @@ def _typed(name: str, values: list[Any]) -> Any:
     if name in ("name", "phase", "kind", "kernel", "bound"):
         return pd.array(values, dtype="object")
     if name in ("flops", "bytes", "dram_bytes", "kernels"):
-        return pd.array([None if value is None else round(value) for value in values], dtype="Int64")
+        return integers(None if value is None else round(value) for value in values)
     return pd.array([None if value is None or math.isnan(value) else float(value) for value in values], dtype="Float64")

@@ -10,7 +10,7 @@ import pandas as pd
 from gpuprof.analysis.counted import convention_of
 from gpuprof.analysis.modules import totals
 from gpuprof.analysis.telemetry import invalid_reasons
-from gpuprof.record import Run
+from gpuprof.record import Run, integers
 from gpuprof.sweep import SIZES, SWEPT, Point
 
 _FIGURES = (
@@ -55,7 +55,7 @@ def _row(point: Point, run: Run | None) -> dict[str, Any]:
 
 def _typed(name: str, values: list[Any]) -> Any:
     if name in _INTEGERS:
-        return pd.array(values, dtype="Int64")
+        return integers(values)
     if name in _TEXT:
         return pd.Series(["" if value is None else str(value) for value in values], dtype="object")
     return pd.Series(values, dtype="Float64")

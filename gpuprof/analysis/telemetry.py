@@ -176,7 +176,7 @@ def tensor_activity(run: Run) -> TensorActivity | None:
     """
     busy = run.telemetry.loc[run.telemetry["quantity"] == "gpm_tensor_active", "value"]
     peaks, steps = denominators(run).get("clock"), _steps(run)
-    if busy.empty or not peaks or not steps or not run.done("count") or not _of_this_run(run):
+    if busy.empty or not peaks or not steps or not run.done("count") or withheld(run) or not _of_this_run(run):
         return None
     dtypes = [peak_dtype(dtype, kind, run) for dtype, kind in zip(run.ops["dtype"], run.ops["kind"], strict=True)]
     ops = run.ops[[dtype not in _OUTSIDE_TENSOR_CORES for dtype in dtypes]]

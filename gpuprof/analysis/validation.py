@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import pandas as pd
@@ -17,9 +18,9 @@ from gpuprof.analysis import readings
 from gpuprof.analysis.counted import convention_of
 from gpuprof.analysis.executed import executed_flops
 from gpuprof.analysis.matching import match
-from gpuprof.analysis.paths import ancestors
 from gpuprof.analysis.readings import TOTAL
 from gpuprof.errors import GpuprofError
+from gpuprof.paths import ancestors
 from gpuprof.record import Run
 from gpuprof.reports import read_report
 
@@ -28,6 +29,9 @@ LINE_COLUMNS = [
     "executed", "error_percent", "verdict", "cause",
 ]  # fmt: skip
 """Columns of `Validation.lines`."""
+
+_COUNTS = ("causal", "full", "profiler", "executed")
+"""Those of figures that were counted: exact integers but for ratios, and None where there is none."""
 
 _SHARE_DECIMALS = {"calflops": 4, "deepspeed": 2}
 """Decimals of a percentage in tools that cut zeros off; their other figures of modules have two."""
@@ -74,7 +78,10 @@ def validate(report: pd.DataFrame | str | os.PathLike[str], run: Run) -> Validat
     places = match(claims, run)
     figures = _Figures(run, tool, claims, places)
     rows = [_judged(claim, places, figures) for claim in claims.to_dict(orient="records")]
-    lines = pd.DataFrame(rows, columns=LINE_COLUMNS)
+    # figures as they are: pandas would make floats of integers beside ratios and beside what is missing
+    columns = {name: [row[name] for row in rows] for name in LINE_COLUMNS}
+    columns |= {name: pd.Series(columns[name], dtype="object") for name in _COUNTS}
+    lines = pd.DataFrame(columns)
     return Validation(tool, lines, figures.missing(places), _sentences(tool, lines, figures))
 
 
@@ -144,13 +151,14 @@ def _verdict(claimed: float, slack: float, options: Iterable[Option]) -> dict[st
 def _judge_count(claimed: float, slack: float, paths: list[str], factor: float, figures: _Figures) -> dict[str, Any]:
     """MACs or FLOPs of a forward; of FlopCounterMode also of the backward, if one ran."""
     phases = ("forward", "backward") if figures.tool == "torch-counter" else ("forward",)
-    causal, full = (figures.count(paths, kind, phases) * factor for kind in ("causal", "full"))
+    causal, full = (figures.count(paths, kind, phases) * Fraction(factor) for kind in ("causal", "full"))
+    estimated = figures.of(paths, figures.ours, "profiler") if figures.run.done("trace") else None
     row: dict[str, Any] = {
         "causal": int(causal), "full": int(full),
-        "profiler": figures.of(paths, figures.ours, "profiler") * factor if figures.run.done("trace") else None,
+        "profiler": None if estimated is None else int(estimated * Fraction(factor)),
         "executed": figures.executed(paths, factor, phases),
     }  # fmt: skip
-    first: Option = ("", causal if figures.in_causal else full)
+    first: Option = ("", float(causal if figures.in_causal else full))
     return row | _verdict(claimed, slack, itertools.chain([first], _causes(paths, factor, figures, phases)))
 
 
@@ -203,12 +211,12 @@ def _share_options(paths: list[str], of: str, figures: _Figures) -> Iterator[Opt
 def _judge_backward(claimed: float, slack: float, factor: float, figures: _Figures) -> dict[str, Any]:
     """Forward and backward together, where tools take the backward for a multiple of the forward."""
     both = ("forward", "backward")
-    causal, full = (figures.count([TOTAL], kind, both) * factor for kind in ("causal", "full"))
+    causal, full = (figures.count([TOTAL], kind, both) * Fraction(factor) for kind in ("causal", "full"))
     ran = "another ran" if figures.count([TOTAL], "full", ("backward",)) else "none ran"
     times = figures.backward_factor
     words = f"backward assumed {times:g}x the forward, where {ran}; forward: "
     assumed = ((words + cause, (1 + times) * value) for cause, value in _causes([TOTAL], factor, figures))
-    first: Option = ("", causal if figures.in_causal else full)
+    first: Option = ("", float(causal if figures.in_causal else full))
     return {"causal": int(causal), "full": int(full)} | _verdict(claimed, slack, itertools.chain([first], assumed))
 
 
@@ -311,12 +319,12 @@ class _Figures:
         """FLOPs of the phases, of a kind: causal, full, or attention, which is a part of full."""
         return sum(self.of(paths, self.ours, f"{phase} {kind}") for phase in phases)
 
-    def executed(self, paths: list[str], factor: float, phases: tuple[str, ...]) -> float | None:
+    def executed(self, paths: list[str], factor: float, phases: tuple[str, ...]) -> int | None:
         """FLOPs of the phases that the GPU executed, or MACs by the factor; None where that is not known."""
         if self._executed is None:
             return None
         flops = [self._executed.get(("" if p == TOTAL else p, phase), 0) for p in paths for phase in phases]
-        return None if any(pd.isna(value) for value in flops) else sum(flops) * factor
+        return None if any(pd.isna(value) for value in flops) else int(sum(flops) * Fraction(factor))
 
     def both_in(self, tool: str) -> bool:
         """Whether the figures of the tool have the backward in them, and one ran."""

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from torch.nested._internal.nested_tensor import NestedTensor
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpuprof.attribution import NOWHERE, Ownership, Scope, observed
+from gpuprof.attribution import NOWHERE, Ownership, Scope, in_backward, named_paths, observed
+from gpuprof.errors import GpuprofError
 from gpuprof.passes.flex import flex_attention_booked
 from gpuprof.passes.inputs import observed_inputs
 from gpuprof.passes.modes import unseen
-from gpuprof.passes.operators import is_composite
+from gpuprof.passes.operators import is_composite, is_question, nested_kernel
 from gpuprof.passes.phases import Phase, observed_phases
 from gpuprof.passes.weightless import nowhere
+from gpuprof.paths import ancestors
 from gpuprof.record import PassOutcome, table
 from gpuprof.theory import TensorSpec, cost_of
 from gpuprof.theory.attention import AttentionFacts, with_facts
-from gpuprof.theory.rules import Cost, least_bytes
+from gpuprof.theory.rules import Cost, Kind, least_bytes, total
 from gpuprof.workload import Workload
 from gpuprof.workload.causality import attention_facts
+from gpuprof.workload.nested import packed_shape, part_shapes
 
 Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 """How an operator is carried out."""
@@ -34,6 +40,7 @@ Mark = Callable[[int], AbstractContextManager[Any]]
 """Given the number of a signature of calls, a context to hold open while one of them runs."""
 
 _sdpa = torch.nn.functional.scaled_dot_product_attention
+_matmul, _bmm = torch.ops.aten.matmul, torch.ops.aten.bmm
 _multi_head = torch.nn.functional.multi_head_attention_forward
 
 
@@ -61,12 +68,15 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
         mark: held open around every call.
     """
     model = workload.model
-    scopes = {module: Scope(path, attention_facts(module, path)) for path, module in model.named_modules()}
+
+    def scope_of(module: torch.nn.Module, path: str) -> Scope:
+        return Scope(path, attention_facts(module, path))
+
     with (
         torch.compiler.set_stance("force_eager"),
         # autograd numbers its nodes thread by thread, and a node does not tell its thread: so all on this one
         torch.autograd.set_multithreading_enabled(False),
-        observed(model, scopes, through_compiled=True, again=lambda: attending) as ownership,
+        observed(model, scope_of, through_compiled=True, again=lambda: attending) as ownership,
         observed_phases(workload, lambda name: place.phase_changed(name)) as phase,
         unseen(attending := _AttentionCalls(ownership, place := _Place(ownership, phase), fuse=execute is not None)),
         _Counter(place, execute or _run, mark) as counter,
@@ -75,6 +85,7 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
     ):
         result = workload.step()
         given = inputs()
+    _refuse_other_threads(ownership)
     rows, causality, row_of = counter.rows()
     calls: dict[str, int] = {}
     for call in ownership.calls:
@@ -87,13 +98,36 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
     return Counted(table("ops", rows), module_tree(model, calls, causality), outcome, result, row_of)
 
 
+def _refuse_other_threads(ownership: Ownership) -> None:
+    """No dispatch mode sees what another thread of Python does, and its autograd nodes have numbers of their own."""
+    here = threading.get_ident()
+    elsewhere = list(dict.fromkeys(call.scope.module or "(root)" for call in ownership.calls if call.thread != here))
+    if elsewhere:
+        more = f" and {len(elsewhere) - 1} more" if len(elsewhere) > 1 else ""
+        raise GpuprofError(
+            f"the step calls modules in other threads of Python ({elsewhere[0]}{more}), where operators cannot be "
+            "counted: call them in the step's own thread, one after the other, to count them"
+        )
+
+
 def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[str, str]) -> pd.DataFrame:
     """The ``tree`` table: one row per module, parameters of its children included, each parameter once.
 
-    Parameters that a lazy module has not made have no size, and are none yet.
+    A module that several share has a row under each that called it, and one where it is first. Parameters that a lazy
+    module has not made have no size, and are none yet.
+
+    Args:
+        model: the model.
+        calls: calls of the step by path.
+        causality: known, unknown or empty, by path.
     """
-    rows = []
-    for path, module in model.named_modules():
+    called = {above for path in calls for above in ancestors(path)}
+    rows: list[dict[str, Any]] = []
+    seen: set[torch.nn.Module] = set()
+    for path, module in named_paths(model):
+        if module in seen and path not in called:
+            continue
+        seen.add(module)
         params = [p for p in module.parameters() if not is_lazy(p)]
         trainable = [p for p in params if p.requires_grad]
         rows.append(
@@ -153,12 +187,24 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if NestedTensor in types and is_question(func):
+            return NotImplemented  # a jagged tensor answers by itself
         composite = self._composite.get(func)
         if composite is None:
             composite = self._composite[func] = isinstance(func, torch._ops.OpOverload) and is_composite(func.name())
-        if composite:  # arrives whole in inference mode only; its parts are what is counted everywhere else
+        if composite and NestedTensor in types:
+            return NotImplemented  # or takes itself apart into operators on its values, which come here
+        if composite:  # arrives whole in inference mode, and on nested tensors; its parts are counted everywhere else
+            nested = _nested_device(args)
+            if nested is not None and func is _matmul.default and all(factor.is_nested for factor in args):
+                return self.book(
+                    _bmm.default, args, lambda: self._execute(func, args, kwargs)
+                )  # what torch makes of it
             with self:
-                parts = func.decompose(*args, **kwargs)
+                parts = (
+                    func.decompose(*args, **kwargs) if nested is None
+                    else func._op_dk(nested_kernel(func.name(), nested), *args, **kwargs)
+                )  # fmt: skip
             if parts is not NotImplemented:
                 return parts
         if self._execute is _run and nowhere(args, kwargs):  # shapes alone, as of a FakeTensorMode: nothing is done
@@ -200,11 +246,10 @@ class _Counter(TorchDispatchMode):
             priced: tuple[int | None, ...] = (None,) * 5
             kind: str = ""
             module = signature.scope.module
-            found = cost_of(op, args, kwargs, out)
+            found = _price(op, args, kwargs, out, signature.scope.facts)
             if found is not None:
-                cost, kind = found
-                cost, known = with_facts(op, args, kwargs, out, cost, found[1], signature.scope.facts)
-                priced = _figures(cost, least_bytes(cost, found[1], args, kwargs, out))
+                cost, known, kind = found
+                priced = _figures(cost, least_bytes(cost, found[2], args, kwargs, out))
                 if not known:
                     causality[module] = "unknown"
                 elif kind == "attention" or cost.causal is not None:
@@ -249,7 +294,7 @@ class _Place:
     def __call__(self) -> tuple[Scope, str]:
         node = torch._C._current_autograd_node()
         running = self.ownership.running()
-        if node is None:
+        if node is None or self.phase.name == "optimizer":  # which a hook may step in the middle of a backward
             return running or NOWHERE, self.phase.name
         if running is not None and self.ownership.recomputing():
             return running, "recompute"
@@ -261,7 +306,9 @@ class _Place:
         return owner, "backward"
 
     def phase_changed(self, _: str) -> None:
-        """An outermost backward begins or ends."""
+        """An outermost backward begins or ends; what a hook does inside of one changes nothing here."""
+        if in_backward():
+            return
         self._last_owner = NOWHERE
         self._runners.clear()
         if self.phase.keeps_graph:
@@ -305,7 +352,7 @@ class _AttentionCalls(TorchFunctionMode):
         **kwargs: Any,
     ) -> Any:  # fmt: skip
         around, _ = self.place()
-        dims = (query.shape[-1], value.shape[-1])
+        dims = (query.size(-1), value.size(-1))  # of strided nested tensors too, which have no shape
         if attn_mask is None:
             facts = AttentionFacts(is_causal, None, dims, align="top-left")
         elif around.facts is not None:
@@ -313,11 +360,69 @@ class _AttentionCalls(TorchFunctionMode):
         else:
             facts = AttentionFacts(None, None, dims)
         with self.ownership.within(Scope(around.module, facts)):
-            if self.fuse and attn_mask is None and query.shape[-1] == value.shape[-1]:
+            if self.fuse and not query.is_nested and attn_mask is None and dims[0] == dims[1]:
                 # the default backend of meta tensors is the slow one; any of them counts the same
                 fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
                 return fused(query, key, value, 0.0, is_causal, scale=kwargs.get("scale"))[0]
             return _sdpa(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
+
+
+def _price(
+    op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, facts: AttentionFacts | None
+) -> tuple[Cost, bool, Kind] | None:
+    """Cost of a call, whether its causal FLOPs are known, and its kind; None without a rule.
+
+    On nested tensors it is that of the same operator on each of their sequences, added up.
+    """
+    costs, known, kind = [], True, None
+    for (one_args, one_kwargs, one_out), times in _alone(args, tuple(kwargs.items()), out).items():
+        found = cost_of(op, one_args, dict(one_kwargs), one_out)
+        if found is None:
+            return None
+        cost, kind = found
+        cost, sure = with_facts(op, one_args, dict(one_kwargs), one_out, cost, kind, facts)
+        costs += [cost] * times
+        known &= sure
+    if kind is None:
+        return None
+    cost = costs[0] if len(costs) == 1 else total(costs)
+    padded = _padded(op, args)
+    return (cost if padded is None else replace(cost, hardware=padded)), known, kind
+
+
+def _padded(op: str, args: tuple[Any, ...]) -> int | None:
+    """Matmul FLOPs of a product of nested tensors with heads, which torch pads to the longest; None of any other."""
+    nested = next(_nested(args), None)
+    if op.partition(".")[0] not in _PADDED or nested is None or len(nested[0].shape) < 4:
+        return None
+    found = cost_of(op, tuple(value.padded() if isinstance(value, _Nested) else value for value in args), {}, None)
+    return None if found is None else found[0].full
+
+
+_PADDED = ("aten::bmm", "aten::matmul_backward")
+
+
+def _alone(args: tuple[Any, ...], kwargs: tuple[Any, ...], out: Any) -> Counter[tuple[Any, ...]]:
+    """A call on nested tensors as calls on each of their sequences, equal ones once; any other call by itself."""
+    call = (args, kwargs, out)
+    length = next((len(value) for value in _nested(call)), None)
+    return Counter([call] if length is None else [_at(call, index, length) for index in range(length)])
+
+
+def _nested(value: Any) -> Iterator[_Nested]:
+    if isinstance(value, _Nested):
+        yield value
+    elif isinstance(value, tuple) and not isinstance(value, TensorSpec):
+        for item in value:
+            yield from _nested(item)
+
+
+def _at(value: Any, index: int, length: int) -> Any:
+    if isinstance(value, _Nested):
+        return value[index] if len(value) == length else value.packed()
+    if isinstance(value, tuple) and not isinstance(value, TensorSpec):
+        return tuple(_at(item, index, length) for item in value)
+    return value
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -330,9 +435,35 @@ def _name(func: Any) -> str:
     return f"higher_order::{getattr(func, '_name', func)}"
 
 
+class _Nested(tuple[TensorSpec, ...]):
+    """A nested tensor: its sequences, each with a batch of 1 before it."""
+
+    def padded(self) -> TensorSpec:
+        """Each as long as the longest."""
+        longest = map(max, zip(*(spec.shape[1:] for spec in self), strict=True))
+        return TensorSpec((len(self), *longest), self[0].dtype)
+
+    def packed(self) -> TensorSpec:
+        """One after the other."""
+        return TensorSpec(packed_shape([spec.shape[1:] for spec in self]), self[0].dtype)
+
+
+def _nested_device(values: Any) -> str | None:
+    """Type of the device of the first nested tensor among these; None without any."""
+    for value in values:
+        if isinstance(value, (tuple, list)) and (found := _nested_device(value)):
+            return found
+        if isinstance(value, torch.Tensor) and value.is_nested:
+            return value.device.type
+    return None
+
+
 def _spec(value: Any) -> Any:
     """A hashable stand-in: tensors by shape and dtype, containers as tuples, numbers as they are."""
     if isinstance(value, torch.Tensor):
+        if value.is_nested:
+            parts = part_shapes(value)
+            return _Nested(TensorSpec((1, *shape), value.dtype) for shape in parts)  # type: ignore[arg-type]
         return TensorSpec(tuple(value.shape), value.dtype)  # type: ignore[arg-type]  # named by _torch_free
     if value is None or isinstance(value, (int, float, str)):
         return value
@@ -346,12 +477,16 @@ def _spec(value: Any) -> Any:
 def _torch_free(value: Any) -> Any:
     if isinstance(value, TensorSpec):
         return TensorSpec(value.shape, str(value.dtype).removeprefix("torch."))
-    return tuple(_torch_free(item) for item in value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return (_Nested if isinstance(value, _Nested) else tuple)(_torch_free(item) for item in value)
+    return value
 
 
 def _specs(value: Any) -> list[TensorSpec]:
     if isinstance(value, TensorSpec):
         return [value]
+    if isinstance(value, _Nested):
+        return [value.packed()] if value else []
     return [spec for item in value for spec in _specs(item)] if isinstance(value, tuple) else []
 
 

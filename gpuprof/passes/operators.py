@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 
@@ -15,6 +16,20 @@ def is_composite(overload: str) -> bool:
     """Whether ``namespace::name.overload`` only calls others; one with a kernel of its own beside that does not."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     return has(overload, _COMPOSITE) and not any(has(overload, backend) for backend in _BACKENDS)
+
+
+@functools.cache
+def nested_kernel(overload: str, device: str) -> Any:
+    """Dispatch key of what a composite operator runs on nested tensors (strided) of this type of device."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    keys = (f"NestedTensor{device.upper()}", "CompositeImplicitAutogradNestedTensor", _COMPOSITE)
+    return next(getattr(torch._C.DispatchKey, key) for key in keys if has(overload, key))
+
+
+@functools.cache
+def is_question(func: Any) -> bool:
+    """Whether it only asks a tensor for its sizes, strides or layout: an operator in Python alone."""
+    return isinstance(func, torch._ops.OpOverload) and not torch._C._dispatch_has_kernel(func.name())
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,16 +31,17 @@ class Phase:
     Attributes:
         name: forward, backward, optimizer or other.
         keeps_graph: the running backward builds a graph of itself (``create_graph=True``).
-        around: what the step comes back to after a backward; an optimizer may call for one of its own (L-BFGS).
+        open: phases that are open, the outermost first. They nest: an optimizer may call for a backward (L-BFGS), and
+            a hook in a backward may step an optimizer.
     """
 
     name: str = "forward"
     keeps_graph: bool = False
-    around: str = "other"
+    open: list[str] = field(default_factory=lambda: ["other"])
 
     def start(self) -> None:
         """A step starts, in the forward."""
-        self.name, self.keeps_graph, self.around = "forward", False, "other"
+        self.name, self.keeps_graph, self.open = "forward", False, ["other"]
 
 
 @contextmanager
@@ -56,6 +57,16 @@ def observed_phases(workload: Workload, changed: Callable[[str], None] | None = 
         if changed is not None:
             changed(name)
 
+    def begin(name: str) -> None:
+        phase.open.append(name)
+        enter(name)
+
+    def end(name: str) -> None:
+        if name in phase.open:  # with what an exception, which somebody caught, left open inside
+            while phase.open.pop() != name:
+                pass
+        enter(phase.open[-1])
+
     autograd: Any = torch.autograd
     # what both backward and grad call, also when they were imported by name
     run_backward = autograd._engine_run_backward
@@ -64,19 +75,17 @@ def observed_phases(workload: Workload, changed: Callable[[str], None] | None = 
         if in_backward():  # a checkpoint's own backward inside the backward
             return run_backward(outputs, gradients, keep, create, *args, **kwargs)
         phase.keeps_graph = create
-        enter("backward")
+        begin("backward")
         try:
             return run_backward(outputs, gradients, keep, create, *args, **kwargs)
         finally:
-            enter(phase.around)
+            end("backward")
 
     def optimizer_starts(*_: Any) -> None:
-        phase.around = "optimizer"
-        enter("optimizer")
+        begin("optimizer")
 
     def optimizer_ends(*_: Any) -> None:
-        phase.around = "other"
-        enter("other")
+        end("optimizer")
 
     def forward_starts(_: torch.nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if not in_backward() and phase.name != "forward":

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import pandas as pd
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.consistency import mismatches
+from gpuprof.analysis.consistency import inconsistencies, withheld, withheld_of_kernels
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds
 from gpuprof.analysis.executed import executed_whole, not_collected
 from gpuprof.analysis.memory import account
@@ -36,6 +37,9 @@ from gpuprof.theory import CONVENTIONS
 
 _STEADY = 0.5
 """Spread of a measured ceiling, 10th to 90th percentile over its value, from which it is doubted."""
+
+_WORTH_TELLING = 0.01
+"""Share of the step from which time outside the phases is told."""
 
 _SLOWED = 1.2
 """From this ratio of traced kernel time to the undisturbed step, times of modules are not taken at their word."""
@@ -93,6 +97,8 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
         yield "Achieved", _achieved(run, view, sums)
     elif sums["withheld"] and sums["step_s"] is not None:
         yield "Achieved", f"FLOP/s and MFU {sums['withheld']}"
+    if (reason := withheld_of_kernels(run)) and not withheld(run):
+        yield "Modules", f"FLOP/s and MFU below the whole step {reason}"
     if run.done("counters"):
         yield "Executed", _executed(run)
     if watched := _telemetry(run, view):
@@ -158,7 +164,8 @@ def _step(run: Run, sums: dict[str, Any]) -> str:
     parts = [
         f"{row.phase} {units.duration(row.time_s)}"
         for row in phases.itertuples()
-        if row.phase != "other" and units.duration(row.time_s) != units.MISSING
+        if (row.phase != "other" or row.time_s > _WORTH_TELLING * sums["step_s"])
+        and units.duration(row.time_s) != units.MISSING
     ]
     # in a generation most positions are the prompt's, and a rate of them is none of tokens
     words = {"tokens": "positions" if run.workload.get("mode") == "generate" else "tokens", "samples": "samples"}
@@ -264,6 +271,10 @@ def _memory(run: Run, sums: dict[str, Any]) -> str:
     return text
 
 
+def _calls(number: Any) -> str:
+    return "not counted, only traced" if pd.isna(number) else f"{number} calls"
+
+
 def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableType]:
     """Notes below the tree: what was not counted, not known, not measured."""
     lines = []
@@ -271,7 +282,7 @@ def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableTyp
         missing = without_rule(run)
         if len(missing):
             named = [
-                f"{row['op']} ({row['calls']} calls, {units.percent(row.get('time_share'))} of kernel time)"
+                f"{row['op']} ({_calls(row['calls'])}, {units.percent(row.get('time_share'))} of kernel time)"
                 for row in missing.to_dict(orient="records")
             ]
             lines.append(f"Without a FLOP rule, so not in any count: {', '.join(named)}.")
@@ -299,7 +310,7 @@ def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableTyp
             f"Ran on tensor cores in a dtype whose FLOPs were not collected (--counters full): {row['kernel']} of "
             f"{row['module'] or '(root)'}, {row['launches']} launches."
         )
-    lines += [f"Warning: {text}" for text in dict.fromkeys((*run.warnings, *mismatches(run)))]
+    lines += [f"Warning: {text}" for text in dict.fromkeys((*run.warnings, *inconsistencies(run)))]
     lines += [f"Invalid for tracking: {reason}" for reason in invalid_reasons(run.telemetry)]
     for name, outcome in run.passes.items():
         if outcome.status == "skipped":

@@ -10,7 +10,7 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.budget import budget
-from gpuprof.analysis.consistency import mismatches, withheld
+from gpuprof.analysis.consistency import inconsistencies, withheld_of_kernels
 from gpuprof.analysis.hints import hints
 from gpuprof.analysis.modules import by_kernel, by_module, by_op, convention_of, totals
 from gpuprof.analysis.telemetry import invalid_reasons
@@ -66,7 +66,7 @@ def render_page(run: Run, convention: str | None = None, command: str = "") -> s
         subtitle=_subtitle(run),
         cards=list(_cards(run, convention)),
         warnings=[
-            *dict.fromkeys((*run.warnings, *mismatches(run))),
+            *dict.fromkeys((*run.warnings, *inconsistencies(run))),
             *(f"Invalid for tracking: {reason}" for reason in invalid_reasons(run.telemetry)),
         ],
         sections=sections,
@@ -131,7 +131,7 @@ def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[s
     yield _section("modules", "Modules", text, table=_module_table(run, modules))
     if (run.ops["phase"] == "backward").any():
         yield _section("backward", "Backward over forward", verdict(run), figure=page_charts.backward(run))
-    if reason := withheld(run):
+    if reason := withheld_of_kernels(run):
         yield _section("roofline", "Roofline", f"FLOP/s are {reason}.")
     elif run.done("count") and run.done("trace") and (picture := page_charts.roofline(run)):
         text = (

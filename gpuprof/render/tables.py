@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.consistency import withheld
+from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.record import Run
 from gpuprof.render.console import to_text
 from gpuprof.render.view import View, frame
@@ -96,12 +96,12 @@ def json(run: Run, view: View) -> str:
 def _raw(run: Run, view: View) -> pd.DataFrame:
     """The rows for machines; where rates are withheld with a column that says why."""
     rows = frame(run, view)
-    return rows.assign(withheld=withheld(run)) if _why_withheld(run, rows) else rows
+    return rows.assign(withheld=withheld_of_kernels(run)) if _why_withheld(run, rows) else rows
 
 
 def _why_withheld(run: Run, rows: pd.DataFrame) -> str:
     """The reason why rows have no rates, as a line; empty where they have, or never do."""
-    reason = withheld(run) if "mfu" in rows else ""
+    reason = withheld_of_kernels(run) if "mfu" in rows else ""
     return f"FLOP/s and MFU {reason}." if reason else ""
 
 

@@ -69,8 +69,8 @@ def frame(run: Run, view: View) -> pd.DataFrame:
     if view.sort is not None:
         if view.sort not in table:
             raise GpuprofError(f"no column {view.sort!r} to sort by: there are {', '.join(map(str, table.columns))}")
-        numeric = pd.api.types.is_numeric_dtype(table[view.sort])
-        table = table.sort_values(view.sort, ascending=not numeric, kind="stable", na_position="last")
+        words = pd.api.types.infer_dtype(table[view.sort], skipna=True) == "string"
+        table = table.sort_values(view.sort, ascending=words, kind="stable", na_position="last")
     return table if view.top is None else table.head(view.top)
 
 

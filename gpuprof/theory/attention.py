@@ -98,6 +98,8 @@ class _Call(NamedTuple):
         mask: ``own``, the operator masks by itself (or has nothing to mask); ``tensor``, it was given a dense
             mask; ``block``, a mask that lets it skip blocks.
         backward: whether it computes the gradients.
+        in_blocks: pairs that its mask of blocks leaves, and pairs in the blocks that it computes, of all heads of the
+            whole batch; None where it has no such mask or its values are not known.
     """
 
     heads: int
@@ -108,6 +110,7 @@ class _Call(NamedTuple):
     pairs: int
     mask: Literal["own", "tensor", "block"]
     backward: bool
+    in_blocks: tuple[int, int] | None = None
 
 
 def _read(
@@ -155,15 +158,15 @@ def _read(
 
 def _cost(call: _Call) -> Cost:
     scores = call.heads * (call.queries * call.keys)
-    unmasked = call.heads * call.pairs
+    unmasked, computed = call.in_blocks or (call.heads * call.pairs,) * 2
     products = (call.qk_dim + call.v_dim) * (2 if call.backward else 1)
     recomputed = call.qk_dim if call.backward else 0
     softmax = SOFTMAX_BACKWARD_FLOPS if call.backward else SOFTMAX_FLOPS
     return Cost(
         full=2 * scores * products,
         causal=2 * unmasked * products,
-        hardware=2 * unmasked * (products + recomputed),
-        vector=softmax * unmasked,
+        hardware=2 * computed * (products + recomputed),
+        vector=softmax * computed,
     )
 
 
@@ -269,7 +272,7 @@ def with_facts(
 
 
 # Operators that are an attention product, and where their two factors begin.
-_PRODUCTS = {"aten::bmm": 0, "aten::baddbmm": 1, "aten::baddbmm_": 1, "aten::matmul": 0}
+_PRODUCTS = {"aten::bmm": 0, "aten::baddbmm": 1, "aten::baddbmm_": 1, "aten::matmul": 0, "aten::matmul_backward": 1}
 
 
 def _product_with_facts(factors: tuple[Any, ...], cost: Cost, facts: AttentionFacts | None) -> tuple[Cost, bool]:
@@ -675,14 +678,26 @@ def _at(args: tuple[Any, ...], index: int) -> Any:
     return args[index] if len(args) > index else None
 
 
-def _block_mask(block_mask: Any) -> TensorSpec | None:
-    """A tensor of flex attention's block mask; None for the one torch makes up, of one query and one key."""
-    return None if not block_mask or tuple(block_mask[:2]) == (1, 1) else next(tensors(block_mask), None)
+BLOCKS = "blocks"
+"""Begins what stands for a block mask whose values are known."""
+
+
+def _read_blocks(q: Any, k: Any, v: Any, block_mask: Any, backward: bool = False) -> _Call | None:
+    """A call of flex attention.
+
+    Its block mask is `BLOCKS` and the two numbers of `_Call.in_blocks` where its values are known, else its tensors; of
+    one query and one key is the one that torch makes up.
+    """
+    if block_mask and block_mask[0] == BLOCKS:
+        call = _read(q, k, v, backward=backward)
+        return None if call is None else call._replace(in_blocks=tuple(block_mask[1:]))
+    none = not block_mask or tuple(block_mask[:2]) == (1, 1)
+    return _read(q, k, v, mask=None if none else next(tensors(block_mask), None), block=True, backward=backward)
 
 
 @_attention_op("higher_order::flex_attention")
 def _flex(q: Any, k: Any, v: Any, score_mod: Any = None, block_mask: Any = None, *_: Any, **__: Any) -> Any:
-    return _read(q, k, v, mask=_block_mask(block_mask), block=True)
+    return _read_blocks(q, k, v, block_mask)
 
 
 @_attention_op("higher_order::flex_attention_backward")
@@ -700,7 +715,7 @@ def _flex_backward(
     *_: Any,
     **__: Any,
 ) -> Any:
-    return _read(q, k, v, mask=_block_mask(block_mask), block=True, backward=True)
+    return _read_blocks(q, k, v, block_mask, backward=True)
 
 
 # The fast path of nn.MultiheadAttention and nn.TransformerEncoderLayer in inference: projections and

@@ -69,6 +69,14 @@ def _matmul(a: TensorSpec, b: TensorSpec, *_: Any, out: TensorSpec, **__: Any) -
     return 2 * out.numel * _last(a.shape)
 
 
+# Of nested tensors alone; elsewhere the backward of a matmul is made of further ones.
+@flop_rule("aten::matmul_backward")
+def _matmul_backward(
+    grad: TensorSpec, a: TensorSpec, b: TensorSpec, output_mask: Sequence[bool], *_: Any, out: Any, **__: Any
+) -> int:
+    return 2 * grad.numel * _last(a.shape) * (bool(output_mask[0]) + bool(output_mask[1]))
+
+
 @flop_rule("aten::inner")
 def _inner(a: TensorSpec, b: TensorSpec, *_: Any, out: TensorSpec, **__: Any) -> int:
     return 2 * out.numel * _last(a.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -121,6 +121,17 @@ def cost_of(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) ->
     if not isinstance(cost, Cost):
         cost = Cost(full=int(cost))
     return cost, rule.kind
+
+
+def total(costs: Sequence[Cost]) -> Cost:
+    """What calls cost together."""
+    return Cost(
+        full=sum(cost.full for cost in costs),
+        causal=sum(cost.full if cost.causal is None else cost.causal for cost in costs),
+        hardware=sum(cost.full if cost.hardware is None else cost.hardware for cost in costs),
+        vector=sum(cost.vector for cost in costs),
+        nbytes=None if any(cost.nbytes is None for cost in costs) else sum(cost.nbytes or 0 for cost in costs),
+    )
 
 
 def tensors(value: Any) -> Iterator[TensorSpec]:

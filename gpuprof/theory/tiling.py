@@ -440,7 +440,7 @@ def _fused_attention(call: Call, kernel: str, tile: Tile | None) -> list[Expecta
         _attended(a, base, [(pairs, dim, _pad(dim, multiple)) for dim in way])
         for way in ways
         for pairs in (counted, a.square)
-        for multiple in (1, deep)
+        for multiple in ((1, deep, tile.k) if flex and tile else (1, deep))
     ]
     if tile is None:
         return found

@@ -122,6 +122,10 @@ _COPIES = """
     tril_indices triu_indices meshgrid unfold_copy combinations cartesian_prod _to_dense _copy_from
     _nested_view_from_buffer_copy _reshape_alias_copy _cudnn_rnn_flatten_weight pin_memory _pin_memory
     index_select_backward masked_scatter_backward
+    to_padded_tensor nested_to_padded_tensor _nested_from_padded _nested_from_padded_tensor
+    _nested_from_padded_and_nested_example _nested_tensor_from_mask _nested_tensor_from_tensor_list
+    _nested_get_values_copy _nested_view_from_jagged_copy _nested_select_backward _nested_sum_backward
+    _jagged_to_padded_dense_forward _padded_dense_to_jagged_forward
 """
 
 # No FLOPs; the result is written and nothing is read.
@@ -148,6 +152,10 @@ _VIEWS = """
     _has_compatible_shallow_copy_type record_stream requires_grad_ retain_grad _version output_nr data numpy_T
     matrix_H mT positive _assert_scalar _assert_tensor_metadata _functional_assert_async promote_types
     can_cast _cudnn_init_dropout_state hsplit vsplit dsplit
+    values _nested_tensor_size _nested_tensor_strides _nested_tensor_storage_offsets _nested_view_from_buffer
+    _nested_view_from_jagged _nested_compute_contiguous_strides_offsets _nested_get_values _nested_get_offsets
+    _nested_get_lengths _nested_get_ragged_idx _nested_get_min_seqlen _nested_get_max_seqlen
+    _nested_get_jagged_dummy _nested_tensor_from_mask_left_aligned
 """
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gpuprof.errors import GpuprofError
+from gpuprof.workload.nested import packed_shape, part_shapes
 from gpuprof.workload.options import CHOICES, Options, dtype_name
 from gpuprof.workload.steps import GIVEN_LOSS, MEAN_LOSS, OWN_LOSS, forward_step, train_step
 
@@ -120,17 +121,23 @@ def describe_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str,
     """What the inputs say of a step: `inputs`, `tokens_per_step` and `samples_per_step`.
 
     The samples are the first dimension of the first tensor, None where no tensor is given; the tokens are known where
-    a tensor is called `input_ids`.
+    a tensor is called `input_ids`. A nested tensor has the shape of its sequences one after the other, and beside it
+    `parts`, the shape of each.
     """
     named = list(_named(dict(enumerate(args)), "")) + list(_named(kwargs, ""))
     ids = [tensor for name, tensor in named if name.rpartition(".")[2] == "input_ids"]
     return {
-        "inputs": [
-            {"name": name, "shape": list(tensor.shape), "dtype": dtype_name(tensor.dtype)} for name, tensor in named
-        ],
+        "inputs": [{"name": name, **_shape(tensor), "dtype": dtype_name(tensor.dtype)} for name, tensor in named],
         "tokens_per_step": ids[0].numel() if ids else None,
-        "samples_per_step": (named[0][1].shape[0] if named[0][1].dim() else 1) if named else None,
+        "samples_per_step": (named[0][1].size(0) if named[0][1].dim() else 1) if named else None,
     }
+
+
+def _shape(tensor: torch.Tensor) -> dict[str, Any]:
+    if not tensor.is_nested:
+        return {"shape": list(tensor.shape)}
+    parts = part_shapes(tensor)
+    return {"shape": list(packed_shape(parts)), "parts": list(map(list, parts))}
 
 
 def _named(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:

@@ -10,7 +10,7 @@ from gpuprof.analysis.backward import backward_ratios, whole
 from gpuprof.analysis.budget import budget
 from gpuprof.analysis.check import check
 from gpuprof.analysis.comparison import launches
-from gpuprof.analysis.consistency import mismatches, unchecked, withheld
+from gpuprof.analysis.consistency import misbooked, mismatches, unchecked, withheld, withheld_of_kernels
 from gpuprof.analysis.memory import account
 from gpuprof.analysis.modules import by_class, by_module, by_op, by_phase, totals
 from gpuprof.analysis.roofline import roofline
@@ -97,17 +97,24 @@ def test_inputs_before_the_counted_step_are_held_where_the_timed_ones_show_none(
     ]
 
 
-def test_shapes_are_compared_only_where_no_inputs_were_seen():
+@pytest.mark.parametrize(
+    ("counted", "traced", "differ"),
+    [
+        (["2x4 4x4", "2x4 4x4", "2x4 4x4"], ["8x4 4x4", "2x4 4x4", "2x4 4x4"], True),
+        (["8x4 4x4", "2x4 4x4", "2x4 4x4"], ["2x4 4x4", "2x4 4x4", "2x4 4x4"], True),
+        (["2x4 4x4", "6x4 4x4", "4x4 4x4"], ["5x4 4x4", "5x4 4x4", "2x4 4x4"], False),  # a router's: 12 rows of 4
+        (["2x4 4x4", "6x4 4x4", "4x4 4x4"], ["", "6x4 4x4", "4x4 4x4"], False),  # recorded without shapes
+    ],
+)
+def test_products_of_other_shapes_are_another_step(counted, traced, differ):
     run = gpu_run()
-    run.ops.loc[0, "shapes"] = "2x4 4x4 scalar -> 2x4"
-    run.kernels.loc[0, "shapes"] = "8x4 4x4"
-    assert mismatches(run) == []
-    run.workload["step"] = "given"
-    assert mismatches(run) == [
-        "aten::mm in the forward: counted on 2x4 4x4, traced on 8x4 4x4: the passes ran different steps"
-    ]
-    run.passes["count"].facts["inputs"] = "2x4"
-    assert mismatches(run) == []
+    run.ops.loc[:2, "shapes"] = [f"{shapes} scalar -> 2x4" for shapes in counted]
+    run.kernels.loc[:2, "shapes"] = traced
+    line = "aten::mm in the forward: counted on {}, traced on {}: the passes ran different steps"
+
+    assert mismatches(run) == ([line.format(counted[0], traced[0])] if differ else [])
+    run.workload["step"] = "given"  # not every call shows its inputs: a router is not believed
+    assert bool(mismatches(run)) == (differ or "" not in traced)
 
 
 def given(facts, passes=("count", "time")):
@@ -250,3 +257,143 @@ def test_the_memory_account_names_its_residual():
     assert (forward["moment"], forward["expected"], forward["measured"], forward["residual"]) == (
         "end of forward", 950, 1000, 50,
     )  # fmt: skip
+
+
+# what cannot be
+
+
+def test_time_that_the_trace_books_on_another_module():
+    run = gpu_run()
+    run.kernels.loc[0, "module"] = "layers.1"
+
+    assert mismatches(run) == []
+    assert misbooked(run) == [
+        "aten::mm of layers.0 in the forward: counted 1 calls, traced 0: the trace books time on another module",
+        "aten::mm of layers.1 in the forward: counted 1 calls, traced 2: the trace books time on another module",
+    ]
+
+
+def product_within(op, flops):
+    """torch.profiler saw a product of so many FLOPs inside calls of an operator of the head."""
+    return table("estimates", [{"module": "head", "phase": "forward", "op": "aten::bmm", "within": op, "calls": 1,
+                                "flops_profiler": flops}])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("within", "flops", "counted"),
+    [
+        ("aten::mm", 4000, None),  # full square: 2 x 2000
+        ("aten::mm", 4001, "4.000 KFLOPs"),
+        ("aten::_cdist_forward", 1, "0 FLOPs"),
+        ("mylib::step", 10**9, None),  # without a rule, which is said elsewhere
+        ("", 10**9, None),
+    ],
+)
+def test_a_product_that_only_torch_s_profiler_saw(within, flops, counted):
+    run = gpu_run()
+    run.ops = pd.concat([run.ops, table("ops", [{**ops_row("head", "forward", "mylib::step.default", None, kind=""),
+                                                 "flops_full": None, "flops_hardware": None}])])  # fmt: skip
+    run.estimates = product_within(within, flops)
+
+    seen = {4001: "4.001 KFLOPs", 1: "1 FLOPs"}.get(flops)
+    line = f"{within} of head in the forward: counted {counted}, torch.profiler sees products of {seen} in it: "
+    assert mismatches(run) == ([] if counted is None else [line + "not all of it is counted"])
+
+
+@pytest.mark.parametrize(
+    ("name", "peak", "share"),
+    # 12,000 FLOPs in a step of 480 ns are 25 GFLOP/s; the forward's 4,000 take 80 ns, which is 50
+    [("datasheet", 23e9, "108.7 %"), ("datasheet", 24e9, None), ("measured", 19e9, "131.6 %"), ("measured", 20e9, None),
+     ("given", 1e9, None)],
+)  # fmt: skip
+def test_a_step_above_the_peak(name, peak, share):
+    run = gpu_run()
+    run.device["peaks"] = {name: {"bfloat16": peak}}
+    if name == "given":
+        run.device["peaks"], run.settings["peak_tflops"] = {}, peak / 1e12
+
+    found = [line for line in mismatches(run) if "time of the step" in line]
+    assert [line.partition(" are ")[2].partition(" of the ")[0] for line in found] == ([share] if share else [])
+    assert bool(withheld(run)) is bool(share)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak", "lines"),
+    [("datasheet", 48e9, 0), ("datasheet", 47e9, 3), ("measured", 39e9, 0), ("measured", 38e9, 3)],
+)
+def test_modules_above_the_peak(name, peak, lines):
+    run = gpu_run()
+    run.device["peaks"] = {name: {"bfloat16": peak}}
+
+    found = misbooked(run)
+    assert len(found) == lines  # the forwards of two layers and a head, all at 50 GFLOP/s
+    share, words = (
+        50e9 / peak,
+        {"datasheet": "datasheet dense peak", "measured": "best matmul measured on this device"},
+    )
+    told = f"layers.0 in the forward would have run at {100 * share:.1f} % of the {words[name]}: "
+    told += "some of its time is booked elsewhere"
+    told += ", or the peak was measured under other load" if name == "measured" else ""
+    assert found[:1] == [told][:lines]
+    assert mismatches(run) == []
+
+
+@pytest.mark.parametrize(("duration", "found"), [(5, False), (6, True)])
+def test_a_backward_without_an_owner(duration, found):
+    run = gpu_run()
+    lost = [kernel_row("(unattributed)", "backward", "mylib::backward", 500, duration, call=20)]
+    lost.append(kernel_row("(unattributed)", "backward", "aten::div", 600, 100, call=21))  # the loss, counted so
+    run.ops = pd.concat([run.ops, table("ops", [ops_row("(unattributed)", "backward", "aten::div.Tensor", 0)])])
+    run.ops["kind"] = run.ops["kind"].mask(run.ops["op"] == "aten::div.Tensor", "vector")
+    run.kernels = pd.concat([run.kernels, table("kernels", lost)], ignore_index=True)
+    run.kernels = run.kernels[run.kernels["phase"] != "optimizer"]
+
+    # beside 400 ns of products and 100 of the loss
+    share = "1.2 % of the kernel time is of a backward without an owner, most of it mylib::backward"
+    assert misbooked(run) == ([share] if found else [])
+
+
+@pytest.mark.parametrize(
+    ("device", "step_ns", "found"), [("cuda", 367, False), ("cuda", 366, True), ("cpu", 100, False)]
+)
+def test_kernels_that_do_not_fit_into_the_step(device, step_ns, found):
+    run = gpu_run()  # 440 ns of kernels
+    run.device |= {"type": device, "peaks": {}}
+    run.samples["time_s"] = step_ns * 1e-9
+
+    line = (
+        f"kernels of the traced step took 440.0 ns, the undisturbed step {step_ns}.0 ns: "
+        "they are not of one step, or the clock was not the same"
+    )
+    assert misbooked(run) == ([line] if found else [])
+
+
+def test_what_is_booked_wrongly_withholds_the_figures_of_modules_and_no_others():
+    run = gpu_run()
+    run.kernels.loc[0, "module"] = "layers.1"
+    (first, second) = misbooked(run)
+    reason, wide = f"withheld: {first} (and 1 more such)", View(width=400)
+
+    assert withheld(run) == ""
+    assert withheld_of_kernels(run) == reason
+    assert totals(run)["mfu"] == pytest.approx(12000 / 100e9 / 480e-9)
+    for rows in (by_module(run), by_class(run), by_op(run), by_phase(run)):
+        rates = [column for column in rows if column.startswith(("mfu", "flops_per_s"))]
+        assert rates
+        assert rows[rates].isna().all(axis=None)
+    with pytest.raises(GpuprofError, match="no roofline, FLOP/s are withheld"):
+        roofline(run)
+    parts = budget(run)
+    assert parts.mfu == pytest.approx(0.25)
+    assert parts.parts.set_index("part")["time_s"].isna()["ideal"]
+    assert f"All that FLOPs would explain is {reason}." in parts.notes
+
+    tree = render(run, "tree", wide)
+    assert f"FLOP/s and MFU below the whole step {reason}" in tree
+    assert "MFU 25.0 %" in tree
+    assert all(f"Warning: {line}" in tree for line in (first, second))
+    assert f"FLOP/s and MFU {reason}." in render(run, "table", wide)
+    assert {row["withheld"] for row in json.loads(render(run, "json"))} == {reason}
+    page = render_page(run)
+    assert f"FLOP/s are {reason}." in page
+    assert "<b>25.0 %</b>" in page

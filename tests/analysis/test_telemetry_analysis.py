@@ -32,7 +32,7 @@ def watched_run(window_s=4.0, tensor=30.0):
     run.device |= {
         "sm_count": 10,
         "flops_per_clock_per_sm": {"bfloat16": 100, "float8": 200, "float32": 10},
-        "peaks": {"datasheet": {"bfloat16": 1.2e12, "float8": 2.4e12, "float32": 0.12e12}},
+        "peaks": {"datasheet": {"bfloat16": 1.2e12, "float8": 2.4e12, "float32": 0.6e12}},
         "max_sm_clock_mhz": 1250,
         "power_limit_w": 700,
     }
@@ -45,8 +45,9 @@ def watched_run(window_s=4.0, tensor=30.0):
     )
     run.kernels = table(
         "kernels",
-        [kernel_row("head", phase, "aten::mm", start, 100) for phase, start in (("forward", 0), ("backward", 100))],
+        [kernel_row("head", phase, "aten::mm", at, 10**8) for phase, at in (("forward", 0), ("backward", 10**8))],
     )
+    run.samples["time_s"] *= 0.2 / 480e-9
     run.telemetry = readings(
         sm_clock=[(0.0, 300.0), (1.0, 1000.0), (window_s, 1000.0)],
         power_instant=[(0.1, 500.0), (1.0, 610.0), (2.0, 650.0), (3.0, 630.0)],

@@ -10,8 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import gpuprof
 from gpuprof.analysis.modules import kernel_times, union_ns
 from gpuprof.passes import trace
-from gpuprof.passes.trace import Event
 from gpuprof.record import TABLES, UNATTRIBUTED, table
+from gpuprof.traces.events import KERNEL, OPERATOR, Event, host_kind
+from gpuprof.traces.owners import attribute
 from gpuprof.workload import from_module
 from gpuprof.workload.training import checkpoint
 
@@ -28,7 +29,7 @@ class Timeline:
         self.clock = 0
         self.correlation = 0
 
-    def host(self, name, *inside, thread=MAIN, **fields):
+    def host(self, name, *inside, thread=MAIN, kind=None, **fields):
         """A host event around whatever the functions in ``inside`` write."""
         self.correlation += 1
         own, start, place = self.correlation, self.clock, len(self.events)
@@ -36,7 +37,7 @@ class Timeline:
         for write in inside:
             write(own)
         self.clock += 1
-        self.events.insert(place, Event(name, False, thread, start, self.clock, own, **fields))
+        self.events.insert(place, Event(name, kind or host_kind(name), thread, start, self.clock, own, **fields))
 
     def op(self, name, *inside, **fields):
         return lambda _: self.host(name, *inside, **fields)
@@ -59,7 +60,7 @@ class Timeline:
     def kernel(self, name, start, end, stream=STREAM):
         """A kernel launched by the host event around."""
         return lambda correlation: self.events.append(
-            Event(name, True, stream, start, end, 5000 + len(self.events), correlation)
+            Event(name, KERNEL, stream, start, end, 5000 + len(self.events), correlation)
         )
 
     def run(self, *written):
@@ -69,7 +70,7 @@ class Timeline:
 
 def attributed(timeline, calls=(), nodes=()):
     """``nodes`` says which module made an autograd node: {(thread, number): module}."""
-    rows, estimates, facts = trace.attribute(
+    rows, estimates, facts = attribute(
         timeline.events, list(calls), lambda thread, number: dict(nodes).get((thread, number)), COMPOSITE.__contains__
     )
     return table("kernels", rows), table("estimates", estimates), facts
@@ -165,7 +166,7 @@ def test_a_kernel_without_a_recorded_launcher_is_unattributed_and_told():
     t = Timeline()
     t.phase("forward")
     t.run(t.call(0, t.op("aten::mm", t.kernel("gemm", 0, 10))))
-    t.events += [Event("stray", True, STREAM, 10, 20, 1, 99999), Event("unlinked", True, STREAM, 20, 30, 2, 0)]
+    t.events += [Event("stray", KERNEL, STREAM, 10, 20, 1, 99999), Event("unlinked", KERNEL, STREAM, 20, 30, 2, 0)]
 
     kernels, _, facts = attributed(t, [("fc", False)])
 
@@ -301,8 +302,15 @@ def test_torch_s_own_estimates_are_booked_where_the_work_is():
     _, estimates, _ = attributed(t, [("m", False)], {(MAIN, 2): "m"})
 
     assert estimates.to_dict("records") == [
-        {"module": "m", "phase": "forward", "op": "aten::addmm", "calls": 1, "flops_profiler": 48},
-        {"module": "m", "phase": "backward", "op": "aten::mm", "calls": 2, "flops_profiler": 81},
+        {
+            "module": "m",
+            "phase": "forward",
+            "op": "aten::addmm",
+            "within": "aten::addmm",
+            "calls": 1,
+            "flops_profiler": 48,
+        },
+        {"module": "m", "phase": "backward", "op": "aten::mm", "within": "aten::mm", "calls": 2, "flops_profiler": 81},
     ]
 
 
@@ -341,7 +349,7 @@ class Raw:
         defaults = {
             "name": name, "device_type": device, "start_thread_id": 1, "device_resource_id": 7, "start_ns": 10,
             "end_ns": 20, "correlation_id": 3, "linked_correlation_id": 0, "sequence_nr": -1, "fwd_thread_id": 0,
-            "flops": 0, "shapes": [], "is_user_annotation": False, "activity_type": "",
+            "flops": 0, "shapes": [], "scope": 0, "is_user_annotation": False, "activity_type": "",
         }  # fmt: skip
         for field, value in (defaults | fields).items():
             if field not in missing:
@@ -374,9 +382,9 @@ def test_only_operators_ranges_and_kernels_are_read(missing):
     )
 
     assert [e.name for e in events] == ["aten::mm", node, "gpuprof#0", "sm90_xmma_gemm"]
-    assert events[0] == Event("aten::mm", False, 1, 10, 20, 11, 0, -1, 0, 48, [[2, 3], [3, 4]])
+    assert events[0] == Event("aten::mm", OPERATOR, 1, 10, 20, 11, 0, -1, 0, 48, [[2, 3], [3, 4]])
     assert (events[1].number, events[1].forward_thread) == (5, 1)
-    assert events[3] == Event("sm90_xmma_gemm", True, 20, 10, 20, 901, 11)
+    assert events[3] == Event("sm90_xmma_gemm", KERNEL, 20, 10, 20, 901, 11)
 
 
 def test_the_installed_torch_offers_every_field_that_is_read():

@@ -489,6 +489,20 @@ def test_flex_attention_goes_through_blocks_of_its_mask_and_twice_backward():
     assert found[2 * 14 * 72 * pairs] == "scores computed twice"
 
 
+def test_flex_attention_as_its_block_mask_said():
+    """A window of 32 in 1024 leaves 15 blocks of 128, which the counted hardware FLOPs have; heads of 72 run as 128."""
+    pairs, blocks = 32 * 33 // 2 + 992 * 32, 15 * 128 * 128
+    kernel = "triton_tem_fused_flex_attention_backward_zeros_1"
+    q = (1, 2, 1024, 72)
+    for op, products, dims in (("flex_attention", 2, 2), ("flex_attention_backward", 5, 7)):
+        call = attention(1, 2, 2, 1024, 1024, 72, pairs, op=f"higher_order::{op}")
+        call = call._replace(inputs=(q, q, q), hardware=products * 2 * 2 * 72 * blocks)
+
+        twice = ["scores computed twice"] if dims == 7 else []
+        assert on_tensor_cores(call, kernel)[dims * 2 * 2 * 128 * blocks] == ", ".join([*twice, "head padding"])
+        assert on_tensor_cores(call, kernel)[dims * 2 * 2 * 72 * blocks] == (", ".join(twice) or "exact")
+
+
 def test_attention_outside_a_fused_kernel_is_two_products_over_the_square():
     pairs = 100 * 101 // 2
     call = attention(1, 4, 4, 100, 100, 64, pairs, op="aten::_scaled_dot_product_attention_math.default")

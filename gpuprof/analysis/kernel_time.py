@@ -1,0 +1,43 @@
+"""Kernel time: the union of intervals, so that kernels that ran beside one another count once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from gpuprof.paths import ancestors
+
+
+def kernel_times(kernels: pd.DataFrame, paths: list[str]) -> dict[str, dict[str, float]]:
+    """Seconds of kernel time by module (children included) and phase: the union of the kernels' intervals."""
+    times: dict[str, dict[str, float]] = {path: {} for path in paths}
+    if _disjoint(kernels):  # one stream at a time: the union of any of them is their sum
+        for (module, phase), nanoseconds in kernels.groupby(["module", "phase"])["duration_ns"].sum().items():
+            for path in ancestors(module):
+                times[path][phase] = times[path].get(phase, 0.0) + nanoseconds * 1e-9
+        return times
+    members: dict[tuple[str, str], list[int]] = {}
+    for index, (module, phase) in enumerate(zip(kernels["module"], kernels["phase"], strict=True)):
+        for path in ancestors(module):
+            members.setdefault((path, phase), []).append(index)
+    start = kernels["start_ns"].to_numpy("int64")
+    end = start + kernels["duration_ns"].to_numpy("int64")
+    for (path, phase), rows in members.items():
+        times[path][phase] = union_ns(start[rows], end[rows]) * 1e-9
+    return times
+
+
+def union_ns(start: np.ndarray, end: np.ndarray) -> int:
+    """Length of the union of intervals, in the unit of the input (int64, sorted or not)."""
+    if not len(start):
+        return 0
+    order = np.argsort(start, kind="stable")
+    start, reach = start[order], np.maximum.accumulate(end[order])
+    gaps = np.maximum(start[1:] - reach[:-1], 0).sum()
+    return int(reach[-1] - start[0] - gaps)
+
+
+def _disjoint(kernels: pd.DataFrame) -> bool:
+    start = kernels["start_ns"].to_numpy("int64")
+    end = start + kernels["duration_ns"].to_numpy("int64")
+    return union_ns(start, end) == int((end - start).sum())

@@ -1,0 +1,106 @@
+"""What an event of a trace is. Decided here and nowhere else.
+
+A host event is an operator only if it looks like one and nobody calls it a label: users, torch and FSDP give ranges
+names with ``::`` in them too, such as ``record_function("model::forward")``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+CALL = "call"
+"""A call of a module, marked by gpuprof."""
+PHASE = "phase"
+"""A change of phase, marked by gpuprof."""
+NODE = "node"
+"""The engine runs a node of the autograd graph, with its hooks."""
+FUNCTION = "function"
+"""The node's own function, inside: it has the number also where a hook with operators took it from the node."""
+OPERATOR = "operator"
+"""An operator of the dispatcher."""
+OPTIMIZER = "optimizer"
+"""A step of an optimizer, which torch labels."""
+COMPILED = "compiled"
+"""A region that torch.compile has taken over."""
+RANGE = "range"
+"""Any other range on the host: a label, or a function of somebody's own, which may launch kernels."""
+KERNEL = "kernel"
+"""Work of the GPU: a kernel, a copy or a fill."""
+WAIT = "wait"
+"""Something on the GPU that is not its work: a stream waits for an event, or a label casts its shadow."""
+RUNTIME = "runtime"
+"""A call into the GPU's runtime or driver."""
+
+CALL_MARK = "gpuprof#"
+PHASE_MARK = "gpuprof:phase:"
+NODE_PREFIX = "autograd::engine::evaluate_function: "
+
+_OPTIMIZER = "Optimizer.step#"
+_COMPILED = "Torch-Compiled Region"
+_OPERATOR = re.compile(r"[A-Za-z_]\w*::[A-Za-z_]\w*(\.\w+)?$").match
+_RUNTIME = re.compile(r"(cuda|cu|hip)[A-Z]|INVALID$").match  # CUDA's own calls; INVALID where CUPTI knows no name
+_WAIT = re.compile(r"(Stream|Event|Context) (Wait|Sync)|Unknown Sync").match
+
+
+class Event(NamedTuple):
+    """One event of a trace.
+
+    Attributes:
+        name: operator, range or kernel name.
+        kind: of those above.
+        thread: the profiler's number of the thread, or the CUDA stream.
+        start: nanoseconds.
+        end: nanoseconds.
+        correlation: number by which kernels name what launched them.
+        linked: that number, on a kernel; 0 elsewhere.
+        number: autograd sequence number, -1 where there is none.
+        forward_thread: thread that made the autograd node.
+        flops: torch's own estimate, 0 where it makes none.
+        shapes: shapes of the inputs.
+    """
+
+    name: str
+    kind: str
+    thread: int
+    start: int
+    end: int
+    correlation: int = 0
+    linked: int = 0
+    number: int = -1
+    forward_thread: int = 0
+    flops: int = 0
+    shapes: Any = ()
+
+
+def host_kind(name: str, label: bool = False, of_node: bool = False, linked: bool = False) -> str:
+    """What an event on the host is.
+
+    Args:
+        name: its name.
+        label: whether the profiler says that it is an annotation of somebody's.
+        of_node: whether it says that it is the function of an autograd node.
+        linked: whether it names another host event by its correlation, as calls into the runtime do.
+    """
+    if name.startswith(CALL_MARK):
+        return CALL
+    if name.startswith(PHASE_MARK):
+        return PHASE
+    if name.startswith(NODE_PREFIX):
+        return NODE
+    if of_node:
+        return FUNCTION
+    if name.startswith(_OPTIMIZER):
+        return OPTIMIZER
+    if name.startswith(_COMPILED):
+        return COMPILED
+    if label:
+        return RANGE
+    if _OPERATOR(name):
+        return OPERATOR
+    return RUNTIME if linked or _RUNTIME(name) else RANGE
+
+
+def device_kind(name: str, label: bool = False) -> str:
+    """What an event on the GPU is; ``label`` as for the host."""
+    return WAIT if label or _WAIT(name) else KERNEL

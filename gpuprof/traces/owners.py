@@ -1,0 +1,223 @@
+"""Whose work an event is: every kernel given to its operator, module and phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gpuprof.record import UNATTRIBUTED
+from gpuprof.traces.events import (
+    CALL,
+    CALL_MARK,
+    FUNCTION,
+    KERNEL,
+    NODE,
+    NODE_PREFIX,
+    OPERATOR,
+    OPTIMIZER,
+    PHASE,
+    PHASE_MARK,
+    WAIT,
+    Event,
+)  # fmt: skip
+
+
+class _Frame:
+    """An open event of a thread, and who owns what happens in it."""
+
+    __slots__ = ("call", "end", "node", "owner", "phase")
+
+    def __init__(self, end: int, owner: str, phase: str, node: _Node | None = None, call: _OpCall | None = None):
+        self.end = end
+        self.owner = owner
+        self.phase = phase  # empty where the phase of the thread holds
+        self.node = node
+        self.call = call
+
+
+class _Node:
+    """A running autograd node, in which a function of somebody's own may run a forward again."""
+
+    __slots__ = ("called", "pending")
+
+    def __init__(self) -> None:
+        self.called = False  # a module, in this node
+        self.pending: list[_OpCall] = []  # operators since then
+
+    def calls_again(self) -> None:
+        """Another module is called in this node: what ran since the last one was recomputation too."""
+        for call in self.pending:
+            call.phase = "recompute"
+        self.called, self.pending = True, []
+
+
+class _OpCall:
+    """One call of a counted operator."""
+
+    __slots__ = ("end", "module", "name", "number", "phase", "shapes", "start", "thread")
+
+    def __init__(self, number: int, event: Event, module: str, phase: str) -> None:
+        self.number = number
+        self.name = event.name
+        self.module = module
+        self.phase = phase
+        self.shapes = event.shapes
+        self.thread = event.thread
+        self.start = event.start
+        self.end = event.end
+
+
+def attribute(
+    events: list[Event],
+    calls: list[tuple[str, bool]],
+    maker: Callable[[int, int], str | None],
+    is_composite: Callable[[str], bool],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    """Give every kernel to an operator call, and every operator call to a module and a phase.
+
+    An operator call is the outermost operator that is not merely composed of others: what a dispatch mode counts.
+    On a device the kernels are the GPU's; without one, every operator call is its own kernel.
+
+    Args:
+        events: host and device events of one step.
+        calls: module path of each marked call, and whether it happened inside a backward (recomputation).
+        maker: module that made the autograd node of (thread, sequence number), None if unknown.
+        is_composite: whether an operator is merely composed of others.
+
+    Returns:
+        Rows of ``kernels``, rows of ``estimates``, and facts about the trace.
+    """
+    host = sorted((e for e in events if e.kind not in (KERNEL, WAIT)), key=lambda e: (e.thread, e.start, -e.end))
+    device = [e for e in events if e.kind == KERNEL]
+    numbers = _node_numbers(host)
+    op_calls: list[_OpCall] = []
+    launching = {e.linked for e in device if e.linked}
+    launchers: dict[int, tuple[_Frame, str, str]] = {}
+    estimates: dict[tuple[str, str, str, str], list[int]] = {}
+    thread: int | None = None
+    stack: list[_Frame] = []
+    # the phase is the whole step's: autograd's own threads, and a user's, are in the one that was marked last
+    marks = sorted((e.start, e.name[len(PHASE_MARK) :]) for e in host if e.kind == PHASE)
+    phase, following, last_owner = "other", 0, UNATTRIBUTED
+    outside = _Frame(0, UNATTRIBUTED, "")
+    for index, event in enumerate(host):
+        if event.thread != thread:
+            thread, stack, last_owner = event.thread, [], UNATTRIBUTED
+            phase, following = "other", 0
+        while following < len(marks) and marks[following][0] <= event.start:
+            phase = marks[following][1]
+            following += 1
+        while stack and stack[-1].end <= event.start:
+            stack.pop()
+        around = stack[-1] if stack else outside
+        name, kind = event.name, event.kind
+        frame = around
+        if around.call is not None:
+            pass  # what a counted operator does inside is its own
+        elif kind == CALL:
+            name = ""  # no operator
+            module, again = calls[int(event.name[len(CALL_MARK) :])]
+            frame = _Frame(event.end, module, "recompute" if again else "", around.node)
+            if again and around.phase == "backward" and around.node is not None:
+                around.node.calls_again()
+        elif kind == PHASE:
+            continue
+        elif kind == NODE:
+            if (numbered := numbers.get(index)) is not None:  # else it follows the node whose gradient it takes
+                made_by = maker(*numbered)
+                # made by no module call: part of a checkpoint's own backward, and so of what runs that
+                last_owner = around.owner if made_by is None else made_by
+            frame = _Frame(event.end, last_owner, "backward", _Node())
+        elif kind == OPTIMIZER and around.node is not None:  # called by a hook, for one parameter perhaps
+            frame = _Frame(event.end, UNATTRIBUTED, "optimizer", around.node)
+        elif kind == OPERATOR and not is_composite(name):
+            call = _OpCall(len(op_calls), event, around.owner, around.phase or phase)
+            op_calls.append(call)
+            if around.phase == "backward" and around.node is not None and around.node.called:
+                around.node.pending.append(call)
+            frame = _Frame(event.end, around.owner, call.phase, around.node, call)
+        else:
+            frame = _Frame(event.end, around.owner, around.phase, around.node)
+        if event.flops:
+            within = frame.call.name if frame.call is not None else ""
+            estimate = estimates.setdefault((frame.owner, frame.phase or phase, name, within), [0, 0])
+            estimate[0] += 1
+            estimate[1] += event.flops
+        if event.correlation in launching:
+            launchers[event.correlation] = (frame, frame.phase or phase, name)
+        if frame is not around:
+            stack.append(frame)
+    kernels = _device_times(device, launchers) if device else _operator_times(op_calls)
+    linked = sum(event.linked in launchers for event in device) if device else len(kernels)
+    first = min((row["start_ns"] for row in kernels), default=0)
+    for row in kernels:
+        row["start_ns"] -= first
+    facts = {"events": len(events), "kernels": len(kernels), "kernels_linked": linked}
+    rows = [
+        {"module": module, "phase": where, "op": op, "within": within, "calls": times, "flops_profiler": flops}
+        for (module, where, op, within), (times, flops) in estimates.items()
+    ]
+    return kernels, rows, facts
+
+
+def _node_numbers(host: list[Event]) -> dict[int, tuple[int, int]]:
+    """Thread and sequence number of the forward, by the place of an autograd node among the events.
+
+    A hook that runs an operator, or opens a range, before the node's function does takes the number away from the
+    node's event (torch 2.13); that function's own event inside still has it. AccumulateGrad has none at all.
+
+    Args:
+        host: by thread and start, a range before what is inside it.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    waiting: list[tuple[int, Event]] = []  # open nodes without a number
+    for index, event in enumerate(host):
+        if event.kind == NODE:
+            if event.number >= 0:
+                found[index] = (event.forward_thread, event.number)
+            else:
+                waiting.append((index, event))
+        elif event.kind == FUNCTION and waiting:
+            while waiting and (waiting[-1][1].thread != event.thread or waiting[-1][1].end <= event.start):
+                waiting.pop()
+            if waiting and waiting[-1][1].name == NODE_PREFIX + event.name:
+                place, _ = waiting.pop()
+                if event.number >= 0:
+                    found[place] = (event.forward_thread, event.number)
+    return found
+
+
+def _device_times(device: list[Event], launchers: dict[int, tuple[_Frame, str, str]]) -> list[dict[str, Any]]:
+    """Kernels, copies and fills in order of start, each under the operator that launched it."""
+    rows = []
+    nothing = (_Frame(0, UNATTRIBUTED, ""), "other", "")
+    for event in sorted(device, key=lambda e: e.start):
+        frame, phase, name = launchers.get(event.linked, nothing)
+        call = frame.call
+        if call is not None:
+            rows.append(
+                _kernel(call.module, call.phase, call.name, event.name, call.number, _shapes(call.shapes), event)
+            )
+        else:  # launched by a node or a function of the user's, with no operator between
+            rows.append(_kernel(frame.owner, phase, name.removeprefix(NODE_PREFIX), event.name, None, "", event))
+    return rows
+
+
+def _operator_times(op_calls: list[_OpCall]) -> list[dict[str, Any]]:
+    """Without a device every operator call is its own kernel."""
+    return [_kernel(c.module, c.phase, c.name, c.name, c.number, _shapes(c.shapes), c) for c in op_calls]
+
+
+def _kernel(
+    module: str, phase: str, op: str, name: str, call: int | None, shapes: str, at: Event | _OpCall
+) -> dict[str, Any]:
+    return {
+        "module": module, "phase": phase, "op": op, "kernel": name, "call": call, "shapes": shapes,
+        "stream": str(at.thread), "start_ns": at.start, "duration_ns": at.end - at.start,
+    }  # fmt: skip
+
+
+def _shapes(shapes: Any, most: int = 8) -> str:
+    known = [shape for shape in shapes if shape]
+    text = " ".join("x".join(map(str, shape)) for shape in known[:most])
+    return text if len(known) <= most else f"{text} and {len(known) - most} more"

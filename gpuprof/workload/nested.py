@@ -1,0 +1,38 @@
+"""Nested tensors: sequences of unequal lengths in one tensor, in torch's layouts jagged and strided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nested._internal.nested_tensor import NestedTensor
+
+
+def part_shapes(tensor: torch.Tensor) -> list[tuple[int, ...]]:
+    """Shape of each sequence of a nested tensor. Of a jagged one on a GPU that reads its lengths from there.
+
+    Args:
+        tensor: nested; a strided one has no ``shape`` at all, and a jagged one a name in the place of its lengths.
+    """
+    if isinstance(tensor, NestedTensor):
+        lengths = tensor._offsets.diff() if tensor._lengths is None else tensor._lengths
+        if lengths.is_meta:  # torch's own placeholder
+            return [tuple(tensor._values.shape)]
+        before, after = tensor._values.shape[: tensor._ragged_idx - 1], tensor._values.shape[tensor._ragged_idx :]
+        return [(*before, length, *after) for length in lengths.tolist()]
+    return [tuple(sizes) for sizes in tensor._nested_tensor_size().tolist()]
+
+
+def packed_shape(parts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Shape of the sequences one after the other; flat where they differ in more than one size.
+
+    Args:
+        parts: shape of each, all of as many dimensions.
+    """
+    sizes = [set(dimension) for dimension in zip(*parts, strict=True)]
+    ragged = [index for index, values in enumerate(sizes) if len(values) > 1] or [0]
+    if len(ragged) > 1 or not sizes:
+        return (sum(torch.Size(part).numel() for part in parts),)
+    return tuple(
+        sum(part[index] for part in parts) if index == ragged[0] else values.pop() for index, values in enumerate(sizes)
+    )
