@@ -309,6 +309,25 @@ def test_a_buffer_that_nobody_writes_to_can_still_go_backward():
     out.sum().backward()
 
 
+def test_parameters_that_a_forward_gives_other_data():
+    """As a momentum encoder does, and an average of a codebook."""
+
+    class Momentum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.online, self.average, self.code = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            for mine, other in zip(self.average.parameters(), self.online.parameters(), strict=True):
+                mine.data = mine.data * 0.5 + other.data * 0.5
+            self.code.weight = nn.Parameter(self.code.weight * 0.5)
+            return self.online(x) + self.average(x).detach() + self.code(x)
+
+    model, x = Momentum(), torch.randn(2, 4)
+    with as_before(model):
+        assert gpuprof.profile(model, x, passes=["count", "time"]).done("time")
+
+
 def test_observers_of_quantisation():
     class Observed(nn.Module):
         def __init__(self):
@@ -380,7 +399,7 @@ def test_the_first_error_is_named_and_not_that_of_putting_back(training, monkeyp
         raise RuntimeError("nothing can be copied any more")
 
     with as_before(), monkeypatch.context() as patch:
-        patch.setattr(preserve, "_put_back", lost)
+        patch.setattr(preserve, "_fill", lost)
         workload = from_module(model, (x,), optimizer=optimizer)
         with pytest.raises(GpuprofError) as caught:
             run_passes(workload, passes=["count"])
