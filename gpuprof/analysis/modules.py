@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from gpuprof.analysis.consistency import withheld, withheld_of_kernels
+from gpuprof.analysis.consistency import owned_kernels, withheld, withheld_of_kernels, withheld_of_owners
 from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.executed import executed_flops
@@ -50,7 +50,8 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
     Returns:
         Columns `MODULE_COLUMNS`. Plain ``flops_*`` are matmul FLOPs in the convention, ``flops_executed_*`` what the
         GPU's counters say of them where they were read; counts are exact integers, times are in seconds of kernel time
-        (union of the intervals) of one traced step, and what is not known is missing, never 0.
+        (union of the intervals) of one traced step, and what is not known is missing, never 0. Where the trace gave
+        time to other modules than those that were counted, all of it is in the row that belongs to no module.
     """
     paths = [*run.tree["module"], UNATTRIBUTED]
     table = pd.concat(
@@ -63,9 +64,11 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
     if run.done("count"):
         _add_counts(table, counted(run, convention), paths)
     if run.done("trace"):
-        times = kernel_times(run.kernels, paths)
+        unknown = bool(withheld_of_owners(run))
+        times = kernel_times(owned_kernels(run), paths)
         for phase in _MODULE_PHASES:
-            table[f"time_{phase}_s"] = [times[path].get(phase, 0.0) for path in paths]
+            found = [None if unknown and path != UNATTRIBUTED else times[path].get(phase, 0.0) for path in paths]
+            table[f"time_{phase}_s"] = pd.array(found, dtype="Float64")
     if run.done("counters"):
         executed = executed_flops(run).to_dict()
         for phase in _MODULE_PHASES:
