@@ -15,7 +15,7 @@ PACKAGE = Path(gpuprof.__file__).parent
 
 # from the bottom up: a module may import from its own layer and from those before it
 LAYERS = [
-    ("errors", "signals", "units"),
+    ("errors", "signals", "undo", "units"),
     ("dates", "pictures"),
     ("store_url",),
     ("record",),
@@ -24,7 +24,7 @@ LAYERS = [
     ("hardware",),
     ("theory",),
     ("workload",),
-    ("traces",),
+    ("calls", "traces"),
     ("attribution",),
     ("passes",),
     ("profiler", "launches"),
@@ -44,6 +44,7 @@ EXCEPTIONS = {("record", "analysis"), ("profiler", "analysis")}
 TORCH_FREE = [
     "errors",
     "signals",
+    "undo",
     "units",
     "dates",
     "pictures",

@@ -86,7 +86,7 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
         result = workload.step()
         given = inputs()
     _refuse_other_threads(ownership)
-    rows, causality, row_of = counter.rows()
+    rows, causality, row_of = counter.rows(workload.device.type)
     calls: dict[str, int] = {}
     for call in ownership.calls:
         if not call.in_backward:
@@ -232,7 +232,7 @@ class _Counter(TorchDispatchMode):
             self._outputs[number] = _spec(out)
         return out
 
-    def rows(self) -> tuple[list[dict[str, Any]], dict[str, str], list[int]]:
+    def rows(self, device: str) -> tuple[list[dict[str, Any]], dict[str, str], list[int]]:
         """Rows of the ``ops`` table, the causality of modules that attend (known or unknown), rows by signature."""
         merged: dict[Any, dict[str, Any]] = {}
         causality: dict[str, str] = {}
@@ -246,7 +246,7 @@ class _Counter(TorchDispatchMode):
             priced: tuple[int | None, ...] = (None,) * 5
             kind: str = ""
             module = signature.scope.module
-            found = _price(op, args, kwargs, out, signature.scope.facts)
+            found = _price(op, args, kwargs, out, signature.scope.facts, device)
             if found is not None:
                 cost, known, kind = found
                 priced = _figures(cost, least_bytes(cost, found[2], args, kwargs, out))
@@ -368,7 +368,7 @@ class _AttentionCalls(TorchFunctionMode):
 
 
 def _price(
-    op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, facts: AttentionFacts | None
+    op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, facts: AttentionFacts | None, device: str
 ) -> tuple[Cost, bool, Kind] | None:
     """Cost of a call, whether its causal FLOPs are known, and its kind; None without a rule.
 
@@ -386,20 +386,30 @@ def _price(
     if kind is None:
         return None
     cost = costs[0] if len(costs) == 1 else total(costs)
-    padded = _padded(op, args)
+    padded = _padded(op, args, cost, device)
     return (cost if padded is None else replace(cost, hardware=padded)), known, kind
 
 
-def _padded(op: str, args: tuple[Any, ...]) -> int | None:
-    """Matmul FLOPs of a product of nested tensors with heads, which torch pads to the longest; None of any other."""
-    nested = next(_nested(args), None)
-    if op.partition(".")[0] not in _PADDED or nested is None or len(nested[0].shape) < 4:
+def _padded(op: str, args: tuple[Any, ...], cost: Cost, device: str) -> int | None:
+    """Matmul FLOPs of an operator on nested tensors that pads them to the longest; None where it does not.
+
+    torch pads products of tensors with heads, and on a CPU the scores in its fused layers; there a GPU's kernels take
+    each sequence by itself.
+    """
+    plain, nested = op.partition(".")[0], next(_nested(args), None)
+    if nested is not None and plain in _WIDTH_AT and device == "cpu":
+        lengths = [spec.shape[-2] for spec in nested]
+        added = len(lengths) * max(lengths) ** 2 - sum(length**2 for length in lengths)
+        return cost.full + 4 * added * args[_WIDTH_AT[plain]]
+    if plain not in _PADDED or nested is None or len(nested[0].shape) < 4:
         return None
     found = cost_of(op, tuple(value.padded() if isinstance(value, _Nested) else value for value in args), {}, None)
     return None if found is None else found[0].full
 
 
 _PADDED = ("aten::bmm", "aten::matmul_backward")
+_WIDTH_AT = {"aten::_native_multi_head_attention": 3, "aten::_transformer_encoder_layer_fwd": 1}
+"""torch's fused layers, and where among their arguments is the width of the model."""
 
 
 def _alone(args: tuple[Any, ...], kwargs: tuple[Any, ...], out: Any) -> Counter[tuple[Any, ...]]:

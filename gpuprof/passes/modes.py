@@ -28,9 +28,8 @@ def modes_as_before() -> Iterator[None]:
         while len(torch.overrides._get_current_function_mode_stack()) > len(functions):
             torch.overrides._pop_mode()
         vars(_python_dispatch).update(flags)
-        _python_dispatch.set_is_in_mode_without_ignore_compile_internals(
-            flags["_is_in_any_mode_without_ignore_compile_internals"]
-        )
+        if (internals := "_is_in_any_mode_without_ignore_compile_internals") in flags:  # torch keeps that one twice
+            _python_dispatch.set_is_in_mode_without_ignore_compile_internals(flags[internals])
 
 
 @contextmanager

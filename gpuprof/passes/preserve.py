@@ -25,10 +25,10 @@ from gpuprof.workload import Workload
 def preserved(workload: Workload) -> Iterator[None]:
     """Put back, at the end, what the steps of a workload change.
 
-    Gradients (of the inputs too), training flags, ``requires_grad``, buffers and random states always; parameters and
-    optimizer state from copies in host memory, made when an optimizer first steps. What a lazy module makes at its
-    first call stays, as it was made. A workload made for this run alone (``owned``) needs none of the copies: nobody
-    sees it again.
+    Gradients (of the inputs too), training flags, ``requires_grad``, buffers, random states and which data a parameter
+    has always; values of parameters and optimizer state from copies in host memory, made when an optimizer first steps.
+    What a lazy module makes at its first call stays, as it was made. A workload made for this run alone (``owned``)
+    needs none of the copies: nobody sees it again.
     """
     model = workload.model
     with undoing() as undo, ExitStack() as into:
@@ -48,6 +48,7 @@ def preserved(workload: Workload) -> Iterator[None]:
             grads.set_aside(leaves)
             undo(copies.put_back)
             copies.keep(model.buffers())
+            copies.keep_places(model.parameters())
             for module in model.modules():
                 undo(_put_back_members, module, dict(module._parameters), dict(module._buffers))
                 if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
@@ -110,7 +111,7 @@ class _Gradients:
 
 def _leaves_below(outputs: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Leaves of the graphs of these tensors."""
-    left = [output.grad_fn for output in outputs]
+    left: list[Any] = [output.grad_fn for output in outputs]
     seen = set(left)
     while left:
         node = left.pop()
@@ -134,17 +135,25 @@ class _Copies:
     """Values of tensors and optimizers from before, in host memory."""
 
     def __init__(self) -> None:
-        self._tensors: dict[int, tuple[torch.Tensor, torch.Tensor, int, torch.Tensor]] = {}
+        self._places: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._values: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
         self._optimizers: dict[int, tuple[torch.optim.Optimizer, list[dict[str, Any]], dict[Any, Any]]] = {}
 
-    def keep(self, tensors: Iterable[Any]) -> None:
+    def keep_places(self, tensors: Iterable[Any]) -> None:
+        """Which data they have, for the case that they are given other; costs nothing."""
         for tensor in tensors:
-            if not isinstance(tensor, torch.Tensor) or is_lazy(tensor) or tensor.device.type == "meta":
-                continue
-            if id(tensor) not in self._tensors:
-                same = tensor.detach()  # the same storage in the same shape, whatever becomes of the tensor itself
+            if isinstance(tensor, torch.Tensor) and not is_lazy(tensor) and tensor.device.type != "meta":
+                # the same storage in the same shape, whatever becomes of the tensor itself
+                self._places.setdefault(id(tensor), (tensor, tensor.detach()))
+
+    def keep(self, tensors: Iterable[Any]) -> None:
+        """Their values too."""
+        tensors = list(tensors)
+        self.keep_places(tensors)
+        for tensor in tensors:
+            if id(tensor) in self._places and id(tensor) not in self._values:
                 nbytes = tensor.untyped_storage().nbytes() if _is_plain(tensor) else 0
-                self._tensors[id(tensor)] = (tensor, same, nbytes, _once(same).to("cpu", copy=True))
+                self._values[id(tensor)] = (tensor, nbytes, _once(tensor.detach()).to("cpu", copy=True))
 
     def keep_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         if id(optimizer) not in self._optimizers:
@@ -156,8 +165,10 @@ class _Copies:
 
     def put_back(self) -> None:
         with undoing() as undo:
-            for tensor in self._tensors.values():
-                undo(_put_back, *tensor)
+            for tensor, nbytes, values in self._values.values():
+                undo(_fill, tensor, nbytes, values)
+            for tensor, same in self._places.values():
+                undo(_put_back, tensor, same)
         for optimizer, groups, state in self._optimizers.values():
             for group, group_before in zip(optimizer.param_groups, groups, strict=False):
                 _refill(group, group_before)
@@ -187,20 +198,16 @@ def _refill(mapping: dict[Any, Any], before: dict[Any, Any]) -> None:
     mapping.update(before)
 
 
-def _put_back(tensor: torch.Tensor, same: torch.Tensor, nbytes: int, values: torch.Tensor) -> None:
-    """Make a tensor what it was, also one that was resized or given other data; what is the same is not written to.
+def _put_back(tensor: torch.Tensor, same: torch.Tensor) -> None:
+    """Give a tensor that was resized, or given other data, the storage and the shape that it had, ``same``."""
+    if _is_plain(same) and (not _is_plain(tensor) or _place(tensor) != _place(same)):
+        tensor.data = same
 
-    Args:
-        tensor: the tensor.
-        same: what it was, sharing its storage.
-        nbytes: size of that storage, where there is one.
-        values: its values, in host memory.
-    """
-    if _is_plain(same):
-        if same.untyped_storage().nbytes() != nbytes:
-            same.untyped_storage().resize_(nbytes)
-        if not _is_plain(tensor) or _place(tensor) != _place(same):
-            tensor.data = same
+
+def _fill(tensor: torch.Tensor, nbytes: int, values: torch.Tensor) -> None:
+    """Give a tensor the values that it had, and its storage the size; what is the same is not written to."""
+    if _is_plain(tensor) and tensor.untyped_storage().nbytes() != nbytes:
+        tensor.untyped_storage().resize_(nbytes)
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         now = _once(tensor)
         if not _equal(now, values):

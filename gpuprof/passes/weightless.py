@@ -25,6 +25,9 @@ _READS_VALUES = {
     _aten.unique_consecutive.default, _aten._unique2.default, _aten.masked_select.default,
 }  # fmt: skip
 
+# what torch's encoder asks for where it leaves out the padding, which it never does on meta
+_PACKS = {_aten._nested_tensor_from_mask_left_aligned.default, _aten._nested_tensor_from_mask.default}
+
 _INDEXES = {
     _aten.index.Tensor,
     _aten.index_put.default,
@@ -51,6 +54,11 @@ def execute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func in _READS_VALUES:
         raise GpuprofError(
             f"the model reads the value of a computed tensor ({func}), which counting without weights does not have: "
+            "count a real step with 'gpuprof profile MODEL --passes count'"
+        )
+    if func in _PACKS:
+        raise GpuprofError(
+            f"the model leaves out the padding of its batch ({func}), which counting without weights does not do: "
             "count a real step with 'gpuprof profile MODEL --passes count'"
         )
     if func is _aten._grouped_mm.default:

@@ -21,6 +21,8 @@ OPERATOR = "operator"
 """An operator of the dispatcher."""
 OPTIMIZER = "optimizer"
 """A step of an optimizer, which torch labels."""
+MODE = "mode"
+"""A dispatch mode of the user's own, or of a library's, does something in an operator's place."""
 COMPILED = "compiled"
 """A region that torch.compile has taken over."""
 RANGE = "range"
@@ -37,6 +39,7 @@ PHASE_MARK = "gpuprof:phase:"
 NODE_PREFIX = "autograd::engine::evaluate_function: "
 
 _OPTIMIZER = "Optimizer.step#"
+_MODE = "PythonDispatchMode"
 _COMPILED = "Torch-Compiled Region"
 _OPERATOR = re.compile(r"[A-Za-z_]\w*::[A-Za-z_]\w*(\.\w+)?$").match
 _RUNTIME = re.compile(r"(cuda|cu|hip)[A-Z]|INVALID$").match  # CUDA's own calls; INVALID where CUPTI knows no name
@@ -92,6 +95,8 @@ def host_kind(name: str, label: bool = False, of_node: bool = False, linked: boo
         return FUNCTION
     if name.startswith(_OPTIMIZER):
         return OPTIMIZER
+    if name == _MODE:
+        return MODE
     if name.startswith(_COMPILED):
         return COMPILED
     if label:

@@ -11,6 +11,7 @@ from gpuprof.traces.events import (
     CALL_MARK,
     FUNCTION,
     KERNEL,
+    MODE,
     NODE,
     NODE_PREFIX,
     OPERATOR,
@@ -89,7 +90,7 @@ def attribute(
     """
     host = sorted((e for e in events if e.kind not in (KERNEL, WAIT)), key=lambda e: (e.thread, e.start, -e.end))
     device = [e for e in events if e.kind == KERNEL]
-    numbers = _node_numbers(host)
+    numbers, taken_over = _node_numbers(host), _taken_over(host)
     op_calls: list[_OpCall] = []
     launching = {e.linked for e in device if e.linked}
     launchers: dict[int, tuple[_Frame, str, str]] = {}
@@ -130,7 +131,7 @@ def attribute(
             frame = _Frame(event.end, last_owner, "backward", _Node())
         elif kind == OPTIMIZER and around.node is not None:  # called by a hook, for one parameter perhaps
             frame = _Frame(event.end, UNATTRIBUTED, "optimizer", around.node)
-        elif kind == OPERATOR and not is_composite(name):
+        elif kind == OPERATOR and not is_composite(name) and index not in taken_over:
             call = _OpCall(len(op_calls), event, around.owner, around.phase or phase)
             op_calls.append(call)
             if around.phase == "backward" and around.node is not None and around.node.called:
@@ -138,7 +139,7 @@ def attribute(
             frame = _Frame(event.end, around.owner, call.phase, around.node, call)
         else:
             frame = _Frame(event.end, around.owner, around.phase, around.node)
-        if event.flops:
+        if event.flops and index not in taken_over:
             within = frame.call.name if frame.call is not None else ""
             estimate = estimates.setdefault((frame.owner, frame.phase or phase, name, within), [0, 0])
             estimate[0] += 1
@@ -158,6 +159,26 @@ def attribute(
         for (module, where, op, within), (times, flops) in estimates.items()
     ]
     return kernels, rows, facts
+
+
+def _taken_over(host: list[Event]) -> set[int]:
+    """Operators, by their place among the events, in whose place a dispatch mode does something.
+
+    It calls them again, inside, or not at all: selective checkpointing hands out what it has saved; the operator
+    began, and nothing of it ran.
+
+    Args:
+        host: by thread and start, a range before what is inside it.
+    """
+    found: set[int] = set()
+    around: list[tuple[int, Event]] = []
+    for index, event in enumerate(host):
+        while around and (around[-1][1].thread != event.thread or around[-1][1].end <= event.start):
+            around.pop()
+        if event.kind == MODE and around and around[-1][1].kind == OPERATOR:
+            found.add(around[-1][0])
+        around.append((index, event))
+    return found
 
 
 def _node_numbers(host: list[Event]) -> dict[int, tuple[int, int]]:

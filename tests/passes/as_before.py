@@ -37,9 +37,8 @@ def as_before(model=None, optimizer=None, inputs=(), drawn=True):
         inputs: tensors, themselves and their gradients.
         drawn: whether random states must be the same too.
     """
-    lazy = (
-        {m for m in model.modules() if any(map(is_lazy, m.parameters(recurse=False)))} if model is not None else set()
-    )
+    modules = [] if model is None else model.modules()
+    lazy = {module for module in modules if any(map(is_lazy, module.parameters(recurse=False)))}
     optimizer = None if lazy else optimizer  # of parameters that are not made yet
     before = _state(model, optimizer, inputs, drawn, lazy)
     try:
@@ -122,7 +121,7 @@ def _tensor(tensor):
 
 
 def _optimizer(optimizer):
-    entries = {id(key): {name: value for name, value in entry.items()} for key, entry in optimizer.state.items()}
+    entries = {id(key): dict(entry) for key, entry in optimizer.state.items()}
     groups = [dict(group) for group in optimizer.param_groups]
     return {
         "groups": [(id(group), _leaves(held)) for group, held in zip(optimizer.param_groups, groups, strict=True)],

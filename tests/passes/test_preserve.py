@@ -11,7 +11,9 @@ from torch.utils._pytree import tree_leaves
 import gpuprof
 from gpuprof.errors import GpuprofError
 from gpuprof.passes import counting, memory, preserve, timing, trace
+from gpuprof.profiler import run_passes
 from gpuprof.undo import undoing
+from gpuprof.workload import from_module
 
 PASSES = ["count", "time", "trace", "memory"]
 
@@ -259,7 +261,8 @@ def write(module):
 @pytest.mark.parametrize(
     "change",
     [
-        write_resized, give_other_data, set_to_another_storage, replace, remove, nothing, add, shrink_the_storage, write,
+        write_resized, give_other_data, set_to_another_storage, replace, remove, nothing, add, shrink_the_storage,
+        write,
     ],
 )  # fmt: skip
 def test_a_buffer_is_put_back_whatever_the_forward_does_to_it(change, fails):
@@ -304,6 +307,25 @@ def test_a_buffer_that_nobody_writes_to_can_still_go_backward():
     out = model(torch.randn(2, 4))  # which has saved the running statistics
     gpuprof.profile(model, torch.randn(2, 4), passes=["count"])
     out.sum().backward()
+
+
+def test_parameters_that_a_forward_gives_other_data():
+    """As a momentum encoder does, and an average of a codebook."""
+
+    class Momentum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.online, self.average, self.code = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            for mine, other in zip(self.average.parameters(), self.online.parameters(), strict=True):
+                mine.data = mine.data * 0.5 + other.data * 0.5
+            self.code.weight = nn.Parameter(self.code.weight * 0.5)
+            return self.online(x) + self.average(x).detach() + self.code(x)
+
+    model, x = Momentum(), torch.randn(2, 4)
+    with as_before(model):
+        assert gpuprof.profile(model, x, passes=["count", "time"]).done("time")
 
 
 def test_observers_of_quantisation():
@@ -376,13 +398,16 @@ def test_the_first_error_is_named_and_not_that_of_putting_back(training, monkeyp
     def lost(*_):
         raise RuntimeError("nothing can be copied any more")
 
-    with pytest.raises(GpuprofError) as caught, monkeypatch.context() as patch:
-        patch.setattr(preserve, "_put_back", lost)
-        gpuprof.profile(model, x, optimizer=optimizer, passes=["count"])
-    assert str(caught.value).startswith(
-        "the model raised in the forward of Net: RuntimeError: the cause; what the step "
+    with as_before(), monkeypatch.context() as patch:
+        patch.setattr(preserve, "_fill", lost)
+        workload = from_module(model, (x,), optimizer=optimizer)
+        with pytest.raises(GpuprofError) as caught:
+            run_passes(workload, passes=["count"])
+    assert str(caught.value) == (
+        "the model raised in the forward of Net: RuntimeError: the cause; what the step changes could not be kept and "
+        "put back: RuntimeError: nothing can be copied any more"
     )
-    assert str(caught.value.__cause__) == "the cause"
+    assert caught.value.__cause__ is model.error_forward
 
 
 def test_all_is_undone_whatever_fails_and_the_first_error_is_raised():
@@ -392,15 +417,19 @@ def test_all_is_undone_whatever_fails_and_the_first_error_is_raised():
         done.append(text)
         raise ValueError(text)
 
-    with pytest.raises(ValueError, match="block"), undoing() as undo:
-        undo(done.append, "first")
-        undo(fail, "second")
-        undo(fail, "third")
-        raise ValueError("block")
+    def block(*errors):
+        with undoing() as undo:
+            undo(done.append, "first")
+            undo(fail, "second")
+            undo(fail, "third")
+            for error in errors:
+                raise error
+
+    with pytest.raises(ValueError, match="block"):
+        block(ValueError("block"))
     assert done == ["third", "second", "first"]
-    with pytest.raises(ValueError, match="third"), undoing() as undo:
-        undo(fail, "second")
-        undo(fail, "third")
+    with pytest.raises(ValueError, match="third"):
+        block()
 
 
 @pytest.mark.parametrize("depth", range(0, 900, 60))

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import gpuprof
+from gpuprof.errors import GpuprofError
 
 PASSES = ["count", "time", "trace", "memory"]
 ROWS, WIDTH, HIDDEN = 3, 8, 16
@@ -33,6 +34,12 @@ def flops(run):
     """Matmul FLOPs of each module by itself: {(module, phase): FLOPs}."""
     rows = run.ops[run.ops["flops_full"].fillna(0) > 0]
     return {key: int(count) for key, count in rows.groupby(["module", "phase"])["flops_full"].sum().items()}
+
+
+def traced(run, phase):
+    """Calls of matrix products in the trace, of each module: {module: calls}."""
+    rows = run.kernels[run.kernels["op"].isin(["aten::addmm", "aten::mm"]) & (run.kernels["phase"] == phase)]
+    return rows.groupby("module").size().to_dict()
 
 
 # -- selective checkpointing replays operators by their number
@@ -89,8 +96,10 @@ def always(policy):
     ids=["save products", "list", "save some", "must recompute", "prefer to recompute", "prefer to save"],
 )
 def test_selective_checkpointing(policy, recomputed):
-    found = flops(profile(Selective(policy), torch.randn(ROWS, WIDTH)))
-    assert found == {
+    run = profile(Selective(policy), torch.randn(ROWS, WIDTH))
+    assert run.warnings == []
+    assert traced(run, "recompute") == {f"block.{name}": 1 for name in recomputed}
+    assert flops(run) == {
         ("first", "forward"): SQUARE,
         ("first", "backward"): SQUARE,
         ("block.up", "forward"): WIDE,
@@ -114,8 +123,15 @@ def test_selective_checkpointing_inside_a_checkpoint():
         def forward(self, x):
             return checkpoint(self.body, x, use_reentrant=False)
 
-    found = flops(profile(Outer(), torch.randn(ROWS, WIDTH).requires_grad_()))
-    assert found == {
+    run = profile(Outer(), torch.randn(ROWS, WIDTH).requires_grad_())
+    assert run.warnings == []
+    assert traced(run, "recompute") == {
+        "inner.first": 1,
+        "inner.block.up": 1,
+        "inner.block.down": 1,
+        "last": 1,
+    }
+    assert flops(run) == {
         ("inner.first", "forward"): SQUARE,
         ("inner.first", "backward"): 2 * SQUARE,
         ("inner.first", "recompute"): SQUARE,  # by the outer one; what the inner one has saved then is not made again
@@ -175,12 +191,11 @@ def test_modes_of_the_users_own_see_the_step_and_nothing_else(name):
     alone = seen.pop()
     assert "aten.addmm.default" in alone
     assert "linear" in alone
-    profile(model, step=step, passes=[name])
+    run = profile(model, step=step, passes=[name])
+    if name == "trace":
+        assert traced(run, "forward") == {"0": 1, "1.qkv": 1}  # once each, though two modes have them in their hands
     if name == "memory":  # autograd itself detaches what it gives to a hook on saved tensors
-        seen, alone = (
-            [[op for op in step if op != "aten.detach.default"] for step in steps] for steps in (seen, [alone])
-        )
-        alone = alone[0]
+        *seen, alone = ([op for op in ops if op != "aten.detach.default"] for ops in (*seen, alone))
     assert seen == [alone] * len(seen)
 
 
@@ -249,6 +264,66 @@ def test_a_fused_layer_is_counted_as_it_is_timed(where):
     assert operators(run) == {"aten::_transformer_encoder_layer_fwd": layers}
     assert run.ops["flops_full"].sum() == layers * layer_flops([5, 5, 5])
     assert run.warnings == []
+
+
+LENGTHS = [[5, 3, 1], [4, 4, 4], [5], [1, 2, 5, 5]]
+
+
+def padding(lengths):
+    return torch.arange(max(lengths))[None] >= torch.tensor(lengths)[:, None]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_padding_that_is_packed_away_is_not_counted(lengths):
+    model, x = encoder(), torch.randn(len(lengths), max(lengths), D)
+    run = profile(model, x, kwargs={"src_key_padding_mask": padding(lengths)}, mode="forward")
+    assert operators(run) == {"aten::_transformer_encoder_layer_fwd": LAYERS}
+    assert run.ops["flops_full"].sum() == run.ops["flops_causal"].sum() == LAYERS * layer_flops(lengths)
+    padded = len(lengths) * max(lengths) ** 2 - sum(length**2 for length in lengths)  # scores that a CPU computes too
+    assert run.ops["flops_hardware"].sum() == LAYERS * (layer_flops(lengths) + 4 * padded * D)
+    assert run.warnings == []
+
+
+def test_padding_that_is_not_packed_away_is_counted_as_it_is_computed():
+    lengths = [5, 3, 1]
+    model = nn.TransformerEncoder(encoder().layers[0], LAYERS, enable_nested_tensor=False).eval()
+    given = {"src": torch.randn(3, 5, D), "src_key_padding_mask": padding(lengths)}
+    run = profile(model, given, mode="forward")
+    assert operators(run) == {"aten::_transformer_encoder_layer_fwd": LAYERS}
+    assert run.ops["flops_full"].sum() == LAYERS * layer_flops([5, 5, 5])
+
+
+def test_attention_of_nested_tensors_themselves():
+    model, lengths = nn.MultiheadAttention(D, HEADS, batch_first=True).eval(), [4, 2]
+    x = torch.nested.nested_tensor([torch.randn(length, D) for length in lengths])
+    run = profile(model, (x, x, x), kwargs={"need_weights": False}, mode="forward")
+    assert operators(run) == {"aten::_native_multi_head_attention": 1}
+    assert run.ops["flops_full"].sum() == 2 * 6 * D * 4 * D + 2 * 2 * (16 + 4) * D
+    assert run.warnings == []
+
+
+def test_a_batch_that_is_mostly_padding():
+    lengths = [512, 64, 48, 32, 32, 16, 16, 8]
+    layer = nn.TransformerEncoderLayer(256, 8, 1024, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 1).eval(), torch.randn(8, 512, 256)
+    run = profile(model, x, kwargs={"src_key_padding_mask": padding(lengths)}, mode="forward", passes=["count"])
+    tokens, pairs = 728, 512**2 + 64**2 + 48**2 + 2 * 32**2 + 2 * 16**2 + 8**2
+    assert (
+        run.ops["flops_full"].sum() == 2 * tokens * 256 * (4 * 256 + 2 * 1024) + 4 * pairs * 256
+    )  # of 8.6 G of the square
+
+
+def test_padding_is_refused_without_weights(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "def net():\n"
+        f"    layer = torch.nn.TransformerEncoderLayer({D}, {HEADS}, batch_first=True)\n"
+        "    mask = torch.tensor([[False, False], [False, True]])\n"
+        f"    given = {{'src': torch.randn(2, 2, {D}), 'src_key_padding_mask': mask}}\n"
+        "    return {'model': torch.nn.TransformerEncoder(layer, 1).eval(), 'inputs': given}\n"
+    )
+    with pytest.raises(GpuprofError, match="leaves out the padding of its batch"):
+        gpuprof.count(f"{tmp_path / 'net.py'}:net", mode="forward")
 
 
 def test_fused_multi_head_attention():
