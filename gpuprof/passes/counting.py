@@ -196,10 +196,8 @@ class _Counter(TorchDispatchMode):
             return NotImplemented  # or takes itself apart into operators on its values, which come here
         if composite:  # arrives whole in inference mode, and on nested tensors; its parts are counted everywhere else
             nested = _nested_device(args)
-            if nested is not None and func is _matmul.default and all(factor.is_nested for factor in args):
-                return self.book(
-                    _bmm.default, args, lambda: self._execute(func, args, kwargs)
-                )  # what torch makes of it
+            if nested is not None and func is _matmul.default:  # of which torch makes a bmm
+                return self.book(_bmm.default, args, lambda: self._execute(func, args, kwargs))
             with self:
                 parts = (
                     func.decompose(*args, **kwargs) if nested is None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 """Raised whenever a rule changes a figure: runs of different versions are not comparable."""
 
 Kind = Literal["matmul", "convolution", "attention", "recurrent", "vector", "movement", "view"]
