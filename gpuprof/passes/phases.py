@@ -72,6 +72,8 @@ def observed_phases(model: torch.nn.Module, changed: Callable[[str], None] | Non
         enter("other")
 
     def forward_starts(*_: Any) -> None:
+        if torch.compiler.is_compiling():  # a branch of torch.cond: the forward has begun around it
+            return
         if not in_backward() and phase.name != "forward":
             enter("forward")
 
