@@ -1,9 +1,9 @@
-"""torch's control flow in a step that is counted: cond, map, scan and while_loop as the plain Python that they mean.
+"""torch's control flow in a counted step: cond, map, scan and while_loop as the plain Python that they mean.
 
-Outside a compiled region torch makes a graph of the branch or the body first, and one of its backward in every backward.
-A counted step is eager, where such a graph hides its operators and cannot hold the parameters that a branch closes over.
-As Python, the branch that is taken and every round of a loop are counted, in forward and backward, with the modules that
-own them. What a graph computes again in its backward is not.
+Outside a compiled region torch makes a graph of the branch or the body first, and of its backward in every backward. A
+counted step is eager, where such a graph hides its operators and cannot hold the parameters that a branch closes over.
+As Python, the branch that is taken and every round of a loop are counted, in forward and backward, with the modules
+that own them. What a graph computes again in its backward is not.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from gpuprof.passes.flex import flex_attention_booked
 from gpuprof.passes.inputs import observed_inputs
 from gpuprof.passes.operators import is_composite
 from gpuprof.passes.phases import Phase, observed_phases
-from gpuprof.passes.specs import is_wrapper, tensor_spec
+from gpuprof.passes.specs import is_wrapper, tensor_spec, unpacked
 from gpuprof.record import PassOutcome, table
 from gpuprof.theory import TensorSpec, cost_of, rule_for
 from gpuprof.theory.attention import AttentionFacts, with_facts
@@ -355,8 +355,8 @@ def _spec(value: Any, values: bool = False) -> Any:
         return tuple([_spec(item, values) for item in value])
     if isinstance(value, dict):
         return tuple([(key, _spec(item, values)) for key, item in value.items()])
-    if isinstance(value, torch.ScriptObject) and hasattr(value, "unpack"):  # a packed weight
-        return _spec(value.unpack(), values)
+    if isinstance(value, torch.ScriptObject):
+        return _spec(unpacked(value), values)
     return str(value)
 
 

@@ -155,22 +155,10 @@ def _read(
 
 def _cost(call: _Call) -> Cost:
     scores = call.heads * (call.queries * call.keys)
-    return pairs_cost(scores, call.heads * call.pairs, call.qk_dim, call.v_dim, backward=call.backward)
-
-
-def pairs_cost(scores: int, unmasked: int, qk_dim: int, v_dim: int, *, backward: bool) -> Cost:
-    """Cost of a fused attention that skips what it masks.
-
-    Args:
-        scores: query-key pairs of all heads together.
-        unmasked: those of them that the mask leaves.
-        qk_dim: size of a query and key head.
-        v_dim: size of a value head.
-        backward: whether the gradients are computed, with the scores once more.
-    """
-    products = (qk_dim + v_dim) * (2 if backward else 1)
-    recomputed = qk_dim if backward else 0
-    softmax = SOFTMAX_BACKWARD_FLOPS if backward else SOFTMAX_FLOPS
+    unmasked = call.heads * call.pairs
+    products = (call.qk_dim + call.v_dim) * (2 if call.backward else 1)
+    recomputed = call.qk_dim if call.backward else 0
+    softmax = SOFTMAX_BACKWARD_FLOPS if call.backward else SOFTMAX_FLOPS
     return Cost(
         full=2 * scores * products,
         causal=2 * unmasked * products,

@@ -33,10 +33,11 @@ def _batch(a: TensorSpec) -> int:
 
 
 def lu(m: int, n: int) -> Counts:
-    """Of LU with pivoting (GETRF), m x n."""
-    long, short = Fraction(max(m, n)), Fraction(min(m, n))
-    multiplications = short * (short * (long - short / 3 - 1) + long) / 2 + 2 * short / 3
-    return multiplications, short * (short * (long - short / 3) - long) / 2 + short / 6
+    """Of LU with pivoting (GETRF), m x n; of wider matrices, which the source leaves out, by the same sums."""
+    k = min(m, n)
+    # pivot j updates m - j rows of n - j elements, after a reciprocal and m - j products with it
+    updates = k * m * n - Fraction((m + n) * k * (k + 1), 2) + Fraction(k * (k + 1) * (2 * k + 1), 6)
+    return updates + k * m - k * (k + 1) // 2 + k, updates
 
 
 def cholesky(n: int) -> Counts:
@@ -147,4 +148,5 @@ def _geqrf(a: TensorSpec, *_: Any, out: Any, **__: Any) -> int:
 
 @flop_rule("aten::linalg_householder_product")
 def _householder_product(a: TensorSpec, tau: TensorSpec, *_: Any, out: Any, **__: Any) -> int:
-    return _batch(a) * _flops(a, orthogonal(*a.shape[-2:], tau.shape[-1]))
+    m, n = a.shape[-2:]
+    return _batch(a) * _flops(a, orthogonal(m, n, tau.shape[-1]))

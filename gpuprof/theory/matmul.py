@@ -24,7 +24,7 @@ VALUES_PER_ELEMENT = {"float4_e2m1fn_x2": 2}
 
 
 def mac_flops(a: TensorSpec) -> int:
-    """Real FLOPs of one multiply-accumulate in the dtype of ``a``: 2, or 8 of complex numbers, 4 products and 4 sums."""
+    """Real FLOPs of one multiply-accumulate in the dtype of ``a``: 2, or 8 of complex numbers, 4 products and sums."""
     return 8 if a.dtype.startswith("complex") else 2
 
 

@@ -179,11 +179,30 @@ def _convolved(weight: TensorSpec, out: TensorSpec) -> Cost:
     return Cost(full=convolution_flops(out, weight), vector=UNPACK_FLOPS * out.numel, dtype="int8")
 
 
-@flop_rule(*(f"quantized::quantized_{name}_cell_dynamic" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")))
-def _cell(x: TensorSpec, state: Any, input_gates: Any, state_gates: Any, *_: Any, out: Any, **__: Any) -> Cost | None:
-    """One step of one layer: every gate weight meets every sample."""
-    weights = [next(tensors(packed), None) for packed in (input_gates, state_gates)]
-    if None in weights:
+def _cells(tokens: int, packed: Any) -> Cost | None:
+    """Of recurrent layers: every gate weight meets every token once."""
+    weights = [spec for spec in tensors(packed) if len(spec.shape) == 2]
+    if not weights:
         return None
-    flops = sum(2 * x.shape[0] * weight.numel for weight in weights if weight is not None)
-    return Cost(full=flops, vector=GATE_FLOPS * x.shape[0] * weights[0].shape[0], dtype="int8")  # type: ignore[union-attr]
+    return Cost(
+        full=2 * tokens * sum(weight.numel for weight in weights),
+        vector=GATE_FLOPS * tokens * sum(weight.shape[0] for weight in weights) // 2,  # input and state have a row each
+        dtype="int8" if weights[0].dtype.startswith("q") else "",
+    )
+
+
+@flop_rule(
+    *(f"quantized::quantized_{name}_cell_dynamic" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")), kind="recurrent"
+)
+def _cell(x: TensorSpec, state: Any, *packed: Any, out: Any, **__: Any) -> Cost | None:
+    return _cells(x.shape[0], packed[:2])
+
+
+@flop_rule("aten::quantized_lstm.input", "aten::quantized_gru.input", kind="recurrent")
+def _stack(x: TensorSpec, state: Any, packed: Any, *_: Any, out: Any, **__: Any) -> Cost | None:
+    return _cells(math.prod(x.shape[:-1]), packed)
+
+
+@flop_rule("aten::quantized_lstm.data", "aten::quantized_gru.data", kind="recurrent")
+def _packed_stack(x: TensorSpec, sizes: Any, state: Any, packed: Any, *_: Any, out: Any, **__: Any) -> Cost | None:
+    return _cells(x.shape[0], packed)

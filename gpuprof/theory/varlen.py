@@ -1,8 +1,8 @@
 """Attention kernels that take sequences of many lengths, packed one after another and cut by offsets.
 
 Sequence i has the queries between ``cu_q[i]`` and ``cu_q[i + 1]`` and the keys likewise, or the first ``used_k[i]`` of
-a cache; a query meets keys of its own sequence only. So `Cost.full` is the sum of the squares of each sequence, never of
-all tokens together, and `Cost.causal` that of the pairs which the kernel's own mask leaves, exactly.
+a cache; a query meets keys of its own sequence only. So `Cost.full` is the sum of the squares of the sequences, never
+that of all tokens together, and `Cost.causal` that of the pairs which the kernel's own mask leaves, exactly.
 
 Where the offsets have no values (they were computed on a device without any), shapes alone give an upper bound, marked
 `Cost.bound`: as many sequences of the greatest length as there are tokens for, and one of what is left.
@@ -10,10 +10,11 @@ Where the offsets have no values (they were computed on a device without any), s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from .attention import Align, _at, _attention_op, _band, _read, pairs_cost
+from .attention import Align, _at, _attention_op, _band, _Call, _cost, _read
 from .rules import Cost, TensorSpec
 
 
@@ -71,8 +72,9 @@ def packed(
     heads = q.shape[-2]
     scores = heads * sum(m * n for m, n in lengths)
     unmasked = heads * sum(_band(m, n, left, right, align) for m, n in lengths)
-    cost = pairs_cost(scores, unmasked, q.shape[-1], v.shape[-1], backward=backward)
-    return Cost(cost.full, cost.causal, cost.hardware, cost.vector, bound=bound)
+    # the pairs of all heads and sequences as those of so many queries and one key
+    together = _Call(1, scores, 1, q.shape[-1], v.shape[-1], unmasked, "own", backward)
+    return replace(_cost(together), bound=bound)
 
 
 def _tokens(x: TensorSpec) -> int:
