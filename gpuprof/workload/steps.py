@@ -79,6 +79,8 @@ def _done(output: Any, run: Callable[[Iterator[Any]], Any]) -> Any:
         GpuprofError: The forward is asynchronous, and waits for a loop to run it.
     """
     if inspect.isawaitable(output) or inspect.isasyncgen(output):
+        if inspect.iscoroutine(output):
+            output.close()
         raise GpuprofError(
             "the model's forward is asynchronous, so calling it does nothing: give a step that runs it, "
             "step=lambda: asyncio.run(...)"
