@@ -15,6 +15,7 @@ from gpuprof.analysis.executed import executed_flops
 from gpuprof.analysis.kernel_time import kernel_times, union_ns
 from gpuprof.analysis.operators import plain_op
 from gpuprof.analysis.steps import step_seconds
+from gpuprof.analysis.unpriced import ratio_withheld
 from gpuprof.paths import ancestors
 from gpuprof.record import PHASES, UNATTRIBUTED, Run, integers
 from gpuprof.theory import rule_for
@@ -287,8 +288,8 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
     step, by the formula where the convention is one), counted_flops (those of the rows: the same, but for a formula),
     flops_hardware, vector_flops, backward_ratio (counted backward / forward), step_s, step_iqr_s, steps,
     flops_per_s, mfu, hfu, denominator, kernel_s, owned_share (kernel time of the traced step with a known owner),
-    peak_bytes, peak_reserved_bytes, tokens_per_s, samples_per_s; withheld (why there is no mfu, hfu, flops_per_s and
-    backward_ratio though the step was counted and timed, empty where that is not so).
+    peak_bytes, peak_reserved_bytes, tokens_per_s, samples_per_s; withheld (why there is no mfu, hfu and flops_per_s
+    though the step was counted and timed, empty where that is not so); ratio_withheld (the same of backward_ratio).
     """
     figures: dict[str, Any] = dict.fromkeys(
         (
@@ -299,6 +300,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
         )
     )  # fmt: skip
     figures |= {"denominator": denominator(run)[0], "withheld": (reason := withheld(run))}
+    figures["ratio_withheld"] = ratio_withheld(run)
     if len(run.tree):
         root = run.tree.iloc[0]
         figures |= {"params": int(root["params"]), "trainable_params": int(root["trainable_params"])}
@@ -314,7 +316,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
             **whole_step(run, ops, convention),
             "flops_hardware": int(ops["flops_hardware"].sum()),
             "vector_flops": int(ops["vector_flops"].sum()),
-            "backward_ratio": backward / forward if forward and backward and not reason else None,
+            "backward_ratio": backward / forward if forward and backward and not figures["ratio_withheld"] else None,
         }
     steps = run.samples.loc[run.samples["phase"] == "step", "time_s"]
     step_s = step_seconds(run)

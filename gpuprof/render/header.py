@@ -75,7 +75,7 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
         yield "Forward", f"{forward} ({other}: {units.si(beside['flops_forward'], 'FLOPs')})"
         if sums["flops_backward"]:
             if sums["backward_ratio"] is None:
-                ratio = f"; x forward {sums['withheld']}"
+                ratio = f"; x forward {sums['ratio_withheld']}"
             else:
                 ratio = f" = {sums['backward_ratio']:.3f} x forward as counted (2.00 is what counters assume)"
             if how.backward_factor is not None:
