@@ -553,12 +553,13 @@ def _to_newest_level(launches: pd.DataFrame) -> Any:
     known = launches[launches["flops"].notna()]
     medians = {level: int(statistics.median_low(flops)) for level, flops in known.groupby("level")["flops"]}
     newest = medians.get(launches["level"].max())
-    return integers(
-        flops
-        if pd.isna(flops) or not newest or not medians[level]
-        else round(Fraction(newest * int(flops), medians[level]))
-        for level, flops in zip(launches["level"], launches["flops"], strict=True)
-    )
+
+    def scaled(level: int, flops: Any) -> Any:
+        if pd.isna(flops) or not newest or not medians[level]:
+            return flops
+        return round(Fraction(newest * int(flops), medians[level]))
+
+    return integers(map(scaled, launches["level"], launches["flops"]))
 
 
 def _figures(run: Run) -> list[dict[str, Any]]:

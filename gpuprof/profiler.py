@@ -218,7 +218,7 @@ def run_passes(
     def count_pass() -> PassOutcome:
         counted, difference = steady.count_steady(workload, seeded)
         run.ops, run.tree = counted.ops, counted.tree
-        run.warnings += [*difference, *_loss_warning(counted.result)]
+        run.warnings += [*difference, *_bounds(counted.outcome), *_loss_warning(counted.result)]
         return counted.outcome
 
     def time_pass() -> PassOutcome:
@@ -349,6 +349,14 @@ def _add_ceilings(run: Run) -> None:
         run.device["peaks"]["measured"] = {dtype: entry["flops_per_s"] for dtype, entry in known.items()}
         run.device["peak_source_measured"] = source
         run.device["peak_spread"] = {dtype: entry["spread"] for dtype, entry in known.items()}
+
+
+def _bounds(outcome: PassOutcome) -> list[str]:
+    """Operators of which shapes alone were known."""
+    return [
+        f"{op} is counted at an upper bound, sequences as long as the longest: its offsets have no values"
+        for op in outcome.facts.get("ops_bounded", ())
+    ]
 
 
 def _loss_warning(result: Any) -> list[str]:

@@ -173,8 +173,10 @@ def table(name: str, rows: list[dict[str, Any]] | dict[str, list[Any]]) -> pd.Da
 
 def _typed(column: str, values: list[Any]) -> Any:
     # never through a frame of mixed values: pandas would make floats of integers, and those round beyond 2**53
-    if column in _INTEGERS:
+    if column in _COUNTS:
         return integers(values)
+    if column in _INTEGERS:
+        return pd.array([None if value is None or value is pd.NA else int(value) for value in values], dtype="Int64")
     if column in _FLOATS:
         return pd.Series(values, dtype="float64")
     return pd.Series(["" if value is None else value for value in values], dtype="object")
@@ -382,7 +384,7 @@ def _check_facts(data: dict[str, Any]) -> None:
 
 
 def _is_number(value: Any, most: int = 2**63) -> bool:
-    return type(value) in (int, float) and abs(value) < most  # also no NaN; and what a store and pandas can hold
+    return type(value) in (int, float) and abs(value) < most  # no NaN either
 
 
 _LARGEST = 2**1000  # of a count: rates and shares of it are floats, which end at 2**1024

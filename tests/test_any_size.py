@@ -22,15 +22,19 @@ from gpuprof.analysis.check import check, check_interleaved
 from gpuprof.analysis.conventions import beside
 from gpuprof.analysis.modules import by_class, by_module, by_op, by_phase, totals
 from gpuprof.analysis.sweep import sweep_table
+from gpuprof.analysis.validation import validate
 from gpuprof.history import open_store
 from gpuprof.record import integers, table
 from gpuprof.render import FORMATS, render
 from gpuprof.render.backward import render_backward
-from gpuprof.render.budget import render_budget
+from gpuprof.render.budget import budget_chart, render_budget
+from gpuprof.render.charts import backward_chart
 from gpuprof.render.page import render_page
 from gpuprof.render.regression import render_check
-from gpuprof.render.roofline import render_roofline
+from gpuprof.render.roofline import render_roofline, roofline_chart
 from gpuprof.render.sweep import FORMATS as SWEEP_FORMATS
+from gpuprof.render.validation import FORMATS as VALIDATION_FORMATS
+from gpuprof.render.validation import render_validation
 from gpuprof.render.view import BY, View
 from gpuprof.sweep import Point
 
@@ -279,6 +283,38 @@ def test_rows_are_sorted_by_a_count_beyond_64_bits():
     rows = json.loads(render(run, "json", View(by="module", sort="flops_forward")))
 
     assert [row["module"] for row in rows] == ["", "layers", "head", "layers.0", "layers.1", "(unattributed)"]
+
+
+@pytest.mark.parametrize("factor", TIMES)
+def test_a_report_held_against_it(factor):
+    """Right to the digit, beside a line that nothing was counted for."""
+    names = ["line", "module", "class", "quantity", "value", "precision", "text"]
+    of_tool = pd.DataFrame(
+        [[1, "head", "Linear", "macs", 1000.0 * factor, 1e-9 * factor, f"{factor}000"],
+         [1, "head", "Linear", "flops", 2000.0 * factor, 1e-9 * factor, f"{2 * factor}000"],
+         [1, "head", "Linear", "latency", 1.0, 0.5, "1"]], columns=names,
+    )  # fmt: skip
+    of_tool.attrs["tool"] = "deepspeed"
+
+    found = validate(of_tool, times(gpu_run(), factor))
+
+    assert found.lines["verdict"].tolist() == ["right", "right", "not checked"]
+    assert found.lines["causal"].tolist() == [1000 * factor, 2000 * factor, None]
+    assert found.lines["full"].tolist() == [2000 * factor, 4000 * factor, None]
+    assert f",{1000 * factor},{2000 * factor}," in render_validation(found, "csv")
+    for format in VALIDATION_FORMATS:
+        assert render_validation(found, format)
+
+
+@pytest.mark.parametrize("factor", TIMES)
+def test_pictures(factor, tmp_path):
+    run = times(gpu_run(), factor)
+    drawn = [
+        backward_chart(run, tmp_path / "backward.svg"),
+        roofline_chart(run, tmp_path / "roofline.svg"),
+        budget_chart(budget(run), tmp_path / "budget.svg"),
+    ]
+    assert all(path.stat().st_size > 1000 for path in drawn)
 
 
 # -- counting

@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.modules import by_module, by_phase, convention_of, counted
+from gpuprof.analysis.unpriced import ratio_withheld
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
 from gpuprof.record import UNATTRIBUTED, Run, integers
@@ -120,7 +120,8 @@ def backward_ratios(run: Run, by: Literal["module", "class"] = "module") -> pd.D
         traced step. Recompute is in none of the ratios. ``flops_explained`` is what
         the cause predicts of the backward; ``cause`` is one of `CAUSES`, ``reason`` the same in words. Missing is
         what is not known: times without a trace, counts without a counting pass, a ratio to a forward of 0. Where the
-        passes saw different steps, ratios of counts are missing and every ``reason`` says why.
+        passes saw different steps, or a product in it has no rule, ratios of counts are missing and ``reason`` says
+        why.
 
     Raises:
         GpuprofError: the run has no backward, or was neither counted nor traced.
@@ -129,10 +130,22 @@ def backward_ratios(run: Run, by: Literal["module", "class"] = "module") -> pd.D
         raise GpuprofError(f"cannot hold the backward against the forward by {by!r}: known are module, class")
     table, parts, _ = _explained(run)
     rows = _by_class(table, parts) if by == "class" else _by_module(table, parts)
-    if reason := withheld(run):
-        rows[[*_OF_COUNTS, "flops_explained"]] = pd.NA
-        rows["cause"], rows["reason"] = "", reason
+    for index, modules in zip(rows.index, _below(run, rows), strict=True):
+        if reason := ratio_withheld(run, modules):
+            rows.loc[index, [*_OF_COUNTS, "flops_explained"]] = pd.NA
+            rows.loc[index, ["cause", "reason"]] = "", reason
     return rows
+
+
+def _below(run: Run, rows: pd.DataFrame) -> list[set[str]]:
+    """The modules that each row is made of: a module and those below it, or all of a class."""
+    classes = {**dict(zip(run.tree["module"], run.tree["class"], strict=True)), UNATTRIBUTED: ""}
+    names = "module" if "module" in rows else "class"
+    found: dict[str, set[str]] = {name: set() for name in rows[names]}
+    for path in classes:
+        for above in ancestors(path):
+            found.setdefault(above if names == "module" else classes[above], set()).add(path)
+    return [found[name] for name in rows[names]]
 
 
 def whole(run: Run) -> dict[str, Any]:
@@ -151,7 +164,7 @@ def whole(run: Run) -> dict[str, Any]:
         GpuprofError: as in `backward_ratios`.
     """
     table, parts, alone = _explained(run)
-    figures: dict[str, Any] = {"convention": _convention(run), "withheld": withheld(run)}
+    figures: dict[str, Any] = {"convention": _convention(run), "withheld": ratio_withheld(run)}
     phases = by_phase(run, _convention(run)).set_index("phase")
     for name, column, done in (
         ("flops_{}", "flops", "count"),

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from gpuprof import units
-from gpuprof.analysis.consistency import withheld, withheld_of_kernels
+from gpuprof.analysis.consistency import withheld, withheld_of_kernels, withheld_of_owners
 from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
 from gpuprof.analysis.modules import plain_op, union_ns
@@ -349,6 +349,8 @@ def _classified(run: Run, ops: pd.DataFrame, convention: str | None, scores: dic
     heaviest = ops.sort_values("bytes", na_position="first", kind="stable").drop_duplicates(key, keep="last")
     kernels["dtype"] = kernels[key].merge(heaviest[[*key, "dtype"]], on=key, how="left")["dtype"].fillna("")
     kernels["work"] = _work(kernels, scores)
+    if withheld_of_owners(run):
+        kernels["module"] = UNATTRIBUTED
     phase = kernels["phase"]
     if chosen(run, convention).recompute_in_backward:
         phase = phase.replace("recompute", "backward")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from gpuprof.analysis.consistency import withheld
+from gpuprof.analysis.consistency import owned_kernels, withheld
 from gpuprof.analysis.counted import convention_of, counted, whole_step
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds, sm_clock_hz
 from gpuprof.analysis.memory import peak
@@ -189,14 +189,16 @@ def kernel_seconds(run: Run, by: By) -> pd.DataFrame:
     """
     rows = run.launches[run.launches["quantity"] == "kernel_s"]
     if rows.empty or by in ("op", "kernel"):
-        rows = run.kernels.assign(launch=0, value=run.kernels["duration_ns"].astype("float64") * 1e-9)
+        kernels = owned_kernels(run)
+        rows = kernels.assign(launch=0, value=kernels["duration_ns"].astype("float64") * 1e-9)
     sums = rows.groupby([*_parts(rows, run, by), rows["launch"]], sort=False)["value"].sum()
     return sums.unstack("launch", fill_value=0.0)
 
 
 def own_counts(run: Run, by: By) -> pd.DataFrame:
     """What a part does by itself: columns kernels (of the traced step) and flops (model FLOPs; none by kernel)."""
-    counts = {"kernels": run.kernels.groupby(_parts(run.kernels, run, by), sort=False).size().astype("Int64")}
+    kernels = owned_kernels(run)
+    counts = {"kernels": kernels.groupby(_parts(kernels, run, by), sort=False).size().astype("Int64")}
     if by != "kernel" and run.done("count"):
         ops = counted(run)
         counts["flops"] = ops.groupby(_parts(ops, run, by), sort=False)["flops"].sum(min_count=1)

@@ -1,8 +1,8 @@
 """Whether the passes saw one step, and one that can be; figures that need it are withheld where they did not.
 
-Two circles of figures. What holds a count against a time (MFU, FLOP/s, the backward ratio) needs both to be of the
+Three circles of figures. What holds a count against a time (MFU, FLOP/s, the backward ratio) needs both to be of the
 same step. What does so below the whole step, of modules, operators and phases, needs the trace to have booked its time
-rightly too.
+rightly too. And so do the times of modules themselves.
 """
 
 from __future__ import annotations
@@ -74,6 +74,16 @@ def withheld_of_kernels(run: Run) -> str:
     return withheld(run) or _reason(misbooked(run))
 
 
+def withheld_of_owners(run: Run) -> str:
+    """Why the trace's time is no module's: empty where it may be."""
+    return _reason(misowned(run))
+
+
+def owned_kernels(run: Run) -> pd.DataFrame:
+    """The ``kernels`` table, all of it of no module where the trace's owners are not those that were counted."""
+    return run.kernels.assign(module=UNATTRIBUTED) if withheld_of_owners(run) else run.kernels
+
+
 def _reason(found: list[str]) -> str:
     if not found:
         return ""
@@ -93,10 +103,18 @@ def mismatches(run: Run) -> list[str]:
 
 @_once
 def misbooked(run: Run) -> list[str]:
-    """In what the trace's times cannot be those of the modules that have them, one line each."""
+    """In what the trace's times cannot be those of what has them, one line each."""
     if not (run.done("count") and run.done("trace")):
         return []
-    return [*_of_owners(run), *_without_owner(run), *_of_kernel_time(run), *_too_fast(run)]
+    return [*misowned(run), *_of_kernel_time(run), *_too_fast(run)]
+
+
+@_once
+def misowned(run: Run) -> list[str]:
+    """In what the trace gives time to other modules than those that were counted, one line each."""
+    if not (run.done("count") and run.done("trace")):
+        return []
+    return [*_of_owners(run), *_without_owner(run)]
 
 
 def unchecked(run: Run) -> str:

@@ -52,16 +52,23 @@ def peak_dtype(dtype: str, kind: str, run: Run) -> str:
     """The dtype whose peak an operator of this dtype and kind runs against.
 
     float32 on tensor cores is TF32, which cuBLAS and cuDNN are allowed separately; every 8-bit float format runs at
-    one rate.
+    one rate, every 8-bit integer at another, and complex numbers at that of the real ones they are made of.
     """
+    dtype = _family(dtype)
     allowed = "allow_tf32_cudnn" if kind in ("convolution", "recurrent") else "allow_tf32_matmul"
     if dtype == "float32" and run.environment.get(allowed) and run.device.get("type") == "cuda":
         return "tf32"
-    return _family(dtype)
+    return dtype
+
+
+_FAMILIES = {
+    "complex32": "float16", "complex64": "float32", "complex128": "float64",
+    "uint8": "int8", "qint8": "int8", "quint8": "int8",
+}  # fmt: skip
 
 
 def _family(dtype: str) -> str:
-    return "float8" if dtype.startswith("float8") else dtype
+    return "float8" if dtype.startswith("float8") else _FAMILIES.get(dtype, dtype)
 
 
 def ideal_seconds(ops: pd.DataFrame, flops: str, peaks: dict[str, float], run: Run) -> pd.Series:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from gpuprof import units
 from gpuprof.analysis.budget import LAUNCH_GAP_S, Budget, idle_owners
+from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
 from gpuprof.analysis.telemetry import limits
 from gpuprof.theory.rows import read_shapes
@@ -54,9 +55,11 @@ def hints(found: Budget) -> list[Hint]:
     Args:
         found: what `gpuprof.analysis.budget.budget` gives.
     """
+    rates = not withheld_of_kernels(found.run)
     all_hints = [
         Hint(text, gain_s, gain_s / found.step_s, action)
         for look in _LOOKS
+        if rates or look not in _BY_RATE
         for text, gain_s, action in look(found)
         if gain_s >= LEAST_GAIN * found.step_s
     ]
@@ -357,3 +360,6 @@ _LOOKS: tuple[Callable[[Budget], _Found], ...] = (
     _attention, _precision, _launches, _host, _recompute, _optimizer, _logits, _elementwise, _alignment, _layout,
     _communication, _clock,
 )  # fmt: skip
+
+_BY_RATE = (_attention, _precision, _alignment)
+"""Those that say how long FLOPs take."""

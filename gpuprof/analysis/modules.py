@@ -8,13 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from gpuprof.analysis.consistency import withheld, withheld_of_kernels
+from gpuprof.analysis.consistency import owned_kernels, withheld, withheld_of_kernels, withheld_of_owners
 from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.executed import executed_flops
 from gpuprof.analysis.kernel_time import kernel_times, union_ns
 from gpuprof.analysis.operators import plain_op
 from gpuprof.analysis.steps import step_seconds
+from gpuprof.analysis.unpriced import ratio_withheld
 from gpuprof.paths import ancestors
 from gpuprof.record import PHASES, UNATTRIBUTED, Run, integers
 from gpuprof.theory import rule_for
@@ -50,7 +51,8 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
     Returns:
         Columns `MODULE_COLUMNS`. Plain ``flops_*`` are matmul FLOPs in the convention, ``flops_executed_*`` what the
         GPU's counters say of them where they were read; counts are exact integers, times are in seconds of kernel time
-        (union of the intervals) of one traced step, and what is not known is missing, never 0.
+        (union of the intervals) of one traced step, and what is not known is missing, never 0. Where the trace gave
+        time to other modules than those that were counted, all of it is in the row that belongs to no module.
     """
     paths = [*run.tree["module"], UNATTRIBUTED]
     table = pd.concat(
@@ -63,9 +65,11 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
     if run.done("count"):
         _add_counts(table, counted(run, convention), paths)
     if run.done("trace"):
-        times = kernel_times(run.kernels, paths)
+        unknown = bool(withheld_of_owners(run))
+        times = kernel_times(owned_kernels(run), paths)
         for phase in _MODULE_PHASES:
-            table[f"time_{phase}_s"] = [times[path].get(phase, 0.0) for path in paths]
+            found = [None if unknown and path != UNATTRIBUTED else times[path].get(phase, 0.0) for path in paths]
+            table[f"time_{phase}_s"] = pd.array(found, dtype="Float64")
     if run.done("counters"):
         executed = executed_flops(run).to_dict()
         for phase in _MODULE_PHASES:
@@ -284,8 +288,8 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
     step, by the formula where the convention is one), counted_flops (those of the rows: the same, but for a formula),
     flops_hardware, vector_flops, backward_ratio (counted backward / forward), step_s, step_iqr_s, steps,
     flops_per_s, mfu, hfu, denominator, kernel_s, owned_share (kernel time of the traced step with a known owner),
-    peak_bytes, peak_reserved_bytes, tokens_per_s, samples_per_s; withheld (why there is no mfu, hfu, flops_per_s and
-    backward_ratio though the step was counted and timed, empty where that is not so).
+    peak_bytes, peak_reserved_bytes, tokens_per_s, samples_per_s; withheld (why there is no mfu, hfu and flops_per_s
+    though the step was counted and timed, empty where that is not so); ratio_withheld (the same of backward_ratio).
     """
     figures: dict[str, Any] = dict.fromkeys(
         (
@@ -296,6 +300,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
         )
     )  # fmt: skip
     figures |= {"denominator": denominator(run)[0], "withheld": (reason := withheld(run))}
+    figures["ratio_withheld"] = ratio_withheld(run)
     if len(run.tree):
         root = run.tree.iloc[0]
         figures |= {"params": int(root["params"]), "trainable_params": int(root["trainable_params"])}
@@ -311,7 +316,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
             **whole_step(run, ops, convention),
             "flops_hardware": int(ops["flops_hardware"].sum()),
             "vector_flops": int(ops["vector_flops"].sum()),
-            "backward_ratio": backward / forward if forward and backward and not reason else None,
+            "backward_ratio": backward / forward if forward and backward and not figures["ratio_withheld"] else None,
         }
     steps = run.samples.loc[run.samples["phase"] == "step", "time_s"]
     step_s = step_seconds(run)

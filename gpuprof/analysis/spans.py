@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from gpuprof.analysis.consistency import owned_kernels
 from gpuprof.analysis.counted import chosen, counted
 from gpuprof.analysis.modules import ancestors, plain_op
 from gpuprof.record import Run
@@ -75,7 +76,7 @@ def lanes(run: Run, convention: str | None = None) -> dict[tuple[str, int], list
     """
     found: dict[tuple[str, int], list[Kernel]] = {}
     flops = _flops_per_call(run, convention)
-    for row in run.kernels.sort_values("start_ns", kind="stable").to_dict(orient="records"):
+    for row in owned_kernels(run).sort_values("start_ns", kind="stable").to_dict(orient="records"):
         start, call = int(row["start_ns"]), None if pd.isna(row["call"]) else int(row["call"])
         kernel = Kernel(
             row["module"], row["phase"], row["op"], row["kernel"], call, row["shapes"], start,

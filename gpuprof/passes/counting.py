@@ -18,15 +18,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpuprof.attribution import NOWHERE, Ownership, Scope, in_backward, named_paths, observed
 from gpuprof.errors import GpuprofError
+from gpuprof.passes.control_flow import plain_control_flow
 from gpuprof.passes.flex import flex_attention_booked
 from gpuprof.passes.inputs import observed_inputs
 from gpuprof.passes.modes import unseen
 from gpuprof.passes.operators import is_composite, is_question, nested_kernel
 from gpuprof.passes.phases import Phase, observed_phases
+from gpuprof.passes.specs import is_wrapper, tensor_spec, unpacked
 from gpuprof.passes.weightless import nowhere
 from gpuprof.paths import ancestors
 from gpuprof.record import PassOutcome, table
-from gpuprof.theory import TensorSpec, cost_of
+from gpuprof.theory import TensorSpec, cost_of, rule_for
 from gpuprof.theory.attention import AttentionFacts, with_facts
 from gpuprof.theory.rules import Cost, Kind, least_bytes, total
 from gpuprof.workload import Workload
@@ -81,6 +83,7 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
         unseen(attending := _AttentionCalls(ownership, place := _Place(ownership, phase), fuse=execute is not None)),
         _Counter(place, execute or _run, mark) as counter,
         flex_attention_booked(counter.book),
+        plain_control_flow(),
         observed_inputs(workload) as inputs,
     ):
         result = workload.step()
@@ -93,6 +96,7 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
             calls[call.scope.module] = calls.get(call.scope.module, 0) + 1
     missing = sorted({row["op"] for row in rows if not row["kind"]})
     facts = {"calls": sum(counter.calls), "ops_without_rule": missing}
+    facts |= {"ops_bounded": sorted(counter.bounds)} if counter.bounds else {}
     facts |= {"inputs": given.shapes, "inputs_seen": given.seen} if given.shapes else {}
     outcome = PassOutcome("done", facts=facts)
     return Counted(table("ops", rows), module_tree(model, calls, causality), outcome, result, row_of)
@@ -155,7 +159,7 @@ def warm_up(workload: Workload) -> str:
     Returns:
         Shapes of the step's inputs, as `observed_inputs` has them.
     """
-    with torch.compiler.set_stance("force_eager"), observed_inputs(workload) as inputs:
+    with torch.compiler.set_stance("force_eager"), plain_control_flow(), observed_inputs(workload) as inputs:
         workload.step()
         return inputs().shapes
 
@@ -178,9 +182,11 @@ class _Counter(TorchDispatchMode):
     def __init__(self, place: _Place, execute: Execute, mark: Mark | None) -> None:
         super().__init__()
         self.calls: list[int] = []  # of each signature, by its number
+        self.bounds: set[str] = set()  # operators whose FLOPs are at most those counted
         self._numbers: dict[_Signature, int] = {}
         self._outputs: list[Any] = []
         self._composite: dict[Any, bool] = {}
+        self._reads: dict[Any, bool] = {}
         self._place = place
         self._execute = execute
         self._mark = mark
@@ -189,6 +195,8 @@ class _Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         if NestedTensor in types and is_question(func):
             return NotImplemented  # a jagged tensor answers by itself
+        if any(map(is_wrapper, types)):
+            return NotImplemented  # it takes itself apart first, into what really runs
         composite = self._composite.get(func)
         if composite is None:
             composite = self._composite[func] = isinstance(func, torch._ops.OpOverload) and is_composite(func.name())
@@ -196,10 +204,8 @@ class _Counter(TorchDispatchMode):
             return NotImplemented  # or takes itself apart into operators on its values, which come here
         if composite:  # arrives whole in inference mode, and on nested tensors; its parts are counted everywhere else
             nested = _nested_device(args)
-            if nested is not None and func is _matmul.default and all(factor.is_nested for factor in args):
-                return self.book(
-                    _bmm.default, args, lambda: self._execute(func, args, kwargs)
-                )  # what torch makes of it
+            if nested is not None and func is _matmul.default:  # of which torch makes a bmm
+                return self.book(_bmm.default, args, lambda: self._execute(func, args, kwargs))
             with self:
                 parts = (
                     func.decompose(*args, **kwargs) if nested is None
@@ -216,8 +222,13 @@ class _Counter(TorchDispatchMode):
     ) -> Any:
         """Count a call of an operator, and return what ``run`` computes for it."""
         scope, phase = self._place()
+        values = self._reads.get(func)
+        if values is None:
+            rule = rule_for(_name(func))
+            values = self._reads[func] = rule is not None and rule.values
         # args before the call: in-place operators may change the metadata of what they are given
-        signature = _Signature(func, scope, phase, _spec(args), _spec(tuple(kwargs.items())) if kwargs else ())
+        given = _spec(args, values), _spec(tuple(kwargs.items()), values) if kwargs else ()
+        signature = _Signature(func, scope, phase, *given)
         number = self._numbers.setdefault(signature, len(self._numbers))
         if number == len(self.calls):
             self.calls.append(0)
@@ -245,11 +256,15 @@ class _Counter(TorchDispatchMode):
             specs = _specs(args) + _specs(tuple(kwargs.values()))
             priced: tuple[int | None, ...] = (None,) * 5
             kind: str = ""
+            dtype = ""
             module = signature.scope.module
             found = _price(op, args, kwargs, out, signature.scope.facts, device)
             if found is not None:
                 cost, known, kind = found
-                priced = _figures(cost, least_bytes(cost, found[2], args, kwargs, out))
+                dtype = cost.dtype
+                if cost.bound:
+                    self.bounds.add(op)
+                priced = _figures(cost, least_bytes(cost, kind, args, kwargs, out))
                 if not known:
                     causality[module] = "unknown"
                 elif kind == "attention" or cost.causal is not None:
@@ -260,7 +275,7 @@ class _Counter(TorchDispatchMode):
                 "op": op,
                 "kind": kind,
                 "shapes": f"{_shapes(specs)} -> {_shapes(_specs((out,)))}",
-                "dtype": _dtype(specs + _specs((out,))),
+                "dtype": dtype or _dtype(specs + _specs((out,))),
             }
             key = (tuple(row.values()), priced)
             merged.setdefault(key, {**row, "calls": 0, "priced": priced})["calls"] += self.calls[number]
@@ -468,25 +483,29 @@ def _nested_device(values: Any) -> str | None:
     return None
 
 
-def _spec(value: Any) -> Any:
+def _spec(value: Any, values: bool = False) -> Any:
     """A hashable stand-in: tensors by shape and dtype, containers as tuples, numbers as they are."""
     if isinstance(value, torch.Tensor):
         if value.is_nested:
             parts = part_shapes(value)
             return _Nested(TensorSpec((1, *shape), value.dtype) for shape in parts)  # type: ignore[arg-type]
+        if values or value.layout is not torch.strided:
+            return tensor_spec(value, values)
         return TensorSpec(tuple(value.shape), value.dtype)  # type: ignore[arg-type]  # named by _torch_free
     if value is None or isinstance(value, (int, float, str)):
         return value
     if isinstance(value, (tuple, list)):
-        return tuple([_spec(item) for item in value])
+        return tuple([_spec(item, values) for item in value])
     if isinstance(value, dict):
-        return tuple([(key, _spec(item)) for key, item in value.items()])
+        return tuple([(key, _spec(item, values)) for key, item in value.items()])
+    if isinstance(value, torch.ScriptObject):
+        return _spec(unpacked(value), values)
     return str(value)
 
 
 def _torch_free(value: Any) -> Any:
     if isinstance(value, TensorSpec):
-        return TensorSpec(value.shape, str(value.dtype).removeprefix("torch."))
+        return value._replace(dtype=str(value.dtype).removeprefix("torch."))
     if isinstance(value, tuple):
         return (_Nested if isinstance(value, _Nested) else tuple)(_torch_free(item) for item in value)
     return value

@@ -4,8 +4,8 @@ It is made to be compiled. Eagerly it spells out the whole square, has no backwa
 a compiled one hides from the count. What it costs is known from its arguments, so while counting a plain attention
 computes in its place: of the same shapes, at the same order of memory, but without its mask and score function.
 
-Its mask of blocks is counted where it has values: the pairs that it leaves by its function, the pairs in the blocks that
-a kernel computes by its lists. No tensor of the step is touched.
+Its block mask is counted where it has values: the pairs that it leaves by its function, the pairs in the blocks that a
+kernel computes by its lists.
 """
 
 from __future__ import annotations

@@ -121,6 +121,8 @@ def _touches_meta(values: Any, fake: bool = False) -> bool:
 def _to_meta(values: Any) -> Any:
     """The same values without storage. Written out: `tree_map` would take a fifth of a whole count."""
     if isinstance(values, torch.Tensor):
+        if values.layout is not torch.strided:  # a sparse factor: only the shape of what it makes is asked for
+            return torch.empty(values.shape, dtype=values.dtype, device=_META)
         if values.device.type == "meta":
             return values
         return torch.empty_strided(values.shape, values.stride(), dtype=values.dtype, device=_META)

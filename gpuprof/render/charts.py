@@ -154,6 +154,8 @@ def _title(run: Run) -> str:
     figures, parts = whole(run), []
     if figures["ratio_flops"] is not None:
         parts.append(f"{figures['ratio_flops']:.3f} by FLOPs (convention {figures['convention']})")
+    elif figures["withheld"]:
+        parts.append("by FLOPs withheld")
     if figures["ratio_time"] is not None:
         parts.append(f"{figures['ratio_time']:.2f} by time")
     return f"{subject(run)}\nwhole step, recompute apart: {', '.join(parts)}"

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.consistency import inconsistencies, withheld, withheld_of_kernels
+from gpuprof.analysis.consistency import inconsistencies, withheld, withheld_of_kernels, withheld_of_owners
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds
 from gpuprof.analysis.executed import executed_whole, not_collected
 from gpuprof.analysis.memory import account
@@ -75,7 +75,7 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
         yield "Forward", f"{forward} ({other}: {units.si(beside['flops_forward'], 'FLOPs')})"
         if sums["flops_backward"]:
             if sums["backward_ratio"] is None:
-                ratio = f"; x forward {sums['withheld']}"
+                ratio = f"; x forward {sums['ratio_withheld']}"
             else:
                 ratio = f" = {sums['backward_ratio']:.3f} x forward as counted (2.00 is what counters assume)"
             if how.backward_factor is not None:
@@ -98,7 +98,8 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
     elif sums["withheld"] and sums["step_s"] is not None:
         yield "Achieved", f"FLOP/s and MFU {sums['withheld']}"
     if (reason := withheld_of_kernels(run)) and not withheld(run):
-        yield "Modules", f"FLOP/s and MFU below the whole step {reason}"
+        times = "times of modules, " if withheld_of_owners(run) else ""
+        yield "Modules", f"{times}FLOP/s and MFU below the whole step {reason}"
     if run.done("counters"):
         yield "Executed", _executed(run)
     if watched := _telemetry(run, view):

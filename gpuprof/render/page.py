@@ -94,8 +94,8 @@ def _cards(run: Run, convention: str | None) -> Iterator[dict[str, str]]:
         yield {"name": "Step", "figure": units.duration(sums["step_s"]), "about": spread}
     if sums["flops"] is not None:
         back = f"{sums['backward_ratio']:.3f} x the forward in the backward" if sums["backward_ratio"] else "a forward"
-        if sums["withheld"] and sums["flops_backward"]:
-            back = "forward and backward"
+        if sums["ratio_withheld"] and sums["flops_backward"]:
+            back = f"forward and backward, their ratio {sums['ratio_withheld']}"
         yield {"name": "Model FLOPs", "figure": units.si(sums["flops"], "FLOPs"), "about": back}
     if sums["flops_per_s"]:
         rate = f"{units.si(sums['tokens_per_s'])} tokens/s" if sums["tokens_per_s"] else "of model FLOPs over the step"

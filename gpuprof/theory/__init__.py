@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import attention, convolution, matmul, recurrent, vector
+from . import attention, convolution, inner, linalg, matmul, quantized, recurrent, varlen, vector
 from .architecture import Architecture
 from .attention import AttentionFacts, masked_matmul, unmasked_pairs, with_facts
 from .conventions import CONVENTIONS, DEFAULT_CONVENTION, Convention, convention
@@ -23,12 +23,16 @@ __all__ = [
     "convolution",
     "cost_of",
     "flop_rule",
+    "inner",
     "least_bytes",
+    "linalg",
     "masked_matmul",
     "matmul",
+    "quantized",
     "recurrent",
     "rule_for",
     "unmasked_pairs",
+    "varlen",
     "vector",
     "with_facts",
 ]

@@ -170,20 +170,23 @@ def _cost(call: _Call) -> Cost:
     )
 
 
-Reader = Callable[..., _Call | None]
+Reader = Callable[..., _Call | Cost | None]
 _READERS: dict[str, Reader] = {}
 
 
-def _attention_op(*names: str) -> Callable[[Reader], Reader]:
-    """Register the decorated function, which has the operators' own signature, as what reads their calls."""
+def _attention_op(*names: str, values: bool = False) -> Callable[[Reader], Reader]:
+    """Register the decorated function, which has the operators' own signature, as what reads their calls.
+
+    It returns a `Cost` where there is nothing more to know than it does.
+    """
 
     def register(reader: Reader) -> Reader:
         def rule(*args: Any, out: Any, **kwargs: Any) -> Cost | None:
             call = reader(*args, **kwargs)
-            return None if call is None else _cost(call)
+            return _cost(call) if isinstance(call, _Call) else call
 
         _READERS.update(dict.fromkeys(names, reader))
-        flop_rule(*names, kind="attention")(rule)
+        flop_rule(*names, kind="attention", values=values)(rule)
         return reader
 
     return register
@@ -259,7 +262,7 @@ def with_facts(
         return cost, unmasked
     reader = _READERS.get(op) or _READERS.get(name)
     call = reader(*args, **{key: value for key, value in kwargs.items() if key != "out"}) if reader else None
-    if call is None or call.mask == "own":
+    if not isinstance(call, _Call) or call.mask == "own":
         return cost, True
     if facts is None or facts.causal is None:
         return cost, False
@@ -451,226 +454,6 @@ def _composite(
     **__: Any,
 ) -> Any:
     return _read(q, k, v, causal=causal, mask=attn_mask)
-
-
-@_attention_op("aten::_flash_attention_forward")
-def _flash_forward(
-    q: Any,
-    k: Any,
-    v: Any,
-    cum_q: Any,
-    cum_k: Any,
-    max_q: Any,
-    max_k: Any,
-    dropout: float,
-    causal: bool,
-    *_: Any,
-    window_size_left: int | None = None,
-    window_size_right: int | None = None,
-    seqused_k: Any = None,
-    block_table: Any = None,
-    **__: Any,
-) -> Any:
-    if any(packed is not None for packed in (cum_q, cum_k, seqused_k, block_table)):
-        return None
-    left, right = window_size_left, window_size_right
-    return _read(q, k, v, causal=causal, left=left, right=right, align="bottom-right", layout="BSHD")
-
-
-@_attention_op("aten::_flash_attention_backward")
-def _flash_backward_raw(
-    grad: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    o: Any,
-    lse: Any,
-    cum_q: Any,
-    cum_k: Any,
-    max_q: Any,
-    max_k: Any,
-    dropout: float,
-    causal: bool,
-    *_: Any,
-    window_size_left: int | None = None,
-    window_size_right: int | None = None,
-    **__: Any,
-) -> Any:
-    if cum_q is not None or cum_k is not None:
-        return None
-    left, right = window_size_left, window_size_right
-    return _read(q, k, v, causal=causal, left=left, right=right, align="bottom-right", layout="BSHD", backward=True)
-
-
-# custom_mask_type of the memory-efficient kernels; 0 is none.
-_EFFICIENT_ALIGN: dict[int, Align] = {0: "top-left", 1: "top-left", 2: "bottom-right"}
-
-
-@_attention_op("aten::_efficient_attention_forward")
-def _efficient_forward(
-    q: Any,
-    k: Any,
-    v: Any,
-    bias: Any,
-    cum_q: Any,
-    cum_k: Any,
-    max_q: Any,
-    max_k: Any,
-    dropout: float,
-    mask_type: int,
-    *_: Any,
-    seqlen_k: Any = None,
-    window_size: int | None = None,
-    backward: bool = False,
-    **__: Any,
-) -> Any:
-    if any(packed is not None for packed in (cum_q, cum_k, seqlen_k)):
-        return None
-    # Its window counts the query's own key, and zero or less is none.
-    left = window_size - 1 if window_size and window_size > 0 else None
-    align = _EFFICIENT_ALIGN[mask_type]
-    return _read(q, k, v, causal=mask_type > 0, mask=bias, left=left, align=align, layout="BSHD", backward=backward)
-
-
-@_attention_op("aten::_efficient_attention_backward")
-def _efficient_backward_raw(
-    grad: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    bias: Any,
-    o: Any,
-    cum_q: Any,
-    cum_k: Any,
-    max_q: Any,
-    max_k: Any,
-    lse: Any,
-    dropout: float,
-    seed: Any,
-    offset: Any,
-    mask_type: int,
-    *_: Any,
-    window_size: int | None = None,
-    **__: Any,
-) -> Any:
-    return _efficient_forward(
-        q, k, v, bias, cum_q, cum_k, max_q, max_k, dropout, mask_type, window_size=window_size, backward=True
-    )
-
-
-@_attention_op("aten::_cudnn_attention_forward")
-def _cudnn_forward_raw(
-    q: Any,
-    k: Any,
-    v: Any,
-    bias: Any,
-    cum_q: Any,
-    cum_k: Any,
-    max_q: Any,
-    max_k: Any,
-    lse: bool,
-    dropout: float = 0.0,
-    causal: bool = False,
-    *_: Any,
-    **__: Any,
-) -> Any:
-    if cum_q is not None or cum_k is not None:
-        return None
-    return _read(q, k, v, causal=causal, mask=bias)
-
-
-@_attention_op("aten::_cudnn_attention_backward")
-def _cudnn_backward_raw(
-    grad: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    o: Any,
-    lse: Any,
-    seed: Any,
-    offset: Any,
-    bias: Any,
-    cum_q: Any,
-    cum_k: Any,
-    max_q: Any,
-    max_k: Any,
-    dropout: float,
-    causal: bool,
-    *_: Any,
-    **__: Any,
-) -> Any:
-    if cum_q is not None or cum_k is not None:
-        return None
-    return _read(q, k, v, causal=causal, mask=bias, backward=True)
-
-
-# The flash-attn package. Head sizes are what its kernels get: padded to a multiple of 8 by the package
-# itself.
-@_attention_op("flash_attn::_flash_attn_forward")
-def _flash_attn_2(
-    q: Any,
-    k: Any,
-    v: Any,
-    dropout: float,
-    scale: Any,
-    causal: bool,
-    left: int,
-    right: int,
-    *_: Any,
-    **__: Any,
-) -> Any:
-    return _read(q, k, v, causal=causal, left=left, right=right, align="bottom-right", layout="BSHD")
-
-
-@_attention_op("flash_attn::_flash_attn_backward")
-def _flash_attn_2_backward(
-    grad: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    o: Any,
-    lse: Any,
-    dq: Any,
-    dk: Any,
-    dv: Any,
-    dropout: float,
-    scale: Any,
-    causal: bool,
-    left: int,
-    right: int,
-    *_: Any,
-    **__: Any,
-) -> Any:
-    return _read(q, k, v, causal=causal, left=left, right=right, align="bottom-right", layout="BSHD", backward=True)
-
-
-@_attention_op("flash_attn_3::_flash_attn_forward")
-def _flash_attn_3(q: Any, k: Any, v: Any, *rest: Any, **_: Any) -> Any:
-    # rest: 3 new keys, values and q-v products, the result, 9 of packing and paging, rotary and scales, then
-    # the mask.
-    packing, causal, left, right = rest[:3] + rest[4:8], _at(rest, 21), _at(rest, 22), _at(rest, 23)
-    if any(item is not None for item in packing + rest[11:14]) or _at(rest, 24):
-        return None
-    return _read(q, k, v, causal=bool(causal), left=left, right=right, align="bottom-right", layout="BSHD")
-
-
-@_attention_op("flash_attn_3::_flash_attn_backward")
-def _flash_attn_3_backward(grad: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, *rest: Any, **_: Any) -> Any:
-    # rest: 4 of packing, 2 longest lengths, 3 gradients, scale, then the mask.
-    if any(item is not None for item in rest[:4]):
-        return None
-    causal, left, right = _at(rest, 10), _at(rest, 11), _at(rest, 12)
-    return _read(
-        q,
-        k,
-        v,
-        causal=bool(causal),
-        left=left,
-        right=right,
-        align="bottom-right",
-        layout="BSHD",
-        backward=True,
-    )
 
 
 def _at(args: tuple[Any, ...], index: int) -> Any:

@@ -86,6 +86,7 @@ CONVENTIONS: dict[str, Convention] = {
             "full",
             ("Attention is the whole square, a fused backward five products, recomputation a part of the backward.",
              "Fused attention on a CPU, grouped and integer matmul and fused recurrent layers count 0.",
+             "Sparse products count as if they were dense, complex ones as if they were real.",
              "The weight gradient of a grouped convolution counts as many times as there are groups.",
              "Counted without a device, fused attention is taken to run in one of the kernels of a GPU."),
             rule=rows.torch_counter,

@@ -7,6 +7,8 @@ with padding are counted, as is usual.
 
 The gradients of the input and of the weight pair the same elements as the forward does, so each costs the
 same. torch's own registry forgets the groups in the backward. A bias is one vector FLOP per output element.
+
+torch carries out a complex convolution as three real ones, which is what is counted: 6 FLOPs for each use of a weight.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from .matmul import mac_flops
 from .rules import Cost, TensorSpec, flop_rule
 
 
@@ -25,7 +28,7 @@ def convolution_flops(pivot: TensorSpec, weight: TensorSpec) -> int:
         pivot: the output (N, C, *spatial), or the input where the convolution is transposed.
         weight: as torch stores it.
     """
-    return 2 * pivot.numel * math.prod(weight.shape[1:])
+    return mac_flops(pivot) * pivot.numel * math.prod(weight.shape[1:])
 
 
 def _bias(bias: Any, out: TensorSpec) -> int:
@@ -128,6 +131,19 @@ def _gradients(pivot: TensorSpec, weight: TensorSpec, grad: TensorSpec, output_m
         full=convolution_flops(pivot, weight) * (bool(output_mask[0]) + bool(output_mask[1])),
         vector=grad.numel if output_mask[2] else 0,
     )
+
+
+@flop_rule("torchvision::deform_conv2d", kind="convolution")
+def _deformed(
+    x: TensorSpec, weight: TensorSpec, offset: Any, mask: Any, bias: TensorSpec, *_: Any, out: TensorSpec, **__: Any
+) -> Cost:
+    # Gathering the inputs that the offsets point at is interpolation, and not of these products.
+    return Cost(full=convolution_flops(out, weight), vector=out.numel)
+
+
+@flop_rule("torchvision::_deform_conv2d_backward", kind="convolution")
+def _deformed_backward(grad: TensorSpec, x: TensorSpec, weight: TensorSpec, *_: Any, out: Any, **__: Any) -> Cost:
+    return Cost(full=2 * convolution_flops(grad, weight), vector=grad.numel)
 
 
 @flop_rule("aten::convolution_backward", kind="convolution")

@@ -70,7 +70,10 @@ _REGISTERED = {
         _scaled_dot_product_efficient_attention_backward _scaled_dot_product_cudnn_attention_backward
         _flash_attention_forward _flash_attention_backward _efficient_attention_forward _efficient_attention_backward
     """.split()
-} | {"higher_order::flex_attention", "higher_order::flex_attention_backward"}
+} | {
+    "higher_order::flex_attention", "higher_order::flex_attention_backward",
+    "torch_attn::_varlen_attn", "torch_attn::_varlen_attn_out", "torch_attn::_varlen_attn_backward",
+}  # fmt: skip
 
 _CPU_ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
@@ -81,7 +84,8 @@ def torch_counter(row: Row) -> Count:
     stands_in = row.op.startswith(_CPU_ATTENTION) and row.device == "meta"
     if row.op not in _REGISTERED and not stands_in:
         return NOTHING
-    flops = row.full
+    dense = _dense_product(row)
+    flops = row.full if dense is None else dense
     if flops is None:
         return Count(None, None)
     if row.kind == "attention" and row.op.endswith("_backward"):
@@ -101,6 +105,15 @@ def flash(row: Row) -> Count:
     if row.kind == "attention" and row.op.endswith("_backward"):
         flops = flops * 5 // 4
     return Count(flops // 2, flops)
+
+
+def _dense_product(row: Row) -> int | None:
+    """FLOPs of a product from its shapes alone, as if it were of real and dense matrices; None of any other row."""
+    if row.op not in ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm") or len(row.inputs) < 2:
+        return None
+    a, b = row.inputs[-2:]
+    fits = len(a) == len(b) > 1 and a[-1] == b[-2]
+    return 2 * elements(a) * b[-1] * row.calls if fits else None
 
 
 def _five_products(row: Row, four: int) -> int:

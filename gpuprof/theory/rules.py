@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 """Raised whenever a rule changes a figure: runs of different versions are not comparable."""
 
 Kind = Literal["matmul", "convolution", "attention", "recurrent", "vector", "movement", "view"]
@@ -26,20 +26,27 @@ class TensorSpec(NamedTuple):
     Attributes:
         shape: sizes, outermost first.
         dtype: torch's name without the prefix, e.g. ``bfloat16``.
+        stored: how many elements a sparse tensor stores, whole blocks included; None of a dense one.
+        index_bytes: bytes of a sparse tensor's indices.
+        values: what a tensor of integers holds, or the (rows, columns) of what a sparse matrix stores; only for
+            rules that ask for it, see `flop_rule`, and None where it is not known.
     """
 
     shape: tuple[int, ...]
     dtype: str = "float32"
+    stored: int | None = None
+    index_bytes: int = 0
+    values: tuple[Any, ...] | None = None
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+        """Number of elements that there are: of a sparse tensor those that it stores."""
+        return math.prod(self.shape) if self.stored is None else self.stored
 
     @property
     def nbytes(self) -> int:
-        """Bytes of a dense tensor of this shape."""
-        return self.numel * ITEM_BYTES.get(self.dtype, 1)
+        """Bytes of a dense tensor of this shape, or of what a sparse one stores."""
+        return self.numel * ITEM_BYTES.get(self.dtype, 1) + self.index_bytes
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,8 @@ class Cost:
             that it computes anyway included; ``None`` means the same as ``full``.
         vector: elementwise FLOPs, an estimate per element stated where the rule stands.
         nbytes: least bytes moved; ``None`` means every tensor input read once and every output written once.
+        dtype: what it multiplies in; empty for the dtype of its first floating tensor.
+        bound: whether the FLOPs are only known not to be more.
     """
 
     full: int = 0
@@ -60,39 +69,43 @@ class Cost:
     hardware: int | None = None
     vector: int = 0
     nbytes: int | None = None
+    dtype: str = ""
+    bound: bool = False
 
 
 RuleFunction = Callable[..., Cost | int | None]
 
 
 class Rule(NamedTuple):
-    """A rule and the kind of work it describes."""
+    """A rule, the kind of work it describes, and whether it needs values."""
 
     cost: RuleFunction
     kind: Kind
+    values: bool = False
 
 
 _RULES: dict[str, Rule] = {}
 
 
-def flop_rule(*names: str, kind: Kind = "matmul") -> Callable[[RuleFunction], RuleFunction]:
+def flop_rule(*names: str, kind: Kind = "matmul", values: bool = False) -> Callable[[RuleFunction], RuleFunction]:
     """Register the decorated function as the FLOP rule of the named operators.
 
     The function is called with the operator's own arguments, positional and keyword as the schema has them,
     every tensor replaced by its `TensorSpec`, and with the keyword ``out``: the `TensorSpec` of the result,
     or a tuple of them. An ``out`` argument of the operator's own is the same tensor as its result and is not
     passed twice. It returns a `Cost`, or a plain number of matmul FLOPs, or None where shapes alone do not
-    tell the cost (sequences packed by offsets): the call then counts as one without a rule.
+    tell the cost (a page table): the call then counts as one without a rule.
 
     Args:
         names: ``namespace::name``, or ``namespace::name.overload`` for one overload alone. A rule of one's
             own replaces the built-in one.
         kind: the kind of work, by which reports group operators.
+        values: whether the rule reads `TensorSpec.values`: offsets of packed sequences, places in a sparse matrix.
     """
 
     def register(cost: RuleFunction) -> RuleFunction:
         for name in names:
-            _RULES[name] = Rule(cost, kind)
+            _RULES[name] = Rule(cost, kind, values)
         return cost
 
     return register
@@ -131,6 +144,8 @@ def total(costs: Sequence[Cost]) -> Cost:
         hardware=sum(cost.full if cost.hardware is None else cost.hardware for cost in costs),
         vector=sum(cost.vector for cost in costs),
         nbytes=None if any(cost.nbytes is None for cost in costs) else sum(cost.nbytes or 0 for cost in costs),
+        dtype=costs[0].dtype if costs else "",
+        bound=any(cost.bound for cost in costs),
     )
 
 

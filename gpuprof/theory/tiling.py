@@ -430,9 +430,10 @@ def _fused_attention(call: Call, kernel: str, tile: Tile | None) -> list[Expecta
     if a is None:
         return []
     base, dims, again, deep = call.hardware, a.dims(), [a.qk_dim, a.v_dim], MMA_DEPTH.get(call.dtype, 32)
-    flex = "flex" in call.op
+    flex, multiples = "flex" in call.op, [1, deep]
     if flex:  # blocks of its masks by default, and heads as Triton takes them
-        tile = Tile(128, 128, 1 << (max(again) - 1).bit_length())
+        multiples.append(1 << (max(again) - 1).bit_length())
+        tile = Tile(128, 128, multiples[-1])
     # a backward of two loops, one for the queries and one for the keys, needs the scores and their gradient in both
     ways = [dims, dims + again] if a.backward and (flex or tile is None) else [dims]
     counted = base // (2 * a.heads * sum(dims))
@@ -440,7 +441,7 @@ def _fused_attention(call: Call, kernel: str, tile: Tile | None) -> list[Expecta
         _attended(a, base, [(pairs, dim, _pad(dim, multiple)) for dim in way])
         for way in ways
         for pairs in (counted, a.square)
-        for multiple in ((1, deep, tile.k) if flex and tile else (1, deep))
+        for multiple in multiples
     ]
     if tile is None:
         return found

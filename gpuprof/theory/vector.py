@@ -33,10 +33,10 @@ _PER_OUTPUT = {
         _fused_dropout dropout alpha_dropout feature_dropout addr glu
         fake_quantize_per_tensor_affine_cachemask
     """,
-    3: "addcmul addcdiv lerp elu celu selu softplus _euclidean_dist hardswish",
+    3: "addcmul addcdiv lerp elu celu selu softplus hardswish",
     4: "mish upsample_linear1d",
     8: "upsample_bilinear2d _upsample_bilinear2d_aa",
-    10: "grid_sampler_2d affine_grid_generator",
+    10: "grid_sampler_2d",
     16: "upsample_trilinear3d grid_sampler_3d",
     32: "upsample_bicubic2d _upsample_bicubic2d_aa",
 }
@@ -58,7 +58,10 @@ _PER_INPUT = {
     """,
     3: "mse_loss smooth_l1_loss huber_loss",
     4: "var std var_mean std_mean logsumexp kl_div rms_norm _fused_rms_norm binary_cross_entropy",
-    5: "_softmax _log_softmax _safe_softmax _masked_softmax softmax log_softmax special_softmax",
+    5: """
+        _softmax _log_softmax _safe_softmax _masked_softmax softmax log_softmax special_softmax _sparse_softmax
+        _sparse_log_softmax
+    """,
     6: "binary_cross_entropy_with_logits soft_margin_loss",
     7: """
         layer_norm native_layer_norm native_group_norm group_norm instance_norm _native_batch_norm_legit
@@ -80,7 +83,7 @@ _PER_GRADIENT = {
     "log_sigmoid_backward _masked_scale",
     3: "sigmoid_backward tanh_backward elu_backward softplus_backward logit_backward glu_backward",
     4: "_softmax_backward_data _log_softmax_backward_data _masked_softmax_backward hardswish_backward "
-    "upsample_linear1d_backward",
+    "upsample_linear1d_backward _sparse_softmax_backward_data _sparse_log_softmax_backward_data",
     5: "silu_backward",
     8: "_fused_rms_norm_backward mish_backward upsample_bilinear2d_backward _upsample_bilinear2d_aa_backward",
     14: "native_layer_norm_backward native_group_norm_backward batch_norm_backward",
@@ -126,6 +129,8 @@ _COPIES = """
     _nested_from_padded_and_nested_example _nested_tensor_from_mask _nested_tensor_from_tensor_list
     _nested_get_values_copy _nested_view_from_jagged_copy _nested_select_backward _nested_sum_backward
     _jagged_to_padded_dense_forward _padded_dense_to_jagged_forward
+    tril_ triu_ lu_unpack sparse_mask _to_sparse _to_sparse_csr
+    _to_sparse_csc _to_sparse_bsr _to_sparse_bsc _coalesce coalesce _spdiags
 """
 
 # No FLOPs; the result is written and nothing is read.
@@ -156,6 +161,10 @@ _VIEWS = """
     _nested_view_from_jagged _nested_compute_contiguous_strides_offsets _nested_get_values _nested_get_offsets
     _nested_get_lengths _nested_get_ragged_idx _nested_get_min_seqlen _nested_get_max_seqlen
     _nested_get_jagged_dummy _nested_tensor_from_mask_left_aligned
+    _indices _values indices values crow_indices
+    col_indices ccol_indices row_indices is_coalesced _coalesced_ sparse_dim dense_dim _nnz _dimI _dimV
+    _sparse_coo_tensor_with_dims_and_tensors _sparse_coo_tensor_unsafe _sparse_compressed_tensor_unsafe
+    _linalg_check_errors
 """
 
 

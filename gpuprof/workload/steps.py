@@ -47,6 +47,7 @@ def train_step(
             optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
             output = model(*args, **kwargs)
+            output = output if loss is not None else _done(output, list)
             value, description["loss"] = (loss(output), GIVEN_LOSS) if loss is not None else find_loss(output)
             if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:
                 raise GpuprofError(
@@ -66,9 +67,33 @@ def forward_step(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[st
 
     def step() -> Any:
         with torch.no_grad():
-            return model(*args, **kwargs)
+            return _done(model(*args, **kwargs), _last)
 
     return step
+
+
+def _done(output: Any, run: Callable[[Iterator[Any]], Any]) -> Any:
+    """A model's output after its work: a forward that is a generator works as it is run, not as it is called.
+
+    Raises:
+        GpuprofError: The forward is asynchronous, and waits for a loop to run it.
+    """
+    if inspect.isawaitable(output) or inspect.isasyncgen(output):
+        if inspect.iscoroutine(output):
+            output.close()
+        raise GpuprofError(
+            "the model's forward is asynchronous, so calling it does nothing: give a step that runs it, "
+            "step=lambda: asyncio.run(...)"
+        )
+    return run(output) if isinstance(output, Iterator) else output
+
+
+def _last(yielded: Iterator[Any]) -> Any:
+    """The last of what is yielded; None of nothing. What came before is dropped, as by whoever streams it."""
+    last = None
+    for last in yielded:  # noqa: B007
+        pass
+    return last
 
 
 def generate_step(

@@ -88,6 +88,8 @@ def place(given: Given, device: torch.device, dtype: torch.dtype | None) -> Give
 
     def move(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
+            if device.type == "meta" and value.layout is not torch.strided:
+                return value  # what is sparse is small, and on `meta` it would not know how much it stores
             if value.is_floating_point():
                 return value.to(device=device, dtype=dtype or value.dtype)
             return value if device.type == "meta" else value.to(device)
@@ -108,7 +110,7 @@ def _drop_weights(model: torch.nn.Module, optimizer: torch.optim.Optimizer | Non
             if weight is not None:
                 module._parameters[name] = empty[id(weight)]
         for name, buffer in module._buffers.items():
-            if buffer is not None:
+            if buffer is not None and buffer.layout is torch.strided:  # see `place` of sparse ones
                 module._buffers[name] = _empty(buffer) if is_lazy(buffer) else buffer.to("meta")
     for group in optimizer.param_groups if optimizer is not None else ():
         group["params"] = [empty.get(id(weight), weight) for weight in group["params"]]

@@ -7,7 +7,7 @@ import pytest
 from runs import gpu_run, kernel_row, ops_row
 
 from gpuprof.analysis.backward import backward_ratios, whole
-from gpuprof.analysis.budget import budget
+from gpuprof.analysis.budget import budget, budget_by
 from gpuprof.analysis.check import check
 from gpuprof.analysis.comparison import launches
 from gpuprof.analysis.consistency import misbooked, mismatches, unchecked, withheld, withheld_of_kernels
@@ -381,15 +381,19 @@ def test_what_is_booked_wrongly_withholds_the_figures_of_modules_and_no_others()
         rates = [column for column in rows if column.startswith(("mfu", "flops_per_s"))]
         assert rates
         assert rows[rates].isna().all(axis=None)
+    times = by_module(run).set_index("module")["time_forward_s"]
+    assert times.drop("(unattributed)").isna().all()
+    assert times["(unattributed)"] == pytest.approx(80e-9)
     with pytest.raises(GpuprofError, match="no roofline, FLOP/s are withheld"):
         roofline(run)
     parts = budget(run)
+    assert budget_by(parts)["module"].tolist() == ["(unattributed)"]
     assert parts.mfu == pytest.approx(0.25)
     assert parts.parts.set_index("part")["time_s"].isna()["ideal"]
     assert f"All that FLOPs would explain is {reason}." in parts.notes
 
     tree = render(run, "tree", wide)
-    assert f"FLOP/s and MFU below the whole step {reason}" in tree
+    assert f"times of modules, FLOP/s and MFU below the whole step {reason}" in tree
     assert "MFU 25.0 %" in tree
     assert all(f"Warning: {line}" in tree for line in (first, second))
     assert f"FLOP/s and MFU {reason}." in render(run, "table", wide)

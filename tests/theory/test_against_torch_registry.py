@@ -139,6 +139,8 @@ WRONG_LAYOUT = {
 }
 # Its formula wants arguments that the operator does not have.
 NOT_CALLABLE = {aten._slow_conv2d_forward}
+# In the registry once torch.nn.attention.varlen is loaded; test_varlen.py holds them against it, as they need offsets.
+ELSEWHERE = "torch_attn."
 
 
 def name_of(op) -> str:
@@ -188,4 +190,5 @@ def test_torch_reads_the_raw_flash_layout_wrongly(spec):
 def test_every_operator_of_the_registry_has_a_rule_and_a_comparison():
     ours = {op for op in flop_registry if rule_for(f"{name_of(op)}.default") is not None}
     assert set(flop_registry) - ours == set()
-    assert set(flop_registry) - set(CASES) <= NOT_CALLABLE
+    compared = {op for op in flop_registry if not str(op).startswith(ELSEWHERE)}
+    assert compared - set(CASES) <= NOT_CALLABLE

@@ -52,7 +52,6 @@ Qs, Ks, Vs, RAW_OUT = T((2, 4, 3, 8)), T((2, 6, 1, 8)), T((2, 6, 1, 5)), T((2, 4
 LSE, SEED, MASK = T((2, 3, 4)), T((), "int64"), T((1, 1, 4, 6))
 SQUARE, TOP_LEFT, BOTTOM_RIGHT = 24, 1 + 2 + 3 + 4, 3 + 4 + 5 + 6
 HEADS = 6
-PACKED = T((3,), "int32")
 
 FORWARD = {
     "_scaled_dot_product_flash_attention_for_cpu": ((Q, K, V, 0.0, True), TOP_LEFT),
@@ -127,16 +126,6 @@ def test_with_equal_head_sizes_the_hardware_does_two_and_a_half_times_the_forwar
     backward, _ = cost_of("aten::_scaled_dot_product_flash_attention_for_cpu_backward.default", args, {}, ())
     assert backward.full == 2 * forward.full
     assert 2 * backward.hardware == 5 * forward.hardware
-
-
-def test_packed_sequences_have_no_rule():
-    q = T((10, 3, 8))
-    raw = q, q, q, PACKED, PACKED, 5, 5, 0.0, True, False
-    assert cost_of("aten::_flash_attention_forward.default", raw, {}, ()) is None
-    raw = Qs, Ks, Vs, None, PACKED, PACKED, 5, 5, 0.0, 1
-    assert cost_of("aten::_efficient_attention_forward.default", raw, {}, ()) is None
-    packed = q, q, q, *[None] * 3, None, PACKED, PACKED
-    assert cost_of("flash_attn_3::_flash_attn_forward.default", packed, {}, ()) is None
 
 
 def test_sliding_windows_of_the_kernels():

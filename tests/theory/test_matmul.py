@@ -52,6 +52,52 @@ def test_matmul_flops_by_hand(op, args, out, flops, vector):
     assert (cost.full, cost.vector, kind) == (flops, vector, "matmul")
 
 
+C = "complex64"
+
+
+def sparse(shape, stored, places=None):
+    return T(shape, stored=stored, values=places)
+
+
+@pytest.mark.parametrize(
+    ("op", "args", "out", "flops"),
+    [
+        ("mm", (T((2, 3), C), T((3, 5), C)), T((2, 5), C), 8 * 2 * 3 * 5),
+        ("bmm", (T((7, 2, 3), C), T((7, 3, 5), C)), T((7, 2, 5), C), 7 * 8 * 30),
+        ("mv", (T((2, 3), "complex128"), T((3,), "complex128")), T((2,), "complex128"), 8 * 6),
+        ("matmul", (T((4, 1, 2, 3), C), T((6, 3, 5), C)), T((4, 6, 2, 5), C), 24 * 8 * 30),
+        # what is stored meets every column, or every row
+        ("mm", (sparse((10, 12), 6), T((12, 4))), T((10, 4)), 2 * 6 * 4),
+        ("mm", (T((4, 10)), sparse((10, 12), 6)), T((4, 12)), 2 * 6 * 4),
+        ("_sparse_addmm", (T((10, 4)), sparse((10, 12), 6), T((12, 4))), T((10, 4)), 2 * 6 * 4),
+        ("addmm", (T((10, 4)), sparse((10, 12), 6), T((12, 4))), T((10, 4)), 2 * 6 * 4),
+        ("mv", (sparse((10, 12), 6), T((12,))), T((10,)), 2 * 6),
+        ("hspmm", (sparse((10, 12), 6), T((12, 4))), T((10, 4)), 2 * 6 * 4),
+        ("bmm", (sparse((3, 10, 12), 6), T((3, 12, 4))), T((3, 10, 4)), 2 * 6 * 4),
+        ("sparse_sampled_addmm", (sparse((6, 6), 12), T((6, 3)), T((3, 6))), sparse((6, 6), 12), 2 * 12 * 3),
+        ("_sparse_mm_reduce_impl", (sparse((10, 12), 6), T((12, 4)), "max"), (T((10, 4)), T((0,))), 2 * 6 * 4),
+        # rows 0 1 1 of the one, in columns 0 0 2; the other has two elements in row 0, none in row 1, one in row 2
+        (
+            "_sparse_sparse_matmul",
+            (sparse((2, 3), 3, ((0, 1, 1), (0, 0, 2))), sparse((3, 2), 3, ((0, 0, 2), (0, 1, 1)))),
+            sparse((2, 2), 4),
+            2 * (2 + 2 + 1),
+        ),
+    ],
+)  # fmt: skip
+def test_complex_and_sparse_products_by_hand(op, args, out, flops):
+    assert cost_of(f"aten::{op}.default", args, {}, out)[0].full == flops
+
+
+def test_two_sparse_factors_need_the_places_of_what_they_store():
+    assert cost_of("aten::mm.default", (sparse((2, 3), 3), sparse((3, 2), 3)), {}, sparse((2, 2), 4)) is None
+
+
+def test_bytes_of_a_sparse_tensor_are_those_of_what_it_stores():
+    a = T((10, 12), "float32", stored=6, index_bytes=96)
+    assert (a.numel, a.nbytes) == (6, 6 * 4 + 96)
+
+
 def test_mixture_of_experts_fallback_of_transformers():
     args = T((10, 3)), T((4, 3, 5)), T((4,), "int64")
     forward, _ = cost_of("transformers::grouped_mm_fallback.default", args, {}, T((10, 5)))
