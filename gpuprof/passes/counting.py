@@ -33,7 +33,7 @@ from gpuprof.theory.attention import AttentionFacts, with_facts
 from gpuprof.theory.rules import Cost, Kind, least_bytes, total
 from gpuprof.workload import Workload
 from gpuprof.workload.causality import attention_facts
-from gpuprof.workload.nested import packed_shape, part_shapes
+from gpuprof.workload.nested import packed_shape, padded_product, part_shapes
 
 Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 """How an operator is carried out."""
@@ -42,7 +42,13 @@ Mark = Callable[[int], AbstractContextManager[Any]]
 """Given the number of a signature of calls, a context to hold open while one of them runs."""
 
 _sdpa = torch.nn.functional.scaled_dot_product_attention
-_matmul, _bmm = torch.ops.aten.matmul, torch.ops.aten.bmm
+_matmul, _bmm, _matmul_backward = torch.ops.aten.matmul, torch.ops.aten.bmm, torch.ops.aten.matmul_backward
+# Products of nested tensors: what torch runs them as, and where their factors begin.
+_JAGGED_PRODUCTS = {
+    _matmul.default: (_bmm.default, 0),
+    _bmm.default: (_bmm.default, 0),
+    _matmul_backward.default: (_matmul_backward.default, 1),
+}
 _multi_head = torch.nn.functional.multi_head_attention_forward
 
 
@@ -197,6 +203,10 @@ class _Counter(TorchDispatchMode):
             return NotImplemented  # a jagged tensor answers by itself
         if any(map(is_wrapper, types)):
             return NotImplemented  # it takes itself apart first, into what really runs
+        if NestedTensor in types and func in _JAGGED_PRODUCTS:
+            name, factors = _JAGGED_PRODUCTS[func]
+            if (padded := padded_product(*args[factors:])) is not None:
+                return self.book(name, args, lambda: self._execute(func, args, kwargs), {"padded": padded})
         composite = self._composite.get(func)
         if composite is None:
             composite = self._composite[func] = isinstance(func, torch._ops.OpOverload) and is_composite(func.name())
@@ -401,7 +411,7 @@ def _price(
     if kind is None:
         return None
     cost = costs[0] if len(costs) == 1 else total(costs)
-    padded = _padded(op, args, cost, device)
+    padded = kwargs.get("padded", _padded(op, args, cost, device))
     return (cost if padded is None else replace(cost, hardware=padded)), known, kind
 
 
@@ -445,6 +455,8 @@ def _nested(value: Any) -> Iterator[_Nested]:
 def _at(value: Any, index: int, length: int) -> Any:
     if isinstance(value, _Nested):
         return value[index] if len(value) == length else value.packed()
+    if isinstance(value, TensorSpec) and len(value.shape) > 2 and value.shape[0] == length:  # a batch beside it
+        return value._replace(shape=(1, *value.shape[1:]))
     if isinstance(value, tuple) and not isinstance(value, TensorSpec):
         return tuple(_at(item, index, length) for item in value)
     return value

@@ -234,7 +234,8 @@ def find_loss(output: Any) -> tuple[torch.Tensor, str]:
     for tensor in tensors(output):
         # A mask or a constant that happens to come first has no backward to measure.
         if tensor.is_floating_point() and tensor.requires_grad:
-            return tensor.mean(), MEAN_LOSS
+            # of a strided nested tensor torch takes no mean
+            return (tensor.values() if tensor.is_nested else tensor).mean(), MEAN_LOSS
     raise GpuprofError(
         f"{type(output).__name__}, the model's output, holds no floating tensor that needs a gradient: "
         "give a loss function, or use --mode forward"

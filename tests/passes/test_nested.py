@@ -77,6 +77,26 @@ def test_a_product_is_of_the_tokens(layout, given):
 
 
 @LAYOUTS
+def test_the_mean_of_a_nested_output_is_a_loss(layout):
+    """Two layers, so that one of the two has the gradient of its input."""
+    run = gpuprof.count(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 5)), nested(layout))
+
+    first = 2 * TOKENS * WIDTH * WIDTH
+    assert flops(run) == (first + 720, first + 2 * 720, 2 * first + 3 * 720)
+
+
+@LAYOUTS
+def test_in_inference_mode_operators_arrive_whole(layout):
+    model, x = Packed(Attention()), nested(layout)
+
+    def step():
+        with torch.inference_mode():
+            model(x)
+
+    assert flops(gpuprof.count(model, step=step, mode="forward"))[0] == 5536
+
+
+@LAYOUTS
 def test_attention_is_of_each_sequence_with_itself(layout):
     """Four projections, two products over 4 + 9 + 16 pairs in each head, four in the backward.
 
@@ -121,6 +141,44 @@ def test_batched_products_of_two_ragged_sizes():
     run = gpuprof.count(Scores(), nested(torch.strided), mode="forward")
 
     assert flops(run) == (2 * SQUARES * WIDTH, 0, 2 * SQUARES * WIDTH)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["longest known", "longest not known"])
+@pytest.mark.parametrize("mode", ["forward", "train"])
+def test_a_batch_of_weights_for_jagged_sequences(mode, known):
+    """A layer, then each sequence by a matrix of its own: 720 FLOPs, which torch does on sequences of 4, or of 9 tokens.
+
+    Backward as much for the sequences, padded likewise, and for the matrices one by one; of the layer its weight.
+    """
+
+    class Batched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before = nn.Linear(WIDTH, WIDTH)
+            self.weight = nn.Parameter(torch.randn(len(LENGTHS), WIDTH, 5))
+
+        def forward(self, x):
+            return torch.cat(list(torch.matmul(self.before(x), self.weight).unbind()))
+
+    x = nested(torch.jagged)
+    if not known:
+        x = torch.nested.nested_tensor_from_jagged(x.values(), x.offsets())
+    layer, done = 2 * TOKENS * WIDTH * WIDTH, 2 * len(LENGTHS) * (LONGEST if known else TOKENS) * WIDTH * 5
+    run = gpuprof.count(Batched(), x, mode=mode)
+
+    backward, hardware = (layer + 1440, 2 * layer + 2 * done + 720) if mode == "train" else (0, layer + done)
+    assert flops(run) == (layer + 720, backward, hardware)
+    assert gpuprof.profile(Batched(), x, mode=mode, steps=1, passes=["count", "trace"]).warnings == []
+
+
+def test_jagged_sequences_summed_up_by_others():
+    """Of each sequence 8 x 8 products over its tokens, to a dense result: 2 x 9 x 64, one by one."""
+
+    class Gram(nn.Module):
+        def forward(self, x):
+            return torch.matmul(x.transpose(1, 2), x)
+
+    assert flops(gpuprof.count(Gram(), nested(torch.jagged), mode="forward")) == (1152, 0, 1152)
 
 
 @LAYOUTS
