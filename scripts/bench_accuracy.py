@@ -50,7 +50,7 @@ MASKED = "Packed, nested and masked sequences"
 SECTIONS = {
     LAYERS_AND_MODELS: "",
     INSIDE: "Distances by a product of the width K + 2, grids, bilinear forms; the branch of a condition, the rounds "
-    "of a scan; linear algebra by the operations of LAPACK Working Note 41; 8-bit weights; a model that yields its work.",
+    "of a scan; linear algebra by the operations of LAPACK Working Note 41; 8-bit weights; a model that yields.",
     SPARSE: "What is stored meets every column: 2 x stored x columns.",
     COMPLEX: "A multiply-accumulate of complex numbers is 8 real FLOPs. torch makes three real convolutions of a "
     "complex one, and those are counted.",
@@ -490,18 +490,18 @@ def masked() -> list[Case]:
     def windowed(b, h, q, k):
         return (q >= k) & (q - k < window)
 
-    sequences = lambda: torch.nested.nested_tensor(  # noqa: E731
-        [torch.randn(length, size) for length in lengths], layout=torch.jagged
-    ).requires_grad_()
+    def nested(model, x):
+        return model.layer(torch.nested.nested_tensor_from_jagged(x, model.ends)).values()
+
     x = lambda: torch.randn(1, heads, long, size)  # noqa: E731
     return [
         # it runs on a GPU alone: counted without values, but for the offsets
         function("Varlen attention of 3, 5 and 2 tokens", MASKED,
                  lambda: torch.randn(tokens, heads, size, device="meta", requires_grad=True),
                  {"attention": trained(square)}, packed, lambda: {"ends": torch.tensor(ends, dtype=torch.int32)}),
-        function("Linear on a nested tensor of 3, 5 and 2 tokens", MASKED, sequences,
-                 {"linear": trained(product(tokens, size, size))}, lambda m, x: m.layer(x).values(),
-                 lambda: {"layer": nn.Linear(size, size, bias=False)}),
+        function("Linear on a nested tensor of 3, 5 and 2 tokens", MASKED,
+                 lambda: differentiable(tokens, size), {"linear": trained(product(tokens, size, size))}, nested,
+                 lambda: {"layer": nn.Linear(size, size, bias=False), "ends": torch.tensor(ends)}),
         function("flex_attention, causal block mask: unmasked pairs", MASKED, x,
                  {"attention": (each * (long * (long + 1) // 2), 0)}, flex, mask(causal),
                  counted="flops_causal", forward_only=True),
