@@ -42,6 +42,24 @@ BATCH = 2
 # counts adding one makes no difference.
 
 
+LAYERS_AND_MODELS = "Layers and models"
+INSIDE = "Products inside other operators"
+SPARSE = "Sparse"
+COMPLEX = "Complex"
+MASKED = "Packed, nested and masked sequences"
+SECTIONS = {
+    LAYERS_AND_MODELS: "",
+    INSIDE: "Distances by a product of the width K + 2, grids, bilinear forms; the branch of a condition, the rounds "
+    "of a scan; linear algebra by the operations of LAPACK Working Note 41; 8-bit weights; a model that yields.",
+    SPARSE: "What is stored meets every column: 2 x stored x columns.",
+    COMPLEX: "A multiply-accumulate of complex numbers is 8 real FLOPs. torch makes three real convolutions of a "
+    "complex one, and those are counted.",
+    MASKED: "Each sequence is a square of its own, and a token is multiplied once. Of a block mask the unmasked pairs "
+    "are the convention `causal`, and those in the blocks that a kernel computes the hardware FLOPs.",
+}
+"""Parts of the page, and a sentence about each."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A model, its inputs, and its FLOPs by hand."""
@@ -58,6 +76,12 @@ class Case:
     """Whether its forward alone is that of another row."""
     labels: bool = False
     """Whether training takes the inputs as labels too, as Hugging Face's causal language models do."""
+    forward_only: bool = False
+    """Whether it has no backward."""
+    counted: str = "flops_full"
+    """The column of gpuprof's operator table that is held against the figures."""
+    section: str = LAYERS_AND_MODELS
+    """Which part of the page it is in."""
 
     @property
     def forward(self) -> int:
@@ -235,7 +259,9 @@ def checkpointed(recompute: bool) -> Case:
 
     def build():
         model, given = decoder("llama", "eager")
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers renames it, and warns at the older name
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
         return model, given
 
     parts = {"model": trained(LAYERS * LAYER + HEAD)}
@@ -305,6 +331,187 @@ def embedding() -> Case:
     )
 
 
+# -- kinds that counters stumble over: products that are not called so, and tensors that are more than a shape
+
+
+class Function(nn.Module):
+    """A function of its inputs; what it multiplies with is its state."""
+
+    def __init__(self, function: Callable[..., Any], **state: Any):
+        super().__init__()
+        self.function = function
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                self.register_buffer(name, value, persistent=False)
+            else:
+                setattr(self, name, value)
+
+    def forward(self, x, y=None):  # noqa: D102
+        return self.function(self, x) if y is None else self.function(self, x, y)
+
+
+def function(
+    name: str, section: str, given: Callable[[], Any], parts: dict[str, tuple[int, int]], how: Any, state: Any = dict,
+    **more: Any,
+) -> Case:  # fmt: skip
+    """A case of one function; `given` makes its input or two inputs, `state` what it multiplies with."""
+
+    def build():
+        inputs = given()
+        inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        return Function(how, **state()), dict(zip("xy", inputs, strict=False))
+
+    return Case(name, build, parts, section=section, **more)
+
+
+def inside() -> list[Case]:
+    m, n, k = 40, 30, 8
+    points = product(m, k, n)
+    outputs, first, second = 3, 5, 7
+    pairs = 2 * T * outputs
+    rows, inner = 4, 16
+    linear = product(rows, inner, inner)
+    size, columns = 6, 4
+    # 1 and m - j operations make a column of L, and 2 (m - j)^2 update the rest; each column of the solution takes n^2
+    # products and n (n - 1) sums
+    factors = sum(1 + (size - j) + 2 * (size - j) ** 2 for j in range(1, size + 1))
+    solved = columns * (size**2 + size * (size - 1))
+    layer = lambda: {"layer": nn.Linear(inner, inner, bias=False)}  # noqa: E731
+
+    def rounds(model, x):
+        def step(carry, x):
+            carry = model.layer(carry) + x
+            return carry, carry.clone()
+
+        return torch._higher_order_ops.scan(step, torch.zeros_like(x[0]), x)[1]
+
+    def yielded(model, x):
+        for _ in range(3):
+            x = model.layer(x)
+            yield x
+
+    def quantized():
+        return {"layer": torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(inner, 24)), {nn.Linear})}
+
+    x = lambda *shape: lambda: differentiable(*shape)  # noqa: E731
+    return [
+        function("cdist", INSIDE, lambda: (differentiable(BATCH, m, k), differentiable(BATCH, n, k)),
+                 {"distances": (BATCH * product(m, k + 2, n), BATCH * 2 * points)}, lambda _, x, y: torch.cdist(x, y)),
+        function("affine_grid", INSIDE, x(BATCH, 2, 3), {"grid": (BATCH * product(64, 3, 2),) * 2},
+                 lambda _, x: F.affine_grid(x, [BATCH, 1, 8, 8], align_corners=False)),
+        function("Bilinear", INSIDE, lambda: (differentiable(T, first), differentiable(T, second)),
+                 {"bilinear": (pairs * second * (first + 1),
+                               pairs * (2 * first * second + first * (second + 1) + second * (first + 1)))},
+                 lambda m, x, y: m.layer(x, y), lambda: {"layer": nn.Bilinear(first, second, outputs, bias=False)}),
+        function("torch.cond", INSIDE, x(rows, inner), {"linear": trained(linear)},
+                 lambda m, x: torch.cond(x.sum() > -1e9, lambda x: m.layer(x), lambda x: x.clone(), (x,)), layer),
+        # the first state is a constant
+        function("scan of 5 rounds", INSIDE, x(5, rows, inner), {"linear": (5 * linear, 9 * linear)}, rounds, layer),
+        function("linalg.solve", INSIDE, lambda: (
+                     (torch.eye(size) + torch.rand(size, size) / 9).requires_grad_(), differentiable(size, columns)),
+                 {"solution": (factors + solved, solved + product(size, columns, size))},
+                 lambda _, x, y: torch.linalg.solve(x, y)),
+        function("Linear, dynamically quantized", INSIDE, lambda: torch.randn(rows, inner),
+                 {"linear": (product(rows, inner, 24), 0)}, lambda m, x: m.layer(x), quantized, forward_only=True),
+        function("Generator of three Linear", INSIDE, lambda: torch.randn(rows, inner), {"linear": (3 * linear, 0)},
+                 yielded, layer, forward_only=True),
+    ]  # fmt: skip
+
+
+def sparse() -> list[Case]:
+    stored, rows, inner, columns = 10, 16, 24, 8
+    each = 2 * stored * columns
+
+    def graph(layout: torch.layout) -> dict[str, Any]:
+        dense = torch.zeros(rows, inner)
+        dense[torch.arange(stored), torch.arange(stored)] = 1.0
+        return {"a": dense.to_sparse(layout=layout)}
+
+    coo, csr = (lambda: graph(torch.sparse_coo)), (lambda: graph(torch.sparse_csr))
+    x = lambda: differentiable(inner, columns)  # noqa: E731
+    both = {"product": (each, each)}
+    layer = {"linear": trained(product(inner, columns, columns)), "product": (each, each)}
+    return [
+        function("sparse.mm, coo", SPARSE, x, both, lambda m, x: torch.sparse.mm(m.a, x), coo),
+        function("A @ x, csr", SPARSE, x, both, lambda m, x: m.a @ x, csr),
+        function("Graph layer: A (x W)", SPARSE, x, layer, lambda m, x: m.a @ m.layer(x),
+                 lambda: coo() | {"layer": nn.Linear(columns, columns, bias=False)}),
+    ]  # fmt: skip
+
+
+def complex_numbers() -> list[Case]:
+    rows, inner, columns, kernel, length = 6, 8, 5, 3, 16
+    dtype = torch.complex64
+    linear = 4 * product(rows, inner, columns)
+    convolved = 3 * 2 * BATCH * (length - kernel + 1) * columns * inner * kernel
+
+    def given(*shape: int) -> Callable[[], torch.Tensor]:
+        return lambda: torch.randn(shape, dtype=dtype, requires_grad=True)
+
+    return [
+        function("Linear, complex", COMPLEX, given(rows, inner), {"linear": trained(linear)},
+                 lambda m, x: m.layer(x).abs(), lambda: {"layer": nn.Linear(inner, columns, bias=False, dtype=dtype)}),
+        function("einsum, complex", COMPLEX, lambda: (given(rows, inner)(), given(inner, columns)()),
+                 {"product": trained(linear)}, lambda _, x, y: torch.einsum("ij,jk->ik", x, y).abs()),
+        function("Conv1d, complex", COMPLEX, given(BATCH, inner, length), {"convolution": trained(convolved)},
+                 lambda m, x: m.layer(x).abs(),
+                 lambda: {"layer": nn.Conv1d(inner, columns, kernel, bias=False, dtype=dtype)}),
+    ]  # fmt: skip
+
+
+def masked() -> list[Case]:
+    lengths, heads, size = (3, 5, 2), 2, 8
+    tokens, ends = sum(lengths), [0, 3, 8, 10]
+    square = sum(heads * 2 * product(length, size, length) for length in lengths)
+    long, window, block = 128, 16, 32
+    each = heads * 4 * size  # of a pair of query and key
+    # of the four rows of blocks all see their own block, and all but the first the one before
+    near = window * (window + 1) // 2 + (long - window) * window
+    blocks = (4 + 3) * block**2
+
+    def packed(model, x):
+        from torch.nn.attention.varlen import varlen_attn
+
+        return varlen_attn(x, x, x, model.ends, model.ends, max(lengths), max(lengths))
+
+    def flex(model, x):
+        from torch.nn.attention.flex_attention import flex_attention
+
+        return flex_attention(x, x, x, block_mask=model.mask)
+
+    def mask(seen: Callable[..., Any]) -> Callable[[], dict[str, Any]]:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        return lambda: {"mask": create_block_mask(seen, None, None, long, long, device="cpu", BLOCK_SIZE=block)}
+
+    def causal(b, h, q, k):
+        return q >= k
+
+    def windowed(b, h, q, k):
+        return (q >= k) & (q - k < window)
+
+    def nested(model, x):
+        return model.layer(torch.nested.nested_tensor_from_jagged(x, model.ends)).values()
+
+    x = lambda: torch.randn(1, heads, long, size)  # noqa: E731
+    return [
+        # it runs on a GPU alone: counted without values, but for the offsets
+        function("Varlen attention of 3, 5 and 2 tokens", MASKED,
+                 lambda: torch.randn(tokens, heads, size, device="meta", requires_grad=True),
+                 {"attention": trained(square)}, packed, lambda: {"ends": torch.tensor(ends, dtype=torch.int32)}),
+        function("Linear on a nested tensor of 3, 5 and 2 tokens", MASKED,
+                 lambda: differentiable(tokens, size), {"linear": trained(product(tokens, size, size))}, nested,
+                 lambda: {"layer": nn.Linear(size, size, bias=False), "ends": torch.tensor(ends)}),
+        function("flex_attention, causal block mask: unmasked pairs", MASKED, x,
+                 {"attention": (each * (long * (long + 1) // 2), 0)}, flex, mask(causal),
+                 counted="flops_causal", forward_only=True),
+        function("flex_attention, window of 16 in 128: unmasked pairs", MASKED, x, {"attention": (each * near, 0)},
+                 flex, mask(windowed), counted="flops_causal", forward_only=True),
+        function("flex_attention, window of 16 in 128: blocks of 32", MASKED, x, {"attention": (each * blocks, 0)},
+                 flex, mask(windowed), counted="flops_hardware", forward_only=True),
+    ]  # fmt: skip
+
+
 CASES: dict[str, Case] = {
     case.name: case
     for case in [
@@ -334,6 +541,10 @@ CASES: dict[str, Case] = {
         checkpointed(recompute=True),
         lora(),
         mixtral(),
+        *inside(),
+        *sparse(),
+        *complex_numbers(),
+        *masked(),
     ]
 }
 
@@ -351,12 +562,12 @@ def by_gpuprof(case: Case) -> dict[str, Any]:
     import gpuprof
 
     found: dict[str, Any] = {"uncounted": set()}
-    for column, mode in (("forward", "forward"), ("both", "train")):
+    for column, mode in (("forward", "forward"), ("both", "train"))[: 2 - case.forward_only]:
         model, given = case.build()
         labels = {"labels": given["input_ids"]} if case.labels and mode == "train" else {}
         run = gpuprof.profile(model, kwargs=given | labels, passes=["count"], mode=mode, convention="full")
         ops = run.ops if case.recompute else run.ops[run.ops["phase"] != "recompute"]
-        found[column] = int(ops["flops_full"].fillna(0).sum())
+        found[column] = int(ops[case.counted].fillna(0).sum())
         found["uncounted"] |= {str(name) for name in run.passes["count"].facts["ops_without_rule"]}
     return found | {"uncounted": sorted(found["uncounted"])}
 
@@ -366,8 +577,12 @@ def by_torch(case: Case) -> dict[str, Any]:
 
     model, given = case.build()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(**given)
+        output = model(**given)
+        if isinstance(output, Iterator):
+            list(output)
     forward = counter.get_total_flops()
+    if case.forward_only:
+        return {"forward": forward}
     model, given = case.build()
     labels = {"labels": given["input_ids"]} if case.labels else {}
     with FlopCounterMode(display=False) as counter:
@@ -568,7 +783,7 @@ def right(result: dict[str, Any], case: Case, column: str) -> bool:
 def failures(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Rows of gpuprof that are not exact, or exact only because an operator has no rule."""
     for name, result in results.items():
-        for column in COLUMNS:
+        for column in columns_of(CASES[name]):
             if "error" in result or result[column] != getattr(CASES[name], column):
                 yield f"{name}, {COLUMNS[column].lower()}: {cell(result, CASES[name], column)}"
         if result.get("uncounted"):
@@ -599,21 +814,41 @@ def markdown(found: dict[str, dict[str, dict[str, Any]]], facts: dict[str, Any])
         "know (`unsupported_ops()`), gpuprof always does; FlopCounterMode, DeepSpeed and calflops leave them out "
         "without a word.",
     ]
-    for column, title in COLUMNS.items():
-        names = [name for name in next(iter(found.values())) if column == "both" or not CASES[name].training_only]
-        lines += ["", f"## {title}", "", "| model | FLOPs | " + " | ".join(found) + " |"]
-        lines += ["|---|---:|" + "---|" * len(found)]
-        for name in names:
-            cells = [cell(found[tool][name], CASES[name], column) for tool in found]
-            lines += [f"| {name} | {getattr(CASES[name], column):,} | " + " | ".join(cells) + " |"]
-        exact = [
-            str(sum(right(found[tool][name], CASES[name], column) for name in names))
-            if any("error" not in found[tool][name] for name in names)
-            else "none measured"
-            for tool in found
-        ]
-        lines += [f"| **exact, in FLOPs or MACs** | of {len(names)} | " + " | ".join(f"**{n}**" for n in exact) + " |"]
+    for section, about in SECTIONS.items():
+        if not any(CASES[name].section == section for name in next(iter(found.values()))):
+            continue
+        lines += ["", f"## {section}", *(["", about] if about else [])]
+        for column, title in COLUMNS.items():
+            lines += _table(found, section, column, title)
     return "\n".join(lines) + "\n"
+
+
+def columns_of(case: Case) -> list[str]:
+    """The tables that a case is in."""
+    return [name for name in COLUMNS if not (case.training_only and name == "forward")][: 1 if case.forward_only else 2]
+
+
+def _table(found: dict[str, dict[str, dict[str, Any]]], section: str, column: str, title: str) -> Iterator[str]:
+    """One table: the cases of a section in a column, and how many of them each tool has right."""
+    known = next(iter(found.values()))
+    names = [name for name in known if CASES[name].section == section and column in columns_of(CASES[name])]
+    yield from (
+        "",
+        f"### {title}",
+        "",
+        "| model | FLOPs | " + " | ".join(found) + " |",
+        "|---|---:|" + "---|" * len(found),
+    )
+    for name in names:
+        cells = [cell(found[tool][name], CASES[name], column) for tool in found]
+        yield f"| {name} | {getattr(CASES[name], column):,} | " + " | ".join(cells) + " |"
+    exact = [
+        str(sum(right(found[tool][name], CASES[name], column) for name in names))
+        if any("error" not in found[tool][name] or not found[tool][name]["error"].startswith("not ") for name in names)
+        else "none measured"
+        for tool in found
+    ]
+    yield f"| **exact, in FLOPs or MACs** | of {len(names)} | " + " | ".join(f"**{n}**" for n in exact) + " |"
 
 
 def cpu_name() -> str:

@@ -55,8 +55,7 @@ def unpacked(value: torch.ScriptObject) -> Any:
     if hasattr(value, "unpack"):
         return value.unpack()
     if value._type().name() == "CellParamsBase":  # type: ignore[attr-defined]
-        (*_, products), _ = value.__getstate__()  # type: ignore[misc]
-        return products
+        return value.__getstate__()[0][-1]  # type: ignore[index]
     return str(value)
 
 

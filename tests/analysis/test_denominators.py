@@ -1,7 +1,7 @@
 import pytest
 from runs import gpu_run
 
-from gpuprof.analysis.denominators import denominator, denominators
+from gpuprof.analysis.denominators import denominator, denominators, peak_dtype
 from gpuprof.record import table
 
 
@@ -41,3 +41,14 @@ def test_an_unknown_device_has_no_denominator():
     run.device["peaks"] = {}
 
     assert denominator(run) == ("", {})
+
+
+def test_families_of_dtypes_share_a_peak():
+    run = gpu_run()
+    known = {
+        dtype: peak_dtype(dtype, "matmul", run) for dtype in ("complex64", "complex128", "complex32", "float8_e5m2")
+    }
+    assert known == {"complex64": "float32", "complex128": "float64", "complex32": "float16", "float8_e5m2": "float8"}
+    assert {peak_dtype(dtype, "matmul", run) for dtype in ("int8", "uint8", "qint8", "quint8")} == {"int8"}
+    run.environment["allow_tf32_matmul"] = True  # which cuBLAS takes for products of complex64 too
+    assert peak_dtype("complex64", "matmul", run) == "tf32"

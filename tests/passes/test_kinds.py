@@ -1,4 +1,4 @@
-"""The counting pass on tensors that are more than a shape: sparse, complex, wrapped, packed; on branches, generators."""
+"""The counting pass on sparse, complex, wrapped and packed tensors, on branches, and on generators."""
 
 from __future__ import annotations
 
