@@ -82,7 +82,7 @@ def read_torchtnt(source: Source) -> None:
     if "Forward FLOPs" in title:
         source.notes.append("what torchtnt calls FLOPs are MACs of matrix products and convolutions; no attention")
     if "Forward Elapsed Times (ms)" in title:
-        source.notes.append("its 'ms' are seconds divided by 1000 (0.2.4), so its latencies are a million times too short")
+        source.notes.append("its ms are seconds divided by 1000 (0.2.4): its latencies are a million times too short")
 
 
 def _rows(source: Source, pattern: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

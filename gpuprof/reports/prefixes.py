@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from gpuprof.reports.source import Line
 
-_BARS = "|│┃║"
+_BAR = re.compile("[|│┃║]")
+_BAR_AT_END = re.compile(rf"\s*{_BAR.pattern}\s*$")
 _MODULE = re.compile(r"\s*(?:\([^()]*\): )?(?:\d+ x )?[A-Za-z_][\w.]*\($")
 """A module that prints its figures behind its own name."""
 
@@ -20,7 +21,7 @@ class Part(NamedTuple):
     """The report of one rank, or of all that there is.
 
     Attributes:
-        rank: what tells it from the others, e.g. ``rank0`` or ``3``; empty where there is one report.
+        rank: what tells it from the others, e.g. ``rank0`` or ``3``, or what is in front of its lines.
         lines: its own text.
     """
 
@@ -35,25 +36,36 @@ def parts(lines: list[Line], begins: str) -> list[Part]:
         lines: of a file.
         begins: pattern of how the report's own text begins, which is in one of the lines.
     """
-    own = re.compile(begins)
-    first, found = next((place, match) for place, line in enumerate(lines) if (match := own.search(line.text)))
+    return sorted(_parts(lines, re.compile(begins)), key=lambda part: _natural(part.rank))
+
+
+def _parts(lines: list[Line], own: re.Pattern[str]) -> list[Part]:
+    first = next(place for place, line in enumerate(lines) if own.search(line.text))
     text = lines[first].text
-    prefix = _MODULE.sub("", text[: found.start()])
+    prefix = _prefix(text, own)
     if not prefix:
         return [Part("", lines)]
     words = _words(prefix)
     template = _template(words)
     prefixed = [(match, line) for line in lines if (match := template.match(line.text))]
-    followers = [line for line in lines[first + 1 :] if line.text.strip()][:3]
-    if not any(template.match(line.text) for line in followers):  # a logger that has one prefix for all of a message
+    others = [line for line in lines if not template.match(line.text)]
+    following = [line.text for line in lines[first + 1 :] if line.text.strip()][:3]
+    if not any(map(template.match, following)) or any(_prefix(line.text, own) == "" for line in others):
+        # a logger with one prefix for a whole message, or for some of the messages that make the report
         return [Part("", [_own(line, template.match(line.text)) for line in lines])]
-    framed = prefix.strip()[-1:] in tuple(_BARS) and text.rstrip()[-1:] in tuple(_BARS)
-    framed = framed and found[0].strip()[:1] not in tuple(_BARS)  # the bars of a table are its own
-    ranks = _ranks(words, own, prefixed)
-    return [
-        Part(rank, [_own(line, match, framed) for match, line in of_rank])
-        for rank, of_rank in sorted(ranks.items(), key=lambda item: _natural(item[0]))
+    without = [template.sub("", line, count=1) for line in following]
+    framed = bool(_BAR_AT_END.search(prefix)) and _framed(text[len(prefix) :], without)
+    ranks = [
+        Part(rank or prefix.strip(), [_own(line, match, framed) for match, line in of_rank])
+        for rank, of_rank in _ranks(words, own, prefixed).items()
     ]
+    return ranks + (_parts(others, own) if any(own.search(line.text) for line in others) else [])
+
+
+def _prefix(text: str, own: re.Pattern[str]) -> str | None:
+    """What is in front of the report's own text; None where that is not in the line."""
+    found = own.search(text)
+    return _MODULE.sub("", text[: found.start()]) if found else None
 
 
 _Prefixed = list[tuple[re.Match[str], Line]]
@@ -82,9 +94,17 @@ def _template(words: list[str]) -> re.Pattern[str]:
 
 def _own(line: Line, match: re.Match[str] | None, framed: bool = False) -> Line:
     text = line.text[match.end() :] if match else line.text
-    if framed and text.rstrip()[-1:] in tuple(_BARS):
-        text = text.rstrip()[:-1].rstrip()
-    return Line(line.number, text)
+    return Line(line.number, _BAR_AT_END.sub("", text) if framed else text)
+
+
+def _framed(text: str, following: list[str]) -> bool:
+    """Whether the bar at the end of a line is of a frame, rather than of the report's own table."""
+    if not _BAR_AT_END.search(text):
+        return False
+    if not _BAR.match(text.strip()):
+        return True
+    in_frame = _BAR_AT_END.sub("", text)
+    return bool(_BAR_AT_END.search(in_frame)) or any(len(_BAR.findall(line)) == 1 for line in following)
 
 
 def _ranks(words: list[str], own: re.Pattern[str], prefixed: _Prefixed) -> dict[str, _Prefixed]:

@@ -132,8 +132,9 @@ def _agree(source: Source, frame: pd.DataFrame) -> None:
         first, *others = claims.itertuples(index=False)
         for other in others:
             if abs(first.value - other.value) > first.precision + other.precision:
-                problem = f"'{module}' has {quantity} {first.text} in line {first.line} and {other.text} in {other.line}"
-                raise source.error(f"two reports, and {problem}: put every report into a file of its own")
+                told = f"{first.text} in line {first.line} and {other.text} in line {other.line}"
+                problem = f"two reports ('{module}' has {quantity} {told}): put every report into a file of its own"
+                raise source.error(problem)
 
 
 def _compared(

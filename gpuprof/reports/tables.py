@@ -9,7 +9,7 @@ from gpuprof.reports.printed_models import FVCORE_NOTE
 from gpuprof.reports.source import TOTAL, Source, short
 
 FVCORE_HEADER = r"\|\s*module\s*\|.*#flops"
-TORCH_HEADER = r"Module\s+FLOP\s+% Total\s*$"
+TORCH_HEADER = r"Module\s+FLOP\s+% Total\b"
 TORCHINFO_HEADER = r"Layer \(type[^A-Z]*\)\s"
 
 _FVCORE_COLUMNS = {
