@@ -76,7 +76,10 @@ def validate(report: pd.DataFrame | str | os.PathLike[str], run: Run) -> Validat
     figures = _Figures(run, tool, claims, places)
     rows = [_judged(claim, places, figures) for claim in claims.to_dict(orient="records")]
     lines = pd.DataFrame(rows, columns=LINE_COLUMNS)
-    return Validation(tool, lines, figures.missing(places), _sentences(tool, lines, figures))
+    sentences = _sentences(tool, lines, figures)
+    if ranks := claims.attrs.get("ranks"):
+        sentences += f" {ranks}."
+    return Validation(tool, lines, figures.missing(places), sentences)
 
 
 # verdicts
@@ -130,7 +133,8 @@ def _named(paths: list[str]) -> str:
 def _slack(claim: dict[str, Any], tool: str) -> float:
     """Half a unit of the last digit that the tool rounds to, also where it cut zeros off."""
     digits = re.search(r"\d+\.?(\d*)", claim["text"])
-    if tool not in _DECIMALS or claim["module"] == TOTAL or not digits:
+    chosen = claim["module"] == TOTAL and tool != "deepspeed"  # decimals of a total that the caller chooses
+    if tool not in _DECIMALS or chosen or not digits:
         return float(claim["precision"])
     kept = _SHARE_DECIMALS.get(tool, 0) if claim["quantity"].endswith("share") else _DECIMALS[tool]
     return float(claim["precision"]) * 10.0 ** min(0, len(digits.group(1)) - kept)

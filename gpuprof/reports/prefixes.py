@@ -7,6 +7,7 @@ line alike, whatever its numbers, is a prefix too: ``[rank0]: ``, a date with a 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from gpuprof.reports.source import Line
@@ -29,37 +30,53 @@ class Part(NamedTuple):
     lines: list[Line]
 
 
-def parts(lines: list[Line], begins: str) -> list[Part]:
-    """The report without what is in front of its lines, once for every rank that printed one, the lowest first.
+def ways(lines: list[Line], begins: str) -> Iterator[list[Part]]:
+    """Ways to take off what is in front of a report's lines, the likeliest first: one of them can be read.
+
+    Each is a part for every rank that printed a report, the lowest first. At first all lines with the prefix are taken
+    for the report, then those of one rank alone, then those without it too, as a logger leaves them that puts a prefix
+    before a whole message.
 
     Args:
         lines: of a file.
         begins: pattern of how the report's own text begins, which is in one of the lines.
     """
-    return sorted(_parts(lines, re.compile(begins)), key=lambda part: _natural(part.rank))
+    own = re.compile(begins)
+    yield sorted(_parts(lines, own), key=lambda part: _natural(part.rank))
+    prefix = next(found for line in lines if (found := _prefix(line.text, own)) is not None)
+    words = _words(prefix)
+    template = _template(words)
+    prefixed = [(match, line) for line in lines if (match := template.match(line.text))]
+    for ranks in _by_word(words, own, prefixed):
+        if len(ranks) == 1:
+            yield [Part(rank, [_own(line, match) for match, line in found]) for rank, found in ranks.items()]
+    yield [_whole(lines, template)]
 
 
 def _parts(lines: list[Line], own: re.Pattern[str]) -> list[Part]:
     first = next(place for place, line in enumerate(lines) if own.search(line.text))
-    text = lines[first].text
-    prefix = _prefix(text, own)
+    prefix = _prefix(lines[first].text, own)
     if not prefix:
         return [Part("", lines)]
     words = _words(prefix)
     template = _template(words)
-    prefixed = [(match, line) for line in lines if (match := template.match(line.text))]
     others = [line for line in lines if not template.match(line.text)]
-    following = [line.text for line in lines[first + 1 :] if line.text.strip()][:3]
-    if not any(map(template.match, following)) or any(_prefix(line.text, own) == "" for line in others):
-        # a logger with one prefix for a whole message, or for some of the messages that make the report
-        return [Part("", [_own(line, template.match(line.text)) for line in lines])]
-    without = [template.sub("", line, count=1) for line in following]
-    framed = bool(_BAR_AT_END.search(prefix)) and _framed(text[len(prefix) :], without)
-    ranks = [
+    if any(_prefix(line.text, own) == "" for line in others):
+        return [_whole(lines, template)]
+    prefixed = [(match, line) for line in lines if (match := template.match(line.text))]
+    framed = bool(_BAR_AT_END.search(prefix)) and _framed(
+        [line.text[match.end() :] for match, line in prefixed if line.number >= lines[first].number]
+    )
+    several = (ranks for ranks in _by_word(words, own, prefixed) if len(ranks) > 1)
+    parts = [
         Part(rank or prefix.strip(), [_own(line, match, framed) for match, line in of_rank])
-        for rank, of_rank in _ranks(words, own, prefixed).items()
+        for rank, of_rank in next(several, {"": prefixed}).items()
     ]
-    return ranks + (_parts(others, own) if any(own.search(line.text) for line in others) else [])
+    return parts + (_parts(others, own) if any(own.search(line.text) for line in others) else [])
+
+
+def _whole(lines: list[Line], template: re.Pattern[str]) -> Part:
+    return Part("", [_own(line, template.match(line.text)) for line in lines])
 
 
 def _prefix(text: str, own: re.Pattern[str]) -> str | None:
@@ -89,7 +106,7 @@ def _template(words: list[str]) -> re.Pattern[str]:
             patterns.append(rf"\s{{0,{len(word)}}}")  # more of it is the indentation of the report
         else:
             patterns.append(r"\s*")  # numbers are padded to a width
-    return re.compile(("" if words[0].isspace() else r"\s*") + "".join(patterns))
+    return re.compile(("" if all(map(str.isspace, words)) else r"\s*") + "".join(patterns))
 
 
 def _own(line: Line, match: re.Match[str] | None, framed: bool = False) -> Line:
@@ -97,21 +114,22 @@ def _own(line: Line, match: re.Match[str] | None, framed: bool = False) -> Line:
     return Line(line.number, _BAR_AT_END.sub("", text) if framed else text)
 
 
-def _framed(text: str, following: list[str]) -> bool:
-    """Whether the bar at the end of a line is of a frame, rather than of the report's own table."""
-    if not _BAR_AT_END.search(text):
+def _framed(texts: list[str]) -> bool:
+    """Whether the bar at the end of the report's first line is of a frame, rather than of the report's own table."""
+    first, *following = texts
+    if not _BAR_AT_END.search(first):
         return False
-    if not _BAR.match(text.strip()):
+    if not _BAR.match(first.strip()):
         return True
-    in_frame = _BAR_AT_END.sub("", text)
-    return bool(_BAR_AT_END.search(in_frame)) or any(len(_BAR.findall(line)) == 1 for line in following)
+    in_frame = _BAR_AT_END.sub("", first)
+    return bool(_BAR_AT_END.search(in_frame)) or any(len(_BAR.findall(line)) == 1 for line in following[:3])
 
 
-def _ranks(words: list[str], own: re.Pattern[str], prefixed: _Prefixed) -> dict[str, _Prefixed]:
-    """Lines by rank.
+def _by_word(words: list[str], own: re.Pattern[str], prefixed: _Prefixed) -> Iterator[dict[str, _Prefixed]]:
+    """Lines by what each word of the prefix is in them, of words that may be ranks; those that print a report alone.
 
-    A word of the prefix tells ranks apart if there are several of it, and the text of each begins as the report does.
-    Numbers of a date, a time, an address or a version do not; nor do those of lines, which have one line each.
+    Such a word has more than one line, and the first of the report's own text in them begins as the report does.
+    Numbers of a date, a time, an address or a version are no ranks.
     """
     groups = [place for place, word in enumerate(words) if _varies(word)]
     for group, place in enumerate(groups, start=1):
@@ -122,9 +140,8 @@ def _ranks(words: list[str], own: re.Pattern[str], prefixed: _Prefixed) -> dict[
         for match, line in prefixed:
             ranks.setdefault(match[group], []).append((match, line))
         reports = {rank: lines for rank, lines in ranks.items() if any(own.search(line.text) for _, line in lines)}
-        if len(reports) > 1 and all(len(lines) > 1 and _begins(own, lines) for lines in reports.values()):
-            return reports
-    return {"": prefixed}
+        if len(ranks) > 1 and all(len(lines) > 1 and _begins(own, lines) for lines in reports.values()):
+            yield reports
 
 
 def _begins(own: re.Pattern[str], lines: _Prefixed) -> bool:

@@ -11,7 +11,7 @@ import pandas as pd
 from gpuprof.errors import GpuprofError
 from gpuprof.reports import layers, printed_models, tables, thop
 from gpuprof.reports.figures import MEASURED
-from gpuprof.reports.prefixes import Part, parts
+from gpuprof.reports.prefixes import Part, ways
 from gpuprof.reports.source import COLUMNS, TOTAL, Source, read_lines
 
 
@@ -68,7 +68,7 @@ def read_report(path: str | PathLike[str]) -> pd.DataFrame:
     Args:
         path: text as the tool printed it, with anything before and after it; one report a file. Prefixes in front of
             its lines, as of a logger, a rank or a quote, are taken off. Where several ranks printed one each, the
-            lowest is read, and a note says whether the others say the same.
+            lowest is read.
 
     Returns:
         One row per claimed figure: those of the whole run first, then the modules in the order of the report.
@@ -85,7 +85,8 @@ def read_report(path: str | PathLike[str]) -> pd.DataFrame:
             whole one of tools that cut digits off.
         text: as printed.
 
-        ``attrs`` has the tool, the path, and notes: what to know before these figures are compared, one line each.
+        ``attrs`` has the tool, the path, and notes: what to know before these figures are compared, one line each. Of a
+        file with the reports of several ranks also ranks: which one this is, and whether the others say the same.
 
     Raises:
         GpuprofError: no such file, not text, empty, from no known counter, from more than one, cut off or damaged; the
@@ -93,11 +94,13 @@ def read_report(path: str | PathLike[str]) -> pd.DataFrame:
     """
     lines = read_lines(path)
     kinds = _kinds(Source(path, lines))
-    first, *others = parts(lines, kinds[0].pattern)
-    frame = _read(path, first, kinds)
-    if others:
-        frame.attrs["notes"].append(_compared(path, first, frame, others, kinds))
-    return frame
+    errors = []
+    for ranks in ways(lines, kinds[0].pattern):
+        try:
+            return _read_ranks(path, ranks, kinds)
+        except GpuprofError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _kinds(source: Source) -> list[Kind]:
@@ -137,20 +140,29 @@ def _agree(source: Source, frame: pd.DataFrame) -> None:
                 raise source.error(problem)
 
 
-def _compared(
+def _read_ranks(path: str | PathLike[str], ranks: list[Part], kinds: list[Kind]) -> pd.DataFrame:
+    """The report of the first rank, and in words whether the others claim the same."""
+    first, *others = ranks
+    frame = _read(path, first, kinds)
+    if others:
+        same = f"{len(ranks)} ranks printed the same report: this is of '{first.rank}'"
+        frame.attrs["ranks"] = _difference(path, first, frame, others, kinds) or same
+    return frame
+
+
+def _difference(
     path: str | PathLike[str], first: Part, frame: pd.DataFrame, others: list[Part], kinds: list[Kind]
 ) -> str:
-    """Whether other ranks claim what the first does, in words."""
+    """What differs in the reports of other ranks; empty if nothing does."""
+    read = f"{len(others) + 1} ranks printed a report: this is of '{first.rank}'"
     claimed = _counted(frame)
     for other in others:
         try:
-            same = _counted(_read(path, other, kinds)) == claimed
+            if _counted(_read(path, other, kinds)) != claimed:
+                return f"{read}, and that of '{other.rank}' differs from it"
         except GpuprofError as error:
-            return f"{len(others) + 1} ranks printed a report: this is of '{first.rank}'; of '{other.rank}': {error}"
-        if not same:
-            differ = f"that of '{other.rank}' differs from it"
-            return f"{len(others) + 1} ranks printed a report: this is of '{first.rank}', and {differ}"
-    return f"{len(others) + 1} ranks printed the same report: this is of '{first.rank}'"
+            return f"{read}; of '{other.rank}': {error}"
+    return ""
 
 
 def _counted(frame: pd.DataFrame) -> list[tuple[str, str, float]]:

@@ -132,9 +132,9 @@ def read_torchinfo(source: Source) -> None:
     columns = sorted((name for name in _TORCHINFO_COLUMNS if name in title), key=title.index)
     if not columns:
         raise source.error(f"expected columns such as 'Param #', found {short(title)}", first)
-    ends = [place for place, line in source.numbered() if place > first + 1 and line.strip().startswith("====")]
-    if ends and all(re.match(r"\s*[\w.]+-\d+\s", line) for line in source.lines[first + 1 : ends[0] - 1]):
-        _torchinfo_totals(source, ends[0])
+    rules = [place for place, line in source.numbered() if place > first and line.strip().startswith("====")]
+    if len(rules) > 1 and re.match(r"\s*[\w.]+-\d+\s", source.lines[rules[0]]):
+        _torchinfo_totals(source, rules[1])
         source.notes.append("torchsummary's rows say in which order modules ran, not where they are: they are left out")
         return
     rows, last = _torchinfo_rows(source, first, title.index(columns[0]), columns)

@@ -79,16 +79,18 @@ def _labelled(source: Source) -> Iterator[_Total]:
 
 
 def _modules(source: Source, place: int, text: str) -> None:
-    waiting: list[tuple[str, Any]] = []
     try:
-        waiting.append(("", ast.literal_eval(text)))
-        while waiting:
-            above, below = waiting.pop()
-            for name, (macs, params, children) in below.items():
-                path = f"{above}.{name}" if above else str(name)
-                for quantity, value in (("macs", macs), ("params", params)):
-                    source.add(place, path, "", quantity, Claim(float(value), 0.5), str(value))
-                waiting.append((path, children))
+        modules = list(_walk("", ast.literal_eval(text)))
     except (ValueError, SyntaxError, TypeError, AttributeError, RecursionError, MemoryError):
         problem = f"expected {{'module': (MACs, parameters, {{...}}), ...}}, found {short(text)}"
         raise source.error(problem, place) from None
+    for path, macs, params in modules:
+        source.add(place, path, "", "macs", Claim(macs, 0.5), str(macs))
+        source.add(place, path, "", "params", Claim(params, 0.5), str(params))
+
+
+def _walk(above: str, below: Any) -> Iterator[tuple[str, float, float]]:
+    for name, (macs, params, children) in below.items():
+        path = f"{above}.{name}" if above else str(name)
+        yield path, float(macs), float(params)
+        yield from _walk(path, children)
