@@ -71,7 +71,7 @@ def readings(run: Run, tool: str) -> list[Sums]:
     """What the tool would print of the run, under each of the rules that its releases follow."""
     rows = list(zip(run.ops["module"], read_rows(run), strict=True))
     if tool == "torchinfo":
-        return [_sums(_torchinfo(run, rows))]
+        return [_sums(_torchinfo(run, rows)), _sums(_torchinfo(run, rows, predecessor=True))]
     return [_sums(_by_row(rows, rule)) for rule in _RULES.get(tool, ())]
 
 
@@ -278,8 +278,11 @@ def _affine(row: Row) -> bool:
     return len(row.inputs) == 5 or ("batch_norm" not in row.op and len(row.inputs) > 1)
 
 
-def _torchinfo(run: Run, rows: list[tuple[str, Row]]) -> Iterator[Part]:
-    """Parameters times the batch, in what has Conv in its name times the positions; nothing without parameters."""
+def _torchinfo(run: Run, rows: list[tuple[str, Row]], predecessor: bool = False) -> Iterator[Part]:
+    """Parameters times the batch, in what has Conv in its name times the positions; nothing without parameters.
+
+    Its predecessor torch-summary takes the weight alone, and one sample of the batch.
+    """
     parents = {path.rpartition(".")[0] for path in run.tree["module"] if path}
     forward: dict[str, list[Row]] = {}
     for module, row in rows:
@@ -294,13 +297,23 @@ def _torchinfo(run: Run, rows: list[tuple[str, Row]]) -> Iterator[Part]:
             yield Part(module, 0, 0, full, ATTENTION if attention else UNCOVERED)
             continue
         shape = ran[-1].results[0]
-        macs = int(params) * (elements((*shape[:1], *shape[2:])) if "Conv" in name else shape[0])
+        positions = elements(shape[2:]) if "Conv" in name else 1
+        macs = _weight(ran[-1]) * positions if predecessor else int(params) * shape[0] * positions
         cause = VECTOR if "Norm" in name else SEQUENCE
         if any(row.op == "aten::embedding" for row in ran):
             cause = EMBEDDING
         elif "Conv" in name:
             cause = PRODUCTS if any(row.kind == "convolution" for row in ran) else CONVOLUTION
         yield Part(module, macs, 2 * macs, full, cause)
+
+
+def _weight(row: Row) -> int:
+    """Elements of the weight that an operator takes."""
+    if row.op == "aten::embedding":
+        return elements(row.inputs[0])
+    if row.kind == "matmul":
+        return elements(row.inputs[-1])
+    return elements(row.inputs[1]) if len(row.inputs) > 1 else 0
 
 
 _RULES: dict[str, tuple[Rule, ...]] = {

@@ -3,12 +3,15 @@
 import csv
 import random
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
+from gpuprof.cli.validate import validate
 from gpuprof.errors import GpuprofError
 from gpuprof.reports import Claim, read_report
 from gpuprof.reports.figures import claim, figure, share
+from gpuprof.reports.reading import KINDS, PLAIN, TOOLS
 
 DATA = Path(__file__).parents[1] / "data/reports"
 LLAVA = "calflops_llava_onevision_qwen2_7b"
@@ -740,6 +743,14 @@ def test_unknown_kinds_are_told_what_is_known(refused):
     )
     assert "no line like 'Calculate Flops Results'" in message
     assert refused("Net(\n  (fc): Linear(in_features=3, out_features=4)\n)\n").startswith(": not a report")
+
+
+def test_the_command_names_the_tools_that_are_read():
+    described = get_type_hints(validate, include_extras=True)["report"].__metadata__[0].help
+
+    assert described == f"A report of {TOOLS}; a log that it is in will do."
+    named = set(TOOLS.lower().replace(",", "").split())
+    assert {"flopcountermode" if kind.tool == "torch-counter" else kind.tool for kind in (*KINDS, *PLAIN)} <= named
 
 
 def test_two_reports_in_one_file(refused):
