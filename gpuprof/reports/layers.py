@@ -9,7 +9,7 @@ from gpuprof.reports.figures import Claim, figure
 from gpuprof.reports.source import TOTAL, Source, short
 from gpuprof.reports.tables import header
 
-LIGHTNING_HEADER = r"(?:┃\s*)?\s*[|┃] Name\s*[|┃] Type\s*[|┃] Params\b"
+LIGHTNING_HEADER = r"(?:┃\s*|(?<!\s)\s*)[|┃] Name\s*[|┃] Type\s*[|┃] Params\b"
 TORCHTNT_HEADER = r"Name\s*\| Type\s*\| # Parameters\b"
 
 _LIGHTNING = {"Params": "params", "FLOPs": "flops"}

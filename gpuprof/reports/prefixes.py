@@ -13,7 +13,7 @@ from typing import NamedTuple
 from gpuprof.reports.source import Line
 
 _BAR = re.compile("[|│┃║]")
-_BAR_AT_END = re.compile(rf"\s*{_BAR.pattern}\s*$")
+_BAR_AT_END = re.compile(rf"(?<!\s)\s*{_BAR.pattern}\s*$")
 _MODULE = re.compile(r"\s*(?:\([^()]*\): )?(?:\d+ x )?[A-Za-z_][\w.]*\($")
 """A module that prints its figures behind its own name."""
 
@@ -43,31 +43,20 @@ def ways(lines: list[Line], begins: str) -> Iterator[list[Part]]:
     """
     own = re.compile(begins)
     yield sorted(_parts(lines, own), key=lambda part: _natural(part.rank))
-    prefix = next(found for line in lines if (found := _prefix(line.text, own)) is not None)
-    words = _words(prefix)
-    template = _template(words)
-    prefixed = [(match, line) for line in lines if (match := template.match(line.text))]
-    for ranks in _by_word(words, own, prefixed):
+    prefix, template, prefixed = _prefixed(lines, own)
+    for ranks in _by_word(prefix, own, prefixed):
         if len(ranks) == 1:
             yield [Part(rank, [_own(line, match) for match, line in found]) for rank, found in ranks.items()]
     yield [_whole(lines, template)]
 
 
 def _parts(lines: list[Line], own: re.Pattern[str]) -> list[Part]:
-    first = next(place for place, line in enumerate(lines) if own.search(line.text))
-    prefix = _prefix(lines[first].text, own)
-    if not prefix:
-        return [Part("", lines)]
-    words = _words(prefix)
-    template = _template(words)
+    prefix, template, prefixed = _prefixed(lines, own)
     others = [line for line in lines if not template.match(line.text)]
-    if any(_prefix(line.text, own) == "" for line in others):
+    if not prefix or any(_prefix(line.text, own) == "" for line in others):
         return [_whole(lines, template)]
-    prefixed = [(match, line) for line in lines if (match := template.match(line.text))]
-    framed = bool(_BAR_AT_END.search(prefix)) and _framed(
-        [line.text[match.end() :] for match, line in prefixed if line.number >= lines[first].number]
-    )
-    several = (ranks for ranks in _by_word(words, own, prefixed) if len(ranks) > 1)
+    several = (ranks for ranks in _by_word(prefix, own, prefixed) if len(ranks) > 1)
+    framed = _framed(prefix, own, prefixed)
     parts = [
         Part(rank or prefix.strip(), [_own(line, match, framed) for match, line in of_rank])
         for rank, of_rank in next(several, {"": prefixed}).items()
@@ -79,13 +68,20 @@ def _whole(lines: list[Line], template: re.Pattern[str]) -> Part:
     return Part("", [_own(line, template.match(line.text)) for line in lines])
 
 
+_Prefixed = list[tuple[re.Match[str], Line]]
+
+
+def _prefixed(lines: list[Line], own: re.Pattern[str]) -> tuple[str, re.Pattern[str], _Prefixed]:
+    """The prefix of the report's first line, what begins a line alike, and the lines that it begins."""
+    prefix = next(found for line in lines if (found := _prefix(line.text, own)) is not None)
+    template = _template(_words(prefix))
+    return prefix, template, [(match, line) for line in lines if (match := template.match(line.text))]
+
+
 def _prefix(text: str, own: re.Pattern[str]) -> str | None:
     """What is in front of the report's own text; None where that is not in the line."""
     found = own.search(text)
     return _MODULE.sub("", text[: found.start()]) if found else None
-
-
-_Prefixed = list[tuple[re.Match[str], Line]]
 
 
 def _words(prefix: str) -> list[str]:
@@ -106,7 +102,7 @@ def _template(words: list[str]) -> re.Pattern[str]:
             patterns.append(rf"\s{{0,{len(word)}}}")  # more of it is the indentation of the report
         else:
             patterns.append(r"\s*")  # numbers are padded to a width
-    return re.compile(("" if all(map(str.isspace, words)) else r"\s*") + "".join(patterns))
+    return re.compile((r"\s*" if "".join(words).strip() else "") + "".join(patterns))
 
 
 def _own(line: Line, match: re.Match[str] | None, framed: bool = False) -> Line:
@@ -114,23 +110,26 @@ def _own(line: Line, match: re.Match[str] | None, framed: bool = False) -> Line:
     return Line(line.number, _BAR_AT_END.sub("", text) if framed else text)
 
 
-def _framed(texts: list[str]) -> bool:
+def _framed(prefix: str, own: re.Pattern[str], prefixed: _Prefixed) -> bool:
     """Whether the bar at the end of the report's first line is of a frame, rather than of the report's own table."""
-    first, *following = texts
-    if not _BAR_AT_END.search(first):
+    texts = [line.text[match.end() :] for match, line in prefixed]
+    first = next(place for place, text in enumerate(texts) if own.search(text))
+    if not _BAR_AT_END.search(prefix) or not _BAR_AT_END.search(texts[first]):
         return False
-    if not _BAR.match(first.strip()):
+    if not _BAR.match(texts[first].strip()):
         return True
-    in_frame = _BAR_AT_END.sub("", first)
-    return bool(_BAR_AT_END.search(in_frame)) or any(len(_BAR.findall(line)) == 1 for line in following[:3])
+    in_frame = _BAR_AT_END.sub("", texts[first])
+    following = texts[first + 1 : first + 4]
+    return bool(_BAR_AT_END.search(in_frame)) or any(len(_BAR.findall(text)) == 1 for text in following)
 
 
-def _by_word(words: list[str], own: re.Pattern[str], prefixed: _Prefixed) -> Iterator[dict[str, _Prefixed]]:
+def _by_word(prefix: str, own: re.Pattern[str], prefixed: _Prefixed) -> Iterator[dict[str, _Prefixed]]:
     """Lines by what each word of the prefix is in them, of words that may be ranks; those that print a report alone.
 
     Such a word has more than one line, and the first of the report's own text in them begins as the report does.
     Numbers of a date, a time, an address or a version are no ranks.
     """
+    words = _words(prefix)
     groups = [place for place, word in enumerate(words) if _varies(word)]
     for group, place in enumerate(groups, start=1):
         near = ((place - 1, place - 2), (place + 1, place + 2))

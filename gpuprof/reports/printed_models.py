@@ -67,18 +67,21 @@ MMCV_TOTALS: Totals = (
     ("Params", "params", ""),
 )
 
+_INDENT = r"(?<!\s)\s*"
 _START = r"(?<![\w.,])(?<!Params, )(?<!MACs, )(?<!FLOPs, )"
 """The first figure of a line begins here, not a later one of which those before are damaged."""
 _FIGURE = rf"{_START}{NUMBER}\s*{PREFIX}[A-Za-z]*(?: = |, ){NUMBER}%"
 CALFLOPS_BEGINS = (
-    r"-* ?Calculate Flops Results|(?:Total Training Params|fwd(?:\+bwd)? (?:MACs|FLOPs)):"
-    rf"|\s*{_FIGURE}.*FLOPS(?: =|,) {NUMBER}% FLOPs\b"
+    r"(?<!-)-* ?Calculate Flops Results|(?:Total Training Params|fwd(?:\+bwd)? (?:MACs|FLOPs)):"
+    rf"|{_INDENT}{_FIGURE}.*FLOPS(?: =|,) {NUMBER}% FLOPs\b"
 )
-DEEPSPEED_BEGINS = rf"-* ?DeepSpeed Flops Profiler|fwd (?:MACs|flops) per GPU|\s*{_FIGURE}.*% (?:latency|time)\b"
-PTFLOPS_BEGINS = rf"Computational complexity:\s+\d|\s*(?:{_FIGURE}.*|{_START}){NUMBER} [KMG]?Mac, \d"
-MMCV_BEGINS = rf"\s*{_FIGURE}.*FLOPs, {NUMBER}% FLOPs\b"
+DEEPSPEED_BEGINS = (
+    rf"(?<!-)-* ?DeepSpeed Flops Profiler|fwd (?:MACs|flops) per GPU|{_INDENT}{_FIGURE}.*% (?:latency|time)\b"
+)
+PTFLOPS_BEGINS = rf"Computational complexity:\s+\d|{_INDENT}(?:{_FIGURE}.*|{_START}){NUMBER} [KMG]?Mac, \d"
+MMCV_BEGINS = rf"{_INDENT}{_FIGURE}.*FLOPs, {NUMBER}% FLOPs\b"
 MMCV_SUMMARY = rf"Flops:\s+{NUMBER}\s*[KMGT]?(?:FLOPs)?\s*$"
-FVCORE_BEGINS = r"\s*#params: \S+, #flops: "
+FVCORE_BEGINS = rf"{_INDENT}#params: \S+, #flops: "
 
 _CUT_ZEROS = "trailing zeros are not printed (7.9 for 7.90): a precision may be coarser than the tool's own rounding"
 

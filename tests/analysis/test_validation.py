@@ -240,7 +240,8 @@ def test_the_total_of_deepspeed_consists_of_multiplications_and_what_is_done_ele
 def test_what_a_total_of_deepspeed_is_made_of_is_in_the_sentence(runs):
     assert validate(REPORTS / "deepspeed_gated.txt", runs("gated")).sentences.startswith(
         "deepspeed claims 5.300 MFLOPs for the forward, where 5.189 MFLOPs are counted (full square: 5.259 MFLOPs): "
-        "they are 5.259 M of multiplications and 24.58 K of elementwise silu and 15.36 K of elementwise native_layer_norm."
+        "they are 5.259 M of multiplications and 24.58 K of elementwise silu and 15.36 K of elementwise "
+        "native_layer_norm."
     )
 
 
