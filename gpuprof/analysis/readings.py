@@ -10,6 +10,7 @@ from gpuprof.analysis.counted import read_rows
 from gpuprof.paths import ancestors
 from gpuprof.record import Run
 from gpuprof.theory import CONVENTIONS
+from gpuprof.theory.calflops import count_today
 from gpuprof.theory.rows import Row, elements
 
 TOTAL = "(total)"
@@ -27,6 +28,9 @@ SEQUENCE = "linear layers without the sequence length"
 CONVOLUTION = "Conv1D taken for a convolution"
 GROUPS = "weight gradient of grouped convolutions counted per group"
 RECOMPUTE = "recompute counted as backward"
+ELEMENTWISE = "elementwise "
+BIAS = "bias of "
+"""How causes begin that name one operator."""
 
 
 class Part(NamedTuple):
@@ -67,7 +71,7 @@ def readings(run: Run, tool: str) -> list[Sums]:
     """What the tool would print of the run, under each of the rules that its releases follow."""
     rows = list(zip(run.ops["module"], read_rows(run), strict=True))
     if tool == "torchinfo":
-        return [_sums(_torchinfo(run, rows))]
+        return [_sums(_torchinfo(run, rows)), _sums(_torchinfo(run, rows, predecessor=True))]
     return [_sums(_by_row(rows, rule)) for rule in _RULES.get(tool, ())]
 
 
@@ -97,10 +101,11 @@ def _by_row(rows: list[tuple[str, Row]], rule: Rule) -> Iterator[Part]:
             yield Part(TOTAL, macs, 2 * macs, 0, cause)
 
 
-def _convention(name: str) -> Rule:
+def _convention(name: str, forward_only: bool = False) -> Rule:
     of_row = CONVENTIONS[name].rule
     assert of_row is not None
-    phases = ("forward", "backward", "recompute") if CONVENTIONS[name].recompute_in_backward else ("forward",)
+    recompute = CONVENTIONS[name].recompute_in_backward and not forward_only
+    phases = ("forward", "backward", "recompute") if recompute else ("forward",)
 
     def rule(row: Row) -> tuple[int, int, str] | None:
         if row.phase not in phases:
@@ -126,6 +131,40 @@ def _cause(row: Row, flops: int) -> str:
     return BROADCAST if elementwise and flops > widest * row.calls else VECTOR
 
 
+def _deepspeed(row: Row) -> tuple[int, int, str] | None:
+    """Multiplications and fused attention over the whole square; in FLOPs also what its patched functions cost.
+
+    calflops grew out of it and sees the same functions, but for attention and ``bmm``.
+    """
+    if row.phase != "forward":
+        return None
+    macs, added = (row.full or 0) // 2, _beside(row)
+    return macs, (row.full or 0) + added, (BIAS if macs else ELEMENTWISE) + row.op.removeprefix("aten::").strip("_")
+
+
+def _deepspeed_03(row: Row) -> tuple[int, int, str] | None:
+    """Of 0.3: the same, where all that is not a multiplication is a MAC too, and FLOPs are twice the MACs."""
+    made = _deepspeed(row)
+    if made is None:
+        return None
+    macs = made[0] + _beside(row)
+    return macs, 2 * macs, made[2]
+
+
+def _beside(row: Row) -> int:
+    """What DeepSpeed and calflops count in a row beside its multiplications."""
+    count = count_today(row)
+    return (count.flops or 0) - 2 * (count.macs or 0)
+
+
+def _torchtnt(row: Row) -> tuple[int, int, str] | None:
+    """MACs of matrix products and convolutions, none of fused attention."""
+    if row.phase != "forward":
+        return None
+    full = 0 if row.kind == "attention" else row.full or 0
+    return full // 2, full, ATTENTION
+
+
 def _fvcore(row: Row) -> tuple[int, int, str] | None:
     """MACs, and a few operations per element of norms and pooling in the same sum."""
     if row.phase != "forward":
@@ -145,11 +184,23 @@ def _fvcore(row: Row) -> tuple[int, int, str] | None:
     return operations, 2 * operations, VECTOR
 
 
-_COVERED = re.compile(
-    r"Linear|Conv(Transpose)?[123]d|(Batch|Instance)Norm[123]d|(Layer|Group)Norm|(P|Leaky|)ReLU6?|R?ELU|GELU|SiLU"
-    r"|(Adaptive)?(Max|Avg)Pool[123]d|Upsample|RNN|GRU|LSTM|(RNN|GRU|LSTM)Cell|MultiheadAttention"
-)
-"""Module types that ptflops knows."""
+_POOLS = "(Adaptive)?(Max|Avg)Pool[123]d|Upsample"
+_RECURRENT = "RNN|GRU|LSTM|(RNN|GRU|LSTM)Cell"
+_COVERED = {
+    "ptflops": re.compile(
+        r"Linear|Conv(Transpose)?[123]d|(Batch|Instance)Norm[123]d|(Layer|Group)Norm|(P|Leaky|)ReLU6?|R?ELU|GELU|SiLU"
+        rf"|{_POOLS}|{_RECURRENT}|MultiheadAttention"
+    ),
+    "mmcv": re.compile(
+        r"Linear|Conv(Transpose)?[123]d|(Batch|Instance)Norm[123]d|(Layer|Group)Norm|(P|Leaky|)ReLU6?|ELU"
+        rf"|{_POOLS}"
+    ),
+    "thop": re.compile(
+        r"Linear|Conv(Transpose)?[123]d|(Batch|Instance)Norm[123]d|SyncBatchNorm|LayerNorm|(P|Leaky|)ReLU6?|Softmax"
+        rf"|{_POOLS}|Upsampling(Bilinear|Nearest)2d|{_RECURRENT}"
+    ),
+}
+"""Module types that a tool knows, where it knows only some."""
 
 _PER_INPUT = re.compile(
     r"aten::(relu|leaky_relu|elu|gelu|silu|(max|avg)_pool[123]d(_with_indices)?|_adaptive_avg_pool[23]d|mean)_?"
@@ -160,7 +211,7 @@ def _ptflops(row: Row) -> tuple[int, int, str] | None:
     """What a module that ptflops knows gets from its hook; nothing of other modules."""
     if row.phase != "forward" or not row.inputs:
         return None
-    if not _COVERED.fullmatch(row.module_class):
+    if not _COVERED["ptflops"].fullmatch(row.module_class):
         return 0, 0, ATTENTION if row.kind == "attention" else UNCOVERED
     macs, cause = (row.full or 0) // 2, VECTOR
     if row.op == "aten::addmm":
@@ -174,16 +225,64 @@ def _ptflops(row: Row) -> tuple[int, int, str] | None:
     return macs, 2 * macs, cause
 
 
+def _ptflops_06(row: Row) -> tuple[int, int, str] | None:
+    """Of 0.6: the modules, and nothing of functional operators in the total."""
+    return _ptflops(row)
+
+
 def _ptflops_functional(row: Row) -> tuple[int, str]:
     """What is in ptflops' total and in no module: multiplications elsewhere, activations and pooling once more."""
-    covered = _COVERED.fullmatch(row.module_class)
+    covered = _COVERED["ptflops"].fullmatch(row.module_class)
     if not covered:
         return ((row.full or 0) // 2 if row.kind == "matmul" else 0), UNCOVERED
     return (elements(row.inputs[0]) * row.calls if row.inputs and _PER_INPUT.fullmatch(row.op) else 0), AGAIN
 
 
-def _torchinfo(run: Run, rows: list[tuple[str, Row]]) -> Iterator[Part]:
-    """Parameters times the batch, in what has Conv in its name times the positions; nothing without parameters."""
+_NORMS = re.compile(r"aten::(native_layer_norm|native_group_norm|\w*batch_norm\w*)")
+
+
+def _mmcv(row: Row) -> tuple[int, int, str] | None:
+    """What mmcv's hooks give the modules it knows: biases of convolutions, norms, activations and pooling with it."""
+    if row.phase != "forward" or not row.inputs:
+        return None
+    if not _COVERED["mmcv"].fullmatch(row.module_class):
+        return 0, 0, ATTENTION if row.kind == "attention" else UNCOVERED
+    macs = (row.full or 0) // 2
+    if row.op == "aten::convolution" and len(row.inputs) > 2:
+        macs += elements(row.results[0]) * row.calls
+    elif _NORMS.fullmatch(row.op):
+        macs = elements(row.inputs[0]) * row.calls * (2 if _affine(row) else 1)
+    elif _PER_INPUT.fullmatch(row.op):
+        macs = elements(row.inputs[0]) * row.calls
+    return macs, 2 * macs, VECTOR
+
+
+def _thop(row: Row) -> tuple[int, int, str] | None:
+    """What thop's hooks give the modules it knows: two or four operations per element of a norm, and averages."""
+    if row.phase != "forward" or not row.inputs:
+        return None
+    if not _COVERED["thop"].fullmatch(row.module_class):
+        return 0, 0, ATTENTION if row.kind == "attention" else UNCOVERED
+    macs = (row.full or 0) // 2
+    if _NORMS.fullmatch(row.op):
+        macs = elements(row.inputs[0]) * row.calls * (4 if _affine(row) else 2)
+    elif row.module_class.startswith("AdaptiveAvgPool"):
+        macs = (elements(row.inputs[0]) + elements(row.results[0])) * row.calls
+    elif row.module_class.startswith("AvgPool"):
+        macs = elements(row.results[0]) * row.calls
+    return macs, 2 * macs, VECTOR
+
+
+def _affine(row: Row) -> bool:
+    """Whether a norm has a weight: it follows the input, before running mean and variance."""
+    return len(row.inputs) == 5 or ("batch_norm" not in row.op and len(row.inputs) > 1)
+
+
+def _torchinfo(run: Run, rows: list[tuple[str, Row]], predecessor: bool = False) -> Iterator[Part]:
+    """Parameters times the batch, in what has Conv in its name times the positions; nothing without parameters.
+
+    Its predecessor torch-summary takes the weight alone, and one sample of the batch.
+    """
     parents = {path.rpartition(".")[0] for path in run.tree["module"] if path}
     forward: dict[str, list[Row]] = {}
     for module, row in rows:
@@ -198,7 +297,8 @@ def _torchinfo(run: Run, rows: list[tuple[str, Row]]) -> Iterator[Part]:
             yield Part(module, 0, 0, full, ATTENTION if attention else UNCOVERED)
             continue
         shape = ran[-1].results[0]
-        macs = int(params) * (elements((*shape[:1], *shape[2:])) if "Conv" in name else shape[0])
+        positions = elements(shape[2:]) if "Conv" in name else 1
+        macs = _weight(ran[-1]) * positions if predecessor else int(params) * shape[0] * positions
         cause = VECTOR if "Norm" in name else SEQUENCE
         if any(row.op == "aten::embedding" for row in ran):
             cause = EMBEDDING
@@ -207,20 +307,36 @@ def _torchinfo(run: Run, rows: list[tuple[str, Row]]) -> Iterator[Part]:
         yield Part(module, macs, 2 * macs, full, cause)
 
 
+def _weight(row: Row) -> int:
+    """Elements of the weight that an operator takes."""
+    if row.op == "aten::embedding":
+        return elements(row.inputs[0])
+    if row.kind == "matmul":
+        return elements(row.inputs[-1])
+    return elements(row.inputs[1]) if len(row.inputs) > 1 else 0
+
+
 _RULES: dict[str, tuple[Rule, ...]] = {
     "calflops": (_convention("calflops"), _convention("calflops-0.3")),
     "torch-counter": (_convention("torch-counter"),),
     "fvcore": (_fvcore,),
-    "ptflops": (_ptflops,),
+    "ptflops": (_ptflops, _ptflops_06, _mmcv),  # mmcv's counter is that of ptflops before 0.6
+    "deepspeed": (_deepspeed, _deepspeed_03),
+    "mmcv": (_mmcv,),
+    "thop": (_thop,),
+    "torchtnt": (_torchtnt,),
+    "lightning": (_convention("torch-counter", forward_only=True),),
 }
 
 
-def covered_params(run: Run) -> dict[str, int]:
-    """Parameters by module of only the types that ptflops knows."""
+def covered_params(run: Run, tool: str) -> dict[str, int] | None:
+    """Parameters by module of only the types that the tool knows; None if it knows all."""
+    if tool not in _COVERED:
+        return None
     leaves = (
         (path, {"params": int(params)})
         for path, name, params in run.tree[["module", "class", "params"]].itertuples(index=False, name=None)
-        if _COVERED.fullmatch(name)
+        if _COVERED[tool].fullmatch(name)
     )
     return {path: entry["params"] for path, entry in add_up(leaves).items()}
 

@@ -33,10 +33,11 @@ LINE_COLUMNS = [
 _COUNTS = ("causal", "full", "profiler", "executed")
 """Those of figures that were counted: exact integers but for ratios, and None where there is none."""
 
-_SHARE_DECIMALS = {"calflops": 4, "deepspeed": 2}
-"""Decimals of a percentage in tools that cut zeros off; their other figures of modules have two."""
+_DECIMALS = {"calflops": 2, "deepspeed": 2, "ptflops": 2, "mmcv": 3}
+"""Decimals of a module's figures in tools that cut zeros off."""
 
-_CUTS_ZEROS = ("calflops", "deepspeed", "ptflops")
+_SHARE_DECIMALS = {"calflops": 4, "deepspeed": 2}
+"""Decimals of its percentages, where they are cut too."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,10 @@ def validate(report: pd.DataFrame | str | os.PathLike[str], run: Run) -> Validat
     columns = {name: [row[name] for row in rows] for name in LINE_COLUMNS}
     columns |= {name: pd.Series(columns[name], dtype="object") for name in _COUNTS}
     lines = pd.DataFrame(columns)
-    return Validation(tool, lines, figures.missing(places), _sentences(tool, lines, figures))
+    sentences = _sentences(tool, lines, figures)
+    if ranks := claims.attrs.get("ranks"):
+        sentences += f" {ranks}."
+    return Validation(tool, lines, figures.missing(places), sentences)
 
 
 # verdicts
@@ -91,6 +95,7 @@ _COUNTED = {"macs": 0.5, "flops": 1.0, "macs_forward": 0.5, "flops_forward": 1.0
 _SHARES = {
     "params_share": "params", "params_own_share": "params_own", "macs_share": "macs", "flops_share": "flops",
 }  # fmt: skip
+_BACKWARD = {"macs_backward": 0.5}
 _WITH_BACKWARD = {"macs_forward_backward": 0.5, "flops_forward_backward": 1.0}
 _PARAMS = ("params", "params_own", "params_trainable", "params_frozen", "params_of_model")
 
@@ -114,7 +119,11 @@ def _judged(claim: dict[str, Any], places: dict[str, list[str]], figures: _Figur
         options = figures.params_options(paths, quantity)
         return row | {"causal": options[0][1], "full": options[0][1]} | _verdict(claimed, slack, options)
     if quantity in _COUNTED:
-        return row | _judge_count(claimed, slack, paths, _COUNTED[quantity], figures)
+        return row | _judge_count(claimed, slack, paths, _COUNTED[quantity], figures, figures.phases)
+    if quantity in _BACKWARD:
+        if not figures.count([TOTAL], "full", ("backward",)):
+            return row | {"verdict": "not checked", "cause": "no backward ran in this workload"}
+        return row | _judge_count(claimed, slack, paths, _BACKWARD[quantity], figures, ("backward",))
     if quantity in _SHARES:
         return row | _verdict(claimed, slack, _share_options(paths, _SHARES[quantity], figures))
     if quantity in _WITH_BACKWARD:
@@ -131,9 +140,10 @@ def _named(paths: list[str]) -> str:
 def _slack(claim: dict[str, Any], tool: str) -> float:
     """Half a unit of the last digit that the tool rounds to, also where it cut zeros off."""
     digits = re.search(r"\d+\.?(\d*)", claim["text"])
-    if tool not in _CUTS_ZEROS or claim["module"] == TOTAL or not digits:
+    chosen = claim["module"] == TOTAL and tool != "deepspeed"  # decimals of a total that the caller chooses
+    if tool not in _DECIMALS or chosen or not digits:
         return float(claim["precision"])
-    kept = _SHARE_DECIMALS.get(tool, 0) if claim["quantity"].endswith("share") else 2
+    kept = _SHARE_DECIMALS.get(tool, 0) if claim["quantity"].endswith("share") else _DECIMALS[tool]
     return float(claim["precision"]) * 10.0 ** min(0, len(digits.group(1)) - kept)
 
 
@@ -148,11 +158,13 @@ def _verdict(claimed: float, slack: float, options: Iterable[Option]) -> dict[st
     return {"error_percent": error, "verdict": "unexplained"}
 
 
-def _judge_count(claimed: float, slack: float, paths: list[str], factor: float, figures: _Figures) -> dict[str, Any]:
-    """MACs or FLOPs of a forward; of FlopCounterMode also of the backward, if one ran."""
-    phases = ("forward", "backward") if figures.tool == "torch-counter" else ("forward",)
+def _judge_count(
+    claimed: float, slack: float, paths: list[str], factor: float, figures: _Figures, phases: tuple[str, ...]
+) -> dict[str, Any]:
+    """MACs or FLOPs of the phases."""
+    profiler = figures.run.done("trace") and "forward" in phases
     causal, full = (figures.count(paths, kind, phases) * Fraction(factor) for kind in ("causal", "full"))
-    estimated = figures.of(paths, figures.ours, "profiler") if figures.run.done("trace") else None
+    estimated = figures.of(paths, figures.ours, "profiler") if profiler else None
     row: dict[str, Any] = {
         "causal": int(causal), "full": int(full),
         "profiler": None if estimated is None else int(estimated * Fraction(factor)),
@@ -168,7 +180,8 @@ def _causes(
     """What a claim could be, the likeliest first: the tool's own rules, then what any tool may do."""
     quantity, unit = ("macs", "MACs") if factor == 0.5 else ("flops", "FLOPs")
     causal, full, fused = (figures.count(paths, kind, phases) for kind in ("causal", "full", "attention"))
-    for sums in figures.by_rule:
+    forward = "forward" in phases
+    for sums in figures.by_rule if forward else ():
         if words := figures.words(paths, sums, quantity, full != causal):
             yield words, figures.of(paths, sums, quantity)
     without = f"{readings.ATTENTION} ({_signed(-fused * factor, unit)})"
@@ -178,7 +191,7 @@ def _causes(
     for cause, value in options:
         yield cause, value * factor
     for cause, sums in (("output layer at every position", figures.heads), (readings.EMBEDDING, figures.tables)):
-        if change := figures.of(paths, sums, "flops"):
+        if change := figures.of(paths, sums, "flops") if forward else 0:
             for attention, value in options:
                 words = f"{cause} ({_signed(change * factor, unit)})"
                 yield words + (f", {attention}" if fused else ""), (value + change) * factor
@@ -199,7 +212,7 @@ def _share_options(paths: list[str], of: str, figures: _Figures) -> Iterator[Opt
                     words = (cause, of_whole and f"share of a total with {of_whole}")
                     yield ", ".join(filter(None, words)), part / whole
         return
-    phases = ("forward", "backward") if figures.tool == "torch-counter" else ("forward",)
+    phases = figures.phases
     for cause, kind in (("", figures.kind), ("share of the full square", "full")):
         whole = figures.count([TOTAL], kind, phases)
         yield cause, figures.count(paths, kind, phases) / whole if whole else 0.0
@@ -261,6 +274,9 @@ def _sentences(tool: str, lines: pd.DataFrame, figures: _Figures) -> str:
     return f"{first}: {made or row['cause']}. {second}"
 
 
+_ADDED = (readings.BROADCAST, readings.VECTOR, readings.ELEMENTWISE, readings.BIAS)
+
+
 def _made_of(row: pd.Series, figures: _Figures) -> str:
     """What a claimed total of FLOPs consists of by the tool's own rules, and what it lacks; empty without rules."""
     for sums in figures.by_rule:
@@ -268,7 +284,7 @@ def _made_of(row: pd.Series, figures: _Figures) -> str:
         if abs(row["claimed"] - figures.of([TOTAL], sums, "flops")) > 0.001 * row["claimed"]:
             continue
         lacking = -parts.pop(readings.ATTENTION, 0)
-        added = {cause: parts.pop(cause) for cause in (readings.BROADCAST, readings.VECTOR) if cause in parts}
+        added = {cause: parts.pop(cause) for cause in list(parts) if cause.startswith(_ADDED)}
         words = [f"{units.si(int(row['full']) - lacking + sum(parts.values()))} of multiplications"]
         words += [f"{units.si(flops)} of {cause}" for cause, flops in added.items()]
         made = f"they are {' and '.join(words)}"
@@ -294,7 +310,7 @@ class _Figures:
         self.ours = readings.own_counts(run)
         self.by_rule = readings.readings(run, tool)
         self.heads, self.tables = readings.lookups(run)
-        self.covered = readings.covered_params(run)
+        self.covered = readings.covered_params(run, tool)
         meant = Counter(path for paths in places.values() for path in paths)
         self.meant_twice = {path for path, times in meant.items() if times > 1}
         factors = claims.loc[claims["quantity"] == "backward_factor", "value"]
@@ -310,6 +326,11 @@ class _Figures:
     def _by_path(self, column: str) -> dict[str, int]:
         values = dict(zip(self.run.tree["module"], (int(value) for value in self.run.tree[column]), strict=True))
         return values | {TOTAL: values.get("", 0)}
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """What the tool's figures are of: a forward; of FlopCounterMode also of the backward, if one ran."""
+        return ("forward", "backward") if self.tool == "torch-counter" else ("forward",)
 
     def of(self, paths: list[str], table: readings.Sums, name: str) -> int:
         """Sum over modules, which do not contain each other."""
@@ -359,7 +380,7 @@ class _Figures:
             options.append(("0: the profiler ran outside the DeepSpeed engine", 0))
         if trainable != params:
             options.append(("trainable parameters only", trainable))
-        if self.tool == "ptflops":
+        if self.covered is not None:
             options.append((readings.UNCOVERED, sum(self.covered.get(path, 0) for path in paths)))
         if twice:
             options += [("tied parameters counted twice", options[0][1] + twice)]

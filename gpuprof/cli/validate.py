@@ -27,7 +27,8 @@ def validate(
         Path,
         typer.Argument(
             metavar="REPORT",
-            help="A report of calflops, DeepSpeed, ptflops, fvcore, FlopCounterMode or torchinfo.",
+            help="A report of calflops, DeepSpeed, ptflops, mmcv, fvcore or mmengine, FlopCounterMode, torchinfo or "
+            "torch-summary, Lightning, torchtnt or thop; a log that it is in will do.",
             show_default=False,
             callback=o.readable("report "),
         ),

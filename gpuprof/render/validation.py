@@ -38,7 +38,14 @@ def render_validation(validation: Validation, format: str = "tree", view: View |
 
 def folded(lines: pd.DataFrame) -> pd.DataFrame:
     """One row per line of the report and quantity: layers that the report folds are one line there."""
-    return lines.drop_duplicates(["line", "quantity", "verdict", "cause"])
+    columns = ["line", "quantity", "verdict", "cause"]
+    return lines[~lines[columns].assign(apart=_apart(lines)).duplicated()]
+
+
+def _apart(lines: pd.DataFrame) -> pd.Series:
+    """The module where a line of the report holds several with figures of their own, as all of thop's do."""
+    texts = lines.groupby(["line", "quantity"])["text"].transform("nunique")
+    return lines["module"].where(texts.groupby(lines["line"]).transform("max") > 1, "")
 
 
 def _tree(validation: Validation, view: View) -> str:
@@ -50,7 +57,8 @@ def _tree(validation: Validation, view: View) -> str:
         grid.add_column(name, justify="right", no_wrap=True)
     grid.add_column("verdict", overflow="fold")
     lines = validation.lines
-    for _, group in lines[lines["module"] != "(total)"].groupby("line", sort=False):
+    modules = lines[lines["module"] != "(total)"]
+    for _, group in modules.groupby([modules["line"], _apart(modules)], sort=False):
         one = group.drop_duplicates("quantity").set_index("quantity")
         main = next((one.loc[name] for name in _TREE_QUANTITIES if name in one.index), one.iloc[0])
         worst = next(name for name in _WORST if (group["verdict"] == name).any())

@@ -11,6 +11,9 @@ PREFIX = "[KkMGBTPEmu]?"
 
 _EXPONENTS = {"": 0, "K": 3, "k": 3, "M": 6, "G": 9, "B": 9, "T": 12, "P": 15, "E": 18, "m": -3, "u": -6}
 
+MEASURED = ("latency", "flops_per_s", "samples_per_s")
+"""How quantities begin that are measured anew in every run."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -18,8 +21,9 @@ class Claim:
 
     Attributes:
         value: in plain units: parameters, MACs, FLOPs, FLOP/s, seconds, bytes, shares of 1.
-        precision: half a unit of the last printed digit, in the same unit. Tools that cut trailing zeros off (7.9 for
-            7.90) rounded finer than they show, so this is the most that printing can have changed.
+        precision: half a unit of the last printed digit, in the same unit, or a whole one of a tool that cuts digits
+            off. Tools that cut trailing zeros off (7.9 for 7.90) rounded finer than they show, so this is the most
+            that printing can have changed.
     """
 
     value: float

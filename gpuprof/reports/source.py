@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpuprof.errors import GpuprofError
 from gpuprof.reports.figures import Claim, figure, share
@@ -20,25 +20,40 @@ _LARGEST_BYTES = 64 << 20
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
+class Line(NamedTuple):
+    """A line of a file: its number, from 1, and its text."""
+
+    number: int
+    text: str
+
+
 class Source:
     """A report being read.
 
+    Readers call a line by its place among the lines of the report, from 1. That is its number in the file only where
+    the file has nothing else between them, so messages and rows are given the number of the file.
+
     Attributes:
         path: as the user gave it.
-        lines: text of every line, without terminal colours.
+        lines: text of every line of the report.
         rows: what was read, one dict per claimed figure with the keys of `COLUMNS`.
         notes: what the reader should know of these figures, one line each.
     """
 
-    def __init__(self, path: Any) -> None:
+    def __init__(self, path: Any, lines: list[Line]) -> None:
         self.path = path
-        self.lines = _lines(Path(path))
+        self.lines = [line.text for line in lines]
+        self._numbers = [line.number for line in lines]
         self.rows: list[dict[str, Any]] = []
         self.notes: list[str] = []
 
+    def number(self, line: int) -> int:
+        """Number in the file of a line of the report."""
+        return self._numbers[line - 1]
+
     def add(self, line: int, module: str, cls: str, quantity: str, claim: Claim, text: str) -> None:
         """One claimed figure."""
-        values = (line, module, cls, quantity, claim.value, claim.precision, text)
+        values = (self.number(line), module, cls, quantity, claim.value, claim.precision, text)
         self.rows.append(dict(zip(COLUMNS, values, strict=True)))
 
     def add_figure(self, line: int, module: str, cls: str, quantity: str, text: str, unit: str = "") -> None:
@@ -55,15 +70,15 @@ class Source:
 
     def error(self, problem: str, line: int | None = None) -> GpuprofError:
         """The error to raise, with the file and the line in front of it."""
-        return GpuprofError(f"{self.path}{f' line {line}' if line else ''}: {problem}")
+        return GpuprofError(f"{self.path}{f' line {self.number(line)}' if line else ''}: {problem}")
 
     def numbered(self) -> Iterator[tuple[int, str]]:
-        """Line numbers, from 1, and lines."""
+        """Places of the lines, from 1, and lines."""
         return enumerate(self.lines, start=1)
 
     def find(self, pattern: str) -> list[int]:
-        """Numbers of the lines in which the pattern occurs."""
-        return [number for number, line in self.numbered() if re.search(pattern, line)]
+        """Places of the lines in which the pattern occurs."""
+        return [place for place, line in self.numbered() if re.search(pattern, line)]
 
 
 def short(text: str, limit: int = 60) -> str:
@@ -72,7 +87,13 @@ def short(text: str, limit: int = 60) -> str:
     return repr(text if len(text) <= limit else text[: limit - 3] + "...") if text else "nothing"
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Any) -> list[Line]:
+    """Lines of a text file, without terminal colours and what a progress bar overwrote.
+
+    Raises:
+        GpuprofError: no such file, too large, not text, or empty.
+    """
+    path = Path(path)
     try:
         length = path.stat().st_size
         if length > _LARGEST_BYTES:
@@ -90,5 +111,5 @@ def _lines(path: Path) -> list[str]:
         raise GpuprofError(f"{path} is not text: give the report as the counter printed it")
     if not text.strip():
         raise GpuprofError(f"{path} is empty: give the report as the counter printed it")
-    # what a progress bar overwrote is not part of the line
-    return [_ESCAPES.sub("", line.rstrip("\r")).rsplit("\r", 1)[-1] for line in text.split("\n")]
+    shown = (_ESCAPES.sub("", line.rstrip("\r")).rsplit("\r", 1)[-1] for line in text.split("\n"))
+    return [Line(number, line) for number, line in enumerate(shown, start=1)]

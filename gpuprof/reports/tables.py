@@ -1,4 +1,4 @@
-"""Reports that are tables: fvcore's `flop_count_table`, torch's FlopCounterMode, torchinfo."""
+"""Reports that are tables: fvcore's `flop_count_table`, torch's FlopCounterMode, torchinfo and torch-summary."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from gpuprof.reports.figures import NUMBER, claim, figure
 from gpuprof.reports.printed_models import FVCORE_NOTE
 from gpuprof.reports.source import TOTAL, Source, short
 
-FVCORE_HEADER = r"^\s*\|\s*module\s*\|.*#flops"
-TORCH_HEADER = r"^\s*Module\s+FLOP\s+% Total\s*$"
-TORCHINFO_HEADER = r"^Layer \(type[^A-Z]*\)"
+FVCORE_HEADER = r"\|\s*module\s*\|.*#flops"
+TORCH_HEADER = r"Module\s+FLOP\s+% Total\b"
+TORCHINFO_HEADER = r"Layer \(type[^A-Z]*\)\s"
 
 _FVCORE_COLUMNS = {
     "#parameters": "params",
@@ -20,19 +20,26 @@ _FVCORE_COLUMNS = {
 }
 
 
-def _header(source: Source, pattern: str) -> int:
-    numbers = source.find(pattern)
-    if len(numbers) > 1:
-        raise source.error("a second report begins here: put every report into a file of its own", numbers[1])
-    return numbers[0]
+def header(source: Source, pattern: str) -> tuple[int, str]:
+    """Place of the only line that begins a table, and its text from where the table begins."""
+    places = source.find(pattern)
+    if len(places) > 1:
+        raise source.error("a second report begins here: put every report into a file of its own", places[1])
+    line = source.lines[places[0] - 1]
+    found = re.search(pattern, line)
+    assert found
+    return places[0], line[found.start() :]
 
 
 def read_fvcore_table(source: Source) -> None:
-    """What fvcore's `flop_count_table` returns; rows with the shape of a parameter are left out."""
-    header = _header(source, FVCORE_HEADER)
-    columns = [cell.strip() for cell in source.lines[header - 1].strip().strip("|").split("|")]
+    """What fvcore's `flop_count_table` returns, and the `out_table` of mmengine, which took it over.
+
+    Rows with the shape of a parameter are left out.
+    """
+    first, title = header(source, FVCORE_HEADER)
+    columns = [cell.strip() for cell in title.strip().strip("|").split("|")]
     prefix = None
-    for number, line in enumerate(source.lines[header + 1 :], start=header + 2):
+    for number, line in enumerate(source.lines[first + 1 :], start=first + 2):
         if not line.strip().startswith("|"):
             break
         cells = [cell.strip() for cell in line.strip()[1:-1].split("|")]
@@ -51,16 +58,16 @@ def read_fvcore_table(source: Source) -> None:
             if cell and not cell.startswith("(") and column in _FVCORE_COLUMNS:
                 source.add_figure(number, name, "", _FVCORE_COLUMNS[column], cell)
     if prefix is None:
-        raise source.error("no row of modules follows: the report is cut off", header)
+        raise source.error("no row of modules follows: the report is cut off", first)
     source.notes += [FVCORE_NOTE, "a module whose only child has the same figures is shown under the child's path"]
 
 
 def read_torch_counter(source: Source) -> None:
     """Table of `torch.utils.flop_counter.FlopCounterMode`; its rows per operator are left out."""
-    header = _header(source, TORCH_HEADER)
+    first, _ = header(source, TORCH_HEADER)
     rows: list[tuple[int, str, str, str]] = []
     root = ""
-    for number, line in enumerate(source.lines[header + 1 :], start=header + 2):
+    for number, line in enumerate(source.lines[first + 1 :], start=first + 2):
         match = re.fullmatch(rf"(\S.*?)\s+({NUMBER}[KMBT]?)\s+({NUMBER}%)", line.strip())
         if match:
             rows.append((number, match[1], match[2], match[3]))
@@ -71,7 +78,7 @@ def read_torch_counter(source: Source) -> None:
         else:
             break
     if not rows:
-        raise source.error("no row of modules follows: the report is cut off", header)
+        raise source.error("no row of modules follows: the report is cut off", first)
     modules = [row for row in rows if not row[1].startswith("- ")]
     roots = {name.split(".")[0] for _, name, _, _ in modules} - {"Global"}
     for number, name, flops, share in modules:
@@ -111,22 +118,26 @@ _TORCHINFO_TOTALS = {
 _TORCHINFO_UNITS = {"M": 6, "MB": 6, "MEGABYTES": 6, "G": 9, "GIGABYTES": 9, "T": 12, "TERABYTES": 12}
 _TORCHINFO_ROW = re.compile(
     r"(?P<bars>(?:[│|] {4})*)(?P<fork>├─|└─|\+ )?"
-    r"(?P<class>[^\s(]+?)(?: \((?P<variable>[^()]+)\))?(?:: (?P<index>\d+(?:-\d+)?))?"
+    r"(?P<class>[^\s(]+?)(?: \((?P<variable>[^()]+)\))?(?:: (?P<index>(?P<depth>\d+)(?:-\d+)?))?"
 )
 
 
 def read_torchinfo(source: Source) -> None:
-    """Summary of torchinfo.
+    """Summary of torchinfo and of torch-summary, its predecessor, which has no row for the model.
 
     A module whose children are listed shows only the parameters that none of them has (`params_own`); its children's
     are not in it. Without the names of variables in the report, a path is made of torchinfo's own numbers.
     """
-    header = _header(source, TORCHINFO_HEADER)
-    title = source.lines[header - 1]
+    first, title = header(source, TORCHINFO_HEADER)
     columns = sorted((name for name in _TORCHINFO_COLUMNS if name in title), key=title.index)
     if not columns:
-        raise source.error(f"expected columns such as 'Param #', found {short(title)}", header)
-    rows, last = _torchinfo_rows(source, header, title.index(columns[0]), columns)
+        raise source.error(f"expected columns such as 'Param #', found {short(title)}", first)
+    rules = [place for place, line in source.numbered() if place > first and line.strip().startswith("====")]
+    if len(rules) > 1 and re.match(r"\s*[\w.]+-\d+\s", source.lines[rules[0]]):
+        _torchinfo_totals(source, rules[1])
+        source.notes.append("torchsummary's rows say in which order modules ran, not where they are: they are left out")
+        return
+    rows, last = _torchinfo_rows(source, first, title.index(columns[0]), columns)
     recursive = 0
     for position, (number, depth, path, cls, cells) in enumerate(rows):
         listed = position + 1 < len(rows) and rows[position + 1][1] > depth
@@ -153,14 +164,14 @@ def read_torchinfo(source: Source) -> None:
 
 
 def _torchinfo_rows(
-    source: Source, header: int, width: int, columns: list[str]
+    source: Source, first: int, width: int, columns: list[str]
 ) -> tuple[list[tuple[int, int, str, str, dict[str, str]]], int]:
     rows: list[tuple[int, int, str, str, dict[str, str]]] = []
     path: list[str] = []
     children = [0]
-    for number, line in enumerate(source.lines[header:], start=header + 1):
+    for number, line in enumerate(source.lines[first:], start=first + 1):
         if line.startswith("===="):
-            if number > header + 1:
+            if number > first + 1:
                 return rows, number
             continue
         cells = _cells(line[width:])
@@ -170,7 +181,9 @@ def _torchinfo_rows(
         if not match or len(cells) != len(columns):
             expected = f"a module and {len(columns)} columns ({', '.join(columns)})"
             raise source.error(f"expected {expected}, found {short(line)}", number)
-        depth = len(match["bars"]) // 5 + 1 if match["fork"] else 0
+        depth = len(match["bars"]) // 5 + 1 if match["fork"] else int(match["depth"] or 0)
+        if not rows and depth == 1:
+            children.append(0)  # no row for the model
         if depth >= len(children):
             raise source.error(f"expected a module at most {len(children) - 1} levels deep", number)
         position = children[depth]
@@ -178,7 +191,7 @@ def _torchinfo_rows(
         if depth:
             path[depth - 1 :] = [match["variable"] or match["index"] or str(position)]
         rows.append((number, depth, ".".join(path[:depth]), match["class"], dict(zip(columns, cells, strict=True))))
-    raise source.error(f"ends inside the table of modules (line {header}): the report is cut off")
+    raise source.error(f"ends inside the table of modules (line {source.number(first)}): the report is cut off")
 
 
 def _torchinfo_totals(source: Source, first: int) -> None:

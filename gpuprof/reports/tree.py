@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from gpuprof.reports.source import Source, short
 
-_ROOT = re.compile(r"(?P<class>[A-Za-z_][^\s()]*)\((?P<rest>.*)")
+# What a logger puts before a whole message is before its first line only; it has no bracket just before the name.
+_ROOT = re.compile(r"(?:.*?[^\w.\[\]<>])??(?P<class>[A-Za-z_][\w.\[\]<>]*)\((?P<rest>.*)")
 _CHILD = re.compile(r"\((?P<name>[^()]+)\): (?:(?P<count>\d+) x )?(?P<class>[^\s()]+)\((?P<rest>.*)")
 
 _MOST_MODULES = 200_000
@@ -72,7 +73,7 @@ def walk(source: Source, root: Node) -> Iterator[tuple[str, Node]]:
 
 def _find_root(source: Source, figures: re.Pattern[str], first: int) -> int | None:
     for number, line in enumerate(source.lines[first - 1 :], start=first):
-        match = _ROOT.fullmatch(line.strip())
+        match = None if _CHILD.fullmatch(line.strip()) else _ROOT.fullmatch(line.strip())
         if not match:
             continue
         if match["rest"]:
@@ -84,7 +85,7 @@ def _find_root(source: Source, figures: re.Pattern[str], first: int) -> int | No
                 break
             if figures.search(follower):
                 return number
-            if _ROOT.fullmatch(follower.strip()):
+            if (other := _ROOT.fullmatch(follower.strip())) and not other["rest"]:
                 break
     return None
 
@@ -103,7 +104,7 @@ def _parse(source: Source, start: int) -> tuple[Node, int]:
         node = open_nodes[-1]
         if text == ")":
             if _indent(line) != node.indent:
-                where = f"{_path(open_nodes)} (line {node.line})"
+                where = f"{_path(open_nodes)} (line {source.number(node.line)})"
                 raise source.error(f"this bracket does not close {where}: lines are missing or moved", number)
             open_nodes.pop()
             if not open_nodes:
@@ -120,7 +121,7 @@ def _parse(source: Source, start: int) -> tuple[Node, int]:
         elif text:
             node.texts.append((number, text))
     node = open_nodes[-1]
-    raise source.error(f"ends inside {_path(open_nodes)} (line {node.line}): the report is cut off")
+    raise source.error(f"ends inside {_path(open_nodes)} (line {source.number(node.line)}): the report is cut off")
 
 
 def _leaf(source: Source, node: Node, rest: str) -> None:

@@ -48,13 +48,17 @@ def runs():
 
 
 def _make_run(name):
-    build = {"bert": make_reports.bert, "resnet": lambda: make_reports.build("resnet-50")}.get(name, make_reports.gpt2)
-    model, inputs = build()
+    builders = {
+        "bert": make_reports.bert, "resnet": lambda: make_reports.build("resnet-50"), "gated": make_reports.gated,
+        "net": make_reports.net, "net in training": make_reports.net, "net of one image": lambda: make_reports.net(1),
+    }  # fmt: skip
+    model, inputs = builders.get(name, make_reports.gpt2)()
     if name == "gpt2 with frozen positions":
         model.transformer.wpe.requires_grad_(False)
     if name == "gpt2 in training":
         return gpuprof.profile(model, inputs | {"labels": inputs["input_ids"]}, mode="train", passes=["count"])
-    return gpuprof.profile(model, inputs, mode="forward", passes=["count"])
+    mode = "train" if name == "net in training" else "forward"
+    return gpuprof.profile(model, inputs, mode=mode, passes=["count"])
 
 
 def only(validation, module, quantity):
@@ -153,6 +157,19 @@ def test_modules_that_moved_between_releases_are_found(llava):
         ("torch_counter_resnet50", "resnet", (296, 0, 0, 0, 0), 53),
         ("torchinfo_gpt2", "gpt2 with frozen positions", (22, 31, 0, 0, 4), 0),
         ("torchinfo_resnet50", "resnet", (7, 0, 0, 0, 4), 0),
+        ("deepspeed_gated", "gated", (31, 10, 0, 0, 29), 0),
+        ("deepspeed_03_net", "net", (31, 21, 0, 0, 39), 0),
+        ("ptflops_04_net", "net of one image", (14, 12, 0, 0, 0), 0),
+        ("mmcv_net", "net of one image", (42, 12, 0, 0, 0), 0),
+        ("mmengine_net", "net of one image", (29, 14, 0, 0, 22), 0),
+        ("torch_summary_net", "net of one image", (14, 2, 0, 0, 4), 0),
+        ("torchsummary_net", "net of one image", (3, 0, 0, 0, 4), 0),
+        ("lightning_net", "net", (30, 0, 0, 0, 0), 0),
+        ("lightning_net_rich", "net", (30, 0, 0, 0, 0), 0),
+        ("torchtnt_net", "net", (39, 0, 0, 0, 39), 0),
+        ("torchtnt_net", "net in training", (52, 0, 0, 0, 26), 0),
+        ("thop_net", "net", (19, 7, 0, 0, 0), 0),
+        ("thop_net_clever", "net", (1, 1, 0, 0, 0), 0),
     ],
 )
 def test_verdicts_on_the_reports_of_other_counters(runs, report, run, expected, missing):
@@ -182,12 +199,58 @@ BLOCK = "transformer.h.0"
         ("torchinfo_gpt2", "gpt2", "transformer.wte", "macs", "embedding counted as a multiplication"),
         ("torchinfo_gpt2", "gpt2", f"{BLOCK}.mlp.c_fc", "macs", "Conv1D taken for a convolution (+14.21 GMACs)"),
         ("torchinfo_gpt2", "gpt2", "", "params_own_share", "tied parameters subtracted twice"),
+        # 2 x 24 tokens: 512 SiLUs each, and 5 operations for each of 32 elements of two norms
+        (
+            "deepspeed_gated", "gated", "(total)", "flops_forward",
+            f"elementwise silu (+{48 * 512 / 1000:.2f} KFLOPs), elementwise native_layer_norm (+15.36 KFLOPs)",
+        ),
+        ("deepspeed_03_net", "net", "stem", "macs", "bias of convolution (+1.024 KMACs)"),
+        ("mmcv_net", "net of one image", "stem", "macs_share", "share of the tool's own total"),
+        ("thop_net", "net", "pool", "macs", "other elementwise operators (+1.040 KMACs)"),
+        ("torchtnt_net", "net", "head", "macs_backward", None),
     ],
 )  # fmt: skip
 def test_causes_in_the_reports_of_other_counters(runs, report, run, module, quantity, cause):
     line = only(validate(REPORTS / f"{report}.txt", runs(run)), module, quantity)
+    if cause is None:
+        assert (line["verdict"], line["cause"]) == ("not checked", "no backward ran in this workload")
+        return
     assert line["verdict"] == "explained"
     assert cause in line["cause"]
+
+
+def test_the_total_of_deepspeed_consists_of_multiplications_and_what_is_done_element_by_element(runs):
+    """Of 48 tokens and 4 heads of 8; DeepSpeed 0.19.8 returned 5,299,200 FLOPs and 2,629,632 MACs."""
+    tokens, attention = 48, 2 * 2 * 4 * 24 * 24 * 8
+    macs = tokens * (32 * 96 + 32 * 32 + 3 * 32 * 512) + attention
+    silu, norms = tokens * 512, 2 * 5 * tokens * 32
+    flops = 2 * macs + silu + norms
+    rows = [("(total)", "", "flops_forward", flops, 0.5), ("(total)", "", "macs_forward", macs, 0.5)]
+    validation = validate(report_of("deepspeed", rows), runs("gated"))
+    assert (macs, flops) == (2_629_632, 5_299_200)
+    assert list(validation.lines["cause"]) == [
+        "attention over the whole square, elementwise silu (+24.58 KFLOPs), "
+        "elementwise native_layer_norm (+15.36 KFLOPs)",
+        "attention over the whole square",
+    ]
+    wrong = report_of("deepspeed", [("(total)", "", "flops_forward", flops + 1, 0.5)])
+    assert validate(wrong, runs("gated")).lines.iloc[0]["verdict"] == "unexplained"
+
+
+def test_what_a_total_of_deepspeed_is_made_of_is_in_the_sentence(runs):
+    assert validate(REPORTS / "deepspeed_gated.txt", runs("gated")).sentences.startswith(
+        "deepspeed claims 5.300 MFLOPs for the forward, where 5.189 MFLOPs are counted (full square: 5.259 MFLOPs): "
+        "they are 5.259 M of multiplications and 24.58 K of elementwise silu and 15.36 K of elementwise "
+        "native_layer_norm."
+    )
+
+
+def test_of_the_reports_of_several_ranks_one_is_judged_and_it_is_said(runs, tmp_path):
+    lines = (REPORTS / "thop_net.txt").read_text().split("\n")
+    (tmp_path / "log.txt").write_text("\n".join(f"{rank}: {line}" for line in lines for rank in (3, 2)))
+    validation = validate(tmp_path / "log.txt", runs("net"))
+    assert verdicts(validation) == (19, 7, 0, 0, 0)
+    assert validation.sentences.endswith(" 2 ranks printed the same report: this is of '2'.")
 
 
 def test_deepspeed_counts_the_whole_square(runs):

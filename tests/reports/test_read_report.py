@@ -3,17 +3,20 @@
 import csv
 import random
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
+from gpuprof.cli.validate import validate
 from gpuprof.errors import GpuprofError
 from gpuprof.reports import Claim, read_report
 from gpuprof.reports.figures import claim, figure, share
+from gpuprof.reports.reading import KINDS, PLAIN, TOOLS
 
 DATA = Path(__file__).parents[1] / "data/reports"
 LLAVA = "calflops_llava_onevision_qwen2_7b"
-TREES = [LLAVA, "calflops_gpt2", "deepspeed_bert", "ptflops_gpt2", "fvcore_bert_str"]
-TABLES = ["fvcore_resnet50_table", "torch_counter_gpt2_training", "torchinfo_gpt2"]
+TREES = [LLAVA, "calflops_gpt2", "deepspeed_bert", "ptflops_gpt2", "fvcore_bert_str", "ptflops_04_net", "mmcv_net"]
+TABLES = ["fvcore_resnet50_table", "torch_counter_gpt2_training", "torchinfo_gpt2", "lightning_net", "torchtnt_net"]
 TOTAL = "(total)"
 
 
@@ -433,6 +436,247 @@ def test_torchinfo_in_ascii_with_parameters_of_its_own_recursion_and_nested_shap
     assert any(note.startswith("1 rows are further calls") for note in frame.attrs["notes"])
 
 
+# --- the small network: 13,824 MACs per image in the stem, 36,864 in the convolution of a block, 80 in the head
+
+PER_IMAGE = 13_824 + 2 * 36_864 + 80
+
+
+def test_ptflops_without_parameters():
+    frame = read("ptflops_04_net")
+
+    assert frame.attrs["tool"] == "ptflops"
+    assert set(frame["quantity"]) == {"macs", "macs_share"}
+    assert one(frame, "", "macs") == (2, "Net", 0, 0.05e9, "0.0 GMac")
+    # biases of the stem, norms (2 an element), activations and pooling are MACs there
+    total = PER_IMAGE + 512 + 2 * 1024 + 2 * 512 + 512
+    assert one(frame, "stem", "macs_share")[2] == round((13_824 + 512) / total, 5)
+    assert one(frame, "blocks.1.conv", "macs_share") == (14, "Conv2d", round(36_864 / total, 5), 5e-6, "40.188%")
+
+
+def test_mmcv_is_not_taken_for_calflops():
+    frame = read("mmcv_net")
+
+    assert frame.attrs["tool"] == "mmcv"
+    assert "what mmcv calls FLOPs are MACs" in frame.attrs["notes"]
+    assert one(frame, TOTAL, "macs_forward") == (24, "", 0, 0.05e9, "0.0 GFLOPs")
+    assert one(frame, TOTAL, "params") == (25, "", 1500, 50, "1.5 k")
+    assert one(frame, "blocks.0", "macs_share")[2] == 0.41863
+    assert one(frame, "head", "params_share") == (20, "Linear", 0.06008, 5e-6, "6.008%")
+
+
+def test_the_summary_of_openmmlab_alone(read_text):
+    rule = "=" * 30
+    frame = read_text(f"{rule}\nInput shape: (3, 1280, 800)\nFlops: 0.208T\nParams: 37.736M\n{rule}\n")
+
+    assert frame.attrs["tool"] == "mmcv"
+    assert one(frame, TOTAL, "macs_forward")[2:] == (0.208e12, 0.0005e12, "0.208T")
+    assert one(frame, TOTAL, "params")[2:] == (37.736e6, 500, "37.736M")
+
+
+def test_mmengine_prints_a_table_and_a_model_and_both_are_read():
+    frame = read("mmengine_net")
+
+    assert frame.attrs["tool"] == "fvcore"
+    # norms 2 an element, pooling 1
+    total = PER_IMAGE + 2 * 1024 + 512
+    claims = frame[(frame["module"] == "") & (frame["quantity"] == "macs")]
+    assert list(claims["value"]) == [total, 90_190]
+    assert list(claims["precision"]) == [0.5, 5]
+    assert list(frame[(frame["module"] == "blocks.0.bn") & (frame["quantity"] == "params")]["value"]) == [16, 16]
+
+
+def test_a_table_and_a_model_that_differ_are_two_reports(refused):
+    text = text_of("mmengine_net").replace("#flops: 36.86K", "#flops: 36.76K", 1)
+
+    assert refused(text) == (
+        ": two reports ('blocks.0.conv' has macs 36.864K in line 14 and 36.76K in line 38): put every report into a "
+        "file of its own"
+    )
+
+
+def test_deepspeed_with_time_for_latency():
+    frame = read("deepspeed_03_net")
+
+    # what is not a multiplication is a MAC here: the bias, norms (2 an element), activations and pooling
+    assert one(frame, "", "macs")[2] == round(2 * (PER_IMAGE + 512 + 2 * 1024 + 2 * 512 + 512), -1)
+    line, cls, latency, precision, text = one(frame, "head", "latency")
+    share = one(frame, "head", "latency_share")[4]
+    assert f"{text}, {share} time, " in text_of("deepspeed_03_net").splitlines()[line - 1]
+    assert (cls, latency, precision) == (
+        "Linear", pytest.approx(float(text.removesuffix(" us")) * 1e-6, rel=1e-15), pytest.approx(5e-9)
+    )  # fmt: skip
+
+
+SUMMARY_OF_DEEPSPEED_03 = """\
+-------------------------- DeepSpeed Flops Profiler --------------------------
+Summary of forward pass:
+Profile step:                   1
+Number of parameters:           1.5 k
+Number of multiply-accumulate operations (MACs):   183.46 K
+Number of floating point operations ( = 2 * MACs):   366.91 K
+Latency:                        42.99 ms
+Floating point operations per second(FLOPS):   8.53 MFLOPS
+"""
+
+
+def test_the_summary_of_deepspeed_03(read_text):
+    frame = read_text(SUMMARY_OF_DEEPSPEED_03)
+
+    assert one(frame, TOTAL, "params")[2] == 1500
+    assert one(frame, TOTAL, "macs_forward") == (5, "", 183_460, 5, "183.46 K")
+    assert one(frame, TOTAL, "flops_forward")[2] == 366_910
+    assert one(frame, TOTAL, "latency_forward")[2] == 0.04299
+
+
+def test_figures_between_bars(read_text):
+    in_cells = read_text("| fwd MACs per GPU | 4.91 GMACs |\n|---|---|\n| fwd flops per GPU | 9.83 G |\n")
+    in_a_box = read_text("| fwd MACs per GPU: 4.91 GMACs |\n| fwd flops per GPU:   9.83 G |\n")
+
+    for frame in (in_cells, in_a_box):
+        assert one(frame, TOTAL, "macs_forward")[2] == 4.91e9
+        assert one(frame, TOTAL, "flops_forward")[2] == 9.83e9
+
+
+def test_torch_summary_has_no_row_for_the_model():
+    frame = read("torch_summary_net")
+
+    assert frame.attrs["tool"] == "torchinfo"
+    assert one(frame, "1-1", "macs") == (4, "Conv2d", 13_824, 0.5, "13,824")
+    assert one(frame, "1-2.2-2.3-4", "macs")[1:3] == ("Conv2d", 36_864)
+    assert one(frame, "1-4", "params")[2] == 8 * 10 + 10
+    assert one(frame, TOTAL, "params_trainable")[2] == 1498
+
+
+def test_torch_summary_without_branches(read_text):
+    lines = text_of("torch_summary_net").split("\n")
+    width = lines[1].index("Output")
+    plain = [line[:width].lstrip("├─└| ").ljust(width) + line[width:] if "─" in line else line for line in lines]
+    frame = read_text("\n".join(plain))
+
+    assert frame.drop(columns="line").to_dict("list") == read("torch_summary_net").drop(columns="line").to_dict("list")
+
+
+def test_of_torchsummary_only_the_totals_are_read():
+    frame = read("torchsummary_net")
+
+    assert set(frame["module"]) == {TOTAL}
+    assert one(frame, TOTAL, "params")[2:] == (1498, 0.5, "1,498")
+    assert (
+        "torchsummary's rows say in which order modules ran, not where they are: they are left out"
+        in (frame.attrs["notes"])
+    )
+
+
+@pytest.mark.parametrize("name", ["lightning_net", "lightning_net_rich"])
+def test_lightning(name):
+    frame = read(name)
+
+    assert frame.attrs["tool"] == "lightning"
+    # 350,528 cut off, not rounded; 55,296 rounded
+    assert one(frame, TOTAL, "flops_forward")[2:] == (350e3, 1e3, "350 K")
+    assert one(frame, "net.stem", "flops")[1:] == ("Conv2d", 55.3e3, 50, "55.3 K")
+    assert one(frame, "net.blocks.1.conv", "flops")[2:4] == (147e3, 1e3)
+    assert one(frame, "net.blocks.1.conv", "params")[2:4] == (576, 0.5)
+    assert one(frame, "net.blocks.0.bn", "flops")[1:4] == (
+        "BatchNorm2d" if name == "lightning_net" else "", 0, 0.5
+    )  # fmt: skip
+    assert one(frame, TOTAL, "params_trainable")[2:4] == (1500, 50)
+    assert len(frame[frame["quantity"] == "flops"]) == 13
+
+
+def test_lightning_without_an_example_input_has_no_flops(read_text):
+    frame = read_text(
+        "  | Name | Type   | Params | Mode | FLOPs\n"
+        "---------------------------------------\n"
+        "0 | fc   | Linear | 1.5 K  | eval | 0    \n"
+        "---------------------------------------\n"
+        "1.5 K     Trainable params\n0         Non-trainable params\n1.5 K     Total params\n0         Total Flops\n"
+    )
+
+    assert set(frame["quantity"]) == {"params", "params_trainable", "params_frozen"}
+    assert "FLOPs are left out: without an example input Lightning prints 0 for all of them" in frame.attrs["notes"]
+
+
+def test_older_lightning_without_flops(read_text):
+    frame = read_text(
+        "  | Name | Type   | Params\n--------------------------\n0 | fc   | Linear | 90    \n------------------------\n"
+        "90        Trainable params\n0         Non-trainable params\n90        Total params\n"
+    )
+
+    assert one(frame, "fc", "params") == (3, "Linear", 90, 0.5, "90")
+    assert one(frame, TOTAL, "params")[2] == 90
+
+
+def test_torchtnt():
+    frame = read("torchtnt_net")
+
+    assert frame.attrs["tool"] == "torchtnt"
+    assert one(frame, "", "macs") == (3, "Net", 175e3, 1e3, "175 k")  # 2 x 87,632, cut off
+    # to the stem goes no gradient of the input: its weight's alone
+    assert one(frame, "stem", "macs_backward")[2:] == (27.6e3, 50, "27.6 k")
+    assert one(frame, "head", "macs_backward")[2:] == (2 * 2 * 80, 0.5, "320")
+    assert one(frame, "blocks.0.bn", "params_trainable")[2] == 16
+    assert len(frame[frame["quantity"] == "macs"]) == 13
+
+
+def test_thop():
+    frame = read("thop_net")
+
+    # norms have 4 operations an element, the average of pooling one each and one a result
+    total = 2 * PER_IMAGE + 2 * 4 * 1024 + (1024 + 16)
+    assert frame.attrs["tool"] == "thop"
+    assert one(frame, TOTAL, "macs_forward") == (7, "", total, 0.05, "184496.0")
+    assert one(frame, TOTAL, "params")[2] == 1498
+    assert list(frame["module"].unique()) == [
+        TOTAL, "stem", "blocks", "blocks.0", "blocks.0.conv", "blocks.0.bn", "blocks.0.act",
+        "blocks.1", "blocks.1.conv", "blocks.1.bn", "blocks.1.act", "pool", "head",
+    ]  # fmt: skip
+    assert one(frame, "blocks.1.conv", "macs")[2:] == (2 * 36_864, 0.5, "73728.0")
+    assert one(frame, "head", "params")[2] == 90
+
+
+def test_thop_by_its_clever_format():
+    frame = read("thop_net_clever")
+
+    assert one(frame, TOTAL, "macs_forward") == (7, "", 184_496, 0.5, "184.496K")
+    assert one(frame, TOTAL, "params") == (7, "", 1498, 0.5, "1.498K")
+
+
+@pytest.mark.parametrize(
+    ("line", "quantity", "value", "precision"),
+    [
+        ("('900.000B', '12.000B')", "macs_forward", 900, 0.0005),  # no billions
+        ("(4111514624.0, 25557032.0)", "macs_forward", 4111514624, 0.05),
+        ("FLOPs: 4.11G, Params: 25.56M", "flops_forward", 4.11e9, 5e6),
+        ("GFLOPs = 4.11 | params: 25.56 M", "flops_forward", 4.11e9, 5e6),
+        ("MACs(G): 4.11 Params(M): 25.56", "macs_forward", 4.11e9, 5e6),
+        ("macs 4111514624.0 params 25557032.0", "macs_forward", 4111514624, 0.05),
+        ("Flops: 4.11 GFLOPs", "flops_forward", 4.11e9, 5e6),
+    ],
+)
+def test_what_people_print_of_thop(line, quantity, value, precision, read_text):
+    frame = read_text("[INFO] Register count_linear() for <class 'torch.nn.modules.linear.Linear'>.\n" + line + "\n")
+
+    assert one(frame, TOTAL, quantity)[2:4] == (value, precision)
+
+
+def test_thop_without_a_log_of_its_rules(read_text):
+    assert read_text("(4111514624.0, 25557032.0)\n").attrs["tool"] == "thop"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("(5.0, 2.0, {'a': 3})\n", "line 1: expected {'module': (MACs, parameters, {...}), ...}, found \"{'a': 3}\""),
+        ("(5.0, 2.0)\n(6.0, 2.0)\n", "line 2: a second report (the first has its macs_forward in line 1)"),
+        ("[INFO] Register zero_ops() for <class 'X'>.\n", "looks like a report of thop but holds no figure"),
+        ("[INFO] Register zero_ops() for <class 'X'>.\nGFLOPs: 3G\n", "line 2: expected one of G, G, found"),
+    ],
+)
+def test_damaged_reports_of_thop(text, message, refused):
+    assert message in refused(text)
+
+
 # --- what surrounds a report, and how it was stored
 
 
@@ -493,9 +737,20 @@ def test_a_file_too_large_is_not_read(tmp_path):
 def test_unknown_kinds_are_told_what_is_known(refused):
     message = refused("Epoch 1: loss 2.3\n")
 
-    assert message.startswith(": not a report of calflops, DeepSpeed, ptflops, fvcore, FlopCounterMode or torchinfo")
+    assert message.startswith(
+        ": not a report of calflops, DeepSpeed, ptflops, mmcv, fvcore or mmengine, FlopCounterMode, torchinfo or "
+        "torch-summary, Lightning, torchtnt or thop"
+    )
     assert "no line like 'Calculate Flops Results'" in message
     assert refused("Net(\n  (fc): Linear(in_features=3, out_features=4)\n)\n").startswith(": not a report")
+
+
+def test_the_command_names_the_tools_that_are_read():
+    described = get_type_hints(validate, include_extras=True)["report"].__metadata__[0].help
+
+    assert described == f"A report of {TOOLS}; a log that it is in will do."
+    named = set(TOOLS.lower().replace(",", "").split())
+    assert {"flopcountermode" if kind.tool == "torch-counter" else kind.tool for kind in (*KINDS, *PLAIN)} <= named
 
 
 def test_two_reports_in_one_file(refused):
@@ -549,6 +804,11 @@ def test_tables_cut_off(refused):
     assert "expected 3 columns" in refused(fvcore[: fvcore.index("25.557M")])
     assert "no row of modules follows" in refused("\n".join(fvcore.split("\n")[:2]))
     assert "no row of modules follows" in refused("\n".join(torch.split("\n")[:2]))
+    lightning = text_of("lightning_net")
+    assert refused(lightning[: lightning.index("1.5 K     Trainable")]) == (
+        "line 15: no line 'N Total params' follows the table: the report is cut off"
+    )
+    assert "no row of modules follows" in refused("\n".join(text_of("torchtnt_net").split("\n")[:2]))
     assert refused(torch[: torch.index("4.096M")]).startswith("line 5: expected 'module  FLOP  N%'")
 
 
@@ -576,6 +836,12 @@ def test_tables_cut_off(refused):
         ("torchinfo_gpt2", "│    └─Emb", "│    │    │    └─Emb", "expected a module"),
         ("torchinfo_gpt2", "(Units.GIGABYTES)", "(Q)", "line 40: expected a unit such as (M) or (GIGABYTES)"),
         ("torchinfo_gpt2", "Output Shape", "Output Form ", "expected a module and 5 columns"),
+        ("ptflops_04_net", "0.0 GMac, 41.863%", "lots, 41.863%", "line 7: expected 'N Mac = N% MACs', found 'lots, 41"),
+        ("mmcv_net", "0.0 GFLOPs, 15.629%", "15.629%", "line 3: expected 'N FLOPs = N% FLOPs', found '15.629% FLOPs"),
+        ("torch_summary_net", "13,824", "      ", "line 4: expected a module and 3 columns (Output Shape, Param #"),
+        ("lightning_net", "| 1.5 K  |", "| lots   |", "line 3: expected a number for params, found 'lots'"),
+        ("lightning_net", "| 1.5 K  |", "", "line 3: expected 8 columns between bars, found '0  | net"),
+        ("torchtnt_net", "| 27.6 k        | 27.6", "| 27.6 k        / 27.6", "line 4: expected 11 columns between"),
     ],
 )  # fmt: skip
 def test_damage_is_refused_with_line_and_expectation(name, old, new, message, refused):
