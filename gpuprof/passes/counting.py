@@ -54,7 +54,7 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
 
     Args:
         workload: what to run.
-        execute: how operators are carried out; by default they just run. `gpuprof.passes.weightless.execute`
+        execute: how operators are carried out; by default they just run. `gpuprof.workload.weightless.execute`
             carries them out without storage.
         mark: held open around every call.
     """

@@ -12,9 +12,10 @@ import torch
 import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from gpuprof.errors import GpuprofError, is_out_of_memory
+from gpuprof.errors import GpuprofError, first_line, is_out_of_memory
 from gpuprof.workload.options import Options, resolve_dtype
 from gpuprof.workload.presets import load_preset
+from gpuprof.workload.weightless import drop_values
 
 WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
 TOKENIZER_FILES = ("tokenizer.*", "vocab*", "spiece.model", "sentencepiece*", "*.spm", "tekken.json")
@@ -116,11 +117,14 @@ def _construct(model_class: Any, config: Any, options: Options, device: torch.de
     torch.manual_seed(options.seed)
     try:
         with device:
-            return model_class._from_config(config, dtype=dtype, **attention)
+            model = model_class._from_config(config, dtype=dtype, **attention)
     except Exception as error:  # whatever the model's own code makes of a configuration that it does not expect
         _check_room(error, f"{model_class.__name__} is built", device, dtype)
         asked = f" with --attention {options.attention}" if options.attention else ""
         raise GpuprofError(f"{model_class.__name__} cannot be built{asked}: {first_line(error)}") from error
+    if device.type == "meta":
+        drop_values(model)  # what its code makes in a way that no device is asked for
+    return model
 
 
 def _load_weights(
@@ -222,9 +226,3 @@ def _own_dtype(config: Any) -> torch.dtype:
 
 def _unloaded(device: torch.device) -> str:
     return "none" if device.type == "meta" else "random"
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, cut to its first line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -6,16 +6,18 @@ import inspect
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gpuprof.errors import GpuprofError
 from gpuprof.workload import steps, training, userfile
-from gpuprof.workload.inputs import Inputs, make_inputs
 from gpuprof.workload.names import check
 from gpuprof.workload.options import Options, dtype_name, resolve_device, resolve_dtype
 from gpuprof.workload.workload import Workload, describe_inputs, from_module
+
+if TYPE_CHECKING:
+    from gpuprof.workload.maker import Inputs
 
 
 def build(reference: str, options: Options, *, weightless: bool = False) -> Workload:
@@ -38,6 +40,7 @@ def build(reference: str, options: Options, *, weightless: bool = False) -> Work
     device = torch.device("meta") if weightless else resolve_device(options.device)
     from gpuprof.workload import huggingface  # transformers, which a file may do without
     from gpuprof.workload.facts import architecture_facts
+    from gpuprof.workload.inputs import make_inputs
 
     load: Callable[..., huggingface.Loaded] = (
         huggingface.from_preset if kind == "preset" else huggingface.from_pretrained

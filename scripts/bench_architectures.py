@@ -1,0 +1,291 @@
+"""How many of the architectures that transformers knows gpuprof counts from a folder: all of them, shrunken, tried.
+
+    python scripts/bench_architectures.py --markdown docs/models.md
+    python scripts/bench_architectures.py --only gemma3,sam
+
+Each architecture is written as a folder that holds a `config.json` alone, and is counted without weights, forward and
+train, with the inputs that gpuprof makes. Then its forward is run for real, on a CPU with random weights and one sample,
+and has to do as many FLOPs as were counted without. Every architecture is tried in a process of its own, with a time
+limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import datetime
+import io
+import json
+import multiprocessing
+import re
+import shlex
+import sys
+import tempfile
+import traceback
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, model_type_to_module_name
+
+import gpuprof
+import gpuprof.profiler
+from gpuprof.errors import GpuprofError
+from gpuprof.workload import facts, huggingface, inputs  # noqa: F401  (once, before the children are forked)
+
+# Of an architecture's classes the one that is tried: the first of these that it has, else its bare model.
+TASKS = (
+    "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "MASKED_LM", "CAUSAL_LM",
+    "IMAGE_CLASSIFICATION", "CTC", "AUDIO_CLASSIFICATION", "VIDEO_CLASSIFICATION", "ZERO_SHOT_OBJECT_DETECTION",
+    "OBJECT_DETECTION", "SEMANTIC_SEGMENTATION", "UNIVERSAL_SEGMENTATION", "DEPTH_ESTIMATION", "MASK_GENERATION",
+    "TIME_SERIES_PREDICTION", "TEXT_TO_WAVEFORM", "TEXT_TO_SPECTROGRAM", "SEQUENCE_CLASSIFICATION", "QUESTION_ANSWERING",
+)  # fmt: skip
+# What defaults lack or get wrong, so that the model does not run as they are: fields of the published configurations.
+FIELDS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("gemma3", "shieldgemma2"), {"vision_config": {"image_size": 896, "patch_size": 14}}),
+    "t5gemma2": {"encoder": {"vision_config": {"image_size": 896, "patch_size": 14}}},
+    "aria": {"vision_config": {"image_size": 980, "patch_size": 14}},
+    "aya_vision": {"vision_config": {"num_attention_heads": 16}},
+    **dict.fromkeys(
+        ("autoformer", "informer", "time_series_transformer"), {"prediction_length": 8, "num_time_features": 2}
+    ),
+    **dict.fromkeys(("blip-2", "instructblip"), {"image_token_index": 50265}),
+    "instructblipvideo": {"video_token_index": 50265},
+    **dict.fromkeys(("glm4v", "glm46v", "glmga"), {"text_config": {"rope_parameters": {"partial_rotary_factor": 0.5}}}),
+    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), {"head_dim": 128}),
+    "esm": {"vocab_size": 33},
+    **dict.fromkeys(("wav2vec2-bert", "wav2vec2-conformer"), {"vocab_size": 32}),
+    "moonshine": {"pad_token_id": 0},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "bridgetower": {"num_hidden_layers": 6},
+    "janus": {"vision_config": {"projection_dim": 4096}},
+}
+LAYERS = re.compile(r"(^|_)(n|num)?_?(hidden_|encoder_|decoder_|text_|vision_)?(layers?|depth|blocks)$")
+NOT_# What defaults lack or get wrong, so that the model does not run as they are: fields of the published configurations.
+FIELDS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("gemma3", "shieldgemma2"), {"vision_config": {"image_size": 896, "patch_size": 14}}),
+    "t5gemma2": {"encoder": {"vision_config": {"image_size": 896, "patch_size": 14}}},
+    "aria": {"vision_config": {"image_size": 980, "patch_size": 14}},
+    "aya_vision": {"vision_config": {"num_attention_heads": 16}},
+    **dict.fromkeys(
+        ("autoformer", "informer", "time_series_transformer"), {"prediction_length": 8, "num_time_features": 2}
+    ),
+    **dict.fromkeys(("blip-2", "instructblip"), {"image_token_index": 50265}),
+    "instructblipvideo": {"video_token_index": 50265},
+    **dict.fromkeys(("glm4v", "glm46v", "glmga"), {"text_config": {"rope_parameters": {"partial_rotary_factor": 0.5}}}),
+    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), {"head_dim": 128}),
+    "esm": {"vocab_size": 33},
+    **dict.fromkeys(("wav2vec2-bert", "wav2vec2-conformer"), {"vocab_size": 32}),
+    "moonshine": {"pad_token_id": 0},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "bridgetower": {"num_hidden_layers": 6},
+    "janus": {"vision_config": {"projection_dim": 4096}},
+}
+LAYERS = re.compile(r"feature|select|conv|adapter|out_|index|skip|interval|period|every|downsample|kernel|attention")
+WIDTHS = re.compile(
+    r"(^|_)(hidden_size|intermediate_size|d_model|d_ff|ffn_dim|n_embd|n_inner|d_inner|embed_dim|hidden_dim|mlp_dim"
+    r"|emb_dim|feedforward_dim|dim_feedforward|out_hidden_size|projection_dim|ff_dim)$"
+)
+TOKEN = re.compile(r"(token|start|end|pad|bos|eos|sep|cls|mask|unk)_?(token)?_?(id|index)$|_token_(id|index)$|_token$")
+EXPERTS = re.compile(r"num_(local_|routed_)?experts$|^n_routed_experts$|^moe_num_experts$")
+CHOSEN = re.compile(r"(experts_per_tok(en)?|moe_top_?k|moe_topk|top_k_experts)$")
+GROUPS = re.compile(r"^(n_group|topk_group)$")
+
+
+def classes() -> dict[str, str]:
+    """{model type: class to try} of every model that is no mere part of another one of its module."""
+    mappings = [f"MODEL_FOR_{task}_MAPPING_NAMES" for task in TASKS]
+    mappings.append("MODEL_MAPPING_NAMES")
+    known = {name: vars(modeling_auto)[name] for name in vars(modeling_auto) if name.endswith("_MAPPING_NAMES")}
+    order = [known[m] for m in mappings if m in known] + [m for n, m in known.items() if n != "CONFIG_MAPPING_NAMES"]
+    configs = {name: CONFIG_MAPPING[name] for name in CONFIG_MAPPING}
+    parts = {
+        (model_type_to_module_name(name), part)
+        for name, config in configs.items()
+        for part in (getattr(config, "sub_configs", None) or {}).values()
+    }
+    chosen = {}
+    for name, config in configs.items():
+        found = next((mapping[name] for mapping in order if name in mapping), None)
+        if found is not None and (model_type_to_module_name(name), config) not in parts:
+            chosen[name] = found if isinstance(found, str) else found[0]
+    return chosen
+
+
+def merged(config: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with some of its fields changed, those of its parts included."""
+    changed = {
+        name: merged(config.get(name) or {}, value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+    }
+    return config | changed
+
+
+def shrink(config: dict[str, Any], divisor: int, vocabulary: int | None) -> dict[str, Any]:
+    """A configuration of few layers and experts, its parts included.
+
+    Args:
+        config: As `to_dict` gives it.
+        divisor: What widths are divided by, where they can be.
+        vocabulary: Tokens to leave, special ones at its end; None for all.
+    """
+    small = copy.deepcopy(config)
+    if not divisor:
+        return small
+    tokens: dict[int, int] = {}
+    _shrink(small, divisor, vocabulary, tokens)
+    seen, read = small.get("vision_config"), small.get("text_config") or small
+    if isinstance(seen, dict) and "out_hidden_size" in seen and "hidden_size" in read:
+        seen["out_hidden_size"] = read["hidden_size"]
+    return small
+
+
+def _shrink(part: dict[str, Any], divisor: int, vocabulary: int | None, tokens: dict[int, int]) -> None:
+    cut: dict[int, list[int]] = {}  # length of a list with one entry per layer -> indices that stay
+    per_layer = part.pop("per_layer_config", None)
+    for name, value in list(part.items()):
+        if isinstance(value, dict):
+            _shrink(value, divisor, vocabulary, tokens)
+        elif isinstance(value, bool) or not isinstance(value, int):
+            continue
+        elif LAYERS.search(name) and not NOT_LAYERS.search(name):
+            part[name] = min(value, 2)
+            if value > 2:
+                cut[value] = _kept(part.get("layer_types") or part.get("layers_block_type"), value)
+                if per_layer and name == "num_hidden_layers":
+                    kept = [per_layer.get(i, per_layer.get(str(i))) for i in cut[value]]
+                    part["per_layer_config"] = {i: given for i, given in enumerate(kept) if given is not None}
+        elif EXPERTS.search(name):
+            part[name] = min(value, 8)
+        elif CHOSEN.search(name):
+            part[name] = min(value, 2)
+        elif GROUPS.search(name):
+            part[name] = 1
+        elif WIDTHS.search(name) and value % (16 * divisor) == 0:
+            part[name] = value // divisor
+        elif vocabulary and name.endswith("vocab_size") and value > vocabulary:
+            part[name] = vocabulary
+        elif vocabulary and TOKEN.search(name) and value >= 100:
+            part[name] = tokens.setdefault(value, vocabulary - 1 - len(tokens))
+    for name, value in part.items():
+        if isinstance(value, list) and len(value) in cut and value and not name.endswith(("labels", "archs")):
+            part[name] = [value[i] for i in cut[len(value)]]
+        elif name == "mrope_section" and divisor > 1 and all(size % divisor == 0 for size in value or [1]):
+            part[name] = [size // divisor for size in value]
+        elif vocabulary and isinstance(value, list) and TOKEN.search(name):
+            part[name] = [
+                tokens.setdefault(v, vocabulary - 1 - len(tokens)) if isinstance(v, int) and v >= 100 else v
+                for v in value
+            ]
+
+
+def _kept(kinds: list[str] | None, layers: int) -> list[int]:
+    """Two layers, of two kinds where there are two."""
+    if isinstance(kinds, list) and len(kinds) == layers:
+        other = next((i for i, kind in enumerate(kinds) if kind != kinds[0]), 1)
+        return [0, other]
+    return [0, 1]
+
+
+# -- one architecture, in a child ---------------------------------------------------------------------------------------
+
+
+def attempt(model_type: str, architecture: str, send: Any) -> None:
+    """Tries one architecture and sends {what: outcome}; an outcome is FLOPs, or why there are none."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    transformers.utils.logging.set_verbosity_error()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        result: dict[str, Any] = {}
+        for divisor, vocabulary in ((4, 2000), (1, 2000), (1, None), (0, None)):
+            result = _attempt(model_type, architecture, divisor, vocabulary)
+            result["shrunk"] = f"{divisor}/{vocabulary}"
+            if all(isinstance(result.get(what), int) for what in ("forward", "train")):
+                break
+    send.send(result)
+
+
+def _attempt(model_type: str, architecture: str, divisor: int, vocabulary: int | None) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            config = merged(CONFIG_MAPPING[model_type]().to_dict(), FIELDS.get(model_type, {}))
+            fields = shrink(config, divisor, vocabulary) | {"architectures": [architecture], "model_type": model_type}
+            fields.pop("dtype", None)
+            (Path(folder) / "config.json").write_text(json.dumps(fields))
+            made = transformers.AutoConfig.from_pretrained(folder)
+            with torch.device("meta"):
+                getattr(transformers, architecture)._from_config(made)
+        except Exception as error:
+            return {"build": _line(error)}
+        for mode in ("forward", "train"):
+            result[mode] = _flops(lambda mode=mode: gpuprof.count(folder, mode=mode))
+        if isinstance(result["forward"], int) and not QUICK:
+            # SEE real(): one sample, as it takes time
+            one = _flops(lambda: gpuprof.count(folder, mode="forward", batch_size=1))
+            real = _flops(
+                lambda: gpuprof.profile(folder, mode="forward", batch_size=1, device="cpu", passes=("count",))
+            )
+            result["real"] = real if one == real or not isinstance(real, int) else f"differs: {one} {real}"
+    return result
+
+
+def _flops(run: Any) -> int | str:
+    try:
+        ops = run().ops
+    except GpuprofError as error:
+        return f"refused: {error}"
+    except Exception as error:
+        return f"CRASH: {_line(error)}"
+    return int((ops["flops_full"].fillna(0)).sum())
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {lines[0] if lines else ''} [{Path(frame.filename).name}:{frame.lineno}]"[:300]
+
+
+def study(chosen: dict[str, str], limit: float) -> dict[str, dict[str, Any]]:
+    """{model type: outcome} of each, one after the other."""
+    context = multiprocessing.get_context("fork")
+    results = {}
+    for model_type, architecture in chosen.items():
+        receive, send = context.Pipe(duplex=False)
+        child = context.Process(target=attempt, args=(model_type, architecture, send))
+        child.start()
+        send.close()
+        result: dict[str, Any] = {"build": f"no answer in {limit:g} s"}
+        with contextlib.suppress(EOFError):
+            if receive.poll(limit):
+                result = receive.recv()
+        child.kill()
+        child.join()
+        results[model_type] = {"class": architecture, **result}
+        print(json.dumps({model_type: results[model_type]}), flush=True)
+    return results
+
+
+def main() -> int:
+    """Runs the study and prints its table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", help="model types, separated by commas")
+    parser.add_argument("--limit", type=float, default=120, help="seconds for one architecture")
+    parser.add_argument("--quick", action="store_true", help="no real run")
+    arguments = parser.parse_args()
+    global QUICK
+    QUICK = arguments.quick
+    chosen = classes()
+    if arguments.only:
+        chosen = {name: chosen[name] for name in arguments.only.split(",") if name in chosen}
+    results = study(chosen, arguments.limit)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
