@@ -4,9 +4,9 @@
     python scripts/bench_architectures.py --only gemma3,sam
 
 Each architecture is written as a folder that holds a `config.json` alone, and is counted without weights, forward and
-train, with the inputs that gpuprof makes. Then its forward is run for real, on a CPU with random weights and one sample,
-and has to do as many FLOPs as were counted without. Every architecture is tried in a process of its own, with a time
-limit.
+train, with the inputs that gpuprof makes. Then its forward is run for real, on a CPU with random weights and one
+sample, and has to do as many FLOPs as were counted without. Every architecture is tried in a process of its own, with
+a time limit.
 """
 
 from __future__ import annotations
@@ -43,50 +43,56 @@ TASKS = (
     "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "MASKED_LM", "CAUSAL_LM",
     "IMAGE_CLASSIFICATION", "CTC", "AUDIO_CLASSIFICATION", "VIDEO_CLASSIFICATION", "ZERO_SHOT_OBJECT_DETECTION",
     "OBJECT_DETECTION", "SEMANTIC_SEGMENTATION", "UNIVERSAL_SEGMENTATION", "DEPTH_ESTIMATION", "MASK_GENERATION",
-    "TIME_SERIES_PREDICTION", "TEXT_TO_WAVEFORM", "TEXT_TO_SPECTROGRAM", "SEQUENCE_CLASSIFICATION", "QUESTION_ANSWERING",
+    "TIME_SERIES_PREDICTION", "TEXT_TO_WAVEFORM", "TEXT_TO_SPECTROGRAM", "SEQUENCE_CLASSIFICATION",
+    "QUESTION_ANSWERING",
 )  # fmt: skip
+_GLM_ROTARY = {
+    "rope_type": "default", "rope_theta": 10_000, "partial_rotary_factor": 0.5, "mrope_section": [8, 12, 12],
+}  # fmt: skip
+_SERIES = {"prediction_length": 24, "num_time_features": 2}
+_SIGLIP_896 = {"image_size": 896, "patch_size": 14}
 # What defaults lack or get wrong, so that the model does not run as they are: fields of the published configurations.
 FIELDS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("gemma3", "shieldgemma2"), {"vision_config": {"image_size": 896, "patch_size": 14}}),
-    "t5gemma2": {"encoder": {"vision_config": {"image_size": 896, "patch_size": 14}}},
     "aria": {"vision_config": {"image_size": 980, "patch_size": 14}},
-    "aya_vision": {"vision_config": {"num_attention_heads": 16}},
-    **dict.fromkeys(
-        ("autoformer", "informer", "time_series_transformer"), {"prediction_length": 8, "num_time_features": 2}
-    ),
-    **dict.fromkeys(("blip-2", "instructblip"), {"image_token_index": 50265}),
-    "instructblipvideo": {"video_token_index": 50265},
-    **dict.fromkeys(("glm4v", "glm46v", "glmga"), {"text_config": {"rope_parameters": {"partial_rotary_factor": 0.5}}}),
-    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), {"head_dim": 128}),
-    "esm": {"vocab_size": 33},
-    **dict.fromkeys(("wav2vec2-bert", "wav2vec2-conformer"), {"vocab_size": 32}),
-    "moonshine": {"pad_token_id": 0},
+    "autoformer": _SERIES,
+    "aya_vision": {"vision_config": {"num_attention_heads": 16, "image_size": 364}},
+    "blip-2": {"image_token_index": 50_265},
     "deepseek_v2": {"num_experts_per_tok": 2},
-    "bridgetower": {"num_hidden_layers": 6},
+    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
+    "gemma3": {"vision_config": _SIGLIP_896},
+    "glm46v": {"text_config": {"rope_parameters": _GLM_ROTARY}},
+    "glm4v": {"text_config": {"rope_parameters": _GLM_ROTARY}},
+    "glm4v_moe": {"text_config": {"rope_parameters": _GLM_ROTARY}},
+    "glm_ocr": {"text_config": {"rope_parameters": _GLM_ROTARY}},
+    "glmga": {"text_config": {"rope_parameters": _GLM_ROTARY}},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
+    "idefics3": {"vision_config": {"image_size": 364, "patch_size": 14}},
+    "informer": _SERIES,
+    "instructblip": {"image_token_index": 50_265},
+    "instructblipvideo": {"video_token_index": 50_265},
     "janus": {"vision_config": {"projection_dim": 4096}},
+    "minicpmv4_6": {"image_token_id": 151_655},
+    "minicpmv4_7": {"image_token_id": 151_655},
+    "ministral": {"head_dim": 128},
+    "moonshine": {"pad_token_id": 0},
+    "nemotron": {"num_key_value_heads": 8},
+    "ovis2": {"hidden_size": 4096},
+    "qwen2_vl": {"vision_config": {"hidden_size": 8192}},
+    "qwen3_asr": {"audio_config": {"output_dim": 2048}},
+    "reformer": {"axial_pos_shape": (16, 32)},
+    "shieldgemma2": {"vision_config": _SIGLIP_896},
+    "smolvlm": {"vision_config": {"image_size": 364, "patch_size": 14}},
+    "t5gemma2": {"encoder": {"vision_config": _SIGLIP_896}},
+    "time_series_transformer": _SERIES,
+    "voxtral": {"audio_token_id": 24},
+    "wav2vec2-bert": {"vocab_size": 32},
+    "wav2vec2-conformer": {"vocab_size": 32},
 }
 LAYERS = re.compile(r"(^|_)(n|num)?_?(hidden_|encoder_|decoder_|text_|vision_)?(layers?|depth|blocks)$")
-NOT_# What defaults lack or get wrong, so that the model does not run as they are: fields of the published configurations.
-FIELDS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("gemma3", "shieldgemma2"), {"vision_config": {"image_size": 896, "patch_size": 14}}),
-    "t5gemma2": {"encoder": {"vision_config": {"image_size": 896, "patch_size": 14}}},
-    "aria": {"vision_config": {"image_size": 980, "patch_size": 14}},
-    "aya_vision": {"vision_config": {"num_attention_heads": 16}},
-    **dict.fromkeys(
-        ("autoformer", "informer", "time_series_transformer"), {"prediction_length": 8, "num_time_features": 2}
-    ),
-    **dict.fromkeys(("blip-2", "instructblip"), {"image_token_index": 50265}),
-    "instructblipvideo": {"video_token_index": 50265},
-    **dict.fromkeys(("glm4v", "glm46v", "glmga"), {"text_config": {"rope_parameters": {"partial_rotary_factor": 0.5}}}),
-    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), {"head_dim": 128}),
-    "esm": {"vocab_size": 33},
-    **dict.fromkeys(("wav2vec2-bert", "wav2vec2-conformer"), {"vocab_size": 32}),
-    "moonshine": {"pad_token_id": 0},
-    "deepseek_v2": {"num_experts_per_tok": 2},
-    "bridgetower": {"num_hidden_layers": 6},
-    "janus": {"vision_config": {"projection_dim": 4096}},
-}
-LAYERS = re.compile(r"feature|select|conv|adapter|out_|index|skip|interval|period|every|downsample|kernel|attention")
+NOT_LAYERS = re.compile(
+    r"feature|select|conv|adapter|out_|index|skip|interval|period|every|downsample|kernel|attention"
+)
 WIDTHS = re.compile(
     r"(^|_)(hidden_size|intermediate_size|d_model|d_ff|ffn_dim|n_embd|n_inner|d_inner|embed_dim|hidden_dim|mlp_dim"
     r"|emb_dim|feedforward_dim|dim_feedforward|out_hidden_size|projection_dim|ff_dim)$"
@@ -117,15 +123,6 @@ def classes() -> dict[str, str]:
     return chosen
 
 
-def merged(config: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with some of its fields changed, those of its parts included."""
-    changed = {
-        name: merged(config.get(name) or {}, value) if isinstance(value, dict) else value
-        for name, value in fields.items()
-    }
-    return config | changed
-
-
 def shrink(config: dict[str, Any], divisor: int, vocabulary: int | None) -> dict[str, Any]:
     """A configuration of few layers and experts, its parts included.
 
@@ -147,19 +144,19 @@ def shrink(config: dict[str, Any], divisor: int, vocabulary: int | None) -> dict
 
 def _shrink(part: dict[str, Any], divisor: int, vocabulary: int | None, tokens: dict[int, int]) -> None:
     cut: dict[int, list[int]] = {}  # length of a list with one entry per layer -> indices that stay
-    per_layer = part.pop("per_layer_config", None)
+    per_layer = {int(layer): given for layer, given in (part.pop("per_layer_config", None) or {}).items()}
     for name, value in list(part.items()):
         if isinstance(value, dict):
             _shrink(value, divisor, vocabulary, tokens)
-        elif isinstance(value, bool) or not isinstance(value, int):
+        elif isinstance(value, bool) or not isinstance(value, int) or not isinstance(name, str):
             continue
         elif LAYERS.search(name) and not NOT_LAYERS.search(name):
             part[name] = min(value, 2)
             if value > 2:
                 cut[value] = _kept(part.get("layer_types") or part.get("layers_block_type"), value)
                 if per_layer and name == "num_hidden_layers":
-                    kept = [per_layer.get(i, per_layer.get(str(i))) for i in cut[value]]
-                    part["per_layer_config"] = {i: given for i, given in enumerate(kept) if given is not None}
+                    kept = {i: per_layer[layer] for i, layer in enumerate(cut[value]) if layer in per_layer}
+                    part["per_layer_config"] = kept
         elif EXPERTS.search(name):
             part[name] = min(value, 8)
         elif CHOSEN.search(name):
@@ -173,6 +170,8 @@ def _shrink(part: dict[str, Any], divisor: int, vocabulary: int | None, tokens: 
         elif vocabulary and TOKEN.search(name) and value >= 100:
             part[name] = tokens.setdefault(value, vocabulary - 1 - len(tokens))
     for name, value in part.items():
+        if not isinstance(name, str):
+            continue
         if isinstance(value, list) and len(value) in cut and value and not name.endswith(("labels", "archs")):
             part[name] = [value[i] for i in cut[len(value)]]
         elif name == "mrope_section" and divisor > 1 and all(size % divisor == 0 for size in value or [1]):
@@ -192,7 +191,7 @@ def _kept(kinds: list[str] | None, layers: int) -> list[int]:
     return [0, 1]
 
 
-# -- one architecture, in a child ---------------------------------------------------------------------------------------
+# -- one architecture, in a child
 
 
 def attempt(model_type: str, architecture: str, send: Any) -> None:
@@ -214,7 +213,7 @@ def _attempt(model_type: str, architecture: str, divisor: int, vocabulary: int |
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            config = merged(CONFIG_MAPPING[model_type]().to_dict(), FIELDS.get(model_type, {}))
+            config = CONFIG_MAPPING[model_type](**FIELDS.get(model_type, {})).to_dict()
             fields = shrink(config, divisor, vocabulary) | {"architectures": [architecture], "model_type": model_type}
             fields.pop("dtype", None)
             (Path(folder) / "config.json").write_text(json.dumps(fields))

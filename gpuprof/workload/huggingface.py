@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from gpuprof.errors import GpuprofError, first_line, is_out_of_memory
 from gpuprof.workload.options import Options, resolve_dtype
 from gpuprof.workload.presets import load_preset
-from gpuprof.workload.weightless import drop_values
+from gpuprof.workload.weightless import Answers, Weightless, drop_values
 
 WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
 TOKENIZER_FILES = ("tokenizer.*", "vocab*", "spiece.model", "sentencepiece*", "*.spm", "tekken.json")
@@ -116,14 +116,17 @@ def _construct(model_class: Any, config: Any, options: Options, device: torch.de
     dtype = resolve_dtype(options.dtype) or default
     torch.manual_seed(options.seed)
     try:
-        with device:
+        with ExitStack() as modes:
+            for mode in (Answers(), Weightless()) if device.type == "meta" else ():
+                modes.enter_context(mode)  # so that whole numbers it keeps have values
+            modes.enter_context(device)
             model = model_class._from_config(config, dtype=dtype, **attention)
     except Exception as error:  # whatever the model's own code makes of a configuration that it does not expect
         _check_room(error, f"{model_class.__name__} is built", device, dtype)
         asked = f" with --attention {options.attention}" if options.attention else ""
         raise GpuprofError(f"{model_class.__name__} cannot be built{asked}: {first_line(error)}") from error
     if device.type == "meta":
-        drop_values(model)  # what its code makes in a way that no device is asked for
+        drop_values(model)  # and other values it has none of, also those it makes without asking for a device
     return model
 
 

@@ -9,14 +9,12 @@ import torch
 from gpuprof.errors import GpuprofError
 from gpuprof.workload import media
 from gpuprof.workload.anyres import choose_grid, grids, image_positions
-from gpuprof.workload.configuration import ask
-from gpuprof.workload.maker import Inputs, Maker
+from gpuprof.workload.configuration import ask, parts
+from gpuprof.workload.maker import QUESTION_LENGTH, Inputs, Maker
 from gpuprof.workload.options import SIZES, Options, flag
 from gpuprof.workload.steps import cache_argument
 
 LANGUAGE_MODEL_HEADS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration")
-# Text beside an image where no length is given: a question, as a user would ask it.
-QUESTION_LENGTH = 64
 
 
 def make_inputs(
@@ -241,7 +239,7 @@ def _with_media(
         of_text = [0] * (length - len(tokens))
         told = next((name for name in ("mm_token_type_ids", "token_type_ids") if name in maker.takes), None)
         given |= {told: maker.place(torch.tensor([kinds + of_text] * batch))} if told else {}
-    if "decoder_input_ids" in maker.takes:
+    if "decoder_input_ids" in maker.takes and any(ask(part, "is_encoder_decoder") for part in parts(maker.config)):
         given |= _decoded(maker, batch, length)
     elif maker.training and "labels" in maker.takes and maker.architecture.endswith(LANGUAGE_MODEL_HEADS):
         # A model learns to say the words, not the image.
@@ -301,17 +299,15 @@ def _image_first(maker: Maker, batch: int, length: int) -> dict[str, Any]:
     return {"image_embeds_position_mask": maker.place(positions)}
 
 
-def _query(maker: Maker, batch: int, length: int) -> dict[str, Any]:
-    """The text that a query transformer reads beside the image."""
-    return {
-        "qformer_input_ids": maker.integers(maker.config.qformer_config.vocab_size, batch, min(length, QUESTION_LENGTH))
-    }
+def _unpadded(maker: Maker, batch: int, length: int) -> dict[str, Any]:
+    """That all of the text is text, for a model that puts the sound into it itself."""
+    return {"attention_mask": maker.place(torch.ones(batch, length, dtype=torch.long))}
 
 
 # What some models cannot do without beside their text.
 _BESIDE_TEXT = {
+    "feature_attention_mask": _unpadded,
     "bbox": _boxes,
-    "qformer_input_ids": _query,
     "visual_feats": _regions,
     "image_embeds_position_mask": _image_first,
 }

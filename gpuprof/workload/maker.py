@@ -13,6 +13,8 @@ from gpuprof.errors import GpuprofError
 from gpuprof.workload.configuration import ask, parts
 from gpuprof.workload.options import SIZES, Options, flag
 
+# Text beside an image where no length is given: a question, as a user would ask it.
+QUESTION_LENGTH = 64
 IMAGES = ("pixel_values", "flattened_patches", "image_pixel_values", "image_patches")
 SOUNDS = ("input_features", "input_values", "audio_input_features")
 VIDEOS = ("pixel_values_videos",)
@@ -55,6 +57,11 @@ class Maker:
     random: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
+        if type(self.model).forward is torch.nn.Module.forward:
+            raise GpuprofError(
+                f"{type(self.model).__name__} has no forward, only parts that have: name one of them as the "
+                "architecture, or write a function that returns the model and a step, and give it as file.py:function"
+            )
         # On the CPU, so that every device gets the same inputs.
         self.random = torch.Generator().manual_seed(self.options.seed)
         self.config = self.model.config

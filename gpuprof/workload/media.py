@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_KEYPOINT_MATCHING_M
 
 from gpuprof.errors import GpuprofError, first_line
 from gpuprof.workload.configuration import ask, parts
-from gpuprof.workload.maker import IMAGES, VIDEOS, Maker
+from gpuprof.workload.maker import IMAGES, QUESTION_LENGTH, VIDEOS, Maker
 from gpuprof.workload.processors import SECONDS, processed_image, processed_sound
 from gpuprof.workload.steps import tensors
 from gpuprof.workload.weightless import Answers, Weightless
@@ -29,7 +29,7 @@ _NAMES = {
 }
 _SOUND_MASKS = {"input_features_mask", "feature_attention_mask"}  # what a feature extractor calls `attention_mask`
 # Arguments that go with a layout of images that many models share, and the model whose processor makes it.
-_LAYOUTS = {"image_grid_thw": "qwen2_vl", "spatial_shapes": "siglip2"}
+_LAYOUTS = {"image_grid_thw": "qwen2_vl", "spatial_shapes": "siglip2", "pixel_attention_mask": "idefics3"}
 
 
 def kind(name: str) -> str:
@@ -58,16 +58,10 @@ def image_shape(config: Any, default: int = 224) -> tuple[int, int, int]:
     return ask(config, "num_channels") or ask(config, "in_channels") or 3, height, width
 
 
-def vision(config: Any) -> Any:
-    """The part of a configuration that describes what sees."""
-    return _part(config, "image_size", "vision_config", "backbone_config")
-
-
-def _part(config: Any, says: str, *names: str) -> Any:
-    """The part of one of these names, else one that says this, else the configuration itself."""
-    named = [part for name in names if (part := ask(config, name)) is not None]
-    inner = [part for part in (config, *named, *parts(config)) if ask(part, says) is not None]
-    return (named or inner or [config])[0] if not inner else inner[0]
+def _vision(config: Any) -> Any:
+    """The part of a configuration that says how large its images are, else the one that describes what sees."""
+    told = [part for part in parts(config) if _side(part)]
+    return (told or [ask(config, "vision_config") or config])[0]
 
 
 def _side(config: Any) -> tuple[int, int] | None:
@@ -79,23 +73,40 @@ def _side(config: Any) -> tuple[int, int] | None:
 
 
 def _image(maker: Maker, name: str, batch: int) -> _Tensors:
-    seen = vision(maker.config)
-    side = _side(seen)
+    """One image per sample, as the model's processor makes it, or a plain one of the size that its configuration gives.
+
+    The size of a part deep within is that of a backbone, which takes any: there the processor knows better.
+    """
+    config = maker.config
+    seen = _vision(config)
+    outer = seen in (config, ask(config, "vision_config"))
+    side = _side(seen) if outer else None
     layouts = [model_type for argument, model_type in _LAYOUTS.items() if argument in maker.takes]
-    given, why = _processed(maker, lambda: processed_image(parts(maker.config), min(side) if side else None, layouts))
+    given, why = _processed(maker, lambda: processed_image(parts(config), min(side) if side else None, layouts))
     main = given.get(name)
-    plain = main is None or (main.dim() == 4 and len(main) == 1 and set(given) <= {name, "pixel_mask"})
-    if plain and name == "pixel_values" and (side or main is None):
-        film = [length] if (length := frames(maker.config)) else [2] if _compares(maker.config) else []
+    film = [length] if (length := frames(config)) else [2] if _compares(config) else []
+    plain = main is None or (main.dim() == 4 and len(main) == 1 and set(given) <= {name, "pixel_mask"} and side)
+    if (plain or film) and name == "pixel_values":
         shape = image_shape(seen)
-        asked = "image_sizes" in _required(_getter(maker, "image"))
-        sizes = {"image_sizes": maker.place(torch.tensor([shape[1:]] * batch))} if asked else {}
-        return {name: maker.floats(batch, *film, *shape), **sizes}
+        asked = _required(_getter(maker, "image")) & maker.takes
+        if why and asked - {name, "image_sizes"}:
+            raise maker.unknown(why)
+        sizes = {"image_sizes": maker.place(torch.tensor([shape[1:]] * batch))} if "image_sizes" in asked else {}
+        return {name: maker.floats(batch, *film, *shape), **sizes, **_query(maker, batch)}
     if main is None:
         raise maker.unknown(why)
     # Where a sample has places for several images, models look which of them are empty.
     known = main.dim() == 5 and "pixel_attention_mask" in given
-    return {key: _repeated(maker, tensor, batch, known=known) for key, tensor in given.items()}
+    return _query(maker, batch) | {
+        key: _repeated(maker, tensor, batch, known=known, mask="mask" in key) for key, tensor in given.items()
+    }
+
+
+def _query(maker: Maker, batch: int) -> _Tensors:
+    """The text that a query transformer reads beside the image, where there is one."""
+    if "qformer_input_ids" not in maker.takes:
+        return {}
+    return {"qformer_input_ids": maker.integers(maker.config.qformer_config.vocab_size, batch, QUESTION_LENGTH)}
 
 
 def _compares(config: Any) -> bool:
@@ -112,8 +123,7 @@ def _processed(maker: Maker, process: Callable[[], dict[str, Any]]) -> tuple[_Te
 
 
 def _video(maker: Maker, name: str, batch: int) -> _Tensors:
-    seen = vision(maker.config)
-    return {name: maker.floats(batch, frames(maker.config) or 8, *image_shape(seen))}
+    return {name: maker.floats(batch, frames(maker.config) or 8, *image_shape(_vision(maker.config)))}
 
 
 def frames(config: Any) -> int | None:
@@ -141,7 +151,7 @@ def _sound(maker: Maker, name: str, batch: int) -> _Tensors:
         rate = ask(maker.config, "sampling_rate") or ask(maker.config, "sample_rate") or 16_000
         mono = (channels,) if isinstance(channels, int) else ()
         return {name: maker.floats(batch, *mono, samples or SECONDS * rate)}
-    return {key: _repeated(maker, tensor, batch) for key, tensor in given.items()}
+    return {key: _repeated(maker, tensor, batch, mask="mask" in key) for key, tensor in given.items()}
 
 
 def _fitting(maker: Maker, made: Mapping[str, Any]) -> _Tensors:
@@ -153,9 +163,11 @@ def _fitting(maker: Maker, made: Mapping[str, Any]) -> _Tensors:
     return {name: value for name, value in renamed.items() if name in maker.takes and isinstance(value, torch.Tensor)}
 
 
-def _repeated(maker: Maker, tensor: torch.Tensor, batch: int, *, known: bool = False) -> torch.Tensor:
-    """What one sample has, for all of them: floating values are new, whole numbers are the same."""
-    if tensor.is_floating_point():
+def _repeated(
+    maker: Maker, tensor: torch.Tensor, batch: int, *, known: bool = False, mask: bool = False
+) -> torch.Tensor:
+    """What one sample has, for all of them: floating values are new, whole numbers and masks are the same."""
+    if tensor.is_floating_point() and not mask:
         return maker.floats(batch * tensor.shape[0], *tensor.shape[1:], known=known)
     return maker.place(tensor.repeat(batch, *[1] * (tensor.dim() - 1)))
 
@@ -174,6 +186,8 @@ def positions(maker: Maker, medium_kind: str, given: _Tensors) -> int:
     if not stands_in_text(maker, medium_kind):
         return 0
     getter = _getter(maker, medium_kind)
+    if getter is None:
+        return 1  # one token for all of it
     taken = inspect.signature(getter).parameters
     known = {key: value for key, value in given.items() if key in taken} if "args" not in taken else given
     training = maker.model.training
@@ -196,8 +210,17 @@ def positions(maker: Maker, medium_kind: str, given: _Tensors) -> int:
 
 
 def stands_in_text(maker: Maker, medium_kind: str) -> bool:
-    """Whether tokens of the text stand for a medium."""
-    return _getter(maker, medium_kind) is not None and token(maker.config, medium_kind) is not None
+    """Whether tokens of the text stand for a medium.
+
+    Raises:
+        GpuprofError: They should, and the configuration does not say which: the medium would be left out.
+    """
+    if token(maker.config, medium_kind) is not None:
+        return True
+    field = next((name for name in _NAMES[medium_kind][0] if hasattr(type(maker.config), name)), None)
+    if field is not None and _getter(maker, medium_kind) is not None:
+        raise maker.unknown(f"config.json gives no {field}")
+    return False
 
 
 def _getter(maker: Maker, medium_kind: str) -> Any:

@@ -83,7 +83,8 @@ def _build(parts: list[Any], names: Any, side: int | None, others: list[str]) ->
         GpuprofError: None can be built, for want of a library or of sizes that fit.
     """
     failure: Exception | None = None
-    for model_type in [*(ask(part, "model_type") for part in parts), *others]:
+    own = [ask(part, "model_type") or "" for part in parts]
+    for model_type in [*own, *(name.removesuffix("_encoder") for name in own), *others]:
         known = names.get(model_type) or {}
         name = known if isinstance(known, str) else known.get("pil") or known.get("torchvision")
         if name:
@@ -98,7 +99,7 @@ def _build(parts: list[Any], names: Any, side: int | None, others: list[str]) ->
     return None
 
 
-def _settings(default: Any, parts: list[Any]) -> dict[str, int]:
+def _settings(default: Any, parts: list[Any]) -> dict[str, Any]:
     """Whole numbers that the configuration gives and the processor has under the same name, or a known other one."""
     settings = {}
     for name, value in vars(default).items():
@@ -108,7 +109,10 @@ def _settings(default: Any, parts: list[Any]) -> dict[str, int]:
             settings[name] = next(
                 (size for size in given if isinstance(size, int) and not isinstance(size, bool)), value
             )
-    return {name: size for name, size in settings.items() if size != getattr(default, name)}
+    changed: dict[str, Any] = {name: size for name, size in settings.items() if size != getattr(default, name)}
+    if getattr(default, "truncation", None) == "fusion" and not any(ask(part, "enable_fusion") for part in parts):
+        changed["truncation"] = "rand_trunc"
+    return changed
 
 
 def _sizes(default: Any, side: int | None) -> dict[str, dict[str, int]]:

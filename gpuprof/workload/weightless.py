@@ -172,7 +172,8 @@ def _is_known(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return True
     if func in _RANGES:
         return not any(isinstance(arg, float) for arg in args) or dtype is None
-    return func in _CONSTANTS and math.prod(args[0]) <= _SMALL
+    sizes = args[0] if isinstance(args[0], (list, tuple)) else [args[0], args[-1]]  # `eye` has one number, or two
+    return func in _CONSTANTS and math.prod(sizes) <= _SMALL
 
 
 def _constant(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
