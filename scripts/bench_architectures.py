@@ -51,12 +51,22 @@ _GLM_ROTARY = {
 }  # fmt: skip
 _SERIES = {"prediction_length": 24, "num_time_features": 2}
 _SIGLIP_896 = {"image_size": 896, "patch_size": 14}
+_LLAMA4_VISION = {
+    "hidden_size": 1408,
+    "image_size": 336,
+    "intermediate_size": 5632,
+    "num_attention_heads": 16,
+    "projector_input_dim": 4096,
+    "projector_output_dim": 4096,
+    "vision_output_dim": 4096,
+}
 # What defaults lack or get wrong, so that the model does not run as they are: fields of the published configurations.
 FIELDS: dict[str, dict[str, Any]] = {
     "aria": {"vision_config": {"image_size": 980, "patch_size": 14}},
     "autoformer": _SERIES,
     "aya_vision": {"vision_config": {"num_attention_heads": 16, "image_size": 364}},
     "blip-2": {"image_token_index": 50_265},
+    "colmodernvbert": {"vlm_config": {"model_type": "modernvbert", "vision_config": {"image_size": 512}}},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
     "gemma3": {"vision_config": _SIGLIP_896},
@@ -72,22 +82,27 @@ FIELDS: dict[str, dict[str, Any]] = {
     "instructblip": {"image_token_index": 50_265},
     "instructblipvideo": {"video_token_index": 50_265},
     "janus": {"vision_config": {"projection_dim": 4096}},
+    "llama4": {"vision_config": _LLAMA4_VISION},
     "minicpmv4_6": {"image_token_id": 151_655},
     "minicpmv4_7": {"image_token_id": 151_655},
     "ministral": {"head_dim": 128},
+    "modernvbert": {"vision_config": {"image_size": 512, "patch_size": 16}},
     "moonshine": {"pad_token_id": 0},
     "nemotron": {"num_key_value_heads": 8},
     "ovis2": {"hidden_size": 4096},
     "qwen2_vl": {"vision_config": {"hidden_size": 8192}},
     "qwen3_asr": {"audio_config": {"output_dim": 2048}},
+    "qwen2_audio": {"ignore_index": -100},
     "reformer": {"axial_pos_shape": (16, 32)},
     "shieldgemma2": {"vision_config": _SIGLIP_896},
     "smolvlm": {"vision_config": {"image_size": 364, "patch_size": 14}},
-    "t5gemma2": {"encoder": {"vision_config": _SIGLIP_896}},
     "time_series_transformer": _SERIES,
+    "ultravbert": {"vision_config": {"image_size": 512, "patch_size": 16}},
+    "vitmatte": {"backbone_config": {"model_type": "vitdet", "num_channels": 4, "out_features": ["stage12"]}},
     "voxtral": {"audio_token_id": 24},
     "wav2vec2-bert": {"vocab_size": 32},
     "wav2vec2-conformer": {"vocab_size": 32},
+    "xmod": {"default_language": "en_XX"},
 }
 LAYERS = re.compile(r"(^|_)(n|num)?_?(hidden_|encoder_|decoder_|text_|vision_)?(layers?|depth|blocks)$")
 NOT_LAYERS = re.compile(
@@ -95,7 +110,7 @@ NOT_LAYERS = re.compile(
 )
 WIDTHS = re.compile(
     r"(^|_)(hidden_size|intermediate_size|d_model|d_ff|ffn_dim|n_embd|n_inner|d_inner|embed_dim|hidden_dim|mlp_dim"
-    r"|emb_dim|feedforward_dim|dim_feedforward|out_hidden_size|projection_dim|ff_dim)$"
+    r"|emb_dim|feedforward_dim|dim_feedforward|out_hidden_size|projection_dim|ff_dim|word_embed_proj_dim)$"
 )
 TOKEN = re.compile(r"(token|start|end|pad|bos|eos|sep|cls|mask|unk)_?(token)?_?(id|index)$|_token_(id|index)$|_token$")
 EXPERTS = re.compile(r"num_(local_|routed_)?experts$|^n_routed_experts$|^moe_num_experts$")
@@ -194,6 +209,10 @@ def _kept(kinds: list[str] | None, layers: int) -> list[int]:
 # -- one architecture, in a child
 
 
+_WORTH_RUNNING = 20_000_000_000
+"""FLOPs up to which a forward is run for real, for the sake of time."""
+
+
 def attempt(model_type: str, architecture: str, send: Any) -> None:
     """Tries one architecture and sends {what: outcome}; an outcome is FLOPs, or why there are none."""
     torch.set_num_threads(1)
@@ -224,13 +243,13 @@ def _attempt(model_type: str, architecture: str, divisor: int, vocabulary: int |
             return {"build": _line(error)}
         for mode in ("forward", "train"):
             result[mode] = _flops(lambda mode=mode: gpuprof.count(folder, mode=mode))
-        if isinstance(result["forward"], int) and not QUICK:
-            # SEE real(): one sample, as it takes time
+        if isinstance(result["forward"], int):
             one = _flops(lambda: gpuprof.count(folder, mode="forward", batch_size=1))
-            real = _flops(
-                lambda: gpuprof.profile(folder, mode="forward", batch_size=1, device="cpu", passes=("count",))
-            )
-            result["real"] = real if one == real or not isinstance(real, int) else f"differs: {one} {real}"
+            if isinstance(one, int) and one < _WORTH_RUNNING:
+                real = _flops(
+                    lambda: gpuprof.profile(folder, mode="forward", batch_size=1, device="cpu", passes=("count",))
+                )
+                result["real"] = real if one == real else f"{real} where {one} were counted without weights"
     return result
 
 
@@ -250,13 +269,20 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''} [{Path(frame.filename).name}:{frame.lineno}]"[:300]
 
 
-def study(chosen: dict[str, str], limit: float) -> dict[str, dict[str, Any]]:
-    """{model type: outcome} of each, one after the other."""
-    context = multiprocessing.get_context("fork")
+def tables(results: dict[str, dict[str, Any]]) -> str:
+    return ""
+
+
+def study(chosen: dict[str, str], limit: float, path: Path) -> dict[str, dict[str, Any]]:
+    """{model type: outcome} of each, one after the other; those in the file are not tried again."""
     results = {}
-    for model_type, architecture in chosen.items():
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            results |= json.loads(line)
+    context = multiprocessing.get_context("fork")
+    for model_type in [name for name in chosen if name not in results]:
         receive, send = context.Pipe(duplex=False)
-        child = context.Process(target=attempt, args=(model_type, architecture, send))
+        child = context.Process(target=attempt, args=(model_type, chosen[model_type], send))
         child.start()
         send.close()
         result: dict[str, Any] = {"build": f"no answer in {limit:g} s"}
@@ -265,24 +291,27 @@ def study(chosen: dict[str, str], limit: float) -> dict[str, dict[str, Any]]:
                 result = receive.recv()
         child.kill()
         child.join()
-        results[model_type] = {"class": architecture, **result}
-        print(json.dumps({model_type: results[model_type]}), flush=True)
-    return results
+        results[model_type] = {"class": chosen[model_type], **result}
+        with path.open("a") as file:
+            file.write(json.dumps({model_type: results[model_type]}) + "\n")
+    return {name: results[name] for name in chosen}
 
 
 def main() -> int:
     """Runs the study and prints its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="model types, separated by commas")
-    parser.add_argument("--limit", type=float, default=120, help="seconds for one architecture")
-    parser.add_argument("--quick", action="store_true", help="no real run")
+    parser.add_argument("--limit", type=float, default=180, help="seconds for one architecture")
+    parser.add_argument("--results", type=Path, default=Path("architectures.jsonl"), help="file to go on from")
+    parser.add_argument("--markdown", type=Path, help="page to write the tables to")
     arguments = parser.parse_args()
-    global QUICK
-    QUICK = arguments.quick
     chosen = classes()
     if arguments.only:
         chosen = {name: chosen[name] for name in arguments.only.split(",") if name in chosen}
-    results = study(chosen, arguments.limit)
+    text = tables(study(chosen, arguments.limit, arguments.results))
+    print(text)
+    if arguments.markdown:
+        arguments.markdown.write_text(text)
     return 0
 
 

@@ -97,7 +97,7 @@ def _text_labels(maker: Maker, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     name = maker.architecture
     if name.endswith("ForQuestionAnswering") and "start_positions" in maker.takes:
         return {key: maker.integers(length, batch) for key in ("start_positions", "end_positions")}
-    if "labels" not in maker.takes:
+    if "labels" not in maker.takes or maker.speaks:  # labels of speech are of several codebooks
         return {}
     if name.endswith(LANGUAGE_MODEL_HEADS):
         return {"labels": ids}
@@ -180,7 +180,7 @@ def _text_and_media(maker: Maker) -> Inputs:
     runs = []
     for name in maker.media:
         kind = media.kind(name)
-        if kind == "audio" and name != maker.main and not media.stands_in_text(maker, kind):
+        if kind == "audio" and maker.speaks:
             continue  # a voice to speak with, that the model does without
         if count := media.positions(maker, kind, media.medium(maker, name, 1)):
             runs.append(media.placeholders(maker, kind, count))
@@ -241,7 +241,12 @@ def _with_media(
         given |= {told: maker.place(torch.tensor([kinds + of_text] * batch))} if told else {}
     if "decoder_input_ids" in maker.takes and any(ask(part, "is_encoder_decoder") for part in parts(maker.config)):
         given |= _decoded(maker, batch, length)
-    elif maker.training and "labels" in maker.takes and maker.architecture.endswith(LANGUAGE_MODEL_HEADS):
+    elif (
+        maker.training
+        and "labels" in maker.takes
+        and not maker.speaks
+        and maker.architecture.endswith(LANGUAGE_MODEL_HEADS)
+    ):
         # A model learns to say the words, not the image.
         given["labels"] = torch.cat([torch.full_like(placeholder, -100), words], dim=1)
     sizes: dict[str, int | None] = dict.fromkeys(SIZES)
@@ -260,7 +265,7 @@ def _series(maker: Maker) -> Inputs:
     if "past_time_features" not in maker.takes:
         channels = ask(config, "num_input_channels")
         shape = (batch, length, channels) if isinstance(channels, int) else (batch, length)
-        kwargs = {"past_values": maker.floats(*shape)}
+        kwargs = {"past_values": maker.floats(*shape, known=True)}  # models look for what is missing
         return Inputs(kwargs, dict.fromkeys(SIZES) | {"batch_size": batch})
     past, future = length + max(config.lags_sequence), config.prediction_length
     size = () if config.input_size == 1 else (config.input_size,)

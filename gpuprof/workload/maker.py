@@ -16,7 +16,8 @@ from gpuprof.workload.options import SIZES, Options, flag
 # Text beside an image where no length is given: a question, as a user would ask it.
 QUESTION_LENGTH = 64
 IMAGES = ("pixel_values", "flattened_patches", "image_pixel_values", "image_patches")
-SOUNDS = ("input_features", "input_values", "audio_input_features")
+SOUNDS = ("input_values", "input_features", "audio_input_features")
+_SPOKEN = {"audio_latents", "audio_labels"}
 VIDEOS = ("pixel_values_videos",)
 # What a model with a tokenizer reads: experts and caches see the statistics of a language and not of noise.
 TEXT = (
@@ -73,6 +74,8 @@ class Maker:
         blind = ("vision_config", IMAGES + VIDEOS), ("audio_config", SOUNDS)
         missing = {name for part, names in blind if ask(self.config, part, self) is None for name in names}
         self.media = _media(self.takes - missing, self.main)
+        # What it says is no text, though it reads text.
+        self.speaks = ask(self.config, "num_codebooks") is not None or not _SPOKEN.isdisjoint(self.takes)
         self.training = self.options.mode == "train"
         self.generating = self.options.mode == "generate"
 
@@ -162,17 +165,21 @@ class Maker:
         if not limits:
             return 10**9, False
         # Some tables of positions have two rows more than positions (OPT, BART).
-        learned = any(
-            isinstance(module, torch.nn.Embedding) and 0 <= module.num_embeddings - limits[0] <= 2
+        tables = [
+            module
             for name, module in self.model.named_modules()
-            if "position" in name or name.endswith("wpe")
-        )
-        return limits[0], learned
+            if isinstance(module, torch.nn.Embedding)
+            and ("position" in name or name.endswith("wpe"))
+            and 0 <= module.num_embeddings - limits[0] <= 2
+        ]
+        # Others give their first rows to padding (RoBERTa).
+        padding = [t.padding_idx + 1 for t in tables if t.padding_idx is not None and t.num_embeddings == limits[0]]
+        return limits[0] - max(padding, default=0), bool(tables)
 
 
 def _media(takes: frozenset[str], main: str) -> list[str]:
     """Arguments that bring what is seen and heard, one of each kind: a video only where there is no image."""
-    kinds = [[name for name in names if name in takes] for names in (IMAGES, SOUNDS)]
+    kinds = [sorted((n for n in names if n in takes), key=lambda n: n != main) for names in (IMAGES, SOUNDS)]
     found = [names[0] for names in kinds if names] or [name for name in VIDEOS if name in takes]
     return sorted(found, key=lambda name: name != main)
 

@@ -28,6 +28,7 @@ _NAMES = {
     "audio": (("audio_token_id", "audio_token_index"), ("audio",), 3),
 }
 _SOUND_MASKS = {"input_features_mask", "feature_attention_mask"}  # what a feature extractor calls `attention_mask`
+_SPECTRUM = ("feature_projection_input_dim", "input_dim")  # values of a sound in each hundredth of a second
 # Arguments that go with a layout of images that many models share, and the model whose processor makes it.
 _LAYOUTS = {"image_grid_thw": "qwen2_vl", "spatial_shapes": "siglip2", "pixel_attention_mask": "idefics3"}
 
@@ -145,6 +146,10 @@ def _sound(maker: Maker, name: str, batch: int) -> _Tensors:
     masked = not _SOUND_MASKS.isdisjoint(maker.takes)
     given, why = _processed(maker, lambda: processed_sound(parts(maker.config), samples, masked=masked))
     if name not in given:
+        told = (ask(part, field) for part in parts(maker.config) for field in _SPECTRUM)
+        width = next((size for size in told if isinstance(size, int)), None)
+        if name == "input_features" and width:
+            return {name: maker.floats(batch, 100 * SECONDS, width)}
         if name != "input_values":
             raise maker.unknown(why)
         channels = ask(maker.config, "audio_channels") or ask(maker.config, "in_channels")
@@ -189,7 +194,8 @@ def positions(maker: Maker, medium_kind: str, given: _Tensors) -> int:
     if getter is None:
         return 1  # one token for all of it
     taken = inspect.signature(getter).parameters
-    known = {key: value for key, value in given.items() if key in taken} if "args" not in taken else given
+    named = {key: value for key, value in given.items() if key in taken}
+    known = given if "args" in taken or _required(getter) - {*named} else named
     training = maker.model.training
     maker.model.eval()
     try:
@@ -205,8 +211,12 @@ def positions(maker: Maker, medium_kind: str, given: _Tensors) -> int:
     finally:
         maker.model.train(training)
     # An output holds hidden states beside the features that stand in the text.
-    features = getattr(features, "pooler_output", features)
-    return sum(math.prod(tensor.shape[:-1]) for tensor in tensors(features))
+    if isinstance(features, Mapping):
+        features = next((features[name] for name in ("pooler_output", "last_hidden_state") if name in features), None)
+    count = sum(math.prod(tensor.shape[:-1]) for tensor in tensors(features))
+    if not count:
+        raise maker.unknown(f"its {getter.__name__} gives no features")
+    return count
 
 
 def stands_in_text(maker: Maker, medium_kind: str) -> bool:
@@ -226,7 +236,8 @@ def stands_in_text(maker: Maker, medium_kind: str) -> bool:
 def _getter(maker: Maker, medium_kind: str) -> Any:
     """The model's function that turns a medium into features; None where it has none."""
     name = f"get_{medium_kind}_features"
-    return next((found for module in maker.model.modules() if (found := getattr(module, name, None))), None)
+    found = [function for module in maker.model.modules() if (function := getattr(module, name, None))]
+    return max(found, key=lambda function: len(_required(function)), default=None)
 
 
 def _required(function: Any) -> set[str]:

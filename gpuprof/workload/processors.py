@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.models.auto.configuration_auto import model_type_to_module_name
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
@@ -84,7 +85,7 @@ def _build(parts: list[Any], names: Any, side: int | None, others: list[str]) ->
     """
     failure: Exception | None = None
     own = [ask(part, "model_type") or "" for part in parts]
-    for model_type in [*own, *(name.removesuffix("_encoder") for name in own), *others]:
+    for model_type in [*own, *map(model_type_to_module_name, own), *others]:  # a part has the processor of its whole
         known = names.get(model_type) or {}
         name = known if isinstance(known, str) else known.get("pil") or known.get("torchvision")
         if name:

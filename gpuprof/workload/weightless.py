@@ -35,6 +35,7 @@ _INDEXES = {
     _aten._index_put_impl_.default,
 }
 
+_SCATTERS = {_aten.masked_scatter.default, _aten.masked_scatter_.default}
 _RANGES = {_aten.arange.default, _aten.arange.start, _aten.arange.start_step}
 _LIKE: dict[Any, Any] = {
     _aten.zeros_like.default: 0, _aten.ones_like.default: 1, _aten.full_like.default: None,
@@ -48,7 +49,7 @@ _TELLS = {torch.Tensor.tolist, torch.Tensor.numpy}
 _RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
 _SANE = {
     torch.isfinite: True, torch.Tensor.isfinite: True, torch.isnan: False, torch.Tensor.isnan: False,
-    torch.isinf: False, torch.Tensor.isinf: False,
+    torch.isinf: False, torch.Tensor.isinf: False, torch._is_all_true: True,
 }  # fmt: skip
 
 _MEND = "which counting without weights does not have: count a real step with 'gpuprof profile MODEL --passes count'"
@@ -88,6 +89,8 @@ def execute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return out
     if func in _READS_VALUES:
         raise GpuprofError(f"the model reads the value of a computed tensor ({func}), {_MEND}")
+    if func in _SCATTERS:
+        _check_scatter(*args)
     if func is _aten._grouped_mm.default:
         return _grouped_product(*args, **kwargs)
     if func in _INDEXES:
@@ -109,8 +112,8 @@ class Weightless(TorchDispatchMode):
 class Answers(TorchFunctionMode):
     """Answers what a model asks of Python and no operator is asked: numbers it writes down itself, and sane ones.
 
-    A tensor made of Python's numbers has values, and no value of a step is infinite or none at all; a computed tensor
-    has no values to give.
+    A tensor made of Python's numbers has values, and no value of a step is infinite, none at all or what a check of
+    torch's own refuses; a computed tensor has no values to give.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -119,6 +122,8 @@ class Answers(TorchFunctionMode):
             return func(*args, **{**kwargs, "device": "cpu"})
         if func in _TELLS and (args[0].device.type == "meta" or _touches_overwritten(args)):
             raise GpuprofError(f"the model reads the value of a computed tensor ({func.__name__}), {_MEND}")
+        if func is torch.Tensor.__setitem__ and _takes_over(*args):
+            torch.utils.swap_tensors(args[0], _to_meta(args[0]))
         if func in _RECURRENT:  # which compare devices before any operator
             return func(*_to_meta(tuple(args)), **kwargs) if _touches_meta(args) else func(*args, **kwargs)
         out = func(*args, **kwargs)
@@ -187,6 +192,12 @@ def _constant(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch
     return torch.full(tuple(shape), value, dtype=dtype, device="cpu")
 
 
+def _takes_over(tensor: torch.Tensor, index: Any, value: Any) -> bool:
+    """Whether a constant is made to hold computed values: it is computed itself from then on, as is its gradient."""
+    written = isinstance(value, torch.Tensor) and value.device.type == "meta"
+    return written and tensor.device.type != "meta" and tensor.is_floating_point() and not tensor._is_view()
+
+
 def _touches_meta(values: Any) -> bool:
     for value in values:
         if isinstance(value, torch.Tensor):
@@ -228,11 +239,24 @@ def _positions(index: Any) -> list[Any]:
         return [index]
     if index.device.type == "meta" or _touches_overwritten((index,)):
         raise GpuprofError(f"the model selects by a mask that it computes, {_MEND}")
+    return [torch.empty(_true(index), dtype=torch.int64, device=_META)] * index.dim()
+
+
+def _true(mask: torch.Tensor) -> int:
+    """How many elements of a real mask are true."""
     times = 1
-    once = index
-    for dim, stride in enumerate(index.stride()):
+    once = mask
+    for dim, stride in enumerate(mask.stride()):
         if stride == 0:  # expanded: what is repeated need not be looked at again
-            times *= index.shape[dim]
+            times *= mask.shape[dim]
             once = once.narrow(dim, 0, 1)
-    chosen = times * int(once.count_nonzero())
-    return [torch.empty(chosen, dtype=torch.int64, device=_META)] * index.dim()
+    return times * int(once.count_nonzero())
+
+
+def _check_scatter(target: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> None:
+    """Torch's own check of a masked scatter, left out on `meta`: that an image has as many features as places."""
+    if mask.device.type == "meta" or _touches_overwritten((mask,)):
+        return
+    places = _true(mask.expand(target.shape))
+    if places > source.numel():
+        raise RuntimeError(f"masked_scatter: {places} places for {source.numel()} elements of the source")
