@@ -167,11 +167,12 @@ def _shrink(part: dict[str, Any], divisor: int, vocabulary: int | None, tokens: 
             continue
         elif LAYERS.search(name) and not NOT_LAYERS.search(name):
             part[name] = min(value, 2)
+            kinds = part.get("layer_types") or part.get("layers_block_type")
+            stay = _kept(kinds, value) if value > 2 else list(range(value))
             if value > 2:
-                cut[value] = _kept(part.get("layer_types") or part.get("layers_block_type"), value)
-                if per_layer and name == "num_hidden_layers":
-                    kept = {i: per_layer[layer] for i, layer in enumerate(cut[value]) if layer in per_layer}
-                    part["per_layer_config"] = kept
+                cut[value] = stay
+            if per_layer and name == "num_hidden_layers":
+                part["per_layer_config"] = {i: per_layer[n] for i, n in enumerate(stay) if n in per_layer}
         elif EXPERTS.search(name):
             part[name] = min(value, 8)
         elif CHOSEN.search(name):
@@ -209,7 +210,7 @@ def _kept(kinds: list[str] | None, layers: int) -> list[int]:
 # -- one architecture, in a child
 
 
-_WORTH_RUNNING = 20_000_000_000
+_WORTH_RUNNING = 5_000_000_000
 """FLOPs up to which a forward is run for real, for the sake of time."""
 
 

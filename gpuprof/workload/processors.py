@@ -85,7 +85,7 @@ def _build(parts: list[Any], names: Any, side: int | None, others: list[str]) ->
     """
     failure: Exception | None = None
     own = [ask(part, "model_type") or "" for part in parts]
-    for model_type in [*own, *map(model_type_to_module_name, own), *others]:  # a part has the processor of its whole
+    for model_type in [*own, *others, *map(model_type_to_module_name, own)]:  # a part has the processor of its whole
         known = names.get(model_type) or {}
         name = known if isinstance(known, str) else known.get("pil") or known.get("torchvision")
         if name:

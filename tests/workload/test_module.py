@@ -199,7 +199,9 @@ def test_a_mapping_is_what_the_signature_says(kind, inputs, positional):
 
 
 def test_a_mapping_that_fits_neither_way():
-    with pytest.raises(GpuprofError, match=r"^Bilinear takes the inputs \(x, y, 3\) neither as keywords nor as one mapping: "):
+    with pytest.raises(
+        GpuprofError, match=r"^Bilinear takes the inputs \(x, y, 3\) neither as keywords nor as one mapping: "
+    ):
         call_arguments(nn.Bilinear(1, 1, 1), {"x": 1, "y": 2, 3: 4})
 
 
