@@ -16,6 +16,7 @@ import contextlib
 import copy
 import datetime
 import io
+import itertools
 import json
 import multiprocessing
 import re
@@ -24,7 +25,6 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,20 @@ TASKS = (
     "TIME_SERIES_PREDICTION", "TEXT_TO_WAVEFORM", "TEXT_TO_SPECTROGRAM", "SEQUENCE_CLASSIFICATION",
     "QUESTION_ANSWERING",
 )  # fmt: skip
+# What no input makes run, by the reason: another model's states are its inputs, or the library's own code is at odds
+# with the default configuration in a way that no few fields mend.
+ALONE: dict[str, str] = {
+    "gemma4_unified_assistant": "continues another model's states",
+    "muse_glimmer_assistant": "continues another model's states",
+    "glm_image": "its default configuration contradicts itself",
+    "llama4": "its forward raises for any image in transformers 5.24",
+    "pp_doclayout_v2": "its default configuration lacks what its forward asks for",
+    "pp_ocrv6_small_det": "its default configuration contradicts itself",
+    "prophetnet": "its default configuration contradicts itself",
+    "step3p7": "its default configuration lacks what its forward asks for",
+    "t5gemma2": "its default configuration contradicts itself",
+    "uvdoc": "its default configuration contradicts itself",
+}
 _GLM_ROTARY = {
     "rope_type": "default", "rope_theta": 10_000, "partial_rotary_factor": 0.5, "mrope_section": [8, 12, 12],
 }  # fmt: skip
@@ -210,7 +224,7 @@ def _kept(kinds: list[str] | None, layers: int) -> list[int]:
 # -- one architecture, in a child
 
 
-_WORTH_RUNNING = 5_000_000_000
+_WORTH_RUNNING = 3_000_000_000
 """FLOPs up to which a forward is run for real, for the sake of time."""
 
 
@@ -244,7 +258,7 @@ def _attempt(model_type: str, architecture: str, divisor: int, vocabulary: int |
             return {"build": _line(error)}
         for mode in ("forward", "train"):
             result[mode] = _flops(lambda mode=mode: gpuprof.count(folder, mode=mode))
-        if isinstance(result["forward"], int):
+        if isinstance(result["forward"], int) and result["forward"] < 8 * _WORTH_RUNNING:  # 8 samples at most
             one = _flops(lambda: gpuprof.count(folder, mode="forward", batch_size=1))
             if isinstance(one, int) and one < _WORTH_RUNNING:
                 real = _flops(
@@ -270,8 +284,76 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''} [{Path(frame.filename).name}:{frame.lineno}]"[:300]
 
 
+# -- the page
+
+
+def counted(result: dict[str, Any]) -> bool:
+    """Whether forward and train were counted, and a real forward, where it was run, did as many FLOPs."""
+    return all(isinstance(result.get(what), int) for what in ("forward", "train")) and not isinstance(
+        result.get("real"), str
+    )
+
+
+def why_not(model_type: str, result: dict[str, Any]) -> str:
+    """Why an architecture does not run by itself, whoever counts it; empty where it does."""
+    said = result.get("build", "")
+    if "requires the" in said:
+        return "needs a library that is not installed here"
+    if said:
+        return "cannot be built of its default configuration"
+    forward = str(result.get("forward"))
+    if "has no forward" in forward:
+        return "has no forward"
+    return ALONE.get(model_type, "")
+
+
 def tables(results: dict[str, dict[str, Any]]) -> str:
-    return ""
+    """The page: how many are counted, those that are not and why, those that do not run by themselves, and the rest."""
+    alone = {name: reason for name, result in results.items() if (reason := why_not(name, result))}
+    tried = {name: result for name, result in results.items() if name not in alone}
+    good = [name for name, result in tried.items() if counted(result)]
+    real = [name for name in good if "real" in tried[name]]
+    whole = {mode: sum(isinstance(result.get(mode), int) for result in tried.values()) for mode in ("forward", "train")}
+    crashed = [name for name, result in tried.items() if "CRASH" in str(result)]
+    lines = [
+        "# Architectures of transformers, counted from a folder",
+        "",
+        f"`{shlex.join(['python', 'scripts/bench_architectures.py', '--markdown', 'docs/models.md'])}`, on a CPU, "
+        f"{datetime.date.today()}. torch {torch.__version__}, transformers {transformers.__version__}, gpuprof "
+        f"{gpuprof.__version__}. This page is written by that command.",
+        "",
+        f"Of the {len(results)} architectures that this release of transformers has, parts of others not among them, "
+        "each is written as a folder with a `config.json` of few layers and no weights, and counted as `gpuprof count "
+        "FOLDER` does it, with the inputs that gpuprof makes: forward and train. Then its forward is run for real on "
+        "the CPU, with random weights and one sample, where that takes no more than "
+        f"{_WORTH_RUNNING / 1e9:g} GFLOPs, and has to do as many FLOPs as were counted without: an image of another "
+        "size, or more places in the text than the image has features, raises there.",
+        "",
+        "| | architectures |",
+        "|---|---:|",
+        f"| run by themselves | {len(tried)} |",
+        f"| forward counted | {whole['forward']} |",
+        f"| train counted | {whole['train']} |",
+        f"| **both counted, and as a real run where one was made** | **{len(good)} ({len(good) / len(tried):.1%})** |",
+        f"| of these, a real run did exactly as many FLOPs | {len(real)} |",
+        f"| refused in one line | {len(tried) - len(good) - len(crashed)} |",
+        f"| ended in an error of gpuprof | {len(crashed)} |",
+        "",
+        "## Refused",
+        "",
+        "| architecture | class | why |",
+        "|---|---|---|",
+    ]
+    for name, result in tried.items():
+        if name not in good:
+            said = next(str(result[what]) for what in ("forward", "train", "real") if not isinstance(result[what], int))
+            said = said.removeprefix("refused: ").split(": write a function that returns")[0].replace("|", "\\|")
+            lines.append(f"| {name} | `{result['class']}` | {said} |")
+    lines += ["", "## Not run by themselves", "", "| why | architectures |", "|---|---|"]
+    for reason, names in itertools.groupby(sorted(alone, key=lambda name: (alone[name], name)), alone.__getitem__):
+        lines.append(f"| {reason} | {', '.join(names)} |")
+    lines += ["", "## Counted", "", ", ".join(sorted(good)) + "."]
+    return "\n".join(lines) + "\n"
 
 
 def study(chosen: dict[str, str], limit: float, path: Path) -> dict[str, dict[str, Any]]:

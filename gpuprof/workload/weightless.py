@@ -83,7 +83,10 @@ def execute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     values = (*args, *kwargs.values()) if kwargs else args
     overwritten = bool(_overwritten) and _touches_overwritten(values)
     if not _touches_meta(values) and not (overwritten and func in _READS_VALUES):
-        out = func(*args, **kwargs)
+        try:
+            out = func(*args, **kwargs)
+        except NotImplementedError:  # by the CPU, which is not the device that the model takes it to be on
+            return func(*_to_meta(args), **_to_meta(kwargs))
         if overwritten:
             _overwritten.update(tensor.untyped_storage() for tensor in tensors(out))
         return out
