@@ -90,7 +90,7 @@ def _image(maker: Maker, name: str, batch: int) -> _Tensors:
     if (plain or film) and name == "pixel_values":
         shape = image_shape(seen)
         asked = _required(_getter(maker, "image")) & maker.takes
-        if why and asked - {name, "image_sizes"}:
+        if why and (layouts or asked - {name, "image_sizes"}):
             raise maker.unknown(why)
         sizes = {"image_sizes": maker.place(torch.tensor([shape[1:]] * batch))} if "image_sizes" in asked else {}
         return {name: maker.floats(batch, *film, *shape), **sizes, **_query(maker, batch)}
@@ -210,9 +210,9 @@ def positions(maker: Maker, medium_kind: str, given: _Tensors) -> int:
         ) from error
     finally:
         maker.model.train(training)
-    # An output holds hidden states beside the features that stand in the text.
-    if isinstance(features, Mapping):
-        features = next((features[name] for name in ("pooler_output", "last_hidden_state") if name in features), None)
+    # An output holds hidden states beside the features that stand in the text, which may not be one of its keys.
+    told = (getattr(features, name, None) for name in ("pooler_output", "last_hidden_state"))
+    features = next((tensor for tensor in told if tensor is not None), features)
     count = sum(math.prod(tensor.shape[:-1]) for tensor in tensors(features))
     if not count:
         raise maker.unknown(f"its {getter.__name__} gives no features")
