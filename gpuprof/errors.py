@@ -29,6 +29,12 @@ class ForeignFileError(GpuprofError):
     """A file that is whole, but no run."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, cut to its first line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def is_out_of_memory(said: BaseException | str) -> bool:
     """Whether an error, or the text of one, says that there was not the memory: the GPU's or the host's.
 

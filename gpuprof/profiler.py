@@ -30,6 +30,7 @@ from gpuprof.record import UNATTRIBUTED, PassOutcome, Run
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.workload import Options, Workload, build, from_module
+from gpuprof.workload.workload import call_arguments
 
 # of the FLOPs: with the rotary angles of newer transformers, float32 products of one column, every kernel would be
 # replayed again and again for the counters of another dtype
@@ -72,7 +73,8 @@ def profile(
 
     Args:
         model: a module, or the name of a model as on the command line.
-        inputs: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
+        inputs: a tensor, a tuple of positional arguments, or a mapping: of keyword arguments, or where the forward does
+            not take them its one argument.
         kwargs: keyword arguments beside positional inputs.
         loss: turns the output into a scalar; else ``output.loss``, else the mean of the output's first floating
             tensor.
@@ -111,7 +113,7 @@ def profile(
     else:
         if options:
             raise GpuprofError(f"{', '.join(options)}: only for a model given by name; here the module says it")
-        args, keywords = _arguments(inputs, kwargs)
+        args, keywords = call_arguments(model, inputs, kwargs)
         workload = from_module(model, args, keywords, loss=loss, mode=mode, optimizer=optimizer, step=step)
     return run_passes(workload, passes=passes, counter_level=counter_level, progress=progress, **how)
 
@@ -397,15 +399,3 @@ def _options(**given: Any) -> Options:
         raise GpuprofError(
             f"unknown option {', '.join(unknown)}: known are {', '.join(Options.__dataclass_fields__)}"
         ) from error
-
-
-def _arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the model's call."""
-    keywords = dict(kwargs or {})
-    if inputs is None:
-        return (), keywords
-    if isinstance(inputs, Mapping):  # ModelOutput and BatchEncoding are mappings too
-        return (), {**inputs, **keywords}
-    if isinstance(inputs, (tuple, list)):
-        return tuple(inputs), keywords
-    return (inputs,), keywords

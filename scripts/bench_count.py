@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpuprof.passes import counting, weightless
-from gpuprof.workload import Options, build
+from gpuprof.passes import counting
+from gpuprof.workload import Options, build, weightless
 from gpuprof.workload.steps import cache_argument, returned_cache
 
 MODEL = "llava-onevision-qwen2-7b"

@@ -260,3 +260,18 @@ def test_a_model_of_ones_own_loads_no_transformers(folder):
     ) + command("profile", "net.py:net", "-q", "--passes", "count,memory", status=0)
 
     assert loaded_by(code, folder) == ["torch", "pandas"]
+
+
+def test_a_model_of_ones_own_needs_no_working_transformers(tmp_path):
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers" / "__init__.py").write_text("raise RuntimeError('broken on purpose')")
+    code = (
+        "import sys; sys.path.insert(0, '.')\n"
+        "import torch, gpuprof\n"
+        "gpuprof.profile(torch.nn.Linear(4, 3), torch.ones(2, 4), passes=['count', 'time', 'trace', 'memory'])\n"
+    )
+    for arguments, status in ((("profile", "net.py:net", "-q"), 0), (("count", "gpt2"), 2), (("doctor",), 0)):
+        code += command(*arguments, status=status)
+
+    assert "transformers" not in loaded_by(code, tmp_path)

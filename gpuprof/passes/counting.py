@@ -25,7 +25,6 @@ from gpuprof.passes.modes import unseen
 from gpuprof.passes.operators import is_composite, is_question, nested_kernel
 from gpuprof.passes.phases import Phase, observed_phases
 from gpuprof.passes.specs import is_wrapper, tensor_spec, unpacked
-from gpuprof.passes.weightless import nowhere
 from gpuprof.paths import ancestors
 from gpuprof.record import PassOutcome, table
 from gpuprof.theory import TensorSpec, cost_of, rule_for
@@ -34,6 +33,7 @@ from gpuprof.theory.rules import Cost, Kind, least_bytes, total
 from gpuprof.workload import Workload
 from gpuprof.workload.causality import attention_facts
 from gpuprof.workload.nested import packed_shape, padded_product, part_shapes
+from gpuprof.workload.weightless import nowhere
 
 Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 """How an operator is carried out."""
@@ -71,7 +71,7 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
 
     Args:
         workload: what to run.
-        execute: how operators are carried out; by default they just run. `gpuprof.passes.weightless.execute`
+        execute: how operators are carried out; by default they just run. `gpuprof.workload.weightless.execute`
             carries them out without storage.
         mark: held open around every call.
     """

@@ -11,6 +11,7 @@ import torch
 from gpuprof.errors import GpuprofError, is_out_of_memory
 from gpuprof.units import size
 from gpuprof.workload import Workload
+from gpuprof.workload.weightless import reads_values
 
 
 class StepFailure(NamedTuple):
@@ -36,6 +37,8 @@ def explain(error: Exception, workload: Workload) -> StepFailure:
     """Say what failed, in which phase and module; the error's frames then hold nothing of the step any more."""
     if isinstance(error, GpuprofError):
         return StepFailure(str(error), "", error)
+    if workload.device.type == "meta" and (reason := reads_values(error)):
+        return StepFailure(reason, "", error)
     phase, module = _where(error.__traceback__, workload.model)
     place = f"the {phase}" + (f" of {module}" if module else "")
     if is_out_of_memory(error):

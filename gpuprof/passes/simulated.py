@@ -10,11 +10,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpuprof.attribution import Ownership, observed
-from gpuprof.passes import weightless
 from gpuprof.passes.kept import Held, Kept, kept_for_backward
 from gpuprof.passes.modes import unseen
 from gpuprof.passes.phases import Phase, observed_phases
-from gpuprof.workload import Workload
+from gpuprof.workload import Workload, weightless
 from gpuprof.workload.steps import tensors
 
 _to_copy = torch.ops.aten._to_copy.default
@@ -56,6 +55,7 @@ def simulate(workload: Workload, attention: Mapping[str, str]) -> Simulated:
         observed(workload.model, through_compiled=True, again=lambda: attending) as ownership,
         observed_phases(workload) as phase,
         kept_for_backward(workload.model, ownership, kept),
+        weightless.Answers(),
         unseen(attending := _FusedAttention(ownership, attention)),
         _Follower(workload.model, phase) as follower,
     ):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -21,8 +22,8 @@ from torch.nn.parameter import is_lazy
 from gpuprof.passes import counting
 from gpuprof.passes.failure import let_go
 from gpuprof.passes.objects import attributes
-from gpuprof.passes.weightless import Weightless, execute
 from gpuprof.workload import Workload
+from gpuprof.workload.weightless import Answers, Weightless, execute
 
 _VALUES = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _OPAQUE = (type, FunctionType, MethodType, ModuleType)
@@ -55,16 +56,19 @@ def count_steady(workload: Workload, before_step: Callable[[], None]) -> tuple[c
             return counted, []
     elif any(map(is_lazy, workload.model.parameters())):  # there is nothing to count until they are made
         before_step()
-        with Weightless():
+        with Answers(), Weightless():
             workload.step()
-    run = execute if weightless else None
+
+    def count() -> counting.Counted:
+        before_step()
+        with Answers() if weightless else nullcontext():
+            return counting.count(workload, execute if weightless else None)
+
     before = held(workload.model)
-    before_step()
-    first = counting.count(workload, run)
+    first = count()
     if weightless and not changed(before, held(workload.model)):
         return first, []
-    before_step()
-    second = counting.count(workload, run)
+    second = count()
     once, again = (_flops(counted.ops) for counted in (first, second))
     if once == again:
         return second, []

@@ -31,7 +31,13 @@ def attention_facts(module: nn.Module, path: str) -> AttentionFacts | None:
     dims = _head_dims(module)
     if not dims or (causal is None and not named):
         return None
-    return AttentionFacts(causal=causal, window=_window(module) if causal else None, head_dims=dims)
+    try:
+        window = _window(module) if causal else None
+    except (
+        Exception
+    ):  # a configuration that does not tell, as those whose layers differ: nor is it known what is masked
+        causal = window = None
+    return AttentionFacts(causal=causal, window=window, head_dims=dims)
 
 
 def _t5_causal(module: nn.Module, name: str) -> bool | None:

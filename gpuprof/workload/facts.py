@@ -36,12 +36,21 @@ _Named = list[tuple[str, nn.Parameter]]
 def architecture_facts(model: Any, description: dict[str, Any]) -> dict[str, Any] | None:
     """Fields of `gpuprof.theory.Architecture`, in JSON's types; None for a model without a configuration.
 
+    Where a configuration or a model raises when it is asked, as those do whose layers differ, they are not known: None.
+
     Args:
         model: the model, frozen as it will be trained.
         description: of the workload: its inputs and its mode.
     """
     if not isinstance(getattr(model, "config", None), PretrainedConfig):
         return None
+    try:
+        return _facts(model, description)
+    except Exception:  # nobody's count ends for want of a formula
+        return None
+
+
+def _facts(model: Any, description: dict[str, Any]) -> dict[str, Any]:
     base = _base(model)
     kind = _kind(model, base)
     facts = {"kind": kind, "mode": description["mode"], **(_ends(model, base, kind) or {"kind": "other-head"})}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from gpuprof.errors import GpuprofError, is_out_of_memory
+from gpuprof.errors import GpuprofError, first_line, is_out_of_memory
 from gpuprof.workload.options import Options, resolve_dtype
 from gpuprof.workload.presets import load_preset
+from gpuprof.workload.weightless import Answers, Weightless, drop_values
 
 WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
 TOKENIZER_FILES = ("tokenizer.*", "vocab*", "spiece.model", "sentencepiece*", "*.spm", "tekken.json")
@@ -115,12 +116,18 @@ def _construct(model_class: Any, config: Any, options: Options, device: torch.de
     dtype = resolve_dtype(options.dtype) or default
     torch.manual_seed(options.seed)
     try:
-        with device:
-            return model_class._from_config(config, dtype=dtype, **attention)
+        with ExitStack() as modes:
+            for mode in (Answers(), Weightless()) if device.type == "meta" else ():
+                modes.enter_context(mode)  # so that whole numbers it keeps have values
+            modes.enter_context(device)
+            model = model_class._from_config(config, dtype=dtype, **attention)
     except Exception as error:  # whatever the model's own code makes of a configuration that it does not expect
         _check_room(error, f"{model_class.__name__} is built", device, dtype)
         asked = f" with --attention {options.attention}" if options.attention else ""
         raise GpuprofError(f"{model_class.__name__} cannot be built{asked}: {first_line(error)}") from error
+    if device.type == "meta":
+        drop_values(model)  # and other values it has none of, also those it makes without asking for a device
+    return model
 
 
 def _load_weights(
@@ -222,9 +229,3 @@ def _own_dtype(config: Any) -> torch.dtype:
 
 def _unloaded(device: torch.device) -> str:
     return "none" if device.type == "meta" else "random"
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, cut to its first line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

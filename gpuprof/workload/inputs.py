@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
-import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from gpuprof.errors import GpuprofError
+from gpuprof.workload import media
 from gpuprof.workload.anyres import choose_grid, grids, image_positions
+from gpuprof.workload.configuration import ask, parts
+from gpuprof.workload.maker import QUESTION_LENGTH, Inputs, Maker
 from gpuprof.workload.options import SIZES, Options, flag
 from gpuprof.workload.steps import cache_argument
 
-# What a model with a tokenizer reads: experts and caches see the statistics of a language and not of noise.
-TEXT = (
-    "The lighthouse keeper counted the ships as they came home, and wrote each name in a book nobody read. ",
-    "In winter the harbour froze, so he repaired clocks instead; most of them had stopped for want of oil. ",
-    "One evening a captain asked him how far the light could be seen, and how bright it really was. ",
-    "He answered that the maker promised twenty miles, but that he himself had measured only seventeen. ",
-    "A promise is what the lamp could do on a perfect night, he said, a measurement is what it did in ours. ",
-    "They walked up the stairs together, looked out over the dark water, and began to count the seconds. ",
-)
 LANGUAGE_MODEL_HEADS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration")
-# Text after the image where no length is given: a question, as a user would ask it.
-QUESTION_LENGTH = 64
-
-
-@dataclass
-class Inputs:
-    """The inputs of one model call.
-
-    Attributes:
-        kwargs: The arguments by name.
-        sizes: The size options as resolved; None for those that mean nothing here.
-        tokens_per_step: Positions of text that one step processes; None without text.
-    """
-
-    kwargs: dict[str, Any]
-    sizes: dict[str, int | None]
-    tokens_per_step: int | None = None
 
 
 def make_inputs(
@@ -69,138 +43,40 @@ def make_inputs(
     Raises:
         GpuprofError: An option does not fit the model, or the kind of model is not known.
     """
-    maker = _Maker(model, options, defaults or {}, tokenizer, device, weightless)
+    maker = Maker(model, options, defaults or {}, tokenizer, device, weightless)
     if maker.generating:
         if not model.can_generate():
             raise GpuprofError(f"{maker.architecture} cannot --mode generate: it is no decoder; use --mode forward")
         cache_argument(model)  # refuses a model that takes none
     inputs = _family(maker)(maker)
+    for name, make in _BESIDE_TEXT.items():
+        if name in maker.takes and "input_ids" in inputs.kwargs:
+            inputs.kwargs |= make(maker, *inputs.kwargs["input_ids"].shape)
     # A cache would add copies that no training and no single forward needs; generation turns it on itself.
     if options.mode != "generate" and "use_cache" in maker.takes:
         inputs.kwargs["use_cache"] = False
     return inputs
 
 
-@dataclass
-class _Maker:
-    """Makes tensors for one model, and knows what the user asked for."""
-
-    model: Any
-    options: Options
-    defaults: dict[str, int]
-    tokenizer: Any
-    device: torch.device
-    weightless: bool
-    random: torch.Generator = field(init=False)
-
-    def __post_init__(self) -> None:
-        # On the CPU, so that every device gets the same inputs.
-        self.random = torch.Generator().manual_seed(self.options.seed)
-        self.config = self.model.config
-        self.text_config = getattr(self.config, "text_config", None) or self.config
-        self.architecture = type(self.model).__name__
-        self.takes = frozenset(inspect.signature(self.model.forward).parameters)
-        self.training = self.options.mode == "train"
-        self.generating = self.options.mode == "generate"
-
-    def size(self, name: str, fallback: int) -> int:
-        """A size option: the user's, else the preset's, else the fallback."""
-        return getattr(self.options, name) or self.defaults.get(name, fallback)
-
-    def accept(self, kind: str, *names: str) -> None:
-        """Refuses the size options that mean nothing for this kind of model."""
-        for name in SIZES:
-            if getattr(self.options, name) is not None and name not in names:
-                raise GpuprofError(
-                    f"{flag(name)} means nothing for {self.architecture}, {kind}, in --mode {self.options.mode}"
-                )
-
-    def floats(self, *shape: int) -> torch.Tensor:
-        """Normally distributed values in the model's dtype."""
-        if self.weightless:
-            return torch.empty(shape, dtype=self.model.dtype, device="meta")
-        return torch.randn(shape, generator=self.random).to(self.device, self.model.dtype)
-
-    def integers(self, high: int, *shape: int) -> torch.Tensor:
-        """Integers in [0, high)."""
-        return self.place(torch.randint(high, shape, generator=self.random))
-
-    def place(self, integers: torch.Tensor) -> torch.Tensor:
-        """Integer inputs keep their values even without weights: models look at them to decide what to do."""
-        return integers if self.weightless else integers.to(self.device)
-
-    def text(self, batch: int, length: int) -> torch.Tensor:
-        """Token ids, shape (batch, length): real text if there is a tokenizer, else random ordinary ids."""
-        if self.tokenizer is None:
-            vocabulary = getattr(self.text_config, "vocab_size", None)
-            if not isinstance(vocabulary, int):
-                raise _unknown_inputs(self)
-            ordinary = torch.ones(vocabulary, dtype=torch.bool)
-            ordinary[[token for token in _special_tokens(self.config) if token < len(ordinary)]] = False
-            allowed = ordinary.nonzero().flatten()
-            ids = allowed[torch.randint(len(allowed), (batch, length), generator=self.random)]
-        else:
-            ids = torch.tensor([_tokenize(self.tokenizer, start, length) for start in range(batch)])
-            if int(ids.max()) >= self.text_config.vocab_size:
-                raise GpuprofError(
-                    "the tokenizer is not the model's: it gives tokens beyond the vocabulary of "
-                    f"{self.text_config.vocab_size}"
-                )
-        return self.place(ids)
-
-    def decoder_start(self, batch: int) -> torch.Tensor:
-        """The token a decoder starts with, shape (batch, 1)."""
-        names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
-        known = [token for name in names if (token := getattr(self.config, name, None)) is not None]
-        return self.place(torch.full((batch, 1), known[0] if known else 0, dtype=torch.long))
-
-    def lengths(self, fallback: int = 512, prompt: int = 512, *, shortest: int = 1) -> dict[str, int | None]:
-        """The lengths of a text: `seq_len`, or in generate mode `prompt_len` and `new_tokens`."""
-        limit, learned = _position_limit(self.model)
-        sizes: dict[str, int | None] = dict.fromkeys(SIZES)
-        if self.generating:
-            new_tokens = self.size("new_tokens", 16)
-            longest = max(shortest, limit - new_tokens + 1)
-            prompt_len = self.size("prompt_len", min(prompt, longest))
-            sizes |= {"prompt_len": prompt_len, "new_tokens": new_tokens}
-            total, asked = prompt_len + new_tokens - 1, f"--prompt-len {prompt_len} --new-tokens {new_tokens}"
-        else:
-            total = self.size("seq_len", min(fallback, limit))
-            sizes["seq_len"], asked = total, f"--seq-len {total}"
-        if learned and total > limit:
-            raise GpuprofError(f"{asked} goes beyond the {limit} positions that {self.architecture} knows")
-        return sizes
-
-
-def _family(maker: _Maker) -> Any:
+def _family(maker: Maker) -> Any:
     """The function that makes the inputs of this kind of model."""
-    takes, config, main = maker.takes, maker.config, maker.model.main_input_name
-    if config.model_type == "llava_onevision":
+    takes, main = maker.takes, maker.main
+    if maker.config.model_type == "llava_onevision":
         return _llava_onevision
-    if {"pixel_values", "input_ids"} <= takes:
-        if getattr(config, "image_seq_length", None) and _image_token(config) is not None:
-            return _image_and_text
-        if "return_loss" in takes:
-            return _contrastive
-    elif "decoder_input_ids" in takes and main in ("input_ids", "input_features"):
+    if main == "past_values":
+        return _series
+    if "input_ids" in takes and maker.media:
+        return _contrastive if "return_loss" in takes else _text_and_media
+    if "decoder_input_ids" in takes and (main == "input_ids" or maker.media):
         return _seq2seq
-    elif main == "input_ids":
+    if main == "input_ids":
         return _text
-    elif main == "pixel_values" and not hasattr(config, "num_frames"):
-        return _image
-    elif main == "input_values":
-        return _waveform
-    raise _unknown_inputs(maker)
+    if maker.media:
+        return _media
+    raise maker.unknown()
 
 
-def _unknown_inputs(maker: _Maker) -> GpuprofError:
-    return GpuprofError(
-        f"gpuprof does not know the inputs of {maker.architecture} (model type {maker.config.model_type!r}): write "
-        "a function that returns the model and its inputs, and give it as file.py:function"
-    )
-
-
-def _text(maker: _Maker) -> Inputs:
+def _text(maker: Maker) -> Inputs:
     """Decoders and encoders of text, with whatever head."""
     lengths = ("prompt_len", "new_tokens") if maker.generating else ("seq_len",)
     maker.accept("a text model", "batch_size", *lengths)
@@ -215,13 +91,13 @@ def _text(maker: _Maker) -> Inputs:
     return Inputs(kwargs, sizes | {"batch_size": batch}, batch * total)
 
 
-def _text_labels(maker: _Maker, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+def _text_labels(maker: Maker, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Labels for the heads whose labels are known; without any the loss is the mean of the first output."""
     batch, length = ids.shape
     name = maker.architecture
     if name.endswith("ForQuestionAnswering") and "start_positions" in maker.takes:
         return {key: maker.integers(length, batch) for key in ("start_positions", "end_positions")}
-    if "labels" not in maker.takes:
+    if "labels" not in maker.takes or maker.speaks:  # labels of speech are of several codebooks
         return {}
     if name.endswith(LANGUAGE_MODEL_HEADS):
         return {"labels": ids}
@@ -233,180 +109,210 @@ def _text_labels(maker: _Maker, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     return {}
 
 
-def _seq2seq(maker: _Maker) -> Inputs:
-    """An encoder of text or of a spectrogram, and a decoder of text.
+def _seq2seq(maker: Maker) -> Inputs:
+    """An encoder of text, of a sound or of an image, and a decoder of text.
 
-    `seq_len` is the length of both texts, or of the decoder's alone where the encoder hears sound, whose
-    length the model fixes. In generate mode the prompt is the encoder's text, and the decoder starts with one
-    token; with sound it is the decoder's (whisper's: start, language, task, no timestamps).
+    `seq_len` is the length of both texts, or of the decoder's alone where the encoder sees or hears. In generate mode
+    the prompt is the encoder's text, and the decoder starts with one token; with sound it is the decoder's (whisper's:
+    start, language, task, no timestamps).
     """
     lengths = ("prompt_len", "new_tokens") if maker.generating else ("seq_len",)
     maker.accept("a model with encoder and decoder", "batch_size", *lengths)
     batch = maker.size("batch_size", 1)
-    hears = maker.model.main_input_name == "input_features"
-    sizes = maker.lengths(prompt=4 if hears else 512)
+    reads = maker.main == "input_ids"
+    sizes = maker.lengths(prompt=512 if reads else 4)
     length = sizes["prompt_len"] or sizes["seq_len"] or 0
+    kwargs: dict[str, Any] = (
+        {"input_ids": maker.text(batch, length)} if reads else media.medium(maker, maker.media[0], batch)
+    )
+    kwargs |= _decoded(maker, batch, length, prompt=0 if reads else length)
+    written = length
+    if maker.generating:
+        written = kwargs["decoder_input_ids"].shape[1] + (sizes["new_tokens"] or 1) - 1
+    return Inputs(kwargs, sizes | {"batch_size": batch}, batch * ((length if reads else 0) + written))
 
-    kwargs: dict[str, Any] = {}
-    if hears:
-        if not {"num_mel_bins", "max_source_positions"} <= set(dir(maker.config)):
-            raise GpuprofError(f"gpuprof does not know the sound that {maker.architecture} hears; use file.py:function")
-        # Two frames of spectrogram become one position in the convolutions: 3000 frames are whisper's 30 s.
-        kwargs["input_features"] = maker.floats(batch, maker.config.num_mel_bins, 2 * maker.config.max_source_positions)
-    else:
-        kwargs["input_ids"] = maker.text(batch, length)
 
-    encoded = 0 if hears else length
+def _decoded(maker: Maker, batch: int, length: int, prompt: int = 0) -> dict[str, Any]:
+    """What a decoder is given: the text that it learns to say, the one before the next word, or its first tokens."""
     if maker.generating:
         start = maker.decoder_start(batch)
-        rest = [maker.text(batch, length - 1)] if hears and length > 1 else []
-        kwargs["decoder_input_ids"] = torch.cat([start, *rest], dim=1)
-        decoded = kwargs["decoder_input_ids"].shape[1] + (sizes["new_tokens"] or 1) - 1
-    else:
-        decoded = length
-        labels = maker.training and "labels" in maker.takes
-        kwargs["labels" if labels else "decoder_input_ids"] = maker.text(batch, length)
-    return Inputs(kwargs, sizes | {"batch_size": batch}, batch * (encoded + decoded))
+        rest = [maker.text(batch, prompt - 1)] if prompt > 1 else []
+        return {"decoder_input_ids": torch.cat([start, *rest], dim=1)}
+    text = maker.text(batch, length)
+    if not (maker.training and "labels" in maker.takes):
+        return {"decoder_input_ids": text}
+    # The model moves the labels by one itself if it knows what its decoder starts with.
+    starts = ask(maker.config, "decoder_start_token_id") is not None
+    return {"labels": text} if starts else {"labels": text, "decoder_input_ids": text}
 
 
-def _image(maker: _Maker) -> Inputs:
-    """Models that see images only."""
-    maker.accept("an image model", "batch_size")
-    batch = maker.size("batch_size", 8)
-    kwargs = {"pixel_values": maker.floats(batch, *_image_shape(maker.config))}
+def _media(maker: Maker) -> Inputs:
+    """Models that see or hear only: one image, video or sound per sample, `seq_len` counting the samples of a sound."""
+    name = maker.media[0]
+    sound = name == "input_values"
+    kind = {"image": "an image model", "video": "a video model", "audio": "a sound model"}[media.kind(name)]
+    maker.accept(kind, "batch_size", *(("seq_len",) if sound else ()))
+    batch = maker.size("batch_size", 8 if media.kind(name) == "image" else 1)
+    kwargs = media.medium(maker, name, batch)
     if maker.training and "labels" in maker.takes and maker.architecture.endswith("ForImageClassification"):
         kwargs["labels"] = maker.integers(maker.config.num_labels, batch)
-    return Inputs(kwargs, dict.fromkeys(SIZES) | {"batch_size": batch})
+    sizes = dict.fromkeys(SIZES) | {"batch_size": batch, "seq_len": kwargs[name].shape[-1] if sound else None}
+    return Inputs(kwargs, sizes)
 
 
-def _waveform(maker: _Maker) -> Inputs:
-    """Models that hear raw sound: `seq_len` counts samples, 5 s at 16 kHz unless given."""
-    maker.accept("a sound model", "batch_size", "seq_len")
-    batch, samples = maker.size("batch_size", 1), maker.size("seq_len", 80_000)
-    kwargs = {"input_values": maker.floats(batch, samples)}
-    return Inputs(kwargs, dict.fromkeys(SIZES) | {"batch_size": batch, "seq_len": samples})
-
-
-def _contrastive(maker: _Maker) -> Inputs:
-    """A tower for images and one for text, side by side, as in CLIP."""
+def _contrastive(maker: Maker) -> Inputs:
+    """A tower for images, videos or sounds and one for text, side by side, as in CLIP."""
     maker.accept("a model of images beside text", "batch_size", "seq_len")
     batch = maker.size("batch_size", 8)
-    length = maker.size("seq_len", min(64, getattr(maker.text_config, "max_position_embeddings", 64)))
-    kwargs: dict[str, Any] = {
-        "input_ids": maker.text(batch, length),
-        "pixel_values": maker.floats(batch, *_image_shape(maker.config.vision_config)),
-    }
+    length = maker.size("seq_len", min(64, maker.position_limit()[0]))
+    kwargs: dict[str, Any] = {"input_ids": maker.text(batch, length)}
+    for name in maker.media:
+        kwargs |= media.medium(maker, name, batch)
     if maker.training:
         kwargs["return_loss"] = True
     return Inputs(kwargs, dict.fromkeys(SIZES) | {"batch_size": batch, "seq_len": length}, batch * length)
 
 
-def _image_and_text(maker: _Maker) -> Inputs:
-    """One image per sample that takes a fixed number of positions among the text, as in LLaVA."""
-    return _with_image(
-        maker,
-        positions=maker.config.image_seq_length,
-        image={"pixel_values": lambda batch: maker.floats(batch, *_image_shape(maker.config.vision_config))},
-        accepted=(),
-        crops=None,
-    )
+def _text_and_media(maker: Maker) -> Inputs:
+    """A text with an image, a sound or both per sample, which may stand in the text, as in LLaVA, or beside it."""
+    batch = maker.size("batch_size", 1)
+    kwargs: dict[str, Any] = {}
+    runs = []
+    for name in maker.media:
+        kind = media.kind(name)
+        if kind == "audio" and maker.speaks:
+            continue  # a voice to speak with, that the model does without
+        if count := media.positions(maker, kind, media.medium(maker, name, 1)):
+            runs.append(media.placeholders(maker, kind, count))
+        kwargs |= media.medium(maker, name, batch)
+    return _with_media(maker, batch, runs, kwargs)
 
 
-def _llava_onevision(maker: _Maker) -> Inputs:
+def _llava_onevision(maker: Maker) -> Inputs:
     """One image per sample, cut into crops: the whole image scaled down, and the cells of a grid."""
     config = maker.config
     crops = maker.size("image_crops", min(grids(config), key=lambda crops: (abs(crops - 5), crops)))
     rows, columns = choose_grid(config, crops)
     side = config.vision_config.image_size
-    size = torch.tensor([[rows * side, columns * side]])
-    return _with_image(
-        maker,
-        positions=image_positions(config, rows, columns),
-        image={
-            "pixel_values": lambda batch: maker.floats(batch, crops, *_image_shape(config.vision_config)),
-            "image_sizes": lambda batch: maker.place(size.repeat(batch, 1)),
-        },
-        accepted=("image_crops",),
-        crops=crops,
-    )
+    batch = maker.size("batch_size", 1)
+    kwargs = {
+        "pixel_values": maker.floats(batch, crops, *media.image_shape(config.vision_config)),
+        "image_sizes": maker.place(torch.tensor([[rows * side, columns * side]] * batch)),
+    }
+    run = media.placeholders(maker, "image", image_positions(config, rows, columns))
+    return _with_media(maker, batch, [run], kwargs, crops)
 
 
-def _with_image(
-    maker: _Maker, *, positions: int, image: dict[str, Any], accepted: tuple[str, ...], crops: int | None
+def _with_media(
+    maker: Maker, batch: int, runs: list[tuple[list[int], list[int]]], kwargs: dict[str, Any], crops: int | None = None
 ) -> Inputs:
-    """A text that begins with an image of `positions` positions."""
+    """A text that begins with what stands in it for images and sounds.
+
+    Args:
+        maker: Of the model.
+        batch: Samples.
+        runs: Of each image and sound the tokens that stand for it, and the kind of each of these positions.
+        kwargs: The images and sounds themselves.
+        crops: That the images are cut into; None where they are not.
+    """
     lengths = ("prompt_len", "new_tokens") if maker.generating else ("prompt_len", "seq_len")
-    maker.accept("a model of images and text", "batch_size", *lengths, *accepted)
+    maker.accept("a model of images and text", "batch_size", *lengths, *(("image_crops",) if crops else ()))
     asked = {maker.options.prompt_len, maker.options.seq_len} - {None}
     if len(asked) > 1:
         raise GpuprofError("--prompt-len and --seq-len both give the length of the text; give one of them")
-    batch = maker.size("batch_size", 1)
+    tokens, kinds = ([value for run in runs for value in run[part]] for part in (0, 1))
     # The two are the same here: the positions of the image and of the text around it.
-    length = asked.pop() if asked else maker.size("prompt_len", positions + QUESTION_LENGTH)
+    question = min(QUESTION_LENGTH, maker.position_limit()[0]) if not tokens else len(tokens) + QUESTION_LENGTH
+    length = asked.pop() if asked else maker.size("prompt_len", question)
     assert length is not None
-    if length < positions:
+    if length < len(tokens):
+        what = " and ".join({1: "image", 2: "video", 3: "sound"}[kind] for kind in sorted({*kinds} - {0}))
         of_crops = f" with {crops} crops" if crops else ""
         name = flag("prompt_len" if maker.options.prompt_len else "seq_len")
-        raise GpuprofError(f"{name} {length} is too short: the image alone takes {positions} positions{of_crops}")
+        raise GpuprofError(f"{name} {length} is too short: the {what} alone takes {len(tokens)} positions{of_crops}")
     new_tokens = maker.size("new_tokens", 16) if maker.generating else None
 
-    placeholder = maker.place(torch.full((batch, positions), _image_token(maker.config) or 0))
-    words = maker.text(batch, length - positions) if length > positions else placeholder[:, :0]
-    kwargs = {"input_ids": torch.cat([placeholder, words], dim=1)}
-    kwargs |= {name: make(batch) for name, make in image.items()}
-    if maker.training and "labels" in maker.takes:
+    placeholder = maker.place(torch.tensor([tokens] * batch, dtype=torch.long))
+    words = maker.text(batch, length - len(tokens)) if length > len(tokens) else placeholder[:, :0]
+    given: dict[str, Any] = {"input_ids": torch.cat([placeholder, words], dim=1), **kwargs}
+    if tokens:
+        of_text = [0] * (length - len(tokens))
+        told = next((name for name in ("mm_token_type_ids", "token_type_ids") if name in maker.takes), None)
+        given |= {told: maker.place(torch.tensor([kinds + of_text] * batch))} if told else {}
+    if "decoder_input_ids" in maker.takes and any(ask(part, "is_encoder_decoder") for part in parts(maker.config)):
+        given |= _decoded(maker, batch, length)
+    elif (
+        maker.training
+        and "labels" in maker.takes
+        and not maker.speaks
+        and maker.architecture.endswith(LANGUAGE_MODEL_HEADS)
+    ):
         # A model learns to say the words, not the image.
-        kwargs["labels"] = torch.cat([torch.full_like(placeholder, -100), words], dim=1)
+        given["labels"] = torch.cat([torch.full_like(placeholder, -100), words], dim=1)
     sizes: dict[str, int | None] = dict.fromkeys(SIZES)
     sizes |= {"batch_size": batch, "image_crops": crops, "new_tokens": new_tokens}
     sizes["prompt_len" if maker.generating else "seq_len"] = length
-    return Inputs(kwargs, sizes, batch * (length + (new_tokens or 1) - 1))
+    return Inputs(given, sizes, batch * (length + (new_tokens or 1) - 1))
 
 
-def _image_shape(config: Any) -> tuple[int, int, int]:
-    """Channels, height and width of the images a vision configuration is made for."""
-    size = getattr(config, "image_size", None) or 224
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    return getattr(config, "num_channels", 3), height, width
+def _series(maker: Maker) -> Inputs:
+    """Time series: as many past values as the model looks back on, and what it is to say of the time to come."""
+    maker.accept("a model of time series", "batch_size")
+    config, batch = maker.config, maker.size("batch_size", 8)
+    length = ask(config, "context_length")
+    if not isinstance(length, int):
+        raise maker.unknown()
+    if "past_time_features" not in maker.takes:
+        channels = ask(config, "num_input_channels")
+        shape = (batch, length, channels) if isinstance(channels, int) else (batch, length)
+        kwargs = {"past_values": maker.floats(*shape, known=True)}  # models look for what is missing
+        return Inputs(kwargs, dict.fromkeys(SIZES) | {"batch_size": batch})
+    past, future = length + max(config.lags_sequence), config.prediction_length
+    size = () if config.input_size == 1 else (config.input_size,)
+    kwargs = {
+        "past_values": maker.floats(batch, past, *size),
+        "past_time_features": maker.floats(batch, past, config.num_time_features),
+        "past_observed_mask": maker.place(torch.ones(batch, past, *size, dtype=torch.bool)),
+        "future_values": maker.floats(batch, future, *size),
+        "future_time_features": maker.floats(batch, future, config.num_time_features),
+    }
+    for kind, make in (("categorical", maker.integers), ("real", maker.floats)):
+        if number := ask(config, f"num_static_{kind}_features"):
+            shape = (min(config.cardinality), batch, number) if kind == "categorical" else (batch, number)
+            kwargs[f"static_{kind}_features"] = make(*shape)
+    return Inputs(kwargs, dict.fromkeys(SIZES) | {"batch_size": batch})
 
 
-def _image_token(config: Any) -> int | None:
-    """The token that stands for a position of an image."""
-    return getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+def _boxes(maker: Maker, batch: int, length: int) -> dict[str, Any]:
+    """Where each token stands on its page: left, top, right, bottom, in thousandths."""
+    return {"bbox": maker.integers(1000, batch, length, 4).sort(dim=-1).values[..., [0, 1, 2, 3]]}
 
 
-def _special_tokens(config: Any) -> set[int]:
-    """Every token that a configuration gives a meaning of its own, such as the end of the text."""
-    special: set[int] = set()
-    for part in (config, getattr(config, "text_config", None)):
-        for name, value in (part.to_dict() if part is not None else {}).items():
-            if name.endswith(("_token_id", "_token_ids", "_token_index")):
-                values = value if isinstance(value, list) else [value]
-                special.update(token for token in values if isinstance(token, int) and token >= 0)
-    return special
+def _regions(maker: Maker, batch: int, length: int) -> dict[str, Any]:
+    """36 regions of an image, as a detector found them: their features and where they are."""
+    config = maker.config
+    return {
+        "visual_feats": maker.floats(batch, 36, config.visual_feat_dim),
+        "visual_pos": maker.floats(batch, 36, config.visual_pos_dim),
+    }
 
 
-def _position_limit(model: Any) -> tuple[int, bool]:
-    """The most positions of text a model is made for, and whether it can do no more: they are learned."""
-    config = getattr(model.config, "text_config", None) or model.config
-    names = ("max_target_positions", "n_positions", "max_position_embeddings")
-    limits = [limit for name in names if isinstance(limit := getattr(config, name, None), int) and limit > 0]
-    if not limits:
-        return 10**9, False
-    # Some tables of positions have two rows more than positions (OPT, BART).
-    learned = any(
-        isinstance(module, torch.nn.Embedding) and 0 <= module.num_embeddings - limits[0] <= 2
-        for name, module in model.named_modules()
-        if "position" in name or name.endswith("wpe")
-    )
-    return limits[0], learned
+def _image_first(maker: Maker, batch: int, length: int) -> dict[str, Any]:
+    """The first positions of the text are the image's."""
+    positions = torch.zeros(batch, length, dtype=torch.long)
+    positions[:, : maker.config.latent_query_num] = 1
+    return {"image_embeds_position_mask": maker.place(positions)}
 
 
-def _tokenize(tokenizer: Any, start: int, length: int) -> list[int]:
-    """The first `length` tokens of the text, each sample starting with another sentence."""
-    first = start % len(TEXT)
-    text = "".join(TEXT[first:] + TEXT[:first])
-    copies = math.ceil(length / len(text.split()))
-    ids = tokenizer(text * copies, truncation=True, max_length=length)["input_ids"]
-    # A word is a token at least, so this is long enough; if a tokenizer joins words, begin again.
-    return (ids * math.ceil(length / len(ids)))[:length]
+def _unpadded(maker: Maker, batch: int, length: int) -> dict[str, Any]:
+    """That all of the text is text, for a model that puts the sound into it itself."""
+    return {"attention_mask": maker.place(torch.ones(batch, length, dtype=torch.long))}
+
+
+# What some models cannot do without beside their text.
+_BESIDE_TEXT = {
+    "feature_attention_mask": _unpadded,
+    "bbox": _boxes,
+    "visual_feats": _regions,
+    "image_embeds_position_mask": _image_first,
+}

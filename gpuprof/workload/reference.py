@@ -6,16 +6,18 @@ import inspect
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gpuprof.errors import GpuprofError
+from gpuprof.errors import GpuprofError, first_line
 from gpuprof.workload import steps, training, userfile
-from gpuprof.workload.inputs import Inputs, make_inputs
 from gpuprof.workload.names import check
 from gpuprof.workload.options import Options, dtype_name, resolve_device, resolve_dtype
 from gpuprof.workload.workload import Workload, describe_inputs, from_module
+
+if TYPE_CHECKING:
+    from gpuprof.workload.maker import Inputs
 
 
 def build(reference: str, options: Options, *, weightless: bool = False) -> Workload:
@@ -36,8 +38,10 @@ def build(reference: str, options: Options, *, weightless: bool = False) -> Work
     if kind == "file":
         return _from_file(reference, options, weightless=weightless)
     device = torch.device("meta") if weightless else resolve_device(options.device)
-    from gpuprof.workload import huggingface  # transformers, which a file may do without
+    _require_transformers()
+    from gpuprof.workload import huggingface  # which a file may do without
     from gpuprof.workload.facts import architecture_facts
+    from gpuprof.workload.inputs import make_inputs
 
     load: Callable[..., huggingface.Loaded] = (
         huggingface.from_preset if kind == "preset" else huggingface.from_pretrained
@@ -76,6 +80,21 @@ def build(reference: str, options: Options, *, weightless: bool = False) -> Work
     description["facts"] = architecture_facts(model, description)
     step = _make_step(model, inputs, options, description, optimizer, weightless=weightless)
     return Workload(model, step, description, device, optimizer, owned=True, recipe=(reference, options))
+
+
+def _require_transformers() -> None:
+    """Loads transformers.
+
+    Raises:
+        GpuprofError: It cannot be imported.
+    """
+    try:
+        import transformers  # noqa: F401
+    except Exception as error:  # a broken installation raises what it wants
+        raise GpuprofError(
+            f"a model by name needs transformers, which cannot be imported ({first_line(error)}): reinstall it, or "
+            "give a model of your own as file.py:function"
+        ) from error
 
 
 def _make_step(

@@ -16,7 +16,7 @@ MEAN_LOSS = "mean of the first output"
 GIVEN_LOSS = "given"
 # What models call the cache of a generation, as argument and in the output. The newest name is asked first: a library
 # that still answers to an older one warns, and will not always.
-CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
 
 
 def train_step(
@@ -142,7 +142,7 @@ def generate_step(
 
 
 def generate_seq2seq_step(
-    model: torch.nn.Module,
+    model: Any,
     inputs: Mapping[str, torch.Tensor],
     new_tokens: int,
     *,
@@ -151,8 +151,8 @@ def generate_seq2seq_step(
     """Makes the step of a greedy generation by an encoder and a decoder: the encoder runs once.
 
     Args:
-        model: A model that takes `decoder_input_ids`, `encoder_outputs`, `use_cache` and a cache, under one of
-            `CACHE_NAMES`.
+        model: A model that has an encoder (`get_encoder`) and takes `decoder_input_ids`, `encoder_outputs`, `use_cache`
+            and a cache, under one of `CACHE_NAMES`.
         inputs: The encoder's inputs, and `decoder_input_ids` of shape (batch, decoder prompt length).
         new_tokens: Tokens to generate.
         token: Feed this token instead of the one the logits give, which without weights have no values.
@@ -163,14 +163,14 @@ def generate_seq2seq_step(
     Raises:
         GpuprofError: The model takes no cache; the step raises it where the model returns none.
     """
-    from transformers.modeling_outputs import BaseModelOutput  # which only such a model needs
-
     cache = cache_argument(model)
+    read = {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
+    said = {name: value for name, value in inputs.items() if name.startswith("decoder_")}
 
     def step() -> torch.Tensor:
         with torch.no_grad():
-            output = model(**inputs, use_cache=True)
-            encoded = BaseModelOutput(last_hidden_state=output.encoder_last_hidden_state)
+            encoded = model.get_encoder()(**read)  # as the library does it: some have outputs of a class of their own
+            output = model(encoder_outputs=encoded, **said, use_cache=True)
             tokens = [_next(output.logits, token)]
             while len(tokens) < new_tokens:
                 output = model(

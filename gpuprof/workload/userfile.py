@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.parameter import is_lazy
 
 from gpuprof.errors import GpuprofError
 from gpuprof.workload.options import SIZES, Options, flag
+from gpuprof.workload.weightless import drop_values
+from gpuprof.workload.workload import call_arguments
 
 KEYS = ("model", "inputs", "loss", "optimizer", "step")
 SHAPES = "a model and its inputs (and a loss function), or a dict with some of: " + ", ".join(KEYS)
@@ -82,7 +83,7 @@ def place(given: Given, device: torch.device, dtype: torch.dtype | None) -> Give
     """
     given.model.to(dtype=dtype)
     if device.type == "meta":
-        _drop_weights(given.model, given.optimizer)
+        drop_values(given.model, given.optimizer)
     else:
         given.model.to(device)
 
@@ -100,28 +101,6 @@ def place(given: Given, device: torch.device, dtype: torch.dtype | None) -> Give
         return value
 
     return replace(given, args=move(given.args), kwargs=move(given.kwargs))
-
-
-def _drop_weights(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Puts a model on `meta`, where `model.to("meta")` would untie weights and lose the optimizer's."""
-    empty = {id(weight): _empty(weight) for weight in model.parameters()}
-    for module in model.modules():
-        for name, weight in module._parameters.items():
-            if weight is not None:
-                module._parameters[name] = empty[id(weight)]
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.layout is torch.strided:  # see `place` of sparse ones
-                module._buffers[name] = _empty(buffer) if is_lazy(buffer) else buffer.to("meta")
-    for group in optimizer.param_groups if optimizer is not None else ():
-        group["params"] = [empty.get(id(weight), weight) for weight in group["params"]]
-
-
-def _empty(weight: Any) -> Any:
-    """A parameter without its values; of a lazy module one that is still to be made, and will be there."""
-    if is_lazy(weight):
-        kind: Any = type(weight)
-        return kind(requires_grad=weight.requires_grad, device=torch.device("meta"), dtype=weight.dtype)
-    return torch.nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
 
 
 def _import(path: Path) -> Any:
@@ -178,9 +157,5 @@ def _sort(label: str, result: Any) -> Given:
         if given.get(key) is not None and not callable(given[key]):
             raise GpuprofError(f"{label}: the {key} is a {type(given[key]).__name__}, no function")
 
-    inputs = given.pop("inputs", None)
-    if isinstance(inputs, Mapping):
-        return Given(**given, kwargs=dict(inputs))
-    if inputs is None:
-        return Given(**given)
-    return Given(**given, args=tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,))
+    args, kwargs = call_arguments(given["model"], given.pop("inputs", None))
+    return Given(**given, args=args, kwargs=kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,7 @@ def from_module(
     kwargs = dict(kwargs or {})
 
     parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
+    device = _device(model)
     description: dict[str, Any] = {
         "name": name or type(model).__name__,
         "source": "module",
@@ -105,6 +106,58 @@ def from_module(
     else:
         step = forward_step(model, args, kwargs)
     return Workload(model, step, description, device, optimizer)
+
+
+def call_arguments(
+    model: torch.nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a model's call.
+
+    Args:
+        model: Whose forward says what a mapping is: its keyword arguments if it takes them, else its one argument.
+        inputs: None, a tensor, a tuple or list of positional arguments, or a mapping.
+        kwargs: Keyword arguments beside them.
+
+    Raises:
+        GpuprofError: The forward takes a mapping neither way.
+    """
+    keywords = dict(kwargs or {})
+    if inputs is None:
+        return (), keywords
+    if isinstance(inputs, Mapping):  # ModelOutput and BatchEncoding are mappings too
+        if _takes(model, (), {**inputs, **keywords}):
+            return (), {**inputs, **keywords}
+        if _takes(model, (inputs,), keywords):
+            return (inputs,), keywords
+        raise GpuprofError(
+            f"{type(model).__name__} takes the inputs ({', '.join(map(str, inputs))}) neither as keywords nor as one "
+            f"mapping: its forward is {inspect.signature(model.forward)}"
+        )
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs), keywords
+    return (inputs,), keywords
+
+
+def _takes(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[Any, Any]) -> bool:
+    """Whether the signature of a model's forward allows a call."""
+    if not all(isinstance(key, str) for key in kwargs):
+        return False
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # code that is not Python's has no signature
+        return True
+    return True
+
+
+def _device(model: torch.nn.Module) -> torch.device:
+    """Where a model works: its parameters' device, or the one that accelerate brings them to for the work."""
+    hooks = [hook for module in model.modules() if (hook := getattr(module, "_hf_hook", None)) is not None]
+    hooks = [each for hook in hooks for each in getattr(hook, "hooks", [hook])]
+    known = [torch.device(given) for hook in hooks if (given := getattr(hook, "execution_device", None)) is not None]
+    known = known or [parameter.device for parameter in model.parameters()][:1] or [torch.device("cpu")]
+    return next((device for device in known if device.type not in ("cpu", "meta")), known[0])
 
 
 def _facts(model: torch.nn.Module, description: dict[str, Any]) -> dict[str, Any] | None:

@@ -29,10 +29,13 @@ class Counter(nn.Module):
         super().__init__()
         self.returns = returns
 
+    def get_encoder(self):
+        return lambda **inputs: None
+
     def answer(self, ids, seen):
         seen = (seen or 0) + ids.shape[1]
         logits = nn.functional.one_hot(torch.full_like(ids, seen), 32)
-        return Output(logits=logits, encoder_last_hidden_state=None, **{self.returns: seen})
+        return Output(logits=logits, **{self.returns: seen})
 
 
 class Newest(Counter):
@@ -81,7 +84,7 @@ def test_a_decoder_whose_argument_is_renamed_is_refused_before_it_runs(tiny, mon
         build(tiny("llama-3.1-8b"), Options(mode="generate"))
     assert str(refused.value) == (
         f"LlamaForCausalLM cannot --mode generate: with transformers {transformers.__version__} it takes no cache "
-        "under a name that gpuprof knows (cache, past_key_values, cache_params); use --mode forward"
+        "under a name that gpuprof knows (cache, past_key_values, cache_params, state); use --mode forward"
     )
 
 

@@ -156,12 +156,14 @@ def test_llava_has_one_image_of_fixed_length():
 
 
 def test_an_unknown_kind_of_model_points_to_a_file():
-    config = transformers.VideoMAEConfig(
+    config = transformers.DecisionTransformerConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
     )
     with torch.device("meta"):
-        model = transformers.VideoMAEModel(config)
-    with pytest.raises(GpuprofError, match=r"does not know the inputs of VideoMAEModel .* as file.py:function"):
+        model = transformers.DecisionTransformerModel(config)
+    with pytest.raises(
+        GpuprofError, match=r"does not know the inputs of DecisionTransformerModel .* as file.py:function"
+    ):
         make_inputs(model, Options(), device=CPU)
 
 

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from gpuprof.errors import GpuprofError
+from gpuprof.profiler import profile
 from gpuprof.workload import from_module
 from gpuprof.workload.steps import find_loss
+from gpuprof.workload.workload import call_arguments
 
 
 @dataclass
@@ -153,3 +155,85 @@ def test_samples_of_a_step_without_inputs_are_not_known():
     model = nn.Linear(4, 3)
     assert from_module(model, step=lambda: model(torch.ones(8, 4)).sum()).description["samples_per_step"] is None
     assert from_module(model, (torch.tensor(1.0),), mode="forward").description["samples_per_step"] == 1
+
+
+class OneMapping(nn.Linear):
+    def forward(self, batch):
+        return super().forward(batch["x"])
+
+
+class Keywords(nn.Linear):
+    def forward(self, x, *, scale=1.0):
+        return super().forward(x) * scale
+
+
+class Anything(nn.Linear):
+    def forward(self, *args, **kwargs):
+        return super().forward(kwargs["x"])
+
+
+class MappingAndFlags(nn.Linear):
+    def forward(self, batch, **flags):
+        return super().forward(batch["x"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "positional"),
+    [
+        (OneMapping, {"x": torch.ones(2, 4)}, True),
+        (MappingAndFlags, {"x": torch.ones(2, 4)}, True),
+        (Keywords, {"x": torch.ones(2, 4), "scale": 2.0}, False),
+        (Anything, {"x": torch.ones(2, 4)}, False),
+        (nn.Linear, {"input": torch.ones(2, 4)}, False),
+    ],
+)
+def test_a_mapping_is_what_the_signature_says(kind, inputs, positional):
+    model = kind(4, 3)
+    args, kwargs = call_arguments(model, inputs)
+
+    assert (args, kwargs) == (((inputs,), {}) if positional else ((), inputs))
+    # 2 rows of 4 times 3 columns, a multiplication and an addition each; its backward the same, for the weight alone
+    for given in (profile(model, inputs, mode="forward", passes=("count",)), profile(model, inputs, passes=("count",))):
+        multiplied = given.ops[given.ops["op"].isin(["aten::addmm", "aten::mm"])]
+        assert multiplied["flops_full"].sum() == 48 * multiplied["phase"].nunique()
+
+
+def test_a_mapping_that_fits_neither_way():
+    with pytest.raises(
+        GpuprofError, match=r"^Bilinear takes the inputs \(x, y, 3\) neither as keywords nor as one mapping: "
+    ):
+        call_arguments(nn.Bilinear(1, 1, 1), {"x": 1, "y": 2, 3: 4})
+
+
+class Hook:
+    """As accelerate's are: what brings the weights to the device of the work."""
+
+    def __init__(self, device):
+        self.execution_device = device
+
+
+class Hooks:
+    def __init__(self, *hooks):
+        self.hooks = hooks
+
+
+@pytest.mark.parametrize(
+    ("root", "inner", "device"),
+    [
+        (Hook("cpu"), None, "cpu"),
+        (Hook(None), Hook("cpu"), "cpu"),
+        (Hooks(Hook(None), Hook(torch.device("cpu"))), None, "cpu"),
+        (Hook("cpu"), Hook("cuda:1"), "cuda:1"),
+        (None, None, "meta"),
+    ],
+)
+def test_the_device_is_where_the_work_runs(root, inner, device):
+    model = nn.Sequential(nn.Linear(4, 3)).to("meta")
+    for module, hook in ((model, root), (model[0], inner)):
+        if hook is not None:
+            module._hf_hook = hook
+
+    workload = from_module(model, (torch.ones(2, 4),), mode="forward")
+
+    assert workload.device == torch.device(device)
+    assert workload.description["device"] == device
