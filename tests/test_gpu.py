@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import gpuprof
-from gpuprof.analysis.consistency import mismatches
+from gpuprof.analysis.consistency import inconsistencies, mismatches
 from gpuprof.analysis.modules import totals, union_ns
 from gpuprof.passes import trace
 from gpuprof.profiler import run_passes
@@ -181,3 +181,27 @@ def test_running_out_of_memory_says_where_and_what_to_do():
 
     assert child.stdout.startswith("out of memory in the forward of 0")
     assert "fewer inputs" in child.stdout
+
+
+def test_hooks_and_updates_inside_the_backward_have_their_owners():
+    net = torch.nn.Sequential(*(torch.nn.Linear(512, 512) for _ in range(3))).to("cuda", torch.bfloat16)
+    for layer in net:
+        layer.register_forward_hook(lambda module, args, out: out.register_hook(lambda grad: grad * 2) and None)
+    optimizers = {parameter: torch.optim.SGD([parameter], lr=0.0) for parameter in net.parameters()}
+
+    def update(parameter):
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    for parameter in net.parameters():
+        parameter.register_post_accumulate_grad_hook(update)
+    x = torch.randn(256, 512, device="cuda", dtype=torch.bfloat16)
+    run = gpuprof.profile(net, x, step=lambda: net(x).mean().backward(), passes=["count", "time", "trace"])
+
+    assert inconsistencies(run) == []
+    products = run.kernels[run.kernels["op"].isin(["aten::mm", "aten::addmm"])]
+    calls = products.groupby(["module", "phase"])["call"].nunique().unstack()
+    assert calls["forward"].tolist() == [1, 1, 1]
+    assert calls["backward"].tolist() == [1, 2, 2]  # the input has no gradient
+    assert (run.kernels["phase"] == "optimizer").any()
+    assert not run.kernels["op"].str.startswith("gpuprof").any()

@@ -33,7 +33,7 @@ SLOWED = 1.2
 CPU the time of an operator holds what the profiler takes for it."""
 
 UNOWNED = 0.01
-"""Share of the kernel time from which a module's own backward without an owner is said."""
+"""Share of the kernel time from which a backward without an owner is said."""
 
 _EMPTY = re.compile(r"(^|[ x])0($|[ x])").search  # a shape with nothing in it
 
@@ -197,15 +197,16 @@ def _of_estimates(run: Run) -> Iterator[str]:
         key = (module, phase, plain_op(op))
         so_far = flops.get(key, 0)
         flops[key] = None if so_far is None or any(map(pd.isna, known)) else so_far + max(map(int, known))
-    estimates: dict[tuple[str, str, str], int] = {}
+    estimates: dict[tuple[str, str, str], dict[str, int]] = {}
+    sparse = run.passes["count"].facts.get("sparse", ())  # which torch takes for dense
     rows = run.estimates[["module", "phase", "op", "within", "flops_profiler"]]
     for module, phase, op, within, estimate in rows.itertuples(index=False, name=None):
         within = "aten::convolution" if op == "aten::conv2d" else plain_op(within)  # which is composed of that
-        if within and (op == "aten::conv2d" or _kind(op, {}) in PRODUCTS):
-            key = (module, phase, within)
-            estimates[key] = estimates.get(key, 0) + int(estimate)
-    for key, estimate in estimates.items():
+        if within and within not in sparse and (op == "aten::conv2d" or _kind(op, {}) in PRODUCTS):
+            estimates.setdefault((module, phase, within), {})[plain_op(op)] = int(estimate)
+    for key, of_ops in estimates.items():
         module, phase, op = key
+        estimate = of_ops.get(op, sum(of_ops.values()))  # what it is made of is in its own already
         ours = flops.get(key, 0)
         if ours is not None and estimate > ours and phase != "recompute":
             yield (
@@ -233,16 +234,11 @@ def _doubt(name: str, else_: str) -> str:
 
 
 def _without_owner(run: Run) -> Iterator[str]:
-    """Work in the backward that belongs to no module though what was counted of it has one."""
-    kernels, ops = run.kernels, run.ops
-    whole = int(kernels["duration_ns"].sum())
-    outside = set(ops.loc[(ops["module"] == UNATTRIBUTED) & (ops["phase"] == "backward"), "op"].map(plain_op))
-    backward = kernels[(kernels["module"] == UNATTRIBUTED) & kernels["phase"].isin(["backward", "recompute"])]
-    lost = backward[~backward["op"].map(plain_op).isin(outside)]
-    share = int(lost["duration_ns"].sum()) / whole if whole else 0.0
+    """Work in the backward of which the trace does not tell who made it."""
+    whole = int(run.kernels["duration_ns"].sum())
+    share = run.passes["trace"].facts.get("unknown_owner_ns", 0) / whole if whole else 0.0
     if share > UNOWNED:
-        largest = lost.groupby("op")["duration_ns"].sum().idxmax()
-        yield f"{units.percent(share)} of the kernel time is of a backward without an owner, most of it {largest}"
+        yield f"of {units.percent(share)} of the kernel time, in the backward, the trace does not tell the owner"
 
 
 def _of_kernel_time(run: Run) -> Iterator[str]:

@@ -22,6 +22,7 @@ PRIVATE = (
     "torch._C._current_autograd_node",
     "torch._C._current_graph_task_id",
     "torch._C._dispatch_has_kernel_for_dispatch_key",
+    "torch._C._profiler._ExperimentalConfig",
     "torch._C._profiler._RecordFunctionFast",
     "torch._dynamo.eval_frame.skip_code",
     "torch.overrides._pop_mode_temporarily",

@@ -103,6 +103,7 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
     missing = sorted({row["op"] for row in rows if not row["kind"]})
     facts = {"calls": sum(counter.calls), "ops_without_rule": missing}
     facts |= {"ops_bounded": sorted(counter.bounds)} if counter.bounds else {}
+    facts |= {"sparse": sorted(counter.sparse)} if counter.sparse else {}
     facts |= {"inputs": given.shapes, "inputs_seen": given.seen} if given.shapes else {}
     outcome = PassOutcome("done", facts=facts)
     return Counted(table("ops", rows), module_tree(model, calls, causality), outcome, result, row_of)
@@ -189,6 +190,7 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.calls: list[int] = []  # of each signature, by its number
         self.bounds: set[str] = set()  # operators whose FLOPs are at most those counted
+        self.sparse: set[str] = set()  # operators on sparse tensors, without their overload
         self._numbers: dict[_Signature, int] = {}
         self._outputs: list[Any] = []
         self._composite: dict[Any, bool] = {}
@@ -264,6 +266,8 @@ class _Counter(TorchDispatchMode):
             args, kwargs = _torch_free(signature.args), dict(_torch_free(signature.kwargs))
             out = _torch_free(self._outputs[number])
             specs = _specs(args) + _specs(tuple(kwargs.values()))
+            if any(spec.stored is not None for spec in specs):
+                self.sparse.add(op.partition(".")[0])
             priced: tuple[int | None, ...] = (None,) * 5
             kind: str = ""
             dtype = ""

@@ -22,6 +22,12 @@ from gpuprof.traces.events import (
     Event,
 )  # fmt: skip
 
+_FOLLOWS = "::AccumulateGrad"
+"""The node that has no number, and follows the one whose gradient it takes."""
+
+_UNKNOWN = "(unknown)"
+"""Owner of a node of which nobody knows who made it; in the rows it is that of no module."""
+
 
 class _Frame:
     """An open event of a thread, and who owns what happens in it."""
@@ -82,7 +88,7 @@ def attribute(
     Args:
         events: host and device events of one step.
         calls: module path of each marked call, and whether it happened inside a backward (recomputation).
-        maker: module that made the autograd node of (thread, sequence number), None if unknown.
+        maker: module that made the autograd node of (thread, sequence number); None if it was made in no module's call.
         is_composite: whether an operator is merely composed of others.
 
     Returns:
@@ -124,8 +130,8 @@ def attribute(
         elif kind == PHASE:
             continue
         elif kind == NODE:
-            if (numbered := numbers.get(index)) is not None:  # else it follows the node whose gradient it takes
-                made_by = maker(*numbered)
+            if not name.endswith(_FOLLOWS):
+                made_by = maker(*numbers[index]) if index in numbers else _UNKNOWN
                 # made by no module call: part of a checkpoint's own backward, and so of what runs that
                 last_owner = around.owner if made_by is None else made_by
             frame = _Frame(event.end, last_owner, "backward", _Node())
@@ -141,7 +147,8 @@ def attribute(
             frame = _Frame(event.end, around.owner, around.phase, around.node)
         if event.flops and index not in taken_over:
             within = frame.call.name if frame.call is not None else ""
-            estimate = estimates.setdefault((frame.owner, frame.phase or phase, name, within), [0, 0])
+            owner = UNATTRIBUTED if frame.owner == _UNKNOWN else frame.owner
+            estimate = estimates.setdefault((owner, frame.phase or phase, name, within), [0, 0])
             estimate[0] += 1
             estimate[1] += event.flops
         if event.correlation in launching:
@@ -149,11 +156,16 @@ def attribute(
         if frame is not around:
             stack.append(frame)
     kernels = _device_times(device, launchers) if device else _operator_times(op_calls)
+    unknown_ns = 0
+    for row in kernels:
+        if row["module"] == _UNKNOWN:
+            row["module"], unknown_ns = UNATTRIBUTED, unknown_ns + row["duration_ns"]
     linked = sum(event.linked in launchers for event in device) if device else len(kernels)
     first = min((row["start_ns"] for row in kernels), default=0)
     for row in kernels:
         row["start_ns"] -= first
     facts = {"events": len(events), "kernels": len(kernels), "kernels_linked": linked}
+    facts |= {"unknown_owner_ns": unknown_ns} if unknown_ns else {}
     rows = [
         {"module": module, "phase": where, "op": op, "within": within, "calls": times, "flops_profiler": flops}
         for (module, where, op, within), (times, flops) in estimates.items()

@@ -10,7 +10,14 @@ from gpuprof.analysis.backward import backward_ratios, whole
 from gpuprof.analysis.budget import budget, budget_by
 from gpuprof.analysis.check import check
 from gpuprof.analysis.comparison import launches
-from gpuprof.analysis.consistency import misbooked, mismatches, unchecked, withheld, withheld_of_kernels
+from gpuprof.analysis.consistency import (
+    misbooked,
+    mismatches,
+    unchecked,
+    withheld,
+    withheld_of_kernels,
+    withheld_of_owners,
+)
 from gpuprof.analysis.memory import account
 from gpuprof.analysis.modules import by_class, by_module, by_op, by_phase, totals
 from gpuprof.analysis.roofline import roofline
@@ -338,19 +345,14 @@ def test_modules_above_the_peak(name, peak, lines):
     assert mismatches(run) == []
 
 
-@pytest.mark.parametrize(("duration", "found"), [(5, False), (6, True)])
-def test_a_backward_without_an_owner(duration, found):
-    run = gpu_run()
-    lost = [kernel_row("(unattributed)", "backward", "mylib::backward", 500, duration, call=20)]
-    lost.append(kernel_row("(unattributed)", "backward", "aten::div", 600, 100, call=21))  # the loss, counted so
-    run.ops = pd.concat([run.ops, table("ops", [ops_row("(unattributed)", "backward", "aten::div.Tensor", 0)])])
-    run.ops["kind"] = run.ops["kind"].mask(run.ops["op"] == "aten::div.Tensor", "vector")
-    run.kernels = pd.concat([run.kernels, table("kernels", lost)], ignore_index=True)
-    run.kernels = run.kernels[run.kernels["phase"] != "optimizer"]
+@pytest.mark.parametrize(("nanoseconds", "told"), [(4, None), (5, "1.1 %")])
+def test_a_backward_without_an_owner(nanoseconds, told):
+    run = gpu_run()  # 440 ns of kernels
+    run.passes["trace"].facts["unknown_owner_ns"] = nanoseconds
 
-    # beside 400 ns of products and 100 of the loss
-    share = "1.2 % of the kernel time is of a backward without an owner, most of it mylib::backward"
-    assert misbooked(run) == ([share] if found else [])
+    line = f"of {told} of the kernel time, in the backward, the trace does not tell the owner"
+    assert misbooked(run) == ([] if told is None else [line])
+    assert bool(withheld_of_owners(run)) is (told is not None)
 
 
 @pytest.mark.parametrize(
