@@ -80,7 +80,7 @@ DEEPSPEED_BEGINS = (
 )
 PTFLOPS_BEGINS = rf"Computational complexity:\s+\d|{_INDENT}(?:{_FIGURE}.*|{_START}){NUMBER} [KMG]?Mac, \d"
 MMCV_BEGINS = rf"{_INDENT}{_FIGURE}.*FLOPs, {NUMBER}% FLOPs\b"
-MMCV_SUMMARY = rf"Flops:\s+{NUMBER}\s*[KMGT]?(?:FLOPs)?\s*$"
+MMCV_SUMMARY = r"Input shape:\s"
 FVCORE_BEGINS = rf"{_INDENT}#params: \S+, #flops: "
 
 _CUT_ZEROS = "trailing zeros are not printed (7.9 for 7.90): a precision may be coarser than the tool's own rounding"

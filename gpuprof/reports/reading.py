@@ -47,7 +47,7 @@ KINDS = (
 """The layouts that can be read; another one is a line here."""
 
 PLAIN = (
-    Kind("mmcv", printed_models.MMCV_SUMMARY, "Flops: 4.12G", printed_models.read_mmcv),
+    Kind("mmcv", printed_models.MMCV_SUMMARY, "Input shape: (3, 224, 224)", printed_models.read_mmcv),
     Kind("thop", thop.RESULT, "(4111514624.0, 25557032.0)", thop.read_thop),
 )
 """Layouts that say little of where they come from, taken for one only where nothing else is found."""

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import gpuprof
 from gpuprof import GpuprofError
 from gpuprof.analysis.validation import LINE_COLUMNS, validate
+from gpuprof.render.validation import render_validation
 
 REPORTS = Path(__file__).parents[1] / "data/reports"
 LLAVA = REPORTS / "calflops_llava_onevision_qwen2_7b.txt"
@@ -251,6 +252,18 @@ def test_of_the_reports_of_several_ranks_one_is_judged_and_it_is_said(runs, tmp_
     validation = validate(tmp_path / "log.txt", runs("net"))
     assert verdicts(validation) == (19, 7, 0, 0, 0)
     assert validation.sentences.endswith(" 2 ranks printed the same report: this is of '2'.")
+
+
+def test_modules_that_share_a_line_of_the_report_are_shown_apart(runs):
+    """thop prints all modules in one line; layers that a report folds are one line too, and stay one."""
+    validation = validate(REPORTS / "thop_net.txt", runs("net"))
+    tree = [line.split() for line in render_validation(validation, "tree").splitlines() if line.startswith("   7 ")]
+    assert [words[1:3] for words in tree if words[1] in ("stem:", "conv:", "bn:")] == [
+        ["stem:", "27648.0"], ["conv:", "73728.0"], ["bn:", "4096.0"], ["conv:", "73728.0"], ["bn:", "4096.0"]
+    ]  # fmt: skip
+    assert len(tree) == 12
+    assert render_validation(validation, "markdown").count("| 73728.0 |") == 2
+    assert "(2 x)" in render_validation(validate(REPORTS / "ptflops_gpt2.txt", runs("gpt2")), "tree")
 
 
 def test_deepspeed_counts_the_whole_square(runs):

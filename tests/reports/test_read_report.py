@@ -471,6 +471,9 @@ def test_the_summary_of_openmmlab_alone(read_text):
     assert frame.attrs["tool"] == "mmcv"
     assert one(frame, TOTAL, "macs_forward")[2:] == (0.208e12, 0.0005e12, "0.208T")
     assert one(frame, TOTAL, "params")[2:] == (37.736e6, 500, "37.736M")
+    # lines that anyone may print, of thop for one, are no report by themselves
+    with pytest.raises(GpuprofError, match="not a report"):
+        read_text("Flops: 0.208T\nParams: 37.736M\n")
 
 
 def test_mmengine_prints_a_table_and_a_model_and_both_are_read():
