@@ -20,5 +20,6 @@ def parts(config: Any) -> list[Any]:
     """A configuration and all within it, outer ones first."""
     found = [config]
     for part in found:
-        found += [value for value in vars(part).values() if isinstance(getattr(type(value), "model_type", None), str)]
+        inner = [value for value in vars(part).values() if isinstance(getattr(type(value), "model_type", None), str)]
+        found += [value for value in inner if all(value is not known for known in found)]
     return found

@@ -29,7 +29,8 @@ def make_inputs(
     """Makes seeded inputs that fit a transformers model.
 
     Args:
-        model: The model; only its configuration, class and signature are looked at.
+        model: The model; its configuration, class and signature are looked at, and where an image or a sound stands in
+            a text, its own function is asked for how many positions.
         options: The user's; a size left at None comes from `defaults`, else from the kind of model.
         defaults: Sizes a preset proposes.
         tokenizer: Where there is one, the text inputs are real text.
@@ -285,7 +286,7 @@ def _series(maker: Maker) -> Inputs:
 
 def _boxes(maker: Maker, batch: int, length: int) -> dict[str, Any]:
     """Where each token stands on its page: left, top, right, bottom, in thousandths."""
-    return {"bbox": maker.integers(1000, batch, length, 4).sort(dim=-1).values[..., [0, 1, 2, 3]]}
+    return {"bbox": maker.integers(1000, batch, length, 4).sort(dim=-1).values}
 
 
 def _regions(maker: Maker, batch: int, length: int) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from gpuprof.workload.weightless import Answers, Weightless
 
 _Tensors = dict[str, torch.Tensor]
 
-# What a model calls a medium: its function for the features, the token that stands for one of them, what marks where it
-# begins and ends, and its number among the kinds of position.
+# What a model calls a medium: the token that stands for a position of it, what marks where it begins and ends, and its
+# number among the kinds of position.
 _NAMES = {
     "image": (("image_token_id", "image_token_index"), ("vision", "image"), 1),
     "video": (("video_token_id", "video_token_index"), ("vision", "video"), 2),
@@ -80,13 +80,15 @@ def _image(maker: Maker, name: str, batch: int) -> _Tensors:
     """
     config = maker.config
     seen = _vision(config)
-    outer = seen in (config, ask(config, "vision_config"))
-    side = _side(seen) if outer else None
+    side = _side(seen) if seen is config or seen is ask(config, "vision_config") else None
     layouts = [model_type for argument, model_type in _LAYOUTS.items() if argument in maker.takes]
     given, why = _processed(maker, lambda: processed_image(parts(config), min(side) if side else None, layouts))
     main = given.get(name)
     film = [length] if (length := frames(config)) else [2] if _compares(config) else []
-    plain = main is None or (main.dim() == 4 and len(main) == 1 and set(given) <= {name, "pixel_mask"} and side)
+    # Without a size of its own, one that masks what is no image takes any size, and another the usual one.
+    plain = main is None or (
+        main.dim() == 4 and len(main) == 1 and set(given) <= ({name, "pixel_mask"} if side else {name})
+    )
     if (plain or film) and name == "pixel_values":
         shape = image_shape(seen)
         asked = _required(_getter(maker, "image")) & maker.takes
@@ -199,9 +201,12 @@ def positions(maker: Maker, medium_kind: str, given: _Tensors) -> int:
     training = maker.model.training
     maker.model.eval()
     try:
-        with torch.no_grad(), ExitStack() as modes:
-            for mode in (Answers(), Weightless()) if maker.weightless else (torch.random.fork_rng(),):
-                modes.enter_context(mode)
+        with torch.no_grad(), ExitStack() as contexts:
+            if maker.weightless:
+                contexts.enter_context(Answers())
+                contexts.enter_context(Weightless())
+            else:
+                contexts.enter_context(torch.random.fork_rng([maker.device] if maker.device.type == "cuda" else []))
             features = getter(**known)
     except Exception as error:  # whatever the model's own code makes of what it does not expect
         raise GpuprofError(

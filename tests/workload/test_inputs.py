@@ -155,6 +155,19 @@ def test_llava_has_one_image_of_fixed_length():
     assert math.isfinite(model(**kwargs).loss.item())
 
 
+@pytest.mark.parametrize(("name", "side"), [("resnet-50", 224), ("siglip-so400m-384", 384), ("vit-base-16", 224)])
+def test_an_image_has_the_published_size(name, side):
+    assert build(name, Options(), weightless=True).description["inputs"][0]["shape"] == [8, 3, side, side]
+
+
+def test_positions_given_to_padding_are_not_the_texts():
+    """RoBERTa numbers its positions from 2 on."""
+    config = transformers.RobertaConfig(**TINY_BERT | {"max_position_embeddings": 42, "pad_token_id": 1})
+    kwargs = make_inputs(transformers.RobertaForMaskedLM(config), Options(), device=CPU).kwargs
+
+    assert kwargs["input_ids"].shape == (1, 40)
+
+
 def test_an_unknown_kind_of_model_points_to_a_file():
     config = transformers.DecisionTransformerConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64

@@ -7,6 +7,8 @@ from torch import nn
 from gpuprof.errors import GpuprofError
 from gpuprof.profiler import profile
 from gpuprof.workload import from_module
+from gpuprof.workload.causality import attention_facts
+from gpuprof.workload.configuration import ask
 from gpuprof.workload.steps import find_loss
 from gpuprof.workload.workload import call_arguments
 
@@ -237,3 +239,28 @@ def test_the_device_is_where_the_work_runs(root, inner, device):
 
     assert workload.device == torch.device(device)
     assert workload.description["device"] == device
+
+
+class Untold:
+    """A configuration as of models whose layers differ: it raises an error of its own for what they differ in."""
+
+    model_type = "untold"
+
+    @property
+    def sliding_window(self):
+        raise RuntimeError("'sliding_window' is a per-layer attribute")
+
+
+def test_a_window_that_a_configuration_does_not_tell_is_no_window_of_none():
+    attention = nn.Module()
+    attention.is_causal, attention.head_dim, attention.config = True, 8, Untold()
+    assert attention_facts(attention, "attention").causal is None
+
+    attention.sliding_window = 4  # what a layer says of itself is enough
+    facts = attention_facts(attention, "attention")
+    assert (facts.causal, facts.window) == (True, 4)
+
+
+def test_a_configuration_that_raises_is_asked_on():
+    assert ask(Untold(), "sliding_window", 7) == 7
+    assert ask(Untold(), "model_type") == "untold"
