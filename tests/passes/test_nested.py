@@ -146,7 +146,7 @@ def test_batched_products_of_two_ragged_sizes():
 @pytest.mark.parametrize("known", [True, False], ids=["longest known", "longest not known"])
 @pytest.mark.parametrize("mode", ["forward", "train"])
 def test_a_batch_of_weights_for_jagged_sequences(mode, known):
-    """A layer, then each sequence by a matrix of its own: 720 FLOPs, which torch does on sequences of 4, or of 9 tokens.
+    """A layer, then each sequence by a matrix of its own: 720 FLOPs, done on sequences of 4, or of 9 tokens.
 
     Backward as much for the sequences, padded likewise, and for the matrices one by one; of the layer its weight.
     """
