@@ -5,14 +5,14 @@
 # Happens: 0.0002. The seconds between the hooks are divided by 1000 rather than multiplied, in the field
 #   `forward_elapsed_time_ms` too: a million times too short, and small enough to look like seconds of a fast layer.
 # Who meets it: whoever adds up or compares these times with a profiler's, or computes FLOP/s from the same table.
-# Versions: torchtnt 0.2.4, torch 2.13.0, CPU; seen on 2026-11-28.
+# Versions: torchtnt 0.2.4 (with setuptools 80.9.0, whose pkg_resources it needs), torch 2.13.0, CPU; seen on 2026-11-28.
 # Source: torchtnt/utils/module_summary.py, where forward_elapsed_times_sec becomes forward_time_elapsed_ms
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 python3 -m venv env
-env/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 torchtnt==0.2.4 2>/dev/null
+env/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 torchtnt==0.2.4 setuptools==80.9.0 2>/dev/null
 cat > sleep.py <<'PYTHON'
 import time
 import warnings

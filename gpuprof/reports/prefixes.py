@@ -30,7 +30,7 @@ class Part(NamedTuple):
     lines: list[Line]
 
 
-def ways(lines: list[Line], begins: str) -> Iterator[list[Part]]:
+def ways(lines: list[Line], begins: list[str]) -> Iterator[list[Part]]:
     """Ways to take off what is in front of a report's lines, the likeliest first: one of them can be read.
 
     Each is a part for every rank that printed a report, the lowest first. At first all lines with the prefix are taken
@@ -39,15 +39,20 @@ def ways(lines: list[Line], begins: str) -> Iterator[list[Part]]:
 
     Args:
         lines: of a file.
-        begins: pattern of how the report's own text begins, which is in one of the lines.
+        begins: patterns of how the report's own text begins, each in one of the lines; more than one of a report that
+            is printed twice, in two layouts.
     """
-    own = re.compile(begins)
+    own = re.compile("|".join(begins))
     yield sorted(_parts(lines, own), key=lambda part: _natural(part.rank))
-    prefix, template, prefixed = _prefixed(lines, own)
+    prefix, _, prefixed = _prefixed(lines, own)
     for ranks in _by_word(prefix, own, prefixed):
         if len(ranks) == 1:
             yield [Part(rank, [_own(line, match) for match, line in found]) for rank, found in ranks.items()]
-    yield [_whole(lines, template)]
+    text = lines
+    for layout in begins:
+        _, template, _ = _prefixed(lines, re.compile(layout))
+        text = _whole(text, template).lines
+    yield [Part("", text)]
 
 
 def _parts(lines: list[Line], own: re.Pattern[str]) -> list[Part]:
@@ -145,7 +150,7 @@ def _by_word(prefix: str, own: re.Pattern[str], prefixed: _Prefixed) -> Iterator
 
 def _begins(own: re.Pattern[str], lines: _Prefixed) -> bool:
     match, line = next((match, line) for match, line in lines if own.search(line.text))
-    return own.match(line.text, match.end()) is not None
+    return own.match(line.text[match.end() :]) is not None
 
 
 def _natural(rank: str) -> tuple[int, str]:

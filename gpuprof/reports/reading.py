@@ -95,7 +95,7 @@ def read_report(path: str | PathLike[str]) -> pd.DataFrame:
     lines = read_lines(path)
     kinds = _kinds(Source(path, lines))
     errors = []
-    for ranks in ways(lines, kinds[0].pattern):
+    for ranks in ways(lines, [kind.pattern for kind in kinds]):
         try:
             return _read_ranks(path, ranks, kinds)
         except GpuprofError as error:
@@ -118,7 +118,8 @@ def _kinds(source: Source) -> list[Kind]:
 def _read(path: str | PathLike[str], part: Part, kinds: list[Kind]) -> pd.DataFrame:
     source = Source(path, part.lines)
     for kind in kinds:
-        kind.read(source)
+        if source.find(kind.pattern):
+            kind.read(source)
     if not source.rows:
         raise source.error(f"looks like a report of {kinds[0].tool} but holds no figure")
     rows = sorted(source.rows, key=lambda row: row["module"] != TOTAL)

@@ -114,6 +114,26 @@ def test_a_summary_with_prefixes_above_a_model_without(read_text):
     assert figures(frame) == figures(read_report(DATA / "deepspeed_gated.txt"))
 
 
+@pytest.mark.parametrize("begins", ["+--", "Net("])
+def test_of_two_layouts_one_has_prefixes(begins, read_text):
+    lines = text_of("mmengine_net").split("\n")
+    start = next(place for place, line in enumerate(lines) if line.startswith(begins))
+    end = next(place for place, line in enumerate(lines) if place > start and line in ("", ")"))
+
+    prefixed = [f"[rank0]: {line}" if start <= place <= end else line for place, line in enumerate(lines)]
+
+    assert read_text("\n".join(prefixed)).to_dict("list") == read_report(DATA / "mmengine_net.txt").to_dict("list")
+
+
+def test_two_ranks_that_print_two_layouts(read_text):
+    lines = text_of("mmengine_net").split("\n")
+    model = lines.index("Net(")
+
+    frame = read_text("\n".join(f"{int(place >= model)}: {line}" for place, line in enumerate(lines)))
+
+    assert frame.attrs["ranks"] == "2 ranks printed a report: this is of '0', and that of '1' differs from it"
+
+
 # --- ranks
 
 
