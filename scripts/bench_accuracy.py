@@ -653,7 +653,10 @@ TOOLS = {
         by_torch,
         "torch",
         "torch",
-        ["counts the backward; recompute is part of it", "on CUDA it has a rule for SDPA, on a CPU none"],
+        [
+            "counts the backward; recompute is part of it, and so are the scores that a fused attention computes again",
+            "on CUDA it has a rule for SDPA, on a CPU none",
+        ],
     ),
     "DeepSpeed": Tool(by_deepspeed, "deepspeed", "deepspeed", [ASSUMES, "FLOPs and MACs"]),
     "calflops": Tool(by_calflops, "calflops", "calflops", [ASSUMES, "FLOPs and MACs"]),
