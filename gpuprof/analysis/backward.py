@@ -15,8 +15,9 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
+from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.modules import by_module, by_phase, convention_of, counted
-from gpuprof.analysis.unpriced import ratio_withheld
+from gpuprof.analysis.unpriced import ratio_withheld, reason, unpriced
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
 from gpuprof.record import UNATTRIBUTED, Run, integers
@@ -130,10 +131,11 @@ def backward_ratios(run: Run, by: Literal["module", "class"] = "module") -> pd.D
         raise GpuprofError(f"cannot hold the backward against the forward by {by!r}: known are module, class")
     table, parts, _ = _explained(run)
     rows = _by_class(table, parts) if by == "class" else _by_module(table, parts)
+    everywhere, missing = withheld(run), unpriced(run)
     for index, modules in zip(rows.index, _below(run, rows), strict=True):
-        if reason := ratio_withheld(run, modules):
+        if why := everywhere or reason(op for module in modules & missing.keys() for op in missing[module]):
             rows.loc[index, [*_OF_COUNTS, "flops_explained"]] = pd.NA
-            rows.loc[index, ["cause", "reason"]] = "", reason
+            rows.loc[index, ["cause", "reason"]] = "", why
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from gpuprof.analysis.consistency import withheld
 from gpuprof.record import Run
@@ -34,17 +35,14 @@ def unpriced(run: Run) -> dict[str, list[str]]:
     return found
 
 
-def ratio_withheld(run: Run, modules: set[str] | None = None) -> str:
-    """Why a backward has no counted ratio to its forward; empty where it may have one.
+def ratio_withheld(run: Run) -> str:
+    """Why the backward of a step has no counted ratio to its forward; empty where it may have one."""
+    return withheld(run) or reason(op for ops in unpriced(run).values() for op in ops)
 
-    Args:
-        run: the run.
-        modules: whose ratio it is, by default that of the whole step.
-    """
-    if reason := withheld(run):
-        return reason
-    found = unpriced(run)
-    ops = sorted({op for module, names in found.items() if modules is None or module in modules for op in names})
+
+def reason(unpriced_ops: Iterable[str]) -> str:
+    """What to say in place of a ratio that should hold these operators; empty without any."""
+    ops = sorted(set(unpriced_ops))
     if not ops:
         return ""
     more = f" and {len(ops) - 1} more such" if len(ops) > 1 else ""

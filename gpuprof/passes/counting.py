@@ -24,7 +24,7 @@ from gpuprof.passes.inputs import observed_inputs
 from gpuprof.passes.modes import unseen
 from gpuprof.passes.operators import is_composite, is_question, nested_kernel
 from gpuprof.passes.phases import Phase, observed_phases
-from gpuprof.passes.specs import is_wrapper, tensor_spec, unpacked
+from gpuprof.passes.specs import decide, is_wrapper, tensor_spec, unpacked
 from gpuprof.paths import ancestors
 from gpuprof.record import PassOutcome, table
 from gpuprof.theory import TensorSpec, cost_of, rule_for
@@ -239,6 +239,7 @@ class _Counter(TorchDispatchMode):
             rule = rule_for(_name(func))
             values = self._reads[func] = rule is not None and rule.values
         # args before the call: in-place operators may change the metadata of what they are given
+        values = values and decide(args)
         given = _spec(args, values), _spec(tuple(kwargs.items()), values) if kwargs else ()
         signature = _Signature(func, scope, phase, *given)
         number = self._numbers.setdefault(signature, len(self._numbers))

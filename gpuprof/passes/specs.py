@@ -50,6 +50,12 @@ def tensor_spec(tensor: torch.Tensor, values: bool) -> TensorSpec:
     return spec
 
 
+def decide(args: tuple[Any, ...]) -> bool:
+    """Whether values decide the cost of a call by a rule that reads them: not of one sparse factor, however large."""
+    sparse = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.layout in (torch.sparse_coo, *_COMPRESSED)]
+    return len(sparse) != 1
+
+
 def unpacked(value: torch.ScriptObject) -> Any:
     """What the packed parameters of a quantized operator hold: weight and bias, or those of each product of a cell."""
     if hasattr(value, "unpack"):

@@ -378,6 +378,28 @@ for _dims in (2, 3):
     _register([f"avg_pool{_dims}d_backward"], _pool_backward(_dims))
 
 
+@flop_rule("torchvision::nms", kind="vector")
+def _suppressed(boxes: TensorSpec, *_: Any, out: Any, **__: Any) -> Cost:
+    # At most each pair of boxes: the sides and the area of what both cover, of their union, and its share.
+    return Cost(vector=9 * boxes.shape[0] * (boxes.shape[0] - 1) // 2)
+
+
+@flop_rule(
+    *(f"torchvision::{name}" for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")), kind="vector"
+)
+def _regions(*_: Any, out: Any, **__: Any) -> Cost:
+    # As a bilinear resize, whatever the number of samples that are averaged.
+    return Cost(vector=8 * _first(out))
+
+
+@flop_rule(
+    *(f"torchvision::_{name}_backward" for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")),
+    kind="vector",
+)
+def _regions_backward(grad: TensorSpec, *_: Any, out: Any, **__: Any) -> Cost:
+    return Cost(vector=8 * grad.numel)
+
+
 def _sorting(count: int, length: int) -> int:
     """Comparisons to sort ``count`` elements in runs of ``length``."""
     return count * max(1, (length - 1).bit_length())

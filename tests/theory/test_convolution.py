@@ -97,3 +97,29 @@ def test_transposed_kernels_agree():
     extra = [0, 0], [0, 0], [2, 2], [1, 1], 2, False, False, True
     args = T((1, 4, 5, 5)), T((4, 3, 3, 3)), *extra
     assert cost_of("aten::cudnn_convolution_transpose.default", args, {}, T((1, 6, 11, 11)))[0].full == 2 * 100 * 27
+
+
+def test_deformed_convolution_of_torchvision():
+    """Its products are those of a plain one; regions and suppressed boxes have none."""
+    x, weight, out = TensorSpec((2, 4, 8, 8)), TensorSpec((6, 2, 3, 3)), TensorSpec((2, 6, 6, 6))
+    args = (
+        x,
+        weight,
+        TensorSpec((2, 18, 6, 6)),
+        TensorSpec((2, 9, 6, 6)),
+        TensorSpec((6,)),
+        1,
+        1,
+        0,
+        0,
+        1,
+        1,
+        2,
+        1,
+        True,
+    )
+    assert cost_of("torchvision::deform_conv2d.default", args, {}, out)[0].full == 2 * out.numel * 2 * 9
+    backward = cost_of("torchvision::_deform_conv2d_backward.default", (out, *args), {}, args[:5])[0]
+    assert backward.full == 2 * 2 * out.numel * 2 * 9
+    boxes = cost_of("torchvision::nms.default", (TensorSpec((10, 4)), TensorSpec((10,)), 0.5), {}, TensorSpec((3,)))[0]
+    assert (boxes.full, boxes.vector) == (0, 9 * 45)
