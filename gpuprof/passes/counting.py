@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -24,15 +23,25 @@ from gpuprof.passes.inputs import observed_inputs
 from gpuprof.passes.modes import unseen
 from gpuprof.passes.operators import is_composite, is_question, nested_kernel
 from gpuprof.passes.phases import Phase, observed_phases
-from gpuprof.passes.specs import decide, is_wrapper, tensor_spec, unpacked
+from gpuprof.passes.pricing import price
+from gpuprof.passes.specs import (
+    decide,
+    dtype_of,
+    is_wrapper,
+    nested_device,
+    shapes_text,
+    spec_of,
+    tensor_specs,
+    torch_free,
+)  # fmt: skip
 from gpuprof.paths import ancestors
 from gpuprof.record import PassOutcome, table
-from gpuprof.theory import TensorSpec, cost_of, rule_for
-from gpuprof.theory.attention import AttentionFacts, with_facts
-from gpuprof.theory.rules import Cost, Kind, least_bytes, total
+from gpuprof.theory import rule_for
+from gpuprof.theory.attention import AttentionFacts
+from gpuprof.theory.rules import Cost, least_bytes
 from gpuprof.workload import Workload
 from gpuprof.workload.causality import attention_facts
-from gpuprof.workload.nested import packed_shape, padded_product, part_shapes
+from gpuprof.workload.nested import padded_product
 from gpuprof.workload.weightless import nowhere
 
 Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -215,7 +224,7 @@ class _Counter(TorchDispatchMode):
         if composite and NestedTensor in types:
             return NotImplemented  # or takes itself apart into operators on its values, which come here
         if composite:  # arrives whole in inference mode, and on nested tensors; its parts are counted everywhere else
-            nested = _nested_device(args)
+            nested = nested_device(args)
             if nested is not None and func is _matmul.default:  # of which torch makes a bmm
                 return self.book(_bmm.default, args, lambda: self._execute(func, args, kwargs))
             with self:
@@ -240,7 +249,7 @@ class _Counter(TorchDispatchMode):
             values = self._reads[func] = rule is not None and rule.values
         # args before the call: in-place operators may change the metadata of what they are given
         values = values and decide(args)
-        given = _spec(args, values), _spec(tuple(kwargs.items()), values) if kwargs else ()
+        given = spec_of(args, values), spec_of(tuple(kwargs.items()), values) if kwargs else ()
         signature = _Signature(func, scope, phase, *given)
         number = self._numbers.setdefault(signature, len(self._numbers))
         if number == len(self.calls):
@@ -253,7 +262,7 @@ class _Counter(TorchDispatchMode):
                 out = run()
         self.calls[number] += 1
         if self.calls[number] == 1:
-            self._outputs[number] = _spec(out)
+            self._outputs[number] = spec_of(out)
         return out
 
     def rows(self, device: str) -> tuple[list[dict[str, Any]], dict[str, str], list[int]]:
@@ -264,16 +273,16 @@ class _Counter(TorchDispatchMode):
         places: dict[Any, int] = {}
         for signature, number in self._numbers.items():
             op = _name(signature.func)
-            args, kwargs = _torch_free(signature.args), dict(_torch_free(signature.kwargs))
-            out = _torch_free(self._outputs[number])
-            specs = _specs(args) + _specs(tuple(kwargs.values()))
+            args, kwargs = torch_free(signature.args), dict(torch_free(signature.kwargs))
+            out = torch_free(self._outputs[number])
+            specs = tensor_specs(args) + tensor_specs(tuple(kwargs.values()))
             if any(spec.stored is not None for spec in specs):
                 self.sparse.add(op.partition(".")[0])
             priced: tuple[int | None, ...] = (None,) * 5
             kind: str = ""
             dtype = ""
             module = signature.scope.module
-            found = _price(op, args, kwargs, out, signature.scope.facts, device)
+            found = price(op, args, kwargs, out, signature.scope.facts, device)
             if found is not None:
                 cost, known, kind = found
                 dtype = cost.dtype
@@ -289,8 +298,8 @@ class _Counter(TorchDispatchMode):
                 "phase": signature.phase,
                 "op": op,
                 "kind": kind,
-                "shapes": f"{_shapes(specs)} -> {_shapes(_specs((out,)))}",
-                "dtype": dtype or _dtype(specs + _specs((out,))),
+                "shapes": f"{shapes_text(specs)} -> {shapes_text(tensor_specs((out,)))}",
+                "dtype": dtype or dtype_of(specs + tensor_specs((out,))),
             }
             key = (tuple(row.values()), priced)
             merged.setdefault(key, {**row, "calls": 0, "priced": priced})["calls"] += self.calls[number]
@@ -397,76 +406,6 @@ class _AttentionCalls(TorchFunctionMode):
             return _sdpa(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
 
 
-def _price(
-    op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, facts: AttentionFacts | None, device: str
-) -> tuple[Cost, bool, Kind] | None:
-    """Cost of a call, whether its causal FLOPs are known, and its kind; None without a rule.
-
-    On nested tensors it is that of the same operator on each of their sequences, added up.
-    """
-    costs, known, kind = [], True, None
-    for (one_args, one_kwargs, one_out), times in _alone(args, tuple(kwargs.items()), out).items():
-        found = cost_of(op, one_args, dict(one_kwargs), one_out)
-        if found is None:
-            return None
-        cost, kind = found
-        cost, sure = with_facts(op, one_args, dict(one_kwargs), one_out, cost, kind, facts)
-        costs += [cost] * times
-        known &= sure
-    if kind is None:
-        return None
-    cost = costs[0] if len(costs) == 1 else total(costs)
-    padded = kwargs.get("padded", _padded(op, args, cost, device))
-    return (cost if padded is None else replace(cost, hardware=padded)), known, kind
-
-
-def _padded(op: str, args: tuple[Any, ...], cost: Cost, device: str) -> int | None:
-    """Matmul FLOPs of an operator on nested tensors that pads them to the longest; None where it does not.
-
-    torch pads products of tensors with heads, and on a CPU the scores in its fused layers; there a GPU's kernels take
-    each sequence by itself.
-    """
-    plain, nested = op.partition(".")[0], next(_nested(args), None)
-    if nested is not None and plain in _WIDTH_AT and device == "cpu":
-        lengths = [spec.shape[-2] for spec in nested]
-        added = len(lengths) * max(lengths) ** 2 - sum(length**2 for length in lengths)
-        return cost.full + 4 * added * args[_WIDTH_AT[plain]]
-    if plain not in _PADDED or nested is None or len(nested[0].shape) < 4:
-        return None
-    found = cost_of(op, tuple(value.padded() if isinstance(value, _Nested) else value for value in args), {}, None)
-    return None if found is None else found[0].full
-
-
-_PADDED = ("aten::bmm", "aten::matmul_backward")
-_WIDTH_AT = {"aten::_native_multi_head_attention": 3, "aten::_transformer_encoder_layer_fwd": 1}
-"""torch's fused layers, and where among their arguments is the width of the model."""
-
-
-def _alone(args: tuple[Any, ...], kwargs: tuple[Any, ...], out: Any) -> Counter[tuple[Any, ...]]:
-    """A call on nested tensors as calls on each of their sequences, equal ones once; any other call by itself."""
-    call = (args, kwargs, out)
-    length = next((len(value) for value in _nested(call)), None)
-    return Counter([call] if length is None else [_at(call, index, length) for index in range(length)])
-
-
-def _nested(value: Any) -> Iterator[_Nested]:
-    if isinstance(value, _Nested):
-        yield value
-    elif isinstance(value, tuple) and not isinstance(value, TensorSpec):
-        for item in value:
-            yield from _nested(item)
-
-
-def _at(value: Any, index: int, length: int) -> Any:
-    if isinstance(value, _Nested):
-        return value[index] if len(value) == length else value.packed()
-    if isinstance(value, TensorSpec) and len(value.shape) > 2 and value.shape[0] == length:  # a batch beside it
-        return value._replace(shape=(1, *value.shape[1:]))
-    if isinstance(value, tuple) and not isinstance(value, TensorSpec):
-        return tuple(_at(item, index, length) for item in value)
-    return value
-
-
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
@@ -475,73 +414,3 @@ def _name(func: Any) -> str:
     if isinstance(func, torch._ops.OpOverload):
         return f"{func.namespace}::{func._opname}.{func._overloadname}"
     return f"higher_order::{getattr(func, '_name', func)}"
-
-
-class _Nested(tuple[TensorSpec, ...]):
-    """A nested tensor: its sequences, each with a batch of 1 before it."""
-
-    def padded(self) -> TensorSpec:
-        """Each as long as the longest."""
-        longest = map(max, zip(*(spec.shape[1:] for spec in self), strict=True))
-        return TensorSpec((len(self), *longest), self[0].dtype)
-
-    def packed(self) -> TensorSpec:
-        """One after the other."""
-        return TensorSpec(packed_shape([spec.shape[1:] for spec in self]), self[0].dtype)
-
-
-def _nested_device(values: Any) -> str | None:
-    """Type of the device of the first nested tensor among these; None without any."""
-    for value in values:
-        if isinstance(value, (tuple, list)) and (found := _nested_device(value)):
-            return found
-        if isinstance(value, torch.Tensor) and value.is_nested:
-            return value.device.type
-    return None
-
-
-def _spec(value: Any, values: bool = False) -> Any:
-    """A hashable stand-in: tensors by shape and dtype, containers as tuples, numbers as they are."""
-    if isinstance(value, torch.Tensor):
-        if value.is_nested:
-            parts = part_shapes(value)
-            return _Nested(TensorSpec((1, *shape), value.dtype) for shape in parts)  # type: ignore[arg-type]
-        if values or value.layout is not torch.strided:
-            return tensor_spec(value, values)
-        return TensorSpec(tuple(value.shape), value.dtype)  # type: ignore[arg-type]  # named by _torch_free
-    if value is None or isinstance(value, (int, float, str)):
-        return value
-    if isinstance(value, (tuple, list)):
-        return tuple([_spec(item, values) for item in value])
-    if isinstance(value, dict):
-        return tuple([(key, _spec(item, values)) for key, item in value.items()])
-    if isinstance(value, torch.ScriptObject):
-        return _spec(unpacked(value), values)
-    return str(value)
-
-
-def _torch_free(value: Any) -> Any:
-    if isinstance(value, TensorSpec):
-        return value._replace(dtype=str(value.dtype).removeprefix("torch."))
-    if isinstance(value, tuple):
-        return (_Nested if isinstance(value, _Nested) else tuple)(_torch_free(item) for item in value)
-    return value
-
-
-def _specs(value: Any) -> list[TensorSpec]:
-    if isinstance(value, TensorSpec):
-        return [value]
-    if isinstance(value, _Nested):
-        return [value.packed()] if value else []
-    return [spec for item in value for spec in _specs(item)] if isinstance(value, tuple) else []
-
-
-def _shapes(specs: list[TensorSpec], most: int = 8) -> str:
-    text = " ".join("x".join(map(str, spec.shape)) or "scalar" for spec in specs[:most])
-    return text if len(specs) <= most else f"{text} and {len(specs) - most} more"
-
-
-def _dtype(specs: list[TensorSpec]) -> str:
-    """Dtype of the first floating tensor, else of the first."""
-    names = [spec.dtype for spec in specs]
-    return next((name for name in names if "float" in name or "complex" in name), names[0] if names else "")
