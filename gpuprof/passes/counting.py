@@ -114,6 +114,7 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
     facts |= {"ops_bounded": sorted(counter.bounds)} if counter.bounds else {}
     facts |= {"sparse": sorted(counter.sparse)} if counter.sparse else {}
     facts |= {"inputs": given.shapes, "inputs_seen": given.seen} if given.shapes else {}
+    facts |= {"nested": sorted(counter.nested)} if counter.nested else {}
     outcome = PassOutcome("done", facts=facts)
     return Counted(table("ops", rows), module_tree(model, calls, causality), outcome, result, row_of)
 
@@ -198,6 +199,7 @@ class _Counter(TorchDispatchMode):
     def __init__(self, place: _Place, execute: Execute, mark: Mark | None) -> None:
         super().__init__()
         self.calls: list[int] = []  # of each signature, by its number
+        self.nested: set[str] = set()  # operators that were given nested tensors, once there are rows
         self.bounds: set[str] = set()  # operators whose FLOPs are at most those counted
         self.sparse: set[str] = set()  # operators on sparse tensors, without their overload
         self._numbers: dict[_Signature, int] = {}
@@ -282,6 +284,8 @@ class _Counter(TorchDispatchMode):
             kind: str = ""
             dtype = ""
             module = signature.scope.module
+            if next(nested_in((args, tuple(kwargs.values()))), None) is not None:
+                self.nested.add(op)
             found = price(op, args, kwargs, out, signature.scope.facts, device)
             if found is not None:
                 cost, known, kind = found
