@@ -2,8 +2,9 @@
 # The milliseconds of torchtnt's module summary are thousands of seconds.
 #
 # Expected: "Forward Elapsed Times (ms)" of a module that sleeps for 0.2 s is 200 and a little more.
-# Happens: 0.0002. The seconds between the hooks are divided by 1000 rather than multiplied, in the field
-#   `forward_elapsed_time_ms` too: a million times too short, and small enough to look like seconds of a fast layer.
+# Happens: 0.0032, of a first call that took 3.2 s with all the hooks. The seconds between the hooks are divided by 1000 rather
+#   than multiplied, in the field `forward_elapsed_time_ms` too: a million times too short, and small enough to look like
+#   seconds of a fast layer.
 # Who meets it: whoever adds up or compares these times with a profiler's, or computes FLOP/s from the same table.
 # Versions: torchtnt 0.2.4 (with setuptools 80.9.0, whose pkg_resources it needs), torch 2.13.0, CPU; seen on 2026-11-28.
 # Source: torchtnt/utils/module_summary.py, where forward_elapsed_times_sec becomes forward_time_elapsed_ms

@@ -14,7 +14,7 @@ from gpuprof.reports.source import Line
 
 _BAR = re.compile("[|│┃║]")
 _BAR_AT_END = re.compile(rf"(?<!\s)\s*{_BAR.pattern}\s*$")
-_MODULE = re.compile(r"\s*(?:\([^()]*\): )?(?:\d+ x )?[A-Za-z_][\w.]*\($")
+_MODULE = re.compile(r"\s*(?:\([^()]*\): )?(?:\d+ x )?[A-Za-z_][^\s():]*\($")
 """A module that prints its figures behind its own name."""
 
 

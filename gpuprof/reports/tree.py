@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from gpuprof.reports.source import Source, short
 
-# What a logger puts before a whole message is before its first line only; it has no bracket just before the name.
-_ROOT = re.compile(r"(?:.*?[^\w.\[\]<>])??(?P<class>[A-Za-z_][\w.\[\]<>]*)\((?P<rest>.*)")
+# What a logger puts before a whole message is before its first line only.
+_ROOT = re.compile(r"(?:.*?[^\w.\[\]<>])??(?P<class>[A-Za-z_][^\s():]*)\((?P<rest>.*)")
 _CHILD = re.compile(r"\((?P<name>[^()]+)\): (?:(?P<count>\d+) x )?(?P<class>[^\s()]+)\((?P<rest>.*)")
 
 _MOST_MODULES = 200_000
