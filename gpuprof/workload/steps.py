@@ -39,10 +39,14 @@ def train_step(
         optimizer: Steps after the backward.
     """
 
+    with_gradient = [given for given in tensors([args, kwargs]) if given.is_leaf and given.requires_grad]
+
     def step() -> torch.Tensor:
         # At the start, so that after a step the gradients are still there to be looked at, and so that every
         # step allocates them anew, as the first does.
         model.zero_grad(set_to_none=True)
+        for given in with_gradient:
+            given.grad = None
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
