@@ -25,7 +25,15 @@ from gpuprof.passes.operators import is_composite, is_question, nested_kernel
 from gpuprof.passes.phases import Phase, observed_phases
 from gpuprof.passes.pricing import price
 from gpuprof.passes.specs import (
-    decide, dtype_of, is_wrapper, nested_device, nested_in, shapes_text, spec_of, tensor_specs, torch_free,
+    decide,
+    dtype_of,
+    is_wrapper,
+    nested_device,
+    nested_in,
+    shapes_text,
+    spec_of,
+    tensor_specs,
+    torch_free,
 )  # fmt: skip
 from gpuprof.paths import ancestors
 from gpuprof.record import PassOutcome, table

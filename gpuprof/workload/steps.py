@@ -38,15 +38,12 @@ def train_step(
         loss: Turns the output into a scalar; else `output.loss`, else the mean of the first output.
         optimizer: Steps after the backward.
     """
-
     with_gradient = [given for given in tensors([args, kwargs]) if given.is_leaf and given.requires_grad]
 
     def step() -> torch.Tensor:
         # At the start, so that after a step the gradients are still there to be looked at, and so that every
         # step allocates them anew, as the first does.
         model.zero_grad(set_to_none=True)
-        for given in with_gradient:
-            given.grad = None
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
@@ -58,6 +55,8 @@ def train_step(
                     f"the loss ({description['loss']}) is no scalar tensor that needs a gradient; give a "
                     "loss function, or use --mode forward"
                 )
+            for given in with_gradient:  # not before the call, until which somebody may want to know what there was
+                given.grad = None
             value.backward()
         if optimizer is not None:
             optimizer.step()
