@@ -97,23 +97,26 @@ def inconsistencies(run: Run) -> list[str]:
 
 @_once
 def mismatches(run: Run) -> list[str]:
-    """In what the passes saw different steps, one line each; empty if they agree or only one of them ran."""
-    found = [*_of_inputs(run), *_of_calls(run), *_of_estimates(run)]
-    return found or [*_of_the_step(run)]  # which would only say once more that they were others
+    """In what the passes saw different steps, one line each; empty if they agree or only one of them ran.
+
+    The first kind that is found is told: each would only say once more what the one before it has said.
+    """
+    kinds = (_of_inputs, _of_calls, _of_estimates, _of_the_step)
+    return next(filter(None, (list(find(run)) for find in kinds)), [])
 
 
 @_once
 def misbooked(run: Run) -> list[str]:
-    """In what the trace's times cannot be those of what has them, one line each."""
-    if not (run.done("count") and run.done("trace")):
+    """In what the trace's times cannot be those of what has them, one line each; nothing where the steps differ."""
+    if not (run.done("count") and run.done("trace")) or mismatches(run):
         return []
     return [*misowned(run), *_of_kernel_time(run), *_too_fast(run)]
 
 
 @_once
 def misowned(run: Run) -> list[str]:
-    """In what the trace gives time to other modules than those that were counted, one line each."""
-    if not (run.done("count") and run.done("trace")):
+    """In what the trace gives time to other modules than those that were counted, one line each; likewise."""
+    if not (run.done("count") and run.done("trace")) or mismatches(run):
         return []
     return [*_of_owners(run), *_without_owner(run)]
 
@@ -182,7 +185,7 @@ def _of_calls(run: Run) -> Iterator[str]:
 
 def _of_owners(run: Run) -> Iterator[str]:
     """Modules with more or fewer products in the trace than were counted of them."""
-    if not _comparable(run) or any(_of_calls(run)):
+    if not _comparable(run):
         return
     counted, traced = _counted_calls(run), _traced_calls(run)
     for key in dict.fromkeys([*counted, *traced]):
@@ -197,7 +200,7 @@ def _of_owners(run: Run) -> Iterator[str]:
 
 def _of_estimates(run: Run) -> Iterator[str]:
     """Operators of which torch's own profiler sees more multiplied than was counted of them."""
-    if not _comparable(run) or any(_of_calls(run)):
+    if not _comparable(run):
         return
     flops: dict[tuple[str, str, str], int | None] = {}
     columns = ["module", "phase", "op", "flops_full", "flops_hardware"]
