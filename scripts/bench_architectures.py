@@ -65,6 +65,7 @@ _GLM_ROTARY = {
 }  # fmt: skip
 _SERIES = {"prediction_length": 24, "num_time_features": 2}
 _SIGLIP_896 = {"image_size": 896, "patch_size": 14}
+_GRANITE_PROJECTOR = {"model_type": "blip_2_qformer", "encoder_hidden_size": 1024}
 _LLAMA4_VISION = {
     "hidden_size": 1408,
     "image_size": 336,
@@ -89,6 +90,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "glm4v_moe": {"text_config": {"rope_parameters": _GLM_ROTARY}},
     "glm_ocr": {"text_config": {"rope_parameters": _GLM_ROTARY}},
     "glmga": {"text_config": {"rope_parameters": _GLM_ROTARY}},
+    "granite_speech": {"projector_config": _GRANITE_PROJECTOR},
+    "granite_speech_plus": {"projector_config": _GRANITE_PROJECTOR},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
     "idefics3": {"vision_config": {"image_size": 364, "patch_size": 14}},
@@ -97,6 +100,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "instructblipvideo": {"video_token_index": 50_265},
     "janus": {"vision_config": {"projection_dim": 4096}},
     "llama4": {"vision_config": _LLAMA4_VISION},
+    "minicpm_ocr": {"image_token_id": 151_655},
     "minicpmv4_6": {"image_token_id": 151_655},
     "minicpmv4_7": {"image_token_id": 151_655},
     "ministral": {"head_dim": 128},
@@ -157,14 +161,12 @@ def shrink(config: dict[str, Any], divisor: int, vocabulary: int | None) -> dict
 
     Args:
         config: As `to_dict` gives it.
-        divisor: What widths are divided by, where they can be.
+        divisor: What widths are divided by, where they can be; 0 to leave all as it is.
         vocabulary: Tokens to leave, special ones at its end; None for all.
     """
     small = copy.deepcopy(config)
-    if not divisor:
-        return small
-    tokens: dict[int, int] = {}
-    _shrink(small, divisor, vocabulary, tokens)
+    if divisor:
+        _shrink(small, divisor, vocabulary, {})
     seen, read = small.get("vision_config"), small.get("text_config") or small
     if isinstance(seen, dict) and "out_hidden_size" in seen and "hidden_size" in read:
         seen["out_hidden_size"] = read["hidden_size"]

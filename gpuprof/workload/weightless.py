@@ -138,7 +138,7 @@ class Answers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _WRITTEN and "meta" in str(kwargs.get("device")) and not any(tensors(list(args))):
+        if func in _WRITTEN and "meta" in str(kwargs.get("device")) and next(tensors(list(args)), None) is None:
             return func(*args, **{**kwargs, "device": "cpu"})
         if func in _TELLS and (args[0].device.type == "meta" or _touches_overwritten(args)):
             raise GpuprofError(f"the model reads the value of a computed tensor ({func.__name__}), {_MEND}")

@@ -60,6 +60,7 @@ def test_what_a_model_writes_down_itself_has_values(linear):
     y = linear(X)
     shapes = torch.tensor([[2, 3], [4, 5]], device=y.device)
     assert shapes.prod(-1).tolist() == [6, 20]
+    assert torch.tensor([y.sum(), y.mean()], device=y.device).device.type == "meta"
     assert torch.ones_like(y, dtype=torch.long).sum().item() == 32
     assert y.new_full((2, 2), 3, dtype=torch.int32).tolist() == [[3, 3], [3, 3]]
     assert torch.eye(3, dtype=torch.long, device=y.device).sum().item() == 3
