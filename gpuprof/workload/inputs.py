@@ -10,7 +10,7 @@ from gpuprof.errors import GpuprofError
 from gpuprof.workload import media
 from gpuprof.workload.anyres import choose_grid, grids, image_positions
 from gpuprof.workload.configuration import ask, parts
-from gpuprof.workload.maker import QUESTION_LENGTH, Inputs, Maker
+from gpuprof.workload.maker import QUESTION_LENGTH, SOUNDS, Inputs, Maker
 from gpuprof.workload.options import SIZES, Options, flag
 from gpuprof.workload.steps import cache_argument
 
@@ -140,7 +140,8 @@ def _decoded(maker: Maker, batch: int, length: int, prompt: int = 0) -> dict[str
         rest = [maker.text(batch, prompt - 1)] if prompt > 1 else []
         return {"decoder_input_ids": torch.cat([start, *rest], dim=1)}
     text = maker.text(batch, length)
-    if not (maker.training and "labels" in maker.takes):
+    # Transducers have a loss over all alignments, which takes more than the words.
+    if not (maker.training and "labels" in maker.takes) or maker.architecture.endswith(("ForRNNT", "ForTDT")):
         return {"decoder_input_ids": text}
     # The model moves the labels by one itself if it knows what its decoder starts with.
     starts = ask(maker.config, "decoder_start_token_id") is not None
@@ -155,6 +156,8 @@ def _media(maker: Maker) -> Inputs:
     maker.accept(kind, "batch_size", *(("seq_len",) if sound else ()))
     batch = maker.size("batch_size", 8 if media.kind(name) == "image" else 1)
     kwargs = media.medium(maker, name, batch)
+    for other in media.required(maker.model.forward) & {*SOUNDS} - {*kwargs}:
+        kwargs |= media.medium(maker, other, batch)
     if maker.training and "labels" in maker.takes and maker.architecture.endswith("ForImageClassification"):
         kwargs["labels"] = maker.integers(maker.config.num_labels, batch)
     sizes = dict.fromkeys(SIZES) | {"batch_size": batch, "seq_len": kwargs[name].shape[-1] if sound else None}
@@ -186,6 +189,8 @@ def _text_and_media(maker: Maker) -> Inputs:
         if count := media.positions(maker, kind, media.medium(maker, name, 1)):
             runs.append(media.placeholders(maker, kind, count))
         kwargs |= media.medium(maker, name, batch)
+    if "image_embeds_position_mask" in maker.takes:  # any token stands for the image, as the mask says
+        runs = [([0] * maker.config.latent_query_num, [1] * maker.config.latent_query_num)]
     return _with_media(maker, batch, runs, kwargs)
 
 
@@ -238,7 +243,8 @@ def _with_media(
     given: dict[str, Any] = {"input_ids": torch.cat([placeholder, words], dim=1), **kwargs}
     if tokens:
         of_text = [0] * (length - len(tokens))
-        told = next((name for name in ("mm_token_type_ids", "token_type_ids") if name in maker.takes), None)
+        names = ("mm_token_type_ids", "token_type_ids", "image_embeds_position_mask")
+        told = next((name for name in names if name in maker.takes), None)
         given |= {told: maker.place(torch.tensor([kinds + of_text] * batch))} if told else {}
     if "decoder_input_ids" in maker.takes and any(ask(part, "is_encoder_decoder") for part in parts(maker.config)):
         given |= _decoded(maker, batch, length)
@@ -298,13 +304,6 @@ def _regions(maker: Maker, batch: int, length: int) -> dict[str, Any]:
     }
 
 
-def _image_first(maker: Maker, batch: int, length: int) -> dict[str, Any]:
-    """The first positions of the text are the image's."""
-    positions = torch.zeros(batch, length, dtype=torch.long)
-    positions[:, : maker.config.latent_query_num] = 1
-    return {"image_embeds_position_mask": maker.place(positions)}
-
-
 def _unpadded(maker: Maker, batch: int, length: int) -> dict[str, Any]:
     """That all of the text is text, for a model that puts the sound into it itself."""
     return {"attention_mask": maker.place(torch.ones(batch, length, dtype=torch.long))}
@@ -315,5 +314,4 @@ _BESIDE_TEXT = {
     "feature_attention_mask": _unpadded,
     "bbox": _boxes,
     "visual_feats": _regions,
-    "image_embeds_position_mask": _image_first,
 }

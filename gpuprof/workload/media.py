@@ -30,7 +30,12 @@ _NAMES = {
 _SOUND_MASKS = {"input_features_mask", "feature_attention_mask"}  # what a feature extractor calls `attention_mask`
 _SPECTRUM = ("feature_projection_input_dim", "input_dim")  # values of a sound in each hundredth of a second
 # Arguments that go with a layout of images that many models share, and the model whose processor makes it.
-_LAYOUTS = {"image_grid_thw": "qwen2_vl", "spatial_shapes": "siglip2", "pixel_attention_mask": "idefics3"}
+_LAYOUTS = {
+    "image_grid_thw": "qwen2_vl",
+    "spatial_shapes": "siglip2",
+    "pixel_attention_mask": "idefics3",
+    "target_sizes": "minicpmv4_6",
+}
 
 
 def kind(name: str) -> str:
@@ -67,7 +72,7 @@ def _vision(config: Any) -> Any:
 
 def _side(config: Any) -> tuple[int, int] | None:
     """Height and width that a configuration gives its images; None where it gives none."""
-    size = ask(config, "image_size") or ask(config, "crop_size")
+    size = ask(config, "image_size") or ask(config, "crop_size") or ask(config, "max_img_size")
     if isinstance(size, int):
         return size, size
     return tuple(size) if isinstance(size, (list, tuple)) and len(size) == 2 else None
@@ -91,7 +96,7 @@ def _image(maker: Maker, name: str, batch: int) -> _Tensors:
     )
     if (plain or film) and name == "pixel_values":
         shape = image_shape(seen)
-        asked = _required(_getter(maker, "image")) & maker.takes
+        asked = required(_getter(maker, "image")) & maker.takes
         if why and (layouts or asked - {name, "image_sizes"}):
             raise maker.unknown(why)
         sizes = {"image_sizes": maker.place(torch.tensor([shape[1:]] * batch))} if "image_sizes" in asked else {}
@@ -197,7 +202,7 @@ def positions(maker: Maker, medium_kind: str, given: _Tensors) -> int:
         return 1  # one token for all of it
     taken = inspect.signature(getter).parameters
     named = {key: value for key, value in given.items() if key in taken}
-    known = given if "args" in taken or _required(getter) - {*named} else named
+    known = given if "args" in taken or required(getter) - {*named} else named
     training = maker.model.training
     maker.model.eval()
     try:
@@ -242,10 +247,10 @@ def _getter(maker: Maker, medium_kind: str) -> Any:
     """The model's function that turns a medium into features; None where it has none."""
     name = f"get_{medium_kind}_features"
     found = [function for module in maker.model.modules() if (function := getattr(module, name, None))]
-    return max(found, key=lambda function: len(_required(function)), default=None)
+    return max(found, key=lambda function: len(required(function)), default=None)
 
 
-def _required(function: Any) -> set[str]:
+def required(function: Any) -> set[str]:
     """Parameters that a function cannot do without."""
     parameters = inspect.signature(function).parameters.values() if function else ()
     return {p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
