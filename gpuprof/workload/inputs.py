@@ -52,7 +52,7 @@ def make_inputs(
     inputs = _family(maker)(maker)
     for name, make in _BESIDE_TEXT.items():
         if name in maker.takes and "input_ids" in inputs.kwargs:
-            inputs.kwargs |= make(maker, *inputs.kwargs["input_ids"].shape)
+            inputs.kwargs |= make(maker, *inputs.kwargs["input_ids"].shape[:2])
     # A cache would add copies that no training and no single forward needs; generation turns it on itself.
     if options.mode != "generate" and "use_cache" in maker.takes:
         inputs.kwargs["use_cache"] = False
@@ -82,9 +82,13 @@ def _text(maker: Maker) -> Inputs:
     lengths = ("prompt_len", "new_tokens") if maker.generating else ("seq_len",)
     maker.accept("a text model", "batch_size", *lengths)
     batch = maker.size("batch_size", 1)
-    sizes = maker.lengths()
+    # A model of bytes with a table of queries says something at each of its positions, and learns it at each.
+    sizes = maker.lengths(maker.position_limit()[0] if maker.model.main_input_name == "inputs" else 512)
     length = sizes["prompt_len"] or sizes["seq_len"] or 0
     ids = maker.text(batch, length)
+    if maker.config.model_type == "kyutai_speech_to_text":  # a text, and the codes of what is heard meanwhile
+        codes = maker.integers(maker.config.codebook_vocab_size, batch, length, maker.config.num_codebooks)
+        ids = torch.cat([ids[..., None], codes], dim=-1)
     kwargs = {"input_ids": ids}
     if maker.training:
         kwargs |= _text_labels(maker, ids)
@@ -94,7 +98,7 @@ def _text(maker: Maker) -> Inputs:
 
 def _text_labels(maker: Maker, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Labels for the heads whose labels are known; without any the loss is the mean of the first output."""
-    batch, length = ids.shape
+    batch, length = ids.shape[:2]
     name = maker.architecture
     if name.endswith("ForQuestionAnswering") and "start_positions" in maker.takes:
         return {key: maker.integers(length, batch) for key in ("start_positions", "end_positions")}
@@ -135,6 +139,8 @@ def _seq2seq(maker: Maker) -> Inputs:
 
 def _decoded(maker: Maker, batch: int, length: int, prompt: int = 0) -> dict[str, Any]:
     """What a decoder is given: the text that it learns to say, the one before the next word, or its first tokens."""
+    if channels := ask(ask(maker.config, "decoder_config"), "num_channels"):  # of codes, one above the other (Dia)
+        return {"decoder_input_ids": maker.integers(maker.config.decoder_config.vocab_size, batch, length, channels)}
     if maker.generating:
         start = maker.decoder_start(batch)
         rest = [maker.text(batch, prompt - 1)] if prompt > 1 else []

@@ -146,17 +146,14 @@ def _sound(maker: Maker, name: str, batch: int) -> _Tensors:
     bins, length = (ask(maker.config, field) for field in ("num_mel_bins", "max_source_positions"))
     if name == "input_features" and bins and length:
         # Two frames of spectrogram become one position in the convolutions: 3000 frames are whisper's 30 s.
-        masks = {
-            mask: maker.place(torch.ones(batch, 2 * length, dtype=torch.long)) for mask in _SOUND_MASKS & maker.takes
-        }
-        return {name: maker.floats(batch, bins, 2 * length), **masks}
+        return {name: maker.floats(batch, bins, 2 * length), **_all_sound(maker, batch, 2 * length)}
     masked = not _SOUND_MASKS.isdisjoint(maker.takes)
     given, why = _processed(maker, lambda: processed_sound(parts(maker.config), samples, masked=masked))
     if name not in given:
         told = (ask(part, field) for part in parts(maker.config) for field in _SPECTRUM)
         width = next((size for size in told if isinstance(size, int)), None)
         if name == "input_features" and width:
-            return {name: maker.floats(batch, 100 * SECONDS, width)}
+            return {name: maker.floats(batch, 100 * SECONDS, width), **_all_sound(maker, batch, 100 * SECONDS)}
         if name != "input_values":
             raise maker.unknown(why)
         channels = ask(maker.config, "audio_channels") or ask(maker.config, "in_channels")
@@ -164,6 +161,11 @@ def _sound(maker: Maker, name: str, batch: int) -> _Tensors:
         mono = (channels,) if isinstance(channels, int) else ()
         return {name: maker.floats(batch, *mono, samples or SECONDS * rate)}
     return {key: _repeated(maker, tensor, batch, mask="mask" in key) for key, tensor in given.items()}
+
+
+def _all_sound(maker: Maker, batch: int, length: int) -> _Tensors:
+    """A mask which says that none of the features is padding, for a model that asks."""
+    return {name: maker.place(torch.ones(batch, length, dtype=torch.long)) for name in _SOUND_MASKS & maker.takes}
 
 
 def _fitting(maker: Maker, made: Mapping[str, Any]) -> _Tensors:
