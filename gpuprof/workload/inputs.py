@@ -66,6 +66,10 @@ def _family(maker: Maker) -> Any:
         return _llava_onevision
     if main == "past_values":
         return _series
+    if main == "latents":
+        return _latents
+    if {"states", "actions", "timesteps"} <= takes:
+        return _trajectory
     if "input_ids" in takes and maker.media:
         return _contrastive if "return_loss" in takes else _text_and_media
     if "decoder_input_ids" in takes and (main == "input_ids" or maker.media):
@@ -296,6 +300,29 @@ def _series(maker: Maker) -> Inputs:
     return Inputs(kwargs, dict.fromkeys(SIZES) | {"batch_size": batch})
 
 
+def _latents(maker: Maker) -> Inputs:
+    """The decoder of a codec: 64 frames of what its encoder makes of a sound."""
+    maker.accept("the decoder of a codec", "batch_size")
+    batch = maker.size("batch_size", 1)
+    kwargs = {"latents": maker.floats(batch, maker.config.hidden_size, 64)}
+    return Inputs(kwargs, dict.fromkeys(SIZES) | {"batch_size": batch})
+
+
+def _trajectory(maker: Maker) -> Inputs:
+    """What an agent saw, did and was given, step by step, as in a decision transformer."""
+    maker.accept("a model of trajectories", "batch_size", "seq_len")
+    config, batch, length = maker.config, maker.size("batch_size", 8), maker.size("seq_len", 20)
+    kwargs = {
+        "states": maker.floats(batch, length, config.state_dim),
+        "actions": maker.floats(batch, length, config.act_dim),
+        "rewards": maker.floats(batch, length, 1),
+        "returns_to_go": maker.floats(batch, length, 1),
+        "timesteps": maker.integers(config.max_ep_len, batch, length),
+        "attention_mask": maker.place(torch.ones(batch, length, dtype=torch.long)),
+    }
+    return Inputs(kwargs, dict.fromkeys(SIZES) | {"batch_size": batch, "seq_len": length})
+
+
 def _boxes(maker: Maker, batch: int, length: int) -> dict[str, Any]:
     """Where each token stands on its page: left, top, right, bottom, in thousandths."""
     return {"bbox": maker.integers(1000, batch, length, 4).sort(dim=-1).values}
@@ -315,9 +342,17 @@ def _unpadded(maker: Maker, batch: int, length: int) -> dict[str, Any]:
     return {"attention_mask": maker.place(torch.ones(batch, length, dtype=torch.long))}
 
 
+def _sees_all(maker: Maker, batch: int, length: int) -> dict[str, Any]:
+    """That all of the text looks at its one image."""
+    if maker.config.model_type != "idefics":  # elsewhere the name means another mask
+        return {}
+    return {"image_attention_mask": maker.place(torch.ones(batch, length, 1, dtype=torch.long))}
+
+
 # What some models cannot do without beside their text.
 _BESIDE_TEXT = {
     "feature_attention_mask": _unpadded,
     "bbox": _boxes,
     "visual_feats": _regions,
+    "image_attention_mask": _sees_all,
 }

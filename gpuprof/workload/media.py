@@ -89,13 +89,17 @@ def _image(maker: Maker, name: str, batch: int) -> _Tensors:
     layouts = [model_type for argument, model_type in _LAYOUTS.items() if argument in maker.takes]
     given, why = _processed(maker, lambda: processed_image(parts(config), min(side) if side else None, layouts))
     main = given.get(name)
-    film = [length] if (length := frames(config)) else [2] if _compares(config) else []
+    several = 2 if _compares(config) else 1 if config.model_type == "idefics" else None
+    film = [number] if (number := frames(config) or several) else []
     # Without a size of its own, one that masks what is no image takes any size, and another the usual one.
     plain = main is None or (
         main.dim() == 4 and len(main) == 1 and set(given) <= ({name, "pixel_mask"} if side else {name})
     )
     if (plain or film) and name == "pixel_values":
         shape = image_shape(seen)
+        if "prompt_pixel_values" in maker.takes:  # the model's image is the prompt's above the one asked about
+            half = (shape[0], shape[1] // 2, shape[2])
+            return {key: maker.floats(batch, *half) for key in (name, "prompt_pixel_values", "prompt_masks")}
         asked = required(_getter(maker, "image")) & maker.takes
         if why and (layouts or asked - {name, "image_sizes"}):
             raise maker.unknown(why)
