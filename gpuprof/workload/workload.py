@@ -156,7 +156,7 @@ def _device(model: torch.nn.Module, inputs: Sequence[Any]) -> torch.device:
     hooks = [hook for module in model.modules() if (hook := getattr(module, "_hf_hook", None)) is not None]
     hooks = [each for hook in hooks for each in getattr(hook, "hooks", [hook])]
     known = [torch.device(given) for hook in hooks if (given := getattr(hook, "execution_device", None)) is not None]
-    known = known or [weight.device for weight in (*model.parameters(), *model.buffers(), *tensors(inputs))][:1]
+    known = known or [weight.device for weight in (*model.parameters(), *tensors(inputs), *model.buffers())][:1]
     known = known or [torch.device("cpu")]
     return next((device for device in known if device.type not in ("cpu", "meta")), known[0])
 
