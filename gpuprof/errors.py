@@ -30,9 +30,11 @@ class ForeignFileError(GpuprofError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, cut to its first line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """What an exception says, cut to its first line, and the next one where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def is_out_of_memory(said: BaseException | str) -> bool:

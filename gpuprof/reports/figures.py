@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
-NUMBER = r"[-+]?\d[\d,]{0,30}(?:\.\d{1,30})?(?:[eE][-+]?\d{1,2})?"
+NUMBER = r"[-+]?\d(?:,?\d){0,30}(?:\.\d{1,30})?(?:[eE][-+]?\d{1,2})?"
 PREFIX = "[KkMGBTPEmu]?"
 
 _EXPONENTS = {"": 0, "K": 3, "k": 3, "M": 6, "G": 9, "B": 9, "T": 12, "P": 15, "E": 18, "m": -3, "u": -6}

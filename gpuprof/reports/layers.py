@@ -58,7 +58,7 @@ def read_lightning(source: Source) -> None:
 
 
 def _lightning_totals(source: Source, last: int, counted: bool) -> None:
-    found = False
+    found = set()
     for place, line in enumerate(source.lines[last:], start=last + 1):
         plain = re.fullmatch(r"(?P<value>[\d,.]+(?: [KMBT])?)\s+(?P<label>[A-Z][A-Za-z -]+)", line.strip())
         rich = re.fullmatch(r"(?P<label>[A-Z][A-Za-z -]+): (?P<value>[\d,.]+(?: [KMBT])?)", line.strip())
@@ -66,8 +66,8 @@ def _lightning_totals(source: Source, last: int, counted: bool) -> None:
         quantity = _LIGHTNING_TOTALS.get(match["label"].lower()) if match else None
         if match and quantity and (counted or quantity != "flops_forward"):
             _add(source, place, TOTAL, "", quantity, match["value"])
-            found = True
-    if not found:
+            found.add(quantity)
+    if "params" not in found:
         raise source.error("no line 'N Total params' follows the table: the report is cut off", last)
 
 

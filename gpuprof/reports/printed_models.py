@@ -106,7 +106,7 @@ def read_deepspeed(source: Source) -> None:
     _totals(source, DEEPSPEED_TOTALS, [(r"^\s*bwd FLOPS per GPU = ({}) \* fwd flops", "backward_factor")])
     if source.find("DeepSpeed Flops Profiler"):
         _require(source, ["params", "macs_forward", "flops_forward", "latency_forward"])
-    _tree(source, DEEPSPEED, r"Detailed Profile\b")
+    _tree(source, DEEPSPEED, r"(?:Aggregated|Detailed) Profile\b")
     source.notes += [
         "modules have a rate (FLOPS) and a forward latency, but no FLOPs of their own",
         "latencies were taken with a synchronisation around every module",

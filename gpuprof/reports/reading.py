@@ -94,12 +94,19 @@ def read_report(path: str | PathLike[str]) -> pd.DataFrame:
     """
     lines = read_lines(path)
     kinds = _kinds(Source(path, lines))
-    errors = []
+    errors: list[GpuprofError] = []
+    damaged: list[pd.DataFrame] = []  # where the lowest rank is whole and another one is not
     for ranks in ways(lines, [kind.pattern for kind in kinds]):
         try:
-            return _read_ranks(path, ranks, kinds)
+            frame, whole = _read_ranks(path, ranks, kinds)
         except GpuprofError as error:
             errors.append(error)
+            continue
+        if whole:
+            return frame
+        damaged.append(frame)
+    if damaged:
+        return damaged[0]
     raise errors[0]
 
 
@@ -141,29 +148,25 @@ def _agree(source: Source, frame: pd.DataFrame) -> None:
                 raise source.error(problem)
 
 
-def _read_ranks(path: str | PathLike[str], ranks: list[Part], kinds: list[Kind]) -> pd.DataFrame:
-    """The report of the first rank, and in words whether the others claim the same."""
+def _read_ranks(path: str | PathLike[str], ranks: list[Part], kinds: list[Kind]) -> tuple[pd.DataFrame, bool]:
+    """The report of the first rank, in words whether the others claim the same, and whether all of them can be read."""
     first, *others = ranks
     frame = _read(path, first, kinds)
-    if others:
-        same = f"{len(ranks)} ranks printed the same report: this is of '{first.rank}'"
-        frame.attrs["ranks"] = _difference(path, first, frame, others, kinds) or same
-    return frame
-
-
-def _difference(
-    path: str | PathLike[str], first: Part, frame: pd.DataFrame, others: list[Part], kinds: list[Kind]
-) -> str:
-    """What differs in the reports of other ranks; empty if nothing does."""
-    read = f"{len(others) + 1} ranks printed a report: this is of '{first.rank}'"
+    if not others:
+        return frame, True
+    read = f"{len(ranks)} ranks printed a report: this is of '{first.rank}'"
     claimed = _counted(frame)
     for other in others:
         try:
-            if _counted(_read(path, other, kinds)) != claimed:
-                return f"{read}, and that of '{other.rank}' differs from it"
+            differs = _counted(_read(path, other, kinds)) != claimed
         except GpuprofError as error:
-            return f"{read}; of '{other.rank}': {error}"
-    return ""
+            frame.attrs["ranks"] = f"{read}; of '{other.rank}': {error}"
+            return frame, False
+        if differs:
+            frame.attrs["ranks"] = f"{read}, and that of '{other.rank}' differs from it"
+            return frame, True
+    frame.attrs["ranks"] = f"{len(ranks)} ranks printed the same report: this is of '{first.rank}'"
+    return frame, True
 
 
 def _counted(frame: pd.DataFrame) -> list[tuple[str, str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,5 +112,6 @@ def read_lines(path: Any) -> list[Line]:
         raise GpuprofError(f"{path} is not text: give the report as the counter printed it")
     if not text.strip():
         raise GpuprofError(f"{path} is empty: give the report as the counter printed it")
-    shown = (_ESCAPES.sub("", line.rstrip("\r")).rsplit("\r", 1)[-1] for line in text.split("\n"))
+    text = html.unescape(_ESCAPES.sub("", text)).replace("\xa0", " ")  # a copy of a page, or of its source
+    shown = (line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
     return [Line(number, line) for number, line in enumerate(shown, start=1)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gpuprof.reports.figures import NUMBER, claim, figure
+from gpuprof.reports.figures import NUMBER, Claim, claim, figure
 from gpuprof.reports.printed_models import FVCORE_NOTE
 from gpuprof.reports.source import TOTAL, Source, short
 
@@ -37,10 +37,12 @@ def read_fvcore_table(source: Source) -> None:
     Rows with the shape of a parameter are left out.
     """
     first, title = header(source, FVCORE_HEADER)
+    framed = first > 1 and source.lines[first - 2].strip().startswith("+-")  # mmengine's, with a line at its end too
     columns = [cell.strip() for cell in title.strip().strip("|").split("|")]
     prefix = None
     for number, line in enumerate(source.lines[first + 1 :], start=first + 2):
         if not line.strip().startswith("|"):
+            framed = framed and not line.strip().startswith("+-")
             break
         cells = [cell.strip() for cell in line.strip()[1:-1].split("|")]
         if len(cells) != len(columns) or not line.strip().endswith("|"):
@@ -59,6 +61,8 @@ def read_fvcore_table(source: Source) -> None:
                 source.add_figure(number, name, "", _FVCORE_COLUMNS[column], cell)
     if prefix is None:
         raise source.error("no row of modules follows: the report is cut off", first)
+    if framed:
+        raise source.error("no line '+---' ends the table: the report is cut off", first)
     source.notes += [FVCORE_NOTE, "a module whose only child has the same figures is shown under the child's path"]
 
 
@@ -68,7 +72,7 @@ def read_torch_counter(source: Source) -> None:
     rows: list[tuple[int, str, str, str]] = []
     root = ""
     for number, line in enumerate(source.lines[first + 1 :], start=first + 2):
-        match = re.fullmatch(rf"(\S.*?)\s+({NUMBER}[KMBT]?)\s+({NUMBER}%)", line.strip())
+        match = re.fullmatch(rf"((?:- )?\S+)\s+({NUMBER}[KMBT]?)\s+({NUMBER}%)", line.strip())
         if match:
             rows.append((number, match[1], match[2], match[3]))
             if not root and match[1] != "Global" and not match[1].startswith("- "):
@@ -196,7 +200,8 @@ def _torchinfo_rows(
 
 def _torchinfo_totals(source: Source, first: int) -> None:
     pattern = re.compile(rf"(?P<label>[^:(]+?)(?: \((?:Units\.)?(?P<unit>\w+)\))?: (?P<number>{NUMBER})")
-    found = False
+    found: dict[str, Claim] = {}
+    last = first
     for number, line in enumerate(source.lines[first - 1 :], start=first):
         match = pattern.fullmatch(line.strip())
         quantity = _TORCHINFO_TOTALS.get(match["label"]) if match else None
@@ -206,9 +211,18 @@ def _torchinfo_totals(source: Source, first: int) -> None:
                 raise source.error(f"expected a unit such as (M) or (GIGABYTES), found {short(unit)}", number)
             value = claim(match["number"], _TORCHINFO_UNITS.get(unit, 0))
             source.add(number, TOTAL, "", quantity, value, line.strip().split(": ")[1])
-            found = True
-    if not found:
+            found[quantity] = value
+            last = number
+    if "params" not in found:
         raise source.error("no line 'Total params: N' follows the table: the report is cut off", first)
+    parts = [found.get(quantity) for quantity in ("params_trainable", "params_frozen")]
+    known = [part for part in parts if part]
+    ended = any(line.strip().startswith(("====", "----")) for line in source.lines[last:])
+    if len(known) < len(parts) and not ended:
+        raise source.error("the totals end here, before all parameters are named: the report is cut off", last)
+    slack = sum(each.precision for each in (found["params"], *known))
+    if len(known) == len(parts) and abs(found["params"].value - sum(part.value for part in known)) > slack:
+        raise source.error("the parameters, trainable and not, do not add up to the total: the report is damaged", last)
 
 
 def _cells(text: str) -> list[str]:

@@ -13,6 +13,7 @@ import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from gpuprof.errors import GpuprofError, first_line, is_out_of_memory
+from gpuprof.workload.configuration import ask
 from gpuprof.workload.options import Options, resolve_dtype
 from gpuprof.workload.presets import load_preset
 from gpuprof.workload.weightless import Answers, Weightless, drop_values
@@ -200,8 +201,8 @@ def _load_tokenizer(place: str, options: Options) -> Any:
 
 def _model_class(config: Any, location: str, options: Options) -> Any:
     """The class that a configuration names, from transformers or, if trusted, from the model's own code."""
-    names = getattr(config, "architectures", None) or []
-    if not names:
+    names = ask(config, "architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise GpuprofError(
             f'config.json in {location} names no architecture: add "architectures": ["SomeModelForSomeTask"]'
         )

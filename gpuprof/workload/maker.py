@@ -162,7 +162,7 @@ class Maker:
 
     def position_limit(self) -> tuple[int, bool]:
         """The most positions of text a model is made for, and whether it can do no more: they are learned."""
-        names = ("max_target_positions", "n_positions", "max_position_embeddings")
+        names = ("max_target_positions", "n_positions", "max_position_embeddings", "max_decoder_position_embeddings")
         limits = [limit for name in names if isinstance(limit := ask(self.text_config, name), int) and limit > 0]
         if not limits:
             return 10**9, False

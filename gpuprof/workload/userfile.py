@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from copy import copy
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,20 @@ def place(given: Given, device: torch.device, dtype: torch.dtype | None) -> Give
                 return value.to(device=device, dtype=dtype or value.dtype)
             return value if device.type == "meta" else value.to(device)
         if isinstance(value, Mapping):
-            return {key: move(item) for key, item in value.items()}
+            # of its own class, which the model may ask for more than items
+            moved: Any = copy(value) if isinstance(value, MutableMapping) else {}
+            for key, item in value.items():
+                moved[key] = move(item)
+            return moved
         if type(value) in (list, tuple):
             return type(value)(move(item) for item in value)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(move, value))
+        if is_dataclass(value) and not isinstance(value, type):
+            moved = copy(value)
+            for field in fields(value):
+                object.__setattr__(moved, field.name, move(getattr(value, field.name)))
+            return moved
         return value
 
     return replace(given, args=move(given.args), kwargs=move(given.kwargs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -127,7 +127,7 @@ def call_arguments(
     if isinstance(inputs, Mapping):  # ModelOutput and BatchEncoding are mappings too
         if _takes(model, (), {**inputs, **keywords}):
             return (), {**inputs, **keywords}
-        if _takes(model, (inputs,), keywords):
+        if _takes(model, (inputs,), keywords) and not _misspelt(model, inputs):
             return (inputs,), keywords
         raise GpuprofError(
             f"{type(model).__name__} takes the inputs ({', '.join(map(str, inputs))}) neither as keywords nor as one "
@@ -149,6 +149,15 @@ def _takes(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[Any, A
     except ValueError:  # code that is not Python's has no signature
         return True
     return True
+
+
+def _misspelt(model: torch.nn.Module, inputs: Mapping[Any, Any]) -> bool:
+    """Whether a mapping that is no call's keywords holds some of them: then it is no one argument either."""
+    try:
+        names = [*inspect.signature(model.forward).parameters]
+    except ValueError:
+        return False
+    return len(names) > 1 and any(name in inputs for name in names)
 
 
 def _device(model: torch.nn.Module, inputs: Sequence[Any]) -> torch.device:
@@ -203,6 +212,8 @@ def _named(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
             yield from _named(item, f"{path}.{key}" if path else str(key))
     elif isinstance(value, (list, tuple)):
         yield from _named(dict(enumerate(value)), path)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from _named({field.name: getattr(value, field.name) for field in fields(value)}, path)
 
 
 def _expected_loss(kwargs: Mapping[str, Any], *, given: bool) -> str:

@@ -1,5 +1,6 @@
 """Reports in logs: what stands in front of every line, and the ranks that print at once, change no figure."""
 
+import html
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,24 @@ def test_ranks_that_say_other_things_are_none(read_text):
     )
 
     assert "ranks" not in frame.attrs
+
+
+def test_a_number_that_is_no_rank_takes_no_figure_away(read_text):
+    lines = text_of("calflops_bert_summary").split("\n")
+
+    # each line is printed by a line of its own of the user's program
+    frame = read_text("\n".join(f"INFO train.py {40 + place % 2}] {line}" for place, line in enumerate(lines)))
+
+    assert figures(frame) == figures(read_report(DATA / "calflops_bert_summary.txt"))
+    assert "ranks" not in frame.attrs
+
+
+@pytest.mark.parametrize("name", ["thop_net", "torchinfo_gpt2", "fvcore_bert_str"])
+def test_a_copy_of_a_page_and_of_its_source(name, read_text):
+    expected = figures(read_report(DATA / f"{name}.txt"))
+
+    assert figures(read_text(f"<pre>\n{html.escape(text_of(name))}\n</pre>\n")) == expected
+    assert figures(read_text(text_of(name).replace("  ", "\u00a0 "))) == expected
 
 
 # --- what is wrong stays wrong

@@ -813,6 +813,29 @@ def test_tables_cut_off(refused):
     )
     assert "no row of modules follows" in refused("\n".join(text_of("torchtnt_net").split("\n")[:2]))
     assert refused(torch[: torch.index("4.096M")]).startswith("line 5: expected 'module  FLOP  N%'")
+    mmengine = text_of("mmengine_net")
+    assert "no line '+---' ends the table" in refused(mmengine[: mmengine.index("|   blocks.1 ")])
+
+
+@pytest.mark.parametrize(
+    ("name", "after", "message"),
+    [
+        # what is left of 92,158,464, of 91,372,032 and of 786,432 would be numbers of their own
+        ("torchinfo_gpt2", "Total params: 92,158", "line 37: the totals end here"),
+        ("torchinfo_gpt2", "Trainable params: 91,372", "line 38: the totals end here"),
+        ("torchinfo_gpt2", "Non-trainable params: 786", "line 39: the parameters, trainable and not, do not add up"),
+        ("torchinfo_gpt2", "Total params: 92,", "no line 'Total params: N' follows"),
+        ("torchsummary_net", "Total params: 1", "the totals end here"),
+        ("torch_summary_net", "Trainable params: 1,4", "the totals end here"),
+        ("lightning_net", "0         Non-trainable params\n", "no line 'N Total params' follows"),
+        ("lightning_net_rich", "Non-trainable params: 0", "no line 'N Total params' follows"),
+        ("deepspeed_gated", "Aggregated Profile per GPU", "the modules announced here do not follow"),
+    ],
+)
+def test_cut_off_behind_the_modules_or_before_them(name, after, message, refused):
+    text = text_of(name)
+
+    assert message in refused(text[: text.index(after) + len(after)])
 
 
 @pytest.mark.parametrize(

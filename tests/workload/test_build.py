@@ -1,3 +1,4 @@
+import json
 import math
 import os
 import subprocess
@@ -290,12 +291,34 @@ def test_references_that_name_nothing(tmp_path):
     assert "is a file; MODEL is" in refusal(tmp_path / "weights.bin")
 
 
+def test_no_more_positions_than_the_table_of_the_decoder_has(tmp_path):
+    sizes = {f"{side}_{name}": size for side in ("encoder", "decoder")
+             for name, size in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))}  # fmt: skip
+    fields = {
+        "model_type": "led", "architectures": ["LEDForConditionalGeneration"], "d_model": 16, "vocab_size": 50,
+        "attention_window": 4, "max_encoder_position_embeddings": 32, "max_decoder_position_embeddings": 16, **sizes,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+
+    workload = build(str(tmp_path), Options(mode="forward"), weightless=True)
+
+    assert [entry["shape"] for entry in workload.description["inputs"]] == [[1, 16], [1, 16]]
+    build(str(tmp_path), Options(mode="forward", device="cpu")).step()
+    with pytest.raises(GpuprofError, match="goes beyond the 16 positions"):
+        build(str(tmp_path), Options(mode="forward", seq_len=17), weightless=True)
+
+
 def test_configurations_that_are_not_usable(tmp_path):
     config = tmp_path / "config.json"
     config.write_text('{"model_type": "llama"}')
     assert "names no architecture" in refusal(tmp_path)
     config.write_text('{"model_type": "llama", "architectures": ["LlamaForNothing"]}')
     assert "names LlamaForNothing, which transformers" in refusal(tmp_path)
+    for architectures in ('"LlamaForCausalLM"', "[3]"):
+        config.write_text(f'{{"model_type": "llama", "architectures": {architectures}}}')
+        assert "names no architecture" in refusal(tmp_path)
+    config.write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": "many"}')
+    assert "Validation error for field 'hidden_size': TypeError: " in refusal(tmp_path)
     config.write_text("{")
     assert f"config.json in {tmp_path} is not usable" in refusal(tmp_path)
     config.write_text('{"model_type": "no-such-model", "architectures": ["X"]}')

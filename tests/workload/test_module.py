@@ -207,6 +207,12 @@ def test_a_mapping_that_fits_neither_way():
         call_arguments(nn.Bilinear(1, 1, 1), {"x": 1, "y": 2, 3: 4})
 
 
+def test_a_mapping_with_a_key_too_many_is_not_the_first_argument():
+    # as a tokenizer gives types to a model that has none
+    with pytest.raises(GpuprofError, match=r"^Keywords takes the inputs \(x, token_type_ids\) neither as keywords"):
+        call_arguments(Keywords(4, 3), {"x": torch.ones(2, 4), "token_type_ids": torch.ones(2, 4)})
+
+
 class Hook:
     """As accelerate's are: what brings the weights to the device of the work."""
 

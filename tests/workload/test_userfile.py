@@ -5,6 +5,7 @@ import torch
 
 from gpuprof.errors import GpuprofError
 from gpuprof.workload import Options, build
+from gpuprof.workload.weightless import Weightless
 
 HEAD = "import torch\nfrom torch import nn\n"
 
@@ -156,3 +157,52 @@ def test_mistakes_in_the_file(write, body, message):
 def test_a_file_cannot_generate(write):
     with pytest.raises(GpuprofError, match="--mode generate is for Hugging Face models"):
         build(write("def make():\n    return nn.ReLU(), torch.ones(2)\n"), Options(mode="generate"))
+
+
+CONTAINERS = """
+from collections import UserDict, namedtuple
+from dataclasses import dataclass
+from transformers import BatchEncoding
+from transformers.modeling_outputs import BaseModelOutput
+
+class Own(dict):
+    def __getattr__(self, name):
+        return self[name]
+
+Pair = namedtuple("Pair", ["x", "mask"])
+
+@dataclass(frozen=True)
+class Sample:
+    x: torch.Tensor
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, batch):
+        return self.linear(batch.last_hidden_state if isinstance(batch, BaseModelOutput) else batch.x)
+
+X = torch.ones(2, 4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("inputs", "name"),
+    [
+        ("Own(x=X)", "0.x"),
+        ("BatchEncoding({'x': X})", "0.x"),
+        ("BaseModelOutput(last_hidden_state=X)", "0.last_hidden_state"),
+        ("(Pair(X, None),)", "0.0"),
+        ("Sample(X)", "0.x"),
+    ],
+)
+def test_a_container_stays_of_its_class_wherever_its_tensors_go(inputs, name, write):
+    reference = write(f"{CONTAINERS}def make():\n    return Net(), {inputs}\n")
+
+    for weightless in (False, True):
+        workload = build(reference, Options(mode="forward"), weightless=weightless)
+        assert workload.description["inputs"] == [{"name": name, "shape": [2, 4], "dtype": "float32"}]
+        assert workload.description["samples_per_step"] == 2
+    with Weightless():
+        assert workload.step().device.type == "meta"  # as its input is
