@@ -161,13 +161,17 @@ def _misspelt(model: torch.nn.Module, inputs: Mapping[Any, Any]) -> bool:
 
 
 def _device(model: torch.nn.Module, inputs: Sequence[Any]) -> torch.device:
-    """Where a model works: its parameters' device, or that which accelerate brings them to; else that of the inputs."""
+    """Where a model works: where accelerate brings its parameters to, else where they are, else where the inputs are.
+
+    With one of these on `meta` it works there: nothing comes of it but shapes.
+    """
     hooks = [hook for module in model.modules() if (hook := getattr(module, "_hf_hook", None)) is not None]
     hooks = [each for hook in hooks for each in getattr(hook, "hooks", [hook])]
     known = [torch.device(given) for hook in hooks if (given := getattr(hook, "execution_device", None)) is not None]
-    known = known or [weight.device for weight in (*model.parameters(), *tensors(inputs), *model.buffers())][:1]
-    known = known or [torch.device("cpu")]
-    return next((device for device in known if device.type not in ("cpu", "meta")), known[0])
+    if known:
+        return next((device for device in known if device.type not in ("cpu", "meta")), known[0])
+    known = [tensor.device for tensor in (*model.parameters(), *tensors(inputs), *model.buffers())]
+    return next((device for device in known if device.type == "meta"), (*known, torch.device("cpu"))[0])
 
 
 def _facts(model: torch.nn.Module, description: dict[str, Any]) -> dict[str, Any] | None:
