@@ -2,7 +2,8 @@
 
 One mechanism for our own steps and for a user's: a call of the model, or of one of its direct children where a step
 calls these one by one, opens the forward; `torch.autograd`'s way into the engine opens and closes the backward;
-`torch.optim`'s global hooks the optimizer. What the loss needs after the model's call is still forward.
+`torch.optim`'s global hooks the optimizer. What the loss needs after the model's call is still forward, and so is what
+goes on after a gradient that has a graph of its own (``create_graph=True``).
 """
 
 from __future__ import annotations
@@ -61,11 +62,11 @@ def observed_phases(workload: Workload, changed: Callable[[str], None] | None = 
         phase.open.append(name)
         enter(name)
 
-    def end(name: str) -> None:
+    def end(name: str, after: str | None = None) -> None:
         if name in phase.open:  # with what an exception, which somebody caught, left open inside
             while phase.open.pop() != name:
                 pass
-        enter(phase.open[-1])
+        enter(after or phase.open[-1])
 
     autograd: Any = torch.autograd
     # what both backward and grad call, also when they were imported by name
@@ -75,11 +76,12 @@ def observed_phases(workload: Workload, changed: Callable[[str], None] | None = 
         if in_backward():  # a checkpoint's own backward inside the backward
             return run_backward(outputs, gradients, keep, create, *args, **kwargs)
         phase.keeps_graph = create
+        before = phase.name
         begin("backward")
         try:
             return run_backward(outputs, gradients, keep, create, *args, **kwargs)
         finally:
-            end("backward")
+            end("backward", after=before if create else None)  # with a gradient as part of the loss that goes on
 
     def optimizer_starts(*_: Any) -> None:
         begin("optimizer")

@@ -319,6 +319,32 @@ def test_a_backward_of_a_backward_belongs_to_the_module_of_the_first(order, a, b
     assert counted(run) == {"a": (SQUARE, a * SQUARE), "b": (SQUARE, b * SQUARE)}
 
 
+class Forces(nn.Module):
+    """A gradient in the middle of the forward, as of an energy by positions, and a layer after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def forward(self, x):
+        x = x.clone().requires_grad_()
+        (force,) = torch.autograd.grad(self.a(x).pow(2).sum(), x, create_graph=True)
+        return self.b(force)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_what_comes_after_a_gradient_in_the_forward_is_forward(given):
+    model, x = Forces(), torch.randn(ROWS, WIDTH)
+    how = {"step": lambda: model(x).sum().backward()} if given else {}
+    run = gpuprof.profile(model, None if given else x, passes=("count", "time", "trace"), steps=1, **how)
+
+    # y = x A^T, the gradient 2 y A: of the loss both gradients of either, and both of b's
+    assert counted(run) == {"a": (SQUARE, 5 * SQUARE), "b": (SQUARE, 2 * SQUARE)}
+    assert traced(run) == {"a": (1, 5), "b": (1, 2)}
+    assert inconsistencies(run) == []
+    assert set(run.samples["phase"]) >= {"forward", "backward"}
+
+
 def per_sample_gradients(model, x):
     params = {name: param.detach() for name, param in model.named_parameters()}
 
