@@ -27,6 +27,7 @@ from gpuprof.passes.failure import StepFailure, explain, let_go, short
 from gpuprof.passes.modes import modes_as_before
 from gpuprof.passes.options import DEFAULT_PASSES, check
 from gpuprof.passes.preserve import preserved
+from gpuprof.passes.seeding import seed_all
 from gpuprof.record import UNATTRIBUTED, PassOutcome, Run
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
@@ -204,7 +205,7 @@ def run_passes(
     failures: list[StepFailure] = []
 
     def seeded() -> None:
-        torch.manual_seed(seed)
+        seed_all(seed)
 
     def attempt(name: str, total: int, body: Callable[[], PassOutcome]) -> None:
         tell(name, 0, total)

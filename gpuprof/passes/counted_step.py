@@ -21,6 +21,7 @@ from gpuprof.errors import GpuprofError
 from gpuprof.hardware.ceilings import float32_precision, matmul
 from gpuprof.passes.counting import count
 from gpuprof.passes.preserve import preserved
+from gpuprof.passes.seeding import seed_all
 from gpuprof.record import columns, write_atomically
 from gpuprof.workload import Options, build
 
@@ -45,9 +46,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     calibrations, refused = _calibrations(workload.device, job["dtypes"])
     with preserved(workload):
         for _ in range(job["warmup"]):
-            torch.manual_seed(job["seed"])
+            seed_all(job["seed"])
             workload.step()
-        torch.manual_seed(job["seed"])
+        seed_all(job["seed"])
         here = torch.cuda.device(workload.device) if workload.device.type == "cuda" else nullcontext()
         with here, _window(workload.device):
             for name, multiply in calibrations.items():

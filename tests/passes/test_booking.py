@@ -1,7 +1,9 @@
 """Time and work that are easily booked on somebody else: the trace and the count agree, product by product."""
 
+import random
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -383,3 +385,23 @@ def test_a_transformed_step_has_its_mfu_and_its_parts_none(transform, flops):
     assert line.startswith("under torch.func or forward-mode differentiation")
     assert withheld_of_kernels(run) == f"withheld: {line}"
     assert withheld_of_owners(run) == ""
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random, lambda: float(torch.rand(()))])
+def test_whoever_draws_draws_the_same_in_every_step(draw):
+    class Depth(Two):
+        """Stochastic depth: every block is left out by chance."""
+
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(20))
+
+        def forward(self, x):
+            for block in self.blocks:
+                if draw() < 0.5:
+                    x = block(x)
+            return super().forward(x)
+
+    run = profiled(Depth())
+
+    assert 3 <= sum(forward for forward, _ in traced(run).values()) < 22
