@@ -144,12 +144,22 @@ def test_a_graph_layer_counts_the_same_without_weights(tmp_path):
         assert (flops["forward"], flops["backward"]) == (linear + product, linear + product)
 
 
-def test_a_sparse_tensor_on_meta_is_no_zero():
-    lost = adjacency(torch.sparse_coo).to("meta")
+def test_a_sparse_tensor_on_meta_is_no_zero(tmp_path):
+    """Of a step without weights, which would carry its product out; with weights torch refuses it by itself."""
+    file = tmp_path / "graph.py"
+    file.write_text(GRAPH.replace("self.a,", 'self.a.to("meta"),'))
     with pytest.raises(GpuprofError, match="does not know how much it stores"):
-        counted(
-            Function(lambda x: x + (lost @ torch.ones(INNER, 1, device="meta")).sum()), torch.ones(1), mode="forward"
-        )
+        run_passes(build(f"{file}:make", Options(device="cpu"), weightless=True), passes=["count"])
+
+
+def test_a_sparse_triangle_is_named():
+    """Only what it stores in one triangle is read, so its size alone, 4 x 4 for each column, would be wrong."""
+    triangle = torch.eye(4).to_sparse_csr()
+    run, flops = counted(
+        Function(lambda b: torch.triangular_solve(b, triangle)[0]), torch.ones(4, 2), mode="forward", rules=False
+    )
+    assert flops == (0, 0)
+    assert run.passes["count"].facts["ops_without_rule"] == ["aten::triangular_solve.default"]
 
 
 # -- complex: 8 real FLOPs for a multiply-accumulate
@@ -175,6 +185,12 @@ def test_a_complex_convolution_is_three_real_ones(kind):
     positions = 6 if kind is nn.Conv1d else 8  # outputs, transposed inputs
     forward = 3 * 2 * 2 * positions * 2 * 3 * 3
     assert counted(Function(lambda x: layer(x).abs()), given(2, 2, 8, dtype=COMPLEX))[1] == (forward, 2 * forward)
+
+
+def test_a_complex_number_for_a_result_is_a_good_step():
+    run, flops = counted(Function(torch.vdot), given(5, dtype=COMPLEX), given(5, dtype=COMPLEX), mode="forward")
+    assert flops == (8 * 5, 0)
+    assert run.warnings == []
 
 
 def test_real_parts_by_themselves_are_what_runs():
