@@ -5,6 +5,7 @@ from __future__ import annotations
 import cmath
 import itertools
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -43,6 +44,11 @@ _MAY_TAKE_TURNS = ("module", "file")
 _ATTACHED = (
     "an earlier trace of this process left CUPTI attached, so the timed steps may be slower: time in a fresh process"
 )
+
+_PROFILED = "a torch.profiler of your own is recording"
+
+_alone = threading.RLock()
+"""What the passes patch is the whole process's, and other work beside a step is in its time."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a pass, what is done of it and how much there is."""
@@ -175,7 +181,7 @@ def run_passes(
 ) -> Run:
     """Run the passes over a workload, each alone with its step; see `profile` for the arguments.
 
-    A pass that fails is recorded with its reason and the others still deliver.
+    A pass that fails is recorded with its reason and the others still deliver. Threads take turns.
     """
     require_internals()
     cuda = workload.device.type == "cuda"
@@ -227,6 +233,8 @@ def run_passes(
     def time_pass() -> PassOutcome:
         if trace.cupti_attached(workload.device):
             run.warnings.append(_ATTACHED)
+        if torch.autograd._profiler_enabled():
+            run.warnings.append(f"{_PROFILED}, so the timed steps may be slower: call gpuprof outside of it")
         done = iter(range(1, warmup + steps + 1))
         with telemetry.watch(workload.device) if "telemetry" in wanted else nullcontext() as watched:
             run.samples, outcome = timing.measure(
@@ -237,6 +245,8 @@ def run_passes(
         return outcome
 
     def trace_pass() -> PassOutcome:
+        if torch.autograd._profiler_enabled():  # and would lose all it has
+            return PassOutcome("skipped", f"{_PROFILED}, and there can be but one", "call gpuprof outside of it")
         if run.done("count") and run.workload["source"] in _MAY_TAKE_TURNS:
             for _ in range(_further(warmup + steps if "time" in wanted else 0)):
                 seeded()
@@ -268,7 +278,7 @@ def run_passes(
     }
     unkept = ""
     try:
-        with preserved(workload), torch.cuda.device(workload.device) if cuda else nullcontext():
+        with _alone, preserved(workload), torch.cuda.device(workload.device) if cuda else nullcontext():
             for name, body in bodies.items():
                 if name in wanted:
                     attempt(name, warmup + steps if name == "time" else 1, body)

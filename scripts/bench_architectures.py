@@ -51,11 +51,14 @@ TASKS = (
 ALONE: dict[str, str] = {
     "gemma4_unified_assistant": "continues another model's states",
     "muse_glimmer_assistant": "continues another model's states",
+    "glm4v_moe": "its default configuration contradicts itself",
     "glm_image": "its default configuration contradicts itself",
+    "granitemoehybrid": "its default configuration has no attention, which its forward asks for",
     "llama4": "its forward raises for any image in transformers 5.24",
     "pp_doclayout_v2": "its default configuration lacks what its forward asks for",
     "pp_ocrv6_small_det": "its default configuration contradicts itself",
     "prophetnet": "its default configuration contradicts itself",
+    "sam3_tracker_video": "takes a session, no tensors",
     "step3p7": "its default configuration lacks what its forward asks for",
     "t5gemma2": "its default configuration contradicts itself",
     "uvdoc": "its default configuration contradicts itself",
@@ -87,8 +90,6 @@ FIELDS: dict[str, dict[str, Any]] = {
     "gemma3": {"vision_config": _SIGLIP_896},
     "glm46v": {"text_config": {"rope_parameters": _GLM_ROTARY}},
     "glm4v": {"text_config": {"rope_parameters": _GLM_ROTARY}},
-    "glm4v_moe": {"text_config": {"rope_parameters": _GLM_ROTARY}},
-    "glm_ocr": {"text_config": {"rope_parameters": _GLM_ROTARY}},
     "glmga": {"text_config": {"rope_parameters": _GLM_ROTARY}},
     "granite_speech": {"projector_config": _GRANITE_PROJECTOR},
     "granite_speech_plus": {"projector_config": _GRANITE_PROJECTOR},
@@ -116,7 +117,10 @@ FIELDS: dict[str, dict[str, Any]] = {
     "smolvlm": {"vision_config": {"image_size": 364, "patch_size": 14}},
     "time_series_transformer": _SERIES,
     "ultravbert": {"vision_config": {"image_size": 512, "patch_size": 16}},
-    "vitmatte": {"backbone_config": {"model_type": "vitdet", "num_channels": 4, "out_features": ["stage12"]}},
+    "vitmatte": {
+        "hidden_size": 768,
+        "backbone_config": {"model_type": "vitdet", "num_channels": 4, "out_features": ["stage12"]},
+    },
     "voxtral": {"audio_token_id": 24},
     "wav2vec2-bert": {"vocab_size": 32},
     "wav2vec2-conformer": {"vocab_size": 32},
@@ -130,7 +134,7 @@ WIDTHS = re.compile(
     r"(^|_)(hidden_size|intermediate_size|d_model|d_ff|ffn_dim|n_embd|n_inner|d_inner|embed_dim|hidden_dim|mlp_dim"
     r"|emb_dim|feedforward_dim|dim_feedforward|out_hidden_size|projection_dim|ff_dim|word_embed_proj_dim)$"
 )
-TOKEN = re.compile(r"(token|start|end|pad|bos|eos|sep|cls|mask|unk)_?(token)?_?(id|index)$|_token_(id|index)$|_token$")
+TOKEN = re.compile(r"_token(_id|_index)?s?$")
 EXPERTS = re.compile(r"num_(local_|routed_)?experts$|^n_routed_experts$|^moe_num_experts$")
 CHOSEN = re.compile(r"(experts_per_tok(en)?|moe_top_?k|moe_topk|top_k_experts)$")
 GROUPS = re.compile(r"^(n_group|topk_group)$")
@@ -199,7 +203,7 @@ def _shrink(part: dict[str, Any], divisor: int, vocabulary: int | None, tokens: 
             part[name] = value // divisor
         elif vocabulary and name.endswith("vocab_size") and value > vocabulary:
             part[name] = vocabulary
-        elif vocabulary and TOKEN.search(name) and value >= 100:
+        elif vocabulary and TOKEN.search(name) and value >= vocabulary:
             part[name] = tokens.setdefault(value, vocabulary - 1 - len(tokens))
     for name, value in part.items():
         if not isinstance(name, str):
@@ -210,7 +214,7 @@ def _shrink(part: dict[str, Any], divisor: int, vocabulary: int | None, tokens: 
             part[name] = [size // divisor for size in value]
         elif vocabulary and isinstance(value, list) and TOKEN.search(name):
             part[name] = [
-                tokens.setdefault(v, vocabulary - 1 - len(tokens)) if isinstance(v, int) and v >= 100 else v
+                tokens.setdefault(v, vocabulary - 1 - len(tokens)) if isinstance(v, int) and v >= vocabulary else v
                 for v in value
             ]
 
@@ -370,7 +374,8 @@ def study(chosen: dict[str, str], limit: float, path: Path) -> dict[str, dict[st
         child = context.Process(target=attempt, args=(model_type, chosen[model_type], send))
         child.start()
         send.close()
-        result: dict[str, Any] = {"build": f"no answer in {limit:g} s"}
+        silence = f"refused: no answer in {limit:g} s"
+        result: dict[str, Any] = {"forward": silence, "train": silence}
         with contextlib.suppress(EOFError):
             if receive.poll(limit):
                 result = receive.recv()

@@ -1,4 +1,5 @@
 import importlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -60,3 +61,21 @@ def test_a_rule_of_ones_own_prices_an_operator_of_ones_own():
         return 2 * a.shape[0] * a.shape[1] * b.shape[1]
 
     assert counted().modules()["flops_forward"].tolist() == [2 * 8 * 8 * 8, 0]
+
+
+def test_threads_take_turns_and_leave_nothing():
+    import torch
+    from torch.optim.optimizer import _global_optimizer_pre_hooks as hooks
+
+    def patched() -> tuple[object, ...]:
+        return torch.nn.Linear._call_impl, torch.autograd._engine_run_backward, list(hooks)
+
+    def flops(width: int) -> int:
+        run = gpuprof.profile(torch.nn.Linear(width, width), torch.ones(2, width), passes=["count", "time"], steps=2)
+        return int(run.ops["flops_full"].sum())
+
+    before = patched()
+    with ThreadPoolExecutor(3) as pool:
+        widths = [4, 8, 16]
+        assert list(pool.map(flops, widths)) == [2 * (2 * 2 * width * width) for width in widths]  # and of the weight
+    assert patched() == before

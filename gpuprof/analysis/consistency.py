@@ -110,7 +110,7 @@ def misbooked(run: Run) -> list[str]:
     """In what the trace's times cannot be those of what has them, one line each; nothing where the steps differ."""
     if not (run.done("count") and run.done("trace")) or mismatches(run):
         return []
-    return [*misowned(run), *_of_kernel_time(run), *_too_fast(run)]
+    return [*misowned(run), *_of_transformations(run), *_of_kernel_time(run), *_too_fast(run)]
 
 
 @_once
@@ -156,9 +156,10 @@ def _of_calls(run: Run) -> Iterator[str]:
     """Operators that multiply matrices, called another number of times when counted than when traced, or on others.
 
     Elementwise operators are left out: with a dispatch mode on, autograd sums gradients out of place, and takes some
-    apart. So are steps with compiled regions, whose operators are not those that were counted. Other shapes of as many
-    elements in all are a router's, which sends other rows to each expert when the weights have changed; where inputs
-    of the step were not seen, they are said too.
+    apart. So are steps with compiled regions, whose operators are not those that were counted, and those under
+    torch.func or forward-mode differentiation, whose operators the trace has several times over. Other shapes of as
+    many elements in all are a router's, which sends other rows to each expert when the weights have changed; where
+    inputs of the step were not seen, they are said too.
     """
     if not _comparable(run):
         return
@@ -199,9 +200,13 @@ def _of_owners(run: Run) -> Iterator[str]:
 
 
 def _of_estimates(run: Run) -> Iterator[str]:
-    """Operators of which torch's own profiler sees more multiplied than was counted of them."""
+    """Operators of which torch's own profiler sees more multiplied than was counted of them.
+
+    A module with more calls in the trace than were counted has another's work there, which `_of_owners` says.
+    """
     if not _comparable(run):
         return
+    counted, traced = _counted_calls(run), _traced_calls(run)
     flops: dict[tuple[str, str, str], int | None] = {}
     columns = ["module", "phase", "op", "flops_full", "flops_hardware"]
     for module, phase, op, *known in run.ops[columns].itertuples(index=False, name=None):
@@ -219,7 +224,8 @@ def _of_estimates(run: Run) -> Iterator[str]:
         module, phase, op = key
         estimate = of_ops.get(op, sum(of_ops.values()))  # what it is made of is in its own already
         ours = flops.get(key, 0)
-        if ours is not None and estimate > ours and phase != "recompute":
+        calls, seen = (found.get(key, Counter()).total() for found in (counted, traced))
+        if ours is not None and estimate > ours and seen <= calls and phase != "recompute":
             yield (
                 f"{op} of {module or '(root)'} in the {phase}: counted {units.si(ours, 'FLOPs')}, torch.profiler sees "
                 f"products of {units.si(estimate, 'FLOPs')} in it: not all of it is counted"
@@ -250,6 +256,15 @@ def _without_owner(run: Run) -> Iterator[str]:
     share = run.passes["trace"].facts.get("unknown_owner_ns", 0) / whole if whole else 0.0
     if share > UNOWNED:
         yield f"of {units.percent(share)} of the kernel time, in the backward, the trace does not tell the owner"
+
+
+def _of_transformations(run: Run) -> Iterator[str]:
+    """Operators that were counted one by one, and have their time in the trace inside another one's."""
+    if run.passes["trace"].facts.get("transformed"):
+        yield (
+            "under torch.func or forward-mode differentiation operators run inside others, whose times the trace does "
+            "not tell apart as they were counted"
+        )
 
 
 def _of_kernel_time(run: Run) -> Iterator[str]:
@@ -286,7 +301,9 @@ def _too_fast(run: Run) -> Iterator[str]:
 
 
 def _comparable(run: Run) -> bool:
-    return run.done("count") and run.done("trace") and not run.passes["trace"].facts.get("compiled")
+    """Whether the trace has the operators that were counted: not those of regions that are compiled or transformed."""
+    facts = run.passes["trace"].facts if run.done("count") and run.done("trace") else {"compiled": True}
+    return not (facts.get("compiled") or facts.get("transformed"))
 
 
 def _unseen(run: Run) -> bool:

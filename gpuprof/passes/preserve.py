@@ -36,7 +36,8 @@ def preserved(workload: Workload) -> Iterator[None]:
             undo(put_back, get())
         undo(torch.set_grad_enabled, torch.is_grad_enabled())
         for module in model.modules():
-            undo(setattr, module, "training", module.training)
+            if hasattr(module, "training"):  # a frozen module of TorchScript has none
+                undo(_put_back_flag, module, module.training)
         grads, copies = _Gradients(), _Copies()
         undo(grads.put_back)
         optimized = workload.optimizer.param_groups if workload.optimizer is not None else []
@@ -230,6 +231,12 @@ def _equal(tensor: torch.Tensor, values: torch.Tensor) -> bool:
         return _is_plain(tensor) and torch.equal(tensor.to("cpu"), values)
     except NotImplementedError:
         return False
+
+
+def _put_back_flag(module: torch.nn.Module, training: bool) -> None:
+    """Only where it is another one: there are modules that let nothing be set."""
+    if module.training != training:
+        module.training = training
 
 
 def _put_back_members(

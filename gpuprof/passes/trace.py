@@ -26,6 +26,7 @@ from gpuprof.traces.events import (
     NODE,
     OPERATOR,
     PHASE_MARK,
+    RANGE,
     RUNTIME,
     WAIT,
     Event,
@@ -148,7 +149,9 @@ def read(profiler: profile) -> list[Event]:
         if kind in (NODE, FUNCTION):
             number, forward_thread = event.sequence_nr(), event.fwd_thread_id()
         elif kind == OPERATOR:
-            flops, shapes = event.flops(), event.shapes()
+            number, flops, shapes = event.sequence_nr(), event.flops(), event.shapes()
+        elif kind == RANGE:  # a function of somebody's own makes a node, too
+            number = event.sequence_nr()
         elif kind == RUNTIME:
             continue  # one that is linked to no operator has a number of another sequence
         events.append(

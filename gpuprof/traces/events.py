@@ -57,7 +57,8 @@ class Event(NamedTuple):
         end: nanoseconds.
         correlation: number by which kernels name what launched them.
         linked: that number, on a kernel; 0 elsewhere.
-        number: autograd sequence number, -1 where there is none.
+        number: autograd sequence number, -1 where there is none: of a node its own, of an operator or a range the next
+            one, which is that of the node that it makes, if it makes one.
         forward_thread: thread that made the autograd node.
         flops: torch's own estimate, 0 where it makes none.
         shapes: shapes of the inputs.

@@ -18,12 +18,16 @@ from gpuprof.traces.events import (
     OPTIMIZER,
     PHASE,
     PHASE_MARK,
+    RANGE,
     WAIT,
     Event,
 )  # fmt: skip
 
 _FOLLOWS = "::AccumulateGrad"
 """The node that has no number, and follows the one whose gradient it takes."""
+
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+"""Of these none calls another, but where torch.func or forward-mode differentiation makes several calls of one."""
 
 _UNKNOWN = "(unknown)"
 """Owner of a node of which nobody knows who made it; in the rows it is that of no module."""
@@ -96,7 +100,7 @@ def attribute(
     """
     host = sorted((e for e in events if e.kind not in (KERNEL, WAIT)), key=lambda e: (e.thread, e.start, -e.end))
     device = [e for e in events if e.kind == KERNEL]
-    numbers, taken_over = _node_numbers(host), _taken_over(host)
+    numbers, made, taken_over = _node_numbers(host), _made_by_nodes(host), _taken_over(host)
     op_calls: list[_OpCall] = []
     launching = {e.linked for e in device if e.linked}
     launchers: dict[int, tuple[_Frame, str, str]] = {}
@@ -107,6 +111,13 @@ def attribute(
     marks = sorted((e.start, e.name[len(PHASE_MARK) :]) for e in host if e.kind == PHASE)
     phase, following, last_owner = "other", 0, UNATTRIBUTED
     outside = _Frame(0, UNATTRIBUTED, "")
+    transformed = False
+
+    def maker_of(node: int) -> str | None:
+        if node not in numbers:
+            return _UNKNOWN
+        return maker_of(made[numbers[node]]) if numbers[node] in made else maker(*numbers[node])
+
     for index, event in enumerate(host):
         if event.thread != thread:
             thread, stack, last_owner = event.thread, [], UNATTRIBUTED
@@ -119,8 +130,8 @@ def attribute(
         around = stack[-1] if stack else outside
         name, kind = event.name, event.kind
         frame = around
-        if around.call is not None:
-            pass  # what a counted operator does inside is its own
+        if around.call is not None:  # what a counted operator does inside is its own
+            transformed = transformed or (kind == OPERATOR and _again(around.call.name, name))
         elif kind == CALL:
             name = ""  # no operator
             module, again = calls[int(event.name[len(CALL_MARK) :])]
@@ -131,7 +142,7 @@ def attribute(
             continue
         elif kind == NODE:
             if not name.endswith(_FOLLOWS):
-                made_by = maker(*numbers[index]) if index in numbers else _UNKNOWN
+                made_by = maker_of(index)
                 # made by no module call: part of a checkpoint's own backward, and so of what runs that
                 last_owner = around.owner if made_by is None else made_by
             frame = _Frame(event.end, last_owner, "backward", _Node())
@@ -166,11 +177,21 @@ def attribute(
         row["start_ns"] -= first
     facts = {"events": len(events), "kernels": len(kernels), "kernels_linked": linked}
     facts |= {"unknown_owner_ns": unknown_ns} if unknown_ns else {}
+    facts |= {"transformed": True} if transformed else {}
     rows = [
         {"module": module, "phase": where, "op": op, "within": within, "calls": times, "flops_profiler": flops}
         for (module, where, op, within), (times, flops) in estimates.items()
     ]
     return kernels, rows, facts
+
+
+def _again(op: str, inside: str) -> bool:
+    """Whether an operator inside another is that one once more, as torch.func or forward-mode differentiation call it.
+
+    A transformation calls the operator again, on what it made of the arguments; forward-mode differentiation calls it
+    for the tangents, beside the work of its own.
+    """
+    return (op in _PRODUCTS and inside in _PRODUCTS) or op == inside == "aten::convolution"
 
 
 def _taken_over(host: list[Event]) -> set[int]:
@@ -218,6 +239,36 @@ def _node_numbers(host: list[Event]) -> dict[int, tuple[int, int]]:
                 if event.number >= 0:
                     found[place] = (event.forward_thread, event.number)
     return found
+
+
+def _made_by_nodes(host: list[Event]) -> dict[tuple[int, int], int]:
+    """Which node made another one, of those whose backward builds a graph of itself (``create_graph=True``).
+
+    An operator names the number that the next node of its thread gets: the last to name one has made that node.
+
+    Args:
+        host: by thread and start, a range before what is inside it.
+
+    Returns:
+        The place of a node among the events, by thread and sequence number of those that were made in it, but in no
+        call of a module inside; for those of AccumulateGrad, the node that it follows.
+    """
+    found: dict[tuple[int, int], int | None] = {}
+    around: list[tuple[Event, int | None]] = []
+    thread, last = None, None
+    for index, event in enumerate(host):
+        if event.thread != thread:
+            thread, last, around = event.thread, None, []
+        while around and around[-1][0].end <= event.start:
+            around.pop()
+        if event.kind == NODE:
+            last = last if event.name.endswith(_FOLLOWS) else index
+            around.append((event, last))
+        elif event.kind == CALL:
+            around.append((event, None))
+        elif event.kind in (OPERATOR, RANGE) and event.number >= 0:
+            found[event.thread, event.number] = around[-1][1] if around else None
+    return {number: node for number, node in found.items() if node is not None}
 
 
 def _device_times(device: list[Event], launchers: dict[int, tuple[_Frame, str, str]]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from gpuprof.errors import GpuprofError
 from gpuprof.workload import media
 from gpuprof.workload.anyres import choose_grid, grids, image_positions
 from gpuprof.workload.configuration import ask, parts
-from gpuprof.workload.maker import QUESTION_LENGTH, Inputs, Maker
+from gpuprof.workload.maker import QUESTION_LENGTH, SOUNDS, Inputs, Maker
 from gpuprof.workload.options import SIZES, Options, flag
 from gpuprof.workload.steps import cache_argument
 
@@ -52,7 +52,7 @@ def make_inputs(
     inputs = _family(maker)(maker)
     for name, make in _BESIDE_TEXT.items():
         if name in maker.takes and "input_ids" in inputs.kwargs:
-            inputs.kwargs |= make(maker, *inputs.kwargs["input_ids"].shape)
+            inputs.kwargs |= make(maker, *inputs.kwargs["input_ids"].shape[:2])
     # A cache would add copies that no training and no single forward needs; generation turns it on itself.
     if options.mode != "generate" and "use_cache" in maker.takes:
         inputs.kwargs["use_cache"] = False
@@ -66,6 +66,10 @@ def _family(maker: Maker) -> Any:
         return _llava_onevision
     if main == "past_values":
         return _series
+    if main == "latents":
+        return _latents
+    if {"states", "actions", "timesteps"} <= takes:
+        return _trajectory
     if "input_ids" in takes and maker.media:
         return _contrastive if "return_loss" in takes else _text_and_media
     if "decoder_input_ids" in takes and (main == "input_ids" or maker.media):
@@ -82,9 +86,13 @@ def _text(maker: Maker) -> Inputs:
     lengths = ("prompt_len", "new_tokens") if maker.generating else ("seq_len",)
     maker.accept("a text model", "batch_size", *lengths)
     batch = maker.size("batch_size", 1)
-    sizes = maker.lengths()
+    # A model of bytes with a table of queries says something at each of its positions, and learns it at each.
+    sizes = maker.lengths(maker.position_limit()[0] if maker.model.main_input_name == "inputs" else 512)
     length = sizes["prompt_len"] or sizes["seq_len"] or 0
     ids = maker.text(batch, length)
+    if maker.config.model_type == "kyutai_speech_to_text":  # a text, and the codes of what is heard meanwhile
+        codes = maker.integers(maker.config.codebook_vocab_size, batch, length, maker.config.num_codebooks)
+        ids = torch.cat([ids[..., None], codes], dim=-1)
     kwargs = {"input_ids": ids}
     if maker.training:
         kwargs |= _text_labels(maker, ids)
@@ -94,7 +102,7 @@ def _text(maker: Maker) -> Inputs:
 
 def _text_labels(maker: Maker, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Labels for the heads whose labels are known; without any the loss is the mean of the first output."""
-    batch, length = ids.shape
+    batch, length = ids.shape[:2]
     name = maker.architecture
     if name.endswith("ForQuestionAnswering") and "start_positions" in maker.takes:
         return {key: maker.integers(length, batch) for key in ("start_positions", "end_positions")}
@@ -135,12 +143,15 @@ def _seq2seq(maker: Maker) -> Inputs:
 
 def _decoded(maker: Maker, batch: int, length: int, prompt: int = 0) -> dict[str, Any]:
     """What a decoder is given: the text that it learns to say, the one before the next word, or its first tokens."""
+    if channels := ask(ask(maker.config, "decoder_config"), "num_channels"):  # of codes, one above the other (Dia)
+        return {"decoder_input_ids": maker.integers(maker.config.decoder_config.vocab_size, batch, length, channels)}
     if maker.generating:
         start = maker.decoder_start(batch)
         rest = [maker.text(batch, prompt - 1)] if prompt > 1 else []
         return {"decoder_input_ids": torch.cat([start, *rest], dim=1)}
     text = maker.text(batch, length)
-    if not (maker.training and "labels" in maker.takes):
+    # Transducers have a loss over all alignments, which takes more than the words.
+    if not (maker.training and "labels" in maker.takes) or maker.architecture.endswith(("ForRNNT", "ForTDT")):
         return {"decoder_input_ids": text}
     # The model moves the labels by one itself if it knows what its decoder starts with.
     starts = ask(maker.config, "decoder_start_token_id") is not None
@@ -155,6 +166,8 @@ def _media(maker: Maker) -> Inputs:
     maker.accept(kind, "batch_size", *(("seq_len",) if sound else ()))
     batch = maker.size("batch_size", 8 if media.kind(name) == "image" else 1)
     kwargs = media.medium(maker, name, batch)
+    for other in media.required(maker.model.forward) & {*SOUNDS} - {*kwargs}:
+        kwargs |= media.medium(maker, other, batch)
     if maker.training and "labels" in maker.takes and maker.architecture.endswith("ForImageClassification"):
         kwargs["labels"] = maker.integers(maker.config.num_labels, batch)
     sizes = dict.fromkeys(SIZES) | {"batch_size": batch, "seq_len": kwargs[name].shape[-1] if sound else None}
@@ -186,6 +199,8 @@ def _text_and_media(maker: Maker) -> Inputs:
         if count := media.positions(maker, kind, media.medium(maker, name, 1)):
             runs.append(media.placeholders(maker, kind, count))
         kwargs |= media.medium(maker, name, batch)
+    if "image_embeds_position_mask" in maker.takes:  # any token stands for the image, as the mask says
+        runs = [([0] * maker.config.latent_query_num, [1] * maker.config.latent_query_num)]
     return _with_media(maker, batch, runs, kwargs)
 
 
@@ -238,7 +253,8 @@ def _with_media(
     given: dict[str, Any] = {"input_ids": torch.cat([placeholder, words], dim=1), **kwargs}
     if tokens:
         of_text = [0] * (length - len(tokens))
-        told = next((name for name in ("mm_token_type_ids", "token_type_ids") if name in maker.takes), None)
+        names = ("mm_token_type_ids", "token_type_ids", "image_embeds_position_mask")
+        told = next((name for name in names if name in maker.takes), None)
         given |= {told: maker.place(torch.tensor([kinds + of_text] * batch))} if told else {}
     if "decoder_input_ids" in maker.takes and any(ask(part, "is_encoder_decoder") for part in parts(maker.config)):
         given |= _decoded(maker, batch, length)
@@ -284,6 +300,29 @@ def _series(maker: Maker) -> Inputs:
     return Inputs(kwargs, dict.fromkeys(SIZES) | {"batch_size": batch})
 
 
+def _latents(maker: Maker) -> Inputs:
+    """The decoder of a codec: 64 frames of what its encoder makes of a sound."""
+    maker.accept("the decoder of a codec", "batch_size")
+    batch = maker.size("batch_size", 1)
+    kwargs = {"latents": maker.floats(batch, maker.config.hidden_size, 64)}
+    return Inputs(kwargs, dict.fromkeys(SIZES) | {"batch_size": batch})
+
+
+def _trajectory(maker: Maker) -> Inputs:
+    """What an agent saw, did and was given, step by step, as in a decision transformer."""
+    maker.accept("a model of trajectories", "batch_size", "seq_len")
+    config, batch, length = maker.config, maker.size("batch_size", 8), maker.size("seq_len", 20)
+    kwargs = {
+        "states": maker.floats(batch, length, config.state_dim),
+        "actions": maker.floats(batch, length, config.act_dim),
+        "rewards": maker.floats(batch, length, 1),
+        "returns_to_go": maker.floats(batch, length, 1),
+        "timesteps": maker.integers(config.max_ep_len, batch, length),
+        "attention_mask": maker.place(torch.ones(batch, length, dtype=torch.long)),
+    }
+    return Inputs(kwargs, dict.fromkeys(SIZES) | {"batch_size": batch, "seq_len": length})
+
+
 def _boxes(maker: Maker, batch: int, length: int) -> dict[str, Any]:
     """Where each token stands on its page: left, top, right, bottom, in thousandths."""
     return {"bbox": maker.integers(1000, batch, length, 4).sort(dim=-1).values}
@@ -298,16 +337,16 @@ def _regions(maker: Maker, batch: int, length: int) -> dict[str, Any]:
     }
 
 
-def _image_first(maker: Maker, batch: int, length: int) -> dict[str, Any]:
-    """The first positions of the text are the image's."""
-    positions = torch.zeros(batch, length, dtype=torch.long)
-    positions[:, : maker.config.latent_query_num] = 1
-    return {"image_embeds_position_mask": maker.place(positions)}
-
-
 def _unpadded(maker: Maker, batch: int, length: int) -> dict[str, Any]:
     """That all of the text is text, for a model that puts the sound into it itself."""
     return {"attention_mask": maker.place(torch.ones(batch, length, dtype=torch.long))}
+
+
+def _sees_all(maker: Maker, batch: int, length: int) -> dict[str, Any]:
+    """That all of the text looks at its one image."""
+    if maker.config.model_type != "idefics":  # elsewhere the name means another mask
+        return {}
+    return {"image_attention_mask": maker.place(torch.ones(batch, length, 1, dtype=torch.long))}
 
 
 # What some models cannot do without beside their text.
@@ -315,5 +354,5 @@ _BESIDE_TEXT = {
     "feature_attention_mask": _unpadded,
     "bbox": _boxes,
     "visual_feats": _regions,
-    "image_embeds_position_mask": _image_first,
+    "image_attention_mask": _sees_all,
 }

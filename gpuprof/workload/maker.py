@@ -71,6 +71,8 @@ class Maker:
         self.takes = frozenset(inspect.signature(self.model.forward).parameters)
         main = self.model.main_input_name
         self.main = main if isinstance(main, str) else main[0]
+        if self.main == "inputs" and "input_ids" in self.takes:
+            self.main = "input_ids"  # another word for it
         blind = ("vision_config", IMAGES + VIDEOS), ("audio_config", SOUNDS)
         missing = {name for part, names in blind if ask(self.config, part, self) is None for name in names}
         self.media = _media(self.takes - missing, self.main)

@@ -30,7 +30,12 @@ _NAMES = {
 _SOUND_MASKS = {"input_features_mask", "feature_attention_mask"}  # what a feature extractor calls `attention_mask`
 _SPECTRUM = ("feature_projection_input_dim", "input_dim")  # values of a sound in each hundredth of a second
 # Arguments that go with a layout of images that many models share, and the model whose processor makes it.
-_LAYOUTS = {"image_grid_thw": "qwen2_vl", "spatial_shapes": "siglip2", "pixel_attention_mask": "idefics3"}
+_LAYOUTS = {
+    "image_grid_thw": "qwen2_vl",
+    "spatial_shapes": "siglip2",
+    "pixel_attention_mask": "idefics3",
+    "target_sizes": "minicpmv4_6",
+}
 
 
 def kind(name: str) -> str:
@@ -67,7 +72,7 @@ def _vision(config: Any) -> Any:
 
 def _side(config: Any) -> tuple[int, int] | None:
     """Height and width that a configuration gives its images; None where it gives none."""
-    size = ask(config, "image_size") or ask(config, "crop_size")
+    size = ask(config, "image_size") or ask(config, "crop_size") or ask(config, "max_img_size")
     if isinstance(size, int):
         return size, size
     return tuple(size) if isinstance(size, (list, tuple)) and len(size) == 2 else None
@@ -84,14 +89,18 @@ def _image(maker: Maker, name: str, batch: int) -> _Tensors:
     layouts = [model_type for argument, model_type in _LAYOUTS.items() if argument in maker.takes]
     given, why = _processed(maker, lambda: processed_image(parts(config), min(side) if side else None, layouts))
     main = given.get(name)
-    film = [length] if (length := frames(config)) else [2] if _compares(config) else []
+    several = 2 if _compares(config) else 1 if config.model_type == "idefics" else None
+    film = [number] if (number := frames(config) or several) else []
     # Without a size of its own, one that masks what is no image takes any size, and another the usual one.
     plain = main is None or (
         main.dim() == 4 and len(main) == 1 and set(given) <= ({name, "pixel_mask"} if side else {name})
     )
     if (plain or film) and name == "pixel_values":
         shape = image_shape(seen)
-        asked = _required(_getter(maker, "image")) & maker.takes
+        if "prompt_pixel_values" in maker.takes:  # the model's image is the prompt's above the one asked about
+            half = (shape[0], shape[1] // 2, shape[2])
+            return {key: maker.floats(batch, *half) for key in (name, "prompt_pixel_values", "prompt_masks")}
+        asked = required(_getter(maker, "image")) & maker.takes
         if why and (layouts or asked - {name, "image_sizes"}):
             raise maker.unknown(why)
         sizes = {"image_sizes": maker.place(torch.tensor([shape[1:]] * batch))} if "image_sizes" in asked else {}
@@ -141,17 +150,14 @@ def _sound(maker: Maker, name: str, batch: int) -> _Tensors:
     bins, length = (ask(maker.config, field) for field in ("num_mel_bins", "max_source_positions"))
     if name == "input_features" and bins and length:
         # Two frames of spectrogram become one position in the convolutions: 3000 frames are whisper's 30 s.
-        masks = {
-            mask: maker.place(torch.ones(batch, 2 * length, dtype=torch.long)) for mask in _SOUND_MASKS & maker.takes
-        }
-        return {name: maker.floats(batch, bins, 2 * length), **masks}
+        return {name: maker.floats(batch, bins, 2 * length), **_all_sound(maker, batch, 2 * length)}
     masked = not _SOUND_MASKS.isdisjoint(maker.takes)
     given, why = _processed(maker, lambda: processed_sound(parts(maker.config), samples, masked=masked))
     if name not in given:
         told = (ask(part, field) for part in parts(maker.config) for field in _SPECTRUM)
         width = next((size for size in told if isinstance(size, int)), None)
         if name == "input_features" and width:
-            return {name: maker.floats(batch, 100 * SECONDS, width)}
+            return {name: maker.floats(batch, 100 * SECONDS, width), **_all_sound(maker, batch, 100 * SECONDS)}
         if name != "input_values":
             raise maker.unknown(why)
         channels = ask(maker.config, "audio_channels") or ask(maker.config, "in_channels")
@@ -159,6 +165,11 @@ def _sound(maker: Maker, name: str, batch: int) -> _Tensors:
         mono = (channels,) if isinstance(channels, int) else ()
         return {name: maker.floats(batch, *mono, samples or SECONDS * rate)}
     return {key: _repeated(maker, tensor, batch, mask="mask" in key) for key, tensor in given.items()}
+
+
+def _all_sound(maker: Maker, batch: int, length: int) -> _Tensors:
+    """A mask which says that none of the features is padding, for a model that asks."""
+    return {name: maker.place(torch.ones(batch, length, dtype=torch.long)) for name in _SOUND_MASKS & maker.takes}
 
 
 def _fitting(maker: Maker, made: Mapping[str, Any]) -> _Tensors:
@@ -197,7 +208,7 @@ def positions(maker: Maker, medium_kind: str, given: _Tensors) -> int:
         return 1  # one token for all of it
     taken = inspect.signature(getter).parameters
     named = {key: value for key, value in given.items() if key in taken}
-    known = given if "args" in taken or _required(getter) - {*named} else named
+    known = given if "args" in taken or required(getter) - {*named} else named
     training = maker.model.training
     maker.model.eval()
     try:
@@ -242,10 +253,10 @@ def _getter(maker: Maker, medium_kind: str) -> Any:
     """The model's function that turns a medium into features; None where it has none."""
     name = f"get_{medium_kind}_features"
     found = [function for module in maker.model.modules() if (function := getattr(module, name, None))]
-    return max(found, key=lambda function: len(_required(function)), default=None)
+    return max(found, key=lambda function: len(required(function)), default=None)
 
 
-def _required(function: Any) -> set[str]:
+def required(function: Any) -> set[str]:
     """Parameters that a function cannot do without."""
     parameters = inspect.signature(function).parameters.values() if function else ()
     return {p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}

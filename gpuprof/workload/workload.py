@@ -12,7 +12,7 @@ import torch
 from gpuprof.errors import GpuprofError
 from gpuprof.workload.nested import packed_shape, part_shapes
 from gpuprof.workload.options import CHOICES, Options, dtype_name
-from gpuprof.workload.steps import GIVEN_LOSS, MEAN_LOSS, OWN_LOSS, forward_step, train_step
+from gpuprof.workload.steps import GIVEN_LOSS, MEAN_LOSS, OWN_LOSS, forward_step, tensors, train_step
 
 
 @dataclass
@@ -84,7 +84,7 @@ def from_module(
     kwargs = dict(kwargs or {})
 
     parameter = next(model.parameters(), None)
-    device = _device(model)
+    device = _device(model, [*args, *kwargs.values()])
     description: dict[str, Any] = {
         "name": name or type(model).__name__,
         "source": "module",
@@ -151,12 +151,13 @@ def _takes(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[Any, A
     return True
 
 
-def _device(model: torch.nn.Module) -> torch.device:
-    """Where a model works: its parameters' device, or the one that accelerate brings them to for the work."""
+def _device(model: torch.nn.Module, inputs: Sequence[Any]) -> torch.device:
+    """Where a model works: its parameters' device, or that which accelerate brings them to; else that of the inputs."""
     hooks = [hook for module in model.modules() if (hook := getattr(module, "_hf_hook", None)) is not None]
     hooks = [each for hook in hooks for each in getattr(hook, "hooks", [hook])]
     known = [torch.device(given) for hook in hooks if (given := getattr(hook, "execution_device", None)) is not None]
-    known = known or [parameter.device for parameter in model.parameters()][:1] or [torch.device("cpu")]
+    known = known or [weight.device for weight in (*model.parameters(), *tensors(inputs), *model.buffers())][:1]
+    known = known or [torch.device("cpu")]
     return next((device for device in known if device.type not in ("cpu", "meta")), known[0])
 
 

@@ -100,7 +100,7 @@ def _model(model, lazy):
             continue
         here = f"{path or '(root)'} "
         state[here + "class"] = type(module)
-        state[here + "training"] = module.training
+        state[here + "training"] = getattr(module, "training", None)  # frozen modules of TorchScript have none
         state[here + "call"] = id(module._compiled_call_impl)
         state[here + "attributes of ours"] = [name for name in vars(module) if "gpuprof" in name or "_call" in name]
         tables = {name: table for name, table in vars(module).items() if "_hooks" in name and isinstance(table, dict)}

@@ -8,7 +8,7 @@ from torch import nn
 from torch.profiler import record_function
 
 import gpuprof
-from gpuprof.analysis.consistency import inconsistencies
+from gpuprof.analysis.consistency import inconsistencies, withheld, withheld_of_kernels, withheld_of_owners
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED
 
@@ -283,3 +283,77 @@ def test_a_block_that_is_compiled_in_place_has_its_row(mode):
     assert [block._compiled_call_impl for block in model[:2]] == calls
     times = run.modules().set_index("module")["time_forward_s"]
     assert (times[["0", "1", "2"]] > 0).all()
+
+
+class Derived(nn.Module):
+    """Two linear layers and derivatives of their output by the input, each of the one before."""
+
+    def __init__(self, order):
+        super().__init__()
+        self.a, self.b = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
+        self.order = order
+
+    def forward(self, x):
+        x = x.clone().requires_grad_()
+        y = self.b(torch.tanh(self.a(x)))
+        for _ in range(self.order):
+            (y,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return y.pow(2).mean()
+
+
+@pytest.mark.parametrize(
+    ("order", "a", "b"),
+    [
+        # h = x A^T, y = tanh(h) B^T; u = 1 B, v = u tanh'(h), the gradient v A: one product of each. Of the loss, from
+        # the last: of v A both gradients, of u its B, of h both
+        (1, 1 + 2 + 2, 1 + 1),
+        # the second derivative takes 1 A^T for v and z A for h; of the loss z A both, 1 A^T its A, u its B, h both
+        (2, 1 + 2 + 2 + 1 + 2, 1 + 1),
+    ],
+    ids=["gradient penalty", "second derivative"],
+)
+def test_a_backward_of_a_backward_belongs_to_the_module_of_the_first(order, a, b):
+    run = profiled(Derived(order))
+
+    assert traced(run) == {"a": (1, a), "b": (1, b)}
+    assert counted(run) == {"a": (SQUARE, a * SQUARE), "b": (SQUARE, b * SQUARE)}
+
+
+def per_sample_gradients(model, x):
+    params = {name: param.detach() for name, param in model.named_parameters()}
+
+    def loss(params, x):
+        return torch.func.functional_call(model, params, (x[None],)).pow(2).sum()
+
+    return torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(params, x)
+
+
+def gradient(model, x):
+    params = {name: param.detach() for name, param in model.named_parameters()}
+    return torch.func.grad(lambda params: torch.func.functional_call(model, params, (x,)).pow(2).sum())(params)
+
+
+def forward_mode(model, x):
+    with torch.autograd.forward_ad.dual_level():
+        return model(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+@pytest.mark.parametrize(
+    ("transform", "flops"),
+    [
+        (gradient, {"a": (SQUARE, SQUARE), "b": (SQUARE, 2 * SQUARE)}),
+        (per_sample_gradients, {"a": (SQUARE, SQUARE), "b": (SQUARE, 2 * SQUARE)}),
+        # the product and those of either factor's tangent: torch multiplies the zeros of the weight's too
+        (forward_mode, {"a": (3 * SQUARE, 0), "b": (3 * SQUARE, 0)}),
+    ],
+)
+def test_a_transformed_step_has_its_mfu_and_its_parts_none(transform, flops):
+    model, x = Two(layer=lambda: nn.Linear(WIDTH, WIDTH, bias=False)), torch.randn(ROWS, WIDTH)
+    run = gpuprof.profile(model, step=lambda: transform(model, x), passes=("count", "time", "trace"), steps=1)
+
+    assert counted(run) == flops
+    assert withheld(run) == ""
+    [line] = inconsistencies(run)
+    assert line.startswith("under torch.func or forward-mode differentiation")
+    assert withheld_of_kernels(run) == f"withheld: {line}"
+    assert withheld_of_owners(run) == ""

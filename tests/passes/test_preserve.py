@@ -388,6 +388,32 @@ def test_scripted_modules_that_fail(make, name):
         gpuprof.profile(model, x, passes=[name])
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
+def test_a_frozen_module_of_torchscript_has_no_flag():
+    model, x = (
+        torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8))).eval()),
+        torch.ones(2, 4),
+    )
+    run = gpuprof.profile(model, x, mode="forward", passes=PASSES)
+    assert [run.passes[name].status for name in PASSES] == ["done"] * 4
+    assert run.ops["flops_full"].sum() == 2 * 2 * 4 * 8 + 2 * 2 * 8 * 8
+
+
+def test_a_module_that_lets_nothing_be_set():
+    class Sealed(nn.Linear):
+        def __setattr__(self, name, value):
+            if "sealed" in vars(self):
+                raise TypeError(f"{name}: sealed")
+            super().__setattr__(name, value)
+
+    model, x = Sealed(4, 8), torch.ones(2, 4)
+    vars(model)["sealed"] = True
+    with as_before(model):
+        run = gpuprof.profile(model, x, passes=PASSES)
+    assert [run.passes[name].status for name in PASSES] == ["done"] * 4
+    assert run.ops["flops_full"].sum() == 2 * 2 * (2 * 4 * 8)  # and the gradient of the weight
+
+
 # -- what fails while it is put back
 
 

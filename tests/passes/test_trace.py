@@ -246,6 +246,27 @@ def test_a_reentrant_checkpoint_keeps_the_numbers_of_two_threads_apart():
     ]
 
 
+def test_a_node_that_a_node_has_made_belongs_to_the_module_of_that_one():
+    t = Timeline()
+    t.phase("backward")
+    made = t.op("aten::mul", number=3, thread=DEVICE_THREAD)  # asks for the next number, and makes no node
+    t.run(
+        t.node("MmBackward0", 10, made, t.op("aten::mm", number=3, thread=DEVICE_THREAD)),
+        t.node("torch::autograd::AccumulateGrad", -1, t.op("aten::add", number=4, thread=DEVICE_THREAD)),
+        t.op("aten::sum", number=5, thread=DEVICE_THREAD),  # in no node
+        t.node(
+            "MmBackward0", 3, t.op("aten::mm", t.kernel("second", 1000, 1100), number=6, thread=2), forward_thread=2
+        ),
+        t.node("MmBackward0", 6, t.op("aten::mm", t.kernel("third", 1100, 1200), thread=2), forward_thread=2),
+        t.node("AddBackward0", 4, t.op("aten::mul", t.kernel("of a sum", 1200, 1300), thread=2), forward_thread=2),
+        t.node("SumBackward0", 5, t.op("aten::expand", t.kernel("outside", 1300, 1400), thread=2), forward_thread=2),
+    )
+    kernels, _, _ = attributed(t, nodes={(MAIN, 10): "fc"})
+
+    owners = dict(zip(kernels["kernel"], kernels["module"], strict=True))
+    assert owners == {"second": "fc", "third": "fc", "of a sum": "fc", "outside": "(unattributed)"}
+
+
 def test_what_runs_between_the_modules_of_a_recomputation_is_recomputation():
     t = Timeline()
     t.phase("backward")

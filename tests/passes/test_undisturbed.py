@@ -442,3 +442,18 @@ def test_hooks_work_for_the_module_that_has_them():
         ("0", "forward"): SQUARE,
         ("1", "forward"): 3 * SQUARE,
     }
+
+
+# -- what else runs in the process
+
+
+def test_a_profiler_of_the_users_own_keeps_what_it_has():
+    model, x = nn.Linear(WIDTH, WIDTH), torch.randn(ROWS, WIDTH)
+    with torch.profiler.profile() as own:
+        model(x)
+        run = gpuprof.profile(model, x, mode="forward", passes=PASSES)
+
+    assert [run.passes[name].status for name in PASSES] == ["done", "done", "skipped", "done"]
+    assert "torch.profiler of your own" in run.passes["trace"].reason
+    assert any("torch.profiler of your own" in line for line in run.warnings)
+    assert "aten::linear" in {event.name for event in own.events()}

@@ -169,13 +169,10 @@ def test_positions_given_to_padding_are_not_the_texts():
 
 
 def test_an_unknown_kind_of_model_points_to_a_file():
-    config = transformers.DecisionTransformerConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
-    )
     with torch.device("meta"):
-        model = transformers.DecisionTransformerModel(config)
+        model = transformers.FastSpeech2ConformerHifiGan(transformers.FastSpeech2ConformerHifiGanConfig())
     with pytest.raises(
-        GpuprofError, match=r"does not know the inputs of DecisionTransformerModel .* as file.py:function"
+        GpuprofError, match=r"not know the inputs of FastSpeech2ConformerHifiGan .* as file.py:function"
     ):
         make_inputs(model, Options(), device=CPU)
 
@@ -215,3 +212,11 @@ def test_text_is_repeated_to_any_length(minilm):
     inputs = make_inputs(model, Options(seq_len=512), tokenizer=tokenizer, device=CPU)
 
     assert inputs.kwargs["input_ids"].shape == (1, 512)
+
+
+def test_a_decision_transformer_reads_a_trajectory():
+    config = transformers.DecisionTransformerConfig(hidden_size=32, n_layer=1, n_head=2, state_dim=5, act_dim=3)
+    model = transformers.DecisionTransformerModel(config)
+    kwargs = make_inputs(model, Options(batch_size=2, seq_len=6), device=CPU).kwargs
+
+    assert model(**kwargs).action_preds.shape == (2, 6, 3)
