@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import itertools
 import math
 import threading
@@ -376,8 +377,8 @@ def _loss_warning(result: Any) -> list[str]:
     """A loss that is not finite is measured all the same, and said."""
     if not isinstance(result, torch.Tensor) or result.numel() != 1 or result.device.type == "meta":
         return []
-    value = float(result.detach())
-    if math.isfinite(value):
+    value = result.detach().item()
+    if cmath.isfinite(value):  # a step may also return one number that is complex, whole or a bool
         return []
     return [f"the loss is {value}: measured anyway, but kernels may be faster or slower on such values"]
 

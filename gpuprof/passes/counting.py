@@ -102,7 +102,7 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
         plain_control_flow(),
         observed_inputs(workload) as inputs,
     ):
-        result = workload.step()
+        result = _with_room(workload.step)
         given = inputs()
     _refuse_other_threads(ownership)
     rows, causality, row_of = counter.rows(workload.device.type)
@@ -118,6 +118,19 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
     facts |= {"nested": sorted(counter.nested)} if counter.nested else {}
     outcome = PassOutcome("done", facts=facts)
     return Counted(table("ops", rows), module_tree(model, calls, causality), outcome, result, row_of)
+
+
+def _with_room(step: Callable[[], Any]) -> Any:
+    """Run a step on a piece of Python's stack that is large enough for all of it.
+
+    CPython keeps its frames in pieces of 16 KiB, and gives one back to the system as soon as nothing runs in it. Where
+    a model calls its operators just at the end of a piece, that is two system calls for each: up to a fifth of a count.
+    A frame that claims more than a piece gets a larger one, half of which is left.
+    """
+    return step()
+
+
+_with_room.__code__ = _with_room.__code__.replace(co_stacksize=1 << 14)
 
 
 def _refuse_other_threads(ownership: Ownership) -> None:
@@ -190,6 +203,22 @@ class _Signature(NamedTuple):
     phase: str
     args: tuple[Any, ...]
     kwargs: tuple[Any, ...]
+
+
+class _Described(NamedTuple):
+    """What a signature says in the ``ops`` table, whoever makes the calls.
+
+    Attributes:
+        priced: `_FIGURES` of one call, None without a rule.
+        causality: of the module, as far as this call tells: known, unknown or empty.
+    """
+
+    op: str
+    kind: str
+    shapes: str
+    dtype: str
+    priced: tuple[int | None, ...]
+    causality: str
 
 
 class _Counter(TorchDispatchMode):
@@ -274,40 +303,21 @@ class _Counter(TorchDispatchMode):
         causality: dict[str, str] = {}
         row_of: list[int] = []
         places: dict[Any, int] = {}
+        described: dict[Any, _Described] = {}  # once for all modules that make the same call
         for signature, number in self._numbers.items():
-            op = _name(signature.func)
-            args, kwargs = torch_free(signature.args), dict(torch_free(signature.kwargs))
-            out = torch_free(self._outputs[number])
-            specs = tensor_specs(args) + tensor_specs(tuple(kwargs.values()))
-            if any(spec.stored is not None for spec in specs):
-                self.sparse.add(op.partition(".")[0])
-            priced: tuple[int | None, ...] = (None,) * 5
-            kind: str = ""
-            dtype = ""
             module = signature.scope.module
-            if next(nested_in((args, tuple(kwargs.values()))), None) is not None:
-                self.nested.add(op)
-            found = price(op, args, kwargs, out, signature.scope.facts, device)
-            if found is not None:
-                cost, known, kind = found
-                dtype = cost.dtype
-                if cost.bound:
-                    self.bounds.add(op)
-                priced = _figures(cost, least_bytes(cost, kind, args, kwargs, out))
-                if not known:
-                    causality[module] = "unknown"
-                elif kind == "attention" or cost.causal is not None:
-                    causality.setdefault(module, "known")
-            row: dict[str, Any] = {
-                "module": module,
-                "phase": signature.phase,
-                "op": op,
-                "kind": kind,
-                "shapes": f"{shapes_text(specs)} -> {shapes_text(tensor_specs((out,)))}",
-                "dtype": dtype or dtype_of(specs + tensor_specs((out,))),
-            }
-            key = (tuple(row.values()), priced)
-            merged.setdefault(key, {**row, "calls": 0, "priced": priced})["calls"] += self.calls[number]
+            call = (signature.func, signature.args, signature.kwargs, self._outputs[number], signature.scope.facts)
+            found = described.get(call)
+            if found is None:
+                found = described[call] = self._described(*call, device)
+            if found.causality == "unknown":
+                causality[module] = "unknown"
+            elif found.causality:
+                causality.setdefault(module, found.causality)
+            key = module, signature.phase, *found[:5]
+            if key not in merged:
+                merged[key] = {**dict(zip(_ROW, key, strict=True)), "calls": 0}
+            merged[key]["calls"] += self.calls[number]
             row_of.append(places.setdefault(key, len(places)))
         rows = list(merged.values())
         for row in rows:
@@ -315,7 +325,32 @@ class _Counter(TorchDispatchMode):
             row.update({name: None if value is None else value * row["calls"] for name, value in figures})
         return rows, causality, row_of
 
+    def _described(
+        self, func: Any, given: tuple[Any, ...], named: tuple[Any, ...], made: Any, facts: AttentionFacts | None,
+        device: str,
+    ) -> _Described:  # fmt: skip
+        op = _name(func)
+        args, kwargs, out = torch_free(given), dict(torch_free(named)), torch_free(made)
+        specs = tensor_specs(args) + tensor_specs(tuple(kwargs.values()))
+        results = tensor_specs((out,))
+        if any(spec.stored is not None for spec in specs):
+            self.sparse.add(op.partition(".")[0])
+        if next(nested_in((args, tuple(kwargs.values()))), None) is not None:
+            self.nested.add(op)
+        shapes = f"{shapes_text(specs)} -> {shapes_text(results)}"
+        dtype = dtype_of(specs + results)
+        found = price(op, args, kwargs, out, facts, device)
+        if found is None:
+            return _Described(op, "", shapes, dtype, (None,) * 5, "")
+        cost, known, kind = found
+        if cost.bound:
+            self.bounds.add(op)
+        causality = "unknown" if not known else "known" if kind == "attention" or cost.causal is not None else ""
+        priced = _figures(cost, least_bytes(cost, kind, args, kwargs, out))
+        return _Described(op, kind, shapes, cost.dtype or dtype, priced, causality)
 
+
+_ROW = ("module", "phase", "op", "kind", "shapes", "dtype", "priced")
 _FIGURES = ("flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes")
 
 

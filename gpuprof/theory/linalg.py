@@ -112,7 +112,9 @@ def _solve_triangular(a: TensorSpec, b: TensorSpec, *_: Any, out: TensorSpec, **
 
 
 @flop_rule("aten::triangular_solve")
-def _triangular_solve(b: TensorSpec, a: TensorSpec, *_: Any, out: Sequence[TensorSpec], **__: Any) -> int:
+def _triangular_solve(b: TensorSpec, a: TensorSpec, *_: Any, out: Sequence[TensorSpec], **__: Any) -> int | None:
+    if a.stored is not None:  # of which only one triangle is read, perhaps without its diagonal
+        return None
     return _flops(a, triangular_solve(a.shape[-1], _columns(out[0], a)))
 
 

@@ -154,6 +154,16 @@ def test_a_sparse_tensor_on_meta_is_no_zero():
         )
 
 
+def test_a_sparse_triangle_is_named():
+    """Only what it stores in one triangle is read, so its size alone, 4 x 4 for each column, would be wrong."""
+    triangle = torch.eye(4).to_sparse_csr()
+    run, flops = counted(
+        Function(lambda b: torch.triangular_solve(b, triangle)[0]), torch.ones(4, 2), mode="forward", rules=False
+    )
+    assert flops == (0, 0)
+    assert run.passes["count"].facts["ops_without_rule"] == ["aten::triangular_solve.default"]
+
+
 # -- complex: 8 real FLOPs for a multiply-accumulate
 
 
@@ -177,6 +187,12 @@ def test_a_complex_convolution_is_three_real_ones(kind):
     positions = 6 if kind is nn.Conv1d else 8  # outputs, transposed inputs
     forward = 3 * 2 * 2 * positions * 2 * 3 * 3
     assert counted(Function(lambda x: layer(x).abs()), given(2, 2, 8, dtype=COMPLEX))[1] == (forward, 2 * forward)
+
+
+def test_a_complex_number_for_a_result_is_a_good_step():
+    run, flops = counted(Function(torch.vdot), given(5, dtype=COMPLEX), given(5, dtype=COMPLEX), mode="forward")
+    assert flops == (8 * 5, 0)
+    assert run.warnings == []
 
 
 def test_real_parts_by_themselves_are_what_runs():
@@ -388,7 +404,7 @@ class Packed(nn.Module):
 
     def forward(self, x):
         offsets = torch.tensor([0, 3, 8, 10], dtype=torch.int32)
-        offsets = offsets if self.known else (offsets + x.sum()).to(torch.int32)  # computed, and so without values
+        offsets = offsets if self.known else offsets.to("meta")
         return varlen_attn(x, x, x, offsets, offsets, 5, 5, window_size=(-1, 0))
 
 class Both(nn.Module):
