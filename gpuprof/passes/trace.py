@@ -37,6 +37,7 @@ from gpuprof.traces.owners import attribute
 from gpuprof.workload import Workload
 
 _cuda_traced = False  # in this process
+_BACKWARD_FUNCTION, _USER_SCOPE = 1, 7  # of torch's RecordScope
 
 
 class Traced(NamedTuple):
@@ -130,7 +131,8 @@ def read(profiler: profile) -> list[Event]:
     Every field costs a call, so each kind of event is asked only for what it has.
     """
     results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]
-    cpu, of_node = torch.autograd.DeviceType.CPU, 1  # RecordScope::BACKWARD_FUNCTION
+    cpu = torch.autograd.DeviceType.CPU
+    kinds: dict[tuple[str, int], str] = {}
     events = []
     for event in results.events():
         name = event.name()
@@ -144,7 +146,12 @@ def read(profiler: profile) -> list[Event]:
                     )
                 )  # fmt: skip
             continue
-        kind = host_kind(name, event.is_user_annotation(), event.scope() == of_node, event.linked_correlation_id() > 0)
+        scope = event.scope()
+        kind = kinds.get((name, scope), "")
+        if not kind:
+            kind = kinds[name, scope] = host_kind(name, scope == _USER_SCOPE, scope == _BACKWARD_FUNCTION)
+        if kind == RANGE and event.linked_correlation_id() > 0:
+            kind = RUNTIME  # which names the operator that called it
         number, forward_thread, flops, shapes = -1, 0, 0, ()
         if kind in (NODE, FUNCTION):
             number, forward_thread = event.sequence_nr(), event.fwd_thread_id()

@@ -77,14 +77,13 @@ class Event(NamedTuple):
     shapes: Any = ()
 
 
-def host_kind(name: str, label: bool = False, of_node: bool = False, linked: bool = False) -> str:
+def host_kind(name: str, label: bool = False, of_node: bool = False) -> str:
     """What an event on the host is.
 
     Args:
         name: its name.
         label: whether the profiler says that it is an annotation of somebody's.
         of_node: whether it says that it is the function of an autograd node.
-        linked: whether it names another host event by its correlation, as calls into the runtime do.
     """
     if name.startswith(CALL_MARK):
         return CALL
@@ -104,7 +103,7 @@ def host_kind(name: str, label: bool = False, of_node: bool = False, linked: boo
         return RANGE
     if _OPERATOR(name):
         return OPERATOR
-    return RUNTIME if linked or _RUNTIME(name) else RANGE
+    return RUNTIME if _RUNTIME(name) else RANGE
 
 
 def device_kind(name: str, label: bool = False) -> str:
