@@ -404,7 +404,7 @@ class Packed(nn.Module):
 
     def forward(self, x):
         offsets = torch.tensor([0, 3, 8, 10], dtype=torch.int32)
-        offsets = offsets if self.known else offsets.to("meta")
+        offsets = offsets if self.known else (offsets + x.sum()).to(torch.int32)  # computed, and so without values
         return varlen_attn(x, x, x, offsets, offsets, 5, 5, window_size=(-1, 0))
 
 class Both(nn.Module):
