@@ -391,7 +391,7 @@ def main() -> int:
     """Runs the study and prints its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="model types, separated by commas")
-    parser.add_argument("--limit", type=float, default=180, help="seconds for one architecture")
+    parser.add_argument("--limit", type=float, default=400, help="seconds for one architecture")
     parser.add_argument("--results", type=Path, default=Path("architectures.jsonl"), help="file to go on from")
     parser.add_argument("--markdown", type=Path, help="page to write the tables to")
     arguments = parser.parse_args()
