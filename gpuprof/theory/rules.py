@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from gpuprof.errors import GpuprofError
+
 RULES_VERSION = 2
 """Raised whenever a rule changes a figure: runs of different versions are not comparable."""
 
@@ -124,16 +126,22 @@ def cost_of(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) ->
         args: positional arguments, tensors as `TensorSpec`.
         kwargs: keyword arguments, likewise.
         out: the result, likewise.
+
+    Raises:
+        GpuprofError: The rule fails, or gives less than nothing.
     """
     rule = rule_for(op)
     if rule is None:
         return None
-    cost = rule.cost(*args, **{**kwargs, "out": out})
-    if cost is None:
-        return None
-    if not isinstance(cost, Cost):
-        cost = Cost(full=int(cost))
-    return cost, rule.kind
+    try:
+        cost = rule.cost(*args, **{**kwargs, "out": out})
+        if cost is not None and not isinstance(cost, Cost):
+            cost = Cost(full=int(cost))
+    except Exception as error:  # whatever a rule of the user's own may raise
+        raise GpuprofError(f"the FLOP rule of {op} raised {type(error).__name__}: {error}") from error
+    if cost is not None and min(cost.full, cost.causal or 0, cost.hardware or 0, cost.vector) < 0:
+        raise GpuprofError(f"the FLOP rule of {op} gives less than 0 FLOPs: {cost}")
+    return None if cost is None else (cost, rule.kind)
 
 
 def total(costs: Sequence[Cost]) -> Cost:

@@ -189,9 +189,9 @@ def _again(op: str, inside: str) -> bool:
     """Whether an operator inside another is that one once more, as torch.func or forward-mode differentiation call it.
 
     A transformation calls the operator again, on what it made of the arguments; forward-mode differentiation calls it
-    for the tangents, beside the work of its own.
+    for the tangents, beside the work of its own. Neither does so by addmm alone, which is what a sparse product calls.
     """
-    return (op in _PRODUCTS and inside in _PRODUCTS) or op == inside == "aten::convolution"
+    return (op in _PRODUCTS and inside in _PRODUCTS and inside != "aten::addmm") or op == inside == "aten::convolution"
 
 
 def _taken_over(host: list[Event]) -> set[int]:

@@ -387,6 +387,20 @@ def test_a_transformed_step_has_its_mfu_and_its_parts_none(transform, flops):
     assert withheld_of_owners(run) == ""
 
 
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.parametrize("multiply", [torch.sparse.mm, torch.matmul])
+def test_a_sparse_product_is_an_operator_inside_another_and_no_transformation(layout, multiply):
+    class Graph(Two):
+        def forward(self, x):
+            return multiply(self.adjacency, self.b(self.a(x)))
+
+    model = Graph(layer=lambda: nn.Linear(WIDTH, WIDTH, bias=False))
+    model.adjacency = torch.eye(ROWS).to_sparse(layout=layout)
+    run = gpuprof.profile(model, torch.randn(ROWS, WIDTH), passes=("count", "time", "trace"), steps=1)
+    assert counted(run)[""] == (2 * ROWS * WIDTH, 2 * ROWS * WIDTH)  # as many stored as there are rows
+    assert inconsistencies(run) == []
+
+
 @pytest.mark.parametrize("draw", [random.random, np.random.random, lambda: float(torch.rand(()))])
 def test_whoever_draws_draws_the_same_in_every_step(draw):
     class Depth(Two):

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from gpuprof.errors import GpuprofError
 from gpuprof.theory import Cost, TensorSpec, conventions, cost_of, flop_rule, least_bytes, rule_for, rules
 
 T = TensorSpec
@@ -34,6 +35,27 @@ def test_a_rule_may_say_that_it_cannot_tell():
     assert rule_for("mylib::packed.default") is not None
     assert cost_of("mylib::packed.default", (), {}, None) is None
     assert cost_of("mylib::unheard_of.default", (), {}, None) is None
+
+
+def broken(*_, out):
+    raise KeyError("K")
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        (broken, "raised KeyError: 'K'"),
+        (lambda a, *, out: "x", "raised ValueError: invalid literal"),
+        (lambda a, *, out: float("nan"), "raised ValueError: cannot convert float NaN"),
+        (lambda a, *, out: -5, "gives less than 0 FLOPs"),
+        (lambda a, *, out: Cost(full=5, causal=-1), "gives less than 0 FLOPs"),
+    ],
+)
+def test_a_rule_that_is_wrong_is_named_and_not_the_model(rule, why):
+    flop_rule("mylib::wrong")(rule)
+    with pytest.raises(GpuprofError, match=f"^the FLOP rule of mylib::wrong.default {why}"):
+        cost_of("mylib::wrong.default", (T((2,)),), {}, T((2,)))
 
 
 def test_out_variants_cost_what_their_operator_costs():
