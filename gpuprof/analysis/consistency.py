@@ -35,6 +35,9 @@ CPU the time of an operator holds what the profiler takes for it."""
 UNOWNED = 0.01
 """Share of the kernel time from which a backward without an owner is said."""
 
+TOLD = 5
+"""Inconsistencies that are told one by one."""
+
 _EMPTY = re.compile(r"(^|[ x])0($|[ x])").search  # a shape with nothing in it
 
 
@@ -91,8 +94,9 @@ def _reason(found: list[str]) -> str:
 
 
 def inconsistencies(run: Run) -> list[str]:
-    """All that is found, one line each."""
-    return [*mismatches(run), *misbooked(run)]
+    """What is found, one line each; of many the first `TOLD`."""
+    found = [*mismatches(run), *misbooked(run)]
+    return found if len(found) <= TOLD else [*found[:TOLD], f"and {len(found) - TOLD} more such"]
 
 
 @_once
@@ -282,18 +286,19 @@ def _of_kernel_time(run: Run) -> Iterator[str]:
 
 
 def _too_fast(run: Run) -> Iterator[str]:
-    """Modules whose own products would have run faster than the device can."""
+    """Modules whose own products would have run faster than the device can, the fastest first."""
     name, peaks = denominator(run)
     if name not in MOST:
         return
     work = run.ops[["module", "phase"]].assign(ideal_s=ideal_seconds(run.ops, "flops_hardware", peaks, run))
     ideal = work.groupby(["module", "phase"])["ideal_s"].sum(min_count=1)
+    shares = {}
     for key, group in run.kernels.groupby(["module", "phase"], sort=False):
         start = group["start_ns"].to_numpy("int64")
         seconds = union_ns(start, start + group["duration_ns"].to_numpy("int64")) * 1e-9
-        share = ideal.get(key, 0.0) / seconds if seconds else 0.0
+        shares[key] = ideal.get(key, 0.0) / seconds if seconds else 0.0
+    for (module, phase), share in sorted(shares.items(), key=lambda item: -item[1]):
         if share > MOST[name]:
-            module, phase = key
             yield (
                 f"{module or '(root)'} in the {phase} would have run at {units.percent(share)} of the {WORDS[name]}: "
                 f"{_doubt(name, 'some of its time is booked elsewhere')}"

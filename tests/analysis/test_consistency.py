@@ -11,6 +11,7 @@ from gpuprof.analysis.budget import budget, budget_by
 from gpuprof.analysis.check import check
 from gpuprof.analysis.comparison import launches
 from gpuprof.analysis.consistency import (
+    inconsistencies,
     misbooked,
     mismatches,
     unchecked,
@@ -345,6 +346,20 @@ def test_modules_above_the_peak(name, peak, lines):
     told += ", or the peak was measured under other load" if name == "measured" else ""
     assert found[:1] == [told][:lines]
     assert mismatches(run) == []
+
+
+def test_of_many_inconsistencies_the_fastest_are_told_and_the_rest_counted():
+    run = gpu_run()
+    run.device["peaks"] = {"datasheet": {"bfloat16": 24.5e9}}  # the backward runs at 25 GFLOP/s, the forward at 50
+    run.ops.loc[run.ops["phase"] == "backward", "flops_hardware"] *= 2
+    run.ops.loc[0, "flops_hardware"] *= 3
+    run.samples["time_s"] *= 10  # as a whole the step is within the peak
+
+    assert len(misbooked(run)) == 6
+    *first, last = inconsistencies(run)
+    assert len(first) == 5
+    assert first[0].startswith("layers.0 in the forward would have run at 612.2 % of the datasheet dense peak")
+    assert last == "and 1 more such"
 
 
 @pytest.mark.parametrize(("nanoseconds", "told"), [(4, None), (5, "1.1 %")])
