@@ -208,7 +208,7 @@ def _launched(number: int, event: Any) -> Iterator[Any]:
             "name": name, "device_type": kind, "device_resource_id": resource, "start_ns": event.start_ns(),
             "end_ns": event.end_ns(), "correlation_id": number, "linked_correlation_id": event.correlation_id(),
             "is_user_annotation": False, "sequence_nr": -1, "fwd_thread_id": 0, "flops": 0, "shapes": [],
-            "start_thread_id": event.start_thread_id(),
+            "start_thread_id": event.start_thread_id(), "scope": 0,
         }  # fmt: skip
         yield SimpleNamespace(**{key: (lambda answer=value: answer) for key, value in answers.items()})
 
