@@ -251,7 +251,9 @@ def _of_the_step(run: Run) -> Iterator[str]:
 
 
 def _doubt(name: str, else_: str) -> str:
-    return else_ if name == "datasheet" else f"{else_}, or the peak was measured under other load"
+    if name == "datasheet":
+        return else_
+    return f"{else_}, or the peak was measured under other load: 'gpuprof ceilings' measures it anew"
 
 
 def _without_owner(run: Run) -> Iterator[str]:
