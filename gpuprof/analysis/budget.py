@@ -22,7 +22,8 @@ from gpuprof import units
 from gpuprof.analysis.consistency import withheld, withheld_of_kernels, withheld_of_owners
 from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
-from gpuprof.analysis.modules import plain_op, union_ns
+from gpuprof.analysis.kernel_time import busy_seconds
+from gpuprof.analysis.modules import plain_op
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
@@ -513,13 +514,8 @@ def _what(part: str, run: Run, ops: pd.DataFrame, kernels: pd.DataFrame, facts: 
         again = run.ops.loc[run.ops["phase"] == "recompute", "flops_hardware"].sum()
         return f"{units.si(float(again), 'FLOPs')} once more"
     if part == "communication":
-        return f"of {units.duration(_union_s(mine))} in all"
+        return f"of {units.duration(busy_seconds(mine))} in all"
     if part == "other":
         largest = mine.groupby("op")["own_s"].sum().nlargest(2)
         return f"mostly {', '.join(op or 'no operator' for op in largest.index)}"
     return many
-
-
-def _union_s(kernels: pd.DataFrame) -> float:
-    start = kernels["start_ns"].to_numpy("int64")
-    return union_ns(start, start + kernels["duration_ns"].to_numpy("int64")) * 1e-9

@@ -12,12 +12,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import wraps
+from typing import TypeVar
 
 import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.denominators import WORDS, denominator, ideal_seconds
-from gpuprof.analysis.kernel_time import union_ns
+from gpuprof.analysis.kernel_time import busy_seconds
 from gpuprof.analysis.operators import PRODUCTS, plain_op
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.record import UNATTRIBUTED, Run
@@ -41,11 +42,14 @@ TOLD = 5
 _EMPTY = re.compile(r"(^|[ x])0($|[ x])").search  # a shape with nothing in it
 
 
-def _once(find: Callable[[Run], list[str]]) -> Callable[[Run], list[str]]:
+_Found = TypeVar("_Found")
+
+
+def _once(find: Callable[[Run], _Found]) -> Callable[[Run], _Found]:
     """Found once for each state of a run: every table and page asks again."""
 
     @wraps(find)
-    def found(run: Run) -> list[str]:
+    def found(run: Run) -> _Found:
         kept = run.__dict__.setdefault("_found", {})
         state = _state(run)
         if find.__name__ not in kept or kept[find.__name__][0] != state:
@@ -170,7 +174,7 @@ def _of_calls(run: Run) -> Iterator[str]:
     unseen = _unseen(run)
     # a trace has no shape of these, or the one that torch pads them to
     nested = set(map(plain_op, run.passes["count"].facts.get("nested", ())))
-    counted, traced = _counted_calls(run), _traced_calls(run)
+    counted, traced = _calls(run)
     for phase, op in dict.fromkeys(key[1:] for key in [*counted, *traced]):
         ours, theirs = (_whole(calls, phase, op) for calls in (counted, traced))
         calls, seen = ours.total(), theirs.total()
@@ -192,7 +196,7 @@ def _of_owners(run: Run) -> Iterator[str]:
     """Modules with more or fewer products in the trace than were counted of them."""
     if not _comparable(run):
         return
-    counted, traced = _counted_calls(run), _traced_calls(run)
+    counted, traced = _calls(run)
     for key in dict.fromkeys([*counted, *traced]):
         calls, seen = (found.get(key, Counter()).total() for found in (counted, traced))
         module, phase, op = key
@@ -210,7 +214,7 @@ def _of_estimates(run: Run) -> Iterator[str]:
     """
     if not _comparable(run):
         return
-    counted, traced = _counted_calls(run), _traced_calls(run)
+    counted, traced = _calls(run)
     flops: dict[tuple[str, str, str], int | None] = {}
     columns = ["module", "phase", "op", "flops_full", "flops_hardware"]
     for module, phase, op, *known in run.ops[columns].itertuples(index=False, name=None):
@@ -278,8 +282,7 @@ def _of_kernel_time(run: Run) -> Iterator[str]:
     step_s = step_seconds(run)
     if not step_s or run.device.get("type") != "cuda":
         return
-    start = run.kernels["start_ns"].to_numpy("int64")
-    busy_s = union_ns(start, start + run.kernels["duration_ns"].to_numpy("int64")) * 1e-9
+    busy_s = busy_seconds(run.kernels)
     if busy_s > SLOWED * step_s:
         yield (
             f"kernels of the traced step took {units.duration(busy_s)}, the undisturbed step "
@@ -296,8 +299,7 @@ def _too_fast(run: Run) -> Iterator[str]:
     ideal = work.groupby(["module", "phase"])["ideal_s"].sum(min_count=1)
     shares = {}
     for key, group in run.kernels.groupby(["module", "phase"], sort=False):
-        start = group["start_ns"].to_numpy("int64")
-        seconds = union_ns(start, start + group["duration_ns"].to_numpy("int64")) * 1e-9
+        seconds = busy_seconds(group)
         shares[key] = ideal.get(key, 0.0) / seconds if seconds else 0.0
     for (module, phase), share in sorted(shares.items(), key=lambda item: -item[1]):
         if share > MOST[name]:
@@ -321,6 +323,12 @@ def _unseen(run: Run) -> bool:
 
 _Calls = dict[tuple[str, str, str], Counter[str]]
 """Calls by the shapes of their inputs, of each module, phase and operator."""
+
+
+@_once
+def _calls(run: Run) -> tuple[_Calls, _Calls]:
+    """Those that were counted, and those that were traced."""
+    return _counted_calls(run), _traced_calls(run)
 
 
 def _counted_calls(run: Run) -> _Calls:

@@ -27,6 +27,12 @@ def kernel_times(kernels: pd.DataFrame, paths: list[str]) -> dict[str, dict[str,
     return times
 
 
+def busy_seconds(kernels: pd.DataFrame) -> float:
+    """Seconds in which at least one of these rows of ``kernels`` ran."""
+    start = kernels["start_ns"].to_numpy("int64")
+    return union_ns(start, start + kernels["duration_ns"].to_numpy("int64")) * 1e-9
+
+
 def union_ns(start: np.ndarray, end: np.ndarray) -> int:
     """Length of the union of intervals, in the unit of the input (int64, sorted or not)."""
     if not len(start):

@@ -16,7 +16,8 @@ import pandas as pd
 
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
-from gpuprof.analysis.modules import plain_op, union_ns
+from gpuprof.analysis.kernel_time import busy_seconds
+from gpuprof.analysis.modules import plain_op
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run, integers
 from gpuprof.theory import rule_for
@@ -136,8 +137,7 @@ def roofline(run: Run, by: str = "op", denominator: str | None = None) -> pd.Dat
     total = float(kernels["duration_ns"].sum())
     rows = []
     for key, group in kernels.groupby("key", sort=False):
-        start = group["start_ns"].to_numpy("int64")
-        seconds = union_ns(start, start + group["duration_ns"].to_numpy("int64")) * 1e-9
+        seconds = busy_seconds(group)
         names = group.groupby("kernel")["duration_ns"].sum().sort_values(ascending=False, kind="stable").index
         flops, nbytes, compute_s = (_known(sums.get(key, {}).get(figure)) for figure in figures)
         row = dict(zip(("name", "phase", "kind"), key, strict=True))

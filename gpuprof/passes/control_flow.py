@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
+
+from gpuprof.undo import patched
 
 
 @contextmanager
@@ -23,17 +25,12 @@ def plain_control_flow() -> Iterator[None]:
 
     What another torch does not have stays as that torch has it.
     """
-    theirs = []
-    for (module, name), ours in _PLAIN.items():
-        names = vars(importlib.import_module(f"torch._higher_order_ops.{module}"))
-        if name in names:
-            theirs.append((names, name, names[name]))
-            names[name] = ours
-    try:
+    with ExitStack() as patches:
+        for (module, name), ours in _PLAIN.items():
+            library = importlib.import_module(f"torch._higher_order_ops.{module}")
+            if hasattr(library, name):
+                patches.enter_context(patched(library, {name: ours}))
         yield
-    finally:
-        for names, name, original in theirs:
-            names[name] = original
 
 
 def _cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Sequence[Any] = ()) -> Any:

@@ -20,6 +20,7 @@ from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 from torch.utils._python_dispatch import _disable_current_modes
 
 from gpuprof.theory.attention import BLOCKS
+from gpuprof.undo import patched
 
 Book = Callable[[Any, tuple[Any, ...], Callable[[], Any]], Any]
 """Counts a call of an operator with these arguments, and returns what the given function computes."""
@@ -34,15 +35,10 @@ def flex_attention_booked(book: Book) -> Iterator[None]:
         "_validate_device": lambda *_: None,
         "flex_attention_hop": lambda *args, **_: _StandIn.apply(book, *args),
     }
-    theirs = {name: getattr(library, name, None) for name in ours}
-    if None in theirs.values():  # another torch: flex_attention is then counted as that torch lets it be
+    # another torch without one of these: flex_attention is then counted as that torch lets it be
+    whole = all(hasattr(library, name) for name in ours)
+    with patched(library, ours if whole else {}):
         yield
-        return
-    vars(library).update(ours)
-    try:
-        yield
-    finally:
-        vars(library).update(theirs)
 
 
 class _StandIn(torch.autograd.Function):

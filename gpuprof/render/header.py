@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.consistency import inconsistencies, withheld, withheld_of_kernels, withheld_of_owners
+from gpuprof.analysis.consistency import SLOWED, inconsistencies, withheld, withheld_of_kernels, withheld_of_owners
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds
 from gpuprof.analysis.executed import executed_whole, not_collected
 from gpuprof.analysis.memory import account
@@ -40,9 +40,6 @@ _STEADY = 0.5
 
 _WORTH_TELLING = 0.01
 """Share of the step from which time outside the phases is told."""
-
-_SLOWED = 1.2
-"""From this ratio of traced kernel time to the undisturbed step, times of modules are not taken at their word."""
 
 
 def header(run: Run, view: View, sums: dict[str, Any]) -> RenderableType:
@@ -298,7 +295,7 @@ def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableTyp
             "Times are of one traced step: the union of the intervals of a module's kernels, backward with recompute. "
             "FLOPs are of the forward. Folded layers show their mean ± standard deviation."
         )
-        if sums["step_s"] and sums["kernel_s"] > _SLOWED * sums["step_s"]:
+        if sums["step_s"] and sums["kernel_s"] > SLOWED * sums["step_s"]:
             lines.append("Tracing slowed the step: read times below the whole as shares, not as seconds.")
     for dtype, spread in run.device.get("peak_spread", {}).items():
         if spread > _STEADY:
