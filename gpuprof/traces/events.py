@@ -62,6 +62,7 @@ class Event(NamedTuple):
         forward_thread: thread that made the autograd node.
         flops: torch's own estimate, 0 where it makes none.
         shapes: shapes of the inputs.
+        inputs: number of what else a recording says of them, -1 where it says nothing.
     """
 
     name: str
@@ -75,6 +76,12 @@ class Event(NamedTuple):
     forward_thread: int = 0
     flops: int = 0
     shapes: Any = ()
+    inputs: int = -1
+
+
+def launches_graph(name: str) -> bool:
+    """Whether a call into the runtime launches a CUDA or HIP graph, all of whose kernels share its correlation."""
+    return "GraphLaunch" in name
 
 
 def host_kind(name: str, label: bool = False, of_node: bool = False) -> str:
