@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,28 +23,15 @@ from gpuprof.record import UNATTRIBUTED, PassOutcome, Run, table
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.theory.tiling import tensor_float32
-from gpuprof.traces.chrome import LABEL, MODULE, Recorded, read
+from gpuprof.traces.chrome import Recorded, read
 from gpuprof.traces.composite import is_composite
-from gpuprof.traces.events import (
-    CALL,
-    FUNCTION,
-    KERNEL,
-    NODE,
-    OPERATOR,
-    OPTIMIZER,
-    PHASE,
-    RANGE,
-    RUNTIME,
-    Event,
-    host_kind,
-    launches_graph,
-)
+from gpuprof.traces.events import launches_graph
 from gpuprof.traces.owners import Attributed, OpCall, attribute
 from gpuprof.traces.pricing import described
 from gpuprof.traces.scopes import Scopes, makers, scopes_of
-from gpuprof.traces.steps import EARLY, OUTSIDE, Steps, launch_times, steps_of
+from gpuprof.traces.step_events import events_of
+from gpuprof.traces.steps import EARLY, OUTSIDE, Step, Steps, Window, steps_of, window_of
 
-Step = int | Literal["all"] | None
 Progress = Callable[[str, int, int], None]
 PathLike = str | os.PathLike[str]
 
@@ -111,141 +98,18 @@ def _run(
     gc.disable()  # it would walk over hundreds of thousands of new tuples again and again, and find nothing
     try:
         steps = steps_of(recorded)
-        window = _window(recorded, steps, step)
+        window = window_of(recorded, steps, step)
         scopes = scopes_of(recorded, window.host)
-        found = _attributed(recorded, window, scopes)
+        host, device = events_of(recorded, window, scopes)
+        found = attribute([*host, *device], scopes.calls, makers(host, scopes.calls), is_composite, marked=False)
     finally:
         if collecting:
             gc.enable()
     return _assembled(recorded, steps, window, scopes, found, settings, device_name, name)
 
 
-class _Window:
-    """What of a recording the run is of.
-
-    Attributes:
-        step: number of the step, or ``all``.
-        host: its events on the host, as indices.
-        device: its events on the device, likewise.
-        samples_ns: duration of each step that was looked at; none where there is no step.
-    """
-
-    def __init__(self, step: int | str, host: np.ndarray, device: np.ndarray, samples_ns: np.ndarray) -> None:
-        self.step = step
-        self.host = host
-        self.device = device
-        self.samples_ns = samples_ns
-
-
-def _window(recorded: Recorded, steps: Steps, step: Step) -> _Window:
-    """The step that was asked for, else the one of median duration, else the whole window.
-
-    Raises:
-        GpuprofError: there is no such step.
-    """
-    everything = np.arange(len(recorded.host.start))
-    launched = np.flatnonzero(steps.of_device != EARLY)
-    if step == "all" or (step is None and not steps.numbers):
-        samples = np.array([], dtype="int64")
-        if step == "all":
-            device, host = recorded.device, recorded.host
-            start, end = (device.start[launched], device.end[launched]) if len(launched) else (host.start, host.end)
-            samples = np.array([end.max() - start.min()]) if len(start) else samples
-        return _Window("all", everything, launched, samples)
-    if step is None:
-        place = int(np.argsort(steps.device_ns, kind="stable")[(len(steps.numbers) - 1) // 2])
-        samples = steps.device_ns
-    elif step in steps.numbers:
-        place = steps.numbers.index(step)
-        samples = steps.device_ns[place : place + 1]
-    else:
-        known = ", ".join(map(str, steps.numbers)) or "none: record them with prof.step()"
-        raise GpuprofError(f"{recorded.path} has no step {step}: there are {known}; or take --step all")
-    begin, end = steps.start[place], steps.end[place]
-    host = np.flatnonzero((recorded.host.start >= begin) & (recorded.host.start < end))
-    return _Window(steps.numbers[place], host, np.flatnonzero(steps.of_device == place), samples)
-
-
-def _attributed(recorded: Recorded, window: _Window, scopes: Scopes) -> Attributed:
-    events = [*scopes.events, *_host_events(recorded, window.host, scopes)]
-    device = recorded.device
-    rows = window.device
-    correlations = device.correlation[rows]
-    runtime = recorded.runtime
-    launching = np.flatnonzero(np.isin(runtime.correlation, correlations[correlations >= 0]))
-    calls = zip(
-        runtime.name[launching].tolist(), runtime.thread[launching].tolist(), runtime.start[launching].tolist(),
-        runtime.end[launching].tolist(), runtime.correlation[launching].tolist(), strict=True,
-    )  # fmt: skip
-    events += [
-        Event(recorded.names[name], RUNTIME, thread, start, end, correlation)
-        for name, thread, start, end, correlation in calls
-    ]
-    events.sort(key=lambda event: (event.thread, event.start, -event.end))
-    maker = makers(events, scopes.calls)
-    kernels = zip(
-        device.name[rows].tolist(), device.stream[rows].tolist(), device.start[rows].tolist(),
-        device.end[rows].tolist(), correlations.tolist(), strict=True,
-    )  # fmt: skip
-    events += [
-        Event(recorded.names[name], KERNEL, stream, start, end, 0, correlation)
-        for name, stream, start, end, correlation in kernels
-    ]
-    return attribute(events, scopes.calls, maker, is_composite, marked=False)
-
-
-def _host_events(recorded: Recorded, rows: np.ndarray, scopes: Scopes) -> list[Event]:
-    """Operators, nodes, optimizers and labels; the ranges of modules, or the labels in their place, are `Scopes`."""
-    host = recorded.host
-    rows = rows[host.category[rows] != MODULE]
-    kinds: dict[tuple[int, int, bool], str] = {}
-    shapes = [_flat(inputs.shapes) for inputs in recorded.inputs]
-    events = []
-    columns = zip(
-        host.name[rows].tolist(), host.category[rows].tolist(), host.thread[rows].tolist(), host.start[rows].tolist(),
-        host.end[rows].tolist(), host.number[rows].tolist(), host.forward_thread[rows].tolist(),
-        host.inputs[rows].tolist(), strict=True,
-    )  # fmt: skip
-    for name, category, thread, start, end, number, forward_thread, inputs in columns:
-        key = (name, category, forward_thread > 0)
-        kind = kinds.get(key)
-        if kind is None:
-            kind = kinds[key] = _kind(recorded.names[name], category, forward_thread > 0, scopes)
-        if kind:
-            events.append(
-                Event(
-                    recorded.names[name], kind, thread, start, end, 0, 0, number, forward_thread, 0,
-                    shapes[inputs] if inputs >= 0 else (), inputs,
-                )
-            )  # fmt: skip
-    return events
-
-
-def _kind(name: str, category: int, of_node: bool, scopes: Scopes) -> str:
-    """What an event of a recording is; empty for what is no part of the step, or is one of its scopes."""
-    kind = host_kind(name, label=category == LABEL, of_node=of_node)
-    if kind in (CALL, PHASE):  # of a trace that was made while gpuprof measured
-        kind = RANGE
-    if category == LABEL and kind == RANGE and (name.startswith("ProfilerStep#") or scopes.what == "labels"):
-        return ""
-    if kind == RUNTIME:  # the name of a call, but no call: those have a category of their own
-        kind = RANGE
-    return kind
-
-
-def _flat(shapes: Any) -> tuple[Any, ...]:
-    """Shapes of tensors, those in lists among them."""
-    found: list[Any] = []
-    for shape in shapes if isinstance(shapes, list) else ():
-        if isinstance(shape, list) and shape and isinstance(shape[0], list):
-            found += shape
-        else:
-            found.append(shape)
-    return tuple(found)
-
-
 def _assembled(
-    recorded: Recorded, steps: Steps, window: _Window, scopes: Scopes, found: Attributed, settings: dict[str, Any],
+    recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, found: Attributed, settings: dict[str, Any],
     device_name: str | None, name: str | None,
 ) -> Run:  # fmt: skip
     kernels = table("kernels", found.kernels)
@@ -274,6 +138,7 @@ def _assembled(
         "samples",
         [{"step": place, "phase": "step", "time_s": int(ns) * 1e-9} for place, ns in enumerate(window.samples_ns)],
     )
+    found.facts.pop("unknown_owner_ns", None)  # of nodes: it is in no_module_ns, and as much of the work is nobody's
     facts = found.facts | _facts(recorded, steps, window, scopes, found)
     run.passes = {
         "count": PassOutcome("done", facts=count),
@@ -352,7 +217,7 @@ def _tree(scopes: Scopes, ops: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFr
 
 
 def _facts(
-    recorded: Recorded, steps: Steps, window: _Window, scopes: Scopes, found: Attributed
+    recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, found: Attributed
 ) -> dict[str, Any]:
     """What a recording says of itself, and what it cannot tell: nanoseconds of kernel time, added up."""
     device = recorded.device
@@ -391,7 +256,7 @@ def _lacks(recorded: Recorded, scopes: Scopes) -> list[str]:
     return lacks if scopes.what == "modules" else [*lacks, "with_modules"]
 
 
-def _device_names(recorded: Recorded, window: _Window) -> list[str]:
+def _device_names(recorded: Recorded, window: Window) -> list[str]:
     """Names of the devices that the kernels ran on, as far as the header has them.
 
     On ROCm the number that a kernel has is none of the header's, so where all have one name it is that.
@@ -404,7 +269,7 @@ def _device_names(recorded: Recorded, window: _Window) -> list[str]:
     return sorted({known[number] for number in used if known.get(number)})
 
 
-def _device(recorded: Recorded, window: _Window, given: str | None) -> dict[str, Any]:
+def _device(recorded: Recorded, window: Window, given: str | None) -> dict[str, Any]:
     """The device as `gpuprof.hardware.device.describe` has it, as far as the header tells."""
     facts: dict[str, Any] = {
         "type": "cuda" if len(recorded.device.start) else "cpu", "name": None, "uuid": None, "index": None,

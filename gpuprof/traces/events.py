@@ -42,6 +42,7 @@ _OPTIMIZER = "Optimizer.step#"
 _MODE = "PythonDispatchMode"
 _COMPILED = "Torch-Compiled Region"
 _OPERATOR = re.compile(r"[A-Za-z_]\w*::[A-Za-z_]\w*(\.\w+)?$").match
+_NODE = re.compile(r"[A-Z]\w*Backward\d*$|torch::autograd::AccumulateGrad$").match
 _RUNTIME = re.compile(r"(cuda|cu|hip)[A-Z]|INVALID$").match  # CUDA's own calls; INVALID where CUPTI knows no name
 _WAIT = re.compile(r"(Stream|Event|Context) (Wait|Sync)|Unknown Sync").match
 
@@ -77,6 +78,14 @@ class Event(NamedTuple):
     flops: int = 0
     shapes: Any = ()
     inputs: int = -1
+
+
+def is_node(name: str) -> bool:
+    """Whether it is a node of autograd, by its function's name alone.
+
+    All there is to tell by in recordings of torch 1.8, which do not have the engine's own ranges.
+    """
+    return _NODE(name) is not None
 
 
 def launches_graph(name: str) -> bool:

@@ -149,7 +149,8 @@ def attribute(
 
     Args:
         events: host and device events of one step.
-        calls: module path of each marked call, and whether it happened inside a backward (recomputation).
+        calls: module path of each marked call, and whether it happened inside a backward (recomputation); without
+            marks whether it is recomputation if it did.
         maker: module that made the autograd node of (thread, sequence number); None if it was made in no module's call.
         is_composite: whether an operator is merely composed of others.
         marked: whether gpuprof marked the phases and what runs again. Without, all outside nodes and optimizers is
@@ -166,7 +167,7 @@ def attribute(
     stack: list[_Frame] = []
     # the phase is the whole step's: autograd's own threads, and a user's, are in the one that was marked last
     marks = sorted((e.start, e.name[len(PHASE_MARK) :]) for e in host if e.kind == PHASE)
-    unmarked = "other" if marked else "forward"
+    unmarked = "other" if marked or not any(event.kind == OPERATOR for event in host) else "forward"
     phase, following, last_owner = unmarked, 0, UNATTRIBUTED
     outside = _Frame(0, UNATTRIBUTED, "")
     nodes: list[_Node] = []
@@ -197,11 +198,13 @@ def attribute(
             launchers[event.correlation] = (around, around.phase or phase)
             continue
         if around.call is not None:  # what a counted operator does inside is its own
-            transformed = transformed or (kind == OPERATOR and _again(around.call.name, name))
+            # in recordings of torch 1.8 an operator has a twin inside, on the same
+            twin = not marked and event.shapes == around.call.shapes
+            transformed = transformed or (kind == OPERATOR and not twin and _again(around.call.name, name))
         elif kind == CALL:
             name = ""  # no operator
             module, again = calls[int(event.name[len(CALL_MARK) :])]
-            again = again or (not marked and around.node is not None)
+            again = again and (marked or around.node is not None)
             frame = _Frame(event.end, module, "recompute" if again else "", around.node)
             if again and around.phase == "backward" and around.node is not None:
                 around.node.calls_again()

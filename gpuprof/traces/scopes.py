@@ -18,7 +18,7 @@ from gpuprof.traces.events import CALL, CALL_MARK, OPERATOR, RANGE, Event, host_
 _PREFIX = "nn.Module: "
 _NUMBERED = re.compile(r"(.+)_\d+").fullmatch
 # labels of profilers, data loaders, optimizers and process groups, which are no parts of a model
-_NO_SCOPE = re.compile(r"ProfilerStep#|Optimizer\.|enumerate\(|nccl:|gloo:|gpuprof[#:]|PyTorch Profiler|\#\# ").match
+_NO_SCOPE = re.compile(r"ProfilerStep#|Optimizer\.|enumerate\(|nccl:|gloo:|gpuprof[#:]|PyTorch Profiler").match
 
 
 class Scopes(NamedTuple):
@@ -27,7 +27,7 @@ class Scopes(NamedTuple):
     Attributes:
         what: modules, labels, or empty where there are neither.
         events: their ranges as calls, for `gpuprof.traces.owners.attribute`.
-        calls: path of each call; whether it happened inside a backward is for the events to tell.
+        calls: path of each call, and whether it is recomputation if it happens inside a backward: not that of a label.
         classes: class, or the label, by path.
         counts: calls by path.
     """
@@ -61,7 +61,7 @@ def scopes_of(recorded: Recorded, rows: np.ndarray) -> Scopes:
     for index, (row, path) in enumerate(zip(chosen.tolist(), paths, strict=True)):
         mark = f"{CALL_MARK}{index}"
         events.append(Event(mark, CALL, int(host.thread[row]), int(host.start[row]), int(host.end[row])))
-        calls.append((path, False))
+        calls.append((path, what == "modules"))
         counts[path] = counts.get(path, 0) + 1
         text = recorded.names[host.name[row]].removeprefix(_PREFIX)
         numbered = _NUMBERED(text) if what == "modules" else None
@@ -72,12 +72,13 @@ def scopes_of(recorded: Recorded, rows: np.ndarray) -> Scopes:
 def _labels(recorded: Recorded, rows: np.ndarray) -> np.ndarray:
     labels = rows[recorded.host.category[rows] == LABEL]
     names = recorded.host.name[labels]
-    plain = [
-        name
-        for name in np.unique(names).tolist()
-        if not _NO_SCOPE(recorded.names[name]) and host_kind(recorded.names[name], label=True) == RANGE
-    ]
+    plain = [name for name in np.unique(names).tolist() if is_scope(recorded.names[name], "labels")]
     return labels[np.isin(names, plain)]
+
+
+def is_scope(label: str, what: str) -> bool:
+    """Whether work is booked on a label, where ``what`` is."""
+    return what == "labels" and not _NO_SCOPE(label) and host_kind(label, label=True) == RANGE
 
 
 def _text(name: str) -> str:
