@@ -7,7 +7,7 @@ names with ``::`` in them too, such as ``record_function("model::forward")``.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 CALL = "call"
@@ -127,7 +127,7 @@ def device_kind(name: str, label: bool = False) -> str:
     return WAIT if label or _WAIT(name) else KERNEL
 
 
-@lru_cache(maxsize=None)
+@cache
 def communicates(name: str) -> bool:
     """Whether a kernel or an operator moves data between devices or processes, or waits for that, by its name.
 
