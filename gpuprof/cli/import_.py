@@ -73,7 +73,7 @@ def import_(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Make a run of a recorded trace of any job: its kernels, operators, modules, phases, FLOPs and MFU, without torch."""
+    """Make a run of a recorded trace of any job: kernels, operators, modules, phases, FLOPs and MFU, without torch."""
     if peak_tflops is not None and not peak_tflops > 0:
         raise GpuprofError(f"--peak-tflops {peak_tflops}: a peak is above 0")
 

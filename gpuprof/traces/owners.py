@@ -205,7 +205,8 @@ def attribute(
             name = ""  # no operator
             module, again = calls[int(event.name[len(CALL_MARK) :])]
             again = again and (marked or around.node is not None)
-            frame = _Frame(event.end, module, "recompute" if again else "", around.node)
+            inside = "" if marked else around.phase  # a label may be in a backward
+            frame = _Frame(event.end, module, "recompute" if again else inside, around.node)
             if again and around.phase == "backward" and around.node is not None:
                 around.node.calls_again()
         elif kind == PHASE:
