@@ -109,6 +109,22 @@ def launches_graph(name: str) -> bool:
     return "GraphLaunch" in name
 
 
+class Inputs(NamedTuple):
+    """What a recorded file says of the inputs of an operator: JSON values as decoded, None where it has none.
+
+    Attributes:
+        shapes: a list of sizes per argument; empty of a scalar or of None, one level deeper of a list of tensors.
+        types: a name per argument, such as ``c10::BFloat16``, ``float``, ``Scalar``, ``TensorList`` or nothing.
+        concrete: values of the scalar arguments as text, such as ``False``, ``0.125``, ``[2, 2]`` or nothing.
+        results: shapes of the results, which only files of 2020 have.
+    """
+
+    shapes: Any
+    types: Any
+    concrete: Any
+    results: Any
+
+
 def host_kind(name: str, label: bool = False, of_node: bool = False) -> str:
     """What an event on the host is.
 
