@@ -125,6 +125,7 @@ class Recorded:
             that the file gives them.
         events: how many the file has, of every kind.
         categories: how many of each category; of none under "".
+        origin_ns: time of that event, as the file has it: since the epoch, or since `baseTimeNanoseconds`.
         whole_us: whether every time is a whole microsecond.
         left_out: how many events that would be kept are not, by reason.
         names: names of events, each once.
@@ -140,6 +141,7 @@ class Recorded:
     header: dict[str, Any]
     events: int
     categories: dict[str, int]
+    origin_ns: int
     whole_us: bool
     left_out: dict[str, int]
     names: list[str]
@@ -291,6 +293,7 @@ def read(path: str | os.PathLike[str], progress: Progress | None = None) -> Reco
         header=_header(fields),
         events=sum(categories.values()) + left_out.get(UNREADABLE, 0),
         categories=categories,
+        origin_ns=origin,
         whole_us=columns.whole_us,
         left_out=left_out,
         names=list(columns.names),

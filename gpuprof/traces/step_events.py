@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuprof.traces.chrome import LABEL, MODULE, OPERATORS, Recorded
+from gpuprof.traces import chrome
+from gpuprof.traces.chrome import Recorded
 from gpuprof.traces.events import CALL, KERNEL, NODE, PHASE, RANGE, RUNTIME, Event, host_kind, is_node
 from gpuprof.traces.scopes import Scopes, is_scope
 from gpuprof.traces.steps import Window
@@ -42,7 +43,7 @@ def events_of(recorded: Recorded, window: Window, scopes: Scopes) -> tuple[list[
 def _host_events(recorded: Recorded, rows: np.ndarray, scopes: Scopes) -> list[Event]:
     """Operators, nodes, optimizers and labels; the ranges of modules, or the labels in their place, are `Scopes`."""
     host = recorded.host
-    rows = rows[host.category[rows] != MODULE]
+    rows = rows[host.category[rows] != chrome.MODULE]
     kinds: dict[tuple[int, int, bool], str] = {}
     by_function = not any(host_kind(name) == NODE for name in recorded.names)
     shapes = [_flat(inputs.shapes) for inputs in recorded.inputs]
@@ -57,7 +58,7 @@ def _host_events(recorded: Recorded, rows: np.ndarray, scopes: Scopes) -> list[E
         kind = kinds.get(key)
         if kind is None:
             kind = _kind(recorded.names[name], category, forward_thread > 0, scopes)
-            if by_function and category == OPERATORS and is_node(recorded.names[name]):
+            if by_function and category == chrome.OPERATOR and is_node(recorded.names[name]):
                 kind = NODE
             kinds[key] = kind
         if kind:
@@ -72,10 +73,10 @@ def _host_events(recorded: Recorded, rows: np.ndarray, scopes: Scopes) -> list[E
 
 def _kind(name: str, category: int, of_node: bool, scopes: Scopes) -> str:
     """What an event of a recording is; empty for what is no part of the step, or is one of its scopes."""
-    kind = host_kind(name, label=category == LABEL, of_node=of_node)
+    kind = host_kind(name, label=category == chrome.LABEL, of_node=of_node)
     if kind in (CALL, PHASE):  # of a trace that was made while gpuprof measured
         kind = RANGE
-    if kind == RANGE and (name.startswith("ProfilerStep#") or (category == LABEL and is_scope(name, scopes.what))):
+    if kind == RANGE and (name.startswith("ProfilerStep#") or (category == chrome.LABEL and is_scope(name, scopes.what))):
         return ""
     if kind == RUNTIME:  # the name of a call, but no call: those have a category of their own
         kind = RANGE

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from gpuprof.errors import GpuprofError
-from gpuprof.traces.chrome import KERNELS, Recorded
+from gpuprof.traces.chrome import KERNEL, Recorded
 
 Step = int | Literal["all"] | None
 """Which step to take: by its number, the whole window as one, or that of median duration."""
@@ -74,7 +74,7 @@ def steps_of(recorded: Recorded) -> Steps:
     if not len(recorded.device.start):
         return Steps(numbers, start, end, of_device, end - start)
     # a copy of the next batch may run long before all else of its step
-    counts = (of_device >= 0) & (recorded.device.category == KERNELS)
+    counts = (of_device >= 0) & (recorded.device.category == KERNEL)
     counts = counts if counts.any() else of_device >= 0
     busy = np.unique(of_device[counts])
     first = np.array([recorded.device.start[counts & (of_device == step)].min() for step in busy], dtype="int64")
