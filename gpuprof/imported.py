@@ -119,10 +119,10 @@ def _assembled(
     ops, count = _ops(recorded, found.calls, kernels)
     device = _device(recorded, window, device_name)
     modes = {call.phase for call in found.calls} | set(kernels["phase"])
-    roots = [path for path in scopes.classes if "." not in path]
+    roots = [path for path in scopes.classes if "." not in path] if scopes.what == "modules" else []
     run = Run(
         workload={
-            "name": name or (scopes.classes[roots[0]] if scopes.what == "modules" and roots else _stem(recorded.path)),
+            "name": name or (scopes.classes[roots[0]] if len(roots) == 1 else _stem(recorded.path)),
             "mode": "train" if "backward" in modes else "forward",
             "source": "trace",
             "file": recorded.path.name,
