@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,9 +27,6 @@ from gpuprof.traces.events import (
 
 _FOLLOWS = "::AccumulateGrad"
 """The node that has no number, and follows the one whose gradient it takes."""
-
-_FIRST_GRADIENT = "aten::ones_like"
-"""What makes the gradient that a backward starts with."""
 
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 """Of these none calls another, but where torch.func or forward-mode differentiation makes several calls of one."""
@@ -171,8 +167,6 @@ def attribute(
     phase, following, last_owner = unmarked, 0, UNATTRIBUTED
     outside = _Frame(0, UNATTRIBUTED, "")
     nodes: list[_Node] = []
-    node_starts: list[int] = []
-    first_gradients: list[tuple[int, OpCall]] = []
     transformed = False
 
     def maker_of(node: int) -> str | None:
@@ -220,7 +214,6 @@ def attribute(
                 around.node.holds_nodes = True
             frame = _Frame(event.end, last_owner, "backward", _Node(), name=name.removeprefix(NODE_PREFIX))
             nodes.append(frame.node)  # type: ignore[arg-type]
-            node_starts.append(event.start)
         elif kind == OPTIMIZER and around.node is not None:  # called by a hook, for one parameter perhaps
             frame = _Frame(event.end, UNATTRIBUTED, "optimizer", around.node, name=name)
         elif kind == OPTIMIZER and not marked:
@@ -232,8 +225,6 @@ def attribute(
                 around.node.pending.append(call)
             if not marked and call.phase == "backward" and around.node is not None:
                 around.node.runs(call, event)
-            elif not marked and name == _FIRST_GRADIENT and around.node is None:
-                first_gradients.append((index, call))
             frame = _Frame(event.end, around.owner, call.phase, around.node, call)
         else:
             frame = _Frame(event.end, around.owner, around.phase, around.node, name=name)
@@ -250,7 +241,6 @@ def attribute(
     if not marked:
         for node in nodes:
             node.ends()
-        _begin_backwards(host, sorted(node_starts), first_gradients)
     kernels = _device_times(device, launchers) if device else _operator_times(op_calls)
     unknown_ns = 0
     for row in kernels:
@@ -268,23 +258,6 @@ def attribute(
         for (module, where, op, within), (times, flops) in estimates.items()
     ]
     return Attributed(kernels, rows, facts, op_calls)
-
-
-def _begin_backwards(host: list[Event], node_starts: list[int], found: list[tuple[int, OpCall]]) -> None:
-    """The gradient that a backward starts with is of it: made just before a node runs, with nothing else between.
-
-    Args:
-        host: by thread and start.
-        node_starts: of all nodes, ascending.
-        found: calls that may have made one, with their place among the events.
-    """
-    for index, call in found:
-        while index < len(host) and host[index].thread == call.thread and host[index].start < call.end:
-            index += 1
-        goes_on = index < len(host) and host[index].thread == call.thread
-        first = bisect_left(node_starts, call.end)
-        if first < len(node_starts) and not (goes_on and host[index].start < node_starts[first]):
-            call.phase = "backward"
 
 
 def _again(op: str, inside: str) -> bool:
