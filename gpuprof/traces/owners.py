@@ -162,7 +162,10 @@ def attribute(
     thread: int | None = None
     stack: list[_Frame] = []
     # the phase is the whole step's: autograd's own threads, and a user's, are in the one that was marked last
-    marks = sorted((e.start, e.name[len(PHASE_MARK) :]) for e in host if e.kind == PHASE)
+    if marked:
+        marks = sorted((e.start, e.name[len(PHASE_MARK) :]) for e in host if e.kind == PHASE)
+    else:
+        marks = _backwards(host)
     unmarked = "other" if marked or not any(event.kind == OPERATOR for event in host) else "forward"
     phase, following, last_owner = unmarked, 0, UNATTRIBUTED
     outside = _Frame(0, UNATTRIBUTED, "")
@@ -258,6 +261,20 @@ def attribute(
         for (module, where, op, within), (times, flops) in estimates.items()
     ]
     return Attributed(kernels, rows, facts, op_calls)
+
+
+def _backwards(host: list[Event]) -> list[tuple[int, str]]:
+    """Where nodes begin to run, on any thread, and where none runs any more."""
+    marks: list[tuple[int, str]] = []
+    reach = 0
+    for start, end in sorted((event.start, event.end) for event in host if event.kind == NODE):
+        if marks and start <= reach:
+            marks.pop()
+        else:
+            marks.append((start, "backward"))
+        reach = max(reach, end)
+        marks.append((reach, "forward"))
+    return marks
 
 
 def _again(op: str, inside: str) -> bool:

@@ -46,7 +46,7 @@ def _host_events(recorded: Recorded, rows: np.ndarray, scopes: Scopes) -> list[E
     rows = rows[host.category[rows] != chrome.MODULE]
     kinds: dict[tuple[int, int, bool], str] = {}
     by_function = not any(host_kind(name) == NODE for name in recorded.names)
-    shapes = [_flat(inputs.shapes) for inputs in recorded.inputs]
+    shapes = [_of_tensors(inputs.shapes) for inputs in recorded.inputs]
     events = []
     columns = zip(
         host.name[rows].tolist(), host.category[rows].tolist(), host.thread[rows].tolist(), host.start[rows].tolist(),
@@ -83,14 +83,10 @@ def _kind(name: str, category: int, of_node: bool, scopes: Scopes) -> str:
     return kind
 
 
-def _flat(shapes: Any) -> tuple[Any, ...]:
-    """Shapes of tensors, those in lists among them."""
-    found: list[Any] = []
-    for shape in shapes if isinstance(shapes, list) else ():
-        if isinstance(shape, list) and shape and isinstance(shape[0], list):
-            found += shape
-        else:
-            found.append(shape)
-    return tuple(found)
-
-
+def _of_tensors(shapes: Any) -> tuple[Any, ...]:
+    """Shapes without those of lists of tensors, which the live binding does not give either."""
+    if not isinstance(shapes, list):
+        return ()
+    return tuple(
+        shape for shape in shapes if isinstance(shape, list) and not any(isinstance(size, list) for size in shape)
+    )
