@@ -41,7 +41,7 @@ TABLES: dict[str, dict[str, str]] = {
         "module": "owner",
         "phase": "forward, recompute, backward, optimizer, other",
         "op": "operator and overload",
-        "kind": "matmul, convolution, attention, recurrent, vector, movement, view, communication; empty without a rule",
+        "kind": "matmul, convolution, attention, recurrent, vector, movement, view, communication; empty: no rule",
         "shapes": "shapes of the tensor inputs -> shapes of the tensor results",
         "dtype": "dtype of the first floating input",
         "calls": "calls in one step",
