@@ -79,7 +79,7 @@ def collectives(run: Run) -> pd.DataFrame:
     start, duration = (kernels[name].to_numpy("int64") for name in ("start_ns", "duration_ns"))
     kernels["exposed_ns"] = owned(start, duration, communicate)[0]
     ops = kernels["op"].map(plain_op)
-    by_name = _where(kernels["kernel"], perhaps_communicates)
+    by_name = _where(kernels["kernel"], _unknown_collective)
     maybe = ~communicate & (by_name | _where(ops, _unknown_collective))
     by_op = np.where(communicate, _where(ops, communicates), ~by_name)
     kernels["name"] = ops.where(by_op, kernels["kernel"].map(function_of))
@@ -95,8 +95,8 @@ def collectives(run: Run) -> pd.DataFrame:
     return table.sort_values(["kind", "exposed_s"], ascending=[True, False], kind="stable", ignore_index=True)
 
 
-def _unknown_collective(op: str) -> bool:
-    return perhaps_communicates(op) and rule_for(op) is None
+def _unknown_collective(name: str) -> bool:
+    return perhaps_communicates(name) and rule_for(name) is None
 
 
 def _where(names: pd.Series, is_so: Callable[[str], bool]) -> np.ndarray:
