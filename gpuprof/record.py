@@ -41,7 +41,7 @@ TABLES: dict[str, dict[str, str]] = {
         "module": "owner",
         "phase": "forward, recompute, backward, optimizer, other",
         "op": "operator and overload",
-        "kind": "matmul, convolution, attention, recurrent, vector, movement, view, communication; empty without a rule",
+        "kind": "matmul, convolution, attention, recurrent, vector, movement, view, communication; empty: no rule",
         "shapes": "shapes of the tensor inputs -> shapes of the tensor results",
         "dtype": "dtype of the first floating input",
         "calls": "calls in one step",
@@ -127,7 +127,7 @@ TABLES: dict[str, dict[str, str]] = {
     "ranks": {
         "rank": "number of the process in its job",
         "step": "number of the step in its record",
-        "quantity": "step_ns, compute_ns, communication_ns, exposed_ns, idle_ns, kernels, or flops_ and as in ops",
+        "quantity": "step_ns, compute_ns, communication_ns, exposed_ns, idle_ns, kernels; flops_... as in ops",
         "dtype": "of FLOPs: whose peak they run against; empty otherwise",
         "amount": "figure",
     },
@@ -140,6 +140,9 @@ TABLES: dict[str, dict[str, str]] = {
     },
 }
 """Columns of each raw table and what they mean."""
+
+RANK_QUANTITIES = ("step_ns", "compute_ns", "communication_ns", "exposed_ns", "idle_ns", "kernels")
+"""What ``ranks`` holds of every step; FLOPs only where they are known."""
 
 _SINCE = {"counters": 2, "timeline": 2, "launches": 2, "ranks": 3}
 """Schema version that a table came with."""
@@ -424,6 +427,11 @@ def _check_tables(run: Run) -> None:
         raise ValueError("samples has a launch without a step")
     if not (steps["time_s"] > 0).all():
         raise ValueError("samples has a step of no time")
+    ranks = run.ranks.dropna()
+    if len(ranks) < len(run.ranks) or not (ranks.loc[ranks["quantity"] == "step_ns", "amount"] > 0).all():
+        raise ValueError("ranks has a figure or a time of a step missing")
+    if any(set(RANK_QUANTITIES) - set(given) for _, given in ranks.groupby(["rank", "step"])["quantity"]):
+        raise ValueError("ranks has a step without one of its times")
 
 
 def columns(frame: pd.DataFrame) -> dict[str, list[Any]]:

@@ -14,6 +14,7 @@ from rich.text import Text
 from gpuprof import units
 from gpuprof.analysis.modules import by_module, totals
 from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.render import tables
 from gpuprof.render.console import to_text
 from gpuprof.render.header import footer, header
 from gpuprof.render.view import View
@@ -68,7 +69,9 @@ def render(run: Run, view: View) -> str:
     if any(_number(rest[c]) for c in (*_TIMES, "flops_forward", "flops_backward", "vector_flops_forward")):
         cells = _cells(Node(UNATTRIBUTED, rest), sums, lost)
         grid.add_row(Text(UNATTRIBUTED), *(cells[name] for name in columns))
-    return to_text(Group(header(run, view, sums), Text(""), grid, *footer(run, view, sums)), view)
+    tree = to_text(Group(header(run, view, sums), Text(""), grid), view)
+    ranks = f"\n{tables.text(run, View('rank', width=view.width, color=view.color))}" if len(run.ranks) else ""
+    return tree + ranks + to_text(Group(*footer(run, view, sums)), view)
 
 
 def _fitting(width: int, columns: list[str]) -> list[str]:

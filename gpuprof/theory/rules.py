@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from gpuprof.errors import GpuprofError
+from gpuprof.traces.events import communicates
 
 RULES_VERSION = 2
 """Raised whenever a rule changes a figure: runs of different versions are not comparable."""
 
-Kind = Literal["matmul", "convolution", "attention", "recurrent", "vector", "movement", "view"]
+Kind = Literal["matmul", "convolution", "attention", "recurrent", "vector", "movement", "view", "communication"]
 
 ITEM_BYTES = {
     "float64": 8, "complex64": 8, "int64": 8, "uint64": 8, "complex128": 16,
@@ -61,7 +62,8 @@ class Cost:
         hardware: matmul FLOPs that the operator really does, its own recomputation and masked-out pairs
             that it computes anyway included; ``None`` means the same as ``full``.
         vector: elementwise FLOPs, an estimate per element stated where the rule stands.
-        nbytes: least bytes moved; ``None`` means every tensor input read once and every output written once.
+        nbytes: least bytes moved, of communication those of its message; ``None`` means every tensor input read
+            once and every output written once.
         dtype: what it multiplies in; empty for the dtype of its first floating tensor.
         bound: whether the FLOPs are only known not to be more.
     """
@@ -114,8 +116,24 @@ def flop_rule(*names: str, kind: Kind = "matmul", values: bool = False) -> Calla
 
 
 def rule_for(op: str) -> Rule | None:
-    """The rule of an operator, ``namespace::name`` or ``namespace::name.overload``; None if there is none."""
-    return _RULES.get(op) or _RULES.get(op.partition(".")[0])
+    """The rule of an operator, ``namespace::name`` or ``namespace::name.overload``; None if there is none.
+
+    Whatever `gpuprof.traces.events.communicates` has one: `message`, unless another is registered.
+    """
+    return _RULES.get(op) or _RULES.get(op.partition(".")[0]) or (_COMMUNICATION if communicates(op) else None)
+
+
+def message(*args: Any, out: Any = None, **kwargs: Any) -> Cost:
+    """Cost of communication: no FLOPs, and the bytes of the message as this process sees it.
+
+    They are numel x itemsize of the largest argument or result, a list of tensors being one: what an all-reduce or a
+    broadcast works on in place, what a gather receives, what a scatter sends. They are not those on the wire, which
+    depend on the algorithm, nor those of memory.
+    """
+    return Cost(nbytes=max(map(bytes_of, (*args, *kwargs.values(), out))))
+
+
+_COMMUNICATION = Rule(message, "communication")
 
 
 def cost_of(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> tuple[Cost, Kind] | None:

@@ -170,16 +170,16 @@ def communicates(name: str) -> bool:
         name: of a kernel, demangled or not, or of an operator, with or without its overload. Only the function's own
             name counts, not its template arguments. A text that is no name of a function, such as a label, is none.
     """
-    function = _function(name)
+    function = function_of(name)
     return bool(_COMMUNICATION(function)) and not _MULTIPLIED_TOO(function)
 
 
 def perhaps_communicates(name: str) -> bool:
     """Whether the name of a kernel or an operator has that of a collective, but is none that `communicates`."""
-    return bool(_PERHAPS(_function(name))) and not communicates(name)
+    return bool(_PERHAPS(function_of(name))) and not communicates(name)
 
 
-def _function(name: str) -> str:
+def function_of(name: str) -> str:
     """The path of a function, without its return type, template arguments and parameters; empty if it is none."""
     if name.startswith("_Z"):
         return "::".join(_mangled(name))

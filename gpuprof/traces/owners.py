@@ -22,6 +22,7 @@ from gpuprof.traces.events import (
     RUNTIME,
     WAIT,
     Event,
+    communicates,
     launches_graph,
 )  # fmt: skip
 
@@ -287,10 +288,11 @@ def _again(op: str, inside: str) -> bool:
 
 
 def _taken_over(host: list[Event]) -> set[int]:
-    """Operators, by their place among the events, in whose place a dispatch mode does something.
+    """Operators, by their place among the events, in whose place a dispatch mode or a tensor does something.
 
     It calls them again, inside, or not at all: selective checkpointing hands out what it has saved; the operator
-    began, and nothing of it ran.
+    began, and nothing of it ran. No operator of ``aten`` communicates: where one does, it was given a tensor of a class
+    that waits for its elements or sends them first, a DTensor say, and then calls the operator.
 
     Args:
         host: by thread and start, a range before what is inside it.
@@ -302,6 +304,8 @@ def _taken_over(host: list[Event]) -> set[int]:
             around.pop()
         if event.kind == MODE and around and around[-1][1].kind == OPERATOR:
             found.add(around[-1][0])
+        elif event.kind == OPERATOR and communicates(event.name):
+            found.update(place for place, outer in around if outer.kind == OPERATOR and outer.name[:6] == "aten::")
         around.append((index, event))
     return found
 
