@@ -18,9 +18,9 @@ import pandas as pd
 from gpuprof.analysis.ranks import rank_rows  # against the layers: here a run has just been made
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import peaks
-from gpuprof.paths import ancestors
 from gpuprof.record import UNATTRIBUTED, PassOutcome, Run, table
 from gpuprof.theory.conventions import convention as fitting_convention
+from gpuprof.theory.priced import FIGURES, Described
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.theory.tiling import tensor_float32
 from gpuprof.traces.chrome import Recorded, read
@@ -68,18 +68,36 @@ def read_trace(
     fitting_convention(convention)
     settings = {"convention": convention, "peak_tflops": peak_tflops}
     runs: dict[int, Run] = {}
+    of_ranks: list[dict[str, Any]] = []
     for place, one in enumerate(map(Path, paths)):
-        tell = None if progress is None else (lambda done, total, file=one.name: progress(file, done, total))  # type: ignore[misc]
-        recorded = read(one, tell)
+        recorded = read(one, _telling(progress, one))
         rank = _rank(recorded, place)
-        if rank in runs and len(paths) > 1:
+        if rank in runs:
             raise GpuprofError(f"{one} is of rank {rank}, as another of these files: give one file of each rank")
         runs[rank] = _run(recorded, step, settings, device_name, name)
+        if len(paths) > 1:
+            of_ranks += _rank_rows(recorded, runs[rank], rank, step, settings, device_name)
     first = runs[min(runs)]
     if len(runs) == 1:
         return first
-    rows = [row for rank in sorted(runs) for row in rank_rows(runs[rank], rank)]
-    return replace(first, ranks=table("ranks", rows), workload=first.workload | {"ranks": len(runs)})
+    return replace(first, ranks=table("ranks", of_ranks), workload=first.workload | {"ranks": len(runs)})
+
+
+def _telling(progress: Progress | None, path: Path) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(path.name, done, total)
+
+
+def _rank_rows(
+    recorded: Recorded, run: Run, rank: int, step: Step, settings: dict[str, Any], device_name: str | None
+) -> list[dict[str, Any]]:
+    """Rows of the ``ranks`` table: of every step, where none was asked for and there are several."""
+    if run.kernels.empty:
+        raise GpuprofError(f"{recorded.path} has no kernels: ranks are held against one another by theirs")
+    numbers = run.passes["trace"].facts["steps"]
+    if step is not None or len(numbers) < 2:
+        return rank_rows(run, rank)
+    alone = {number: _run(recorded, number, settings, device_name, None) for number in numbers}
+    return [row for number, one in alone.items() for row in rank_rows(one, rank, number)]
 
 
 def _rank(recorded: Recorded, place: int) -> int:
@@ -133,7 +151,7 @@ def _assembled(
         settings=settings,
     )
     run.ops, run.kernels = ops, kernels
-    run.tree = _tree(scopes, ops, kernels)
+    run.tree = _tree(scopes, count.pop("causality"))
     run.samples = table(
         "samples",
         [{"step": place, "phase": "step", "time_s": int(ns) * 1e-9} for place, ns in enumerate(window.samples_ns)],
@@ -158,34 +176,46 @@ def _stem(path: Path) -> str:
 
 
 def _ops(recorded: Recorded, calls: list[OpCall], kernels: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The ``ops`` table, and the facts of what was counted: operators without a rule, and those that cannot be read."""
+    """The ``ops`` table, and the facts of what was counted.
+
+    Operators without a rule, those that cannot be read with why, causality by module, and by how many FLOPs the step
+    has less if attention that may be causal is.
+    """
     rounded = _on_tensor_cores(kernels)
+    device = "cuda" if len(recorded.device.start) else "cpu"
     tally = Counter((call.module, call.phase, call.name, call.inputs, call.number in rounded) for call in calls)
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     unread: dict[str, str] = {}
     missing: set[str] = set()
-    priced = {}
-    for (module, phase, op, inputs, tensor), times in tally.items():
-        key = (op, inputs)
-        if key not in priced:
-            priced[key] = described(op, recorded.inputs[inputs] if inputs >= 0 else None, "cuda")
-        found, why = priced[key]
-        if why:
-            unread.setdefault(op, why)
+    causality: dict[str, str] = {}
+    known: dict[tuple[str, int], Described] = {}
+    open_flops = 0
+    for (module, phase, op, inputs, on_tensor_cores), times in tally.items():
+        given = recorded.inputs[inputs] if inputs >= 0 else None
+        found = known.get((op, inputs))
+        if found is None:
+            found = known[op, inputs] = described(op, given, device)
+        if found.lacks:
+            unread.setdefault(op, found.lacks)
         elif not found.kind:
             missing.add(op)
-        dtype = "tf32" if tensor and found.dtype == "float32" else found.dtype
+        if found.causality == "unknown" or (found.causality and module not in causality):
+            causality[module] = found.causality
+        if found.bound:
+            least = described(op, given, device, causal=True).priced[0]
+            open_flops += ((found.priced[0] or 0) - (least or 0)) * times
+        dtype = "tf32" if on_tensor_cores and found.dtype == "float32" else found.dtype
         place = (module, phase, op, found.kind, found.shapes, dtype)
-        row = rows.setdefault(place, dict(zip(_ROW, place, strict=True)) | {"calls": 0} | dict.fromkeys(_FIGURES, 0))
+        row = rows.setdefault(place, dict(zip(_ROW, place, strict=True)) | {"calls": 0} | dict.fromkeys(FIGURES, 0))
         row["calls"] += times
-        for figure, value in zip(_FIGURES, found.priced, strict=True):
+        for figure, value in zip(FIGURES, found.priced, strict=True):
             row[figure] = None if value is None or row[figure] is None else row[figure] + value * times
-    facts = {"calls": len(calls), "ops_without_rule": sorted(missing), "ops_unread": unread}
+    facts: dict[str, Any] = {"calls": len(calls), "ops_without_rule": sorted(missing), "ops_unread": unread}
+    facts |= {"causality": causality, "flops_if_causal": -open_flops}
     return table("ops", list(rows.values())), facts
 
 
 _ROW = ("module", "phase", "op", "kind", "shapes", "dtype")
-_FIGURES = ("flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes")
 
 
 def _on_tensor_cores(kernels: pd.DataFrame) -> set[int]:
@@ -200,18 +230,16 @@ def _dtype(ops: pd.DataFrame) -> str | None:
     return str(sums.idxmax()) if len(sums) and sums.max() > 0 else None
 
 
-def _tree(scopes: Scopes, ops: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFrame:
-    paths = {"", *(above for path in scopes.classes for above in ancestors(path))}
-    paths |= {*ops["module"], *kernels["module"]} - {UNATTRIBUTED}
-    unknown = set(ops.loc[(ops["kind"] == "attention") & (ops["flops_causal"].isna()), "module"])
+def _tree(scopes: Scopes, causality: dict[str, str]) -> pd.DataFrame:
+    """The ``tree`` table: what a module holds is not recorded, so its parameters are missing."""
     rows = [
         {
             "module": path,
             "class": scopes.classes.get(path, ""),
-            "calls": scopes.counts.get(path, 1 if not path else 0),
-            "causality": "unknown" if path in unknown else "",
+            "calls": scopes.counts.get(path, 0) if path else 1,
+            "causality": causality.get(path, ""),
         }
-        for path in [path for path in ["", *scopes.classes] if path in paths]
+        for path in ["", *scopes.classes]
     ]
     return table("tree", rows)
 

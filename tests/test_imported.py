@@ -191,7 +191,7 @@ def test_ranks_of_a_job(recording, tmp_path):
     run = gpuprof.read_trace(paths, step=0)
 
     assert run.kernels["duration_ns"].sum() == 230_000  # the lowest rank's
-    by_rank = run.ranks[run.ranks["quantity"] == "compute_ns"].set_index("rank")["value"]
+    by_rank = run.ranks[run.ranks["quantity"] == "compute_ns"].set_index("rank")["amount"]
     assert by_rank.to_dict() == {0: 230_000, 1: 290_000}
     with pytest.raises(GpuprofError, match="is of rank 1, as another of these files"):
         gpuprof.read_trace([paths[0], paths[0]])
