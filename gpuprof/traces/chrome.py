@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from gpuprof.errors import GpuprofError
 from gpuprof.traces.chrome_text import UNREADABLE, Args, Event, ExactEvent, Progress, pieces
 from gpuprof.traces.events import Inputs
+from gpuprof.traces.foreign import kind_of, other_device
 
 OPERATOR, LABEL, MODULE = 0, 1, 2
 """Categories of `Host`."""
 KERNEL, MEMCPY, MEMSET = 0, 1, 2
 """Categories of `Device`."""
 
-NOT_COMPLETE = "not a complete event (ph X)"
-NO_START = "no time of its start"
-NO_DURATION = "no duration, or a negative one"
+NOT_COMPLETE = "a ph other than X"
+NO_START = "no time of start"
+NO_DURATION = "no duration or a negative one"
 """Why an event is left out, beside `UNREADABLE`."""
 
 _HOST = {"cpu_op": OPERATOR, "Operator": OPERATOR, "user_annotation": LABEL, "python_function": MODULE}
@@ -35,7 +36,6 @@ _DEVICE = {
     "kernel": KERNEL, "Kernel": KERNEL, "gpu_memcpy": MEMCPY, "Memcpy": MEMCPY, "gpu_memset": MEMSET, "Memset": MEMSET,
 }  # fmt: skip
 _MODULE_RANGE = "nn.Module: "
-_OTHER_DEVICES = {"xpu": "an Intel GPU", "mtia": "MTIA", "hpu": "Gaudi", "privateuse1": "a device of a plug-in"}
 
 _INTEGERS = (
     "schemaVersion", "record_shapes", "with_stack", "with_modules", "with_flops", "profile_memory",
@@ -81,7 +81,7 @@ class Host(NamedTuple):
 
 
 class Runtime(NamedTuple):
-    """Calls into the runtime or driver of CUDA or HIP; `correlation` is -1 where there is none, all else as in `Host`."""
+    """Calls into the runtime or driver of CUDA or HIP: `correlation` is -1 where there is none, the rest as in `Host`."""
 
     name: NDArray[np.int32]
     thread: NDArray[np.int32]
@@ -272,6 +272,8 @@ def read(path: str | os.PathLike[str], progress: Progress | None = None) -> Reco
         GpuprofError: it cannot be read, is something else, is cut short, or has no work of a GPU and no operator.
     """
     path = Path(path)
+    if kind_of(path) == "table":
+        raise GpuprofError(f"{path} is a table of Nsight Compute, no trace")
     fields: dict[str, Any] = {}
     columns = _Columns()
     collects = gc.isenabled()
@@ -283,7 +285,15 @@ def read(path: str | os.PathLike[str], progress: Progress | None = None) -> Reco
         if collects:
             gc.enable()
     categories, left_out = dict(columns.categories), dict(columns.left_out)
-    host, runtime, device = Host(*_joined(columns.host)), Runtime(*_joined(columns.runtime)), Device(*_joined(columns.device))
+    if other := other_device(categories):
+        raise GpuprofError(f"{path} is a trace of {other}: those of CUDA, of ROCm and of CPUs are read")
+    host, runtime, device = (
+        Host(*_joined(columns.host)),
+        Runtime(*_joined(columns.runtime)),
+        Device(*_joined(columns.device)),
+    )
+    if not len(device.name) and not (host.category == OPERATOR).any():
+        raise GpuprofError(_nothing(path, categories, left_out))
     origin = min((int(table.start.min()) for table in (host, runtime, device) if len(table.start)), default=0)
     for table in (host, runtime, device):
         np.subtract(table.start, origin, out=table.start)
@@ -303,6 +313,19 @@ def read(path: str | os.PathLike[str], progress: Progress | None = None) -> Reco
         host=host,
         runtime=runtime,
         device=device,
+    )
+
+
+def _nothing(path: Path, categories: dict[str, int], left_out: dict[str, int]) -> str:
+    """What is said of a trace in which there is nothing to read."""
+    known = (
+        ", ".join(f"{name[:40]!a} ({number})" for name, number in Counter(categories).most_common(8))
+        or "no event at all"
+    )
+    dropped = "".join(f"; left out: {number} with {reason}" for reason, number in left_out.items())
+    return (
+        f"{path} has no work of a GPU and no operator of torch, only {known}{dropped}: record both with "
+        "torch.profiler's activities CPU and CUDA"
     )
 
 

@@ -1,8 +1,8 @@
-"""The text of a Chrome trace, as torch.profiler writes it: its events in pieces, each decoded at once, and its header.
+"""The text of a Chrome trace, as torch.profiler writes it: its events in pieces, each decoded at once, and header.
 
-Ten million events are gigabytes of text: no more than a block of it is in memory. A block is cut where an event seems to
-end and another to begin. Nothing is taken on trust: only a text between two cuts that decodes as a whole list of events
-was cut outside of every event and string. What does not decode so is read event by event.
+Ten million events are gigabytes of text: no more than a block of it is in memory. A block is cut where an event seems
+to end and another to begin. Nothing is taken on trust: only a text between two cuts that decodes as a whole list of
+events was cut outside of every event and string. What does not decode so is read event by event.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _LENIENT = json.JSONDecoder(
 
 
 class Args(msgspec.Struct, gc=False):
-    """What is read of an event's ``args``, and what stands for a field that is absent. What has no field here is skipped."""
+    """What is read of an event's ``args``, with what stands for a field that is absent. The rest is skipped."""
 
     shapes: Raw = msgspec.field(name="Input Dims", default=Raw())
     types: Raw = msgspec.field(name="Input type", default=Raw())
@@ -103,9 +103,9 @@ class _Decoder:
 
     def _use(self, kind: type[Event]) -> None:
         self._exact = kind is ExactEvent
-        self._many = msgspec.json.Decoder(list[kind]).decode  # type: ignore[valid-type]
-        self._one = msgspec.json.Decoder(kind).decode
-        self._lax = msgspec.json.Decoder(kind, strict=False).decode
+        self._many: Callable[[bytes | Raw], list[Event]] = msgspec.json.Decoder(list[kind]).decode  # type: ignore[valid-type]
+        self._one: Callable[[bytes], Event] = msgspec.json.Decoder(kind).decode
+        self._lax: Callable[[bytes], Event] = msgspec.json.Decoder(kind, strict=False).decode
 
     def many(self, text: bytes | Raw) -> list[Event]:
         """The events of a list of them.
@@ -212,7 +212,7 @@ def _unpacked(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _open(path: Path, blocks: Iterator[tuple[bytes, str | None]], header: dict[str, Any]) -> tuple[bytes, int, bool]:
-    """The text behind the bracket that opens the list of events, the bytes before it, and whether nothing else is there.
+    """The text behind the bracket that opens the list of events, the bytes before it, and whether that is all of them.
 
     Raises:
         GpuprofError: there is none.
@@ -304,7 +304,9 @@ def _one_by_one(text: bytes, decoder: _Decoder) -> tuple[list[Event], int, int, 
     return events, skipped, at + 1, None
 
 
-def _after(path: Path, text: bytes, end: str | None, blocks: Iterator[tuple[bytes, str | None]], count: int, bare: bool) -> dict[str, Any]:
+def _after(
+    path: Path, text: bytes, end: str | None, blocks: Iterator[tuple[bytes, str | None]], count: int, bare: bool
+) -> dict[str, Any]:
     """The fields behind the list of events.
 
     Raises:
