@@ -17,7 +17,7 @@ import pandas as pd
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
 from gpuprof.analysis.kernel_time import busy_seconds
-from gpuprof.analysis.modules import plain_op
+from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run, integers
 from gpuprof.theory import rule_for
@@ -221,7 +221,7 @@ def _keyed(run: Run, rows: pd.DataFrame, by: str, kinds: dict[str, str]) -> pd.D
 def _of_kernels(work: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFrame:
     """What each operator call does, booked on its longest kernel."""
     place = ["module", "phase", "op", "shapes"]
-    work = work.assign(shapes=[_inputs(shapes) for shapes in work["shapes"]])
+    work = work.assign(shapes=[input_shapes(shapes) for shapes in work["shapes"]])
     figures = ["flops", "bytes", "compute_s"]
     sums = work.groupby(place)[[*figures, "calls"]].sum(min_count=1)
     each = sums[["compute_s"]] / sums[["calls"]].to_numpy()
@@ -237,11 +237,6 @@ def _each(whole: Any, calls: Any) -> Any:
         return None
     part = Fraction(int(whole), int(calls))
     return part.numerator if part.denominator == 1 else part
-
-
-def _inputs(shapes: str) -> str:
-    """Shapes of the inputs as a trace has them: without scalars."""
-    return " ".join(shape for shape in shapes.partition(" -> ")[0].split(" ") if shape != "scalar")
 
 
 def _dram(run: Run, by: str, kinds: dict[str, str]) -> dict[Any, int]:
