@@ -109,9 +109,7 @@ def _rank(recorded: Recorded, place: int) -> int:
     return int(found[1]) if found else place
 
 
-def _run(
-    recorded: Recorded, step: Step, settings: dict[str, Any], device_name: str | None, name: str | None
-) -> Run:
+def _run(recorded: Recorded, step: Step, settings: dict[str, Any], device_name: str | None, name: str | None) -> Run:
     collecting = gc.isenabled()
     gc.disable()  # it would walk over hundreds of thousands of new tuples again and again, and find nothing
     try:
@@ -244,9 +242,7 @@ def _tree(scopes: Scopes, causality: dict[str, str]) -> pd.DataFrame:
     return table("tree", rows)
 
 
-def _facts(
-    recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, found: Attributed
-) -> dict[str, Any]:
+def _facts(recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, found: Attributed) -> dict[str, Any]:
     """What a recording says of itself, and what it cannot tell: nanoseconds of kernel time, added up."""
     device = recorded.device
     took = device.end - device.start
@@ -312,7 +308,7 @@ def _device(recorded: Recorded, window: Window, given: str | None) -> dict[str, 
         said = f"the kernels ran on {' and '.join(names)}" if names else "the trace does not name its device"
         remedy = "--peak-tflops" if names else "--device-name or --peak-tflops"
         return facts | {"name": " and ".join(names) or "unknown GPU", "peak_remedy": f"{said}: give {remedy}"}
-    entry = next((e for e in recorded.header.get("devices", ()) if e.get("name") == names[0]), {})
+    entry: dict[str, Any] = next((e for e in recorded.header.get("devices", ()) if e.get("name") == names[0]), {})
     capability = [entry.get("computeMajor"), entry.get("computeMinor")]
     facts |= {
         "name": names[0],

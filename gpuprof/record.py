@@ -279,6 +279,11 @@ class Run:
         """Whether the named pass ran to its end."""
         return name in self.passes and self.passes[name].status == "done"
 
+    @property
+    def recorded(self) -> bool:
+        """Whether it was read from a recorded trace, and not measured."""
+        return self.done("trace") and bool(self.passes["trace"].facts.get("recorded"))
+
     def to_dict(self) -> dict[str, Any]:
         """The run as JSON-ready values; tables column by column."""
         return {

@@ -494,7 +494,9 @@ def told(trace: dict[str, Any], found: dict[str, Any]) -> list[str]:
             print(f"{name:20}  {'not installed: skipped' if one is None else 'failed: ' + one['error']}")
             continue
         kernel = f"{one['kernel_s']:11.6f}" if one["kernel_s"] is not None else ""
-        line = f"{name:20}{one['wall_s']:9.2f}{one['peak_bytes'] / 1e6:9.0f}{one['wall_s'] / trace['events'] * 1e6:10.2f}"
+        line = (
+            f"{name:20}{one['wall_s']:9.2f}{one['peak_bytes'] / 1e6:9.0f}{one['wall_s'] / trace['events'] * 1e6:10.2f}"
+        )
         if base and "error" not in base:
             line += f"{one['wall_s'] / base['wall_s']:11.2f}{one['peak_bytes'] / base['peak_bytes']:10.2f}"
         print(line + kernel)

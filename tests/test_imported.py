@@ -28,7 +28,15 @@ def training_step(t, begin, busy=100.0):
     t.op("aten::mm", begin + 260, begin + 290, [[K, M], [M, N]], FLOATS[:2], ["", ""], tid=11)
     t.kernel("ampere_sgemm_128x64_nt", begin + 270, begin + 300 + busy, begin + 300 + 2 * busy, tid=11)
     t.node("torch::autograd::AccumulateGrad", None, begin + 300, begin + 320)
-    t.op("aten::add_", begin + 305, begin + 315, [[K, N], [K, N], []], ["float", "float", "Scalar"], ["", "", "1"], tid=11)
+    t.op(
+        "aten::add_",
+        begin + 305,
+        begin + 315,
+        [[K, N], [K, N], []],
+        ["float", "float", "Scalar"],
+        ["", "", "1"],
+        tid=11,
+    )
     t.kernel("elementwise", begin + 310, begin + 300 + 2 * busy, begin + 310 + 2 * busy, tid=11)
     t.label("Optimizer.step#AdamW.step", begin + 400, begin + 450)
     t.kernel("fused_adam", begin + 420, begin + 310 + 2 * busy, begin + 330 + 2 * busy)

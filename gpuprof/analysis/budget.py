@@ -20,12 +20,14 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.communication import PERHAPS, collectives, communicating
-from gpuprof.analysis.consistency import withheld, withheld_of_kernels, withheld_of_owners
+from gpuprof.analysis.consistency import withheld_of_kernels, withheld_of_owners, withheld_of_step
 from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
 from gpuprof.analysis.kernel_time import busy_seconds, owned
 from gpuprof.analysis.operators import kinds, plain_op
+from gpuprof.analysis.priced import at_least
 from gpuprof.analysis.steps import step_seconds
+from gpuprof.analysis.untold import untold
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
 from gpuprof.record import UNATTRIBUTED, Run
@@ -120,13 +122,13 @@ def budget(
     if denominator is not None and denominator not in known:
         raise GpuprofError(f"no denominator {denominator!r} in this run: it has {', '.join(known) or 'none'}")
     name = denominator or next(iter(known), "")
-    peaks, cuda = {} if withheld(run) else known.get(name, {}), run.device.get("type") == "cuda"
+    peaks, cuda = {} if withheld_of_step(run) else known.get(name, {}), run.device.get("type") == "cuda"
     bandwidth = _bandwidth(run, ceilings)
     scores = _scores(run)
     everything = _operators(run, convention, peaks, scores)
     ops = everything[everything["phase"].isin(["forward", "backward"])].copy()
     ideal_s = ops["ideal_s"].sum(skipna=False)
-    reason = withheld_of_kernels(run)
+    reason = withheld_of_step(run) or withheld_of_kernels(run)
     if reason:
         ops["ideal_s"] = float("nan")
     else:
@@ -146,8 +148,8 @@ def budget(
     parts["what"] = [_what(part, run, ops, kernels, facts) for part in PARTS]
     peakless = sorted(set(ops.loc[ops["ideal_s"].isna(), "dtype"]))
     if reason:
-        rates = "MFU, FLOP/s and all" if withheld(run) else "All"
-        notes.append(f"{rates} that FLOPs would explain {'are' if withheld(run) else 'is'} {reason}.")
+        rates, are = ("MFU, FLOP/s and all", "are") if withheld_of_step(run) else ("All", "is")
+        notes.append(f"{rates} that FLOPs would explain {are} {reason}.")
     elif name and peakless:
         notes.append(f"No {name} peak is known for {', '.join(peakless)}: no ideal time for its FLOPs, and no MFU.")
     if not name:
@@ -155,6 +157,7 @@ def budget(
     notes += _perhaps(run)
     if (parts["share"] < -0.0005).any():
         notes.append(NEGATIVE)
+    notes += untold(run)
     return Budget(
         run=run, step_s=step_s, convention=convention_of(run, convention), denominator=name,
         mfu=_share(ideal_s, step_s),
@@ -370,7 +373,11 @@ def _timed(kernels: pd.DataFrame, run: Run) -> tuple[pd.DataFrame, float, list[s
     timed_s = step_seconds(run)
     step_s = busy_s + gaps_s if timed_s is None else timed_s
     if timed_s is None:
-        notes.append("No undisturbed step was timed: this is the traced one, which tracing lengthens.")
+        notes.append(
+            "No step is found in the recording: this is the whole of it."
+            if run.recorded
+            else "No undisturbed step was timed: this is the traced one, which tracing lengthens."
+        )
     if busy_s > step_s:
         notes.append(
             f"Tracing slowed the step: its kernels take {units.duration(busy_s)}, the undisturbed step "
@@ -451,7 +458,7 @@ def _what(part: str, run: Run, ops: pd.DataFrame, kernels: pd.DataFrame, facts: 
         dtypes = [peak_dtype(dtype, kind, run) for dtype, kind in zip(priced["dtype"], priced["kind"], strict=True)]
         sums = priced["flops"].groupby(dtypes).sum().sort_values(ascending=False, kind="stable")
         peaks = [f"{dtype} {units.si(facts['peaks'][dtype], 'FLOP/s')}" for dtype in sums.index]
-        return f"{units.si(facts['flops'], 'FLOPs')} at {', '.join(peaks)}" if peaks else ""
+        return f"{at_least(run)}{units.si(facts['flops'], 'FLOPs')} at {', '.join(peaks)}" if peaks else ""
     if part == "clock" and "clock_s" in ops:
         return f"SM clock {(sm_clock_hz(run) or 0) / 1e6:,.0f} MHz in the window"
     if part == "memory_bytes" and "bytes_s" in ops:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from gpuprof.analysis.consistency import owned_kernels, withheld
+from gpuprof.analysis.consistency import owned_kernels, withheld_of_step
 from gpuprof.analysis.counted import convention_of, counted, whole_step
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds, sm_clock_hz
 from gpuprof.analysis.memory import peak
@@ -109,7 +109,7 @@ def _flops_and_ideal(run: Run) -> tuple[int | None, dict[str, float]]:
     sums = whole_step(run, ops)
     model = ops[ops["phase"].isin(["forward", "backward"])]
     scale = sums["flops"] / sums["counted_flops"] if sums["counted_flops"] else 1.0
-    known = {} if withheld(run) else denominators(run)
+    known = {} if withheld_of_step(run) else denominators(run)
     ideal = {
         name: float(ideal_seconds(model, "flops", peaks, run).sum(skipna=False)) * scale
         for name, peaks in known.items()

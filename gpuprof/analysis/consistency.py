@@ -1,8 +1,9 @@
 """Whether the passes saw one step, and one that can be; figures that need it are withheld where they did not.
 
-Three circles of figures. What holds a count against a time (MFU, FLOP/s, the backward ratio) needs both to be of the
+Four circles of figures. What holds a count against a time (MFU, FLOP/s, the backward ratio) needs both to be of the
 same step. What does so below the whole step, of modules, operators and phases, needs the trace to have booked its time
-rightly too. And so do the times of modules themselves.
+rightly too. And so do the times of modules themselves. What does so of the whole step needs one: in a recording there
+may be none.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import pandas as pd
 from gpuprof import units
 from gpuprof.analysis.denominators import WORDS, denominator, ideal_seconds
 from gpuprof.analysis.kernel_time import busy_seconds
-from gpuprof.analysis.operators import PRODUCTS, plain_op
+from gpuprof.analysis.operators import PRODUCTS, input_shapes, plain_op
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.theory import rule_for
 from gpuprof.theory.rows import read_shapes
+from gpuprof.theory.tiling import multiplies
 
 MOST = {"datasheet": 1.05, "measured": 1.30}
 """Share of a peak above which a rate is somebody's mistake. Of 10,242 operators in published traces of GPUs none came
@@ -36,6 +38,9 @@ CPU the time of an operator holds what the profiler takes for it."""
 UNOWNED = 0.01
 """Share of the kernel time from which a backward without an owner is said."""
 
+IN_GRAPHS = 0.05
+"""Share of a recording's kernel time that may be in CUDA or HIP graphs, where it shows no operators."""
+
 TOLD = 5
 """Inconsistencies that are told one by one."""
 
@@ -45,7 +50,7 @@ _EMPTY = re.compile(r"(^|[ x])0($|[ x])").search  # a shape with nothing in it
 _Found = TypeVar("_Found")
 
 
-def _once(find: Callable[[Run], _Found]) -> Callable[[Run], _Found]:
+def once(find: Callable[[Run], _Found]) -> Callable[[Run], _Found]:
     """Found once for each state of a run: every table and page asks again."""
 
     @wraps(find)
@@ -81,6 +86,13 @@ def withheld_of_kernels(run: Run) -> str:
     return withheld(run) or _reason(misbooked(run))
 
 
+def withheld_of_step(run: Run) -> str:
+    """The same of the whole step: also why a recording has no MFU, HFU and FLOP/s of it, though of its operators."""
+    if run.recorded and step_seconds(run) is None and not withheld(run):
+        return "withheld: no step is found in the recording ('gpuprof import --step all' takes the whole of it as one)"
+    return withheld(run)
+
+
 def withheld_of_owners(run: Run) -> str:
     """Why the trace's time is no module's: empty where it may be."""
     return _reason(misowned(run))
@@ -103,28 +115,32 @@ def inconsistencies(run: Run) -> list[str]:
     return found if len(found) <= TOLD else [*found[:TOLD], f"and {len(found) - TOLD} more such"]
 
 
-@_once
+@once
 def mismatches(run: Run) -> list[str]:
     """In what the passes saw different steps, one line each; empty if they agree or only one of them ran.
 
     The first kind that is found is told: each would only say once more what the one before it has said.
     """
-    kinds = (_of_inputs, _of_calls, _of_estimates, _of_the_step)
+    of_passes = (_of_inputs, _of_calls, _of_estimates)  # a recording is of one
+    kinds = (*((_of_devices, _of_graphs) if run.recorded else of_passes), _of_the_step)
     return next(filter(None, (list(find(run)) for find in kinds)), [])
 
 
-@_once
+@once
 def misbooked(run: Run) -> list[str]:
     """In what the trace's times cannot be those of what has them, one line each; nothing where the steps differ."""
     if not (run.done("count") and run.done("trace")) or mismatches(run):
         return []
-    return [*misowned(run), *_of_transformations(run), *_of_kernel_time(run), *_too_fast(run)]
+    return [*misowned(run), *_of_transformations(run), *_of_kernel_time(run), *_too_fast(run), *_ops_too_fast(run)]
 
 
-@_once
+@once
 def misowned(run: Run) -> list[str]:
-    """In what the trace gives time to other modules than those that were counted, one line each; likewise."""
-    if not (run.done("count") and run.done("trace")) or mismatches(run):
+    """In what the trace gives time to other modules than those that were counted, one line each; likewise.
+
+    A recording has both from the same events: what is no module's there is so in both.
+    """
+    if run.recorded or not (run.done("count") and run.done("trace")) or mismatches(run):
         return []
     return [*_of_owners(run), *_without_owner(run)]
 
@@ -240,21 +256,57 @@ def _of_estimates(run: Run) -> Iterator[str]:
             )
 
 
+def _of_devices(run: Run) -> Iterator[str]:
+    """A recording with kernels of several devices, which no peak is the peak of."""
+    devices = run.passes["trace"].facts.get("devices", [])
+    if len(devices) > 1:
+        yield f"the recording has kernels of {len(devices)} devices ({', '.join(map(str, devices))}), not of one"
+
+
+def _of_graphs(run: Run) -> Iterator[str]:
+    """A recording that hides most of its operators."""
+    if (share := graph_share(run)) > IN_GRAPHS:
+        yield f"{units.percent(share)} of the kernel time is in CUDA or HIP graphs, where a recording has no operators"
+
+
+def graph_share(run: Run) -> float:
+    """Share of a recording's kernel time that graphs launched."""
+    whole = int(run.kernels["duration_ns"].sum())
+    return run.passes["trace"].facts.get("graph_ns", 0) / whole if whole else 0.0
+
+
 def _of_the_step(run: Run) -> Iterator[str]:
     """A step that did more than the device can."""
     name, peaks = denominator(run)
     step_s = step_seconds(run)
-    if name not in MOST or not step_s or not run.done("count"):
+    if not _judged(run, name) or not step_s or not run.done("count"):
         return
     share = float(ideal_seconds(run.ops, "flops_hardware", peaks, run).sum(skipna=False)) / step_s
-    if share > MOST[name]:
+    if share > _most(name):
         yield (
-            f"the counted FLOPs in the time of the step are {units.percent(share)} of the {WORDS[name]}: "
-            f"{_doubt(name, 'the timed step did less than the counted one')}"
+            f"the counted FLOPs in the time of the step are {units.percent(share)} of {_peak(name)}: "
+            f"{_doubt(run, name, 'the timed step did less than the counted one')}"
         )
 
 
-def _doubt(name: str, else_: str) -> str:
+def _judged(run: Run, name: str) -> bool:
+    """Whether a rate above this peak is a mistake: above a given one it may be the peak that is wrong."""
+    return name in MOST or (run.recorded and bool(name))
+
+
+def _most(name: str) -> float:
+    return MOST.get(name, MOST["datasheet"])
+
+
+def _peak(name: str) -> str:
+    return WORDS[name] if name == "given" else f"the {WORDS[name]}"
+
+
+def _doubt(run: Run, name: str, else_: str) -> str:
+    if run.recorded:  # nothing was measured that could be of another step
+        else_ = "a mistake of reading, please report it"
+    if name == "given":
+        return f"{else_}, or that peak is too low"
     if name == "datasheet":
         return else_
     return f"{else_}, or the peak was measured under other load: 'gpuprof ceilings' measures it anew"
@@ -293,7 +345,7 @@ def _of_kernel_time(run: Run) -> Iterator[str]:
 def _too_fast(run: Run) -> Iterator[str]:
     """Modules whose own products would have run faster than the device can, the fastest first."""
     name, peaks = denominator(run)
-    if name not in MOST:
+    if not _judged(run, name):
         return
     work = run.ops[["module", "phase"]].assign(ideal_s=ideal_seconds(run.ops, "flops_hardware", peaks, run))
     ideal = work.groupby(["module", "phase"])["ideal_s"].sum(min_count=1)
@@ -302,11 +354,33 @@ def _too_fast(run: Run) -> Iterator[str]:
         seconds = busy_seconds(group)
         shares[key] = ideal.get(key, 0.0) / seconds if seconds else 0.0
     for (module, phase), share in sorted(shares.items(), key=lambda item: -item[1]):
-        if share > MOST[name]:
+        if share > _most(name):
             yield (
-                f"{module or '(root)'} in the {phase} would have run at {units.percent(share)} of the {WORDS[name]}: "
-                f"{_doubt(name, 'some of its time is booked elsewhere')}"
+                f"{module or '(root)'} in the {phase} would have run at {units.percent(share)} of {_peak(name)}: "
+                f"{_doubt(run, name, 'some of its time is booked elsewhere')}"
             )
+
+
+def _ops_too_fast(run: Run) -> Iterator[str]:
+    """Operators of a recording whose products would have: one size of their inputs is enough.
+
+    Over the union of the kernels that multiply: cuBLAS on Hopper fills some memory before most products.
+    """
+    name, peaks = denominator(run)
+    if not run.recorded or not name:
+        return
+    work = run.ops.assign(ideal_s=ideal_seconds(run.ops, "flops_hardware", peaks, run))
+    ideal = work.groupby([work["op"].map(plain_op), work["shapes"].map(input_shapes)])["ideal_s"].sum(min_count=1)
+    shares = {}
+    for key, group in run.kernels.groupby([run.kernels["op"].map(plain_op), "shapes"], sort=False):
+        if ideal.get(key, 0.0) > 0:
+            products = group[group["kernel"].map(multiplies)]
+            seconds = busy_seconds(group if products.empty else products)
+            shares[key] = ideal[key] / seconds if seconds else 0.0
+    for (op, shapes), share in sorted(shares.items(), key=lambda item: -item[1]):
+        if share > _most(name):
+            of = f" of {shapes}" if shapes else ""
+            yield f"{op}{of} would have run at {units.percent(share)} of {_peak(name)}: {_doubt(run, name, '')}"
 
 
 def _comparable(run: Run) -> bool:
@@ -325,7 +399,7 @@ _Calls = dict[tuple[str, str, str], Counter[str]]
 """Calls by the shapes of their inputs, of each module, phase and operator."""
 
 
-@_once
+@once
 def _calls(run: Run) -> tuple[_Calls, _Calls]:
     """Those that were counted, and those that were traced."""
     return _counted_calls(run), _traced_calls(run)
@@ -336,8 +410,7 @@ def _counted_calls(run: Run) -> _Calls:
     found: _Calls = {}
     rows = ops[["module", "phase", "op", "shapes", "calls"]]
     for module, phase, op, shapes, calls in rows.itertuples(index=False, name=None):
-        inputs = " ".join(shape for shape in shapes.partition(" -> ")[0].split(" ") if shape != "scalar")
-        found.setdefault((module, phase, plain_op(op)), Counter())[inputs] += int(calls)
+        found.setdefault((module, phase, plain_op(op)), Counter())[input_shapes(shapes)] += int(calls)
     return found
 
 

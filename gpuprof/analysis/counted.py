@@ -8,6 +8,7 @@ import pandas as pd
 
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.denominators import denominator, ideal_seconds
+from gpuprof.analysis.priced import none_known
 from gpuprof.record import Run, integers
 from gpuprof.theory.architecture import Architecture
 from gpuprof.theory.conventions import DEFAULT_CONVENTION, Convention
@@ -106,11 +107,15 @@ def _assumed_backward(ops: pd.DataFrame, factor: int) -> pd.DataFrame:
 def whole_step(run: Run, ops: pd.DataFrame, convention: str | None = None) -> dict[str, Any]:
     """Model FLOPs of the step: ``flops`` in the convention, ``counted_flops`` of the rows that it was read from.
 
+    Of a recording that tells nothing of FLOPs, ``flops`` is None.
+
     Args:
         run: the run.
         ops: what `counted` gives in this convention.
         convention: the run's own by default.
     """
+    if none_known(run):
+        return {"flops": None, "counted_flops": 0}
     rows = int(ops.loc[ops["phase"].isin(["forward", "backward"]), "flops"].sum())
     parts = formula_parts(run, convention)
     return {"flops": rows if parts is None else sum(parts.values()), "counted_flops": rows}

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from gpuprof.analysis.communication import communicating
-from gpuprof.analysis.consistency import owned_kernels, withheld, withheld_of_kernels, withheld_of_owners
+from gpuprof.analysis.consistency import owned_kernels, withheld_of_kernels, withheld_of_owners, withheld_of_step
 from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.executed import executed_flops
@@ -64,7 +64,7 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
         ignore_index=True,
     ).set_index("module")
     if run.done("count"):
-        _add_counts(table, counted(run, convention), paths)
+        _add_counts(table, counted(run, convention), paths, run.kernels if run.recorded else None)
     if run.done("trace"):
         unknown = bool(withheld_of_owners(run))
         times = kernel_times(owned_kernels(run), paths)
@@ -106,23 +106,32 @@ def convention_by_module(run: Run, name: str) -> pd.DataFrame:
     return table[list(columns)].rename(columns=columns)
 
 
-def _add_counts(table: pd.DataFrame, ops: pd.DataFrame, paths: list[str]) -> None:
-    """Columns of FLOPs, rolled up; a part without a rule adds nothing and is named by `without_rule`."""
+def _add_counts(table: pd.DataFrame, ops: pd.DataFrame, paths: list[str], recorded: pd.DataFrame | None) -> None:
+    """Columns of FLOPs, rolled up; a part without a rule adds nothing and is named by `without_rule`.
+
+    Of a recording, whose kernels are given, all that a part did may have been unknown: then its FLOPs are.
+    """
     columns = [*_COUNTS, "macs", "ideal_s"]
     sums: dict[tuple[str, str], list[Any]] = {}
+    nothing = 0 if recorded is None else None
+    for module, phase in [] if recorded is None else set(zip(recorded["module"], recorded["phase"], strict=True)):
+        for path in ancestors(module):
+            sums.setdefault((path, phase), [None] * len(columns))
     for row in ops[["module", "phase", *columns]].itertuples(index=False):
         for path in ancestors(row.module):
-            entry = sums.setdefault((path, row.phase), [0] * len(columns))
+            entry = sums.setdefault((path, row.phase), [nothing] * len(columns))
             for index, value in enumerate(row[2:]):
                 if value is not pd.NA:
-                    entry[index] += value
+                    entry[index] = (entry[index] or 0) + value
     known = set(paths)
     if stray := {path for path, _ in sums} - known:
         raise AssertionError(f"work booked on modules that are not in the tree: {sorted(stray)}")
 
     def column(name: str, phases: Iterable[str]) -> list[Any]:
         index = columns.index(name)
-        return [sum(sums[path, p][index] for p in phases if (path, p) in sums) for path in paths]
+        found = [[sums[path, p][index] for p in phases if (path, p) in sums] for path in paths]
+        known = [[value for value in values if value is not None] for values in found]
+        return [sum(some) if some or not values else None for some, values in zip(known, found, strict=True)]
 
     for phase in _MODULE_PHASES:
         table[f"flops_{phase}"] = integers(column("flops", [phase]))
@@ -288,7 +297,7 @@ def estimate_coverage(run: Run) -> float | None:
     Its estimates for elementwise operators are left out.
     """
     counted_flops = run.ops["flops_full"].sum()
-    if not (run.done("trace") and run.done("count")) or not counted_flops:
+    if not (run.done("trace") and run.done("count")) or not counted_flops or run.recorded:  # no file has them
         return None
     rules = run.estimates["op"].map(rule_for)
     elementwise = rules.map(lambda rule: rule is not None and rule.kind == "vector")
@@ -304,6 +313,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
     flops_per_s, mfu, hfu, denominator, kernel_s, owned_share (kernel time of the traced step with a known owner),
     peak_bytes, peak_reserved_bytes, tokens_per_s, samples_per_s; withheld (why there is no mfu, hfu and flops_per_s
     though the step was counted and timed, empty where that is not so); ratio_withheld (the same of backward_ratio).
+    Of mfu, hfu and flops_per_s `gpuprof.analysis.priced.known_of` says where they are lower bounds.
     """
     figures: dict[str, Any] = dict.fromkeys(
         (
@@ -313,11 +323,11 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
             "tokens_per_s", "samples_per_s",
         )
     )  # fmt: skip
-    figures |= {"denominator": denominator(run)[0], "withheld": (reason := withheld(run))}
+    figures |= {"denominator": denominator(run)[0], "withheld": (reason := withheld_of_step(run))}
     figures["ratio_withheld"] = ratio_withheld(run)
     if len(run.tree):
         root = run.tree.iloc[0]
-        figures |= {"params": int(root["params"]), "trainable_params": int(root["trainable_params"])}
+        figures |= {name: None if pd.isna(root[name]) else int(root[name]) for name in ("params", "trainable_params")}
     if run.done("count"):
         ops = counted(run, convention)
         phases = ops.groupby("phase")["flops"].sum()
@@ -332,6 +342,8 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
             "vector_flops": int(ops["vector_flops"].sum()),
             "backward_ratio": backward / forward if forward and backward and not figures["ratio_withheld"] else None,
         }
+        if figures["flops"] is None:
+            figures |= dict.fromkeys(("macs", "flops_forward", "flops_recompute", "flops_backward", "flops_hardware"))
     steps = run.samples.loc[run.samples["phase"] == "step", "time_s"]
     step_s = step_seconds(run)
     if step_s is not None:
@@ -348,7 +360,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
             # a formula's FLOPs run in the mix of dtypes that was counted
             scale = figures["flops"] / figures["counted_flops"] if figures["counted_flops"] else 1.0
             figures |= {
-                "flops_per_s": None if reason else figures["flops"] / step_s,
+                "flops_per_s": None if reason or figures["flops"] is None else figures["flops"] / step_s,
                 "mfu": _known_share(model["ideal_s"].sum(skipna=False) * scale, step_s),
                 "hfu": _known_share(ops["hardware_ideal_s"].sum(skipna=False), step_s),
             }

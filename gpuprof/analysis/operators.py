@@ -1,4 +1,4 @@
-"""Names and kinds of operators."""
+"""Names, kinds and shapes of operators."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def kinds(run: Run) -> dict[str, str]:
             rule = rule_for(op)
             known[op] = rule.kind if rule else ""
     return known
+
+
+def input_shapes(shapes: str) -> str:
+    """Shapes of a row of ``ops`` as a row of ``kernels`` has them: of the tensor inputs alone."""
+    return " ".join(shape for shape in shapes.partition("->")[0].split() if shape != "scalar")

@@ -18,7 +18,7 @@ from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
 from gpuprof.analysis.kernel_time import busy_seconds
-from gpuprof.analysis.operators import PRODUCTS, kinds, plain_op
+from gpuprof.analysis.operators import PRODUCTS, input_shapes, kinds, plain_op
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run, integers
 
@@ -214,7 +214,7 @@ def _keyed(run: Run, rows: pd.DataFrame, by: str, known: dict[str, str]) -> pd.D
 def _of_kernels(work: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFrame:
     """What each operator call does, booked on its longest kernel."""
     place = ["module", "phase", "op", "shapes"]
-    work = work.assign(shapes=[_inputs(shapes) for shapes in work["shapes"]])
+    work = work.assign(shapes=[input_shapes(shapes) for shapes in work["shapes"]])
     figures = ["flops", "bytes", "compute_s"]
     sums = work.groupby(place)[[*figures, "calls"]].sum(min_count=1)
     each = sums[["compute_s"]] / sums[["calls"]].to_numpy()
@@ -230,11 +230,6 @@ def _each(whole: Any, calls: Any) -> Any:
         return None
     part = Fraction(int(whole), int(calls))
     return part.numerator if part.denominator == 1 else part
-
-
-def _inputs(shapes: str) -> str:
-    """Shapes of the inputs as a trace has them: without scalars."""
-    return " ".join(shape for shape in shapes.partition(" -> ")[0].split(" ") if shape != "scalar")
 
 
 def _dram(run: Run, by: str, known: dict[str, str]) -> dict[Any, int]:

@@ -9,7 +9,8 @@ import pandas as pd
 
 from gpuprof.analysis.consistency import owned_kernels
 from gpuprof.analysis.counted import chosen, counted
-from gpuprof.analysis.modules import ancestors, plain_op
+from gpuprof.analysis.operators import input_shapes, plain_op
+from gpuprof.paths import ancestors
 from gpuprof.record import Run
 from gpuprof.theory import rule_for
 
@@ -133,8 +134,7 @@ def _flops_per_call(run: Run, convention: str | None) -> dict[tuple[str, str, st
         ops = ops[ops["phase"] != "backward"]
     for row in ops[(ops["calls"] > 0) & ops["flops"].notna()].to_dict(orient="records"):
         shapes = found.setdefault((row["module"], row["phase"], plain_op(row["op"])), {})
-        inputs = " ".join(shape for shape in row["shapes"].partition("->")[0].split() if shape != "scalar")
-        shapes.setdefault(inputs, set()).add(int(row["flops"]) // int(row["calls"]))
+        shapes.setdefault(input_shapes(row["shapes"]), set()).add(int(row["flops"]) // int(row["calls"]))
     return found
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from gpuprof.analysis.consistency import withheld
+from gpuprof.analysis.priced import known_of
 from gpuprof.record import Run
 from gpuprof.traces.events import communicates
 
@@ -40,7 +41,9 @@ def unpriced(run: Run) -> dict[str, list[str]]:
 
 def ratio_withheld(run: Run) -> str:
     """Why the backward of a step has no counted ratio to its forward; empty where it may have one."""
-    return withheld(run) or reason(op for ops in unpriced(run).values() for op in ops)
+    known = known_of(run)
+    unpriced_ops = (op for ops in unpriced(run).values() for op in ops)
+    return withheld(run) or reason(unpriced_ops) or (f"withheld: {known}" if known else "")
 
 
 def reason(unpriced_ops: Iterable[str]) -> str:

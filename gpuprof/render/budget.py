@@ -18,6 +18,8 @@ from gpuprof import units
 from gpuprof.analysis.budget import NEGATIVE, PARTS, Budget, budget_by, idle_owners
 from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.hints import Hint, hints
+from gpuprof.analysis.priced import at_least, known_of
+from gpuprof.analysis.steps import step_seconds
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture
 from gpuprof.record import UNATTRIBUTED
@@ -59,10 +61,12 @@ def frame(found: Budget, view: View) -> pd.DataFrame:
 
 def headline(found: Budget) -> str:
     """The step and what of it is ideal."""
-    text = f"Step {units.duration(found.step_s)}"
+    run = found.run
+    text = f"{'Recording' if run.recorded and step_seconds(run) is None else 'Step'} {units.duration(found.step_s)}"
     if found.mfu is not None:
-        shares = f"MFU {units.percent(found.mfu)}, HFU {units.percent(found.hfu)}"
+        shares = f"MFU {at_least(run)}{units.percent(found.mfu)}, HFU {at_least(run)}{units.percent(found.hfu)}"
         text += f": {shares} of {found.denominator} ({WORDS[found.denominator]}), convention {found.convention}"
+        text += f"; {known}" if (known := known_of(run)) else ""
     return f"{text}."
 
 

@@ -24,6 +24,7 @@ from gpuprof.analysis.modules import (
     totals,
     without_rule,
 )
+from gpuprof.analysis.priced import at_least, known_of
 from gpuprof.analysis.telemetry import (
     TRUSTED_WINDOW_S,
     energy_per_step_j,
@@ -32,6 +33,7 @@ from gpuprof.analysis.telemetry import (
     summary,
     tensor_activity,
 )
+from gpuprof.analysis.untold import host_steps, untold
 from gpuprof.record import Run
 from gpuprof.render.view import View
 from gpuprof.theory import CONVENTIONS
@@ -58,8 +60,11 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
     yield "Device", _device(run)
     convention = convention_of(run, view.convention)
     yield "Convention", f"{convention}: {CONVENTIONS[convention].title} 1 MAC = 2 FLOPs."
-    yield "Parameters", _parameters(sums)
-    if run.done("count"):
+    if sums["params"] is not None:
+        yield "Parameters", _parameters(sums)
+    if run.done("count") and sums["flops"] is None:
+        yield "FLOPs", "unknown: the recording has no shapes of operators that multiply"
+    elif run.done("count"):
         if CONVENTIONS[convention].parts is not None:
             yield "Formula", _formula(run, convention, sums)
         how = CONVENTIONS[convention]
@@ -69,7 +74,7 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
             sums["flops_forward"] // 2 == sums["macs"]
         )  # some conventions add elementwise FLOPs to those of products
         macs = f"= {units.si(sums['macs'], 'MACs')} matmul" if exact else f"and {units.si(sums['macs'], 'MACs')}"
-        forward = f"{units.si(sums['flops_forward'], 'FLOPs')} {macs}"
+        forward = f"{at_least(run)}{units.si(sums['flops_forward'], 'FLOPs')} {macs}"
         yield "Forward", f"{forward} ({other}: {units.si(beside['flops_forward'], 'FLOPs')})"
         if sums["flops_backward"]:
             if sums["backward_ratio"] is None:
@@ -78,7 +83,7 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
                 ratio = f" = {sums['backward_ratio']:.3f} x forward as counted (2.00 is what counters assume)"
             if how.backward_factor is not None:
                 ratio = f" = {how.backward_factor} x forward as {convention} assumes, not counted"
-            yield "Backward", f"{units.si(sums['flops_backward'], 'FLOPs')}{ratio}"
+            yield "Backward", f"{at_least(run)}{units.si(sums['flops_backward'], 'FLOPs')}{ratio}"
         if sums["flops_recompute"]:
             yield (
                 "Recompute",
@@ -93,7 +98,7 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
         yield "Step", _step(run, sums)
     if sums["flops_per_s"]:
         yield "Achieved", _achieved(run, view, sums)
-    elif sums["withheld"] and sums["step_s"] is not None:
+    elif sums["withheld"] and (sums["step_s"] is not None or run.recorded):
         yield "Achieved", f"FLOP/s and MFU {sums['withheld']}"
     if (reason := withheld_of_kernels(run)) and not withheld(run):
         times = "times of modules, " if withheld_of_owners(run) else ""
@@ -146,10 +151,10 @@ def _workload(run: Run) -> str:
 
 def _device(run: Run) -> str:
     device, software = run.device, run.environment
-    name = device.get("name") or device.get("type")
+    name = device.get("name") or ("unknown GPU" if run.recorded else device.get("type"))
     threads = f"{software.get('threads')} threads" if device.get("type") == "cpu" else None
     driver = f"driver {device['driver']}" if device.get("driver") else None
-    versions = f"torch {software.get('torch')}, transformers {software.get('transformers')}"
+    versions = ", ".join(f"{name} {software[name]}" for name in ("torch", "transformers") if software.get(name))
     return " · ".join(part for part in (name, threads, driver, versions, software.get("date")) if part)
 
 
@@ -161,6 +166,8 @@ def _parameters(sums: dict[str, Any]) -> str:
 
 def _step(run: Run, sums: dict[str, Any]) -> str:
     text = f"{units.duration(sums['step_s'])} median of {sums['steps']} (IQR {units.duration(sums['step_iqr_s'])})"
+    if run.recorded:
+        text = _recorded_step(run, sums)
     phases = by_phase(run)
     parts = [
         f"{row.phase} {units.duration(row.time_s)}"
@@ -174,8 +181,22 @@ def _step(run: Run, sums: dict[str, Any]) -> str:
     return "; ".join(filter(None, [text, ", ".join(parts), ", ".join(rates)]))
 
 
+def _recorded_step(run: Run, sums: dict[str, Any]) -> str:
+    """What a step of a recording is: the GPU's, from one step's first kernel to the next one's."""
+    text = f"{units.duration(sums['step_s'])} "
+    if run.passes["trace"].facts.get("step") == "all":
+        text += "for the whole recording as one step, from its first kernel to its last"
+    else:
+        spread = f" (IQR {units.duration(sums['step_iqr_s'])})" if sums["steps"] > 1 else ""
+        text += f"median of {units.number(sums['steps'], 'recorded step')}{spread}"
+        text += ", first kernel to first kernel" if run.device.get("type") == "cuda" else ""
+    return ", ".join(filter(None, [text, host_steps(run)]))
+
+
 def _achieved(run: Run, view: View, sums: dict[str, Any]) -> str:
-    rate = f"{units.si(sums['flops_per_s'], 'FLOP/s')} of model FLOPs over the step"
+    least, known_part = at_least(run), known_of(run)
+    rate = f"{least}{units.si(sums['flops_per_s'], 'FLOP/s')} of model FLOPs over the step"
+    rate += f"; {known_part}" if known_part else ""
     known = denominators(run)
     if not known:
         return f"{rate}; no MFU: {run.device.get('peak_remedy') or 'no peak is known of this device'}"
@@ -192,7 +213,7 @@ def _achieved(run: Run, view: View, sums: dict[str, Any]) -> str:
         peak = ", ".join(f"{dtype} {units.si(value, 'FLOP/s')}" for dtype, value in used.items())
         source = run.device.get("peak_source_measured") if name == "measured" else None
         known_from = f" [{source}]" if source else ""
-        shares = f"MFU {units.percent(parts[0])}, HFU {units.percent(parts[1])}"
+        shares = f"MFU {least}{units.percent(parts[0])}, HFU {least}{units.percent(parts[1])}"
         lines.append(f"{shares} of {name} ({WORDS[name]}: {peak}){known_from}")
     return "\n".join([rate, *lines])
 
@@ -247,9 +268,11 @@ def _dtypes(ops: Any) -> list[str]:
 
 def _kernels(run: Run, sums: dict[str, Any]) -> str:
     what = "kernel time" if run.device.get("type") == "cuda" else "operator time"
-    text = f"{units.duration(sums['kernel_s'])} of {what} in the traced step"
+    traced = "traced step" if not run.recorded else "recorded step" if sums["step_s"] else "recording"
+    text = f"{units.duration(sums['kernel_s'])} of {what} in the {traced}"
     if sums["step_s"]:
-        text += f", {units.percent(sums['kernel_s'] / sums['step_s'])} of the undisturbed one"
+        whole = "it" if run.recorded else "the undisturbed one"
+        text += f", {units.percent(sums['kernel_s'] / sums['step_s'])} of {whole}"
     return f"{text}; {units.percent(sums['owned_share'])} has an owner"
 
 
@@ -300,12 +323,15 @@ def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableTyp
             )
             lines.append(f"Causality unknown, attention counted full: {some}.")
     if run.done("trace"):
+        whole = run.recorded and sums["step_s"] is None
         lines.append(
-            "Times are of one traced step: the union of the intervals of a module's kernels, backward with recompute. "
+            f"Times are of {'the recording' if whole else 'one traced step'}: the union of the intervals of a module's "
+            "kernels, backward with recompute. "
             "FLOPs are of the forward. Folded layers show their mean ± standard deviation."
         )
         if sums["step_s"] and sums["kernel_s"] > SLOWED * sums["step_s"]:
             lines.append("Tracing slowed the step: read times below the whole as shares, not as seconds.")
+    lines += untold(run)
     for dtype, spread in run.device.get("peak_spread", {}).items():
         if spread > _STEADY:
             lines.append(

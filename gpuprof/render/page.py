@@ -14,8 +14,10 @@ from gpuprof.analysis.communication import collectives
 from gpuprof.analysis.consistency import inconsistencies, withheld_of_kernels
 from gpuprof.analysis.hints import hints
 from gpuprof.analysis.modules import by_kernel, by_module, by_op, convention_of, totals
+from gpuprof.analysis.priced import at_least, known_of
 from gpuprof.analysis.ranks import by_rank, straggler
 from gpuprof.analysis.telemetry import invalid_reasons
+from gpuprof.analysis.untold import host_steps, untold
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.render.backward import verdict
@@ -71,6 +73,7 @@ def render_page(run: Run, convention: str | None = None, command: str = "") -> s
             *dict.fromkeys((*run.warnings, *inconsistencies(run))),
             *(f"Invalid for tracking: {reason}" for reason in invalid_reasons(run.telemetry)),
         ],
+        untold=untold(run),
         sections=sections,
         plotly=Markup(get_plotlyjs()),
     )
@@ -86,22 +89,25 @@ def _cards(run: Run, convention: str | None) -> Iterator[dict[str, str]]:
     """The figures that everybody looks for first; those that are not known are left out."""
     sums = totals(run, convention)
     if sums["mfu"] is not None:
-        hfu = f"HFU {units.percent(sums['hfu'])}, " if sums["hfu"] is not None else ""
+        least, part = at_least(run), known_of(run)
+        hfu = f"HFU {least}{units.percent(sums['hfu'])}, " if sums["hfu"] is not None else ""
         about = f"{hfu}of {sums['denominator']}, convention {convention_of(run, convention)}"
-        yield {"name": "MFU", "figure": units.percent(sums["mfu"]), "about": about}
-    elif sums["withheld"] and sums["step_s"] is not None:
+        about += f"; {part}" if part else ""
+        yield {"name": "MFU", "figure": f"{least}{units.percent(sums['mfu'])}", "about": about}
+    elif sums["withheld"] and (sums["step_s"] is not None or run.recorded):
         yield {"name": "MFU and FLOP/s", "figure": units.MISSING, "about": sums["withheld"]}
     if sums["step_s"] is not None:
-        spread = f"median of {sums['steps']} steps, IQR {units.duration(sums['step_iqr_s'])}"
+        spread = f"median of {units.number(sums['steps'], 'step')}, IQR {units.duration(sums['step_iqr_s'])}"
+        spread += f"; {host}" if (host := host_steps(run)) else ""
         yield {"name": "Step", "figure": units.duration(sums["step_s"]), "about": spread}
     if sums["flops"] is not None:
         back = f"{sums['backward_ratio']:.3f} x the forward in the backward" if sums["backward_ratio"] else "a forward"
         if sums["ratio_withheld"] and sums["flops_backward"]:
             back = f"forward and backward, their ratio {sums['ratio_withheld']}"
-        yield {"name": "Model FLOPs", "figure": units.si(sums["flops"], "FLOPs"), "about": back}
+        yield {"name": "Model FLOPs", "figure": f"{at_least(run)}{units.si(sums['flops'], 'FLOPs')}", "about": back}
     if sums["flops_per_s"]:
         rate = f"{units.si(sums['tokens_per_s'])} tokens/s" if sums["tokens_per_s"] else "of model FLOPs over the step"
-        yield {"name": "Achieved", "figure": units.si(sums["flops_per_s"], "FLOP/s"), "about": rate}
+        yield {"name": "Achieved", "figure": f"{at_least(run)}{units.si(sums['flops_per_s'], 'FLOP/s')}", "about": rate}
     if sums["peak_bytes"] is not None:
         what = "allocated at the peak" if run.device.get("type") == "cuda" else "resident set of the process"
         yield {"name": "Memory", "figure": units.size(sums["peak_bytes"]), "about": what}
@@ -163,8 +169,11 @@ def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[s
 
 def _budget_words(found: Any) -> Iterator[str]:
     if found.mfu is not None:
-        yield f"MFU {units.percent(found.mfu)} of {found.denominator}, convention {found.convention}."
-    yield from found.notes
+        part = f"; {known}" if (known := known_of(found.run)) else ""
+        shares = f"MFU {at_least(found.run)}{units.percent(found.mfu)} of {found.denominator}"
+        yield f"{shares}, convention {found.convention}{part}."
+    apart = set(untold(found.run))  # in a list of their own
+    yield from (note for note in found.notes if note not in apart)
 
 
 _TREE_COLUMNS = {

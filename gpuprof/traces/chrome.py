@@ -81,7 +81,7 @@ class Host(NamedTuple):
 
 
 class Runtime(NamedTuple):
-    """Calls into the runtime or driver of CUDA or HIP: `correlation` is -1 where there is none, the rest as in `Host`."""
+    """Calls into the runtime or driver of CUDA or HIP: `correlation` is -1 where there is none, else as `Host`."""
 
     name: NDArray[np.int32]
     thread: NDArray[np.int32]

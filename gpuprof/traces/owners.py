@@ -163,10 +163,7 @@ def attribute(
     thread: int | None = None
     stack: list[_Frame] = []
     # the phase is the whole step's: autograd's own threads, and a user's, are in the one that was marked last
-    if marked:
-        marks = sorted((e.start, e.name[len(PHASE_MARK) :]) for e in host if e.kind == PHASE)
-    else:
-        marks = _backwards(host)
+    marks = _marked(host) if marked else _backwards(host)
     unmarked = "other" if marked or not any(event.kind == OPERATOR for event in host) else "forward"
     phase, following, last_owner = unmarked, 0, UNATTRIBUTED
     outside = _Frame(0, UNATTRIBUTED, "")
@@ -262,6 +259,11 @@ def attribute(
         for (module, where, op, within), (times, flops) in estimates.items()
     ]
     return Attributed(kernels, rows, facts, op_calls)
+
+
+def _marked(host: list[Event]) -> list[tuple[int, str]]:
+    """Where phases begin, as gpuprof marked them."""
+    return sorted((event.start, event.name[len(PHASE_MARK) :]) for event in host if event.kind == PHASE)
 
 
 def _backwards(host: list[Event]) -> list[tuple[int, str]]:

@@ -10,7 +10,7 @@ from gpuprof.traces import chrome
 from gpuprof.traces.chrome import Recorded
 from gpuprof.traces.events import CALL, KERNEL, NODE, PHASE, RANGE, RUNTIME, Event, host_kind, is_node
 from gpuprof.traces.scopes import Scopes, is_scope
-from gpuprof.traces.steps import Window
+from gpuprof.traces.steps import Window, is_step
 
 
 def events_of(recorded: Recorded, window: Window, scopes: Scopes) -> tuple[list[Event], list[Event]]:
@@ -76,7 +76,7 @@ def _kind(name: str, category: int, of_node: bool, scopes: Scopes) -> str:
     kind = host_kind(name, label=category == chrome.LABEL, of_node=of_node)
     if kind in (CALL, PHASE):  # of a trace that was made while gpuprof measured
         kind = RANGE
-    if kind == RANGE and (name.startswith("ProfilerStep#") or (category == chrome.LABEL and is_scope(name, scopes.what))):
+    if kind == RANGE and (is_step(name) or (category == chrome.LABEL and is_scope(name, scopes.what))):
         return ""
     if kind == RUNTIME:  # the name of a call, but no call: those have a category of their own
         kind = RANGE

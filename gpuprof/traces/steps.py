@@ -19,6 +19,11 @@ EARLY, OUTSIDE = -2, -1
 """In place of a step: launched before the recording began; launched outside of every step."""
 
 
+def is_step(name: str) -> bool:
+    """Whether it is what the profiler calls the range of a step."""
+    return _STEP(name) is not None
+
+
 class Window(NamedTuple):
     """What of a recording a run is of.
 
@@ -99,9 +104,10 @@ def window_of(recorded: Recorded, steps: Steps, step: Step) -> Window:
     if step == "all" or (step is None and not steps.numbers):
         samples = np.array([], dtype="int64")
         if step == "all":
-            device, host = recorded.device, recorded.host
-            start, end = (device.start[launched], device.end[launched]) if len(launched) else (host.start, host.end)
-            samples = np.array([end.max() - start.min()]) if len(start) else samples
+            of_all = recorded.device if len(launched) else recorded.host
+            rows = launched if len(launched) else everything
+            whole = [of_all.end[rows].max() - of_all.start[rows].min()] if len(rows) else []
+            samples = np.array(whole, dtype="int64")
         return Window("all", everything, launched, samples)
     if step is None:
         place = int(np.argsort(steps.device_ns, kind="stable")[(len(steps.numbers) - 1) // 2])

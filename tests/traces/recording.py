@@ -46,7 +46,9 @@ class Recording:
         self.add("cpu_op", f"autograd::engine::evaluate_function: {function}", start, end, tid, **args)
         return self.add("cpu_op", function, start, end, tid, **args)
 
-    def kernel(self, name, at, start, end, tid=10, stream=7, call="cudaLaunchKernel", correlation=None, category="kernel"):
+    def kernel(
+        self, name, at, start, end, tid=10, stream=7, call="cudaLaunchKernel", correlation=None, category="kernel"
+    ):
         """A kernel that the host launched at ``at``; by a call that is not in the file where that is None."""
         if correlation is None:
             self.correlation += 1

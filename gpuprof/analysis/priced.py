@@ -1,0 +1,89 @@
+"""Of how much of the matmul kernel time the FLOPs are known: below all of it a rate of the step is a lower bound."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from gpuprof import units
+from gpuprof.analysis.consistency import once
+from gpuprof.analysis.operators import PRODUCTS, input_shapes, plain_op
+from gpuprof.record import Run
+from gpuprof.theory import rule_for
+from gpuprof.theory.tiling import multiplies
+
+NEARLY_ALL = 0.99
+"""Share of the matmul kernel time whose FLOPs are known from which a rate is said without "at least"."""
+
+
+@once
+def matmul_kernels(run: Run) -> pd.DataFrame:
+    """The kernels that multiply matrices: by their names, or as part of an operator call that has matmul FLOPs.
+
+    Returns:
+        Rows of ``kernels`` with a column ``priced``: whether the FLOPs of their call are known. None on a CPU, whose
+        kernels are operators, and without a count or a trace.
+    """
+    if not (run.done("count") and run.done("trace")) or run.device.get("type") == "cpu":
+        return run.kernels.head(0).assign(priced=False)
+    columns = ["op", "shapes", "kernel"]
+    of_call = _flops_of_calls(run)
+    found = {key: _of(key, of_call, run) for key in set(run.kernels[columns].itertuples(index=False, name=None))}
+    each = [found[key] for key in run.kernels[columns].itertuples(index=False, name=None)]
+    products = run.kernels.assign(priced=[priced for _, priced in each])
+    return products[[product for product, _ in each]]
+
+
+def priced_share(run: Run) -> float | None:
+    """Share of the matmul kernel time whose calls have FLOPs; None where no kernel of a GPU multiplies."""
+    kernels = matmul_kernels(run)
+    whole = int(kernels["duration_ns"].sum())
+    return int(kernels.loc[kernels["priced"], "duration_ns"].sum()) / whole if whole else None
+
+
+def at_least(run: Run) -> str:
+    """What to say before a rate of the step, ``"at least "``: empty where `NEARLY_ALL` of the FLOPs are in it."""
+    return "at least " if known_of(run) else ""
+
+
+def known_of(run: Run) -> str:
+    """The words that go with `at_least`: of how much of the matmul kernel time FLOPs are known; empty likewise."""
+    share = priced_share(run)
+    if share is None or share >= NEARLY_ALL:
+        return ""
+    return f"FLOPs are known of {units.percent(share)} of the matmul kernel time"
+
+
+def none_known(run: Run) -> bool:
+    """Whether the FLOPs of a recording are unknown altogether, and not none."""
+    if not run.recorded or (run.ops["flops_hardware"].fillna(0) > 0).any():
+        return False
+    return bool(run.ops["flops_hardware"].isna().all()) or priced_share(run) == 0
+
+
+_ANY = "*"
+
+_OfCalls = dict[tuple[str, str], tuple[bool, bool]]
+"""Whether the calls of an operator on such inputs have matmul FLOPs, and whether these are known of all of them."""
+
+
+def _flops_of_calls(run: Run) -> _OfCalls:
+    """By operator and shapes, and by operator alone, on `_ANY`."""
+    found: _OfCalls = {}
+    for op, shapes, flops in run.ops[["op", "shapes", "flops_hardware"]].itertuples(index=False, name=None):
+        known = not pd.isna(flops)
+        for key in ((plain_op(op), input_shapes(shapes)), (plain_op(op), _ANY)):
+            some, all_known = found.get(key, (False, True))
+            found[key] = (some or (known and flops > 0), all_known and known)
+    return found
+
+
+def _of(key: tuple[str, str, str], of_call: _OfCalls, run: Run) -> tuple[bool, bool]:
+    """Whether a kernel multiplies, and whether the FLOPs of its call are known."""
+    op, shapes, kernel = key
+    op = plain_op(op)
+    seen = of_call.get((op, shapes)) or of_call.get((op, _ANY))
+    if seen is not None:
+        return seen[0] or multiplies(kernel), seen[1]
+    rule = rule_for(op)  # in place where it was counted out of place, say
+    counted_otherwise = {"compiled", "transformed"} & run.passes["trace"].facts.keys() and not run.recorded
+    return multiplies(kernel), bool(counted_otherwise or (rule and rule.kind not in PRODUCTS))

@@ -1,0 +1,125 @@
+"""What a recorded trace cannot tell, each with its share of the kernel time and what would have recorded it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from gpuprof import units
+from gpuprof.analysis.consistency import graph_share
+from gpuprof.analysis.operators import plain_op
+from gpuprof.analysis.priced import NEARLY_ALL, matmul_kernels, priced_share
+from gpuprof.analysis.steps import step_seconds
+from gpuprof.record import UNATTRIBUTED, Run
+
+_LEAST = 0.0005
+"""Share of the kernel time below which nothing is said of it."""
+
+_AHEAD = 0.05
+"""By how much the host's time of a step may differ from the GPU's without a word."""
+
+_NAMES = 3
+"""Kernels, operators or reasons that are named."""
+
+
+def untold(run: Run) -> list[str]:
+    """What is not known of an imported run, a sentence each; nothing of one that was measured."""
+    if not run.recorded:
+        return []
+    facts = run.passes["trace"].facts
+    looks = (_shapes, _modules, _graphs, _without_flops, _unread, _device, _outside, _accuracy)
+    return [sentence for look in looks for sentence in look(run, facts)]
+
+
+def host_steps(run: Run) -> str:
+    """How long the host took for its steps, where that is not what the GPU took; empty where it is, or is not known."""
+    steps, step_s = run.passes["trace"].facts.get("host_step_s") or [] if run.recorded else [], step_seconds(run)
+    if not steps or not step_s or all(abs(host / step_s - 1) <= _AHEAD for host in steps):
+        return ""
+    low, high = units.duration(min(steps), 3), units.duration(max(steps), 3)
+    return f"on the host ProfilerStep took {low if low == high else f'{low} to {high}'}"
+
+
+def _shapes(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+    yield from _share_of(
+        run, facts.get("no_shapes_ns", 0),
+        "{} of the kernel time is of operators without shapes, so without FLOPs"
+        + (": record with record_shapes=True" if "record_shapes" in facts.get("lacks", ()) else ""),
+    )  # fmt: skip
+
+
+def _modules(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+    kernels = run.kernels[(run.kernels["module"] == UNATTRIBUTED) & (run.kernels["phase"] != "optimizer")]
+    nowhere, backward = (int(rows["duration_ns"].sum()) for rows in (kernels, kernels[kernels["phase"] == "backward"]))
+    text = "{} of the kernel time is of no module"
+    if 0 < backward < nowhere:
+        text += f", {units.percent(_share(run, backward))} in the backward"
+    if "with_modules" in facts.get("lacks", ()):
+        text += ": record with with_stack=True or with_modules=True"
+        if facts.get("scopes") == "labels":
+            text += "; what stands for modules here are labels (record_function)"
+    yield from _share_of(run, nowhere, text)
+
+
+def _graphs(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+    text = "{} of the kernel time is in CUDA or HIP graphs: without operator, shapes, FLOPs and module"
+    if graph_share(run) >= _LEAST:
+        yield f"{text.format(units.percent(graph_share(run)))}."
+
+
+def _without_flops(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+    share, kernels = priced_share(run), matmul_kernels(run)
+    if share is not None and share < NEARLY_ALL:
+        times = kernels[~kernels["priced"]].groupby("kernel")["duration_ns"].sum().nlargest(_NAMES)
+        yield (
+            f"{units.percent(1 - share)} of the matmul kernel time is of kernels whose FLOPs are not known, "
+            f"most of it {_named(times.index)}: rates of the step are at least what is said."
+        )
+
+
+def _unread(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+    unread = run.passes["count"].facts.get("ops_unread") or {} if run.done("count") else {}
+    times = run.kernels.groupby(run.kernels["op"].map(plain_op))["duration_ns"].sum()
+    by_reason: dict[str, list[str]] = {}
+    for op, why in unread.items():
+        by_reason.setdefault(str(why), []).append(op)
+    for why, ops in by_reason.items():
+        share = _share(run, int(times.reindex([plain_op(op) for op in ops]).fillna(0).sum()))
+        yield f"FLOPs of {_named(ops)} cannot be told for all calls: {why} ({units.percent(share)} of the kernel time)."
+
+
+def _device(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+    if not facts.get("devices") and not run.device.get("peaks"):
+        yield "The recording does not name its device: no peak and no MFU without --device-name or --peak-tflops."
+
+
+def _outside(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+    """Kernels that are of no step."""
+    whole = facts.get("all_ns", 0)
+    for kind, what in (("early", "launched before the recording began"), ("outside", "launched outside every step")):
+        if (count := facts.get(f"{kind}_kernels", 0)) and whole:
+            share, many = units.percent(facts.get(f"{kind}_ns", 0) / whole), units.number(count, "kernel")
+            yield f"{many} ({share} of its kernel time) {what}: of no step, and left out."
+
+
+def _accuracy(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+    if facts.get("whole_us") and len(run.kernels):
+        median = units.duration(float(run.kernels["duration_ns"].median()) * 1e-9, 2)
+        yield f"All times are whole microseconds, so each is known to 1 us: half the kernels take {median} at most."
+
+
+def _share_of(run: Run, nanoseconds: int, text: str) -> Iterator[str]:
+    share = _share(run, nanoseconds)
+    if share >= _LEAST:
+        yield f"{text.format(units.percent(share))}."
+
+
+def _share(run: Run, nanoseconds: int) -> float:
+    whole = int(run.kernels["duration_ns"].sum())
+    return nanoseconds / whole if whole else 0.0
+
+
+def _named(names: Any) -> str:
+    shown = [str(name) if len(str(name)) <= 60 else f"{str(name)[:59]}\N{HORIZONTAL ELLIPSIS}" for name in names]
+    more = f" and {len(shown) - _NAMES} more" if len(shown) > _NAMES else ""
+    return f"{', '.join(shown[:_NAMES])}{more}"
