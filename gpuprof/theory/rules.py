@@ -52,6 +52,39 @@ class TensorSpec(NamedTuple):
         return self.numel * ITEM_BYTES.get(self.dtype, 1) + self.index_bytes
 
 
+class NotKnownError(Exception):
+    """Something has asked for an argument, or a result, that nobody knows."""
+
+
+class Missing:
+    """What stands for an argument or a result that nobody recorded: whoever decides by it, cannot.
+
+    Args:
+        number: whether it is a number at least, or numbers, and no tensor.
+        truth: what it counts as where only its truth is asked for; None where that is not known either.
+    """
+
+    __slots__ = ("_truth", "number")
+
+    def __init__(self, number: bool = False, truth: bool | None = None) -> None:
+        self.number = number
+        self._truth = truth
+
+    def __bool__(self) -> bool:
+        return self._not_known() if self._truth is None else self._truth
+
+    def _not_known(self, *_: Any) -> Any:
+        raise NotKnownError
+
+    __hash__ = object.__hash__
+    __getattr__ = __getitem__ = __iter__ = __len__ = __index__ = __int__ = __float__ = _not_known
+    __eq__ = __lt__ = __le__ = __gt__ = __ge__ = _not_known
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __neg__ = _not_known
+
+
+MISSING = Missing()
+
+
 @dataclass(frozen=True)
 class Cost:
     """What one call of an operator costs. One multiply-accumulate is 2 FLOPs.
@@ -155,6 +188,8 @@ def cost_of(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) ->
         cost = rule.cost(*args, **{**kwargs, "out": out})
         if cost is not None and not isinstance(cost, Cost):
             cost = Cost(full=int(cost))
+    except NotKnownError:
+        return None
     except Exception as error:  # whatever a rule of the user's own may raise
         raise GpuprofError(f"the FLOP rule of {op} raised {type(error).__name__}: {error}") from error
     if cost is not None and min(cost.full, cost.causal or 0, cost.hardware or 0, cost.vector) < 0:
@@ -176,9 +211,16 @@ def total(costs: Sequence[Cost]) -> Cost:
 
 
 def tensors(value: Any) -> Iterator[TensorSpec]:
-    """Every `TensorSpec` in a nest of lists, tuples and dicts, in order."""
+    """Every `TensorSpec` in a nest of lists, tuples and dicts, in order.
+
+    Raises:
+        NotKnownError: nobody knows whether there is another, see `MISSING`.
+    """
     if isinstance(value, TensorSpec):
         yield value
+    elif isinstance(value, Missing):
+        if not value.number:
+            raise NotKnownError
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from tensors(item)

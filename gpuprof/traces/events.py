@@ -125,6 +125,22 @@ class Inputs(NamedTuple):
     results: Any
 
 
+class Inputs(NamedTuple):
+    """What a file says of the inputs of an operator's calls, as decoded from JSON; None where it has none.
+
+    Attributes:
+        shapes: a list per argument, empty of what is no tensor; of a list of tensors one level deeper.
+        types: ``c10::BFloat16``, ``float``, ``long int``, ``Scalar``, ``ScalarList``, ``TensorList``; empty of None.
+        concrete: values of numbers and lists of numbers as text, e.g. ``False``, ``0.125``, ``[2, 2]``; else empty.
+        results: shapes of the results, which files of 2020 have.
+    """
+
+    shapes: Any
+    types: Any
+    concrete: Any
+    results: Any
+
+
 def host_kind(name: str, label: bool = False, of_node: bool = False) -> str:
     """What an event on the host is.
 
