@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -36,6 +35,8 @@ TIME_OF_PEER, TIME_OF_DECODING, MEMORY_OF_PEER = 1 / 6, 1.2, 1 / 2
 
 
 class Kernel(NamedTuple):
+    """Work of the GPU, and the call that launches it."""
+
     name: str
     ns: int
     category: str = "kernel"
@@ -237,15 +238,16 @@ class Trace:
         self.frames = [0]
         self.modules: dict[str, int] = {}
         self.nodes: list[tuple[int, str, str]] = []  # number, name and inputs, in order of the forward
-        self.leaves = 0
 
     def span(self, category: str, name: str, at: tuple[Any, Any], start: int, end: int, args: str) -> None:
+        """A range, on (process, thread) or (device, stream); nanoseconds."""
         self.write(
             f'"ph": "X",\n    "cat": "{category}",\n    "name": "{name}",\n    "pid": {at[0]},\n    "tid": {at[1]},\n'
             f'    "ts": {us(start)},\n    "dur": {us(end - start)}\n    ,\n    "args": {{\n      {args}\n    }}'
         )
 
     def flow(self, phase: str, category: str, number: int, at: tuple[Any, Any], start: int) -> None:
+        """One end of an arrow between two ranges."""
         to = ',\n    "bp": "e"' if phase == "f" else ""
         self.write(
             f'"ph": "{phase}",\n    "id": {number},\n    "pid": {at[0]},\n    "tid": {at[1]},\n    "ts": {us(start)},\n'
@@ -253,10 +255,12 @@ class Trace:
         )
 
     def write(self, body: str) -> None:
+        """An event, in the layout of Kineto."""
         self.file.write((",\n" if self.events else "") + "  {\n    " + body + "\n  }")
         self.events += 1
 
     def play(self, work: Work | Kernel) -> None:
+        """Work on the host, with what is inside, from now on."""
         if isinstance(work, Kernel):
             self.launch(work)
             return
@@ -271,7 +275,7 @@ class Trace:
             return
         if work.category == "python_function":
             self.frame += 1
-            parent = self.frames[-1]
+            parent = self.frames[-1] or "null"
             args = f'"Python parent id": {parent}, "Python id": {self.frame}, "Ev Idx": {self.events}'
             if name.startswith("nn.Module: "):
                 number = self.modules[name] = self.modules.get(name, -1) + 1
@@ -300,6 +304,7 @@ class Trace:
         self.span(work.category, name, at, start, self.now, args)
 
     def launch(self, kernel: Kernel) -> None:
+        """A runtime call, and what it launches on the stream."""
         self.correlation += 1
         start, self.now = self.now, self.now + 4300
         host, device, link = (PROCESS, self.thread), (0, STREAM), f'"correlation": {self.correlation}'
@@ -332,6 +337,7 @@ class Trace:
         self.span("gpu_user_annotation", name, (0, STREAM), first, self.gpu, args)
 
     def run_backward(self) -> None:
+        """Nodes of what was played forward, the last first, on the thread of the engine."""
         self.thread = ENGINE
         while self.nodes:
             number, name, arguments = self.nodes.pop()
@@ -343,9 +349,8 @@ class Trace:
             for work in backward(name, arguments):
                 self.play(work)
             self.external += 2
-            self.span(
-                "cpu_op", name, at, inner, self.now, f'"External id": {self.external}, {known}, {inputs((TOKENS, HIDDEN))}'
-            )  # fmt: skip
+            args = f'"External id": {self.external}, {known}, {inputs((TOKENS, HIDDEN))}'
+            self.span("cpu_op", name, at, inner, self.now, args)
             self.now += 800
             label = f"autograd::engine::evaluate_function: {name}"
             self.span("cpu_op", label, at, begin, self.now, f'"External id": {self.external - 1}, {known}')
@@ -354,12 +359,14 @@ class Trace:
         self.thread = PROCESS
 
     def accumulate(self) -> None:
+        """The node that takes a gradient: it has no number."""
         name, shape = "torch::autograd::AccumulateGrad", (HIDDEN, HIDDEN)
         grad = op("add_", (shape, shape, "1"), pointwise("CUDAFunctor_add", HIDDEN * HIDDEN))
         inner = Work("cpu_op", name, (op("detach", (shape,)), grad), inputs(shape))
         self.play(Work("cpu_op", f"autograd::engine::evaluate_function: {name}", (inner,)))
 
     def step(self, number: int, layers: int) -> None:
+        """A step of training."""
         self.modules.clear()
         one, copy = layer(), Kernel("Memcpy HtoD (Pinned -> Device)", 2900, "gpu_memcpy", "cudaMemcpyAsync")
         adam = Kernel("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<at::native::(anonymous namespa"
@@ -494,9 +501,8 @@ def told(trace: dict[str, Any], found: dict[str, Any]) -> list[str]:
             print(f"{name:20}  {'not installed: skipped' if one is None else 'failed: ' + one['error']}")
             continue
         kernel = f"{one['kernel_s']:11.6f}" if one["kernel_s"] is not None else ""
-        line = (
-            f"{name:20}{one['wall_s']:9.2f}{one['peak_bytes'] / 1e6:9.0f}{one['wall_s'] / trace['events'] * 1e6:10.2f}"
-        )
+        line = f"{name:20}{one['wall_s']:9.2f}{one['peak_bytes'] / 1e6:9.0f}"
+        line += f"{one['wall_s'] / trace['events'] * 1e6:10.2f}"
         if base and "error" not in base:
             line += f"{one['wall_s'] / base['wall_s']:11.2f}{one['peak_bytes'] / base['peak_bytes']:10.2f}"
         print(line + kernel)
