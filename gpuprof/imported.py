@@ -27,7 +27,7 @@ from gpuprof.traces.chrome import Recorded, read
 from gpuprof.traces.composite import is_composite
 from gpuprof.traces.events import launches_graph
 from gpuprof.traces.owners import Attributed, OpCall, attribute
-from gpuprof.traces.pricing import described
+from gpuprof.traces.pricing import NO_RULE, described
 from gpuprof.traces.scopes import Scopes, makers, scopes_of
 from gpuprof.traces.step_events import events_of
 from gpuprof.traces.steps import EARLY, OUTSIDE, Step, Steps, Window, steps_of, window_of
@@ -193,7 +193,7 @@ def _ops(recorded: Recorded, calls: list[OpCall], kernels: pd.DataFrame) -> tupl
         found = known.get((op, inputs))
         if found is None:
             found = known[op, inputs] = described(op, given, device)
-        if found.lacks:
+        if found.lacks not in ("", NO_RULE):
             unread.setdefault(op, found.lacks)
         elif not found.kind:
             missing.add(op)

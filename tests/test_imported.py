@@ -108,7 +108,7 @@ def test_flops_and_mfu_of_a_step(recording, tmp_path):
     sums, modules = totals(run), by_module(run).set_index("module")
 
     assert (sums["flops_forward"], sums["flops_backward"]) == (FORWARD, FORWARD)
-    assert sums["mfu"] == pytest.approx(2 * FORWARD / 330e-6 / 66.9e12, rel=1e-3)
+    assert sums["mfu"] == pytest.approx(2 * FORWARD / 1000e-6 / 66.9e12, rel=1e-3)
     linear = modules.loc["Net_0.Linear_0"]
     assert linear["flops_per_s_forward"] == pytest.approx(FORWARD / 100e-6)
     assert linear["flops_per_s_backward"] == pytest.approx(FORWARD / 110e-6)

@@ -287,6 +287,9 @@ def without_rule(run: Run) -> pd.DataFrame:
     """Operators that no rule prices: their calls and their share of kernel time (missing without a trace)."""
     table = by_op(run)
     missing = table[(table["kind"] == "") & (table["op"] != "")]
+    if run.recorded:  # what cannot be read has a rule, and what launches kernels without an operator needs none
+        unread = set(map(plain_op, run.passes["count"].facts.get("ops_unread", ())))
+        missing = missing[missing["calls"].notna() & ~missing["op"].isin(unread)]
     columns = [c for c in ("op", "calls", "time_s", "time_share") if c in missing]
     return missing[columns].reset_index(drop=True)
 

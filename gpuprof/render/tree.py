@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,10 +90,16 @@ def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
     for path in rows:
         if path:
             children[path.rpartition(".")[0]].append(path)
+    numbered = {path for path in rows if re.fullmatch(re.escape(f"{rows[path]['class']}_") + r"\d+", _last(path))}
+
+    def place(path: str) -> str:
+        """What tells it from its neighbours: of a recorded module, which has the number of its class, the class."""
+        return str(rows[path]["class"]) if path in numbered else _last(path)
+
     signatures: dict[str, tuple[Any, ...]] = {}
     for path in reversed(list(rows)):  # children come after their parent
         own = tuple((c, v) for c, v in rows[path].items() if _must_agree(c) and not pd.isna(v))
-        signatures[path] = (own, tuple((_last(child), signatures[child]) for child in children[path]))
+        signatures[path] = (own, tuple((place(child), signatures[child]) for child in children[path]))
 
     def line(paths: list[str], level: int) -> Node:
         figures, spread = _mean([rows[path] for path in paths])
@@ -100,6 +107,10 @@ def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
         name = _last(paths[0]) if len(paths) == 1 else f"({_last(paths[0])}-{_last(paths[-1])})"
         times = "" if len(paths) == 1 else f"{len(paths)} x "
         label = f"{name}: {times}{figures['class']}" if paths[0] else str(figures["class"])
+        if paths[0] in numbered:
+            label = f"{times}{_last(paths[0])}" + (f"-{_last(paths[-1]).rpartition('_')[2]}" if times else "")
+        elif figures["class"].replace(".", "_") == name:  # a label
+            label = str(figures["class"])
         return Node(label, figures, spread, below)
 
     def folded(parents: list[str], level: int) -> Iterator[Node]:
@@ -108,7 +119,7 @@ def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
         index = 0
         while index < len(first):
             end = index + 1
-            if len(parents) == 1 and _last(first[index]).isdigit():
+            if len(parents) == 1 and (_last(first[index]).isdigit() or first[index] in numbered):
                 while end < len(first) and signatures[first[end]] == signatures[first[index]]:
                     end += 1
             if len(parents) == 1:
@@ -120,7 +131,7 @@ def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
     def same_child(parents: list[str], index: int, level: int) -> Node:
         paths = [children[parent][index] for parent in parents]
         node = line(paths, level)
-        node.label = f"{_last(paths[0])}: {node.figures['class']}"
+        node.label = place(paths[0]) if paths[0] in numbered else f"{_last(paths[0])}: {node.figures['class']}"
         return node
 
     return line([""], 0)
