@@ -233,7 +233,7 @@ def _tree(scopes: Scopes, causality: dict[str, str]) -> pd.DataFrame:
     rows = [
         {
             "module": path,
-            "class": scopes.classes.get(path, ""),
+            "class": scopes.classes[path] if path else "(recording)",
             "calls": scopes.counts.get(path, 0) if path else 1,
             "causality": causality.get(path, ""),
         }

@@ -110,22 +110,6 @@ def launches_graph(name: str) -> bool:
 
 
 class Inputs(NamedTuple):
-    """What a recorded file says of the inputs of an operator: JSON values as decoded, None where it has none.
-
-    Attributes:
-        shapes: a list of sizes per argument; empty of a scalar or of None, one level deeper of a list of tensors.
-        types: a name per argument, such as ``c10::BFloat16``, ``float``, ``Scalar``, ``TensorList`` or nothing.
-        concrete: values of the scalar arguments as text, such as ``False``, ``0.125``, ``[2, 2]`` or nothing.
-        results: shapes of the results, which only files of 2020 have.
-    """
-
-    shapes: Any
-    types: Any
-    concrete: Any
-    results: Any
-
-
-class Inputs(NamedTuple):
     """What a file says of the inputs of an operator's calls, as decoded from JSON; None where it has none.
 
     Attributes:
