@@ -11,6 +11,7 @@ import pandas as pd
 from gpuprof import units
 from gpuprof.analysis.budget import budget
 from gpuprof.analysis.consistency import inconsistencies, withheld_of_kernels
+from gpuprof.analysis.executed import counters_only
 from gpuprof.analysis.hints import hints
 from gpuprof.analysis.modules import by_kernel, by_module, by_op, convention_of, totals
 from gpuprof.analysis.telemetry import invalid_reasons
@@ -47,9 +48,12 @@ def render_page(run: Run, convention: str | None = None, command: str = "") -> s
         command: how the page was made, for its last section.
 
     Raises:
-        GpuprofError: plotly or jinja2 is missing, or the convention does not fit the run.
+        GpuprofError: plotly or jinja2 is missing, the convention does not fit the run, or that is a table of Nsight
+            Compute.
     """
     check_page()
+    if counters_only(run):
+        raise GpuprofError("a table of Nsight Compute has kernels alone, no page: 'gpuprof show RUN' reports them")
     import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs

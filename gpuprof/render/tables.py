@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gpuprof import units
 from gpuprof.analysis.consistency import withheld_of_kernels
+from gpuprof.analysis.executed import ALONE, KERNEL_COLUMNS
 from gpuprof.record import Run
 from gpuprof.render.console import to_text
 from gpuprof.render.view import View, frame
@@ -32,7 +33,7 @@ def text(run: Run, view: View) -> str:
     rows = _readable(raw)
     columns = {str(column): [_shortened(value) for value in rows[column]] for column in rows}
     grid, note = aligned(columns, view.width, set(filter(_is_text, columns)), list(columns)[:0:-1])
-    return to_text(grid, view) + "".join(f"{line}\n" for line in (note, _why_withheld(run, raw)) if line)
+    return to_text(grid, view) + "".join(f"{line}\n" for line in (note, _said_of(run, raw)) if line)
 
 
 def aligned(
@@ -76,7 +77,7 @@ def aligned(
 def markdown(run: Run, view: View) -> str:
     """A Markdown table with readable figures."""
     raw = frame(run, view)
-    rows, why = _readable(raw), _why_withheld(run, raw)
+    rows, why = _readable(raw), _said_of(run, raw)
     lines = [list(map(str, rows.columns)), [("---" if _is_text(c) else "---:") for c in rows]]
     lines += [[_cell(value) for value in row] for row in rows.itertuples(index=False)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + (f"\n{_cell(why)}\n" if why else "")
@@ -97,6 +98,11 @@ def _raw(run: Run, view: View) -> pd.DataFrame:
     """The rows for machines; where rates are withheld with a column that says why."""
     rows = frame(run, view)
     return rows.assign(withheld=withheld_of_kernels(run)) if _why_withheld(run, rows) else rows
+
+
+def _said_of(run: Run, rows: pd.DataFrame) -> str:
+    """What a reader of the rows has to know of their rates; empty where there is nothing."""
+    return ALONE if list(rows) == KERNEL_COLUMNS else _why_withheld(run, rows)
 
 
 def _why_withheld(run: Run, rows: pd.DataFrame) -> str:
