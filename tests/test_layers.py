@@ -64,6 +64,7 @@ TORCH_FREE = [
     "workload.names",
     "passes.options",
     "traces",
+    "traces.ncu_table",
     "traces.events",
     "traces.owners",
     "traces.steps",

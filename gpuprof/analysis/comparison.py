@@ -14,6 +14,7 @@ import pandas as pd
 from gpuprof.analysis.consistency import owned_kernels, withheld_of_step
 from gpuprof.analysis.counted import convention_of, counted, whole_step
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds, sm_clock_hz
+from gpuprof.analysis.executed import counters_only
 from gpuprof.analysis.memory import peak
 from gpuprof.analysis.modules import plain_op
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
@@ -61,6 +62,10 @@ def launches(run: Run) -> pd.DataFrame:
         flops (model FLOPs of the step) and kernels (of the traced step) are the run's. invalid says why the launch is
         no measure of the code, empty where it is one.
     """
+    if counters_only(run):
+        raise GpuprofError(
+            "a table of Nsight Compute has no step to compare: 'gpuprof show RUN --by kernel' has its kernels"
+        )
     flops, ideal = _flops_and_ideal(run)
     shared = {
         "flops": flops,

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gpuprof import units
 from gpuprof.analysis.consistency import withheld_of_kernels
+from gpuprof.analysis.executed import ALONE, KERNEL_COLUMNS
 from gpuprof.analysis.ranks import straggler
 from gpuprof.record import Run
 from gpuprof.render.console import to_text
@@ -101,7 +102,9 @@ def _raw(run: Run, view: View) -> pd.DataFrame:
 
 
 def _notes(run: Run, view: View, rows: pd.DataFrame) -> list[str]:
-    return [_why_withheld(run, rows), straggler(run).text if view.by == "rank" else ""]
+    """What a reader of the rows has to know of them; empty where there is nothing."""
+    alone = ALONE if list(rows) == KERNEL_COLUMNS else _why_withheld(run, rows)
+    return [alone, straggler(run).text if view.by == "rank" else ""]
 
 
 def _why_withheld(run: Run, rows: pd.DataFrame) -> str:
