@@ -26,6 +26,8 @@ from gpuprof.theory.tiling import tensor_float32
 from gpuprof.traces.chrome import Recorded, read
 from gpuprof.traces.composite import is_composite
 from gpuprof.traces.events import launches_graph
+from gpuprof.traces.foreign import kind_of
+from gpuprof.traces.ncu_table import read_table
 from gpuprof.traces.owners import Attributed, OpCall, attribute
 from gpuprof.traces.pricing import NO_RULE, described
 from gpuprof.traces.scopes import Scopes, makers, scopes_of
@@ -49,8 +51,9 @@ def read_trace(
     """Make a run of a trace that ``torch.profiler`` recorded: its kernels, operators, modules, phases and FLOPs.
 
     Args:
-        path: a Chrome trace (JSON, plain or gzip), or one of each rank of a job; the tables are then those of the
-            lowest rank, and ``ranks`` has all of them.
+        path: a Chrome trace (JSON, plain or gzip), or one of each rank of a job: the tables are then those of the
+            lowest rank, and ``ranks`` has all of them. Or a raw-page table of Nsight Compute (CSV), see
+            `gpuprof.traces.ncu_table.read_table`.
         step: number of the profiler's step to take, or ``all`` for the whole window as one step; by default the one of
             median duration, with each step's time as a sample.
         convention: how FLOPs are counted, of `gpuprof.theory.conventions.CONVENTIONS`.
@@ -66,6 +69,9 @@ def read_trace(
     if not paths:
         raise GpuprofError("no trace given: name one file, or one of each rank of a job")
     fitting_convention(convention)
+    kinds = [kind_of(Path(one)) for one in paths]
+    if "table" in kinds:
+        return _table(paths, kinds, step, device_name, peak_tflops)
     settings = {"convention": convention, "peak_tflops": peak_tflops}
     runs: dict[int, Run] = {}
     of_ranks: list[dict[str, Any]] = []
@@ -81,6 +87,18 @@ def read_trace(
     if len(runs) == 1:
         return first
     return replace(first, ranks=table("ranks", of_ranks), workload=first.workload | {"ranks": len(runs)})
+
+
+def _table(
+    paths: Sequence[PathLike], kinds: Sequence[str], step: Step, device_name: str | None, peak_tflops: float | None
+) -> Run:
+    """The run of a table of Nsight Compute, which has no steps and no ranks."""
+    path = paths[kinds.index("table")]
+    if len(paths) > 1:
+        raise GpuprofError(f"{path} is a table of Nsight Compute, which is imported alone: give one file")
+    if step is not None:
+        raise GpuprofError(f"{path} is a table of Nsight Compute, which has no steps: leave --step out")
+    return read_table(path, device_name, peak_tflops)
 
 
 def _telling(progress: Progress | None, path: Path) -> Callable[[int, int], None] | None:
