@@ -50,9 +50,7 @@ def _shapes(run: Run, facts: dict[str, Any]) -> Iterator[str]:
 
 def _modules(run: Run, facts: dict[str, Any]) -> Iterator[str]:
     kernels = run.kernels[(run.kernels["module"] == UNATTRIBUTED) & (run.kernels["phase"] != "optimizer")]
-    nowhere, backward = (
-        int(rows["duration_ns"].sum()) for rows in (kernels, kernels[kernels["phase"] == "backward"])
-    )
+    nowhere, backward = (int(rows["duration_ns"].sum()) for rows in (kernels, kernels[kernels["phase"] == "backward"]))
     text = "{} of the kernel time is of no module"
     if 0 < backward < nowhere:
         text += f", {units.percent(_share(run, backward))} in the backward"
