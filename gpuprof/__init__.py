@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpuprof.analysis.validation import Validation, validate
     from gpuprof.errors import GpuprofError
+    from gpuprof.imported import read_trace
     from gpuprof.profiler import count, profile
     from gpuprof.record import Run, load
     from gpuprof.reports import read_report
@@ -29,6 +30,7 @@ __all__ = [
     "load",
     "profile",
     "read_report",
+    "read_trace",
     "validate",
 ]
 
@@ -43,6 +45,7 @@ _HOMES = {
     "load": "gpuprof.record",
     "profile": "gpuprof.profiler",
     "read_report": "gpuprof.reports",
+    "read_trace": "gpuprof.imported",
     "validate": "gpuprof.analysis.validation",
 }
 

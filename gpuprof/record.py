@@ -19,7 +19,7 @@ import pandas as pd
 from gpuprof.dates import in_utc
 from gpuprof.errors import ForeignFileError, GpuprofError, no_run
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 UNATTRIBUTED = "(unattributed)"
 """The module of time and work that belongs to no module, so that every total adds up."""
 
@@ -41,7 +41,7 @@ TABLES: dict[str, dict[str, str]] = {
         "module": "owner",
         "phase": "forward, recompute, backward, optimizer, other",
         "op": "operator and overload",
-        "kind": "matmul, convolution, attention, recurrent, vector, movement, view; empty without a rule",
+        "kind": "matmul, convolution, attention, recurrent, vector, movement, view, communication; empty: no rule",
         "shapes": "shapes of the tensor inputs -> shapes of the tensor results",
         "dtype": "dtype of the first floating input",
         "calls": "calls in one step",
@@ -49,7 +49,7 @@ TABLES: dict[str, dict[str, str]] = {
         "flops_full": "matmul FLOPs, whole square",
         "flops_hardware": "matmul FLOPs that the operators really do",
         "vector_flops": "elementwise FLOPs, an estimate",
-        "bytes": "least bytes moved",
+        "bytes": "least bytes moved; of communication those of the message, as this process sees it",
     },
     "kernels": {
         "module": "owner",
@@ -124,6 +124,13 @@ TABLES: dict[str, dict[str, str]] = {
         "quantity": "kernel_s (kernel time of the module's own work, s) or peak_bytes",
         "value": "figure",
     },
+    "ranks": {
+        "rank": "number of the process in its job",
+        "step": "number of the step in its record",
+        "quantity": "step_ns, compute_ns, communication_ns, exposed_ns, idle_ns, kernels; flops_... as in ops",
+        "dtype": "of FLOPs: whose peak they run against; empty otherwise",
+        "amount": "figure",
+    },
     "telemetry": {
         "launch": "as in samples",
         "time_s": "seconds since the window opened",
@@ -134,7 +141,10 @@ TABLES: dict[str, dict[str, str]] = {
 }
 """Columns of each raw table and what they mean."""
 
-_SINCE = {"counters": 2, "timeline": 2, "launches": 2}
+RANK_QUANTITIES = ("step_ns", "compute_ns", "communication_ns", "exposed_ns", "idle_ns", "kernels")
+"""What ``ranks`` holds of every step; FLOPs only where they are known."""
+
+_SINCE = {"counters": 2, "timeline": 2, "launches": 2, "ranks": 3}
 """Schema version that a table came with."""
 
 _DEFAULTS = {"launch": 0, "within": ""}
@@ -146,10 +156,10 @@ _INTEGERS = {
     "number",
     "tensor_bfloat16", "tensor_float16", "tensor_tf32", "tensor_float64", "tensor_float8", "scalar_float16",
     "scalar_float32", "scalar_float64", "tensor_instructions", "dram_read_bytes", "dram_written_bytes", "peak_bytes",
-    "reserved_bytes", "kept_bytes", "gradient_bytes",
+    "reserved_bytes", "kept_bytes", "gradient_bytes", "rank", "amount",
 }  # fmt: skip
 
-_COUNTS = {"flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes", "flops_profiler"}
+_COUNTS = {"flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes", "flops_profiler", "amount"}
 """Integers of any size: a step of the largest models is beyond 64 bits."""
 
 _FLOATS = {"time_s", "value"}
@@ -230,8 +240,8 @@ class Run:
         settings: how the record is to be read: convention, user-given peak.
         passes: outcome of each pass by name.
         warnings: what the user should know, one line each.
-        tree, ops, kernels, estimates, counters, samples, launches, memory, timeline, telemetry: the raw
-            tables.
+        tree, ops, kernels, estimates, counters, samples, launches, ranks, memory, timeline, telemetry: the
+            raw tables.
     """
 
     workload: dict[str, Any]
@@ -247,6 +257,7 @@ class Run:
     counters: pd.DataFrame = field(default_factory=lambda: table("counters", []))
     samples: pd.DataFrame = field(default_factory=lambda: table("samples", []))
     launches: pd.DataFrame = field(default_factory=lambda: table("launches", []))
+    ranks: pd.DataFrame = field(default_factory=lambda: table("ranks", []))
     memory: pd.DataFrame = field(default_factory=lambda: table("memory", []))
     timeline: pd.DataFrame = field(default_factory=lambda: table("timeline", []))
     telemetry: pd.DataFrame = field(default_factory=lambda: table("telemetry", []))
@@ -421,6 +432,11 @@ def _check_tables(run: Run) -> None:
         raise ValueError("samples has a launch without a step")
     if not (steps["time_s"] > 0).all():
         raise ValueError("samples has a step of no time")
+    ranks = run.ranks.dropna()
+    if len(ranks) < len(run.ranks) or not (ranks.loc[ranks["quantity"] == "step_ns", "amount"] > 0).all():
+        raise ValueError("ranks has a figure or a time of a step missing")
+    if any(set(RANK_QUANTITIES) - set(given) for _, given in ranks.groupby(["rank", "step"])["quantity"]):
+        raise ValueError("ranks has a step without one of its times")
 
 
 def columns(frame: pd.DataFrame) -> dict[str, list[Any]]:

@@ -27,7 +27,7 @@ LAYERS = [
     ("calls", "traces"),
     ("attribution",),
     ("passes",),
-    ("profiler", "launches"),
+    ("profiler", "launches", "imported"),
     ("sweep",),
     ("analysis",),
     ("fit",),
@@ -37,9 +37,9 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
-# Run.modules() and Run.backward_ratios() are conveniences that reach up, when they are called; so does the profiler, to
-# say in run.warnings what an analysis makes of the run that it has just measured
-EXCEPTIONS = {("record", "analysis"), ("profiler", "analysis")}
+# Run.modules() and Run.backward_ratios() are conveniences that reach up, when they are called; so do the profiler and the
+# import, to say in run.warnings what an analysis makes of the run that they have just made
+EXCEPTIONS = {("record", "analysis"), ("profiler", "analysis"), ("imported", "analysis")}
 
 TORCH_FREE = [
     "errors",
@@ -66,6 +66,9 @@ TORCH_FREE = [
     "traces",
     "traces.events",
     "traces.owners",
+    "traces.steps",
+    "traces.scopes",
+    "imported",
 ]
 
 NET = """

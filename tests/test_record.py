@@ -111,6 +111,17 @@ def test_a_run_from_before_the_counters_table_still_loads(tmp_path):
         gpuprof.load(path)
 
 
+def test_a_run_from_before_the_ranks_table_still_loads(tmp_path):
+    data = gpu_run().to_dict() | {"schema_version": 2}
+    del data["ranks"]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(data))
+    assert gpuprof.load(path).ranks.empty
+    path.write_text(json.dumps(data | {"schema_version": 3}))
+    with pytest.raises(gpuprof.GpuprofError, match="missing or broken"):
+        gpuprof.load(path)
+
+
 def changed(run, where, value):
     """A run as JSON-ready values, with one of them another."""
     data = json.loads(json.dumps(run.to_dict()))

@@ -163,7 +163,7 @@ def test_kineto_s_events_of_a_training_step():
     recorded = json.loads(gzip.decompress((DATA / "kineto-llama-train-step.json.gz").read_bytes()))
     makers = {(thread, number): module for thread, number, module in recorded["makers"]}
 
-    rows, estimates, facts = attribute(
+    rows, estimates, facts, _ = attribute(
         [event_of(dict(zip(recorded["fields"], event, strict=True))) for event in recorded["events"]],
         [(module, again) for module, again in recorded["calls"]],
         lambda thread, number: makers.get((thread, number)),

@@ -18,18 +18,18 @@ import numpy as np
 import pandas as pd
 
 from gpuprof import units
+from gpuprof.analysis.communication import PERHAPS, collectives, communicating
 from gpuprof.analysis.consistency import withheld_of_kernels, withheld_of_owners, withheld_of_step
 from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
-from gpuprof.analysis.kernel_time import busy_seconds
-from gpuprof.analysis.modules import plain_op
+from gpuprof.analysis.kernel_time import busy_seconds, owned
+from gpuprof.analysis.operators import kinds, plain_op
 from gpuprof.analysis.priced import at_least
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.untold import untold
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors, layer_of
 from gpuprof.record import UNATTRIBUTED, Run
-from gpuprof.theory import rule_for
 from gpuprof.theory.rows import Shape, read_shapes
 
 PARTS = (
@@ -54,7 +54,7 @@ _BOUNDS = {"ideal": "ideal_s", "clock": "clock_s", "memory_bytes": "bytes_s", "m
 """Parts that a bound explains, by the column of the operators that says how long."""
 
 _WORK = {"matmul": "matmul", "convolution": "matmul", "recurrent": "matmul", "attention": "attention",
-         "vector": "memory", "movement": "memory", "view": "memory"}  # fmt: skip
+         "vector": "memory", "movement": "memory", "view": "memory", "communication": "communication"}  # fmt: skip
 """Kinds of operators as a budget has them; anything else is other."""
 
 _ATTENTION_PRODUCTS = ("aten::bmm", "aten::baddbmm", "aten::matmul")
@@ -78,8 +78,8 @@ class Budget:
         ops: the run's as far as they are forward or backward, op without its overload; with work and part as in
             `kernels`, and the bounds of all calls in seconds: ideal_s, and where known clock_s, bytes_s, shape_s.
         kernels: the run's, op without its overload; with kind and dtype of the operator, work (matmul, attention,
-            memory or other), part (that its time falls under), own_s (seconds of the step that it alone has) and idle_s
-            (of the gap that it ended): the two add up to the step, as far as the traced one shows it.
+            memory, communication or other), part (that its time falls under), own_s (seconds of the step that it alone
+            has) and idle_s (of the gap that it ended): the two add up to the step, as far as the traced one shows it.
         notes: what is to be known of the figures, a sentence each.
     """
 
@@ -153,6 +153,7 @@ def budget(
         notes.append(f"No {name} peak is known for {', '.join(peakless)}: no ideal time for its FLOPs, and no MFU.")
     if not name:
         notes.append(f"No ideal time: {run.device.get('peak_remedy') or 'no peak is known of this device'}.")
+    notes += _perhaps(run)
     if (parts["share"] < -0.0005).any():
         notes.append(NEGATIVE)
     notes += untold(run)
@@ -345,9 +346,7 @@ def _classified(run: Run, ops: pd.DataFrame, convention: str | None, scores: dic
     """The kernels by start, with what is known of their operators, and the part that their time falls under."""
     kernels = run.kernels.sort_values("start_ns", kind="stable", ignore_index=True)
     kernels["op"] = kernels["op"].map(plain_op)
-    rules = {op: rule_for(op) for op in set(kernels["op"])}
-    kinds: dict[str, str] = {op: rule.kind if rule else "" for op, rule in rules.items()}
-    kernels["kind"] = kernels["op"].map(kinds | dict(zip(ops["op"], ops["kind"], strict=True)))
+    kernels["kind"] = kernels["op"].map(kinds(run))
     key = ["module", "phase", "op"]
     heaviest = ops.sort_values("bytes", na_position="first", kind="stable").drop_duplicates(key, keep="last")
     kernels["dtype"] = kernels[key].merge(heaviest[[*key, "dtype"]], on=key, how="left")["dtype"].fillna("")
@@ -358,8 +357,7 @@ def _classified(run: Run, ops: pd.DataFrame, convention: str | None, scores: dic
     if chosen(run, convention).recompute_in_backward:
         phase = phase.replace("recompute", "backward")
     kernels["part"] = kernels["work"].where(phase.isin(["forward", "backward"]), phase)
-    nccl = kernels["kernel"].str.contains("nccl", case=False) | kernels["op"].str.contains("c10d", regex=False)
-    kernels.loc[nccl, "part"] = "communication"
+    kernels.loc[communicating(kernels), ["kind", "work", "part"]] = "communication"
     return kernels
 
 
@@ -398,39 +396,6 @@ def _timed(kernels: pd.DataFrame, run: Run) -> tuple[pd.DataFrame, float, list[s
     return kernels, step_s, notes
 
 
-def owned(start: np.ndarray, duration: np.ndarray, communicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nanoseconds that each kernel has for itself, and those of the gap before it: exact integers.
-
-    Of the kernels of one instant one owns it: computation before communication, then the earlier start. So what they
-    own adds up to the union of all intervals, with the gaps to the span, and that of communication to what no
-    computation hides.
-
-    Args:
-        start: int64, ascending, from the beginning of the step.
-        duration: likewise, in the same order.
-        communicates: which kernels move data between devices.
-    """
-    end = start + duration
-    begin = start.copy()
-    for kind in (communicates, ~communicates):
-        begin[kind] = np.minimum(np.maximum(start[kind], _reach(end[kind])), end[kind])
-    own = end - begin
-    computing = ~communicates & (own > 0)  # disjoint pieces, in order
-    first, last, before = begin[computing], np.r_[0, end[computing]], np.cumsum(np.r_[0, own[computing]])
-
-    def computed_until(instant: np.ndarray) -> np.ndarray:
-        begun = np.searchsorted(first, instant, side="right")
-        return before[begun] - np.maximum(last[begun] - instant, 0)
-
-    own[communicates] -= computed_until(end[communicates]) - computed_until(begin[communicates])
-    return own, np.maximum(start - _reach(end), 0)
-
-
-def _reach(end: np.ndarray) -> np.ndarray:
-    """The latest end of all intervals before each."""
-    return np.maximum.accumulate(np.r_[0, end])[:-1]
-
-
 def _rows(kernels: pd.DataFrame, step_s: float, ops: pd.DataFrame, cuda: bool) -> pd.DataFrame:
     """Time by owner and part: that of the kernels, the bounds moved out of it, and the gaps."""
     key = ["module", "phase", "op"]
@@ -450,6 +415,15 @@ def _rows(kernels: pd.DataFrame, step_s: float, ops: pd.DataFrame, cuda: bool) -
         pieces.append(pd.DataFrame([nobody]))
     rows = pd.concat(pieces, ignore_index=True).groupby([*key, "part"], sort=False, as_index=False)["time_s"].sum()
     return rows[rows["time_s"] != 0].reset_index(drop=True)
+
+
+def _perhaps(run: Run) -> list[str]:
+    """What to say of kernels that may be communication and are not counted as that."""
+    found = collectives(run)
+    found = found[found["kind"] == PERHAPS]
+    many = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    names = f"{', '.join(found['name'][:3])}{many}, {units.duration(found['time_s'].sum())} in all"
+    return [] if found.empty else [f"Perhaps communication by name, but not counted as that: {names}."]
 
 
 def _title(part: str, run: Run, unknown: set[str]) -> str:

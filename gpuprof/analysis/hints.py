@@ -14,6 +14,7 @@ from gpuprof import units
 from gpuprof.analysis.budget import LAUNCH_GAP_S, Budget, idle_owners
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
+from gpuprof.analysis.kernel_time import busy_seconds
 from gpuprof.analysis.telemetry import limits
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import ITEM_BYTES
@@ -188,7 +189,7 @@ def _host(found: Budget) -> _Found:
 def _recompute(found: Budget) -> _Found:
     """Checkpoints, if what they save would fit."""
     run, seconds = found.run, found.seconds("recompute")
-    rows = run.ops[(run.ops["phase"] == "recompute") & ~run.ops["kind"].isin(["view"])]
+    rows = run.ops[(run.ops["phase"] == "recompute") & ~run.ops["kind"].isin(["view", "communication"])]
     held = run.device.get("memory_bytes")
     peaks = run.memory.loc[run.memory["quantity"].isin(["allocated_peak", "rss_peak"]), "bytes"]
     if not seconds or rows.empty or not held or peaks.empty:
@@ -333,10 +334,10 @@ def _communication(found: Budget) -> _Found:
     seconds = found.seconds("communication")
     if seconds:
         kernels = found.kernels[found.kernels["part"] == "communication"]
+        what = f"communication {'kernel' if _cuda(found) else 'operator'}"
         yield (
-            f"{units.number(len(kernels), 'communication kernel')} are not hidden by computation for "
-            f"{_of_step(found, seconds)}, of {units.duration(float(kernels['duration_ns'].sum()) * 1e-9)} that they "
-            "run",
+            f"{units.number(len(kernels), what)} are not hidden by computation for {_of_step(found, seconds)}, of "
+            f"{units.duration(busy_seconds(kernels))} that they run",
             seconds,
             "start them earlier: prefetching in FSDP, other bucket sizes in DDP",
         )

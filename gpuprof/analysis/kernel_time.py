@@ -43,6 +43,39 @@ def union_ns(start: np.ndarray, end: np.ndarray) -> int:
     return int(reach[-1] - start[0] - gaps)
 
 
+def owned(start: np.ndarray, duration: np.ndarray, communicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nanoseconds that each kernel has for itself, and those of the gap before it: exact integers.
+
+    Of the kernels of one instant one owns it: computation before communication, then the earlier start. So what they
+    own adds up to the union of all intervals, with the gaps to the span, and that of communication to what no
+    computation hides.
+
+    Args:
+        start: int64, ascending, from the beginning of the step.
+        duration: likewise, in the same order.
+        communicates: which kernels move data between devices.
+    """
+    end = start + duration
+    begin = start.copy()
+    for kind in (communicates, ~communicates):
+        begin[kind] = np.minimum(np.maximum(start[kind], _reach(end[kind])), end[kind])
+    own = end - begin
+    computing = ~communicates & (own > 0)  # disjoint pieces, in order
+    first, last, before = begin[computing], np.r_[0, end[computing]], np.cumsum(np.r_[0, own[computing]])
+
+    def computed_until(instant: np.ndarray) -> np.ndarray:
+        begun = np.searchsorted(first, instant, side="right")
+        return before[begun] - np.maximum(last[begun] - instant, 0)
+
+    own[communicates] -= computed_until(end[communicates]) - computed_until(begin[communicates])
+    return own, np.maximum(start - _reach(end), 0)
+
+
+def _reach(end: np.ndarray) -> np.ndarray:
+    """The latest end of all intervals before each."""
+    return np.maximum.accumulate(np.r_[0, end])[:-1]
+
+
 def _disjoint(kernels: pd.DataFrame) -> bool:
     start = kernels["start_ns"].to_numpy("int64")
     end = start + kernels["duration_ns"].to_numpy("int64")

@@ -8,12 +8,13 @@ from typing import Any
 
 import pandas as pd
 
+from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.consistency import owned_kernels, withheld_of_kernels, withheld_of_owners, withheld_of_step
 from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.executed import executed_flops
 from gpuprof.analysis.kernel_time import kernel_times, union_ns
-from gpuprof.analysis.operators import plain_op
+from gpuprof.analysis.operators import kinds, plain_op
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.unpriced import ratio_withheld
 from gpuprof.paths import ancestors
@@ -186,8 +187,8 @@ OP_COLUMNS = [
 """Columns of `by_op`, as far as the passes that give them ran."""
 
 PHASE_COLUMNS = [
-    "phase", "time_s", "time_q1_s", "time_q3_s", "kernel_time_s", "flops", "flops_per_s", "mfu", "vector_flops",
-    "bytes", "flops_full", "flops_hardware",
+    "phase", "time_s", "time_q1_s", "time_q3_s", "kernel_time_s", "communication_time_s", "flops",
+    "flops_per_s", "mfu", "vector_flops", "bytes", "flops_full", "flops_hardware",
 ]  # fmt: skip
 """Columns of `by_phase`, likewise."""
 
@@ -226,18 +227,22 @@ def by_op(run: Run, convention: str | None = None) -> pd.DataFrame:
         )
         table = table.sort_values("time_s", ascending=False, na_position="last")
     # the backward may run operators in place that the counting pass saw run out of place: known all the same
-    rules = {op: rule_for(op) for op in table.index[table["kind"].isna()]}
-    table["kind"] = table["kind"].fillna({op: rule.kind for op, rule in rules.items() if rule}).fillna("")
+    table["kind"] = table["kind"].fillna(kinds(run)).fillna("")
     table.index.name = "op"
     return _ordered(table.reset_index(), OP_COLUMNS)
 
 
 def by_kernel(run: Run, convention: str | None = None) -> pd.DataFrame:
-    """One row per kernel name: times, and the operators that launch it. No FLOPs: an operator may launch several."""
-    grouped = run.kernels.groupby("kernel", sort=False)
+    """One row per kernel name: times, the operators that launch it, and their kinds, communication by its own name too.
+
+    No FLOPs: an operator may launch several.
+    """
+    kind = run.kernels["op"].map(plain_op).map(kinds(run)).mask(communicating(run.kernels), "communication")
+    grouped = run.kernels.assign(kind=kind).groupby("kernel", sort=False)
     table = pd.DataFrame(
         {
-            "ops": grouped["op"].agg(lambda names: " ".join(sorted(set(names) - {""}))),
+            "ops": grouped["op"].agg(_words),
+            "kind": grouped["kind"].agg(_words),
             "kernels": grouped.size(),
             "time_s": grouped["duration_ns"].sum().astype("float64") * 1e-9,
             "median_s": grouped["duration_ns"].median().astype("float64") * 1e-9,
@@ -248,10 +253,15 @@ def by_kernel(run: Run, convention: str | None = None) -> pd.DataFrame:
     return table.sort_values("time_s", ascending=False).reset_index()
 
 
+def _words(names: pd.Series) -> str:
+    return " ".join(sorted(set(names) - {""}))
+
+
 def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
     """One row per phase: step time by events (median and quartiles), kernel time, FLOPs, rates.
 
-    ``time_s`` of the backward includes recomputation, which cannot be told apart without a trace.
+    ``time_s`` of the backward includes recomputation, which cannot be told apart without a trace. ``kernel_time_s``
+    includes that of communication, hidden or not, which has a column where there is any.
     """
     ops = counted(run, convention).groupby("phase")
     table = pd.DataFrame(index=pd.Index(list(PHASES), name="phase"))
@@ -264,6 +274,10 @@ def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
     if run.done("trace"):
         seconds = kernel_times(run.kernels.assign(module=""), [""])[""]
         table["kernel_time_s"] = pd.array([seconds.get(phase) for phase in table.index], dtype="Float64")
+        messages = run.kernels[communicating(run.kernels)]
+        if len(messages):
+            seconds = kernel_times(messages.assign(module=""), [""])[""]
+            table["communication_time_s"] = pd.array([seconds.get(phase) for phase in table.index], dtype="Float64")
         table["flops_per_s"] = _rate(run, table["flops"], table["kernel_time_s"])
         table["mfu"] = _rate(run, table["ideal_s"], table["kernel_time_s"])
     return _ordered(table[table.notna().any(axis=1)].reset_index(), PHASE_COLUMNS)
@@ -273,6 +287,9 @@ def without_rule(run: Run) -> pd.DataFrame:
     """Operators that no rule prices: their calls and their share of kernel time (missing without a trace)."""
     table = by_op(run)
     missing = table[(table["kind"] == "") & (table["op"] != "")]
+    if run.recorded:  # what cannot be read has a rule, and what launches kernels without an operator needs none
+        unread = set(map(plain_op, run.passes["count"].facts.get("ops_unread", ())))
+        missing = missing[missing["calls"].notna() & ~missing["op"].isin(unread)]
     columns = [c for c in ("op", "calls", "time_s", "time_share") if c in missing]
     return missing[columns].reset_index(drop=True)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from gpuprof.record import Run
+from gpuprof.theory import rule_for
+
 PRODUCTS = ("matmul", "convolution", "attention", "recurrent")
 """Kinds of operators that multiply matrices."""
 
@@ -9,6 +12,16 @@ PRODUCTS = ("matmul", "convolution", "attention", "recurrent")
 def plain_op(op: str) -> str:
     """An operator without its overload, in place or not: ``aten::add`` for ``aten::add_.Tensor``."""
     return op.partition(".")[0].rstrip("_")
+
+
+def kinds(run: Run) -> dict[str, str]:
+    """Kind of each plain operator of a run; of those that only the trace saw by their rule, empty without one."""
+    known = {plain_op(op): kind for op, kind in zip(run.ops["op"], run.ops["kind"], strict=True)}
+    for op in run.kernels["op"].map(plain_op).unique():
+        if op not in known:
+            rule = rule_for(op)
+            known[op] = rule.kind if rule else ""
+    return known
 
 
 def input_shapes(shapes: str) -> str:

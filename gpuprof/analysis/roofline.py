@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
 from gpuprof.analysis.kernel_time import busy_seconds
-from gpuprof.analysis.operators import input_shapes, plain_op
+from gpuprof.analysis.operators import PRODUCTS, input_shapes, kinds, plain_op
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run, integers
-from gpuprof.theory import rule_for
 
 BY = ("op", "class", "module", "kernel")
 """What a point may be."""
@@ -30,8 +30,6 @@ COLUMNS = [
     "roof_flops_per_s", "of_roof", "bound", "dram_bytes", "dram_intensity",
 ]  # fmt: skip
 """Columns of `roofline`: the machine-readable contract."""
-
-_PRODUCTS = ("matmul", "convolution", "attention", "recurrent")
 
 
 class Roofs(NamedTuple):
@@ -91,7 +89,7 @@ def dtypes(run: Run) -> list[str]:
     sums: Counter[str] = Counter()
     columns = run.ops[["dtype", "kind", "flops_hardware"]].itertuples(index=False, name=None)
     for dtype, kind, flops in columns:
-        if kind in _PRODUCTS and not pd.isna(flops) and flops:
+        if kind in PRODUCTS and not pd.isna(flops) and flops:
             sums[peak_dtype(dtype, kind, run)] += int(flops)
     return [dtype for dtype, _ in sums.most_common()]
 
@@ -100,8 +98,8 @@ def roofline(run: Run, by: str = "op", denominator: str | None = None) -> pd.Dat
     """Intensity and rate of every operator, class, module or kernel, against its roof.
 
     A class or a module is what it owns itself, its children apart, so every kernel is in one row; it has a row per
-    phase, and one each for products and for vector work. FLOPs of an operator that launches several kernels are booked
-    on the longest of each call.
+    phase, and one each for products, for vector work and for communication. FLOPs of an operator that launches several
+    kernels are booked on the longest of each call.
 
     Args:
         run: one with the counting and the tracing pass.
@@ -109,11 +107,13 @@ def roofline(run: Run, by: str = "op", denominator: str | None = None) -> pd.Dat
         denominator: whose ceilings; the preferred by default.
 
     Returns:
-        Columns `COLUMNS`, most time first. ``kind`` is the operator's, else ``matmul`` (products of any kind, exact) or
-        ``vector`` (an estimate); ``kernel`` the one with most time of ``kernels``; ``time_s`` a union of intervals.
-        ``intensity`` is FLOPs per least byte, ``dram_intensity`` per byte that counters saw. ``bound`` is memory or
-        compute, by which of the two takes longer at the ceilings; that time over ``time_s`` is ``of_roof``, above 1
-        where bytes came from a cache. Mixed dtypes are each held against their own peak. What is not known is missing.
+        Columns `COLUMNS`, most time first. ``kind`` is the operator's, else ``matmul`` (products of any kind, exact),
+        ``vector`` (an estimate) or ``communication``; ``kernel`` the one with most time of ``kernels``; ``time_s`` a
+        union of intervals. ``intensity`` is FLOPs per least byte, ``dram_intensity`` per byte that counters saw.
+        ``bound`` is memory or compute, by which of the two takes longer at the ceilings; that time over ``time_s`` is
+        ``of_roof``, above 1 where bytes came from a cache. Communication is bound by itself: its bytes are those of
+        messages, and no roof of a link is known. Mixed dtypes are each held against their own peak. What is not known
+        is missing.
 
     Raises:
         GpuprofError: the run has no such passes, they saw different steps, no such denominator, or no such ``by``.
@@ -126,14 +126,14 @@ def roofline(run: Run, by: str = "op", denominator: str | None = None) -> pd.Dat
     if reason := withheld_of_kernels(run):
         raise GpuprofError(f"no roofline, FLOP/s are {reason}")
     ceilings = chosen_roofs(run, denominator)
-    kinds = _kinds(run)
-    kernels = _keyed(run, run.kernels, by, kinds)
-    work = _keyed(run, _work(run, ceilings), by, kinds)
+    known = kinds(run)
+    kernels = _keyed(run, run.kernels, by, known)
+    work = _keyed(run, _work(run, ceilings), by, known)
     if by == "kernel":
         work = _of_kernels(work, kernels)
     figures = ["flops", "bytes", "compute_s"]
     sums = work.groupby("key", sort=False)[figures].sum(min_count=1).to_dict(orient="index")
-    dram = _dram(run, by, kinds)
+    dram = _dram(run, by, known)
     total = float(kernels["duration_ns"].sum())
     rows = []
     for key, group in kernels.groupby("key", sort=False):
@@ -151,7 +151,7 @@ def roofline(run: Run, by: str = "op", denominator: str | None = None) -> pd.Dat
 
 
 def by_bound(rows: pd.DataFrame) -> dict[str, float]:
-    """Share of the kernel time that is bound by memory, by compute, and (empty) by neither that is known."""
+    """Share of the kernel time that is bound by memory, compute, communication, and (empty) nothing that is known."""
     return {str(bound): float(share) for bound, share in rows.groupby("bound")["time_share"].sum().items()}
 
 
@@ -161,6 +161,8 @@ def _held_against(row: dict[str, Any], compute_s: float | None, ceilings: Roofs)
         "intensity": _quotient(flops, nbytes), "flops_per_s": _quotient(flops, seconds), "bound": "",
         "dram_intensity": _quotient(flops, row["dram_bytes"]),
     }  # fmt: skip
+    if row["kind"] == "communication":
+        return found | {"intensity": None, "bound": "communication"}
     memory_s = _quotient(nbytes, ceilings.bytes_per_s)
     if memory_s is None or compute_s is None:
         return found
@@ -178,7 +180,7 @@ def _held_against(row: dict[str, Any], compute_s: float | None, ceilings: Roofs)
 def _work(run: Run, ceilings: Roofs) -> pd.DataFrame:
     """The ``ops`` table with the FLOPs that count here, and the time they take at the peak of their dtype."""
     ops = run.ops.copy()
-    products = ops["kind"].isin(_PRODUCTS)
+    products = ops["kind"].isin(PRODUCTS)
     figures = zip(products, ops["flops_hardware"], ops["vector_flops"], strict=True)
     ops["flops"] = integers(flops if product else vector for product, flops, vector in figures)
     peaks = ceilings.flops_per_s
@@ -192,20 +194,11 @@ def _work(run: Run, ceilings: Roofs) -> pd.DataFrame:
     return ops
 
 
-def _kinds(run: Run) -> dict[str, str]:
-    """Kind of each plain operator; those only the trace saw by their rule."""
-    kinds = {plain_op(op): kind for op, kind in zip(run.ops["op"], run.ops["kind"], strict=True)}
-    for op in run.kernels["op"].map(plain_op).unique():
-        if op not in kinds:
-            rule = rule_for(op)
-            kinds[op] = rule.kind if rule else ""
-    return kinds
-
-
-def _keyed(run: Run, rows: pd.DataFrame, by: str, kinds: dict[str, str]) -> pd.DataFrame:
+def _keyed(run: Run, rows: pd.DataFrame, by: str, known: dict[str, str]) -> pd.DataFrame:
     """Rows with their plain operator, and the name, phase and kind of the point that they belong to."""
     rows = rows.assign(op=rows["op"].map(plain_op))
-    kind = [kinds.get(op, "") for op in rows["op"]]
+    communicate = communicating(rows) if "kernel" in rows else [known.get(op) == "communication" for op in rows["op"]]
+    kind = ["communication" if so else known.get(op, "") for so, op in zip(communicate, rows["op"], strict=True)]
     if by == "op":
         keys: Iterable[Any] = zip(rows["op"], [""] * len(rows), kind, strict=True)
     elif by == "kernel":
@@ -213,7 +206,7 @@ def _keyed(run: Run, rows: pd.DataFrame, by: str, kinds: dict[str, str]) -> pd.D
     else:
         classes = dict(zip(run.tree["module"], run.tree["class"], strict=True)) | {UNATTRIBUTED: UNATTRIBUTED}
         names = rows["module"].map(classes) if by == "class" else rows["module"]
-        sort = ["matmul" if one in _PRODUCTS else "vector" for one in kind]
+        sort = ["matmul" if one in PRODUCTS else one if one == "communication" else "vector" for one in kind]
         keys = zip(names, rows["phase"], sort, strict=True)
     return rows.assign(key=pd.Series(list(keys), index=rows.index, dtype="object"))
 
@@ -239,9 +232,9 @@ def _each(whole: Any, calls: Any) -> Any:
     return part.numerator if part.denominator == 1 else part
 
 
-def _dram(run: Run, by: str, kinds: dict[str, str]) -> dict[Any, int]:
+def _dram(run: Run, by: str, known: dict[str, str]) -> dict[Any, int]:
     """Bytes moved by the memory of the device, by point, where counters were read of every launch in it."""
-    launches = _keyed(run, run.counters, by, kinds)
+    launches = _keyed(run, run.counters, by, known)
     launches["dram"] = launches["dram_read_bytes"] + launches["dram_written_bytes"]
     return {key: int(group.sum()) for key, group in launches.groupby("key")["dram"] if group.notna().all()}
 

@@ -10,6 +10,7 @@ from gpuprof.analysis.operators import PRODUCTS
 from gpuprof.analysis.priced import known_of
 from gpuprof.record import Run
 from gpuprof.theory import rule_for
+from gpuprof.traces.events import communicates
 
 _MULTIPLIES = frozenset(
     """
@@ -19,11 +20,13 @@ _MULTIPLIES = frozenset(
 )
 """Words in the names of torch's own operators that multiply matrices."""
 
-_KNOWN = re.compile(r"aten|prims|profiler|\w*c10d\w*|fsdp").fullmatch  # namespaces whose names mean what they say
+_KNOWN = re.compile("aten|prims|profiler|fsdp").fullmatch  # namespaces whose names mean what they say
 
 
 def may_multiply(op: str) -> bool:
     """Whether an operator without a rule may be a product: torch's own by its name, of anybody else's every one."""
+    if communicates(op):
+        return False
     namespace, _, name = op.partition("::")
     return not _KNOWN(namespace) or not _MULTIPLIES.isdisjoint(re.findall("[a-z]+", name.partition(".")[0]))
 

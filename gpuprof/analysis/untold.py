@@ -11,6 +11,7 @@ from gpuprof.analysis.operators import plain_op
 from gpuprof.analysis.priced import NEARLY_ALL, matmul_kernels, priced_share
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.traces.events import launches_graph
 
 _LEAST = 0.0005
 """Share of the kernel time below which nothing is said of it."""
@@ -27,7 +28,7 @@ def untold(run: Run) -> list[str]:
     if not run.recorded:
         return []
     facts = run.passes["trace"].facts
-    looks = (_shapes, _modules, _graphs, _without_flops, _unread, _device, _outside, _accuracy)
+    looks = (_shapes, _modules, _graphs, _launchers, _without_flops, _unread, _device, _outside, _accuracy)
     return [sentence for look in looks for sentence in look(run, facts)]
 
 
@@ -65,6 +66,15 @@ def _graphs(run: Run, facts: dict[str, Any]) -> Iterator[str]:
     text = "{} of the kernel time is in CUDA or HIP graphs: without operator, shapes, FLOPs and module"
     if graph_share(run) >= _LEAST:
         yield f"{text.format(units.percent(graph_share(run)))}."
+
+
+def _launchers(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+    kernels = run.kernels[run.kernels["call"].isna() & ~run.kernels["op"].map(launches_graph)]
+    times = kernels.groupby("op")["duration_ns"].sum().nlargest(_NAMES)
+    named = _named([op or "nothing that is recorded" for op in times.index])
+    yield from _share_of(
+        run, int(kernels["duration_ns"].sum()), f"{{}} of the kernel time was launched by no operator: by {named}"
+    )
 
 
 def _without_flops(run: Run, facts: dict[str, Any]) -> Iterator[str]:

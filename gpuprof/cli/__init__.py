@@ -22,6 +22,7 @@ from gpuprof.cli.count import count
 from gpuprof.cli.devices import devices
 from gpuprof.cli.doctor import doctor
 from gpuprof.cli.history import history
+from gpuprof.cli.import_ import import_
 from gpuprof.cli.memory import memory
 from gpuprof.cli.presets import presets
 from gpuprof.cli.profile import profile
@@ -46,6 +47,7 @@ for verb in (
     devices, ceilings, doctor,
 ):  # fmt: skip
     app.command()(verb)
+app.command("import")(import_)
 app.add_typer(history)
 
 

@@ -30,6 +30,8 @@ class By(StrEnum):
     op = "op"
     kernel = "kernel"
     phase = "phase"
+    communication = "communication"
+    rank = "rank"
     convention = "convention"
     executed = "executed"
 

@@ -99,17 +99,7 @@ def _cuda(device: torch.device) -> dict[str, Any]:
         facts |= {key: known[key] for key in ("driver", "cuda", "power_limit_w", "max_sm_clock_mhz")}
     except GpuprofError:
         pass  # telemetry says why; the description just has less in it
-    row = peaks.for_device(name, sm_count)
-    if row is None:
-        device_said = f"'{name}' with {sm_count} SMs"
-        remedy = f"no peak is known for {device_said}: give one with --peak-tflops, or measure it: 'gpuprof ceilings'"
-        return facts | {"peak_remedy": remedy}
-    return facts | {
-        "peaks": {"datasheet": row.flops_per_s},
-        "peak_source": f"{row.name}: {row.source}",
-        "flops_per_clock_per_sm": row.flops_per_clock_per_sm,
-        "memory_bandwidth": row.memory_bandwidth,
-    }
+    return facts | peaks.facts(name, sm_count)
 
 
 def _cpu() -> dict[str, Any]:

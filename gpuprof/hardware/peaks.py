@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 DTYPES = {
     "bfloat16": "bf16",
@@ -116,6 +117,26 @@ def for_device(device_name: str, sm_count: int) -> DevicePeaks | None:
     """The peaks of the device with this name and number of SMs, or ``None`` where the table has none."""
     peaks = find(device_name)
     return None if peaks is None else scaled(peaks, sm_count)
+
+
+def facts(device_name: str, sm_count: int | None) -> dict[str, Any]:
+    """What a description of a device says of its datasheet: peaks, their source and bandwidth, or how to get a peak.
+
+    Args:
+        device_name: as torch names it.
+        sm_count: its SMs; None where that is not known.
+    """
+    row = find(device_name) if sm_count is None else for_device(device_name, sm_count)
+    if row is None:
+        said = f"'{device_name}'" + (f" with {sm_count} SMs" if sm_count else "")
+        remedy = f"no peak is known for {said}: give one with --peak-tflops, or measure it: 'gpuprof ceilings'"
+        return {"peak_remedy": remedy}
+    return {
+        "peaks": {"datasheet": row.flops_per_s},
+        "peak_source": f"{row.name}: {row.source}",
+        "flops_per_clock_per_sm": row.flops_per_clock_per_sm,
+        "memory_bandwidth": row.memory_bandwidth,
+    }
 
 
 def _peaks(row: dict[str, str]) -> DevicePeaks:

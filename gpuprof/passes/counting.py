@@ -23,23 +23,19 @@ from gpuprof.passes.inputs import observed_inputs
 from gpuprof.passes.modes import unseen
 from gpuprof.passes.operators import is_composite, is_question, nested_kernel
 from gpuprof.passes.phases import Phase, observed_phases
-from gpuprof.passes.pricing import price
 from gpuprof.passes.specs import (
     decide,
-    dtype_of,
     is_wrapper,
     nested_device,
-    nested_in,
-    shapes_text,
     spec_of,
-    tensor_specs,
     torch_free,
 )  # fmt: skip
 from gpuprof.paths import ancestors
 from gpuprof.record import PassOutcome, table
 from gpuprof.theory import rule_for
 from gpuprof.theory.attention import AttentionFacts
-from gpuprof.theory.rules import Cost, least_bytes
+from gpuprof.theory.nested import nested_in
+from gpuprof.theory.priced import FIGURES, Described, describe, tensor_specs
 from gpuprof.workload import Workload
 from gpuprof.workload.causality import attention_facts
 from gpuprof.workload.nested import padded_product
@@ -205,22 +201,6 @@ class _Signature(NamedTuple):
     kwargs: tuple[Any, ...]
 
 
-class _Described(NamedTuple):
-    """What a signature says in the ``ops`` table, whoever makes the calls.
-
-    Attributes:
-        priced: `_FIGURES` of one call, None without a rule.
-        causality: of the module, as far as this call tells: known, unknown or empty.
-    """
-
-    op: str
-    kind: str
-    shapes: str
-    dtype: str
-    priced: tuple[int | None, ...]
-    causality: str
-
-
 class _Counter(TorchDispatchMode):
     """Tallies operator calls by signature; rules are applied once per signature, when the step is over."""
 
@@ -303,7 +283,7 @@ class _Counter(TorchDispatchMode):
         causality: dict[str, str] = {}
         row_of: list[int] = []
         places: dict[Any, int] = {}
-        described: dict[Any, _Described] = {}  # once for all modules that make the same call
+        described: dict[Any, Described] = {}  # once for all modules that make the same call
         for signature, number in self._numbers.items():
             module = signature.scope.module
             call = (signature.func, signature.args, signature.kwargs, self._outputs[number], signature.scope.facts)
@@ -321,43 +301,26 @@ class _Counter(TorchDispatchMode):
             row_of.append(places.setdefault(key, len(places)))
         rows = list(merged.values())
         for row in rows:
-            figures = zip(_FIGURES, row.pop("priced"), strict=True)
+            figures = zip(FIGURES, row.pop("priced"), strict=True)
             row.update({name: None if value is None else value * row["calls"] for name, value in figures})
         return rows, causality, row_of
 
     def _described(
         self, func: Any, given: tuple[Any, ...], named: tuple[Any, ...], made: Any, facts: AttentionFacts | None,
         device: str,
-    ) -> _Described:  # fmt: skip
-        op = _name(func)
-        args, kwargs, out = torch_free(given), dict(torch_free(named)), torch_free(made)
-        specs = tensor_specs(args) + tensor_specs(tuple(kwargs.values()))
-        results = tensor_specs((out,))
-        if any(spec.stored is not None for spec in specs):
-            self.sparse.add(op.partition(".")[0])
+    ) -> Described:  # fmt: skip
+        args, kwargs = torch_free(given), dict(torch_free(named))
+        found = describe(_name(func), args, kwargs, torch_free(made), facts, device)
+        if any(spec.stored is not None for spec in tensor_specs((args, tuple(kwargs.values())))):
+            self.sparse.add(found.op.partition(".")[0])
         if next(nested_in((args, tuple(kwargs.values()))), None) is not None:
-            self.nested.add(op)
-        shapes = f"{shapes_text(specs)} -> {shapes_text(results)}"
-        dtype = dtype_of(specs + results)
-        found = price(op, args, kwargs, out, facts, device)
-        if found is None:
-            return _Described(op, "", shapes, dtype, (None,) * 5, "")
-        cost, known, kind = found
-        if cost.bound:
-            self.bounds.add(op)
-        causality = "unknown" if not known else "known" if kind == "attention" or cost.causal is not None else ""
-        priced = _figures(cost, least_bytes(cost, kind, args, kwargs, out))
-        return _Described(op, kind, shapes, cost.dtype or dtype, priced, causality)
+            self.nested.add(found.op)
+        if found.bound:
+            self.bounds.add(found.op)
+        return found
 
 
 _ROW = ("module", "phase", "op", "kind", "shapes", "dtype", "priced")
-_FIGURES = ("flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes")
-
-
-def _figures(cost: Cost, nbytes: int) -> tuple[int, ...]:
-    causal = cost.full if cost.causal is None else cost.causal
-    hardware = cost.full if cost.hardware is None else cost.hardware
-    return causal, cost.full, hardware, cost.vector, nbytes
 
 
 class _Place:

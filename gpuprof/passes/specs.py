@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from gpuprof.errors import GpuprofError
 from gpuprof.theory import TensorSpec
-from gpuprof.workload.nested import packed_shape, part_shapes
+from gpuprof.theory.nested import Nested
+from gpuprof.workload.nested import part_shapes
 
 _ROWS_FIRST = (torch.sparse_csr, torch.sparse_bsr)
 _COMPRESSED = (*_ROWS_FIRST, torch.sparse_csc, torch.sparse_bsc)
@@ -82,19 +82,6 @@ def is_wrapper(kind: type[Any]) -> bool:
     return own and not issubclass(kind, (FakeTensor, FunctionalTensor, NestedTensor))
 
 
-class Nested(tuple[TensorSpec, ...]):
-    """A nested tensor: its sequences, each with a batch of 1 before it."""
-
-    def padded(self) -> TensorSpec:
-        """Each as long as the longest."""
-        longest = map(max, zip(*(spec.shape[1:] for spec in self), strict=True))
-        return TensorSpec((len(self), *longest), self[0].dtype)
-
-    def packed(self) -> TensorSpec:
-        """One after the other."""
-        return TensorSpec(packed_shape([spec.shape[1:] for spec in self]), self[0].dtype)
-
-
 def nested_device(values: Any) -> str | None:
     """Type of the device of the first nested tensor among these; None without any."""
     for value in values:
@@ -132,33 +119,3 @@ def torch_free(value: Any) -> Any:
     if isinstance(value, tuple):
         return (Nested if isinstance(value, Nested) else tuple)(torch_free(item) for item in value)
     return value
-
-
-def tensor_specs(value: Any) -> list[TensorSpec]:
-    """Every tensor in a nest of tuples, a nested one with its sequences one after the other."""
-    if isinstance(value, TensorSpec):
-        return [value]
-    if isinstance(value, Nested):
-        return [value.packed()] if value else []
-    return [spec for item in value for spec in tensor_specs(item)] if isinstance(value, tuple) else []
-
-
-def shapes_text(specs: list[TensorSpec], most: int = 8) -> str:
-    """Their shapes as the ``ops`` table has them."""
-    text = " ".join("x".join(map(str, spec.shape)) or "scalar" for spec in specs[:most])
-    return text if len(specs) <= most else f"{text} and {len(specs) - most} more"
-
-
-def dtype_of(specs: list[TensorSpec]) -> str:
-    """Dtype of the first floating tensor, else of the first."""
-    names = [spec.dtype for spec in specs]
-    return next((name for name in names if "float" in name or "complex" in name), names[0] if names else "")
-
-
-def nested_in(value: Any) -> Iterator[Nested]:
-    """Every nested tensor in a nest of tuples."""
-    if isinstance(value, Nested):
-        yield value
-    elif isinstance(value, tuple) and not isinstance(value, TensorSpec):
-        for item in value:
-            yield from nested_in(item)

@@ -116,10 +116,11 @@ def ingest(profiler: profile, ownership: Ownership) -> Traced:
     gc.disable()  # it would walk over hundreds of thousands of new tuples again and again, and find nothing
     try:
         events = read(profiler)
-        kernels, estimates, facts = attribute(events, *owners(events, ownership), is_composite=is_composite_name)
+        found = attribute(events, *owners(events, ownership), is_composite=is_composite_name)
         if any(event.kind == COMPILED for event in events):
-            facts["compiled"] = True  # its operators are not those that a step without compilation calls
-        return Traced(table("kernels", kernels), table("estimates", estimates), PassOutcome("done", facts=facts))
+            found.facts["compiled"] = True  # its operators are not those that a step without compilation calls
+        outcome = PassOutcome("done", facts=found.facts)
+        return Traced(table("kernels", found.kernels), table("estimates", found.estimates), outcome)
     finally:
         if collecting:
             gc.enable()

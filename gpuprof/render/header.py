@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
+from gpuprof.analysis import communication
 from gpuprof.analysis.consistency import SLOWED, inconsistencies, withheld, withheld_of_kernels, withheld_of_owners
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds
 from gpuprof.analysis.executed import executed_whole, not_collected
@@ -108,6 +109,8 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
         yield "Telemetry", watched
     if sums["kernel_s"] is not None:
         yield "Kernels", _kernels(run, sums)
+    if len(run.kernels) and (found := communication.account(run)).communication_ns:
+        yield "Communication", _communication(found)
     if sums["peak_bytes"] is not None:
         yield "Memory", _memory(run, sums)
 
@@ -271,6 +274,12 @@ def _kernels(run: Run, sums: dict[str, Any]) -> str:
         whole = "it" if run.recorded else "the undisturbed one"
         text += f", {units.percent(sums['kernel_s'] / sums['step_s'])} of {whole}"
     return f"{text}; {units.percent(sums['owned_share'])} has an owner"
+
+
+def _communication(found: communication.Account) -> str:
+    took, exposed = (units.duration(part * 1e-9) for part in (found.communication_ns, found.exposed_ns))
+    share = units.percent(found.exposed_ns / found.step_ns)
+    return f"{took} in the traced step; no computation hides {exposed}, {share} of the step"
 
 
 def _memory(run: Run, sums: dict[str, Any]) -> str:

@@ -10,10 +10,12 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.budget import budget
+from gpuprof.analysis.communication import collectives
 from gpuprof.analysis.consistency import inconsistencies, withheld_of_kernels
 from gpuprof.analysis.hints import hints
 from gpuprof.analysis.modules import by_kernel, by_module, by_op, convention_of, totals
 from gpuprof.analysis.priced import at_least, known_of
+from gpuprof.analysis.ranks import by_rank, straggler
 from gpuprof.analysis.telemetry import invalid_reasons
 from gpuprof.analysis.untold import host_steps, untold
 from gpuprof.errors import GpuprofError
@@ -149,6 +151,11 @@ def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[s
         what = "allocated by torch" if run.device.get("type") == "cuda" else "resident set of the process"
         text = f"In use is the {what}; by size are the tensors themselves. 'gpuprof memory' has the account."
         yield _section("memory", "Memory", text, figure=picture)
+    if len(messages := collectives(run)):
+        text = "Exposed is what no computation hides; of what is perhaps communication, by its name, nobody knows."
+        yield _section("communication", "Communication", text, table=_flat(messages))
+    if len(run.ranks):
+        yield _section("ranks", "Ranks", straggler(run).text, table=_flat(by_rank(run)))
     if run.done("count"):
         yield _section("operators", "Operators", table=_flat(by_op(run, convention)))
     if run.done("trace") and len(run.kernels):

@@ -33,7 +33,7 @@ _LEAST = 0.01  # FLOP per byte below which work is as good as a copy, and left o
 _LEAST_TIME = 0.002  # share of the time below which a dot is left out, unless --top wants it
 _COLORS = {
     "matmul": "#1f4e79", "convolution": "#1f4e79", "attention": "#4a9a5a", "recurrent": "#7a4a9a", "vector": "#e0a030",
-    "movement": "#909090", "": "#909090", "view": "#909090",
+    "movement": "#909090", "": "#909090", "view": "#909090", "communication": "#909090",
 }  # fmt: skip
 _STYLES = {"given": "-", "datasheet": "-", "clock": ":", "measured": "--"}
 _LINE = "#b02020"
@@ -158,6 +158,8 @@ def _sentences(run: Run, rows: pd.DataFrame, denominator: str | None) -> Iterato
     shares = by_bound(rows)
     time = "kernel time" if run.device.get("type") == "cuda" else "operator time"
     parts = [f"{bound} limits {units.percent(shares[bound])}" for bound in ("memory", "compute") if bound in shares]
+    if "communication" in shares:
+        parts.append(f"communication takes {units.percent(shares['communication'])}")
     if shares.get("", 0) >= 0.0005:
         parts.append(f"nothing that is known {units.percent(shares[''])} (no rule, no peak, or no work)")
     yield f"Of the {time}, at these ceilings: {', '.join(parts)}."

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gpuprof import units
 from gpuprof.analysis.consistency import withheld_of_kernels
+from gpuprof.analysis.ranks import straggler
 from gpuprof.record import Run
 from gpuprof.render.console import to_text
 from gpuprof.render.view import View, frame
@@ -32,7 +33,7 @@ def text(run: Run, view: View) -> str:
     rows = _readable(raw)
     columns = {str(column): [_shortened(value) for value in rows[column]] for column in rows}
     grid, note = aligned(columns, view.width, set(filter(_is_text, columns)), list(columns)[:0:-1])
-    return to_text(grid, view) + "".join(f"{line}\n" for line in (note, _why_withheld(run, raw)) if line)
+    return to_text(grid, view) + "".join(f"{line}\n" for line in (note, *_notes(run, view, raw)) if line)
 
 
 def aligned(
@@ -76,10 +77,10 @@ def aligned(
 def markdown(run: Run, view: View) -> str:
     """A Markdown table with readable figures."""
     raw = frame(run, view)
-    rows, why = _readable(raw), _why_withheld(run, raw)
+    rows, notes = _readable(raw), [_cell(note) for note in _notes(run, view, raw) if note]
     lines = [list(map(str, rows.columns)), [("---" if _is_text(c) else "---:") for c in rows]]
     lines += [[_cell(value) for value in row] for row in rows.itertuples(index=False)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + (f"\n{_cell(why)}\n" if why else "")
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "".join(f"\n{note}\n" for note in notes)
 
 
 def csv(run: Run, view: View) -> str:
@@ -97,6 +98,10 @@ def _raw(run: Run, view: View) -> pd.DataFrame:
     """The rows for machines; where rates are withheld with a column that says why."""
     rows = frame(run, view)
     return rows.assign(withheld=withheld_of_kernels(run)) if _why_withheld(run, rows) else rows
+
+
+def _notes(run: Run, view: View, rows: pd.DataFrame) -> list[str]:
+    return [_why_withheld(run, rows), straggler(run).text if view.by == "rank" else ""]
 
 
 def _why_withheld(run: Run, rows: pd.DataFrame) -> str:
@@ -122,7 +127,7 @@ def _shortened(value: str) -> str:
 
 def _is_text(column: Any) -> bool:
     return column in (
-        "module", "class", "op", "ops", "kernel", "phase", "kind", "convention", "because", "causes",
+        "module", "class", "op", "ops", "kernel", "phase", "kind", "convention", "because", "causes", "name",
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from rich.text import Text
 from gpuprof import units
 from gpuprof.analysis.modules import by_module, totals
 from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.render import tables
 from gpuprof.render.console import to_text
 from gpuprof.render.header import footer, header
 from gpuprof.render.view import View
@@ -68,7 +70,9 @@ def render(run: Run, view: View) -> str:
     if any(_number(rest[c]) for c in (*_TIMES, "flops_forward", "flops_backward", "vector_flops_forward")):
         cells = _cells(Node(UNATTRIBUTED, rest), sums, lost)
         grid.add_row(Text(UNATTRIBUTED), *(cells[name] for name in columns))
-    return to_text(Group(header(run, view, sums), Text(""), grid, *footer(run, view, sums)), view)
+    tree = to_text(Group(header(run, view, sums), Text(""), grid), view)
+    ranks = f"\n{tables.text(run, View('rank', width=view.width, color=view.color))}" if len(run.ranks) else ""
+    return tree + ranks + to_text(Group(*footer(run, view, sums)), view)
 
 
 def _fitting(width: int, columns: list[str]) -> list[str]:
@@ -86,10 +90,16 @@ def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
     for path in rows:
         if path:
             children[path.rpartition(".")[0]].append(path)
+    numbered = {path for path in rows if re.fullmatch(re.escape(f"{rows[path]['class']}_") + r"\d+", _last(path))}
+
+    def place(path: str) -> str:
+        """What tells it from its neighbours: of a recorded module, which has the number of its class, the class."""
+        return str(rows[path]["class"]) if path in numbered else _last(path)
+
     signatures: dict[str, tuple[Any, ...]] = {}
     for path in reversed(list(rows)):  # children come after their parent
         own = tuple((c, v) for c, v in rows[path].items() if _must_agree(c) and not pd.isna(v))
-        signatures[path] = (own, tuple((_last(child), signatures[child]) for child in children[path]))
+        signatures[path] = (own, tuple((place(child), signatures[child]) for child in children[path]))
 
     def line(paths: list[str], level: int) -> Node:
         figures, spread = _mean([rows[path] for path in paths])
@@ -97,6 +107,10 @@ def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
         name = _last(paths[0]) if len(paths) == 1 else f"({_last(paths[0])}-{_last(paths[-1])})"
         times = "" if len(paths) == 1 else f"{len(paths)} x "
         label = f"{name}: {times}{figures['class']}" if paths[0] else str(figures["class"])
+        if paths[0] in numbered:
+            label = f"{times}{_last(paths[0])}" + (f"-{_last(paths[-1]).rpartition('_')[2]}" if times else "")
+        elif figures["class"].replace(".", "_") == name:  # a label
+            label = str(figures["class"])
         return Node(label, figures, spread, below)
 
     def folded(parents: list[str], level: int) -> Iterator[Node]:
@@ -105,7 +119,7 @@ def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
         index = 0
         while index < len(first):
             end = index + 1
-            if len(parents) == 1 and _last(first[index]).isdigit():
+            if len(parents) == 1 and (_last(first[index]).isdigit() or first[index] in numbered):
                 while end < len(first) and signatures[first[end]] == signatures[first[index]]:
                     end += 1
             if len(parents) == 1:
@@ -117,7 +131,7 @@ def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
     def same_child(parents: list[str], index: int, level: int) -> Node:
         paths = [children[parent][index] for parent in parents]
         node = line(paths, level)
-        node.label = f"{_last(paths[0])}: {node.figures['class']}"
+        node.label = place(paths[0]) if paths[0] in numbered else f"{_last(paths[0])}: {node.figures['class']}"
         return node
 
     return line([""], 0)

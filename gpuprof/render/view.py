@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from gpuprof.analysis import modules
+from gpuprof.analysis.communication import collectives
 from gpuprof.analysis.conventions import beside
 from gpuprof.analysis.executed import executed_by_module
+from gpuprof.analysis.ranks import by_rank
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run
 
@@ -27,6 +29,8 @@ BY: dict[str, Callable[[Run, str | None], pd.DataFrame]] = {
     "op": modules.by_op,
     "kernel": modules.by_kernel,
     "phase": modules.by_phase,
+    "communication": lambda run, convention: collectives(run),
+    "rank": by_rank,
     "convention": lambda run, convention: beside(run),
     "executed": _executed,
 }

@@ -32,7 +32,7 @@ def convolution_flops(pivot: TensorSpec, weight: TensorSpec) -> int:
 
 
 def _bias(bias: Any, out: TensorSpec) -> int:
-    return out.numel if bias is not None else 0
+    return out.numel if isinstance(bias, TensorSpec) else 0
 
 
 @flop_rule("aten::convolution", "aten::_convolution", "aten::convolution_overrideable", kind="convolution")

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from gpuprof.errors import GpuprofError
+from gpuprof.traces.events import communicates
 
 RULES_VERSION = 2
 """Raised whenever a rule changes a figure: runs of different versions are not comparable."""
 
-Kind = Literal["matmul", "convolution", "attention", "recurrent", "vector", "movement", "view"]
+Kind = Literal["matmul", "convolution", "attention", "recurrent", "vector", "movement", "view", "communication"]
 
 ITEM_BYTES = {
     "float64": 8, "complex64": 8, "int64": 8, "uint64": 8, "complex128": 16,
@@ -51,6 +52,39 @@ class TensorSpec(NamedTuple):
         return self.numel * ITEM_BYTES.get(self.dtype, 1) + self.index_bytes
 
 
+class NotKnownError(Exception):
+    """Something has asked for an argument, or a result, that nobody knows."""
+
+
+class Missing:
+    """What stands for an argument or a result that nobody recorded: whoever decides by it, cannot.
+
+    Args:
+        number: whether it is a number at least, or numbers, and no tensor.
+        truth: what it counts as where only its truth is asked for; None where that is not known either.
+    """
+
+    __slots__ = ("_truth", "number")
+
+    def __init__(self, number: bool = False, truth: bool | None = None) -> None:
+        self.number = number
+        self._truth = truth
+
+    def __bool__(self) -> bool:
+        return self._not_known() if self._truth is None else self._truth
+
+    def _not_known(self, *_: Any) -> Any:
+        raise NotKnownError
+
+    __hash__ = object.__hash__
+    __getattr__ = __getitem__ = __iter__ = __len__ = __index__ = __int__ = __float__ = _not_known
+    __eq__ = __lt__ = __le__ = __gt__ = __ge__ = _not_known
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __neg__ = _not_known
+
+
+MISSING = Missing()
+
+
 @dataclass(frozen=True)
 class Cost:
     """What one call of an operator costs. One multiply-accumulate is 2 FLOPs.
@@ -61,7 +95,8 @@ class Cost:
         hardware: matmul FLOPs that the operator really does, its own recomputation and masked-out pairs
             that it computes anyway included; ``None`` means the same as ``full``.
         vector: elementwise FLOPs, an estimate per element stated where the rule stands.
-        nbytes: least bytes moved; ``None`` means every tensor input read once and every output written once.
+        nbytes: least bytes moved, of communication those of its message; ``None`` means every tensor input read
+            once and every output written once.
         dtype: what it multiplies in; empty for the dtype of its first floating tensor.
         bound: whether the FLOPs are only known not to be more.
     """
@@ -114,8 +149,24 @@ def flop_rule(*names: str, kind: Kind = "matmul", values: bool = False) -> Calla
 
 
 def rule_for(op: str) -> Rule | None:
-    """The rule of an operator, ``namespace::name`` or ``namespace::name.overload``; None if there is none."""
-    return _RULES.get(op) or _RULES.get(op.partition(".")[0])
+    """The rule of an operator, ``namespace::name`` or ``namespace::name.overload``; None if there is none.
+
+    Whatever `gpuprof.traces.events.communicates` has one: `message`, unless another is registered.
+    """
+    return _RULES.get(op) or _RULES.get(op.partition(".")[0]) or (_COMMUNICATION if communicates(op) else None)
+
+
+def message(*args: Any, out: Any = None, **kwargs: Any) -> Cost:
+    """Cost of communication: no FLOPs, and the bytes of the message as this process sees it.
+
+    They are numel x itemsize of the largest argument or result, a list of tensors being one: what an all-reduce or a
+    broadcast works on in place, what a gather receives, what a scatter sends. They are not those on the wire, which
+    depend on the algorithm, nor those of memory.
+    """
+    return Cost(nbytes=max(map(bytes_of, (*args, *kwargs.values(), out))))
+
+
+_COMMUNICATION = Rule(message, "communication")
 
 
 def cost_of(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> tuple[Cost, Kind] | None:
@@ -137,6 +188,8 @@ def cost_of(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) ->
         cost = rule.cost(*args, **{**kwargs, "out": out})
         if cost is not None and not isinstance(cost, Cost):
             cost = Cost(full=int(cost))
+    except NotKnownError:
+        return None
     except Exception as error:  # whatever a rule of the user's own may raise
         raise GpuprofError(f"the FLOP rule of {op} raised {type(error).__name__}: {error}") from error
     if cost is not None and min(cost.full, cost.causal or 0, cost.hardware or 0, cost.vector) < 0:
@@ -158,9 +211,16 @@ def total(costs: Sequence[Cost]) -> Cost:
 
 
 def tensors(value: Any) -> Iterator[TensorSpec]:
-    """Every `TensorSpec` in a nest of lists, tuples and dicts, in order."""
+    """Every `TensorSpec` in a nest of lists, tuples and dicts, in order.
+
+    Raises:
+        NotKnownError: nobody knows whether there is another, see `MISSING`.
+    """
     if isinstance(value, TensorSpec):
         yield value
+    elif isinstance(value, Missing):
+        if not value.number:
+            raise NotKnownError
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from tensors(item)

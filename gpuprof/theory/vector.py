@@ -234,7 +234,7 @@ def _embedding(table: TensorSpec, indices: TensorSpec, *_: Any, out: TensorSpec,
     return Cost(nbytes=indices.nbytes + 2 * out.nbytes)
 
 
-@flop_rule("aten::copy_", kind="movement")
+@flop_rule("aten::copy_", "aten::copy", kind="movement")
 def _copy(target: TensorSpec, source: Any, *_: Any, out: Any, **__: Any) -> Cost:
     return Cost(nbytes=bytes_of(source, target))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.traces.events import (
@@ -19,8 +19,11 @@ from gpuprof.traces.events import (
     PHASE,
     PHASE_MARK,
     RANGE,
+    RUNTIME,
     WAIT,
     Event,
+    communicates,
+    launches_graph,
 )  # fmt: skip
 
 _FOLLOWS = "::AccumulateGrad"
@@ -36,24 +39,30 @@ _UNKNOWN = "(unknown)"
 class _Frame:
     """An open event of a thread, and who owns what happens in it."""
 
-    __slots__ = ("call", "end", "node", "owner", "phase")
+    __slots__ = ("call", "end", "name", "node", "owner", "phase")
 
-    def __init__(self, end: int, owner: str, phase: str, node: _Node | None = None, call: _OpCall | None = None):
+    def __init__(
+        self, end: int, owner: str, phase: str, node: _Node | None = None, call: OpCall | None = None, name: str = ""
+    ):
         self.end = end
         self.owner = owner
         self.phase = phase  # empty where the phase of the thread holds
         self.node = node
         self.call = call
+        self.name = name  # of what launches a kernel here, if no operator does
 
 
 class _Node:
     """A running autograd node, in which a function of somebody's own may run a forward again."""
 
-    __slots__ = ("called", "pending")
+    __slots__ = ("called", "holds_nodes", "makes_nodes", "pending", "without_graph")
 
     def __init__(self) -> None:
         self.called = False  # a module, in this node
-        self.pending: list[_OpCall] = []  # operators since then
+        self.pending: list[OpCall] = []  # operators since then
+        self.makes_nodes: list[OpCall] = []  # operators that do, as a forward's
+        self.without_graph = False  # some operators make none, as a backward's
+        self.holds_nodes = False  # a backward of its own runs inside
 
     def calls_again(self) -> None:
         """Another module is called in this node: what ran since the last one was recomputation too."""
@@ -61,11 +70,39 @@ class _Node:
             call.phase = "recompute"
         self.called, self.pending = True, []
 
+    def runs(self, call: OpCall, event: Event) -> None:
+        """An operator of the node's own, in a recording without marks."""
+        if event.number >= 0:
+            self.makes_nodes.append(call)
+        elif any(event.shapes) or event.inputs < 0:  # one that makes a tensor out of none never has a number
+            self.without_graph = True
 
-class _OpCall:
-    """One call of a counted operator."""
+    def ends(self) -> None:
+        """Operators that make nodes of autograd, beside others that do not or a backward of theirs, ran once more.
 
-    __slots__ = ("end", "module", "name", "number", "phase", "shapes", "start", "thread")
+        Where all of them do and there is no such backward, the node's own backward is to be differentiated.
+        """
+        if self.without_graph or self.holds_nodes:
+            for call in self.makes_nodes:
+                call.phase = "recompute"
+
+
+class OpCall:
+    """One call of a counted operator: the outermost one that is not merely composed of others.
+
+    Attributes:
+        number: of the call; its kernels have it too.
+        name: operator.
+        module: owner.
+        phase: as in the ``ops`` table.
+        shapes: of the inputs, as the event has them.
+        inputs: number of what else a recording says of them.
+        thread: where it ran.
+        start: nanoseconds.
+        end: nanoseconds.
+    """
+
+    __slots__ = ("end", "inputs", "module", "name", "number", "phase", "shapes", "start", "thread")
 
     def __init__(self, number: int, event: Event, module: str, phase: str) -> None:
         self.number = number
@@ -73,9 +110,26 @@ class _OpCall:
         self.module = module
         self.phase = phase
         self.shapes = event.shapes
+        self.inputs = event.inputs
         self.thread = event.thread
         self.start = event.start
         self.end = event.end
+
+
+class Attributed(NamedTuple):
+    """Whose work the events of a step are.
+
+    Attributes:
+        kernels: rows of the ``kernels`` table.
+        estimates: rows of ``estimates``.
+        facts: what the trace says of itself.
+        calls: of counted operators, by their number.
+    """
+
+    kernels: list[dict[str, Any]]
+    estimates: list[dict[str, Any]]
+    facts: dict[str, Any]
+    calls: list[OpCall]
 
 
 def attribute(
@@ -83,7 +137,8 @@ def attribute(
     calls: list[tuple[str, bool]],
     maker: Callable[[int, int], str | None],
     is_composite: Callable[[str], bool],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    marked: bool = True,
+) -> Attributed:
     """Give every kernel to an operator call, and every operator call to a module and a phase.
 
     An operator call is the outermost operator that is not merely composed of others: what a dispatch mode counts.
@@ -91,26 +146,28 @@ def attribute(
 
     Args:
         events: host and device events of one step.
-        calls: module path of each marked call, and whether it happened inside a backward (recomputation).
+        calls: module path of each marked call, and whether it happened inside a backward (recomputation); without
+            marks whether it is recomputation if it did.
         maker: module that made the autograd node of (thread, sequence number); None if it was made in no module's call.
         is_composite: whether an operator is merely composed of others.
-
-    Returns:
-        Rows of ``kernels``, rows of ``estimates``, and facts about the trace.
+        marked: whether gpuprof marked the phases and what runs again. Without, all outside nodes and optimizers is
+            forward, and in a node runs again what makes nodes itself where others of its operators do not.
     """
     host = sorted((e for e in events if e.kind not in (KERNEL, WAIT)), key=lambda e: (e.thread, e.start, -e.end))
     device = [e for e in events if e.kind == KERNEL]
     numbers, made, taken_over = _node_numbers(host), _made_by_nodes(host), _taken_over(host)
-    op_calls: list[_OpCall] = []
+    op_calls: list[OpCall] = []
     launching = {e.linked for e in device if e.linked}
-    launchers: dict[int, tuple[_Frame, str, str]] = {}
+    launchers: dict[int, tuple[_Frame, str]] = {}
     estimates: dict[tuple[str, str, str, str], list[int]] = {}
     thread: int | None = None
     stack: list[_Frame] = []
     # the phase is the whole step's: autograd's own threads, and a user's, are in the one that was marked last
-    marks = sorted((e.start, e.name[len(PHASE_MARK) :]) for e in host if e.kind == PHASE)
-    phase, following, last_owner = "other", 0, UNATTRIBUTED
+    marks = _marked(host) if marked else _backwards(host)
+    unmarked = "other" if marked or not any(event.kind == OPERATOR for event in host) else "forward"
+    phase, following, last_owner = unmarked, 0, UNATTRIBUTED
     outside = _Frame(0, UNATTRIBUTED, "")
+    nodes: list[_Node] = []
     transformed = False
 
     def maker_of(node: int) -> str | None:
@@ -121,7 +178,7 @@ def attribute(
     for index, event in enumerate(host):
         if event.thread != thread:
             thread, stack, last_owner = event.thread, [], UNATTRIBUTED
-            phase, following = "other", 0
+            phase, following = unmarked, 0
         while following < len(marks) and marks[following][0] <= event.start:
             phase = marks[following][1]
             following += 1
@@ -130,12 +187,21 @@ def attribute(
         around = stack[-1] if stack else outside
         name, kind = event.name, event.kind
         frame = around
+        if kind == RUNTIME:  # only in a recording: the live binding says itself which operator launched a kernel
+            if launches_graph(name):
+                around = _Frame(0, around.owner, around.phase, name=name)
+            launchers[event.correlation] = (around, around.phase or phase)
+            continue
         if around.call is not None:  # what a counted operator does inside is its own
-            transformed = transformed or (kind == OPERATOR and _again(around.call.name, name))
+            # in recordings of torch 1.8 an operator has a twin inside, on the same
+            twin = not marked and event.shapes == around.call.shapes
+            transformed = transformed or (kind == OPERATOR and not twin and _again(around.call.name, name))
         elif kind == CALL:
             name = ""  # no operator
             module, again = calls[int(event.name[len(CALL_MARK) :])]
-            frame = _Frame(event.end, module, "recompute" if again else "", around.node)
+            again = again and (marked or around.node is not None)
+            inside = "" if marked else around.phase  # a label may be in a backward
+            frame = _Frame(event.end, module, "recompute" if again else inside, around.node)
             if again and around.phase == "backward" and around.node is not None:
                 around.node.calls_again()
         elif kind == PHASE:
@@ -145,17 +211,24 @@ def attribute(
                 made_by = maker_of(index)
                 # made by no module call: part of a checkpoint's own backward, and so of what runs that
                 last_owner = around.owner if made_by is None else made_by
-            frame = _Frame(event.end, last_owner, "backward", _Node())
+            if around.node is not None:
+                around.node.holds_nodes = True
+            frame = _Frame(event.end, last_owner, "backward", _Node(), name=name.removeprefix(NODE_PREFIX))
+            nodes.append(frame.node)  # type: ignore[arg-type]
         elif kind == OPTIMIZER and around.node is not None:  # called by a hook, for one parameter perhaps
-            frame = _Frame(event.end, UNATTRIBUTED, "optimizer", around.node)
+            frame = _Frame(event.end, UNATTRIBUTED, "optimizer", around.node, name=name)
+        elif kind == OPTIMIZER and not marked:
+            frame = _Frame(event.end, around.owner, "optimizer", name=name)
         elif kind == OPERATOR and not is_composite(name) and index not in taken_over:
-            call = _OpCall(len(op_calls), event, around.owner, around.phase or phase)
+            call = OpCall(len(op_calls), event, around.owner, around.phase or phase)
             op_calls.append(call)
             if around.phase == "backward" and around.node is not None and around.node.called:
                 around.node.pending.append(call)
+            if not marked and call.phase == "backward" and around.node is not None:
+                around.node.runs(call, event)
             frame = _Frame(event.end, around.owner, call.phase, around.node, call)
         else:
-            frame = _Frame(event.end, around.owner, around.phase, around.node)
+            frame = _Frame(event.end, around.owner, around.phase, around.node, name=name)
         if event.flops and index not in taken_over:
             within = frame.call.name if frame.call is not None else ""
             owner = UNATTRIBUTED if frame.owner == _UNKNOWN else frame.owner
@@ -163,9 +236,12 @@ def attribute(
             estimate[0] += 1
             estimate[1] += event.flops
         if event.correlation in launching:
-            launchers[event.correlation] = (frame, frame.phase or phase, name)
+            launchers[event.correlation] = (frame, frame.phase or phase)
         if frame is not around:
             stack.append(frame)
+    if not marked:
+        for node in nodes:
+            node.ends()
     kernels = _device_times(device, launchers) if device else _operator_times(op_calls)
     unknown_ns = 0
     for row in kernels:
@@ -182,7 +258,26 @@ def attribute(
         {"module": module, "phase": where, "op": op, "within": within, "calls": times, "flops_profiler": flops}
         for (module, where, op, within), (times, flops) in estimates.items()
     ]
-    return kernels, rows, facts
+    return Attributed(kernels, rows, facts, op_calls)
+
+
+def _marked(host: list[Event]) -> list[tuple[int, str]]:
+    """Where phases begin, as gpuprof marked them."""
+    return sorted((event.start, event.name[len(PHASE_MARK) :]) for event in host if event.kind == PHASE)
+
+
+def _backwards(host: list[Event]) -> list[tuple[int, str]]:
+    """Where nodes begin to run, on any thread, and where none runs any more."""
+    marks: list[tuple[int, str]] = []
+    reach = 0
+    for start, end in sorted((event.start, event.end) for event in host if event.kind == NODE):
+        if marks and start <= reach:
+            marks.pop()
+        else:
+            marks.append((start, "backward"))
+        reach = max(reach, end)
+        marks.append((reach, "forward"))
+    return marks
 
 
 def _again(op: str, inside: str) -> bool:
@@ -195,10 +290,11 @@ def _again(op: str, inside: str) -> bool:
 
 
 def _taken_over(host: list[Event]) -> set[int]:
-    """Operators, by their place among the events, in whose place a dispatch mode does something.
+    """Operators, by their place among the events, in whose place a dispatch mode or a tensor does something.
 
     It calls them again, inside, or not at all: selective checkpointing hands out what it has saved; the operator
-    began, and nothing of it ran.
+    began, and nothing of it ran. No operator of ``aten`` communicates: where one does, it was given a tensor of a class
+    that waits for its elements or sends them first, a DTensor say, and then calls the operator.
 
     Args:
         host: by thread and start, a range before what is inside it.
@@ -210,6 +306,8 @@ def _taken_over(host: list[Event]) -> set[int]:
             around.pop()
         if event.kind == MODE and around and around[-1][1].kind == OPERATOR:
             found.add(around[-1][0])
+        elif event.kind == OPERATOR and communicates(event.name):
+            found.update(place for place, outer in around if outer.kind == OPERATOR and outer.name[:6] == "aten::")
         around.append((index, event))
     return found
 
@@ -271,29 +369,29 @@ def _made_by_nodes(host: list[Event]) -> dict[tuple[int, int], int]:
     return {number: node for number, node in found.items() if node is not None}
 
 
-def _device_times(device: list[Event], launchers: dict[int, tuple[_Frame, str, str]]) -> list[dict[str, Any]]:
+def _device_times(device: list[Event], launchers: dict[int, tuple[_Frame, str]]) -> list[dict[str, Any]]:
     """Kernels, copies and fills in order of start, each under the operator that launched it."""
     rows = []
-    nothing = (_Frame(0, UNATTRIBUTED, ""), "other", "")
+    nothing = (_Frame(0, UNATTRIBUTED, ""), "other")
     for event in sorted(device, key=lambda e: e.start):
-        frame, phase, name = launchers.get(event.linked, nothing)
+        frame, phase = launchers.get(event.linked, nothing)
         call = frame.call
         if call is not None:
             rows.append(
                 _kernel(call.module, call.phase, call.name, event.name, call.number, _shapes(call.shapes), event)
             )
         else:  # launched by a node or a function of the user's, with no operator between
-            rows.append(_kernel(frame.owner, phase, name.removeprefix(NODE_PREFIX), event.name, None, "", event))
+            rows.append(_kernel(frame.owner, phase, frame.name, event.name, None, "", event))
     return rows
 
 
-def _operator_times(op_calls: list[_OpCall]) -> list[dict[str, Any]]:
+def _operator_times(op_calls: list[OpCall]) -> list[dict[str, Any]]:
     """Without a device every operator call is its own kernel."""
     return [_kernel(c.module, c.phase, c.name, c.name, c.number, _shapes(c.shapes), c) for c in op_calls]
 
 
 def _kernel(
-    module: str, phase: str, op: str, name: str, call: int | None, shapes: str, at: Event | _OpCall
+    module: str, phase: str, op: str, name: str, call: int | None, shapes: str, at: Event | OpCall
 ) -> dict[str, Any]:
     return {
         "module": module, "phase": phase, "op": op, "kernel": name, "call": call, "shapes": shapes,

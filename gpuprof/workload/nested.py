@@ -24,21 +24,6 @@ def part_shapes(tensor: torch.Tensor) -> list[tuple[int, ...]]:
     return [tuple(sizes) for sizes in tensor._nested_tensor_size().tolist()]
 
 
-def packed_shape(parts: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Shape of the sequences one after the other; flat where they differ in more than one size.
-
-    Args:
-        parts: shape of each, all of as many dimensions.
-    """
-    sizes = [set(dimension) for dimension in zip(*parts, strict=True)]
-    ragged = [index for index, values in enumerate(sizes) if len(values) > 1] or [0]
-    if len(ragged) > 1 or not sizes:
-        return (sum(torch.Size(part).numel() for part in parts),)
-    return tuple(
-        sum(part[index] for part in parts) if index == ragged[0] else values.pop() for index, values in enumerate(sizes)
-    )
-
-
 def padded_product(a: Any, b: Any, gradients: Sequence[bool] | None = None) -> int | None:
     """Matmul FLOPs that torch does for a batched product of a jagged tensor and a dense one.
 

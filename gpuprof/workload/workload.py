@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from gpuprof.errors import GpuprofError
-from gpuprof.workload.nested import packed_shape, part_shapes
+from gpuprof.theory.nested import packed_shape
+from gpuprof.workload.nested import part_shapes
 from gpuprof.workload.options import CHOICES, Options, dtype_name
 from gpuprof.workload.steps import GIVEN_LOSS, MEAN_LOSS, OWN_LOSS, forward_step, tensors, train_step
 

@@ -7,7 +7,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import gpuprof
 from gpuprof.analysis.modules import totals
-from gpuprof.workload.nested import packed_shape, part_shapes
+from gpuprof.theory.nested import packed_shape
+from gpuprof.workload.nested import part_shapes
 
 LENGTHS = (2, 3, 4)
 TOKENS, SQUARES, LONGEST = sum(LENGTHS), sum(n * n for n in LENGTHS), max(LENGTHS)

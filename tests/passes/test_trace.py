@@ -70,7 +70,7 @@ class Timeline:
 
 def attributed(timeline, calls=(), nodes=()):
     """``nodes`` says which module made an autograd node: {(thread, number): module}."""
-    rows, estimates, facts = attribute(
+    rows, estimates, facts, _ = attribute(
         timeline.events, list(calls), lambda thread, number: dict(nodes).get((thread, number)), COMPOSITE.__contains__
     )
     return table("kernels", rows), table("estimates", estimates), facts

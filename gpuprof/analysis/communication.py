@@ -1,0 +1,103 @@
+"""Communication between devices and processes: how long, how much, and what of it no computation hides.
+
+Communication that is hidden costs nothing, so what counts is communication minus computation, both as unions of
+intervals: kernels of several streams, or of one that overlap, count once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from gpuprof.analysis.kernel_time import busy_seconds, owned, union_ns
+from gpuprof.analysis.operators import plain_op
+from gpuprof.errors import GpuprofError
+from gpuprof.record import Run, integers
+from gpuprof.theory import rule_for
+from gpuprof.traces.events import communicates, function_of, perhaps_communicates
+
+COLLECTIVE_COLUMNS = ["name", "kind", "calls", "bytes", "time_s", "exposed_s"]
+"""Columns of `collectives`."""
+
+PERHAPS = "perhaps communication"
+
+
+class Account(NamedTuple):
+    """The traced step in nanoseconds: computation, exposed communication and idle time add up to it.
+
+    Attributes:
+        compute_ns: when at least one kernel ran that does not communicate.
+        communication_ns: when at least one ran that does.
+        exposed_ns: when only such ran: communication that no computation hides.
+        idle_ns: when none ran.
+        step_ns: from the start of the first kernel to the end of the last.
+    """
+
+    compute_ns: int
+    communication_ns: int
+    exposed_ns: int
+    idle_ns: int
+    step_ns: int
+
+
+def communicating(kernels: pd.DataFrame) -> np.ndarray:
+    """Which rows of ``kernels`` are communication: by their own name, or that of the operator that launched them."""
+    return _where(kernels["kernel"], communicates) | _where(kernels["op"], communicates)
+
+
+def account(run: Run) -> Account:
+    """What the device did in the traced step, to the nanosecond.
+
+    Raises:
+        GpuprofError: the run has no kernels.
+    """
+    kernels = run.kernels
+    if kernels.empty:
+        raise GpuprofError("this run has no kernels: profile with the trace pass")
+    start = kernels["start_ns"].to_numpy("int64")
+    end = start + kernels["duration_ns"].to_numpy("int64")
+    communicate = communicating(kernels)
+    busy, compute = union_ns(start, end), union_ns(start[~communicate], end[~communicate])
+    step = int(end.max() - start.min())
+    return Account(compute, union_ns(start[communicate], end[communicate]), busy - compute, step - busy, step)
+
+
+def collectives(run: Run) -> pd.DataFrame:
+    """Communication by operator, or by kernel where no operator of that kind launched it; most exposed time first.
+
+    Returns:
+        Columns `COLLECTIVE_COLUMNS`. kind is communication, or perhaps communication: what has the name of a collective
+        but is none that is known; everywhere else it is counted as what it seems. calls are those of the traced step;
+        bytes those of the messages of all calls in the counted step, missing where they are not known; time_s is a
+        union of intervals; exposed_s adds up to that of `account`, and is missing of what is perhaps communication.
+    """
+    kernels = run.kernels.sort_values("start_ns", kind="stable", ignore_index=True)
+    communicate = communicating(kernels)
+    start, duration = (kernels[name].to_numpy("int64") for name in ("start_ns", "duration_ns"))
+    kernels["exposed_ns"] = owned(start, duration, communicate)[0]
+    ops = kernels["op"].map(plain_op)
+    by_name = _where(kernels["kernel"], _unknown_collective)
+    maybe = ~communicate & (by_name | _where(ops, _unknown_collective))
+    by_op = np.where(communicate, _where(ops, communicates), ~by_name)
+    kernels["name"] = ops.where(by_op, kernels["kernel"].map(function_of))
+    kernels["kind"] = np.where(maybe, PERHAPS, "communication")
+    sizes = run.ops.groupby(run.ops["op"].map(plain_op))["bytes"].agg(lambda known: known.sum(skipna=False))
+    rows = []
+    for (kind, name), group in kernels[communicate | maybe].groupby(["kind", "name"], sort=False):
+        calls = group["call"].nunique() + int(group["call"].isna().sum())
+        exposed_s = float("nan") if kind == PERHAPS else int(group["exposed_ns"].sum()) * 1e-9
+        rows.append((name, kind, calls, sizes.get(name), busy_seconds(group), exposed_s))
+    table = pd.DataFrame(rows, columns=COLLECTIVE_COLUMNS).astype({"time_s": "float64", "exposed_s": "float64"})
+    table["bytes"] = integers(table["bytes"])
+    return table.sort_values(["kind", "exposed_s"], ascending=[True, False], kind="stable", ignore_index=True)
+
+
+def _unknown_collective(name: str) -> bool:
+    return perhaps_communicates(name) and rule_for(name) is None
+
+
+def _where(names: pd.Series, is_so: Callable[[str], bool]) -> np.ndarray:
+    return names.map({name: is_so(name) for name in names.unique()}).to_numpy("bool")

@@ -1,0 +1,197 @@
+"""Several ranks of one job side by side, and whether one of them holds up the others.
+
+A rank that is late makes the others wait in communication, so its own time tells nothing: every rank's step is as long
+as the slowest one's. What tells is the time that it computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from gpuprof import units
+from gpuprof.analysis.communication import account
+from gpuprof.analysis.consistency import withheld
+from gpuprof.analysis.counted import chosen
+from gpuprof.analysis.denominators import denominator, peak_dtype
+from gpuprof.analysis.steps import step_seconds
+from gpuprof.errors import GpuprofError
+from gpuprof.record import Run, integers
+
+RANK_COLUMNS = [
+    "rank", "step_s", "compute_s", "exposed_s", "idle_s", "communication_s", "kernels", "flops", "flops_per_s", "mfu",
+]  # fmt: skip
+"""Columns of `by_rank`."""
+
+LEAST_EXCESS = 0.01
+"""Share of a step up to which ranks that compute for different times are even."""
+
+LEAST_EXPLAINED = 0.8
+"""Share of the others' wait that the excess of one rank has to explain."""
+
+LEAST_STEPS = 3
+"""Steps from which one rank may be named, if it is the slowest in two of three."""
+
+_MODEL = ("forward", "backward")
+_TIMES = ("step", "compute", "exposed", "idle", "communication")
+
+
+class Straggler(NamedTuple):
+    """Whether one rank holds up the others.
+
+    Attributes:
+        rank: which; None where none does, or it cannot be told.
+        text: why, in a sentence; empty without two ranks.
+    """
+
+    rank: int | None
+    text: str
+
+
+class _Slowest(NamedTuple):
+    """The rank that computes longest in a step, in nanoseconds."""
+
+    rank: int
+    excess: int  # over the next
+    spread: int  # over the one that computes shortest
+    wait: float  # of the others: what more communication they have in the open, in the mean
+    step: int  # of the rank that takes longest
+
+    def uneven(self) -> bool:
+        return self.spread > LEAST_EXCESS * self.step
+
+    def holds_up(self) -> bool:
+        return self.excess > LEAST_EXCESS * self.step and self.excess >= LEAST_EXPLAINED * self.wait > 0
+
+    def words(self) -> str:
+        excess = f"rank {self.rank} computes {units.duration(self.excess * 1e-9)} longer than the next"
+        if self.wait <= 0:
+            return f"{excess}, and no other waits for it"
+        return f"{excess}, where the others wait {units.duration(self.wait * 1e-9)}"
+
+
+def rank_rows(run: Run, rank: int, step: int = 0) -> list[dict[str, Any]]:
+    """Rows of the ``ranks`` table from the run of one rank: sums in nanoseconds and FLOPs, no rates.
+
+    Computation, exposed communication and idle time add up to the step. It is as long as the timed one, whose idle time
+    is what kernels leave of it; as long as the traced one where none was timed, or the traced kernels took longer.
+
+    Args:
+        run: of this rank alone, with a traced step.
+        rank: its number in the job.
+        step: number of the step, the same for all ranks.
+
+    Raises:
+        GpuprofError: the run has no kernels.
+    """
+    found, timed_s = account(run), step_seconds(run)
+    busy = found.compute_ns + found.exposed_ns
+    timed = 0 if timed_s is None else round(timed_s * 1e9)
+    step_ns = timed if timed >= busy else found.step_ns
+    amounts: list[tuple[str, str, int]] = [
+        ("step_ns", "", step_ns),
+        ("compute_ns", "", found.compute_ns),
+        ("communication_ns", "", found.communication_ns),
+        ("exposed_ns", "", found.exposed_ns),
+        ("idle_ns", "", step_ns - busy),
+        ("kernels", "", len(run.kernels)),
+    ]
+    ops = run.ops.assign(peak=list(map(peak_dtype, run.ops["dtype"], run.ops["kind"], [run] * len(run.ops))))
+    for figure in ("flops_causal", "flops_full", "flops_hardware"):
+        rows = ops if figure == "flops_hardware" else ops[ops["phase"].isin(_MODEL)]
+        sums = rows[rows[figure].fillna(0) > 0].groupby("peak")[figure].sum()
+        amounts += [(figure, str(dtype), int(flops)) for dtype, flops in sums.items()]
+    return [
+        {"rank": rank, "step": step, "quantity": quantity, "dtype": dtype, "amount": amount}
+        for quantity, dtype, amount in amounts
+    ]
+
+
+def by_rank(run: Run, convention: str | None = None) -> pd.DataFrame:
+    """One row per rank: of several recorded steps the one of median length, of an even number the shorter.
+
+    Args:
+        run: one with several ranks.
+        convention: how FLOPs are counted, ``causal`` or ``full``. By default the one of the two that the run's own
+            convention counts modules in.
+
+    Returns:
+        Columns `RANK_COLUMNS`. exposed_s is communication that no computation hides: compute_s, exposed_s and idle_s
+        add up to step_s. flops are the model's that this rank does itself, flops_per_s and mfu over its own step and,
+        for mfu, the preferred peak. What is not known is missing.
+
+    Raises:
+        GpuprofError: the run has no ranks, or they have no FLOPs in this convention.
+    """
+    if run.ranks.empty:
+        raise GpuprofError("this run has one rank only: import the traces of several ranks of a job together")
+    how = chosen(run, convention)
+    if convention not in (None, "causal", "full"):
+        raise GpuprofError(f"ranks have no FLOPs in convention {convention}: give causal or full")
+    peaks = denominator(run)[1]
+    rows = []
+    for rank, steps in _steps(run).items():
+        figures = sorted(steps.values(), key=lambda one: one["step_ns", ""])[(len(steps) - 1) // 2]
+        flops = {dtype: amount for (name, dtype), amount in figures.items() if name == f"flops_{how.modules_in}"}
+        step_s, total = figures["step_ns", ""] * 1e-9, sum(flops.values())
+        row: dict[str, Any] = {f"{name}_s": figures[f"{name}_ns", ""] * 1e-9 for name in _TIMES}
+        row |= {"rank": rank, "kernels": figures["kernels", ""], "flops": total or None}
+        if total and not withheld(run):
+            ideal_s = sum(amount / peaks.get(dtype, math.nan) for dtype, amount in flops.items())
+            row |= {"flops_per_s": total / step_s, "mfu": ideal_s / step_s}
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=RANK_COLUMNS).astype({"flops_per_s": "float64", "mfu": "float64"})
+    table["flops"] = integers(table["flops"])
+    return table
+
+
+def straggler(run: Run) -> Straggler:
+    """Whether one rank holds up the others: told by the time that each computes, never by the length of its step.
+
+    In a step the slowest is the rank that computes longest. Its excess is what it computes longer than the next; the
+    others' wait is what their exposed communication is longer than its own, in the mean. It holds them up where the
+    excess is over `LEAST_EXCESS` of the step and at least `LEAST_EXPLAINED` of the wait, and it is named if it does so
+    in two of three steps, of at least `LEAST_STEPS` that were recorded of every rank.
+    """
+    ranks = _steps(run)
+    if len(ranks) < 2:
+        return Straggler(None, "")
+    found = [_slowest(step, ranks) for step in sorted(set.intersection(*map(set, ranks.values())))]
+    if not found:
+        return Straggler(None, "No step was recorded of every rank, so none can be named.")
+    if 2 * sum(one.uneven() for one in found) < len(found):
+        return Straggler(None, f"Even: all ranks compute equally long, to {units.percent(LEAST_EXCESS)} of the step.")
+    held_up = Counter(one.rank for one in found if one.holds_up())
+    rank, times = next(iter(held_up.most_common(1)), (None, 0))
+    largest = max(found, key=lambda one: one.excess)
+    if len(found) < LEAST_STEPS:
+        few = f"{units.number(len(found), 'step')} of every rank, and {LEAST_STEPS} are needed to name one"
+        return Straggler(None, f"Uneven, no single rank: {largest.words()}; known of {few}.")
+    if 3 * times < 2 * len(found):
+        return Straggler(None, f"Uneven, no single rank: in the worst of {len(found)} steps {largest.words()}.")
+    largest = max((one for one in found if one.rank == rank), key=lambda one: one.excess)
+    return Straggler(rank, f"Straggler: in {times} of {len(found)} steps {largest.words()}.")
+
+
+def _slowest(step: int, ranks: dict[int, dict[int, _Figures]]) -> _Slowest:
+    compute = {rank: steps[step]["compute_ns", ""] for rank, steps in ranks.items()}
+    exposed = {rank: steps[step]["exposed_ns", ""] for rank, steps in ranks.items()}
+    last, *others = sorted(compute, key=lambda rank: -compute[rank])
+    wait = sum(exposed[rank] - exposed[last] for rank in others) / len(others)
+    longest = max(steps[step]["step_ns", ""] for steps in ranks.values())
+    return _Slowest(last, compute[last] - compute[others[0]], compute[last] - compute[others[-1]], wait, longest)
+
+
+_Figures = dict[tuple[str, str], int]  # amounts by quantity and dtype
+
+
+def _steps(run: Run) -> dict[int, dict[int, _Figures]]:
+    """The ``ranks`` table by rank and step."""
+    found: dict[int, dict[int, _Figures]] = {}
+    columns = run.ranks[["rank", "step", "quantity", "dtype", "amount"]].itertuples(index=False, name=None)
+    for rank, step, quantity, dtype, amount in columns:
+        found.setdefault(int(rank), {}).setdefault(int(step), {})[quantity, dtype] = int(amount)
+    return {rank: found[rank] for rank in sorted(found)}

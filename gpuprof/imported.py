@@ -1,0 +1,331 @@
+"""A recorded trace of somebody's job becomes a Run, without torch and without the model."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gpuprof.analysis.ranks import rank_rows  # against the layers: here a run has just been made
+from gpuprof.errors import GpuprofError
+from gpuprof.hardware import peaks
+from gpuprof.record import UNATTRIBUTED, PassOutcome, Run, table
+from gpuprof.theory.conventions import convention as fitting_convention
+from gpuprof.theory.priced import FIGURES, Described
+from gpuprof.theory.rules import RULES_VERSION
+from gpuprof.theory.tiling import tensor_float32
+from gpuprof.traces.chrome import Recorded, read
+from gpuprof.traces.composite import is_composite
+from gpuprof.traces.events import launches_graph
+from gpuprof.traces.owners import Attributed, OpCall, attribute
+from gpuprof.traces.pricing import NO_RULE, described
+from gpuprof.traces.scopes import Scopes, makers, scopes_of
+from gpuprof.traces.step_events import events_of
+from gpuprof.traces.steps import EARLY, OUTSIDE, Step, Steps, Window, steps_of, window_of
+
+Progress = Callable[[str, int, int], None]
+PathLike = str | os.PathLike[str]
+
+
+def read_trace(
+    path: PathLike | Sequence[PathLike],
+    *,
+    step: Step = None,
+    convention: str = "causal",
+    peak_tflops: float | None = None,
+    device_name: str | None = None,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Make a run of a trace that ``torch.profiler`` recorded: its kernels, operators, modules, phases and FLOPs.
+
+    Args:
+        path: a Chrome trace (JSON, plain or gzip), or one of each rank of a job; the tables are then those of the
+            lowest rank, and ``ranks`` has all of them.
+        step: number of the profiler's step to take, or ``all`` for the whole window as one step; by default the one of
+            median duration, with each step's time as a sample.
+        convention: how FLOPs are counted, of `gpuprof.theory.conventions.CONVENTIONS`.
+        peak_tflops: peak of the device in TFLOP/s, for every dtype, instead of the table's.
+        device_name: what the device is where the trace does not say, as torch names it.
+        name: of the workload; by default the class of the outermost module, else that of the file.
+        progress: told which file is read, bytes done and bytes in all.
+
+    Raises:
+        GpuprofError: a file is no trace, is truncated, has nothing to read, or has no such step.
+    """
+    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    if not paths:
+        raise GpuprofError("no trace given: name one file, or one of each rank of a job")
+    fitting_convention(convention)
+    settings = {"convention": convention, "peak_tflops": peak_tflops}
+    runs: dict[int, Run] = {}
+    of_ranks: list[dict[str, Any]] = []
+    for place, one in enumerate(map(Path, paths)):
+        recorded = read(one, _telling(progress, one))
+        rank = _rank(recorded, place)
+        if rank in runs:
+            raise GpuprofError(f"{one} is of rank {rank}, as another of these files: give one file of each rank")
+        runs[rank] = _run(recorded, step, settings, device_name, name)
+        if len(paths) > 1:
+            of_ranks += _rank_rows(recorded, runs[rank], rank, step, settings, device_name)
+    first = runs[min(runs)]
+    if len(runs) == 1:
+        return first
+    return replace(first, ranks=table("ranks", of_ranks), workload=first.workload | {"ranks": len(runs)})
+
+
+def _telling(progress: Progress | None, path: Path) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(path.name, done, total)
+
+
+def _rank_rows(
+    recorded: Recorded, run: Run, rank: int, step: Step, settings: dict[str, Any], device_name: str | None
+) -> list[dict[str, Any]]:
+    """Rows of the ``ranks`` table: of every step, where none was asked for and there are several."""
+    if run.kernels.empty:
+        raise GpuprofError(f"{recorded.path} has no kernels: ranks are held against one another by theirs")
+    numbers = run.passes["trace"].facts["steps"]
+    if step is not None or len(numbers) < 2:
+        return rank_rows(run, rank)
+    alone = {number: _run(recorded, number, settings, device_name, None) for number in numbers}
+    return [row for number, one in alone.items() for row in rank_rows(one, rank, number)]
+
+
+def _rank(recorded: Recorded, place: int) -> int:
+    """Rank of a file: what it says itself, else a number after ``rank`` in its name, else its place."""
+    rank = recorded.header.get("rank")
+    if isinstance(rank, int):
+        return rank
+    found = re.search(r"rank[-_.]?(\d+)", recorded.path.name, re.IGNORECASE)
+    return int(found[1]) if found else place
+
+
+def _run(recorded: Recorded, step: Step, settings: dict[str, Any], device_name: str | None, name: str | None) -> Run:
+    collecting = gc.isenabled()
+    gc.disable()  # it would walk over hundreds of thousands of new tuples again and again, and find nothing
+    try:
+        steps = steps_of(recorded)
+        window = window_of(recorded, steps, step)
+        scopes = scopes_of(recorded, window.host)
+        host, device = events_of(recorded, window, scopes)
+        found = attribute([*host, *device], scopes.calls, makers(host, scopes.calls), is_composite, marked=False)
+    finally:
+        if collecting:
+            gc.enable()
+    return _assembled(recorded, steps, window, scopes, found, settings, device_name, name)
+
+
+def _assembled(
+    recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, found: Attributed, settings: dict[str, Any],
+    device_name: str | None, name: str | None,
+) -> Run:  # fmt: skip
+    kernels = table("kernels", found.kernels)
+    on_device = len(window.device) > 0
+    if on_device:
+        kernels["stream"] = [recorded.streams[int(stream)] for stream in kernels["stream"]]
+    ops, count = _ops(recorded, found.calls, kernels)
+    device = _device(recorded, window, device_name)
+    modes = {call.phase for call in found.calls} | set(kernels["phase"])
+    roots = [path for path in scopes.classes if "." not in path] if scopes.what == "modules" else []
+    run = Run(
+        workload={
+            "name": name or (scopes.classes[roots[0]] if len(roots) == 1 else _stem(recorded.path)),
+            "mode": "train" if "backward" in modes else "forward",
+            "source": "trace",
+            "file": recorded.path.name,
+            "dtype": _dtype(ops),
+        },
+        device=device,
+        environment=_environment(recorded),
+        settings=settings,
+    )
+    run.ops, run.kernels = ops, kernels
+    run.tree = _tree(scopes, count.pop("causality"))
+    run.samples = table(
+        "samples",
+        [{"step": place, "phase": "step", "time_s": int(ns) * 1e-9} for place, ns in enumerate(window.samples_ns)],
+    )
+    found.facts.pop("unknown_owner_ns", None)  # of nodes: it is in no_module_ns, and as much of the work is nobody's
+    facts = found.facts | _facts(recorded, steps, window, scopes, found)
+    run.passes = {
+        "count": PassOutcome("done", facts=count),
+        "time": PassOutcome("done")
+        if len(window.samples_ns)
+        else PassOutcome(
+            "skipped", "no step is marked in the trace", "call prof.step() after each, or take --step all"
+        ),
+        "trace": PassOutcome("done", facts=facts),
+        "memory": PassOutcome("skipped", "a trace does not tell the memory of a step", "gpuprof profile measures it"),
+    }
+    return run
+
+
+def _stem(path: Path) -> str:
+    return re.sub(r"(\.pt)?(\.trace)?(\.json)?(\.gz)?$", "", path.name) or path.name
+
+
+def _ops(recorded: Recorded, calls: list[OpCall], kernels: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The ``ops`` table, and the facts of what was counted.
+
+    Operators without a rule, those that cannot be read with why, causality by module, and by how many FLOPs the step
+    has less if attention that may be causal is.
+    """
+    rounded = _on_tensor_cores(kernels)
+    device = "cuda" if len(recorded.device.start) else "cpu"
+    tally = Counter((call.module, call.phase, call.name, call.inputs, call.number in rounded) for call in calls)
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    unread: dict[str, str] = {}
+    missing: set[str] = set()
+    causality: dict[str, str] = {}
+    known: dict[tuple[str, int], Described] = {}
+    open_flops = 0
+    for (module, phase, op, inputs, on_tensor_cores), times in tally.items():
+        given = recorded.inputs[inputs] if inputs >= 0 else None
+        found = known.get((op, inputs))
+        if found is None:
+            found = known[op, inputs] = described(op, given, device)
+        if found.lacks not in ("", NO_RULE):
+            unread.setdefault(op, found.lacks)
+        elif not found.kind:
+            missing.add(op)
+        if found.causality == "unknown" or (found.causality and module not in causality):
+            causality[module] = found.causality
+        if found.bound:
+            least = described(op, given, device, causal=True).priced[0]
+            open_flops += ((found.priced[0] or 0) - (least or 0)) * times
+        dtype = "tf32" if on_tensor_cores and found.dtype == "float32" else found.dtype
+        place = (module, phase, op, found.kind, found.shapes, dtype)
+        row = rows.setdefault(place, dict(zip(_ROW, place, strict=True)) | {"calls": 0} | dict.fromkeys(FIGURES, 0))
+        row["calls"] += times
+        for figure, value in zip(FIGURES, found.priced, strict=True):
+            row[figure] = None if value is None or row[figure] is None else row[figure] + value * times
+    facts: dict[str, Any] = {"calls": len(calls), "ops_without_rule": sorted(missing), "ops_unread": unread}
+    facts |= {"causality": causality, "flops_if_causal": -open_flops}
+    return table("ops", list(rows.values())), facts
+
+
+_ROW = ("module", "phase", "op", "kind", "shapes", "dtype")
+
+
+def _on_tensor_cores(kernels: pd.DataFrame) -> set[int]:
+    """Calls with a kernel whose name says that it rounds float32 to TF32."""
+    names = {name for name in kernels["kernel"].unique() if tensor_float32(name)}
+    return set(kernels.loc[kernels["kernel"].isin(names), "call"].dropna().astype(int))
+
+
+def _dtype(ops: pd.DataFrame) -> str | None:
+    """The dtype that most FLOPs are multiplied in."""
+    sums = ops.assign(flops=ops["flops_full"].astype("float64").fillna(0.0)).groupby("dtype")["flops"].sum()
+    return str(sums.idxmax()) if len(sums) and sums.max() > 0 else None
+
+
+def _tree(scopes: Scopes, causality: dict[str, str]) -> pd.DataFrame:
+    """The ``tree`` table: what a module holds is not recorded, so its parameters are missing."""
+    rows = [
+        {
+            "module": path,
+            "class": scopes.classes.get(path, ""),
+            "calls": scopes.counts.get(path, 0) if path else 1,
+            "causality": causality.get(path, ""),
+        }
+        for path in ["", *scopes.classes]
+    ]
+    return table("tree", rows)
+
+
+def _facts(recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, found: Attributed) -> dict[str, Any]:
+    """What a recording says of itself, and what it cannot tell: nanoseconds of kernel time, added up."""
+    device = recorded.device
+    took = device.end - device.start
+    early, outside = steps.of_device == EARLY, steps.of_device == OUTSIDE
+    outside &= len(steps.numbers) > 0 and window.step != "all"
+    shapeless = {call.number for call in found.calls if call.inputs < 0 or not recorded.inputs[call.inputs].shapes}
+    nowhere = {UNATTRIBUTED, ""}
+    facts: dict[str, Any] = {
+        "recorded": True,
+        "early_kernels": int(early.sum()),
+        "early_ns": int(took[early].sum()),
+        "outside_kernels": int(outside.sum()),
+        "outside_ns": int(took[outside].sum()),
+        "all_ns": int(took.sum()),
+        "graph_ns": sum(row["duration_ns"] for row in found.kernels if launches_graph(row["op"])),
+        "no_shapes_ns": sum(row["duration_ns"] for row in found.kernels if row["call"] in shapeless),
+        "no_module_ns": sum(row["duration_ns"] for row in found.kernels if row["module"] in nowhere),
+        "whole_us": recorded.whole_us,
+        "lacks": _lacks(recorded, scopes),
+        "steps": steps.numbers,
+        "step": window.step,
+        "host_step_s": [int(ns) * 1e-9 for ns in steps.host_ns],
+        "scopes": scopes.what,
+        "devices": _device_names(recorded, window),
+    }
+    return facts
+
+
+def _lacks(recorded: Recorded, scopes: Scopes) -> list[str]:
+    lacks = []
+    if not any(inputs.shapes for inputs in recorded.inputs):
+        lacks.append("record_shapes")
+    elif all(inputs.concrete is None for inputs in recorded.inputs):
+        lacks.append("concrete_inputs")
+    return lacks if scopes.what == "modules" else [*lacks, "with_modules"]
+
+
+def _device_names(recorded: Recorded, window: Window) -> list[str]:
+    """Names of the devices that the kernels ran on, as far as the header has them.
+
+    On ROCm the number that a kernel has is none of the header's, so where all have one name it is that.
+    """
+    known = {entry.get("id"): entry.get("name") or "" for entry in recorded.header.get("devices", ())}
+    names = set(known.values()) - {""}
+    if len(names) == 1:
+        return sorted(names)
+    used = np.unique(recorded.device.device[window.device]).tolist()
+    return sorted({known[number] for number in used if known.get(number)})
+
+
+def _device(recorded: Recorded, window: Window, given: str | None) -> dict[str, Any]:
+    """The device as `gpuprof.hardware.device.describe` has it, as far as the header tells."""
+    facts: dict[str, Any] = {
+        "type": "cuda" if len(recorded.device.start) else "cpu", "name": None, "uuid": None, "index": None,
+        "compute_capability": None, "sm_count": None, "memory_bytes": None, "driver": None, "cuda": None,
+        "power_limit_w": None, "max_sm_clock_mhz": None, "cpu": {}, "peaks": {}, "peak_source": None,
+        "flops_per_clock_per_sm": {}, "memory_bandwidth": None, "peak_remedy": "",
+    }  # fmt: skip
+    if facts["type"] == "cpu":
+        return facts | {"name": given or "CPU", "peak_remedy": "give the peak of this CPU with --peak-tflops"}
+    names = [given] if given else _device_names(recorded, window)
+    if len(names) != 1:
+        said = f"the kernels ran on {' and '.join(names)}" if names else "the trace does not name its device"
+        remedy = "--peak-tflops" if names else "--device-name or --peak-tflops"
+        return facts | {"name": " and ".join(names) or "unknown GPU", "peak_remedy": f"{said}: give {remedy}"}
+    entry: dict[str, Any] = next((e for e in recorded.header.get("devices", ()) if e.get("name") == names[0]), {})
+    capability = [entry.get("computeMajor"), entry.get("computeMinor")]
+    facts |= {
+        "name": names[0],
+        "sm_count": entry.get("numSms"),
+        "memory_bytes": entry.get("totalGlobalMem"),
+        "compute_capability": capability if None not in capability else None,
+    }
+    return facts | peaks.facts(names[0], entry.get("numSms"))
+
+
+def _environment(recorded: Recorded) -> dict[str, Any]:
+    header = recorded.header
+    base = header.get("baseTimeNanoseconds") or 0
+    when = (base + recorded.origin_ns) * 1e-9
+    date = datetime.fromtimestamp(when, UTC).isoformat(timespec="seconds") if 1e9 < when < 1e10 else None
+    return {
+        "date": date,
+        "flop_rules": RULES_VERSION,
+        **{name: header.get(key) for name, key in (("cuda", "cuda_runtime_version"), ("hip", "hip_runtime_version"))},
+    }

@@ -1,0 +1,216 @@
+"""A recording becomes a run: whose work each kernel is, which step it is of, what it cost. Recordings made by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+from traces.recording import Recording
+
+import gpuprof
+from gpuprof.analysis.modules import by_module, totals
+from gpuprof.errors import GpuprofError
+
+M, K, N = 64, 256, 128
+FORWARD = 2 * M * K * N
+FLOATS = ["float"] * 3
+
+
+def training_step(t, begin, busy=100.0):
+    """A linear layer in a net: forward, backward on autograd's thread, and a fused optimizer without an operator."""
+    at = begin + 100
+    t.module("Net_0", at, at + 100).module("Linear_0", at + 10, at + 90)
+    number = 5 + int(begin)
+    t.op("aten::linear", at + 20, at + 80, [[M, K], [N, K], [N]], FLOATS, number=number)
+    t.op("aten::addmm", at + 30, at + 70, [[N], [M, K], [K, N], [], []], [*FLOATS, "Scalar", "Scalar"],
+         ["", "", "", "1", "1"], number=number)  # fmt: skip
+    t.kernel("ampere_sgemm_128x64_tn", at + 40, begin + 300, begin + 300 + busy)
+    t.node("AddmmBackward0", number, begin + 250, begin + 300)
+    t.op("aten::mm", begin + 260, begin + 290, [[K, M], [M, N]], FLOATS[:2], ["", ""], tid=11)
+    t.kernel("ampere_sgemm_128x64_nt", begin + 270, begin + 300 + busy, begin + 300 + 2 * busy, tid=11)
+    t.node("torch::autograd::AccumulateGrad", None, begin + 300, begin + 320)
+    t.op(
+        "aten::add_",
+        begin + 305,
+        begin + 315,
+        [[K, N], [K, N], []],
+        ["float", "float", "Scalar"],
+        ["", "", "1"],
+        tid=11,
+    )
+    t.kernel("elementwise", begin + 310, begin + 300 + 2 * busy, begin + 310 + 2 * busy, tid=11)
+    t.label("Optimizer.step#AdamW.step", begin + 400, begin + 450)
+    t.kernel("fused_adam", begin + 420, begin + 310 + 2 * busy, begin + 330 + 2 * busy)
+
+
+@pytest.fixture
+def recording():
+    t = Recording()
+    for number, busy in enumerate((100.0, 110.0, 150.0)):
+        t.step(number, number * 1000, number * 1000 + 1000)
+        training_step(t, number * 1000, busy)
+    return t
+
+
+def places(run):
+    kernels = run.kernels
+    return list(zip(kernels["kernel"], kernels["module"], kernels["phase"], kernels["op"], strict=True))
+
+
+def test_whose_work_each_kernel_is(recording, tmp_path):
+    run = gpuprof.read_trace(recording.save(tmp_path / "trace.json"), step=0)
+
+    assert places(run) == [
+        ("ampere_sgemm_128x64_tn", "Net_0.Linear_0", "forward", "aten::addmm"),
+        ("ampere_sgemm_128x64_nt", "Net_0.Linear_0", "backward", "aten::mm"),
+        ("elementwise", "Net_0.Linear_0", "backward", "aten::add_"),
+        ("fused_adam", "(unattributed)", "optimizer", "Optimizer.step#AdamW.step"),
+    ]
+    assert run.kernels["start_ns"].tolist() == [0, 100_000, 200_000, 210_000]
+    assert run.kernels["duration_ns"].tolist() == [100_000, 100_000, 10_000, 20_000]
+    assert run.kernels["shapes"].tolist() == [f"{N} {M}x{K} {K}x{N}", f"{K}x{M} {M}x{N}", f"{K}x{N} {K}x{N}", ""]
+    assert run.tree[["module", "class", "calls"]].values.tolist() == [
+        ["", "", 1], ["Net_0", "Net", 1], ["Net_0.Linear_0", "Linear", 1],
+    ]  # fmt: skip
+    assert (run.workload["name"], run.workload["mode"], run.workload["dtype"]) == ("Net", "train", "float32")
+
+
+def test_of_several_steps_the_median_one_with_each_as_a_sample(recording, tmp_path):
+    run = gpuprof.read_trace(recording.save(tmp_path / "trace.json"))
+
+    # from the first kernel of a step to that of the next, the last to the end of its kernels
+    assert run.samples["time_s"].tolist() == [1000e-6, 1000e-6, 330e-6]
+    assert run.passes["trace"].facts["step"] == 0  # 330, 1000, 1000: the first of those of the median
+    assert totals(run)["step_s"] == 1000e-6
+    assert totals(run)["flops"] == 2 * FORWARD
+
+
+def test_the_step_that_is_asked_for(recording, tmp_path):
+    path = recording.save(tmp_path / "trace.json")
+
+    run = gpuprof.read_trace(path, step=2)
+
+    assert run.samples["time_s"].tolist() == [330e-6]
+    assert run.kernels["duration_ns"].sum() == 330_000
+    with pytest.raises(GpuprofError, match="no step 7: there are 0, 1, 2; or take --step all"):
+        gpuprof.read_trace(path, step=7)
+
+
+def test_all_is_the_whole_window_as_one_step(recording, tmp_path):
+    run = gpuprof.read_trace(recording.save(tmp_path / "trace.json"), step="all")
+
+    assert run.samples["time_s"].tolist() == [2330e-6]  # from 300 to 2,630 us
+    assert totals(run)["flops"] == 6 * FORWARD
+    assert len(run.kernels) == 12
+
+
+def test_flops_and_mfu_of_a_step(recording, tmp_path):
+    run = gpuprof.read_trace(recording.save(tmp_path / "trace.json"), step=0)
+    sums, modules = totals(run), by_module(run).set_index("module")
+
+    assert (sums["flops_forward"], sums["flops_backward"]) == (FORWARD, FORWARD)
+    assert sums["mfu"] == pytest.approx(2 * FORWARD / 1000e-6 / 66.9e12, rel=1e-3)
+    linear = modules.loc["Net_0.Linear_0"]
+    assert linear["flops_per_s_forward"] == pytest.approx(FORWARD / 100e-6)
+    assert linear["flops_per_s_backward"] == pytest.approx(FORWARD / 110e-6)
+
+
+def test_kernels_launched_before_the_window_are_of_no_step(recording, tmp_path):
+    recording.kernel("early", None, 10.0, 250.0, correlation=3)
+
+    run = gpuprof.read_trace(recording.save(tmp_path / "trace.json"), step="all")
+
+    assert "early" not in set(run.kernels["kernel"])
+    facts = run.passes["trace"].facts
+    assert (facts["early_kernels"], facts["early_ns"], facts["all_ns"]) == (1, 240_000, 240_000 + 90_000 + 720_000)
+
+
+def test_kernels_of_a_graph_share_its_launch(recording, tmp_path):
+    recording.kernel("in_graph", 440, 650, 655, call="cudaGraphLaunch", correlation=77)
+    recording.kernel("in_graph_too", None, 655, 660, correlation=77)
+
+    run = gpuprof.read_trace(recording.save(tmp_path / "trace.json"), step=0)
+
+    assert places(run)[4:] == [
+        ("in_graph", "(unattributed)", "optimizer", "cudaGraphLaunch"),
+        ("in_graph_too", "(unattributed)", "optimizer", "cudaGraphLaunch"),
+    ]
+    assert run.passes["trace"].facts["graph_ns"] == 10_000
+
+
+def test_what_a_checkpoint_runs_again_is_recompute(recording, tmp_path):
+    """In a node that has operators without a number, those with one make nodes: a forward."""
+    t = Recording()
+    t.step(0, 0, 1000)
+    t.node("MmBackward0", 5, 100, 200)
+    t.op("aten::mm", 110, 120, [[M, K], [K, N]], number=9, tid=11)
+    t.kernel("again", 115, 300, 310, tid=11)
+    t.op("aten::mm", 130, 140, [[K, M], [M, N]], tid=11)
+    t.kernel("gradient", 135, 310, 320, tid=11)
+    t.op("aten::mm", 20, 30, [[M, K], [K, N]], number=5)
+    t.kernel("forward", 25, 290, 300)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert [(row[0], row[2]) for row in places(run)] == [
+        ("forward", "forward"), ("again", "recompute"), ("gradient", "backward"),
+    ]  # fmt: skip
+    assert totals(run)["flops_recompute"] == FORWARD
+
+
+def test_a_backward_that_is_to_be_differentiated_is_no_recompute(tmp_path):
+    t = Recording()
+    t.node("MmBackward0", 5, 100, 200)
+    t.op("aten::mm", 130, 140, [[K, M], [M, N]], number=9, tid=11)
+    t.kernel("gradient", 135, 310, 320, tid=11)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert [row[2] for row in places(run)] == ["backward"]
+
+
+def test_labels_are_scopes_where_there_are_no_modules(tmp_path):
+    t = Recording()
+    t.label("## forward.sparse ##", 0, 100).label("enumerate(DataLoader)#next", 50, 60)
+    t.op("aten::mm", 20, 30, [[M, K], [K, N]])
+    t.kernel("gemm", 25, 40, 50)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert places(run) == [("gemm", "## forward_sparse ##", "forward", "aten::mm")]
+    assert run.tree["class"].tolist() == ["", "## forward.sparse ##"]
+
+
+def test_nothing_of_the_environment_comes_into_a_run(recording, tmp_path):
+    planted = "planted-0b1c2d3e4f"
+    recording.header |= {"environment": {"TOKEN": planted}, "traceName": planted, "hostname": planted, planted: 1}
+    recording.header["distributedInfo"] = {"backend": "nccl", "rank": 0, "world_size": 8, "env": planted}
+
+    run = gpuprof.read_trace(recording.save(tmp_path / "trace.json"))
+
+    assert planted not in json.dumps(run.to_dict())
+
+
+def test_ranks_of_a_job(recording, tmp_path):
+    slow = Recording(distributedInfo={"backend": "nccl", "rank": 1, "world_size": 2})
+    slow.step(0, 0, 1000)
+    training_step(slow, 0, busy=130.0)
+    paths = [slow.save(tmp_path / "b.json"), recording.save(tmp_path / "rank0.json")]
+
+    run = gpuprof.read_trace(paths, step=0)
+
+    assert run.kernels["duration_ns"].sum() == 230_000  # the lowest rank's
+    by_rank = run.ranks[run.ranks["quantity"] == "compute_ns"].set_index("rank")["amount"]
+    assert by_rank.to_dict() == {0: 230_000, 1: 290_000}
+    with pytest.raises(GpuprofError, match="is of rank 1, as another of these files"):
+        gpuprof.read_trace([paths[0], paths[0]])
+
+
+def test_a_run_of_a_recording_is_saved_and_loaded(recording, tmp_path):
+    run = gpuprof.read_trace(recording.save(tmp_path / "trace.json"))
+
+    loaded = gpuprof.load(run.save(tmp_path / "run.json.gz"))
+
+    assert loaded.to_dict() == run.to_dict()
+
+
+TRACES = Path(__file__).resolve().parents[2] / "shared" / "traces"
