@@ -39,6 +39,7 @@ _COMPARED = ("status", "baseline", "head", "change", "share", "of net", "kernels
 _MOVED = ("status", "baseline", "head", "change", "share", "kernels")
 _WORDS = {"metric", "verdict", "status", *itertools.chain(*KEYS.values())}  # columns of text
 _GIVE_WAY = ("kernels", "confidence", "limit", "baseline")  # columns that a narrow terminal does without
+_NAME = 60  # characters of one in a summary
 _SAID = 4  # parts that a summary names
 _TOP = 10  # rows of what moved, for people
 _PART = 0.1  # of the time that the step gained: what gained less is not to blame for it
@@ -193,9 +194,14 @@ def summary(check: Check) -> str:
     for row in most.to_dict(orient="records"):
         words = [row["status"]] if row["status"] in ("new", "gone") else []
         words += [] if pd.isna(row["share"]) else [f"{units.percent(row['share'])} of the difference"]
-        name = textwrap.shorten(" of ".join(_names(row, by)), 60, placeholder="...")
+        names_of = _names(row, by)
+        name = f"{_cut(names_of[1])} of {names_of[0]}" if by == "op-kernel" else _cut(" ".join(names_of))
         said.append(f"{name} {_signed(row['change_s'])}" + (f" ({', '.join(words)})" if words else ""))
     return f"{text}: {'; '.join(said)}" if said else text
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _both_ways(table: pd.DataFrame) -> str:
@@ -352,8 +358,15 @@ def _moved(table: pd.DataFrame, by: str, top: int, compared: bool = False) -> li
     return rows
 
 
+def _function(kernel: str) -> str:
+    """What tells a kernel from others, first: without its return type and CUTLASS's mere frame."""
+    return re.sub(r"^(void )?(cutlass::(device_)?[Kk]ernel2?<)?", "", kernel)
+
+
 def _names(row: dict[Any, Any], by: str) -> list[str]:
-    return [row[name] or {"op": "(no operator)", "class": UNATTRIBUTED}.get(name, "(root)") for name in KEYS[by]]
+    empty = {"op": "(no operator)", "class": UNATTRIBUTED}
+    names = {name: row[name] or empty.get(name, "(root)") for name in KEYS[by]}
+    return [_function(value) if by == "op-kernel" and name == "kernel" else value for name, value in names.items()]
 
 
 def _number(value: Any) -> float | None:
