@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from gpuprof.record import UNATTRIBUTED
 
 
@@ -11,3 +13,14 @@ def ancestors(path: str) -> list[str]:
         return [path]
     parts = path.split(".") if path else []
     return [".".join(parts[:count]) for count in range(len(parts), -1, -1)]
+
+
+def layer_of(module: str, recorded: bool = False) -> str:
+    """The place of a module, whatever the number of its layer: ``layers.*.mlp`` for ``layers.3.mlp``.
+
+    Args:
+        module: its path.
+        recorded: whether a trace names it, by its class and a running number: ``BertLayer_*`` for ``BertLayer_3``.
+    """
+    module = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", module)
+    return re.sub(r"_\d+(?=\.|$)", "_*", module) if recorded else module

@@ -5,7 +5,7 @@ from runs import kernel_row, ops_row
 from gpuprof.record import UNATTRIBUTED, PassOutcome, Run, table
 
 FLOPS = 10**11  # of each of the six products: 100 us at the peak of 1,000 TFLOP/s
-_SHAPES = "5000x2000 2000x5000"
+_SHAPES = {"aten::addmm": "5000 5000x2000 2000x5000", "aten::mm": "5000x2000 2000x5000"}
 _PRODUCTS = [
     ("Net_0.Linear_0", "forward", "aten::addmm"), ("Net_0.Linear_1", "forward", "aten::addmm"),
     ("Net_0.Linear_1", "backward", "aten::mm"), ("Net_0.Linear_1", "backward", "aten::mm"),
@@ -28,15 +28,15 @@ def recorded_run(*, steps=True, modules=True, shapes=True, graph_us=0, **facts) 
     """
     ops, kernels, clock = [], [], 0
 
-    def launch(module, phase, op, microseconds, kernel, call, of=_SHAPES):
+    def launch(module, phase, op, microseconds, kernel, call, of=""):
         nonlocal clock
         row = kernel_row(module, phase, op, clock, microseconds * 1000, kernel=kernel, call=call)
-        kernels.append(row | {"shapes": of if shapes and call is not None else ""})
+        kernels.append(row | {"shapes": _SHAPES.get(op, of) if shapes else ""})
         clock += microseconds * 1000
 
-    def count(module, phase, op, flops, kind, calls=1, of=_SHAPES, **more):
+    def count(module, phase, op, flops, kind, calls=1, of="", **more):
         row = ops_row(module, phase, op, flops, kind=kind, calls=calls, **more)
-        ops.append(row | {"shapes": f"{of} -> 5000x5000" if shapes else ""})
+        ops.append(row | {"shapes": f"{_SHAPES.get(op, of)} -> 5000x5000" if shapes else ""})
         if not shapes:
             ops[-1] |= {
                 "dtype": "",
@@ -56,8 +56,8 @@ def recorded_run(*, steps=True, modules=True, shapes=True, graph_us=0, **facts) 
     count(UNATTRIBUTED, "optimizer", "aten::_fused_adamw_", 0, "vector", of="5000x2000", vector=10**7)
     if graph_us:
         launch(UNATTRIBUTED, "forward", "cudaGraphLaunch", graph_us, _GEMM, None)
-    paths = [("", "", 1), ("Net_0", "Net", 1), ("Net_0.Linear_0", "Linear", 1), ("Net_0.ReLU_0", "ReLU", 1),
-             ("Net_0.Linear_1", "Linear", 1)]  # fmt: skip
+    paths = [("", ""), ("Net_0", "Net"), ("Net_0.Linear_0", "Linear"), ("Net_0.ReLU_0", "ReLU"),
+             ("Net_0.Linear_1", "Linear")]  # fmt: skip
     told = {
         "recorded": True, "early_kernels": 0, "early_ns": 0, "outside_kernels": 0, "outside_ns": 0, "all_ns": clock,
         "graph_ns": graph_us * 1000, "no_shapes_ns": 0 if shapes else 1_400_000,
@@ -87,7 +87,7 @@ def recorded_run(*, steps=True, modules=True, shapes=True, graph_us=0, **facts) 
         },
         tree=table(
             "tree",
-            [{"module": path, "class": name, "calls": calls} for path, name, calls in (paths if modules else paths[:1])],
+            [{"module": path, "class": name, "calls": 1} for path, name in (paths if modules else paths[:1])],
         ),
         ops=table("ops", ops),
         kernels=table("kernels", kernels),

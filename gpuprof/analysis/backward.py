@@ -262,8 +262,8 @@ def _explained(run: Run) -> tuple[pd.DataFrame, dict[str, _Part], list[_Part]]:
     hardware = _hardware(run)
     for phase in _PHASES:
         column = f"flops_hardware_{phase}"
-        known = run.done("count")
-        table[column] = integers(hardware.get((path, phase), 0) if known else None for path in table.index)
+        known = table[f"flops_{phase}"].notna()
+        table[column] = integers(hardware.get((path, phase), 0) if known[path] else None for path in table.index)
     return table, *_explain(run, table)
 
 
@@ -337,8 +337,8 @@ def _explain(run: Run, table: pd.DataFrame) -> tuple[dict[str, _Part], list[_Par
         elif not part.cause and any(child.cause for _, child in named):
             part.cause = NO_PRODUCT
         part.words = part.words or CAUSES.get(part.cause, "")
-        recompute = int(table.at[path, "flops_recompute"])
-        if recompute and part.forward:
+        recompute = table.at[path, "flops_recompute"]
+        if not pd.isna(recompute) and recompute and part.forward:
             part.notes.append(f"recompute apart: {recompute / part.forward:.3f} x forward")
         part.notes += own.notes
         parts[path] = part
@@ -350,7 +350,8 @@ class _Facts:
 
     def __init__(self, run: Run, children: dict[str, list[str]], mine: dict[str, pd.DataFrame]) -> None:
         rows = zip(run.tree["module"], run.tree["params"], run.tree["trainable_params"], strict=True)
-        self.params = {path: (int(params), int(trainable)) for path, params, trainable in rows}
+        known = [row for row in rows if not pd.isna(row[1])]  # none of a recording
+        self.params = {path: (int(params), int(trainable)) for path, params, trainable in known}
         self.has_own = {
             path: self.params[path][0] > sum(self.params[child][0] for child in below) or not below
             for path, below in children.items()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +28,7 @@ from gpuprof.analysis.priced import at_least
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.untold import untold
 from gpuprof.errors import GpuprofError
-from gpuprof.paths import ancestors
+from gpuprof.paths import ancestors, layer_of
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.theory.rows import Shape, read_shapes
 
@@ -213,7 +212,7 @@ def idle_owners(found: Budget, longest_gap_s: float = math.inf) -> pd.DataFrame:
         many), idle_s and share (of the step).
     """
     late = found.kernels[(found.kernels["idle_s"] > 0) & (found.kernels["gap_s"] <= longest_gap_s)]
-    late = late.assign(owner=[re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", module) for module in late["module"]])
+    late = late.assign(owner=[layer_of(module, found.run.recorded) for module in late["module"]])
     rows = []
     for (owner, phase), group in late.groupby(["owner", "phase"], sort=False):
         idle_s = group["idle_s"].sum()

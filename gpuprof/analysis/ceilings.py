@@ -32,7 +32,7 @@ def matmul_shapes(run: Run) -> pd.DataFrame:
     columns = ["dtype", "batch", "m", "n", "k"]
     rows = []
     for row in run.ops.itertuples(index=False):
-        first = _FIRST_FACTOR.get(row.op.rpartition(".")[0])
+        first = _FIRST_FACTOR.get(row.op.partition(".")[0])
         if first is None or pd.isna(row.flops_hardware) or not row.flops_hardware:
             continue
         left, right = read_shapes(row.shapes)[0][first : first + 2]

@@ -10,8 +10,19 @@ import numpy as np
 import pandas as pd
 
 from gpuprof import units
-from gpuprof.analysis.comparison import CLOCKS, KEYS, By, differences, fingerprint, kernel_seconds, launches, own_counts
-from gpuprof.analysis.consistency import withheld
+from gpuprof.analysis.comparison import (
+    CLOCKS,
+    KEYS,
+    By,
+    differences,
+    fingerprint,
+    kernel_seconds,
+    launches,
+    own_counts,
+    untimed,
+)
+from gpuprof.analysis.consistency import withheld_of_step
+from gpuprof.analysis.priced import known_of
 from gpuprof.analysis.regression import (
     FEWEST,
     IMPROVEMENT,
@@ -140,9 +151,15 @@ def _gaps(base: pd.DataFrame, head: pd.DataFrame) -> list[str]:
     return said
 
 
+ALIKE = 0.01
+"""Share of the model FLOPs by which two runs may differ without a word."""
+
+CANCEL = 0.05
+"""Net difference over all that moved, either way, below which shares of it say nothing."""
+
 MOVED_COLUMNS = [
     "status", "base_s", "head_s", "change_s", "change", "threshold", "base_kernels", "head_kernels", "base_flops",
-    "head_flops",
+    "head_flops", "share",
 ]  # fmt: skip
 """Columns of `moved` after those that say which part: the machine-readable contract."""
 
@@ -160,7 +177,9 @@ def moved(base: Sequence[Run], head: Sequence[Run], by: By = "module", margin: f
         The columns that say which part, and `MOVED_COLUMNS`: new, gone, slower, faster or same; medians in seconds of
         kernel time per step, their difference and it as a share; the share that is needed to have moved, by the rule
         of `hold` from `FEWEST` traced steps of the baseline on, the margin below that; kernels and model FLOPs of the
-        newest run of either (FLOPs are missing by kernel). The largest difference first; none without a trace.
+        newest run of either (FLOPs are missing by kernel); and the share of the whole difference, missing where gains
+        and losses cancel but for `CANCEL`. The largest difference first, by op-kernel that of an operator and below it
+        those of its kernels; none without a trace.
     """
     sides = [[kernel_seconds(run, by) for run in runs if run.done("trace")] for runs in (base, head)]
     if not all(sides):
@@ -185,7 +204,14 @@ def moved(base: Sequence[Run], head: Sequence[Run], by: By = "module", margin: f
     for side, runs in (("base", base), ("head", head)):
         counts = own_counts(runs[-1], by).reindex(parts)
         table[f"{side}_kernels"], table[f"{side}_flops"] = counts["kernels"].fillna(0), counts["flops"]
+    net = float(table["change_s"].sum())
+    all_told = abs(net) >= CANCEL * float(table["change_s"].abs().sum())
+    table["share"] = table["change_s"] / net if net and all_told else nan
     order = table["change_s"].abs().sort_values(ascending=False, kind="stable").index
+    if by == "op-kernel":
+        ops = table["change_s"].groupby("op").sum().abs().sort_values(ascending=False, kind="stable")
+        places = {op: place for place, op in enumerate(ops.index)}
+        order = order[np.argsort([places[op] for op, _ in order], kind="stable")]
     return table.loc[order, MOVED_COLUMNS].rename_axis(KEYS[by]).reset_index()
 
 
@@ -242,6 +268,49 @@ def check(
     described = [_described(used, base)] if used else []
     notes = [*described, *(f"Left out of the baseline: {text}." for text in left_out)]
     return against(head, base, used, margin, by, notes)
+
+
+_PLACE = ("device", "uuid", "driver", "power_limit_w", "threads", "cuda", "cublas", "cudnn")
+"""Fields of a fingerprint that say where a run ran."""
+
+NO_VERDICT = "no verdict on the code"
+
+
+def compare(
+    base: Run, head: Run, by: Collection[By] = (), margin: float = MARGIN, allowed: Collection[str] = ()
+) -> Check:
+    """Set two runs beside one another: of one workload in one place as `check` does, else without a verdict.
+
+    Runs of two devices are compared as such, and recordings whatever they are of: a trace does not say that it is of
+    the same workload.
+
+    Args:
+        base: the one.
+        head: the other.
+        by: what moved is told by; without any by layer, and of two devices or of recordings by op and op-kernel: which
+            kernels took the place of which.
+        margin: share below which a change is none.
+        allowed: fields of the fingerprint that may differ.
+
+    Raises:
+        GpuprofError: they do not compare otherwise, nothing was timed in a measured one, or there is no such field.
+    """
+    prints = fingerprint(base), fingerprint(head)
+    across, recorded = prints[0]["device"] != prints[1]["device"], base.recorded or head.recorded
+    if not (across or recorded):
+        return check(head, [base], margin, allowed, by or ("layer",))
+    differences(*prints, allowed)  # is there such a field
+    _comparable(head, [base], {*allowed, *(prints[1] if recorded else _PLACE)})
+    frames = [found if len(found := launches(run)) else untimed(run) for run in (base, head)]
+    why = f"{'of two devices' if across else 'of recordings'}: {NO_VERDICT}"
+    found = [replace(verdict, status=INCONCLUSIVE, why=why) for verdict in verdicts(*frames, margin)]
+    names = [run.device.get("name") or "an unknown device" for run in (base, head)]
+    notes = [f"Two devices, {names[0]} and {names[1]}: what differs is theirs as well as the code's."] if across else []
+    notes += [f"They differ in {', '.join(different)}."] if (different := differences(*prints, _PLACE)) else []
+    counts = [frame["flops"].iloc[0] for frame in frames]
+    if not any(map(pd.isna, counts)) and abs(counts[1] - counts[0]) > ALIKE * counts[0]:
+        notes.append("Their model FLOPs differ: they did not do the same work, or not all of it is known.")
+    return _concluded(found, [base], [head], notes, margin, (), by or ("op", "op-kernel"))
 
 
 def against(
@@ -398,5 +467,6 @@ def _concluded(
     status = next((name for name in (REGRESSION, INCONCLUSIVE, IMPROVEMENT) if name in said), PASS)
     tables: dict[str, pd.DataFrame] = {name: moved(base, head, name, margin) for name in by}
     sides = (("baseline", base[-1]), ("head", head[-1]))
-    unknown = [f"MFU of the {side} {reason}." for side, run in sides if (reason := withheld(run))]
+    unknown = [f"MFU of the {side} {reason}." for side, run in sides if (reason := withheld_of_step(run))]
+    unknown += [f"MFU of the {side} is at least that: {known}." for side, run in sides if (known := known_of(run))]
     return Check(status, found, decides, tables, base[-1], head[-1], [*notes, *unknown])

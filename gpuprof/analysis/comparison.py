@@ -19,6 +19,7 @@ from gpuprof.analysis.memory import peak
 from gpuprof.analysis.modules import plain_op
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
+from gpuprof.paths import layer_of
 from gpuprof.record import Run, integers
 
 LAUNCH_COLUMNS = [
@@ -39,13 +40,16 @@ _IDENTITY = (
 
 _SIZES = {"batch_size": "batch", "seq_len": "seq", "prompt_len": "prompt", "new_tokens": "new", "image_crops": "crops"}
 
-By = Literal["module", "layer", "class", "op", "kernel"]
+By = Literal["module", "layer", "class", "op", "kernel", "op-kernel"]
 
 KEYS: dict[str, list[str]] = {
     "module": ["module", "phase"], "layer": ["layer", "phase"], "class": ["class", "phase"], "op": ["op"],
-    "kernel": ["kernel"],
+    "kernel": ["kernel"], "op-kernel": ["op", "kernel"],
 }  # fmt: skip
 """What kernel time is told by. A layer is every module of that place in a stack: ``layers.*.mlp``."""
+
+BY_NAME = ("op", "kernel", "op-kernel")
+"""Those that only the traced step of the run itself has, not that of every launch."""
 
 
 def launches(run: Run) -> pd.DataFrame:
@@ -66,12 +70,7 @@ def launches(run: Run) -> pd.DataFrame:
         raise GpuprofError(
             "a table of Nsight Compute has no step to compare: 'gpuprof show RUN --by kernel' has its kernels"
         )
-    flops, ideal = _flops_and_ideal(run)
-    shared = {
-        "flops": flops,
-        "kernels": len(run.kernels) if run.done("trace") and len(run.kernels) else None,
-        "peak_bytes": peak(run)["bytes"],
-    }
+    shared, ideal = _of_all(run)
     peaks = run.launches[run.launches["quantity"] == "peak_bytes"].set_index("launch")["value"]
     clock = sm_clock_hz(run)
     rows = []
@@ -86,7 +85,23 @@ def launches(run: Run) -> pd.DataFrame:
             if "mfu_clock" in row:
                 row["mfu_clock"] *= clock / own_clock
         rows.append(row)
+    return _frame(rows)
+
+
+def untimed(run: Run) -> pd.DataFrame:
+    """A run without a timed step as one row of `launches`, with what is known of it all the same."""
+    return _frame([{"launch": 0, "invalid": "", **_of_all(run)[0]}])
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame({name: _typed(name, [row.get(name) for row in rows]) for name in LAUNCH_COLUMNS})
+
+
+def _of_all(run: Run) -> tuple[dict[str, Any], dict[str, float]]:
+    """What every launch of a run has in common, and `_flops_and_ideal`'s seconds."""
+    flops, ideal = _flops_and_ideal(run)
+    kernels = len(run.kernels) if run.done("trace") and len(run.kernels) else None
+    return {"flops": flops, "kernels": kernels, "peak_bytes": peak(run)["bytes"]}, ideal
 
 
 def _figures(launch: Run, ideal: dict[str, float]) -> dict[str, Any]:
@@ -189,11 +204,11 @@ def kernel_seconds(run: Run, by: By) -> pd.DataFrame:
         by: what a part is, of `KEYS`.
 
     Returns:
-        A row per part, a column per traced step: of every launch that has one, else (and by op and kernel) the run's
+        A row per part, a column per traced step: of every launch that has one, else (and `BY_NAME`) the run's
         own. No columns without a trace.
     """
     rows = run.launches[run.launches["quantity"] == "kernel_s"]
-    if rows.empty or by in ("op", "kernel"):
+    if rows.empty or by in BY_NAME:
         kernels = owned_kernels(run)
         rows = kernels.assign(launch=0, value=kernels["duration_ns"].astype("float64") * 1e-9)
     sums = rows.groupby([*_parts(rows, run, by), rows["launch"]], sort=False)["value"].sum()
@@ -204,7 +219,7 @@ def own_counts(run: Run, by: By) -> pd.DataFrame:
     """What a part does by itself: columns kernels (of the traced step) and flops (model FLOPs; none by kernel)."""
     kernels = owned_kernels(run)
     counts = {"kernels": kernels.groupby(_parts(kernels, run, by), sort=False).size().astype("Int64")}
-    if by != "kernel" and run.done("count"):
+    if "kernel" not in KEYS[by] and run.done("count"):
         ops = counted(run)
         counts["flops"] = ops.groupby(_parts(ops, run, by), sort=False)["flops"].sum(min_count=1)
     return pd.DataFrame(counts).reindex(columns=["kernels", "flops"])
@@ -216,15 +231,12 @@ def _parts(rows: pd.DataFrame, run: Run, by: By) -> list[pd.Series]:
         return [rows["op"].map(plain_op)]
     if by == "kernel":
         return [rows["kernel"]]
+    if by == "op-kernel":
+        return [rows["op"].map(plain_op), rows["kernel"]]
     if by == "layer":
-        layers = {module: layer_of(module) for module in rows["module"].unique()}
+        layers = {module: layer_of(module, run.recorded) for module in rows["module"].unique()}
         return [rows["module"].map(layers).rename("layer"), rows["phase"]]
     if by == "class":
         classes = dict(zip(run.tree["module"], run.tree["class"], strict=True))
         return [rows["module"].map(classes).fillna("").rename("class"), rows["phase"]]
     return [rows["module"], rows["phase"]]
-
-
-def layer_of(module: str) -> str:
-    """The place of a module, whatever the number of its layer: ``layers.*.mlp`` for ``layers.3.mlp``."""
-    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", module)

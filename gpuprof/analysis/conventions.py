@@ -8,6 +8,8 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.counted import chosen, counted, formula_parts, whole_step
+from gpuprof.analysis.priced import none_known
+from gpuprof.errors import GpuprofError
 from gpuprof.record import Run
 from gpuprof.theory import CONVENTIONS, Architecture
 
@@ -41,7 +43,12 @@ def beside(run: Run) -> pd.DataFrame:
     Returns:
         Columns `COLUMNS`: model FLOPs of the step (integers), the difference to those counted over unmasked pairs, the
         same in percent, and its parts in words, the largest first. The parts are those of `difference`.
+
+    Raises:
+        GpuprofError: it is a recording of which no FLOPs are known.
     """
+    if none_known(run):
+        raise GpuprofError("nothing of this recording can be counted: it has no shapes of operators that multiply")
     reference = _flops(run, REFERENCE)
     rows = []
     for name in fitting(run):

@@ -15,6 +15,7 @@ from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.executed import executed_flops
 from gpuprof.analysis.kernel_time import kernel_times, union_ns
 from gpuprof.analysis.operators import kinds, plain_op
+from gpuprof.analysis.priced import none_known
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.unpriced import ratio_withheld
 from gpuprof.paths import ancestors
@@ -63,7 +64,7 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
         ],
         ignore_index=True,
     ).set_index("module")
-    if run.done("count"):
+    if run.done("count") and not none_known(run):
         _add_counts(table, counted(run, convention), paths, run.kernels if run.recorded else None)
     if run.done("trace"):
         unknown = bool(withheld_of_owners(run))
@@ -109,29 +110,30 @@ def convention_by_module(run: Run, name: str) -> pd.DataFrame:
 def _add_counts(table: pd.DataFrame, ops: pd.DataFrame, paths: list[str], recorded: pd.DataFrame | None) -> None:
     """Columns of FLOPs, rolled up; a part without a rule adds nothing and is named by `without_rule`.
 
-    Of a recording, whose kernels are given, all that a part did may have been unknown: then its FLOPs are.
+    Of a recording, whose kernels are given, what is not known may be all that a part did: then its FLOPs are missing.
     """
     columns = [*_COUNTS, "macs", "ideal_s"]
     sums: dict[tuple[str, str], list[Any]] = {}
-    nothing = 0 if recorded is None else None
-    for module, phase in [] if recorded is None else set(zip(recorded["module"], recorded["phase"], strict=True)):
-        for path in ancestors(module):
-            sums.setdefault((path, phase), [None] * len(columns))
+    lacking: set[tuple[str, str]] = set()
+    if recorded is not None:
+        untold = [ops.loc[ops["flops_hardware"].isna()], recorded.loc[recorded["call"].isna()]]
+        owners = pd.concat([rows[["module", "phase"]] for rows in untold]).drop_duplicates()
+        lacking = {(path, phase) for module, phase in owners.to_numpy() for path in ancestors(module)}
     for row in ops[["module", "phase", *columns]].itertuples(index=False):
         for path in ancestors(row.module):
-            entry = sums.setdefault((path, row.phase), [nothing] * len(columns))
+            entry = sums.setdefault((path, row.phase), [0] * len(columns))
             for index, value in enumerate(row[2:]):
                 if value is not pd.NA:
-                    entry[index] = (entry[index] or 0) + value
+                    entry[index] += value
     known = set(paths)
     if stray := {path for path, _ in sums} - known:
         raise AssertionError(f"work booked on modules that are not in the tree: {sorted(stray)}")
 
     def column(name: str, phases: Iterable[str]) -> list[Any]:
         index = columns.index(name)
-        found = [[sums[path, p][index] for p in phases if (path, p) in sums] for path in paths]
-        known = [[value for value in values if value is not None] for values in found]
-        return [sum(some) if some or not values else None for some, values in zip(known, found, strict=True)]
+        found = [sum(sums[path, p][index] for p in phases if (path, p) in sums) for path in paths]
+        unknown = [any((path, p) in lacking for p in phases) for path in paths]
+        return [None if not value and lacks else value for value, lacks in zip(found, unknown, strict=True)]
 
     for phase in _MODULE_PHASES:
         table[f"flops_{phase}"] = integers(column("flops", [phase]))

@@ -1,4 +1,4 @@
-"""Operators without a rule that may multiply matrices: a ratio of FLOPs that should hold theirs is withheld."""
+"""Operators whose FLOPs are not known and may be matmul FLOPs: a ratio that should hold theirs is withheld."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterable
 
 from gpuprof.analysis.consistency import withheld
+from gpuprof.analysis.operators import PRODUCTS
 from gpuprof.analysis.priced import known_of
 from gpuprof.record import Run
+from gpuprof.theory import rule_for
 from gpuprof.traces.events import communicates
 
 _MULTIPLIES = frozenset(
@@ -30,11 +32,12 @@ def may_multiply(op: str) -> bool:
 
 
 def unpriced(run: Run) -> dict[str, list[str]]:
-    """Such operators in the forward and backward, by the module that owns them."""
-    rows = run.ops[(run.ops["kind"] == "") & run.ops["phase"].isin(["forward", "recompute", "backward"])]
+    """Such operators in the forward and backward, by the module that owns them: without a rule, or without shapes."""
+    unknown = (run.ops["kind"] == "") | (run.ops["kind"].isin(PRODUCTS) & run.ops["flops_full"].isna())
+    rows = run.ops[unknown & run.ops["phase"].isin(["forward", "recompute", "backward"])]
     found: dict[str, list[str]] = {}
     for module, op in rows[["module", "op"]].drop_duplicates().itertuples(index=False, name=None):
-        if may_multiply(op):
+        if rule_for(op) or may_multiply(op):
             found.setdefault(module, []).append(op)
     return found
 
@@ -52,4 +55,6 @@ def reason(unpriced_ops: Iterable[str]) -> str:
     if not ops:
         return ""
     more = f" and {len(ops) - 1} more such" if len(ops) > 1 else ""
+    if rule_for(ops[0]):
+        return f"withheld: of {ops[0]}{more} FLOPs are not known of all calls"
     return f"withheld: {ops[0]}{more} may multiply and has no FLOP rule; give it one with @gpuprof.flop_rule"

@@ -83,7 +83,7 @@ def _without_flops(run: Run, facts: dict[str, Any]) -> Iterator[str]:
         times = kernels[~kernels["priced"]].groupby("kernel")["duration_ns"].sum().nlargest(_NAMES)
         yield (
             f"{units.percent(1 - share)} of the matmul kernel time is of kernels whose FLOPs are not known, "
-            f"most of it {_named(times.index)}: rates of the step are at least what is said."
+            f"most of it {_named(times.index)}."
         )
 
 
@@ -93,6 +93,8 @@ def _unread(run: Run, facts: dict[str, Any]) -> Iterator[str]:
     by_reason: dict[str, list[str]] = {}
     for op, why in unread.items():
         by_reason.setdefault(str(why), []).append(op)
+    if "record_shapes" in facts.get("lacks", ()):
+        return  # as `_shapes` says of all of them
     for why, ops in by_reason.items():
         share = _share(run, int(times.reindex([plain_op(op) for op in ops]).fillna(0).sum()))
         yield f"FLOPs of {_named(ops)} cannot be told for all calls: {why} ({units.percent(share)} of the kernel time)."

@@ -70,11 +70,16 @@ def validate(report: pd.DataFrame | str | os.PathLike[str], run: Run) -> Validat
         run: a run with the counting pass.
 
     Raises:
-        GpuprofError: the report cannot be read, or the run was not counted.
+        GpuprofError: the report cannot be read, or the run was not counted, or is a recording.
     """
     claims = report if isinstance(report, pd.DataFrame) else read_report(report)
     if not run.done("count"):
         raise GpuprofError("this run was not counted: make one with 'gpuprof count', or with count among --passes")
+    if run.recorded:
+        raise GpuprofError(
+            "a recorded trace has no parameters and no paths of modules to hold a report against: "
+            "make a run of the workload with 'gpuprof count'"
+        )
     tool = str(claims.attrs["tool"])
     places = match(claims, run)
     figures = _Figures(run, tool, claims, places)

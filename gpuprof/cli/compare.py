@@ -20,6 +20,7 @@ class By(StrEnum):
     klass = "class"
     op = "op"
     kernel = "kernel"
+    op_kernel = "op-kernel"
 
 
 def compare(
@@ -28,23 +29,29 @@ def compare(
     ],
     head: Annotated[Path, typer.Argument(metavar="HEAD", help="Another.", show_default=False, callback=o.existing)],
     by: Annotated[
-        By, typer.Option("--by", help="What a row of what moved is; a layer is a module of every layer of a stack.")
-    ] = By.layer,
+        By | None,
+        typer.Option(
+            "--by",
+            show_default=False,
+            help="What a row of what moved is: by default a layer, a module of every layer of a stack; of recordings "
+            "and of two devices an operator, and then a kernel of one.",
+        ),
+    ] = None,
     allow_different: AllowDifferent = None,
     format: o.FormatOption = o.Format.text,
     top: Annotated[int | None, typer.Option(min=1, help="Only so many rows of what moved; 10 for people.")] = None,
     output: o.TextFile = None,
 ) -> None:
-    """Set two runs of one workload beside one another, and say whose kernels moved: new, gone, slower, faster."""
+    """Set two runs beside one another, also of two devices, and say whose kernels moved: new, gone, slower, faster."""
     from gpuprof.cli.output import check_output, in_color, terminal_width
 
     check_output(output)
-    from gpuprof.analysis.check import check
+    from gpuprof.analysis.check import compare as compare_runs
     from gpuprof.record import load, write_atomically
     from gpuprof.render.regression import COMPARISONS
     from gpuprof.render.view import View
 
-    found = check(load(head), [load(base)], allowed=allow_different or (), by=(by.value,))
+    found = compare_runs(load(base), load(head), (by.value,) if by else (), allowed=allow_different or ())
     text = COMPARISONS[format.value](found, View(top=top, width=terminal_width(), color=in_color() and output is None))
     if output is None:
         print(text, end="")

@@ -15,6 +15,7 @@ import pandas as pd
 from gpuprof import units
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.modules import convention_by_module, convention_of, counted, totals
+from gpuprof.analysis.priced import known_of, none_known
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.render.view import View
 from gpuprof.theory import CONVENTIONS
@@ -59,7 +60,7 @@ def render(run: Run, view: View) -> str:
 
 
 def _totals(run: Run, convention: str) -> _Totals:
-    if not run.done("count"):
+    if not run.done("count") or none_known(run):
         return _Totals()
     ops = counted(run, convention)
     factor = CONVENTIONS[convention].backward_factor
@@ -81,7 +82,7 @@ def _header(run: Run, convention: str, sums: _Totals) -> Iterator[str]:
     yield f"fwd is the forward, bwd the backward; counted by gpuprof in the convention {convention};"
     yield _assumption(run, convention, sums)
     yield ""
-    params = int(run.tree.iloc[0]["trainable_params"]) if len(run.tree) else None
+    params = run.tree.iloc[0]["trainable_params"] if len(run.tree) else None  # missing in a recording
     yield _total("Total Training Params", _short(params, _PARAMS))
     yield _total("fwd MACs", _long(sums.macs, "MACs"))
     yield _total("fwd FLOPs", _long(sums.flops, "FLOPS"))
@@ -100,7 +101,7 @@ def _assumption(run: Run, convention: str, sums: _Totals) -> str:
         return "no backward ran, and none is assumed: fwd+bwd is the forward alone."
     if not sums.flops:
         return "a backward was counted, and no forward."
-    if reason := withheld(run):
+    if reason := withheld(run) or known_of(run):
         return f"a backward was counted; times forward: {reason}"
     ratio = sums.flops_backward / sums.flops
     return f"counted backward is {ratio:.2f}x forward: {takes.format(ratio)}"
@@ -119,7 +120,7 @@ def _notes(run: Run, convention: str, sums: _Totals) -> Iterator[str]:
         words.append(f"It makes {units.si(step, 'FLOPs')} of the whole step; these are counted as in {how.modules_in}.")
     if len(run.tree) and how.backward_factor is None:
         root = run.tree.iloc[0]
-        if root["params"] != root["trainable_params"]:
+        if not pd.isna(root["params"]) and root["params"] != root["trainable_params"]:
             words.append("Params of modules are all of theirs; training params are those that are not frozen.")
     if sums.homeless:
         words.append(f"{units.si(sums.homeless, 'FLOPs')} of the forward belong to no module.")

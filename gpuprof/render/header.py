@@ -186,9 +186,10 @@ def _recorded_step(run: Run, sums: dict[str, Any]) -> str:
     text = f"{units.duration(sums['step_s'])} "
     if run.passes["trace"].facts.get("step") == "all":
         text += "for the whole recording as one step, from its first kernel to its last"
+    elif sums["steps"] == 1:
+        text += "of one recorded step"
     else:
-        spread = f" (IQR {units.duration(sums['step_iqr_s'])})" if sums["steps"] > 1 else ""
-        text += f"median of {units.number(sums['steps'], 'recorded step')}{spread}"
+        text += f"median of {sums['steps']} recorded steps (IQR {units.duration(sums['step_iqr_s'])})"
         text += ", first kernel to first kernel" if run.device.get("type") == "cuda" else ""
     return ", ".join(filter(None, [text, host_steps(run)]))
 

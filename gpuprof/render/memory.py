@@ -57,7 +57,12 @@ def render_memory(run: Run, format: str = "text", view: View | None = None, fore
     if format not in FORMATS:
         raise GpuprofError(f"no format {format!r}: known are {', '.join(FORMATS)}")
     if run.memory.empty:
-        raise GpuprofError("this run has no memory readings: profile it again with the memory pass")
+        what = (
+            "a recorded trace has no memory readings: profile the workload"
+            if run.recorded
+            else ("this run has no memory readings: profile it again")
+        )
+        raise GpuprofError(f"{what} with the memory pass")
     return FORMATS[format](run, view or View(), forecast)
 
 

@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.check import DECIDES, Check
-from gpuprof.analysis.comparison import KEYS, fingerprint, workload_key
+from gpuprof.analysis.check import DECIDES, NO_VERDICT, Check
+from gpuprof.analysis.comparison import BY_NAME, KEYS, fingerprint, workload_key
 from gpuprof.analysis.regression import FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION, Verdict
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.render.console import to_text
@@ -35,9 +35,12 @@ NAMES = {
 
 _COLORS = {REGRESSION: "red", INCONCLUSIVE: "yellow", IMPROVEMENT: "green", PASS: "green"}
 _HEADS = ("metric", "baseline", "head", "change", "limit", "confidence", "verdict")
+_COMPARED = ("status", "baseline", "head", "change", "share", "of net", "kernels")
 _MOVED = ("status", "baseline", "head", "change", "share", "kernels")
 _WORDS = {"metric", "verdict", "status", *itertools.chain(*KEYS.values())}  # columns of text
 _GIVE_WAY = ("kernels", "confidence", "limit", "baseline")  # columns that a narrow terminal does without
+_NAME = 60  # characters of one in a summary
+_SAID = 4  # parts that a summary names
 _TOP = 10  # rows of what moved, for people
 _PART = 0.1  # of the time that the step gained: what gained less is not to blame for it
 
@@ -154,16 +157,19 @@ def junit(check: Check, view: View) -> str:
 
 def json(check: Check, view: View) -> str:
     """Raw figures: status, verdict, metrics, what moved, notes, fingerprint; null where unknown."""
+    return json_module.dumps(_raw(check, view), indent=1, allow_nan=False) + "\n"
+
+
+def _raw(check: Check, view: View) -> dict[str, Any]:
     metrics = [
         {name: _plain(value) for name, value in asdict(one).items()} | {"decides": one.metric in check.decides}
         for one in check.verdicts
     ]
     moved = {by: _records(table, view.top) for by, table in check.moved.items()}
-    result = {
+    return {
         "status": check.status, "verdict": verdict(check), "metrics": metrics, "moved": moved, "notes": check.notes,
         "fingerprint": fingerprint(check.head),
     }  # fmt: skip
-    return json_module.dumps(result, indent=1, allow_nan=False) + "\n"
 
 
 FORMATS: dict[str, Callable[[Check, View], str]] = {
@@ -172,10 +178,54 @@ FORMATS: dict[str, Callable[[Check, View], str]] = {
 """Every format of a check by name."""
 
 
+def summary(check: Check) -> str:
+    """How the kernel time changed and what most of it is, in a sentence; empty without a trace of both."""
+    by, table = next(iter(check.moved.items()), ("", pd.DataFrame()))
+    if table.empty:
+        return ""
+    before, after = (float(table[f"{side}_s"].sum()) for side in ("base", "head"))
+    names = [run.device.get("name") or "unknown device" for run in (check.base, check.head)]
+    sides = [f"{name} " if names[0] != names[1] else "" for name in names]
+    change = f"{_signed(after - before)} ({_change(after / before - 1)})" if before and after != before else "the same"
+    text = f"{sides[0]}{units.duration(before)} -> {sides[1]}{units.duration(after)} of kernel time, {change}"
+    moved = table[table["status"] != "same"]
+    most = moved.reindex(moved["change_s"].abs().sort_values(ascending=False, kind="stable").index).head(_SAID)
+    said = []
+    for row in most.to_dict(orient="records"):
+        words = [row["status"]] if row["status"] in ("new", "gone") else []
+        words += [] if pd.isna(row["share"]) else [f"{units.percent(row['share'])} of the difference"]
+        names_of = _names(row, by)
+        name = f"{_cut(names_of[1])} of {names_of[0]}" if by == "op-kernel" else _cut(" ".join(names_of))
+        said.append(f"{name} {_signed(row['change_s'])}" + (f" ({', '.join(words)})" if words else ""))
+    return f"{text}: {'; '.join(said)}" if said else text
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _both_ways(table: pd.DataFrame) -> str:
+    """What went either way; empty where all went one."""
+    changes = table["change_s"]
+    gained, lost = float(changes[changes > 0].sum()), float(changes[changes < 0].sum())
+    if not gained or not lost:
+        return ""
+    text = f"{_signed(gained)} in what is new or slower, {_signed(lost)} in what is gone or faster"
+    if table["share"].isna().all():
+        return f"{text}: they nearly cancel, so nothing has a share of the difference."
+    return f"{text}: shares are of the net {_signed(gained + lost)}, and go beyond 100 %."
+
+
+def _signed(seconds: float) -> str:
+    return f"{'-' if seconds < 0 else '+'}{units.duration(abs(seconds))}"
+
+
 def comparison_text(check: Check, view: View) -> str:
     """Two runs beside one another: the metrics, without verdicts where there are too few launches, and what moved."""
     judged, heads, rows = _compared(check)
-    lines: list[RenderableType] = [_grid(heads, rows, view), Text(""), *_moved_text(check, view)]
+    lines: list[RenderableType] = [_wrapped(f"{said}.", view), Text("")] if (said := summary(check)) else []
+    lines += [_grid(heads, rows, view), Text("")] if rows else []
+    lines += _moved_text(check, view, compared=True)
     lines += [_wrapped(line, view) for line in _notes(check, judged)]
     return to_text(Group(*lines), view)
 
@@ -184,7 +234,8 @@ def comparison_markdown(check: Check, view: View) -> str:
     """The same as Markdown tables."""
     judged, heads, rows = _compared(check)
     notes = "".join(f"- {_escaped(line)}\n" for line in _notes(check, judged))
-    return "\n".join([_rows(heads, rows), *_moved_markdown(check, view), notes])
+    said = [f"{_escaped(said)}.\n"] if (said := summary(check)) else []
+    return "\n".join([*said, *([_rows(heads, rows)] if rows else []), *_moved_markdown(check, view, True), notes])
 
 
 def comparison_csv(check: Check, view: View) -> str:
@@ -193,14 +244,19 @@ def comparison_csv(check: Check, view: View) -> str:
     return "".join(table.to_csv(index=False, lineterminator="\n") for table in tables)
 
 
+def comparison_json(check: Check, view: View) -> str:
+    """What `json` has, with the summary in a sentence, null without a trace of both."""
+    return json_module.dumps({"summary": summary(check) or None} | _raw(check, view), indent=1, allow_nan=False) + "\n"
+
+
 COMPARISONS: dict[str, Callable[[Check, View], str]] = {
-    "text": comparison_text, "markdown": comparison_markdown, "csv": comparison_csv, "json": json
+    "text": comparison_text, "markdown": comparison_markdown, "csv": comparison_csv, "json": comparison_json
 }  # fmt: skip
 """Every format of a comparison by name."""
 
 
 def _compared(check: Check) -> tuple[bool, tuple[str, ...], list[list[str]]]:
-    judged = any(one.n >= FEWEST for one in check.verdicts)
+    judged = bool(check.decides) and any(one.n >= FEWEST for one in check.verdicts)
     rows = _metrics(check)
     return judged, _HEADS if judged else _HEADS[:4], rows if judged else [row[:4] for row in rows]
 
@@ -247,35 +303,41 @@ def _limit(one: Verdict) -> str:
 
 def _notes(check: Check, judged: bool) -> Iterator[str]:
     if not judged:
-        yield _UNJUDGED
+        yield _UNJUDGED if check.decides else f"Two runs beside one another: {NO_VERDICT}."
     elif len(check.deciding) < len(check.verdicts):
         yield _BESIDE
     yield from check.notes
 
 
-def _moved_text(check: Check, view: View) -> Iterator[RenderableType]:
+def _moved_text(check: Check, view: View, compared: bool = False) -> Iterator[RenderableType]:
     for by, table in check.moved.items():
-        rows = _moved(table, by, view.top or _TOP)
+        rows = _moved(table, by, view.top or _TOP, compared)
         if rows:
-            yield Text(_title(by, table, len(rows)), style="bold")
-            yield _grid((*KEYS[by], *_MOVED), rows, view)
+            yield Text(_title(check, by, table, len(rows)), style="bold")
+            if compared and (ways := _both_ways(table)):
+                yield _wrapped(ways, view)
+            yield _grid((*KEYS[by], *(_COMPARED if compared else _MOVED)), rows, view)
         else:
             yield Text(_unmoved(by, table))
         yield Text("")
 
 
-def _moved_markdown(check: Check, view: View) -> Iterator[str]:
+def _moved_markdown(check: Check, view: View, compared: bool = False) -> Iterator[str]:
     for by, table in check.moved.items():
-        rows = _moved(table, by, view.top or _TOP)
-        yield f"**{_title(by, table, len(rows))}**\n" if rows else f"{_unmoved(by, table)}\n"
+        rows = _moved(table, by, view.top or _TOP, compared)
+        yield f"**{_title(check, by, table, len(rows))}**\n" if rows else f"{_unmoved(by, table)}\n"
+        if rows and compared and (ways := _both_ways(table)):
+            yield f"{_escaped(ways)}\n"
         if rows:
-            yield _rows((*KEYS[by], *_MOVED), rows)
+            yield _rows((*KEYS[by], *(_COMPARED if compared else _MOVED)), rows)
 
 
-def _title(by: str, table: pd.DataFrame, shown: int) -> str:
+def _title(check: Check, by: str, table: pd.DataFrame, shown: int) -> str:
     number = int((table["status"] != "same").sum())
     which = f": the {shown} largest of {number}" if number > shown else ""
-    steps = ", of one traced step per run" if by in ("op", "kernel") else ""
+    if check.base.recorded or check.head.recorded:
+        return f"Own kernel time that moved, by {by}{which}"
+    steps = ", of one traced step per run" if by in BY_NAME else ""
     return f"Own kernel time per step that moved, by {by}{steps}{which}"
 
 
@@ -283,23 +345,28 @@ def _unmoved(by: str, table: pd.DataFrame) -> str:
     return f"No kernel time moved, by {by}." if len(table) else f"Whose kernels moved, by {by}: needs a trace of both."
 
 
-def _moved(table: pd.DataFrame, by: str, top: int) -> list[list[str]]:
-    """Cells of the rows that moved most."""
+def _moved(table: pd.DataFrame, by: str, top: int, compared: bool = False) -> list[list[str]]:
+    """Cells of the rows that moved most; ``compared`` with their share of the whole difference."""
     rows = []
     for row in table[table["status"] != "same"].head(top).to_dict(orient="records"):
-        sign = "+" if row["change_s"] > 0 else "-"
         before, after = (units.si(_number(row[f"{side}_kernels"])) for side in ("base", "head"))
         share = "" if row["status"] in ("new", "gone") else _change(float(row["change"]))
         kernels = before if before == after else f"{before} to {after}"
         times = [units.duration(row["base_s"]), units.duration(row["head_s"])]
-        rows.append(
-            [*_names(row, by), row["status"], *times, f"{sign}{units.duration(abs(row['change_s']))}", share, kernels]
-        )  # fmt: skip
+        of_net = [units.percent(row["share"])] if compared else []
+        rows.append([*_names(row, by), row["status"], *times, _signed(row["change_s"]), share, *of_net, kernels])
     return rows
 
 
+def _function(kernel: str) -> str:
+    """What tells a kernel from others, first: without its return type and CUTLASS's mere frame."""
+    return re.sub(r"^(void )?(cutlass::(device_)?[Kk]ernel2?<)?", "", kernel)
+
+
 def _names(row: dict[Any, Any], by: str) -> list[str]:
-    return [row[name] or {"op": "(no operator)", "class": UNATTRIBUTED}.get(name, "(root)") for name in KEYS[by]]
+    empty = {"op": "(no operator)", "class": UNATTRIBUTED}
+    names = {name: row[name] or empty.get(name, "(root)") for name in KEYS[by]}
+    return [_function(value) if by == "op-kernel" and name == "kernel" else value for name, value in names.items()]
 
 
 def _number(value: Any) -> float | None:
@@ -309,7 +376,8 @@ def _number(value: Any) -> float | None:
 def _grid(heads: tuple[str, ...], rows: list[list[str]], view: View) -> Table:
     """On a narrow terminal some figures are left out, and the first names are cut."""
     columns = {head: [row[index] for row in rows] for index, head in enumerate(heads)}
-    return aligned(columns, view.width, _WORDS, _GIVE_WAY, heads[0], _COLORS)[0]
+    cut = "kernel" if "kernel" in heads else heads[0]
+    return aligned(columns, view.width, _WORDS, _GIVE_WAY, cut, _COLORS)[0]
 
 
 def _rows(heads: tuple[str, ...], rows: list[list[str]]) -> str:

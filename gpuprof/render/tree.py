@@ -106,7 +106,7 @@ def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
         below = [] if depth is not None and level >= depth else list(folded(paths, level + 1))
         name = _last(paths[0]) if len(paths) == 1 else f"({_last(paths[0])}-{_last(paths[-1])})"
         times = "" if len(paths) == 1 else f"{len(paths)} x "
-        label = f"{name}: {times}{figures['class']}" if paths[0] else str(figures["class"])
+        label = f"{name}: {times}{figures['class']}" if paths[0] else str(figures["class"]) or "(root)"
         if paths[0] in numbered:
             label = f"{times}{figures['class']} ({_numbers(paths)})" if times else name
         elif figures["class"].replace(".", "_") == name:  # a label
