@@ -24,7 +24,7 @@ from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
 from gpuprof.analysis.kernel_time import busy_seconds, owned
 from gpuprof.analysis.operators import kinds, plain_op
-from gpuprof.analysis.priced import at_least
+from gpuprof.analysis.priced import at_least, none_known
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.untold import untold
 from gpuprof.errors import GpuprofError
@@ -136,7 +136,7 @@ def budget(
     rows = _rows(kernels, step_s, ops, cuda)
     sums = rows.groupby("part")["time_s"].sum()
     unknown = {part for part, column in _BOUNDS.items() if column not in ops}
-    unknown |= set() if name and not reason else {"ideal"}
+    unknown |= set() if name and not reason and not none_known(run) else {"ideal"}
     facts = {"peaks": peaks, "bandwidth": bandwidth, "flops": whole_step(run, everything, convention)["flops"]}
     facts["withheld"] = reason
     facts["unseen"] = step_s - float(kernels[["own_s", "idle_s"]].to_numpy().sum())
@@ -311,7 +311,7 @@ def _add_bounds(
     if clock:
         ops["clock_s"] = ideal_seconds(ops, "flops", clock, run).fillna(below) - below
         below = below + ops["clock_s"]
-    if bandwidth:
+    if bandwidth and ops.loc[ops["work"] == "memory", "bytes"].fillna(0).any():  # a recording may have none
         needed = ops["bytes"].astype("Float64").fillna(0).astype("float64") / bandwidth
         ops["bytes_s"] = (needed - below).clip(lower=0).where(ops["work"].isin(["matmul", "memory"]), 0.0)
         below = below + ops["bytes_s"]
@@ -382,9 +382,12 @@ def _timed(kernels: pd.DataFrame, run: Run) -> tuple[pd.DataFrame, float, list[s
             f"Tracing slowed the step: its kernels take {units.duration(busy_s)}, the undisturbed step "
             f"{units.duration(step_s)}. They are scaled down to it, and idle time cannot be told."
         )
-    if step_s - busy_s - gaps_s > _ALIKE * step_s:
+    longer_s = step_s - busy_s - gaps_s
+    if longer_s > _ALIKE * step_s and run.recorded:
+        notes.append(f"After its last kernel {units.duration(longer_s)} of the step pass until the next: in other.")
+    elif longer_s > _ALIKE * step_s:
         notes.append(
-            f"The undisturbed step took {units.duration(step_s - busy_s - gaps_s)} longer than the traced one, whose "
+            f"The undisturbed step took {units.duration(longer_s)} longer than the traced one, whose "
             "kernels and gaps are all there is to tell it by: other holds the difference. The device was slower, or "
             "busy with something else."
         )
@@ -477,7 +480,8 @@ def _what(part: str, run: Run, ops: pd.DataFrame, kernels: pd.DataFrame, facts: 
         size = f" {'up to' if part == 'idle_launch' else 'over'} {units.duration(LAUNCH_GAP_S, 1)}" if cuda else ""
         return f"{len(late):,} gaps{size}, the longest before {longest['op'] or longest['kernel']}"
     if part == "other" and facts["unseen"] > mine["own_s"].sum():
-        return f"{units.duration(facts['unseen'])} by which the step was longer than the traced one"
+        then = "after the last kernel" if run.recorded else "by which the step was longer than the traced one"
+        return f"{units.duration(facts['unseen'])} {then}"
     if mine.empty:
         return ""
     if part in ("matmul", "attention"):
@@ -485,9 +489,13 @@ def _what(part: str, run: Run, ops: pd.DataFrame, kernels: pd.DataFrame, facts: 
         written = part == "attention" and (mine["kind"] != "attention").any()
         how = ", scores written out" if written else ""
         flops = float(work["flops"].fillna(0).sum())
+        lacking = run.recorded and bool(work["flops"].isna().any())
+        if lacking and not flops:
+            return f"{took} in {many}"
         own_s = 0.0 if facts["withheld"] else float(mine["own_s"].sum())
         rate = f": {units.si(flops / own_s, 'FLOP/s')}" if own_s else ""
-        return f"{took} for {units.si(flops, 'FLOPs')}{rate}{how}"
+        least = "at least " if lacking else ""
+        return f"{took} for {least}{units.si(flops, 'FLOPs')}{rate}{how}"
     if part == "memory":
         return f"{took} in {many}"
     if part == "recompute":

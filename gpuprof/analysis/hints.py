@@ -265,7 +265,7 @@ def _elementwise(found: Budget) -> _Found:
         for rows in (found.kernels, found.ops)
     )
     now, needed = float(kernels["own_s"].sum()), float(ops["bytes_s"].sum())
-    if kernels.empty:
+    if kernels.empty or ops["bytes"].isna().any():
         return
     classes = dict(zip(found.run.tree["module"], found.run.tree["class"], strict=True))
     by_class = kernels.groupby(kernels["module"].map(classes).fillna("no module"))["own_s"].sum()

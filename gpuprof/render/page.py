@@ -101,7 +101,8 @@ def _cards(run: Run, convention: str | None) -> Iterator[dict[str, str]]:
     elif sums["withheld"] and (sums["step_s"] is not None or run.recorded):
         yield {"name": "MFU and FLOP/s", "figure": units.MISSING, "about": sums["withheld"]}
     if sums["step_s"] is not None:
-        spread = f"median of {units.number(sums['steps'], 'step')}, IQR {units.duration(sums['step_iqr_s'])}"
+        spread = f"median of {sums['steps']} steps, IQR {units.duration(sums['step_iqr_s'])}"
+        spread = "of one recorded step" if run.recorded and sums["steps"] == 1 else spread
         spread += f"; {host}" if (host := host_steps(run)) else ""
         yield {"name": "Step", "figure": units.duration(sums["step_s"]), "about": spread}
     if sums["flops"] is not None:

@@ -152,7 +152,7 @@ def _unknown(name: str, lacks: str, shapes: str = "", dtype: str = "") -> Descri
     """A call without its figures; that it multiplies nothing is known by its rule."""
     rule = rule_for(name)
     if rule is None or rule.kind in _MULTIPLY:
-        return Described(name, "", shapes, dtype, (None,) * 5, "", lacks=lacks)
+        return Described(name, rule.kind if rule else "", shapes, dtype, (None,) * 5, "", lacks=lacks)
     adds = rule.kind == "vector" or "index_put" in name
     moved = (0, 0) if rule.kind == "view" else (None if adds else 0, None)
     return Described(name, rule.kind, shapes, dtype, (0, 0, 0, *moved), "")
