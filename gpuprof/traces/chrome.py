@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import compress
@@ -31,7 +31,7 @@ NO_DURATION = "no duration or a negative one"
 """Why an event is left out, beside `UNREADABLE`."""
 
 _HOST = {"cpu_op": OPERATOR, "Operator": OPERATOR, "user_annotation": LABEL, "python_function": MODULE}
-_RUNTIME = {"cuda_runtime": 0, "cuda_driver": 0, "Runtime": 0}
+_RUNTIME = {"cuda_runtime", "cuda_driver", "Runtime"}
 _DEVICE = {
     "kernel": KERNEL, "Kernel": KERNEL, "gpu_memcpy": MEMCPY, "Memcpy": MEMCPY, "gpu_memset": MEMSET, "Memset": MEMSET,
 }  # fmt: skip
@@ -44,7 +44,8 @@ _INTEGERS = (
 )  # fmt: skip
 _OF_DEVICE = ("id", "numSms", "totalGlobalMem", "computeMajor", "computeMinor")
 _NO_ARGS = Args()
-_NO_INPUTS = (b"", b"", b"", b"")
+_APART = b"\0"  # between texts of JSON, which never hold it
+_NO_INPUTS = _APART * 3
 _LONGEST = 4e15  # microseconds whose sum of two is an int64 of nanoseconds: 126 years
 
 Integers = NDArray[np.int64]
@@ -177,23 +178,19 @@ class _Columns:
 
     def add(self, events: list[Event]) -> None:
         """Add what is kept of some events."""
-        groups: dict[str, list[Event]] = {category: [] for category in (*_HOST, *_RUNTIME, *_DEVICE)}
-        self.categories.update([event.cat for event in events])
+        groups: defaultdict[str, list[Event]] = defaultdict(list)
         for event in events:
-            if (group := groups.get(event.cat)) is not None:
-                group.append(event)
-        frames = groups["python_function"]
-        groups["python_function"] = [event for event in frames if event.name.startswith(_MODULE_RANGE)]
+            groups[event.cat].append(event)
         for category, group in groups.items():
-            events, start, end = self._timed(group)
-            if not events:
-                continue
+            self.categories[category] += len(group)
             if category in _HOST:
-                self.host.append(self._host(events, start, end, _HOST[category]))
+                if _HOST[category] == MODULE:
+                    group = [event for event in group if event.name.startswith(_MODULE_RANGE)]
+                self.host.append(self._host(*self._timed(group), _HOST[category]))
             elif category in _DEVICE:
-                self.device.append(self._device(events, start, end, _DEVICE[category]))
-            else:
-                self.runtime.append(self._runtime(events, start, end))
+                self.device.append(self._device(*self._timed(group), _DEVICE[category]))
+            elif category in _RUNTIME:
+                self.runtime.append(self._runtime(*self._timed(group)))
 
     def _timed(self, events: list[Event]) -> tuple[list[Event], Integers, Integers]:
         """Those of the events that have a time, with their start and end in ns."""
@@ -220,10 +217,12 @@ class _Columns:
 
     def _host(self, events: list[Event], start: Integers, end: Integers, category: int) -> tuple[NDArray[Any], ...]:
         args = [event.args or _NO_ARGS for event in events]
-        inputs = [
-            (bytes(arg.shapes or arg.shapes_2020), bytes(arg.types), bytes(arg.concrete), bytes(arg.results_2020))
-            for arg in args
+        # a module has no inputs, and nothing else is of Python: what is absent is not looked for in each event
+        texts = [
+            _APART.join((arg.shapes or arg.shapes_2020, arg.types, arg.concrete, arg.results_2020))
+            for arg in (args if category != MODULE else ())
         ]
+        absent = np.full(len(events), -1)
         return Host(
             name=_indices(self.names, [event.name for event in events]),
             category=np.full(len(events), category, np.int8),
@@ -232,10 +231,10 @@ class _Columns:
             end=end,
             number=_integers([arg.number for arg in args], -1),
             forward_thread=_integers([arg.forward_thread for arg in args], 0),
-            inputs=_indices(self.inputs, inputs) - 1,
-            python_id=_integers([arg.python_id for arg in args], -1),
-            parent_id=_integers([arg.parent_id for arg in args], -1),
-            module_id=_integers([arg.module_id for arg in args], -1),
+            inputs=_indices(self.inputs, texts) - 1 if texts else absent.astype(np.int32),
+            python_id=_integers([arg.python_id for arg in args], -1) if category == MODULE else absent,
+            parent_id=_integers([arg.parent_id for arg in args], -1) if category == MODULE else absent,
+            module_id=_integers([arg.module_id for arg in args], -1) if category == MODULE else absent,
         )
 
     def _runtime(self, events: list[Event], start: Integers, end: Integers) -> tuple[NDArray[Any], ...]:
@@ -307,7 +306,7 @@ def read(path: str | os.PathLike[str], progress: Progress | None = None) -> Reco
         whole_us=columns.whole_us,
         left_out=left_out,
         names=list(columns.names),
-        inputs=[Inputs(*map(_value, texts)) for texts in list(columns.inputs)[1:]],
+        inputs=[Inputs(*map(_value, texts.split(_APART))) for texts in list(columns.inputs)[1:]],
         threads=[(_text(pid), _text(tid)) for pid, tid in columns.threads],
         streams=[_text(stream) for stream in columns.streams],
         host=host,

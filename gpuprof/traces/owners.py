@@ -304,6 +304,8 @@ def _taken_over(host: list[Event]) -> set[int]:
     """
     found: set[int] = set()
     around: list[tuple[int, Event]] = []
+    if not any(event.kind == MODE for event in host):
+        return found
     for index, event in enumerate(host):
         while around and (around[-1][1].thread != event.thread or around[-1][1].end <= event.start):
             around.pop()
