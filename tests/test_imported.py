@@ -1,7 +1,6 @@
 """A recording becomes a run: whose work each kernel is, which step it is of, what it cost. Recordings made by hand."""
 
 import json
-from pathlib import Path
 
 import pytest
 from traces.recording import Recording
@@ -211,6 +210,3 @@ def test_a_run_of_a_recording_is_saved_and_loaded(recording, tmp_path):
     loaded = gpuprof.load(run.save(tmp_path / "run.json.gz"))
 
     assert loaded.to_dict() == run.to_dict()
-
-
-TRACES = Path(__file__).resolve().parents[2] / "shared" / "traces"
