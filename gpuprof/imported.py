@@ -235,7 +235,8 @@ def _ops(recorded: Recorded, calls: list[OpCall], kernels: pd.DataFrame) -> tupl
             row[figure] = None if value is None or row[figure] is None else row[figure] + value * times
     ops = table("ops", list(rows.values()))
     causality |= dict.fromkeys(_with_scores(ops), "unknown")
-    facts: dict[str, Any] = {"calls": int(ops["calls"].sum()), "ops_without_rule": sorted(missing), "ops_unread": unread}
+    calls_in_all = int(ops["calls"].sum())
+    facts: dict[str, Any] = {"calls": calls_in_all, "ops_without_rule": sorted(missing), "ops_unread": unread}
     facts |= {"causality": causality, "flops_if_causal": -open_flops}
     return ops, facts
 
