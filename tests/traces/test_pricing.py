@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 from collections import Counter, defaultdict
@@ -33,6 +34,7 @@ from gpuprof.traces.pricing import (
 )
 from gpuprof.workload.workload import from_module
 
+attend = F.scaled_dot_product_attention
 KINDS = ("matmul", "convolution", "attention", "recurrent")
 
 
@@ -87,16 +89,19 @@ STEPS = {
         lambda: nn.Sequential(
             nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
             nn.ConvTranspose2d(8, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
-            nn.Conv2d(6, 6, 3, dilation=2, groups=6, bias=False), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(24, 3),
+            nn.Conv2d(6, 6, 3, dilation=2, groups=6, bias=False), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(96, 3),
         ),
         torch.ones(2, 4, 24, 24),
     ),
     "conv1d": (lambda: nn.Sequential(nn.Conv1d(4, 6, 3, padding="same"), nn.GroupNorm(2, 6)), torch.ones(2, 4, 9)),
     "conv3d": (lambda: nn.Conv3d(2, 4, 3, stride=2), torch.ones(1, 2, 9, 9, 9)),
-    "lstm": (lambda: Function(lambda x, layer=nn.LSTM(4, 8, 2, bidirectional=True): layer(x)[0]), torch.ones(5, 2, 4)),
+    "lstm": (lambda: nn.LSTM(4, 8, 2, bidirectional=True), torch.ones(5, 2, 4)),
     "gru": (lambda: nn.GRU(4, 8, 2), torch.ones(5, 2, 4)),
     "encoder": (lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), torch.ones(2, 5, 16)),
-    "encoder in inference": (lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(), torch.ones(2, 5, 16)),
+    "encoder in inference": (
+        lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(),
+        torch.ones(2, 5, 16),
+    ),
     "llama": (lambda: llama("sdpa"), TEXT),
     "llama, attention in products": (lambda: llama("eager"), TEXT),
     "bert": (lambda: hf.BertForMaskedLM(hf.BertConfig(**SMALL, vocab_size=64, max_position_embeddings=32)), PADDED),
@@ -107,8 +112,8 @@ STEPS = {
         ),
         TEXT,
     ),
-    "causal": (lambda: Function(lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True), QKV, QKV, QKV), None),
-    "not causal": (lambda: Function(F.scaled_dot_product_attention, QKV, (2, 2, 9, 8), (2, 2, 9, 8)), None),
+    "causal": (lambda: Function(functools.partial(attend, is_causal=True), QKV, QKV, QKV), None),
+    "not causal": (lambda: Function(attend, QKV, (2, 2, 9, 8), (2, 2, 9, 8)), None),
     "embedding bag": (lambda: nn.EmbeddingBag(10, 4), torch.tensor([[1, 2, 3, 4]])),
     "baddbmm": (lambda: Function(torch.baddbmm, (3, 4, 6), (3, 4, 5), (3, 5, 6)), None),
     "einsum": (lambda: Function(lambda a, b: torch.einsum("abc,acd->abd", a, b), (2, 3, 4), (2, 4, 5)), None),
@@ -212,7 +217,7 @@ PRICED = {
         "aten::convolution_backward", [[2, 4, 3, 3], [2, 3, 8, 8], [4, 3, 3, 3], *[[]] * 8],
         [*FLOAT, *["ScalarList"] * 4, "Scalar", "ScalarList", "Scalar", "ScalarList"],
         ["", "", "", "[4]", "[2, 2]", "[0, 0]", "[1, 1]", "False", "[0, 0]", "1", "[False, True, True]"],
-        ("convolution", "2x4x3x3 2x3x8x8 4x3x3x3 -> 4x3x3x3 4", "float32", (3888,) * 3 + (72, 4 * (72 + 384 + 216 + 4))),
+        ("convolution", "2x4x3x3 2x3x8x8 4x3x3x3 -> 4x3x3x3 4", "float32", (3888,) * 3 + (72, 4 * (72 + 384 + 220))),
     ),
     "the same without its values": (
         "aten::convolution_backward", [[2, 4, 3, 3], [2, 3, 8, 8], [4, 3, 3, 3], *[[]] * 8],
@@ -258,7 +263,8 @@ PRICED = {
     "sizes that are none": ("aten::mm", [[4, "x"], [5, 6]], ["float"] * 2, ["", ""], UNLIKE),
     "too few": ("aten::addmm", [[4, 5]], ["float"], [""], UNLIKE),
     "a result that is not told": (
-        "aten::slow_conv3d_forward", [[1, 2, 4, 4, 4], [3, 2, 2, 2, 2]], ["float"] * 2, ["", ""], NO_RESULT,
+        "torchvision::deform_conv2d", [[1, 2, 4, 4], [3, 2, 2, 2], [1, 8, 3, 3], [1, 4, 3, 3], [3]], ["float"] * 5,
+        [""] * 5, NO_RESULT,
     ),
 }  # fmt: skip
 
@@ -314,9 +320,15 @@ HAND = [
     ("h100-bert-small-inference", "aten::addmm", [[30522], [141, 512], [512, 30522]], 2 * 141 * 512 * 30522),
     ("mi300x-compiled-triton", "aten::mm", [[32768, 2048], [2048, 8192], [32768, 8192]], 2 * 32768 * 2048 * 8192),
     # every 7 x 7 window at a stride of 2, padded by 3: 112 x 112 of them
-    ("mi300x-resnet18-ddp-train", "aten::convolution", [[512, 3, 224, 224], [64, 3, 7, 7]], 2 * 512 * 64 * 112**2 * 3 * 49),
+    (
+        "mi300x-resnet18-ddp-train", "aten::convolution", [[512, 3, 224, 224], [64, 3, 7, 7]],
+        2 * 512 * 64 * 112**2 * 3 * 49,
+    ),
     # patches of 16 x 16, of which there are 14 x 14
-    ("h100-vit-inference", "aten::convolution", [[4, 3, 224, 224], [768, 3, 16, 16], [768]], 2 * 4 * 768 * 196 * 3 * 256),
+    (
+        "h100-vit-inference", "aten::convolution", [[4, 3, 224, 224], [768, 3, 16, 16], [768]],
+        2 * 4 * 768 * 14**2 * 3 * 16**2,
+    ),
     # both gradients at a stride of 2
     (
         "mi300x-resnet18-ddp-train", "aten::convolution_backward",
@@ -327,7 +339,11 @@ HAND = [
         "mi300x-resnet18-ddp-train", "aten::convolution_backward",
         [[512, 64, 112, 112], [512, 3, 224, 224], [64, 3, 7, 7]], 2 * 512 * 64 * 112**2 * 3 * 49,
     ),
-    ("h100-vit-inference", "aten::_scaled_dot_product_flash_attention", [[4, 12, 197, 64]] * 3, 4 * 4 * 12 * 197**2 * 64),
+    # two products per pair of a query and a key
+    (
+        "h100-vit-inference", "aten::_scaled_dot_product_flash_attention", [[4, 12, 197, 64]] * 3,
+        2 * 2 * 4 * 12 * 197**2 * 64,
+    ),
     # four projections, and two products of 8 heads of 64
     (
         "h100-mlp-2025", "aten::_native_multi_head_attention", [[16, 128, 512]] * 3,
