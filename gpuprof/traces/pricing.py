@@ -196,7 +196,7 @@ def _arguments(name: str, inputs: Inputs, number: Missing) -> list[Any]:
     args: list[Any] = []
     for dims, kind, text in parts:
         if (dims and isinstance(dims[0], list)) or (kind == "TensorList" and any(lists)):
-            args.append(_tensors(dims, ""))
+            args.append(tuple(TensorSpec(_shape(each), "") for each in dims))
         elif dims:
             args.append(TensorSpec(_shape(dims), _dtype(kind or "")))
         elif kind is None or kind == "TensorList":
@@ -228,13 +228,6 @@ def _of_python(args: list[Any]) -> list[Any]:
         _OF_PYTHON[value.dtype] if any(value is each for each in made) and value is not kept else value
         for value in args
     ]
-
-
-def _tensors(dims: Any, dtype: str) -> Any:
-    """A tensor, or the tensors of a list."""
-    if dims and isinstance(dims[0], list):
-        return tuple(TensorSpec(_shape(each), dtype) for each in dims)
-    return TensorSpec(_shape(dims), dtype)
 
 
 def _shape(dims: Any) -> tuple[int, ...]:
