@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from gpuprof.analysis.consistency import withheld
 from gpuprof.record import Run
-from gpuprof.traces.events import communicates
+from gpuprof.theory.names import communicates
 
 _MULTIPLIES = frozenset(
     """
