@@ -310,7 +310,8 @@ def compare(
     counts = [frame["flops"].iloc[0] for frame in frames]
     if not any(map(pd.isna, counts)) and abs(counts[1] - counts[0]) > ALIKE * counts[0]:
         notes.append("Their model FLOPs differ: they did not do the same work, or not all of it is known.")
-    return _concluded(found, [base], [head], notes, margin, (), by or ("op", "op-kernel"))
+    concluded = _concluded(found, [base], [head], notes, margin, (), by or ("op", "op-kernel"))
+    return replace(concluded, status=INCONCLUSIVE)
 
 
 def against(
