@@ -15,17 +15,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gpuprof.analysis.ranks import rank_rows  # against the layers: here a run has just been made
+from gpuprof.analysis.operators import PRODUCTS, plain_op  # against the layers: here a run has just been made
+from gpuprof.analysis.ranks import rank_rows
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import peaks
 from gpuprof.record import UNATTRIBUTED, PassOutcome, Run, table
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.priced import FIGURES, Described
+from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.theory.tiling import tensor_float32
 from gpuprof.traces.chrome import Recorded, read
 from gpuprof.traces.composite import is_composite
 from gpuprof.traces.events import launches_graph
+from gpuprof.traces.foreign import kind_of
+from gpuprof.traces.ncu_table import read_table
 from gpuprof.traces.owners import Attributed, OpCall, attribute
 from gpuprof.traces.pricing import NO_RULE, described
 from gpuprof.traces.scopes import Scopes, makers, scopes_of
@@ -49,8 +53,9 @@ def read_trace(
     """Make a run of a trace that ``torch.profiler`` recorded: its kernels, operators, modules, phases and FLOPs.
 
     Args:
-        path: a Chrome trace (JSON, plain or gzip), or one of each rank of a job; the tables are then those of the
-            lowest rank, and ``ranks`` has all of them.
+        path: a Chrome trace (JSON, plain or gzip), or one of each rank of a job: the tables are then those of the
+            lowest rank, and ``ranks`` has all of them. Or a raw-page table of Nsight Compute (CSV), see
+            `gpuprof.traces.ncu_table.read_table`.
         step: number of the profiler's step to take, or ``all`` for the whole window as one step; by default the one of
             median duration, with each step's time as a sample.
         convention: how FLOPs are counted, of `gpuprof.theory.conventions.CONVENTIONS`.
@@ -66,6 +71,9 @@ def read_trace(
     if not paths:
         raise GpuprofError("no trace given: name one file, or one of each rank of a job")
     fitting_convention(convention)
+    kinds = [kind_of(Path(one)) for one in paths]
+    if "table" in kinds:
+        return _table(paths, kinds, step, device_name, peak_tflops)
     settings = {"convention": convention, "peak_tflops": peak_tflops}
     runs: dict[int, Run] = {}
     of_ranks: list[dict[str, Any]] = []
@@ -81,6 +89,18 @@ def read_trace(
     if len(runs) == 1:
         return first
     return replace(first, ranks=table("ranks", of_ranks), workload=first.workload | {"ranks": len(runs)})
+
+
+def _table(
+    paths: Sequence[PathLike], kinds: Sequence[str], step: Step, device_name: str | None, peak_tflops: float | None
+) -> Run:
+    """The run of a table of Nsight Compute, which has no steps and no ranks."""
+    path = paths[kinds.index("table")]
+    if len(paths) > 1:
+        raise GpuprofError(f"{path} is a table of Nsight Compute, which is imported alone: give one file")
+    if step is not None:
+        raise GpuprofError(f"{path} is a table of Nsight Compute, which has no steps: leave --step out")
+    return read_table(path, device_name, peak_tflops)
 
 
 def _telling(progress: Progress | None, path: Path) -> Callable[[int, int], None] | None:
@@ -181,18 +201,23 @@ def _ops(recorded: Recorded, calls: list[OpCall], kernels: pd.DataFrame) -> tupl
     """
     rounded = _on_tensor_cores(kernels)
     device = "cuda" if len(recorded.device.start) else "cpu"
-    tally = Counter((call.module, call.phase, call.name, call.inputs, call.number in rounded) for call in calls)
+    ran = set(kernels["call"].dropna().astype(int))
+    tally = Counter(
+        (call.module, call.phase, call.name, call.inputs, call.number in rounded, call.number in ran) for call in calls
+    )
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     unread: dict[str, str] = {}
     missing: set[str] = set()
     causality: dict[str, str] = {}
     known: dict[tuple[str, int], Described] = {}
     open_flops = 0
-    for (module, phase, op, inputs, on_tensor_cores), times in tally.items():
+    for (module, phase, op, inputs, on_tensor_cores, has_kernels), times in tally.items():
         given = recorded.inputs[inputs] if inputs >= 0 else None
         found = known.get((op, inputs))
         if found is None:
             found = known[op, inputs] = described(op, given, device)
+        if phase == "recompute" and not has_kernels and found.kind in PRODUCTS:
+            continue  # a checkpoint stops inside the last operator that it runs again
         if found.lacks not in ("", NO_RULE):
             unread.setdefault(op, found.lacks)
         elif not found.kind:
@@ -208,12 +233,35 @@ def _ops(recorded: Recorded, calls: list[OpCall], kernels: pd.DataFrame) -> tupl
         row["calls"] += times
         for figure, value in zip(FIGURES, found.priced, strict=True):
             row[figure] = None if value is None or row[figure] is None else row[figure] + value * times
-    facts: dict[str, Any] = {"calls": len(calls), "ops_without_rule": sorted(missing), "ops_unread": unread}
+    ops = table("ops", list(rows.values()))
+    causality |= dict.fromkeys(_with_scores(ops), "unknown")
+    calls_in_all = int(ops["calls"].sum())
+    facts: dict[str, Any] = {"calls": calls_in_all, "ops_without_rule": sorted(missing), "ops_unread": unread}
     facts |= {"causality": causality, "flops_if_causal": -open_flops}
-    return table("ops", list(rows.values())), facts
+    return ops, facts
 
 
 _ROW = ("module", "phase", "op", "kind", "shapes", "dtype")
+
+
+def _with_scores(ops: pd.DataFrame) -> set[str]:
+    """Modules that write out the scores of an attention: products, and a softmax of what one of them gives.
+
+    Whether their masks are causal, a recording does not say.
+    """
+    scores: dict[str, set[Any]] = {}
+    plain = ops["op"].map(plain_op)
+    for module, shapes in ops.loc[plain.isin(_SOFTMAX), ["module", "shapes"]].itertuples(index=False, name=None):
+        scores.setdefault(module, set()).update(shape[-2:] for shape in read_shapes(shapes)[0][:1] if len(shape) > 2)
+    found = set()
+    for module, shapes in ops.loc[plain.isin(_SCORES), ["module", "shapes"]].itertuples(index=False, name=None):
+        if any(shape[-2:] in scores.get(module, ()) for shape in read_shapes(shapes)[1][:1]):
+            found.add(module)
+    return found
+
+
+_SOFTMAX = ("aten::_softmax", "aten::_safe_softmax")
+_SCORES = ("aten::bmm", "aten::baddbmm")
 
 
 def _on_tensor_cores(kernels: pd.DataFrame) -> set[int]:
@@ -233,7 +281,7 @@ def _tree(scopes: Scopes, causality: dict[str, str]) -> pd.DataFrame:
     rows = [
         {
             "module": path,
-            "class": scopes.classes.get(path, ""),
+            "class": scopes.classes[path] if path else "(recording)",
             "calls": scopes.counts.get(path, 0) if path else 1,
             "causality": causality.get(path, ""),
         }

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -440,30 +441,41 @@ def hta(path: Path) -> float:
 def tracelens(path: Path) -> float:
     from TraceLens import TreePerfAnalyzer
 
-    table = TreePerfAnalyzer.from_file(str(path)).get_df_kernel_launchers()
-    return float(table["total_direct_kernel_time"].sum() / 1e6)
+    analyzer = TreePerfAnalyzer.from_file(str(path))
+    launchers = analyzer.get_df_kernel_launchers()
+    analyzer.get_df_kernel_launchers_summary(launchers)
+    return float(launchers["total_direct_kernel_time"].sum() / 1e6)
 
 
-READERS: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] = {
-    "gpuprof": (gpuprof_median, "gpuprof", ("gpuprof",)),
-    "gpuprof --step all": (gpuprof_all, "gpuprof", ("gpuprof",)),
-    "orjson.loads": (orjson, "orjson", ("orjson",)),
-    "HTA": (hta, "hta", ("hta.trace_analysis",)),
-    "TraceLens": (tracelens, "TraceLens", ("TraceLens",)),
+def tracelens_flops(path: Path) -> float:
+    """With the FLOPs of each operator, as gpuprof has them."""
+    from TraceLens import TreePerfAnalyzer
+
+    table = TreePerfAnalyzer.from_file(str(path)).build_df_unified_perf_table()
+    return float(table["Kernel Time (µs)"].sum() / 1e6)
+
+
+READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "gpuprof": (gpuprof_median, "gpuprof.imported"),
+    "gpuprof --step all": (gpuprof_all, "gpuprof.imported"),
+    "orjson.loads": (orjson, "orjson"),
+    "HTA": (hta, "hta.trace_analysis"),
+    "TraceLens": (tracelens, "TraceLens"),
+    "TraceLens, FLOPs": (tracelens_flops, "TraceLens"),
 }
+PEERS = ("HTA", "TraceLens", "TraceLens, FLOPs")
 
 
 def child(reader: str, path: Path) -> int:
-    """Read once, and print the seconds, the most memory that the process ever held, and the kernel time found."""
-    read, _, modules = READERS[reader]
-    for name in modules:
-        __import__(name)
-    start = time.perf_counter()
+    """Read once, and print the seconds, those of the CPU, the most memory ever held, and the kernel time found."""
+    read, package = READERS[reader]
+    import_module(package)
+    start, busy = time.perf_counter(), time.process_time()
     found = read(path)
-    seconds = time.perf_counter() - start
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
     # of this process's own memory: what getrusage says may be its parent's, from before exec
     peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
-    print(json.dumps({"wall_s": seconds, "peak_bytes": peak * 1024, "kernel_s": found}))
+    print(json.dumps({"wall_s": seconds, "cpu_s": busy, "peak_bytes": peak * 1024, "kernel_s": found}))
     return 0
 
 
@@ -471,9 +483,13 @@ def measure(path: Path, python: str, rounds: int) -> dict[str, Any]:
     """Best of so many rounds, by reader; the readers take turns."""
     found: dict[str, Any] = {}
     installed = {}
-    for name, (_, package, _) in READERS.items():
-        interpreter = sys.executable if package == "gpuprof" else python
-        ask = [interpreter, "-c", f"import importlib.util as u, sys; sys.exit(u.find_spec('{package}') is None)"]
+    for name, (_, package) in READERS.items():
+        interpreter = sys.executable if name.startswith("gpuprof") else python
+        ask = [
+            interpreter,
+            "-c",
+            f"import importlib.util as u, sys; sys.exit(u.find_spec('{package.split('.')[0]}') is None)",
+        ]
         installed[name] = subprocess.run(ask).returncode == 0 and interpreter
     for _ in range(rounds):
         for name, interpreter in installed.items():
@@ -486,7 +502,7 @@ def measure(path: Path, python: str, rounds: int) -> dict[str, Any]:
                 continue
             one = json.loads(done.stdout.splitlines()[-1])
             best = found.setdefault(name, one)
-            best["wall_s"], best["peak_bytes"] = (min(best[key], one[key]) for key in ("wall_s", "peak_bytes"))
+            best |= {key: min(best[key], one[key]) for key in ("wall_s", "cpu_s", "peak_bytes")}
     return {name: found.get(name) for name in READERS}
 
 
@@ -495,13 +511,15 @@ def told(trace: dict[str, Any], found: dict[str, Any]) -> list[str]:
     print(f"\n{trace['events']:,} events, {trace['bytes'] / trace['events']:.0f} bytes each, {STEPS} steps of "
           f"{trace['events'] // STEPS:,}, {trace['kernels']:,} kernels of {trace['kernel_s']:.6f} s")  # fmt: skip
     base = found["gpuprof"]
-    print(f"{'':20}{'wall s':>9}{'peak MB':>9}{'us/event':>10}{'x gpuprof':>11}{'memory x':>10}{'kernel s':>11}")
+    print(
+        f"{'':20}{'wall s':>9}{'CPU s':>9}{'peak MB':>9}{'us/event':>10}{'x gpuprof':>11}{'memory x':>10}{'kernel s':>11}"
+    )
     for name, one in found.items():
         if one is None or "error" in one:
             print(f"{name:20}  {'not installed: skipped' if one is None else 'failed: ' + one['error']}")
             continue
         kernel = f"{one['kernel_s']:11.6f}" if one["kernel_s"] is not None else ""
-        line = f"{name:20}{one['wall_s']:9.2f}{one['peak_bytes'] / 1e6:9.0f}"
+        line = f"{name:20}{one['wall_s']:9.2f}{one['cpu_s']:9.2f}{one['peak_bytes'] / 1e6:9.0f}"
         line += f"{one['wall_s'] / trace['events'] * 1e6:10.2f}"
         if base and "error" not in base:
             line += f"{one['wall_s'] / base['wall_s']:11.2f}{one['peak_bytes'] / base['peak_bytes']:10.2f}"
@@ -511,11 +529,8 @@ def told(trace: dict[str, Any], found: dict[str, Any]) -> list[str]:
         if not (mine := found[ours]) or "error" in mine:
             wrong.append(f"{ours} read nothing")
             continue
-        for peer, time_bound, memory_bound in (
-            ("HTA", TIME_OF_PEER, MEMORY_OF_PEER),
-            ("TraceLens", TIME_OF_PEER, MEMORY_OF_PEER),
-            ("orjson.loads", TIME_OF_DECODING, None),
-        ):
+        bounds = [(peer, TIME_OF_PEER, MEMORY_OF_PEER) for peer in PEERS] + [("orjson.loads", TIME_OF_DECODING, None)]
+        for peer, time_bound, memory_bound in bounds:
             if not (other := found[peer]) or "error" in other:
                 continue
             for what, key, bound in (("wall", "wall_s", time_bound), ("peak memory", "peak_bytes", memory_bound)):

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from releases import rotary_product
-from runs import counted_run, gpu_run
+from runs import counted_run, gpu_run, kernel_row, ops_row
 
 import gpuprof
 from gpuprof.analysis.backward import backward_ratios
@@ -21,6 +21,7 @@ from gpuprof.analysis.ceilings import matmul_shapes
 from gpuprof.analysis.check import check, check_interleaved
 from gpuprof.analysis.conventions import beside
 from gpuprof.analysis.modules import by_class, by_module, by_op, by_phase, totals
+from gpuprof.analysis.ranks import rank_rows
 from gpuprof.analysis.sweep import sweep_table
 from gpuprof.analysis.validation import validate
 from gpuprof.history import open_store
@@ -53,6 +54,18 @@ def times(run, factor):
             frame[column] = integers(None if pd.isna(value) else int(value) * factor for value in frame[column])
     for peaks in run.device["peaks"].values():  # or it would have done more than its device can
         peaks.update({dtype: peak * factor for dtype, peak in peaks.items()})
+    return run
+
+
+def a_rank(factor=1):
+    """`counted_run` so many times as large, with a message, as the one rank of a job."""
+    run = counted_run()
+    message = ops_row("", "backward", "c10d::allreduce_.default", 0, kind="communication")
+    run.ops = table("ops", [*run.ops.to_dict("records"), message])
+    kernel = kernel_row("", "backward", "c10d::allreduce_", 440, 10, kernel="ncclDevKernel_AllReduce", call=10)
+    run.kernels = table("kernels", [*run.kernels.to_dict("records"), kernel])
+    run = times(run, factor)
+    run.ranks = table("ranks", rank_rows(run, 0))
     return run
 
 
@@ -94,7 +107,7 @@ def compared(small, large, factor, where):
 @pytest.mark.parametrize("factor", TIMES)
 @pytest.mark.parametrize("by", [by for by in BY if by != "kernel"])
 def test_shown_as_json_and_csv(factor, by):
-    runs = counted_run(), times(counted_run(), factor)
+    runs = a_rank(), a_rank(factor)
     small, large = (json.loads(render(run, "json", View(by=by))) for run in runs)
     assert same_times(small, large, factor)
     lines = (csv.DictReader(io.StringIO(render(run, "csv", View(by=by)))) for run in runs)
@@ -142,7 +155,7 @@ def test_roofline_by_kernel_of_a_call_that_is_no_whole_number():
 
 @pytest.mark.parametrize("factor", TIMES)
 def test_every_format_and_picture_of_the_page_shows_it(factor):
-    run = times(counted_run(), factor)
+    run = a_rank(factor)
     for format in FORMATS:
         for by in BY if format != "tree" else ("module",):
             assert render(run, format, View(by=by)).endswith("\n")

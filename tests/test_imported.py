@@ -1,7 +1,6 @@
 """A recording becomes a run: whose work each kernel is, which step it is of, what it cost. Recordings made by hand."""
 
 import json
-from pathlib import Path
 
 import pytest
 from traces.recording import Recording
@@ -69,7 +68,7 @@ def test_whose_work_each_kernel_is(recording, tmp_path):
     assert run.kernels["duration_ns"].tolist() == [100_000, 100_000, 10_000, 20_000]
     assert run.kernels["shapes"].tolist() == [f"{N} {M}x{K} {K}x{N}", f"{K}x{M} {M}x{N}", f"{K}x{N} {K}x{N}", ""]
     assert run.tree[["module", "class", "calls"]].values.tolist() == [
-        ["", "", 1], ["Net_0", "Net", 1], ["Net_0.Linear_0", "Linear", 1],
+        ["", "(recording)", 1], ["Net_0", "Net", 1], ["Net_0.Linear_0", "Linear", 1],
     ]  # fmt: skip
     assert (run.workload["name"], run.workload["mode"], run.workload["dtype"]) == ("Net", "train", "float32")
 
@@ -177,7 +176,7 @@ def test_labels_are_scopes_where_there_are_no_modules(tmp_path):
     run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
 
     assert places(run) == [("gemm", "## forward_sparse ##", "forward", "aten::mm")]
-    assert run.tree["class"].tolist() == ["", "## forward.sparse ##"]
+    assert run.tree["class"].tolist() == ["(recording)", "## forward.sparse ##"]
 
 
 def test_nothing_of_the_environment_comes_into_a_run(recording, tmp_path):
@@ -211,6 +210,3 @@ def test_a_run_of_a_recording_is_saved_and_loaded(recording, tmp_path):
     loaded = gpuprof.load(run.save(tmp_path / "run.json.gz"))
 
     assert loaded.to_dict() == run.to_dict()
-
-
-TRACES = Path(__file__).resolve().parents[2] / "shared" / "traces"

@@ -37,8 +37,8 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
-# Run.modules() and Run.backward_ratios() are conveniences that reach up, when they are called; so do the profiler and the
-# import, to say in run.warnings what an analysis makes of the run that they have just made
+# Run.modules() and Run.backward_ratios() are conveniences that reach up, when they are called; so do the profiler and
+# the import, to say in run.warnings what an analysis makes of the run that they have just made
 EXCEPTIONS = {("record", "analysis"), ("profiler", "analysis"), ("imported", "analysis")}
 
 TORCH_FREE = [
@@ -64,6 +64,7 @@ TORCH_FREE = [
     "workload.names",
     "passes.options",
     "traces",
+    "traces.ncu_table",
     "traces.events",
     "traces.owners",
     "traces.steps",

@@ -14,6 +14,7 @@ import pandas as pd
 from gpuprof.analysis.consistency import owned_kernels, withheld_of_step
 from gpuprof.analysis.counted import convention_of, counted, whole_step
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds, sm_clock_hz
+from gpuprof.analysis.executed import counters_only
 from gpuprof.analysis.memory import peak
 from gpuprof.analysis.modules import plain_op
 from gpuprof.analysis.priced import priced_share
@@ -67,6 +68,10 @@ def launches(run: Run) -> pd.DataFrame:
         a GPU, that whose FLOPs are known: below `gpuprof.analysis.priced.NEARLY_ALL` each ``mfu_`` is a lower bound)
         are the run's. invalid says why the launch is no measure of the code, empty where it is one.
     """
+    if counters_only(run):
+        raise GpuprofError(
+            "a table of Nsight Compute has no step to compare: 'gpuprof show RUN --by kernel' has its kernels"
+        )
     shared, ideal = _of_all(run)
     peaks = run.launches[run.launches["quantity"] == "peak_bytes"].set_index("launch")["value"]
     clock = sm_clock_hz(run)

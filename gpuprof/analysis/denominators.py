@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from gpuprof.hardware.counters import SCALAR_COLUMNS, TENSOR_COLUMNS
 from gpuprof.record import Run
 
 WORDS = {
@@ -20,7 +21,8 @@ def denominators(run: Run) -> dict[str, dict[str, float]]:
     peaks: dict[str, dict[str, float]] = {}
     given = run.settings.get("peak_tflops")
     if given:
-        peaks["given"] = dict.fromkeys(sorted({_family(dtype) for dtype in run.ops["dtype"]} | {"tf32"}), given * 1e12)
+        dtypes = {_family(dtype) for dtype in run.ops["dtype"]} | _executed_dtypes(run) | {"tf32"}
+        peaks["given"] = dict.fromkeys(sorted(dtypes), given * 1e12)
     known = run.device.get("peaks", {})
     if "datasheet" in known:
         peaks["datasheet"] = known["datasheet"]
@@ -31,6 +33,12 @@ def denominators(run: Run) -> dict[str, dict[str, float]]:
     if "measured" in known:
         peaks["measured"] = known["measured"]
     return peaks
+
+
+def _executed_dtypes(run: Run) -> set[str]:
+    """Dtypes whose FLOPs the GPU's own counters tell."""
+    columns = [*TENSOR_COLUMNS.items(), *SCALAR_COLUMNS.items()]
+    return {dtype for dtype, column in columns if run.counters[column].notna().any()}
 
 
 def denominator(run: Run) -> tuple[str, dict[str, float]]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import reduce
+from operator import add
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
 from gpuprof.errors import GpuprofError
-from gpuprof.hardware.counters import SCALAR_COLUMNS, TENSOR_COLUMNS
+from gpuprof.hardware.counters import SCALAR_COLUMNS, TENSOR_COLUMNS, columns_of, names_of
 from gpuprof.paths import ancestors
 from gpuprof.record import PHASES, UNATTRIBUTED, Run, integers
 from gpuprof.theory.rows import read_shapes
@@ -32,6 +34,9 @@ NOT_COLLECTED = "not collected"
 NO_LAUNCH = "no launch seen"
 LAUNCHES = "more or fewer launches than calls"
 
+ALONE = "Times and FLOP/s are of kernels that ran one by one under the counters: no rates of a step, and no MFU."
+"""What the times under the counters are."""
+
 KEY = ["module", "phase", "op", "shapes", "dtype"]
 """Columns by which launches join the row of ``ops`` that launched them."""
 
@@ -46,6 +51,12 @@ MODULE_COLUMNS = [
     "factor", "residual",
 ]  # fmt: skip
 """Columns of `executed_by_module`, likewise; without ``module`` for classes."""
+
+KERNEL_COLUMNS = [
+    "kernel", "launches", "time_s", "time_share", "flops_executed", "flops_per_s", "dram_bytes", "intensity",
+    "flops_tensor", "flops_scalar",
+]  # fmt: skip
+"""Columns of `executed_by_kernel`, likewise."""
 
 _PRODUCTS = ("matmul", "convolution", "attention", "recurrent")
 _RATIOS = ("factor", "residual")
@@ -124,6 +135,60 @@ def executed_whole(run: Run) -> dict[str, Any]:
     return _summed(_explained(run))
 
 
+def counters_only(run: Run) -> bool:
+    """Whether a run is a table of Nsight Compute: kernels and what they executed, without operators and modules."""
+    return run.tree.empty and run.done("counters")
+
+
+def executed_by_kernel(run: Run) -> pd.DataFrame:
+    """One row per kernel name: what its launches executed and moved, most time first.
+
+    Returns:
+        Columns `KERNEL_COLUMNS`, sums over the launches. ``flops_tensor`` and ``flops_scalar`` are of the dtypes that
+        were collected, on tensor cores and outside them, ``flops_executed`` both; ``intensity`` is FLOPs per byte of
+        device memory. Times are of kernels that ran one by one under the counters: ``flops_per_s`` is the rate of a
+        kernel alone, at whatever clock that was, and no MFU is made of it. What is not known of each launch is missing.
+    """
+    launches = _launches(run)
+    collected = [launches[name] for name in ("tensor", "scalar") if launches[name].notna().any()]
+    launches["executed"] = reduce(add, collected) if collected else pd.NA
+    launches["dram"] = launches["dram_read_bytes"] + launches["dram_written_bytes"]
+    sums = {"flops_executed": "executed", "flops_tensor": "tensor", "flops_scalar": "scalar", "dram_bytes": "dram"}
+    rows = []
+    for kernel, group in launches.groupby("kernel", sort=False):
+        row: dict[str, Any] = {"kernel": kernel, "launches": len(group)}
+        row |= {name: _whole(group[column]) for name, column in sums.items()}
+        nanoseconds = _whole(group["duration_ns"])
+        row["time_s"] = None if nanoseconds is None else nanoseconds * 1e-9
+        row["flops_per_s"] = _share(row["flops_executed"], row["time_s"])
+        row["intensity"] = _share(row["flops_executed"], row["dram_bytes"])
+        rows.append(row)
+    total = sum(row["time_s"] or 0.0 for row in rows)
+    for row in rows:
+        row["time_share"] = _share(row["time_s"], total)
+    table = pd.DataFrame({name: _kernel_column(name, [row[name] for row in rows]) for name in KERNEL_COLUMNS})
+    return table.sort_values("time_s", ascending=False, kind="stable", ignore_index=True)
+
+
+def flops_by_dtype(launches: pd.DataFrame) -> list[tuple[str, bool, int]]:
+    """FLOPs that rows of ``counters`` executed: dtype, whether on tensor cores, and their sum, as far as collected."""
+    columns = [(True, *item) for item in TENSOR_COLUMNS.items()] + [(False, *item) for item in SCALAR_COLUMNS.items()]
+    found = [(dtype, tensor, launches[column].dropna()) for tensor, dtype, column in columns]
+    return [(dtype, tensor, sum(map(int, values))) for dtype, tensor, values in found if len(values)]
+
+
+def _whole(values: pd.Series) -> int | None:
+    return None if values.isna().any() else sum(map(int, values))
+
+
+def _kernel_column(name: str, values: list[Any]) -> Any:
+    if name == "kernel":
+        return pd.array(values, dtype="object")
+    if name in ("launches", "flops_executed", "flops_tensor", "flops_scalar", "dram_bytes"):
+        return integers(values)
+    return pd.array(values, dtype="Float64")
+
+
 def executed_flops(run: Run, by: Literal["module", "class"] = "module") -> pd.Series:
     """Executed matmul FLOPs by module (children included) or class and phase; missing where not known.
 
@@ -171,12 +236,20 @@ def _launches(run: Run) -> pd.DataFrame:
             launches[name] = launches[name].add(launches[column], fill_value=0)
     idle, instructions = launches["tensor"].fillna(0) == 0, launches["tensor_instructions"]
     launches["unseen"] = idle & (instructions.fillna(0) > 0)
-    known = instructions.notna() | ~launches["dtype"].str.contains("float")
+    known = instructions.notna() | ~launches["dtype"].str.contains("float|^$")
+    known |= launches[_tensor_columns(run)].notna().all(axis=1)
     for name, column in TENSOR_COLUMNS.items():
         dtype = "float32" if name == "tf32" else name
         known |= launches["dtype"].str.startswith(dtype) & launches[column].notna()
     launches["tensor"] = launches["tensor"].where(~idle, 0).where(~idle | (known & ~launches["unseen"]))
     return launches
+
+
+def _tensor_columns(run: Run) -> list[str]:
+    """Columns of all the tensor work that the chip has counters for, as far as that is known."""
+    capability = ".".join(map(str, run.device.get("compute_capability") or ()))
+    columns = columns_of(names_of(capability)) or dict.fromkeys(TENSOR_COLUMNS.values())
+    return [column for column in TENSOR_COLUMNS.values() if column in columns]
 
 
 def _by_key(frame: pd.DataFrame, columns: Iterable[str]) -> dict[tuple[str, ...], list[dict[str, Any]]]:

@@ -17,6 +17,7 @@ import pandas as pd
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
+from gpuprof.analysis.executed import counters_only, executed_by_kernel, flops_by_dtype
 from gpuprof.analysis.kernel_time import busy_seconds
 from gpuprof.analysis.operators import PRODUCTS, input_shapes, kinds, plain_op
 from gpuprof.errors import GpuprofError
@@ -91,6 +92,8 @@ def dtypes(run: Run) -> list[str]:
     for dtype, kind, flops in columns:
         if kind in PRODUCTS and not pd.isna(flops) and flops:
             sums[peak_dtype(dtype, kind, run)] += int(flops)
+    if counters_only(run):
+        sums.update({dtype: flops for dtype, _, flops in flops_by_dtype(run.counters) if flops})
     return [dtype for dtype, _ in sums.most_common()]
 
 
@@ -117,9 +120,14 @@ def roofline(run: Run, by: str = "op", denominator: str | None = None) -> pd.Dat
 
     Raises:
         GpuprofError: the run has no such passes, they saw different steps, no such denominator, or no such ``by``.
+
+    Of a table of Nsight Compute, by kernel alone, FLOPs and bytes are those that counters saw, times those of kernels
+    that ran one by one.
     """
     if by not in BY:
         raise GpuprofError(f"no roofline by {by!r}: known are {', '.join(BY)}")
+    if counters_only(run):
+        return _of_counters(run, by, chosen_roofs(run, denominator))
     missing = [name for name in ("count", "trace") if not run.done(name)]
     if missing:
         raise GpuprofError(f"no roofline without the {missing[0]} pass: profile again with it")
@@ -148,6 +156,25 @@ def roofline(run: Run, by: str = "op", denominator: str | None = None) -> pd.Dat
         rows.append(row | _held_against(row, compute_s, ceilings))
     table = pd.DataFrame({name: _typed(name, [row.get(name) for row in rows]) for name in COLUMNS})
     return table.sort_values("time_s", ascending=False, kind="stable", ignore_index=True)
+
+
+def _of_counters(run: Run, by: str, ceilings: Roofs) -> pd.DataFrame:
+    if by != "kernel":
+        raise GpuprofError(f"a table of Nsight Compute has kernels alone, no roofline by {by}: give --by kernel")
+    groups = dict(list(run.counters.groupby("kernel")))
+    rows = []
+    for found in executed_by_kernel(run).to_dict(orient="records"):
+        flops, seconds = _known(found["flops_executed"]), _known(found["time_s"])
+        row = {
+            "name": found["kernel"], "phase": "", "kind": "matmul" if _known(found["flops_tensor"]) else "vector",
+            "kernel": found["kernel"], "kernels": 1, "flops": flops, "bytes": _known(found["dram_bytes"]),
+            "time_s": seconds, "time_share": _known(found["time_share"]), "dram_bytes": None,
+        }  # fmt: skip
+        work = [(ceilings.flops_per_s.get(dtype), flops) for dtype, _, flops in flops_by_dtype(groups[found["kernel"]])]
+        known = flops is not None and all(rate or not executed for rate, executed in work)
+        compute_s = sum(executed / rate for rate, executed in work if rate) if known else None
+        rows.append(row | _held_against(row, compute_s, ceilings))
+    return pd.DataFrame({name: _typed(name, [row.get(name) for row in rows]) for name in COLUMNS})
 
 
 def by_bound(rows: pd.DataFrame) -> dict[str, float]:

@@ -100,6 +100,27 @@ def columns_of(names: Collection[str]) -> dict[str, dict[str, int]]:
     return columns
 
 
+def whole_columns_of(names: Collection[str], compute_capability: str) -> dict[str, dict[str, int]]:
+    """Those of `columns_of` that somebody's choice of metrics fills whole: a part of a sum would be too little.
+
+    Args:
+        names: metrics that were collected, with or without ``.sum``.
+        compute_capability: such as ``9.0``; of a chip that is not in the table, what is whole on any chip of it is.
+    """
+    bare = {name.removesuffix(".sum") for name in names}
+    # other names of the same count have no chip of their own
+    bare |= {
+        c.unless.removesuffix(".sum") for c in all_counters() if c.metric.removesuffix(".sum") in bare and not c.chips
+    }
+    chips = [CHIPS[compute_capability]] if compute_capability in CHIPS else CHIPS.values()
+
+    def whole(column: str) -> bool:
+        parts = [{c.metric for c in all_counters() if c.column == column and chip in c.chips} for chip in chips]
+        return any(some and {metric.removesuffix(".sum") for metric in some} <= bare for some in parts)
+
+    return {column: parts for column, parts in columns_of(names).items() if whole(column)}
+
+
 def plan(names: Collection[str], dtypes: Iterable[str], everything: bool = False) -> Plan:
     """Choose what to collect: few counters, because each list that does not fit is another replay of every kernel.
 

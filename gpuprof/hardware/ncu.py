@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +37,7 @@ _BASE_UNITS = {
     "inst": 1, "": 1,
 }  # fmt: skip
 _NUMBER = re.compile(r"-?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?([eE][+-]?\d+)?").fullmatch
+_HEADER = re.compile(r'\ufeff?"?ID"?,').match
 _ABSENT = ("", "n/a", "nan", "no data")
 
 
@@ -187,32 +188,14 @@ def read_csv(text: str, metrics: Collection[str]) -> list[Launch]:
     Raises:
         GpuprofError: it is no such table, breaks off, or has numbers of another locale or in an unknown unit.
     """
-    lines = text.splitlines(keepends=True)
-    start = next((number for number, line in enumerate(lines) if line.lstrip("\ufeff").startswith('"ID"')), None)
-    if start is None:
-        return []
-    rows = csv.reader(io.StringIO("".join(lines[start:])), strict=True)
-    try:
-        header = [name.lstrip("\ufeff") for name in next(rows)]
-        parsed = [row for row in rows if row]
-    except csv.Error as error:
-        raise GpuprofError(f"Nsight Compute's table breaks off ({error}): run again") from error
+    header, parsed = _cells(text)
     places = {name: place for place, name in enumerate(header)}
     nvtx = [place for name, place in places.items() if "Push/Pop_Range" in name]
     read = {name: place for name, place in places.items() if name in metrics or name == REPLAYS}
-    needed = ("ID", "Kernel Name", "Grid Size", "Block Size")
-    if "Metric Name" in places:
-        raise GpuprofError("Nsight Compute's table has a row per metric, not one per kernel: print it with --page raw")
-    if missing := [name for name in needed if name not in places]:
-        raise GpuprofError(f"Nsight Compute's table has no column {', '.join(missing)}: this version is not known")
     scale = dict.fromkeys(read, 1.0)  # also of a table without units, and of the replays whatever their unit
     launches = []
     for row in parsed:
-        if len(row) != len(header):
-            raise GpuprofError(
-                f"Nsight Compute's table breaks off: a row of {len(row)} cells where there are {len(header)} columns"
-            )
-        if not row[places["ID"]].strip():  # the row of units
+        if _of_units(row, places):
             scale |= {name: _unit(row[place], name) for name, place in read.items() if name in metrics}
             continue
         launches.append(
@@ -227,6 +210,52 @@ def read_csv(text: str, metrics: Collection[str]) -> list[Launch]:
     return launches
 
 
+def read_texts(text: str, columns: Collection[str]) -> dict[str, list[str]]:
+    """What stands in columns of such a table: each cell's text once, in its order; without columns that are not there.
+
+    Raises:
+        GpuprofError: it is no such table, or breaks off.
+    """
+    header, parsed = _cells(text)
+    places = {name: place for place, name in enumerate(header)}
+    rows = [row for row in parsed if not _of_units(row, places)]
+    found = {
+        name: dict.fromkeys(row[place].strip() for row in rows) for name, place in places.items() if name in columns
+    }
+    return {name: [cell for cell in cells if cell.lower() not in _ABSENT] for name, cells in found.items()}
+
+
+def _cells(text: str) -> tuple[list[str], list[list[str]]]:
+    """Names of the columns of a raw table, and its rows; nothing where the text has none."""
+    lines = text.splitlines(keepends=True)
+    start = next((number for number, line in enumerate(lines) if _HEADER(line)), None)
+    if start is None:
+        return [], []
+    rows = csv.reader(io.StringIO("".join(line for line in lines[start:] if not line.startswith("=="))), strict=True)
+    try:
+        header = [name.lstrip("\ufeff") for name in next(rows)]
+        parsed = [row for row in rows if row]
+    except csv.Error as error:
+        raise GpuprofError(f"Nsight Compute's table breaks off ({error}): run again") from error
+    if "Metric Name" in header:
+        raise GpuprofError(
+            "Nsight Compute's table has a row per metric, not one per kernel: print it with "
+            "'ncu --import REPORT.ncu-rep --csv --page raw'"
+        )
+    if missing := [name for name in ("ID", "Kernel Name", "Grid Size", "Block Size") if name not in header]:
+        raise GpuprofError(f"Nsight Compute's table has no column {', '.join(missing)}: this version is not known")
+    for row in parsed:
+        if len(row) != len(header):
+            raise GpuprofError(
+                f"Nsight Compute's table breaks off: a row of {len(row)} cells where there are {len(header)} columns"
+            )
+    return header, parsed
+
+
+def _of_units(row: list[str], places: Mapping[str, int]) -> bool:
+    return not row[places["ID"]].strip()
+
+
 def _unit(text: str, metric: str) -> float:
     unit = text.strip().lower()
     if unit in _BASE_UNITS:
@@ -235,7 +264,9 @@ def _unit(text: str, metric: str) -> float:
         return 1.0
     if unit in ("op", "ops", "flop", "cycle", "thread_inst", "instruction", "instructions", "warp_inst"):
         return 1.0
-    raise GpuprofError(f"Nsight Compute gives {metric} in {text!r}, which gpuprof does not know")
+    raise GpuprofError(
+        f"Nsight Compute gives {metric} in {text!r}, which gpuprof does not know: add --print-units base"
+    )
 
 
 def _reading(text: str, scale: float, metric: str) -> float | None:

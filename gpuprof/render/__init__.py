@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gpuprof.analysis.executed import counters_only
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Run
-from gpuprof.render import calflops, perfetto, tables, tree
+from gpuprof.render import calflops, executed, perfetto, tables, tree
 from gpuprof.render.view import BY, View
 
 FORMATS: dict[str, Callable[[Run, View], str]] = {
@@ -36,4 +37,9 @@ def render(run: Run, format: str = "tree", view: View | None = None) -> str:
         raise GpuprofError(
             f"a tree is by module; by {view.by} there are: {', '.join(f for f in FORMATS if f != 'tree')}"
         )
+    if counters_only(run):
+        if format == "tree":
+            return executed.render(run, view)
+        if format in ("calflops", "perfetto"):
+            raise GpuprofError(f"a table of Nsight Compute has kernels alone, nothing for {format}: give --by kernel")
     return FORMATS[format](run, view)

@@ -12,6 +12,7 @@ from gpuprof import units
 from gpuprof.analysis.budget import budget
 from gpuprof.analysis.communication import collectives
 from gpuprof.analysis.consistency import inconsistencies, withheld_of_kernels
+from gpuprof.analysis.executed import counters_only
 from gpuprof.analysis.hints import hints
 from gpuprof.analysis.modules import by_kernel, by_module, by_op, convention_of, totals
 from gpuprof.analysis.priced import at_least, known_of
@@ -51,9 +52,12 @@ def render_page(run: Run, convention: str | None = None, command: str = "") -> s
         command: how the page was made, for its last section.
 
     Raises:
-        GpuprofError: plotly or jinja2 is missing, or the convention does not fit the run.
+        GpuprofError: plotly or jinja2 is missing, the convention does not fit the run, or that is a table of Nsight
+            Compute.
     """
     check_page()
+    if counters_only(run):
+        raise GpuprofError("a table of Nsight Compute has kernels alone, no page: 'gpuprof show RUN' reports them")
     import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs

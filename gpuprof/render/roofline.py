@@ -17,6 +17,7 @@ from rich.text import Text
 
 from gpuprof import units
 from gpuprof.analysis.denominators import WORDS
+from gpuprof.analysis.executed import counters_only
 from gpuprof.analysis.roofline import Roofs, by_bound, chosen_roofs, dtypes, roofline, roofs
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture
@@ -72,7 +73,7 @@ def text(run: Run, view: View, denominator: str | None) -> str:
     for values in zip(*cells.values(), strict=True):
         grid.add_row(*map(Text, values))
     lines = [*_sentences(run, rows, denominator)]
-    notes = [*_notes(rows, len(shown), view.by)]
+    notes = [*_notes(run, rows, len(shown), view.by)]
     return to_text(Group(*_wrapped(lines, view), Text(""), grid, Text(""), *_wrapped(notes, view)), view)
 
 
@@ -84,7 +85,7 @@ def markdown(run: Run, view: View, denominator: str | None) -> str:
     table = [[*columns], ["---" if head in (view.by, *_WORDS) else "---:" for head in columns]]
     table += [[cell(row) for cell in columns.values()] for row in shown]
     piped = "".join(f"| {' | '.join(map(_escaped, row))} |\n" for row in table)
-    return "\n\n".join([*_sentences(run, rows, denominator), piped, *_notes(rows, len(shown), view.by)]) + "\n"
+    return "\n\n".join([*_sentences(run, rows, denominator), piped, *_notes(run, rows, len(shown), view.by)]) + "\n"
 
 
 def csv(run: Run, view: View, denominator: str | None) -> str:
@@ -165,11 +166,17 @@ def _sentences(run: Run, rows: pd.DataFrame, denominator: str | None) -> Iterato
     yield f"Of the {time}, at these ceilings: {', '.join(parts)}."
 
 
-def _notes(rows: pd.DataFrame, shown: int, by: str) -> Iterator[str]:
-    yield (
-        "FLOP/B are FLOPs over the least bytes: FLOPs of products as the hardware does them, of vector work an "
-        "estimate. Of roof is the time at the ceiling that limits it over the time taken."
-    )
+def _notes(run: Run, rows: pd.DataFrame, shown: int, by: str) -> Iterator[str]:
+    if counters_only(run):
+        yield (
+            "FLOP/B are executed FLOPs of the dtypes that were collected over bytes that device memory moved. Times "
+            "are of kernels that ran one by one under the counters, at their clock."
+        )
+    else:
+        yield (
+            "FLOP/B are FLOPs over the least bytes: FLOPs of products as the hardware does them, of vector work an "
+            "estimate. Of roof is the time at the ceiling that limits it over the time taken."
+        )
     if by in ("class", "module"):
         yield "A row is what the modules own themselves, without their children."
     above = rows[rows["of_roof"].fillna(0) > 1]
@@ -215,7 +222,8 @@ def roofline_chart(
     _set_limits(axes, dots, known, dtypes(run))
     _draw_roofs(axes, known, dtypes(run))
     _draw_dots(axes, dots)
-    axes.set_xlabel("arithmetic intensity, FLOP per least byte", fontsize=9)
+    per = "byte that DRAM moved" if counters_only(run) else "least byte"
+    axes.set_xlabel(f"arithmetic intensity, FLOP per {per}", fontsize=9)
     axes.set_ylabel("achieved", fontsize=9)
     axes.yaxis.set_major_formatter(lambda value, _: units.si(value, "FLOP/s", 1))
     axes.xaxis.set_major_formatter(lambda value, _: units.significant(value, 1))

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gpuprof import units
 from gpuprof.analysis.consistency import withheld_of_kernels
+from gpuprof.analysis.executed import ALONE, KERNEL_COLUMNS
 from gpuprof.analysis.priced import known_of
 from gpuprof.analysis.ranks import straggler
 from gpuprof.record import Run
@@ -102,9 +103,11 @@ def _raw(run: Run, view: View) -> pd.DataFrame:
 
 
 def _notes(run: Run, view: View, rows: pd.DataFrame) -> list[str]:
-    known = known_of(run) if "mfu" in rows and not _why_withheld(run, rows) else ""
+    """What a reader of the rows has to know of them; empty where there is nothing."""
+    alone = ALONE if list(rows) == KERNEL_COLUMNS else _why_withheld(run, rows)
+    known = known_of(run) if "mfu" in rows and not alone else ""
     least = f"FLOP/s and MFU are at least that: {known}." if known else ""
-    return [_why_withheld(run, rows), least, straggler(run).text if view.by == "rank" else ""]
+    return [alone, least, straggler(run).text if view.by == "rank" else ""]
 
 
 def _why_withheld(run: Run, rows: pd.DataFrame) -> str:

@@ -108,7 +108,7 @@ def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
         times = "" if len(paths) == 1 else f"{len(paths)} x "
         label = f"{name}: {times}{figures['class']}" if paths[0] else str(figures["class"]) or "(root)"
         if paths[0] in numbered:
-            label = f"{times}{_last(paths[0])}" + (f"-{_last(paths[-1]).rpartition('_')[2]}" if times else "")
+            label = f"{times}{figures['class']} ({_numbers(paths)})" if times else name
         elif figures["class"].replace(".", "_") == name:  # a label
             label = str(figures["class"])
         return Node(label, figures, spread, below)
@@ -171,6 +171,14 @@ def _must_agree(column: str) -> bool:
 
 def _is_timed(column: str) -> bool:
     return column.startswith(("time_", "flops_per_s", "mfu"))
+
+
+def _numbers(paths: list[str]) -> str:
+    """Those of recorded modules, each after its class."""
+    numbers = [int(path.rpartition("_")[2]) for path in paths]
+    if numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]}-{numbers[-1]}"
+    return ", ".join(map(str, numbers))
 
 
 def _last(path: str) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from gpuprof.analysis import modules
 from gpuprof.analysis.communication import collectives
 from gpuprof.analysis.conventions import beside
-from gpuprof.analysis.executed import executed_by_module
+from gpuprof.analysis.executed import counters_only, executed_by_kernel, executed_by_module
 from gpuprof.analysis.ranks import by_rank
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run
@@ -20,14 +20,18 @@ def _executed(run: Run, convention: str | None) -> pd.DataFrame:
     if not run.done("counters"):
         why = run.passes["counters"].reason if "counters" in run.passes else "profile with --counters minimal on a GPU"
         raise GpuprofError(f"this run has no hardware counters: {why}")
-    return executed_by_module(run)
+    return executed_by_kernel(run) if counters_only(run) else executed_by_module(run)
+
+
+def _by_kernel(run: Run, convention: str | None) -> pd.DataFrame:
+    return executed_by_kernel(run) if counters_only(run) else modules.by_kernel(run, convention)
 
 
 BY: dict[str, Callable[[Run, str | None], pd.DataFrame]] = {
     "module": modules.by_module,
     "class": modules.by_class,
     "op": modules.by_op,
-    "kernel": modules.by_kernel,
+    "kernel": _by_kernel,
     "phase": modules.by_phase,
     "communication": lambda run, convention: collectives(run),
     "rank": by_rank,
@@ -64,8 +68,10 @@ def frame(run: Run, view: View) -> pd.DataFrame:
     """The rows of a view, with raw figures.
 
     Raises:
-        GpuprofError: no such column to sort by.
+        GpuprofError: no such column to sort by, or the run has no such rows.
     """
+    if counters_only(run) and view.by not in ("kernel", "executed"):
+        raise GpuprofError(f"a table of Nsight Compute has kernels alone, nothing by {view.by}: give --by kernel")
     table = BY[view.by](run, view.convention)
     if view.depth is not None and "module" in table:
         depths = table["module"].map(depth_of)

@@ -185,6 +185,24 @@ def _backward_overrideable(
     return _gradients(x if transposed else grad, weight, grad, output_mask)
 
 
+# Of torch before 1.11, whose backward of a convolution called one operator for each gradient.
+@flop_rule(
+    *(f"aten::{library}_convolution_backward_input" for library in ("cudnn", "miopen", "mkldnn")), kind="convolution"
+)
+def _input_gradient(size: Any, grad: TensorSpec, weight: TensorSpec, *_: Any, out: Any, **__: Any) -> int:
+    return convolution_flops(grad, weight)
+
+
+@flop_rule(
+    "aten::cudnn_convolution_backward_weight",
+    "aten::miopen_convolution_backward_weight",
+    "aten::mkldnn_convolution_backward_weights",
+    kind="convolution",
+)
+def _weight_gradient(size: Sequence[int], grad: TensorSpec, x: TensorSpec, *_: Any, out: Any, **__: Any) -> int:
+    return convolution_flops(grad, TensorSpec(tuple(size)))
+
+
 @flop_rule("aten::_slow_conv2d_backward.output_mask", kind="convolution")
 def _slow_backward(
     grad: TensorSpec,

@@ -88,10 +88,11 @@ def broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-_KINDS = ("bool", "int", "float", "complex")
+_COMPLEX = {"float16": "complex32", "bfloat16": "complex64", "float32": "complex64", "float64": "complex128"}
 
 
 def _kind(dtype: str) -> int:
+    """Of bool, integer, floating and complex, which decide before the size."""
     return 0 if dtype == "bool" else 1 if "int" in dtype else 3 if dtype.startswith("complex") else 2
 
 
@@ -118,14 +119,14 @@ def promoted(*operands: Any) -> str:
         for dtype in level[1:]:
             level[0] = _higher(level[0], dtype)
         if level and (not best or _kind(level[0]) > _kind(best)):
-            best = _higher(best, level[0]) if best and _kind(level[0]) == 3 else level[0]
+            best = _COMPLEX[best] if best in _COMPLEX and _kind(level[0]) == 3 else level[0]
     return "" if unknown and best and _kind(best) < 2 else best
 
 
 def _higher(a: str, b: str) -> str:
     low, high = sorted((a, b), key=lambda dtype: (_kind(dtype), ITEM_BYTES.get(dtype, 1)))
-    if _kind(low) == 2 and _kind(high) == 3 and low == "float64":
-        return "complex128"
+    if _kind(high) == 3:
+        return max(_COMPLEX.get(low, low), high, key=lambda dtype: ITEM_BYTES[dtype] if _kind(dtype) == 3 else 0)
     if {a, b} == {"float16", "bfloat16"}:
         return "float32"
     return "int16" if {a, b} == {"int8", "uint8"} else high
@@ -437,7 +438,7 @@ def _efficient_backward(
     grad: Any, q: TensorSpec, k: TensorSpec, v: TensorSpec, bias: TensorSpec | None, o: Any, lse: Any, seed: Any,
     offset: Any, dropout: Any, mask: Sequence[bool], *_: Any,
 ) -> tuple[TensorSpec | None, ...]:  # fmt: skip
-    return _if(mask[0], q), _if(mask[1], k), _if(mask[2], v), _if(mask[3], bias)
+    return q, k, v, _if(mask[3], bias)
 
 
 @_result("_native_multi_head_attention")

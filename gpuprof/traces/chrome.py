@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -31,7 +31,7 @@ NO_DURATION = "no duration or a negative one"
 """Why an event is left out, beside `UNREADABLE`."""
 
 _HOST = {"cpu_op": OPERATOR, "Operator": OPERATOR, "user_annotation": LABEL, "python_function": MODULE}
-_RUNTIME = {"cuda_runtime": 0, "cuda_driver": 0, "Runtime": 0}
+_RUNTIME = {"cuda_runtime", "cuda_driver", "Runtime"}
 _DEVICE = {
     "kernel": KERNEL, "Kernel": KERNEL, "gpu_memcpy": MEMCPY, "Memcpy": MEMCPY, "gpu_memset": MEMSET, "Memset": MEMSET,
 }  # fmt: skip
@@ -44,7 +44,9 @@ _INTEGERS = (
 )  # fmt: skip
 _OF_DEVICE = ("id", "numSms", "totalGlobalMem", "computeMajor", "computeMinor")
 _NO_ARGS = Args()
-_NO_INPUTS = (b"", b"", b"", b"")
+_APART = b"\0"  # between texts of JSON, which never hold it
+_NO_INPUTS = _APART * 3
+_NO_STAMP = -(2**63)
 _LONGEST = 4e15  # microseconds whose sum of two is an int64 of nanoseconds: 126 years
 
 Integers = NDArray[np.int64]
@@ -81,7 +83,7 @@ class Host(NamedTuple):
 
 
 class Runtime(NamedTuple):
-    """Calls into the runtime or driver of CUDA or HIP: `correlation` is -1 where there is none, else as `Host`."""
+    """Calls into the runtime or driver of CUDA or HIP; `correlation` is -1 where there is none, else as in `Host`."""
 
     name: NDArray[np.int32]
     thread: NDArray[np.int32]
@@ -177,53 +179,54 @@ class _Columns:
 
     def add(self, events: list[Event]) -> None:
         """Add what is kept of some events."""
-        groups: dict[str, list[Event]] = {category: [] for category in (*_HOST, *_RUNTIME, *_DEVICE)}
-        self.categories.update([event.cat for event in events])
+        groups: defaultdict[str, list[Event]] = defaultdict(list)
         for event in events:
-            if (group := groups.get(event.cat)) is not None:
-                group.append(event)
-        frames = groups["python_function"]
-        groups["python_function"] = [event for event in frames if event.name.startswith(_MODULE_RANGE)]
+            groups[event.cat].append(event)
         for category, group in groups.items():
-            events, start, end = self._timed(group)
-            if not events:
-                continue
+            self.categories[category] += len(group)
             if category in _HOST:
-                self.host.append(self._host(events, start, end, _HOST[category]))
+                if _HOST[category] == MODULE:
+                    group = [event for event in group if event.name.startswith(_MODULE_RANGE)]
+                self.host.append(self._host(*self._timed(group), _HOST[category]))
             elif category in _DEVICE:
-                self.device.append(self._device(events, start, end, _DEVICE[category]))
-            else:
-                self.runtime.append(self._runtime(events, start, end))
+                self.device.append(self._device(*self._timed(group), _DEVICE[category]))
+            elif category in _RUNTIME:
+                self.runtime.append(self._runtime(*self._timed(group)))
 
     def _timed(self, events: list[Event]) -> tuple[list[Event], Integers, Integers]:
         """Those of the events that have a time, with their start and end in ns."""
-        begun = np.array([event.ts for event in events], np.float64)
+        if events and isinstance(events[0], ExactEvent):
+            start = np.array([_stamp(bytes(event.ts)) for event in cast("list[ExactEvent]", events)], np.int64)
+            dated = start != _NO_STAMP
+        else:
+            begun = np.array([event.ts for event in events], np.float64)
+            dated = np.abs(begun) < _LONGEST
+            start = _nanoseconds(np.where(dated, begun, 0))
         lasted = np.array([event.dur for event in events], np.float64)
+        ended = (lasted >= 0) & (lasted < _LONGEST)
+        duration = _nanoseconds(np.where(ended, lasted, 0))
         good = np.ones(len(events), np.bool_)
         for reason, fit in (
             (NOT_COMPLETE, np.array([event.ph == "X" for event in events], np.bool_)),
-            (NO_START, np.abs(begun) < _LONGEST),
-            (NO_DURATION, (lasted >= 0) & (lasted < _LONGEST)),
+            (NO_START, dated),
+            (NO_DURATION, ended),
         ):
             if number := int((good & ~fit).sum()):
                 self.left_out[reason] += number
                 good &= fit
         if not good.all():
-            events, begun, lasted = list(compress(events, good)), begun[good], lasted[good]
-        duration = _nanoseconds(lasted)
-        if events and isinstance(events[0], ExactEvent):
-            start = np.array([round(event.ts * 1000) for event in events], np.int64)
-        else:
-            start = _nanoseconds(begun)
+            events, start, duration = list(compress(events, good)), start[good], duration[good]
         self.whole_us = self.whole_us and not (start % 1000).any() and not (duration % 1000).any()
         return events, start, start + duration
 
     def _host(self, events: list[Event], start: Integers, end: Integers, category: int) -> tuple[NDArray[Any], ...]:
         args = [event.args or _NO_ARGS for event in events]
-        inputs = [
-            (bytes(arg.shapes or arg.shapes_2020), bytes(arg.types), bytes(arg.concrete), bytes(arg.results_2020))
-            for arg in args
+        # a module has no inputs, and nothing else is of Python: what is absent is not looked for in each event
+        texts = [
+            _APART.join((arg.shapes or arg.shapes_2020, arg.types, arg.concrete, arg.results_2020))
+            for arg in (args if category != MODULE else ())
         ]
+        absent = np.full(len(events), -1)
         return Host(
             name=_indices(self.names, [event.name for event in events]),
             category=np.full(len(events), category, np.int8),
@@ -232,10 +235,10 @@ class _Columns:
             end=end,
             number=_integers([arg.number for arg in args], -1),
             forward_thread=_integers([arg.forward_thread for arg in args], 0),
-            inputs=_indices(self.inputs, inputs) - 1,
-            python_id=_integers([arg.python_id for arg in args], -1),
-            parent_id=_integers([arg.parent_id for arg in args], -1),
-            module_id=_integers([arg.module_id for arg in args], -1),
+            inputs=_indices(self.inputs, texts) - 1 if texts else absent.astype(np.int32),
+            python_id=_integers([arg.python_id for arg in args], -1) if category == MODULE else absent,
+            parent_id=_integers([arg.parent_id for arg in args], -1) if category == MODULE else absent,
+            module_id=_integers([arg.module_id for arg in args], -1) if category == MODULE else absent,
         )
 
     def _runtime(self, events: list[Event], start: Integers, end: Integers) -> tuple[NDArray[Any], ...]:
@@ -307,7 +310,7 @@ def read(path: str | os.PathLike[str], progress: Progress | None = None) -> Reco
         whole_us=columns.whole_us,
         left_out=left_out,
         names=list(columns.names),
-        inputs=[Inputs(*map(_value, texts)) for texts in list(columns.inputs)[1:]],
+        inputs=[Inputs(*map(_value, texts.split(_APART))) for texts in list(columns.inputs)[1:]],
         threads=[(_text(pid), _text(tid)) for pid, tid in columns.threads],
         streams=[_text(stream) for stream in columns.streams],
         host=host,
@@ -318,14 +321,13 @@ def read(path: str | os.PathLike[str], progress: Progress | None = None) -> Reco
 
 def _nothing(path: Path, categories: dict[str, int], left_out: dict[str, int]) -> str:
     """What is said of a trace in which there is nothing to read."""
-    known = (
-        ", ".join(f"{name[:40]!a} ({number})" for name, number in Counter(categories).most_common(8))
-        or "no event at all"
-    )
-    dropped = "".join(f"; left out: {number} with {reason}" for reason, number in left_out.items())
+    found = [
+        f"{number} of {ascii(name[:40]) if name else 'no category'}"
+        for name, number in Counter(categories).most_common(8)
+    ] + [f"{number} left out for {reason}" for reason, number in left_out.items()]
     return (
-        f"{path} has no work of a GPU and no operator of torch, only {known}{dropped}: record both with "
-        "torch.profiler's activities CPU and CUDA"
+        f"{path} has no work of a GPU and no operator of torch (events: {', '.join(found) or 'none'}): record both "
+        "with torch.profiler's activities CPU and CUDA"
     )
 
 
@@ -361,6 +363,16 @@ def _integers(values: list[int | None], absent: int) -> Integers:
         return np.array([(value + 2**63) % 2**64 - 2**63 for value in kept], np.int64)
 
 
+def _stamp(text: bytes) -> int:
+    """Nanoseconds of a number of microseconds that a float would not hold, written with a fraction or without."""
+    whole, _, fraction = text.strip(b'"').partition(b".")
+    try:
+        stamp = int(whole + (fraction + b"000")[:3])
+    except ValueError:
+        return _NO_STAMP
+    return stamp if abs(stamp) < 1000 * _LONGEST else _NO_STAMP
+
+
 def _nanoseconds(microseconds: NDArray[np.float64]) -> Integers:
     """Whole nanoseconds; a whole microsecond stays one, however large."""
     whole = np.floor(microseconds)
@@ -377,7 +389,7 @@ def _joined(parts: list[tuple[NDArray[Any], ...]]) -> Iterator[NDArray[Any]]:
 
 def _number(value: int | str | None) -> int | None:
     if isinstance(value, str):
-        return int(value) if value.isdecimal() else None
+        return int(value) if value.isdecimal() and len(value) < 19 else None
     return value
 
 

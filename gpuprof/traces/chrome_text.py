@@ -14,7 +14,6 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -45,6 +44,7 @@ _BETWEEN = re.compile(r"[ \t\r\n]*(,?)[ \t\r\n]*")
 _LENIENT = json.JSONDecoder(
     strict=False,
     parse_constant=lambda _: None,
+    parse_int=lambda text: int(text) if len(text) < 40 else None,
     parse_float=lambda text: value if math.isfinite(value := float(text)) else None,
 )
 
@@ -82,9 +82,9 @@ class Event(msgspec.Struct, gc=False):
 
 
 class ExactEvent(Event, gc=False):
-    """An event of a file whose times are too large for a float to tell nanoseconds: 2024's microseconds since 1970."""
+    """An event of a file whose times no float holds to the ns, as of early 2024: its time is left as text."""
 
-    ts: Decimal = Decimal("NaN")  # type: ignore[assignment]
+    ts: Raw = Raw()  # type: ignore[assignment]
 
 
 class _Break(NamedTuple):
@@ -291,7 +291,7 @@ def _one_by_one(text: bytes, decoder: _Decoder) -> tuple[list[Event], int, int, 
             final = not error.msg.startswith("Unterminated") and error.pos < len(text) - 16
             return events, skipped, at, _Break(error.pos, error.msg.lower(), final)
         except (ValueError, RecursionError) as error:
-            return events, skipped, at, _Break(at, first_line(error), True)
+            return events, skipped, at, _Break(at + 1, first_line(error), True)
         event = decoder.one(text[at:after])
         if event is None:
             skipped += 1
@@ -321,7 +321,10 @@ def _after(
             raise ValueError("there is text after its end")
         fields = {} if bare else _lenient(b'{"":0' + text)
     except (ValueError, RecursionError) as error:
-        raise GpuprofError(f"{path} is cut short or damaged after event {count}: {first_line(error)}") from error
+        why = error.msg.lower() if isinstance(error, json.JSONDecodeError) else first_line(error)
+        raise GpuprofError(
+            f"{path} is cut short or damaged after event {count} ({why}): copy or record it anew"
+        ) from error
     if _EVENTS in fields:
         raise GpuprofError(f"{path} has two lists of events: give each in a file of its own")
     return fields
@@ -329,7 +332,7 @@ def _after(
 
 def _broken(path: Path, count: int, stop: _Break, before: int, text: bytes, used: int, end: str | None) -> GpuprofError:
     """What is said of a text that stops being a list of events."""
-    where = f"in event {count + 1}" if text[used:].strip(b" \t\r\n,") else f"after event {count}"
+    where = f"in event {count + 1}" if text[used : stop.at].strip(b" \t\r\n,") else f"after event {count}"
     if stop.final:
         return GpuprofError(f"{path} is no JSON {where}, at byte {before + stop.at} of its text: {stop.why}")
     return GpuprofError(

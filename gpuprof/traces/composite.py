@@ -7,7 +7,8 @@ to add and to take away. They differ from torch's word in two ways:
 
 - ``_fused_rms_norm`` is composed in a build of torch without CUDA, and has a kernel of its own where there is a GPU.
 - An operator that an earlier torch composed, such as ``convolution`` in 1.8, counts as that of 2.13 does: it carries
-  the FLOPs, and ``cudnn_convolution`` inside it does not carry them again. What 2.13 no longer has is not composed.
+  the FLOPs, and ``cudnn_convolution`` inside it does not carry them again. What 2.13 no longer has is not composed, but
+  for the backward of convolutions before 1.11, which called one operator for each gradient.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ _COMPOSED = frozenset(
     to_sparse_csc to_sparse_csr trace_backward trapezoid trapz triplet_margin_loss true_divide true_divide_ type_as
     unflatten unflatten_dense_tensors unsafe_chunk value_selecting_reduction_backward vander view_as vsplit vstack
     """.split()
-)
+) | {f"{library}_convolution_backward" for library in ("cudnn", "miopen", "mkldnn")}
 
 
 def is_composite(name: str) -> bool:

@@ -247,6 +247,9 @@ def attribute(
     for row in kernels:
         if row["module"] == _UNKNOWN:
             row["module"], unknown_ns = UNATTRIBUTED, unknown_ns + row["duration_ns"]
+    for call in op_calls:
+        if call.module == _UNKNOWN:
+            call.module = UNATTRIBUTED
     linked = sum(event.linked in launchers for event in device) if device else len(kernels)
     first = min((row["start_ns"] for row in kernels), default=0)
     for row in kernels:
@@ -301,6 +304,8 @@ def _taken_over(host: list[Event]) -> set[int]:
     """
     found: set[int] = set()
     around: list[tuple[int, Event]] = []
+    if not any(event.kind == MODE for event in host):
+        return found
     for index, event in enumerate(host):
         while around and (around[-1][1].thread != event.thread or around[-1][1].end <= event.start):
             around.pop()

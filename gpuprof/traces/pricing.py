@@ -1,9 +1,9 @@
 """What a trace says of the inputs of an operator, turned into a row of the ``ops`` table. No torch.
 
 Files differ in what they have. From 2023 on there are the values of numbers and of lists of them; before, nobody knows
-a stride, and so the result of a convolution. Files of 2020 have no dtypes, but shapes of the results. None has the
-texts among the arguments, dtypes in a list of tensors, or anything of a list of more than 30. What is not there is
-`MISSING`: a rule that does not ask for it gives its FLOPs, one that does gives none.
+a stride, and so the result of a convolution. Files of 2020 have no dtypes either. None has the texts among the
+arguments, dtypes in a list of tensors, or anything of a list of more than 30. What is not there is `MISSING`: a rule
+that does not ask for it gives its FLOPs, one that does gives none.
 """
 
 from __future__ import annotations
@@ -123,13 +123,13 @@ def described(name: str, inputs: Inputs | None, device: str, causal: bool | None
         Figures that the inputs do not tell are None: FLOPs of products with a reason in `Described.lacks`; vector FLOPs
         and bytes each by itself.
     """
+    rule = rule_for(name)
     if inputs is None or inputs.shapes is None:
-        return _unknown(name, NO_SHAPES)
+        return _unknown(name, NO_SHAPES if rule else NO_RULE)
     try:
         args = _arguments(name, inputs, _NUMBER)
-        out = _result(name, args, inputs, device)
+        out = result_of(name, tuple(args), device)
         found = _priced(name, args, out, device)
-        rule = rule_for(name)
         if not found.kind and rule is not None and rule.kind == "attention":
             found = _priced(name, _arguments(name, inputs, Missing(True, bool(causal))), out, device)
             found = found._replace(causality="unknown", bound=True) if found.kind else found
@@ -153,7 +153,8 @@ def _unknown(name: str, lacks: str, shapes: str = "", dtype: str = "") -> Descri
     rule = rule_for(name)
     if rule is None or rule.kind in _MULTIPLY:
         return Described(name, rule.kind if rule else "", shapes, dtype, (None,) * 5, "", lacks=lacks)
-    moved = (0, 0) if rule.kind == "view" else (0, None) if rule.kind == "movement" else (None, None)
+    adds = rule.kind == "vector" or "index_put" in name
+    moved = (0, 0) if rule.kind == "view" else (None if adds else 0, None)
     return Described(name, rule.kind, shapes, dtype, (0, 0, 0, *moved), "")
 
 
@@ -184,13 +185,6 @@ def _overload(name: str, args: list[Any]) -> str:
     return name
 
 
-def _result(name: str, args: list[Any], inputs: Inputs, device: str) -> Any:
-    if inputs.results is None:
-        return result_of(name, tuple(args), device)
-    found = tuple(_tensors(dims, "") for dims in inputs.results)
-    return found[0] if len(found) == 1 else found
-
-
 # -- arguments
 
 
@@ -202,7 +196,7 @@ def _arguments(name: str, inputs: Inputs, number: Missing) -> list[Any]:
     args: list[Any] = []
     for dims, kind, text in parts:
         if (dims and isinstance(dims[0], list)) or (kind == "TensorList" and any(lists)):
-            args.append(_tensors(dims, ""))
+            args.append(tuple(TensorSpec(_shape(each), "") for each in dims))
         elif dims:
             args.append(TensorSpec(_shape(dims), _dtype(kind or "")))
         elif kind is None or kind == "TensorList":
@@ -222,8 +216,6 @@ def _arguments(name: str, inputs: Inputs, number: Missing) -> list[Any]:
                 args[at] = None
     if name in _PAIRS:
         args = _of_python(args)
-    if inputs.results is not None:
-        _infer(name, args, inputs.results)
     return args
 
 
@@ -236,13 +228,6 @@ def _of_python(args: list[Any]) -> list[Any]:
         _OF_PYTHON[value.dtype] if any(value is each for each in made) and value is not kept else value
         for value in args
     ]
-
-
-def _tensors(dims: Any, dtype: str) -> Any:
-    """A tensor, or the tensors of a list."""
-    if dims and isinstance(dims[0], list):
-        return tuple(TensorSpec(_shape(each), dtype) for each in dims)
-    return TensorSpec(_shape(dims), dtype)
 
 
 def _shape(dims: Any) -> tuple[int, ...]:
@@ -273,24 +258,3 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
     return _NUMBER
-
-
-# -- what shapes of results say about arguments
-
-
-def _infer(name: str, args: list[Any], results: Any) -> None:
-    """Put in what a convolution was told, as far as the shape of its result says so."""
-    if name in ("aten::convolution", "aten::_convolution") and isinstance(args[6], Missing):
-        args[6] = _is_transposed(args[0].shape, args[1].shape, results[0])
-    elif name.endswith("convolution_backward") and isinstance(args[-1], Missing):
-        args[-1] = tuple(bool(dims) for dims in results)
-
-
-def _is_transposed(x: Any, weight: Any, out: Any) -> Any:
-    """Whether a convolution is transposed, `MISSING` where its shapes allow both at different costs."""
-    plain = out[1] == weight[0] and x[1] % weight[1] == 0
-    transposed = x[1] == weight[0] and out[1] % weight[1] == 0
-    if plain != transposed:
-        return transposed
-    # as many channels on both sides: of one size they cost the same, and only a plain one makes it less
-    return False if plain and all(after <= before for before, after in zip(x[2:], out[2:], strict=True)) else MISSING

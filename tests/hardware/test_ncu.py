@@ -289,5 +289,6 @@ def test_a_table_with_a_row_per_metric_is_refused_with_what_to_do():
         read(text)
 
     assert str(caught.value) == (
-        "Nsight Compute's table has a row per metric, not one per kernel: print it with --page raw"
+        "Nsight Compute's table has a row per metric, not one per kernel: print it with "
+        "'ncu --import REPORT.ncu-rep --csv --page raw'"
     )

@@ -8,6 +8,7 @@ from runs import counted_run, gpu_run, ops_row, tree_row
 
 import gpuprof
 from gpuprof.analysis.modules import MODULE_COLUMNS, by_module
+from gpuprof.analysis.ranks import rank_rows
 from gpuprof.record import PassOutcome, table
 from gpuprof.render import FORMATS, render
 from gpuprof.render.tree import build
@@ -48,7 +49,9 @@ def test_csv_of_a_count_alone_leaves_times_empty():
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("format", [name for name in FORMATS if name != "tree"])
 def test_every_table_in_every_format(format, by):
-    text = render(counted_run(), format, View(by=by))
+    run = counted_run()
+    run.ranks = table("ranks", [*rank_rows(run, 0), *rank_rows(run, 1)])
+    text = render(run, format, View(by=by))
 
     assert text.endswith("\n")
     if format == "json":

@@ -1,0 +1,113 @@
+"""Communication of a real step: rank 0 of two, whose fake backend calls what a real one does and sends nothing."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+from runs import row
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+import gpuprof
+from gpuprof.analysis.communication import account, collectives
+from gpuprof.analysis.modules import without_rule
+from gpuprof.record import table
+from gpuprof.traces.events import OPERATOR, Event
+from gpuprof.traces.owners import attribute
+
+WEIGHTS = (64 * 256 + 256 + 256 * 64 + 64) * 4  # bytes of both layers
+
+
+@pytest.fixture
+def world():
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def world_of_one():
+    """DDP asks for results, which the fake backend has none of."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def net():
+    return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64))
+
+
+def profiled(model, step):
+    """What a step communicates, by operator; checks what holds of every step."""
+    run = gpuprof.profile(model, step=step, passes=["count", "trace"])
+    messages = run.ops[run.ops["kind"] == "communication"]
+    assert (messages["flops_full"] == 0).all()
+    assert run.passes["count"].facts["ops_without_rule"] == []
+    assert without_rule(run).empty
+    found = account(run)
+    assert found.compute_ns + found.exposed_ns + found.idle_ns == found.step_ns
+    assert found.communication_ns > 0
+    assert collectives(run)["exposed_s"].sum() == pytest.approx(found.exposed_ns * 1e-9)
+    assert set(collectives(run)["kind"]) == {"communication"}
+    return messages.groupby("op")[["calls", "bytes"]].sum().to_dict("index"), run
+
+
+@pytest.mark.usefixtures("world_of_one")
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_the_gradients_of_ddp():
+    model, x = nn.parallel.DistributedDataParallel(net()), torch.ones(4, 64)
+    messages, _ = profiled(model, lambda: model(x).sum().backward())
+
+    assert messages["c10d::allreduce_.default"] == {"calls": 1, "bytes": WEIGHTS}
+
+
+@pytest.mark.usefixtures("world")
+def test_the_shards_of_fsdp():
+    model, x = net(), torch.ones(4, 64)
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)), reshard_after_forward=True)
+    messages, run = profiled(model, lambda: model(x).sum().backward())
+
+    copies = run.ops[run.ops["op"].str.startswith("fsdp::")]
+    assert set(copies["kind"]) == {"movement"}
+    # gathered for the forward, and once more for the backward
+    assert messages["c10d::_allgather_base_.default"] == {"calls": 2, "bytes": 2 * WEIGHTS}
+    assert messages["c10d::_reduce_scatter_base_.default"] == {"calls": 1, "bytes": WEIGHTS}
+
+
+@pytest.mark.usefixtures("world")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_functional_collectives_and_the_wait_for_them():
+    model, x, group = net(), torch.ones(4, 64), dist.group.WORLD
+
+    def step():
+        y = model(x)
+        # the sum is a tensor of a class of its own, which waits inside the first operator that it is given to
+        (y * functional.all_reduce(y.detach(), "sum", group)).sum().backward()
+
+    messages, run = profiled(model, step)
+    assert messages["_c10d_functional::all_reduce.default"] == {"calls": 1, "bytes": 4 * 64 * 4}
+    assert messages["_c10d_functional::wait_tensor.default"] == {"calls": 1, "bytes": 0}
+    waits = run.kernels[run.kernels["op"] == "_c10d_functional::wait_tensor"]
+    assert len(waits) == 1
+    assert row(collectives(run), name="_c10d_functional::wait_tensor")["calls"] == 1
+
+
+def test_an_operator_that_waits_first_is_those_that_it_calls():
+    """Wait for 60 of the 80 that aten::mul takes on a tensor of a class of its own, then multiply for 10."""
+    events = [
+        Event("aten::mul", OPERATOR, 1, 0, 80),
+        Event("_c10d_functional::wait_tensor", OPERATOR, 1, 5, 65),
+        Event("c10d::helper", OPERATOR, 1, 10, 20),
+        Event("aten::mul", OPERATOR, 1, 68, 78),
+        Event("c10d::allreduce_", OPERATOR, 1, 90, 99),
+        Event("aten::copy_", OPERATOR, 1, 92, 95),
+    ]
+    rows, _, _ = attribute(events, [], lambda *_: None, lambda name: False)
+    kernels = table("kernels", rows)
+    assert list(zip(kernels["op"], kernels["start_ns"], kernels["duration_ns"], strict=True)) == [
+        ("_c10d_functional::wait_tensor", 0, 60),
+        ("aten::mul", 63, 10),
+        ("c10d::allreduce_", 85, 9),
+    ]
