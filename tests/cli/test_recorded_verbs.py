@@ -184,3 +184,14 @@ def test_one_model_on_two_real_devices(tmp_path):
     assert table["base_s"].sum() == pytest.approx(309e-6, abs=1e-6)  # as an independent reading has them
     assert table["head_s"].sum() == pytest.approx(391e-6, abs=1e-6)
     assert table["share"].sum() == pytest.approx(1)
+
+
+def test_a_history_says_which_mfu_is_a_lower_bound(tmp_path):
+    for day, graph_us in ((1, 50), (2, 0)):
+        made = recorded_run(graph_us=graph_us)
+        made.environment["date"] = f"2026-01-0{day}T00:00:00+00:00"
+        path = made.save(tmp_path / f"{day}.json")
+        assert run("check", path, "--store", tmp_path / "history.db")
+
+    rows = [line for line in run("history", "list", "--store", tmp_path / "history.db").splitlines() if "2026" in line]
+    assert ["at least 40.0 %" in line for line in rows] == [False, True]
