@@ -64,8 +64,10 @@ TORCH_FREE = [
     "workload.names",
     "passes.options",
     "traces",
+    "traces.composite",
     "traces.events",
     "traces.owners",
+    "traces.pricing",
 ]
 
 NET = """
