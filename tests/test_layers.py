@@ -70,6 +70,8 @@ TORCH_FREE = [
     "traces.steps",
     "traces.scopes",
     "imported",
+    "traces.composite",
+    "traces.pricing",
 ]
 
 NET = """

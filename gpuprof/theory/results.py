@@ -49,7 +49,7 @@ def result_of(op: str, args: tuple[Any, ...], device: str) -> Any:
         for spec in tensors(result):
             if not all(isinstance(size, int) and size >= 0 for size in spec.shape):
                 return MISSING
-    except (NotKnownError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+    except (NotKnownError, ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError):
         return MISSING  # arguments that nobody recorded, or that no call of this operator in a torch of today has
     if op in _STATISTICS and device != "cpu":
         return (result[0], *(spec._replace(dtype=_accumulated(spec.dtype)) for spec in result[1:]))
@@ -384,7 +384,7 @@ def _cpu_attention(q: TensorSpec, k: TensorSpec, v: TensorSpec, *_: Any) -> tupl
 def _flash(
     q: TensorSpec, k: TensorSpec, v: TensorSpec, dropout: Any = 0.0, causal: Any = False, debug: bool = False, *_: Any
 ) -> tuple[Any, ...]:
-    if debug:
+    if debug or not isinstance(dropout, (float, int, Missing)):  # scales of quantized operands instead
         raise NotKnownError
     return q, _spec(q.shape[:-1], "float32"), *_random_state(), _like(q, (0,))
 
@@ -1091,9 +1091,15 @@ def _slice(x: TensorSpec, dim: int = 0, start: Any = None, end: Any = None, step
     return _resized(x, dim, len(taken))
 
 
+_MOST = 10_000
+"""Results that one call has; more is no call, but what a broken file says."""
+
+
 @_result("split unsafe_split")
 def _split(x: TensorSpec, size: int, dim: int = 0) -> tuple[TensorSpec, ...]:
     length = x.shape[dim]
+    if length > _MOST * size:
+        raise NotKnownError
     return tuple(_resized(x, dim, min(size, length - start)) for start in range(0, max(length, 1), size))
 
 
@@ -1106,6 +1112,8 @@ def _split_with_sizes(x: TensorSpec, sizes: Sequence[int], dim: int = 0) -> tupl
 
 @_result("unbind")
 def _unbind(x: TensorSpec, dim: int = 0) -> tuple[TensorSpec, ...]:
+    if x.shape[dim] > _MOST:
+        raise NotKnownError
     return (_select(x, dim),) * x.shape[dim]
 
 

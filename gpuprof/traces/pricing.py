@@ -91,6 +91,12 @@ _SPARSE = frozenset(
     "sparse_sampled_addmm".split()
 )
 
+# How many arguments there are at least: with fewer, those of an earlier torch stand elsewhere.
+_AT_LEAST = {
+    "aten::_efficient_attention_forward": 14,
+    "aten::_scaled_dot_product_cudnn_attention_backward": 16,
+}
+
 _TEXT_DECIDES = ("aten::gelu", "aten::gelu_", "aten::gelu_backward")
 """Operators whose vector FLOPs depend on a text, and nothing else of them does."""
 
@@ -105,7 +111,6 @@ _OF_PYTHON = {"float64": 1.0, "int64": 1, "complex128": 1j}
 
 
 _NUMBER = Missing(number=True)
-_NO_TENSOR = ("", "GenericList")
 _MULTIPLY = ("matmul", "convolution", "attention", "recurrent")
 
 
@@ -128,6 +133,10 @@ def described(name: str, inputs: Inputs | None, device: str, causal: bool | None
         return _unknown(name, NO_SHAPES if rule else NO_RULE)
     try:
         args = _arguments(name, inputs, _NUMBER)
+        if len(args) < _AT_LEAST.get(name, 0):
+            return _unknown(name, UNLIKE)
+        if args and args[0] is None and rule is not None and rule.kind == "vector":  # a nested tensor
+            return _unknown(name, UNLIKE)
         out = result_of(name, tuple(args), device)
         found = _priced(name, args, out, device)
         if not found.kind and rule is not None and rule.kind == "attention":
@@ -176,7 +185,7 @@ def _priced(name: str, args: list[Any], out: Any, device: str) -> Described:
 
 def _overload(name: str, args: list[Any]) -> str:
     """The overload that these arguments are of, where some have rules of their own."""
-    if name == "aten::_scaled_dot_product_flash_attention" and len(args) > 7:
+    if name == "aten::_scaled_dot_product_flash_attention" and not isinstance(args[3], (float, int, Missing)):
         return f"{name}.quantized"
     if name == "aten::_slow_conv2d_backward" and len(args) == 7:
         return f"{name}.output_mask"
@@ -199,14 +208,14 @@ def _arguments(name: str, inputs: Inputs, number: Missing) -> list[Any]:
             args.append(tuple(TensorSpec(_shape(each), "") for each in dims))
         elif dims:
             args.append(TensorSpec(_shape(dims), _dtype(kind or "")))
-        elif kind is None or kind == "TensorList":
-            args.append(MISSING)
         elif kind in ("Scalar", "ScalarList"):
             args.append(_value(text) if text else number)
-        elif kind in _NO_TENSOR:
-            args.append(None if inputs.concrete is not None else MISSING)
-        else:
+        elif kind == "" and inputs.concrete is not None:
+            args.append(None)
+        elif kind in _DTYPES or (kind or "").startswith("c10::"):
             args.append(TensorSpec((), _dtype(kind)))
+        else:
+            args.append(MISSING)
     never = _NEVER.get(name)
     if never is not None and never < len(args):
         args[never] = MISSING

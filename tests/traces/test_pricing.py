@@ -256,6 +256,21 @@ PRICED = {
         "aten::_sparse_addmm", [[3, 3], [3, 3], [3, 3], [], []], [*FLOAT, "Scalar", "Scalar"], ["", "", "", "0", "1"],
         NOT_STORED,
     ),
+    "a nested tensor, of which there is nothing": (
+        "aten::native_layer_norm", [[], [], [8], [8], []], ["", "ScalarList", "float", "float", "Scalar"],
+        ["", "[8]", "", "", "1e-05"], ("vector", "", "", (0, 0, 0, None, None)),
+    ),
+    "an attention with scales, in float8": (
+        "aten::_scaled_dot_product_flash_attention", [*QKV_DIMS, [], [], [], [], [], [], []],
+        ["c10::Float8_e4m3fn"] * 3 + ["", "", "", "Scalar", "Scalar", "Scalar", ""],
+        [""] * 6 + ["0.", "True", "False", ""],
+        # as below, where a causal mask leaves 10 of 16 pairs
+        ("attention", "1x2x4x8 1x2x4x8 1x2x4x8 -> ", "float8_e4m3fn", (640, 1024, 640, 5 * 20, None)),
+    ),
+    "arguments of an earlier torch": (
+        "aten::_scaled_dot_product_cudnn_attention_backward", [*[[1, 2, 4, 8]] * 5, [1, 2, 4], *[[]] * 9],
+        ["c10::Half"] * 5 + ["float", "long int", "long int"] + ["Scalar"] * 7, [""] * 8 + ["1"] * 7, UNLIKE,
+    ),
     "an operator of nobody": ("mylib::attend", [[4, 5]], ["float"], [""], NO_RULE),
     "no shapes": ("aten::mm", None, None, None, NO_SHAPES),
     "no shapes of what multiplies nothing": ("aten::relu", None, None, None, ("vector", "", "", (0, 0, 0, None, None))),
