@@ -50,10 +50,9 @@ def _row(point: Point, run: Run | None) -> dict[str, Any]:
         row["device"] = run.device.get("name") or run.device["type"]
         if not point.reason:
             invalid = (f"invalid for tracking: {why}" for why in invalid_reasons(run.telemetry))
-            unknown = [f"FLOP/s and MFU {figures['withheld']}"] if figures["withheld"] else []
-            unknown += (
-                [f"FLOP/s and MFU are at least that: {known}"] if (known := known_of(run)) and not unknown else []
-            )
+            part = f"are at least that: {known}" if (known := known_of(run)) else ""
+            said = figures["withheld"] or part
+            unknown = [f"FLOP/s and MFU {said}"] if said else []
             row["reason"] = "; ".join([*unknown, *invalid])
     return row | point.options
 
