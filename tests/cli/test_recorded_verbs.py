@@ -39,9 +39,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_view(tmp_path, kind):
-    made = recorded_run(**KINDS[kind])
-    made.workload["name"] = "Net"
-    path = made.save(tmp_path / "run.json.gz")
+    path = recorded_run(**KINDS[kind]).save(tmp_path / "run.json.gz")
     for by, format in itertools.product(["module", "class", "op", "kernel", "phase"], ["table", "csv", "json"]):
         assert run("show", path, "--by", by, "-f", format)
     for format in ("tree", "markdown", "calflops", "perfetto"):
@@ -54,7 +52,8 @@ def test_every_view(tmp_path, kind):
         assert "nan" not in run("budget", path, "--by", by, "-f", format).lower()
     assert run("backward", path)
     assert run("roofline", path)
-    assert ("no matrix products" in run("ceilings", "--shapes", path)) != known if not known else True
+    if not known:  # else they are measured
+        assert "no matrix products in this run" in run("ceilings", "--shapes", path)
     assert "a recorded trace has no memory readings" in run("memory", path)
     run("report", path, "-o", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
