@@ -210,14 +210,17 @@ def _ops(recorded: Recorded, calls: list[OpCall], kernels: pd.DataFrame) -> tupl
     missing: set[str] = set()
     causality: dict[str, str] = {}
     known: dict[tuple[str, int], Described] = {}
+    not_run: dict[str, int] = {}
     open_flops = 0
     for (module, phase, op, inputs, on_tensor_cores, has_kernels), times in tally.items():
         given = recorded.inputs[inputs] if inputs >= 0 else None
         found = known.get((op, inputs))
         if found is None:
             found = known[op, inputs] = described(op, given, device)
-        if phase == "recompute" and not has_kernels and found.kind in PRODUCTS:
-            continue  # a checkpoint stops inside the last operator that it runs again
+        if device == "cuda" and not has_kernels and found.kind in PRODUCTS:
+            # it was captured into a graph, ran on the CPU, or is the last that a checkpoint began to run again
+            not_run[op] = not_run.get(op, 0) + times
+            continue
         if found.lacks not in ("", NO_RULE):
             unread.setdefault(op, found.lacks)
         elif not found.kind:
@@ -237,7 +240,7 @@ def _ops(recorded: Recorded, calls: list[OpCall], kernels: pd.DataFrame) -> tupl
     causality |= dict.fromkeys(_with_scores(ops), "unknown")
     calls_in_all = int(ops["calls"].sum())
     facts: dict[str, Any] = {"calls": calls_in_all, "ops_without_rule": sorted(missing), "ops_unread": unread}
-    facts |= {"causality": causality, "flops_if_causal": -open_flops}
+    facts |= {"ops_not_run": not_run, "causality": causality, "flops_if_causal": -open_flops}
     return ops, facts
 
 

@@ -28,7 +28,7 @@ def untold(run: Run) -> list[str]:
     if not run.recorded:
         return []
     facts = run.passes["trace"].facts
-    looks = (_shapes, _modules, _graphs, _launchers, _without_flops, _unread, _device, _outside, _accuracy)
+    looks = (_shapes, _modules, _graphs, _launchers, _without_flops, _unread, _not_run, _device, _outside, _accuracy)
     return [sentence for look in looks for sentence in look(run, facts)]
 
 
@@ -56,7 +56,7 @@ def _modules(run: Run, facts: dict[str, Any]) -> Iterator[str]:
     if 0 < backward < nowhere:
         text += f", {units.percent(_share(run, backward))} in the backward"
     if "with_modules" in facts.get("lacks", ()):
-        text += ": record with with_stack=True or with_modules=True"
+        text += ": record with with_stack=True"
         if facts.get("scopes") == "labels":
             text += "; what stands for modules here are labels (record_function)"
     yield from _share_of(run, nowhere, text)
@@ -98,6 +98,16 @@ def _unread(run: Run, facts: dict[str, Any]) -> Iterator[str]:
     for why, ops in by_reason.items():
         share = _share(run, int(times.reindex([plain_op(op) for op in ops]).fillna(0).sum()))
         yield f"FLOPs of {_named(ops)} cannot be told for all calls: {why} ({units.percent(share)} of the kernel time)."
+
+
+def _not_run(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+    found = run.passes["count"].facts.get("ops_not_run") or {} if run.done("count") else {}
+    if found:
+        many = units.number(sum(found.values()), "call")
+        yield (
+            f"{many} of {_named(found)} launched no kernel: captured into a graph, run on the CPU or broken off. "
+            "Not counted."
+        )
 
 
 def _device(run: Run, facts: dict[str, Any]) -> Iterator[str]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuprof.errors import GpuprofError
-from gpuprof.traces.chrome_text import UNREADABLE, Args, Event, ExactEvent, Progress, pieces
+from gpuprof.traces.chrome_text import UNDECODABLE, UNREADABLE, Args, Event, ExactEvent, Progress, pieces
 from gpuprof.traces.events import Inputs
 from gpuprof.traces.foreign import kind_of, other_device
 
@@ -118,7 +118,7 @@ class Device(NamedTuple):
 
 @dataclass
 class Recorded:
-    """What is read of a trace. Times are ns since the earliest event that is kept.
+    """What is read of a trace: times in ns since the earliest event that is kept, rows in no order.
 
     Attributes:
         path: the file.
@@ -401,5 +401,5 @@ def _value(text: bytes) -> Any:
     """What a JSON text says; None where there is none, or it does not decode."""
     try:
         return msgspec.json.decode(text)
-    except (ValueError, RecursionError):
+    except UNDECODABLE:
         return None

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpuprof.paths import ancestors
 from gpuprof.traces.chrome import LABEL, MODULE, Host, Recorded
 from gpuprof.traces.events import CALL, CALL_MARK, OPERATOR, RANGE, Event, host_kind
 
@@ -65,8 +66,16 @@ def scopes_of(recorded: Recorded, rows: np.ndarray) -> Scopes:
         counts[path] = counts.get(path, 0) + 1
         text = recorded.names[host.name[row]].removeprefix(_PREFIX)
         numbered = _NUMBERED(text) if what == "modules" else None
-        classes[path] = numbered[1] if numbered else text
+        classes.setdefault(path, numbered[1] if numbered else text)
+    # in the order of their calls, but each after what it is in: that may be called outside the window
+    in_turn = [paths[index] for index in np.argsort(host.start[chosen], kind="stable").tolist()]
+    ordered = {above: "" for path in dict.fromkeys(in_turn) for above in ancestors(path)[-2::-1]}
+    classes = {path: classes.get(path) or _last(path) for path in ordered}
     return Scopes(what, events, calls, classes, counts)
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _labels(recorded: Recorded, rows: np.ndarray) -> np.ndarray:
