@@ -40,7 +40,8 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_view(tmp_path, kind):
     path = recorded_run(**KINDS[kind]).save(tmp_path / "run.json.gz")
-    for by, format in itertools.product(["module", "class", "op", "kernel", "phase"], ["table", "csv", "json"]):
+    formats = itertools.cycle(["table", "csv", "json"])
+    for by, format in zip(["module", "class", "op", "kernel", "phase"], formats, strict=False):
         assert run("show", path, "--by", by, "-f", format)
     for format in ("tree", "markdown", "calflops", "perfetto"):
         assert "nan" not in run("show", path, "-f", format).lower()
@@ -48,7 +49,7 @@ def test_every_view(tmp_path, kind):
     assert ("nothing of this recording can be counted" in run("show", path, "--by", "convention")) != known
     assert "this run has no hardware counters" in run("show", path, "--by", "executed")
     assert "needs the sizes of a Hugging Face model" in run("show", path, "--convention", "palm")
-    for by, format in itertools.product(["part", "class", "module"], ["text", "markdown", "csv", "json"]):
+    for by, format in (("part", "text"), ("class", "markdown"), ("module", "csv"), ("part", "json")):
         assert "nan" not in run("budget", path, "--by", by, "-f", format).lower()
     assert run("backward", path)
     assert run("roofline", path)
