@@ -17,13 +17,14 @@ NEARLY_ALL = 0.99
 
 @once
 def matmul_kernels(run: Run) -> pd.DataFrame:
-    """The kernels that multiply matrices: by their names, or as part of an operator call that has matmul FLOPs.
+    """The kernels that multiply matrices: by their names, or in an operator call that has matmul FLOPs or would.
 
     Returns:
-        Rows of ``kernels`` with a column ``priced``: whether the FLOPs of their call are known. None on a CPU, whose
-        kernels are operators, and without a count or a trace.
+        Rows of ``kernels`` with a column ``priced``: whether the FLOPs of their call are known. None without a count or
+        a trace, and of a run measured on a CPU, whose kernels are operators.
     """
-    if not (run.done("count") and run.done("trace")) or run.device.get("type") == "cpu":
+    measured_on_cpu = run.device.get("type") == "cpu" and not run.recorded
+    if not (run.done("count") and run.done("trace")) or measured_on_cpu:
         return run.kernels.head(0).assign(priced=False)
     columns = ["op", "shapes", "kernel"]
     of_call = _flops_of_calls(run)
@@ -68,17 +69,18 @@ def none_known(run: Run) -> bool:
 _ANY = "*"
 
 _OfCalls = dict[tuple[str, str], tuple[bool, bool]]
-"""Whether the calls of an operator on such inputs have matmul FLOPs, and whether these are known of all of them."""
+"""Whether the calls of an operator on such inputs have matmul FLOPs or would, and whether all of these are known."""
 
 
 def _flops_of_calls(run: Run) -> _OfCalls:
     """By operator and shapes, and by operator alone, on `_ANY`."""
     found: _OfCalls = {}
-    for op, shapes, flops in run.ops[["op", "shapes", "flops_hardware"]].itertuples(index=False, name=None):
+    rows = run.ops[["op", "kind", "shapes", "flops_hardware"]]
+    for op, kind, shapes, flops in rows.itertuples(index=False, name=None):
         known = not pd.isna(flops)
         for key in ((plain_op(op), input_shapes(shapes)), (plain_op(op), _ANY)):
             some, all_known = found.get(key, (False, True))
-            found[key] = (some or (known and flops > 0), all_known and known)
+            found[key] = (some or (flops > 0 if known else kind in PRODUCTS), all_known and known)
     return found
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from gpuprof.analysis.counted import convention_of
 from gpuprof.analysis.modules import totals
+from gpuprof.analysis.priced import known_of
 from gpuprof.analysis.telemetry import invalid_reasons
 from gpuprof.record import Run, integers
 from gpuprof.sweep import SIZES, SWEPT, Point
@@ -31,7 +32,8 @@ def sweep_table(points: Sequence[tuple[Point, Run | None]]) -> pd.DataFrame:
         Columns model, mode; the other swept options that any point gives; steps, step_s (median) and step_iqr_s,
         tokens_per_s (in a generation: positions), samples_per_s, flops, flops_per_s, mfu, hfu, denominator,
         peak_bytes, convention, device, status, reason. Missing where a point has no such figure; text is empty there.
-        The reason of a point that is done says why it has no MFU or is invalid for tracking, if that is so.
+        The reason of a point that is done says why it has no MFU, has a lower bound of one or is invalid for tracking,
+        if that is so.
     """
     given = [name for name in SWEPT if name != "mode" and any(name in point.options for point, _ in points)]
     rows = [_row(point, run) for point, run in points]
@@ -48,7 +50,9 @@ def _row(point: Point, run: Run | None) -> dict[str, Any]:
         row["device"] = run.device.get("name") or run.device["type"]
         if not point.reason:
             invalid = (f"invalid for tracking: {why}" for why in invalid_reasons(run.telemetry))
-            unknown = [f"FLOP/s and MFU {figures['withheld']}"] if figures["withheld"] else []
+            part = f"are at least that: {known}" if (known := known_of(run)) else ""
+            said = figures["withheld"] or part
+            unknown = [f"FLOP/s and MFU {said}"] if said else []
             row["reason"] = "; ".join([*unknown, *invalid])
     return row | point.options
 

@@ -18,7 +18,7 @@ from gpuprof import units
 from gpuprof.analysis.budget import NEGATIVE, PARTS, Budget, budget_by, idle_owners
 from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.hints import Hint, hints
-from gpuprof.analysis.priced import at_least, known_of
+from gpuprof.analysis.priced import at_least, known_of, priced_share
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture
@@ -121,7 +121,8 @@ def json(found: Budget, view: View) -> str:
     }
     result = {
         "step_s": found.step_s, "convention": found.convention, "denominator": found.denominator or None,
-        "mfu": found.mfu, "hfu": found.hfu, "bandwidth_bytes_per_s": found.bandwidth,
+        "mfu": found.mfu, "hfu": found.hfu, "priced_share": priced_share(found.run),
+        "bandwidth_bytes_per_s": found.bandwidth,
         **{name: [{key: plain(value) for key, value in row.items()} for row in table.to_dict(orient="records")]
            for name, table in tables.items()},
         "hints": [hint._asdict() for hint in hints(found)], "notes": found.notes,

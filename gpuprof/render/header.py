@@ -252,7 +252,7 @@ def _telemetry(run: Run, view: View) -> str:
     parts = [", ".join(state)]
     joules, per_joule, tensor = energy_per_step_j(run), flops_per_joule(run, view.convention), tensor_activity(run)
     if joules:
-        rate = f", {units.si(per_joule, 'FLOP/J')} of model FLOPs" if per_joule else ""
+        rate = f", {at_least(run)}{units.si(per_joule, 'FLOP/J')} of model FLOPs" if per_joule else ""
         parts.append(f"{units.si(joules, 'J')} per step{rate}")
     elif known["energy_j"] and known["window_s"] < TRUSTED_WINDOW_S:
         parts.append(f"a window of {units.duration(known['window_s'])} is too short for energy (more --steps)")

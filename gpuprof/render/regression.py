@@ -200,8 +200,8 @@ def summary(check: Check) -> str:
     return f"{text}: {'; '.join(said)}" if said else text
 
 
-def _cut(name: str) -> str:
-    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
+def _cut(name: str, most: int = _NAME) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _both_ways(table: pd.DataFrame) -> str:
@@ -312,6 +312,8 @@ def _notes(check: Check, judged: bool) -> Iterator[str]:
 def _moved_text(check: Check, view: View, compared: bool = False) -> Iterator[RenderableType]:
     for by, table in check.moved.items():
         rows = _moved(table, by, view.top or _TOP, compared)
+        if by == "op-kernel":  # room for the kernel
+            rows = [[_cut(op, _NAME // 2), *cells] for op, *cells in rows]
         if rows:
             yield Text(_title(check, by, table, len(rows)), style="bold")
             if compared and (ways := _both_ways(table)):

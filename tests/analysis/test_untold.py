@@ -51,6 +51,15 @@ def test_a_cpu_has_no_kernels_to_ask():
     assert priced_share(run) is None
 
 
+def test_operators_of_a_recorded_cpu_are_asked_by_their_kind():
+    run = recorded_run()
+    run.device["type"] = "cpu"
+    run.kernels["kernel"] = run.kernels["op"]
+    run.ops.loc[run.ops["op"] == "aten::mm", ["flops_causal", "flops_full", "flops_hardware"]] = None
+
+    assert priced_share(run) == pytest.approx(400 / 1200)
+
+
 def test_in_a_graph_there_are_no_operators():
     few, many = recorded_run(graph_us=50), recorded_run(graph_us=600)
 

@@ -39,10 +39,9 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_view(tmp_path, kind):
-    made = recorded_run(**KINDS[kind])
-    made.workload["name"] = "Net"
-    path = made.save(tmp_path / "run.json.gz")
-    for by, format in itertools.product(["module", "class", "op", "kernel", "phase"], ["table", "csv", "json"]):
+    path = recorded_run(**KINDS[kind]).save(tmp_path / "run.json.gz")
+    formats = itertools.cycle(["table", "csv", "json"])
+    for by, format in zip(["module", "class", "op", "kernel", "phase"], formats, strict=False):
         assert run("show", path, "--by", by, "-f", format)
     for format in ("tree", "markdown", "calflops", "perfetto"):
         assert "nan" not in run("show", path, "-f", format).lower()
@@ -50,11 +49,12 @@ def test_every_view(tmp_path, kind):
     assert ("nothing of this recording can be counted" in run("show", path, "--by", "convention")) != known
     assert "this run has no hardware counters" in run("show", path, "--by", "executed")
     assert "needs the sizes of a Hugging Face model" in run("show", path, "--convention", "palm")
-    for by, format in itertools.product(["part", "class", "module"], ["text", "markdown", "csv", "json"]):
+    for by, format in (("part", "text"), ("class", "markdown"), ("module", "csv"), ("part", "json")):
         assert "nan" not in run("budget", path, "--by", by, "-f", format).lower()
     assert run("backward", path)
     assert run("roofline", path)
-    assert ("no matrix products" in run("ceilings", "--shapes", path)) != known if not known else True
+    if not known:  # else they are measured
+        assert "no matrix products in this run" in run("ceilings", "--shapes", path)
     assert "a recorded trace has no memory readings" in run("memory", path)
     run("report", path, "-o", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
