@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpuprof.paths import ancestors
 from gpuprof.traces.chrome import LABEL, MODULE, Host, Recorded
 from gpuprof.traces.events import CALL, CALL_MARK, OPERATOR, RANGE, Event, host_kind
 
@@ -63,10 +64,16 @@ def scopes_of(recorded: Recorded, rows: np.ndarray) -> Scopes:
         events.append(Event(mark, CALL, int(host.thread[row]), int(host.start[row]), int(host.end[row])))
         calls.append((path, what == "modules"))
         counts[path] = counts.get(path, 0) + 1
-        text = recorded.names[host.name[row]].removeprefix(_PREFIX)
-        numbered = _NUMBERED(text) if what == "modules" else None
-        classes[path] = numbered[1] if numbered else text
+        for above in reversed(ancestors(path)[1:-1]):  # each is a range too, but for those in one another
+            classes.setdefault(above, _class(above.rpartition(".")[2], what))
+        classes[path] = _class(recorded.names[host.name[row]].removeprefix(_PREFIX), what)
     return Scopes(what, events, calls, classes, counts)
+
+
+def _class(label: str, what: str) -> str:
+    """The class of a module's range; a label is its own."""
+    numbered = _NUMBERED(label) if what == "modules" else None
+    return numbered[1] if numbered else label
 
 
 def _labels(recorded: Recorded, rows: np.ndarray) -> np.ndarray:
@@ -105,17 +112,23 @@ def _paths(host: Host, rows: np.ndarray, texts: dict[int, str]) -> list[str]:
         while stack and stack[-1][0] <= start:
             stack.pop()
         path = f"{stack[-1][1]}.{texts[name]}" if stack else texts[name]
-        if stack:
+        if stack and texts[name] not in stack[-1][1].split("."):  # a module that calls itself is moved nowhere
             inside.setdefault(name, path)
         stack.append((end, path))
         paths.append(path)
     moved = {texts[name]: path for name, path in inside.items()}
-    whole = []
-    for path in paths:
+    return [_moved(path, moved) for path in paths]
+
+
+def _moved(path: str, moved: dict[str, str]) -> str:
+    """A path from the outermost range that it was ever in; ranges that are in one another are followed once."""
+    followed: set[str] = set()
+    root, _, rest = path.partition(".")
+    while root in moved and root not in followed:
+        followed.add(root)
+        path = f"{moved[root]}.{rest}" if rest else moved[root]
         root, _, rest = path.partition(".")
-        root = moved.get(root, root)
-        whole.append(f"{root}.{rest}" if rest else root)
-    return whole
+    return path
 
 
 def makers(events: list[Event], calls: list[tuple[str, bool]]) -> Callable[[int, int], str | None]:
