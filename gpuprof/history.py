@@ -207,7 +207,7 @@ class Store:
             levels = _frame(connection, _runs(*where, _RUNS.c.verdict.in_(_LEVELS)))["id"]
         begins = frame["run"].isin(levels) & (frame["run"] != frame["run"].shift())
         frame["level"] = begins.cumsum()
-        figures = [name for name in METRICS if name not in (*comparison.CLOCKS, "flops")]
+        figures = [name for name in METRICS if name not in (*comparison.CLOCKS, "flops", "priced_share")]
         medians = frame.groupby("level")[figures].median()
         scale = (medians.tail(1).to_numpy() / medians).where(medians > 0, 1.0)
         frame[figures] *= scale.reindex(frame["level"]).to_numpy()
@@ -506,6 +506,7 @@ _STEPS: list[Callable[[sa.Connection], None]] = [
     partial(_another_figure, name="mfu_given"),
     partial(_another_figure, name="reference_per_s"),
     partial(_another_figure, name="flops_exact", kind="TEXT"),  # in digits: SQLite has no integers beyond 64 bits
+    partial(_another_figure, name="priced_share"),
 ]
 """What makes each version of the schema of the one before. Never changed, only added to."""
 

@@ -395,10 +395,11 @@ def test_a_store_of_version_1_is_migrated(url, tmp_path):
         row = store.runs().iloc[0]
         assert row[["id", "verdict", "step_s"]].tolist() == ["old", "pass", 480e-9]
         assert row["mfu_given"] == pytest.approx(0.5, rel=1e-12)
+        assert row["priced_share"] == 1.0
         assert store.load("old").to_dict() == run.to_dict()
         store.add(run)
         assert len(store.runs()) == 2
-    assert version_of(url) == 4
+    assert version_of(url) == 5
 
 
 def version_of(url):
@@ -421,7 +422,7 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(url, monkeypatch):
         patch.setattr(history, "_STEPS", [*history._STEPS, fails])
         assert error_of(open_store, url) == "out of luck"
     with open_store(url) as store:
-        assert version_of(url) == 4
+        assert version_of(url) == 5
         with store._transaction() as connection:
             names = {column["name"] for column in sa.inspect(connection).get_columns("gpuprof_launches")}
         assert names == {"run", "launch", "invalid", *history.METRICS, "flops_exact"}
@@ -430,9 +431,9 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(url, monkeypatch):
 
 def test_a_newer_store_is_refused(url):
     with open_store(url) as store, store._transaction(write=True) as connection:
-        connection.exec_driver_sql("UPDATE gpuprof_store SET version = 5")
+        connection.exec_driver_sql("UPDATE gpuprof_store SET version = 6")
 
-    assert error_of(open_store, url).endswith("has schema version 5, this gpuprof knows up to 4: upgrade gpuprof")
+    assert error_of(open_store, url).endswith("has schema version 6, this gpuprof knows up to 5: upgrade gpuprof")
 
 
 def test_a_store_is_not_made_where_it_is_only_read(postgres, path):
@@ -545,7 +546,7 @@ def test_an_empty_file_becomes_a_store(path):
     path.touch()
     with open_store(path) as store:
         store.add(gpu_run())
-    assert version_of(f"sqlite:///{path}") == 4
+    assert version_of(f"sqlite:///{path}") == 5
 
 
 def test_a_full_disk_loses_nothing(path):

@@ -298,19 +298,21 @@ def compare(
     prints = fingerprint(base), fingerprint(head)
     across, recorded = prints[0]["device"] != prints[1]["device"], base.recorded or head.recorded
     if not (across or recorded):
-        return check(head, [base], margin, allowed, by or ("layer",))
+        by_layer: tuple[By] = ("layer",)
+        return check(head, [base], margin, allowed, by or by_layer)
     differences(*prints, allowed)  # is there such a field
     _comparable(head, [base], {*allowed, *(prints[1] if recorded else _PLACE)})
-    frames = [found if len(found := launches(run)) else untimed(run) for run in (base, head)]
+    before, after = (found if len(found := launches(run)) else untimed(run) for run in (base, head))
     why = f"{'of two devices' if across else 'of recordings'}: {NO_VERDICT}"
-    found = [replace(verdict, status=INCONCLUSIVE, why=why) for verdict in verdicts(*frames, margin)]
+    found = [replace(verdict, status=INCONCLUSIVE, why=why) for verdict in verdicts(before, after, margin)]
     names = [run.device.get("name") or "an unknown device" for run in (base, head)]
     notes = [f"Two devices, {names[0]} and {names[1]}: what differs is theirs as well as the code's."] if across else []
     notes += [f"They differ in {', '.join(different)}."] if (different := differences(*prints, _PLACE)) else []
-    counts = [frame["flops"].iloc[0] for frame in frames]
+    counts = [frame["flops"].iloc[0] for frame in (before, after)]
     if not any(map(pd.isna, counts)) and abs(counts[1] - counts[0]) > ALIKE * counts[0]:
         notes.append("Their model FLOPs differ: they did not do the same work, or not all of it is known.")
-    return _concluded(found, [base], [head], notes, margin, (), by or ("op", "op-kernel"))
+    concluded = _concluded(found, [base], [head], notes, margin, (), by or ("op", "op-kernel"))
+    return replace(concluded, status=INCONCLUSIVE)
 
 
 def against(

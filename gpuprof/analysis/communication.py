@@ -17,7 +17,7 @@ from gpuprof.analysis.operators import plain_op
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Run, integers
 from gpuprof.theory import rule_for
-from gpuprof.traces.events import communicates, function_of, perhaps_communicates
+from gpuprof.theory.names import communicates, function_of, perhaps_communicates
 
 COLLECTIVE_COLUMNS = ["name", "kind", "calls", "bytes", "time_s", "exposed_s"]
 """Columns of `collectives`."""

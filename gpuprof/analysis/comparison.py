@@ -17,6 +17,7 @@ from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds, sm
 from gpuprof.analysis.executed import counters_only
 from gpuprof.analysis.memory import peak
 from gpuprof.analysis.modules import plain_op
+from gpuprof.analysis.priced import priced_share
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import layer_of
@@ -24,7 +25,7 @@ from gpuprof.record import Run, integers
 
 LAUNCH_COLUMNS = [
     "launch", "step_s", "step_iqr_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "samples_per_s",
-    *(f"mfu_{name}" for name in WORDS), "energy_j", "sm_clock_mhz", "reference_per_s", "peak_bytes",
+    *(f"mfu_{name}" for name in WORDS), "priced_share", "energy_j", "sm_clock_mhz", "reference_per_s", "peak_bytes",
     "flops", "kernels", "invalid",
 ]  # fmt: skip
 """Columns of `launches`: the machine-readable contract."""
@@ -63,8 +64,9 @@ def launches(run: Run) -> pd.DataFrame:
         of the launch's steps, step_iqr_s their interquartile range, in seconds; the rates and each ``mfu_``
         (by denominator, the ideal time of the model FLOPs over the step) follow from step_s, with the launch's own
         median SM clock; energy_j is of a step; reference_per_s is how fast the product between the steps was, on a CPU.
-        flops (model FLOPs of the step) and kernels (of the traced step) are the run's. invalid says why the launch is
-        no measure of the code, empty where it is one.
+        flops (model FLOPs of the step), kernels (of the traced step) and priced_share (of the matmul kernel time of
+        a GPU, that whose FLOPs are known: below `gpuprof.analysis.priced.NEARLY_ALL` each ``mfu_`` is a lower bound)
+        are the run's. invalid says why the launch is no measure of the code, empty where it is one.
     """
     if counters_only(run):
         raise GpuprofError(
@@ -101,7 +103,8 @@ def _of_all(run: Run) -> tuple[dict[str, Any], dict[str, float]]:
     """What every launch of a run has in common, and `_flops_and_ideal`'s seconds."""
     flops, ideal = _flops_and_ideal(run)
     kernels = len(run.kernels) if run.done("trace") and len(run.kernels) else None
-    return {"flops": flops, "kernels": kernels, "peak_bytes": peak(run)["bytes"]}, ideal
+    shared = {"flops": flops, "kernels": kernels, "peak_bytes": peak(run)["bytes"], "priced_share": priced_share(run)}
+    return shared, ideal
 
 
 def _figures(launch: Run, ideal: dict[str, float]) -> dict[str, Any]:

@@ -40,9 +40,14 @@ def priced_share(run: Run) -> float | None:
     return int(kernels.loc[kernels["priced"], "duration_ns"].sum()) / whole if whole else None
 
 
-def at_least(run: Run) -> str:
-    """What to say before a rate of the step, ``"at least "``: empty where `NEARLY_ALL` of the FLOPs are in it."""
-    return "at least " if known_of(run) else ""
+def at_least(run: Run | float) -> str:
+    """What to say before a rate of the step, ``"at least "``: empty where `NEARLY_ALL` of the FLOPs are in it.
+
+    Args:
+        run: the run, or its `priced_share`; a NaN is not known.
+    """
+    share = priced_share(run) if isinstance(run, Run) else run
+    return "at least " if share is not None and share < NEARLY_ALL else ""
 
 
 def known_of(run: Run) -> str:

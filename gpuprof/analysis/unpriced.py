@@ -10,7 +10,7 @@ from gpuprof.analysis.operators import PRODUCTS
 from gpuprof.analysis.priced import known_of
 from gpuprof.record import Run
 from gpuprof.theory import rule_for
-from gpuprof.traces.events import communicates
+from gpuprof.theory.names import communicates
 
 _MULTIPLIES = frozenset(
     """

@@ -18,6 +18,7 @@ from rich.text import Text
 from gpuprof import units
 from gpuprof.analysis.changepoints import Change, Series, clock_of, mfu_of
 from gpuprof.analysis.comparison import CLOCKS
+from gpuprof.analysis.priced import at_least
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture
 from gpuprof.render.charts import save_picture
@@ -132,11 +133,15 @@ def _cells(one: Series, limit: int) -> dict[str, list[str]]:
         "commit": [row["commit"][:_SHORT] or units.MISSING for row in rows],
         "launches": [str(row["launches"]) for row in rows],
         "step": [units.duration(row["step_s"]) for row in rows],
-        "MFU": [units.percent(row[mfu]) if mfu else units.MISSING for row in rows],
+        "MFU": [_share(row[mfu], row["priced_share"]) if mfu else units.MISSING for row in rows],
         CLOCKS[clock]: [_figure(clock, row[clock]) for row in rows],
         "verdict": [_verdict(row) for row in rows],
     }
     return {name: values for name, values in cells.items() if any(value not in (units.MISSING, "") for value in values)}
+
+
+def _share(mfu: float, priced: float) -> str:
+    return units.MISSING if mfu != mfu else f"{at_least(priced)}{units.percent(mfu)}"  # not a NaN
 
 
 def _verdict(row: dict[str, Any]) -> str:

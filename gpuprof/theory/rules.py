@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from gpuprof.errors import GpuprofError
-from gpuprof.traces.events import communicates
+from gpuprof.theory.names import communicates
 
 RULES_VERSION = 2
 """Raised whenever a rule changes a figure: runs of different versions are not comparable."""
@@ -151,7 +151,7 @@ def flop_rule(*names: str, kind: Kind = "matmul", values: bool = False) -> Calla
 def rule_for(op: str) -> Rule | None:
     """The rule of an operator, ``namespace::name`` or ``namespace::name.overload``; None if there is none.
 
-    Whatever `gpuprof.traces.events.communicates` has one: `message`, unless another is registered.
+    Whatever `gpuprof.theory.names.communicates` has one: `message`, unless another is registered.
     """
     return _RULES.get(op) or _RULES.get(op.partition(".")[0]) or (_COMMUNICATION if communicates(op) else None)
 

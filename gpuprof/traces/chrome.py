@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuprof.errors import GpuprofError
-from gpuprof.traces.chrome_text import UNREADABLE, Args, Event, ExactEvent, Progress, pieces
+from gpuprof.traces.chrome_text import UNDECODABLE, UNREADABLE, Args, Event, ExactEvent, Progress, pieces
 from gpuprof.traces.events import Inputs
 from gpuprof.traces.foreign import kind_of, other_device
 
@@ -46,6 +46,7 @@ _OF_DEVICE = ("id", "numSms", "totalGlobalMem", "computeMajor", "computeMinor")
 _NO_ARGS = Args()
 _APART = b"\0"  # between texts of JSON, which never hold it
 _NO_INPUTS = _APART * 3
+_NO_STAMP = -(2**63)
 _LONGEST = 4e15  # microseconds whose sum of two is an int64 of nanoseconds: 126 years
 
 Integers = NDArray[np.int64]
@@ -82,7 +83,7 @@ class Host(NamedTuple):
 
 
 class Runtime(NamedTuple):
-    """Calls into the runtime or driver of CUDA or HIP: `correlation` is -1 where there is none, else as `Host`."""
+    """Calls into the runtime or driver of CUDA or HIP; `correlation` is -1 where there is none, else as in `Host`."""
 
     name: NDArray[np.int32]
     thread: NDArray[np.int32]
@@ -117,7 +118,7 @@ class Device(NamedTuple):
 
 @dataclass
 class Recorded:
-    """What is read of a trace. Times are ns since the earliest event that is kept.
+    """What is read of a trace: times in ns since the earliest event that is kept, rows in no order.
 
     Attributes:
         path: the file.
@@ -194,24 +195,27 @@ class _Columns:
 
     def _timed(self, events: list[Event]) -> tuple[list[Event], Integers, Integers]:
         """Those of the events that have a time, with their start and end in ns."""
-        begun = np.array([event.ts for event in events], np.float64)
+        if events and isinstance(events[0], ExactEvent):
+            start = np.array([_stamp(bytes(event.ts)) for event in cast("list[ExactEvent]", events)], np.int64)
+            dated = start != _NO_STAMP
+        else:
+            begun = np.array([event.ts for event in events], np.float64)
+            dated = np.abs(begun) < _LONGEST
+            start = _nanoseconds(np.where(dated, begun, 0))
         lasted = np.array([event.dur for event in events], np.float64)
+        ended = (lasted >= 0) & (lasted < _LONGEST)
+        duration = _nanoseconds(np.where(ended, lasted, 0))
         good = np.ones(len(events), np.bool_)
         for reason, fit in (
             (NOT_COMPLETE, np.array([event.ph == "X" for event in events], np.bool_)),
-            (NO_START, np.abs(begun) < _LONGEST),
-            (NO_DURATION, (lasted >= 0) & (lasted < _LONGEST)),
+            (NO_START, dated),
+            (NO_DURATION, ended),
         ):
             if number := int((good & ~fit).sum()):
                 self.left_out[reason] += number
                 good &= fit
         if not good.all():
-            events, begun, lasted = list(compress(events, good)), begun[good], lasted[good]
-        duration = _nanoseconds(lasted)
-        if events and isinstance(events[0], ExactEvent):
-            start = np.array([round(event.ts * 1000) for event in events], np.int64)
-        else:
-            start = _nanoseconds(begun)
+            events, start, duration = list(compress(events, good)), start[good], duration[good]
         self.whole_us = self.whole_us and not (start % 1000).any() and not (duration % 1000).any()
         return events, start, start + duration
 
@@ -317,14 +321,13 @@ def read(path: str | os.PathLike[str], progress: Progress | None = None) -> Reco
 
 def _nothing(path: Path, categories: dict[str, int], left_out: dict[str, int]) -> str:
     """What is said of a trace in which there is nothing to read."""
-    known = (
-        ", ".join(f"{name[:40]!a} ({number})" for name, number in Counter(categories).most_common(8))
-        or "no event at all"
-    )
-    dropped = "".join(f"; left out: {number} with {reason}" for reason, number in left_out.items())
+    found = [
+        f"{number} of {ascii(name[:40]) if name else 'no category'}"
+        for name, number in Counter(categories).most_common(8)
+    ] + [f"{number} left out for {reason}" for reason, number in left_out.items()]
     return (
-        f"{path} has no work of a GPU and no operator of torch, only {known}{dropped}: record both with "
-        "torch.profiler's activities CPU and CUDA"
+        f"{path} has no work of a GPU and no operator of torch (events: {', '.join(found) or 'none'}): record both "
+        "with torch.profiler's activities CPU and CUDA"
     )
 
 
@@ -360,6 +363,16 @@ def _integers(values: list[int | None], absent: int) -> Integers:
         return np.array([(value + 2**63) % 2**64 - 2**63 for value in kept], np.int64)
 
 
+def _stamp(text: bytes) -> int:
+    """Nanoseconds of a number of microseconds that a float would not hold, written with a fraction or without."""
+    whole, _, fraction = text.strip(b'"').partition(b".")
+    try:
+        stamp = int(whole + (fraction + b"000")[:3])
+    except ValueError:
+        return _NO_STAMP
+    return stamp if abs(stamp) < 1000 * _LONGEST else _NO_STAMP
+
+
 def _nanoseconds(microseconds: NDArray[np.float64]) -> Integers:
     """Whole nanoseconds; a whole microsecond stays one, however large."""
     whole = np.floor(microseconds)
@@ -376,7 +389,7 @@ def _joined(parts: list[tuple[NDArray[Any], ...]]) -> Iterator[NDArray[Any]]:
 
 def _number(value: int | str | None) -> int | None:
     if isinstance(value, str):
-        return int(value) if value.isdecimal() else None
+        return int(value) if value.isdecimal() and len(value) < 19 else None
     return value
 
 
@@ -393,5 +406,5 @@ def _value(text: bytes) -> Any:
     """What a JSON text says; None where there is none, or it does not decode."""
     try:
         return msgspec.json.decode(text)
-    except (ValueError, RecursionError):
+    except UNDECODABLE:
         return None

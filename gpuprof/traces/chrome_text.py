@@ -14,7 +14,6 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -31,6 +30,9 @@ BLOCK = 4 << 20
 UNREADABLE = "a field of the wrong type"
 """Why an event is left out that cannot be decoded."""
 
+UNDECODABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What is raised where a text does not decode: the last where it is nested too deep."""
+
 Progress = Callable[[int, int], None]
 """Told how many bytes of the file are read, and of how many."""
 
@@ -45,6 +47,7 @@ _BETWEEN = re.compile(r"[ \t\r\n]*(,?)[ \t\r\n]*")
 _LENIENT = json.JSONDecoder(
     strict=False,
     parse_constant=lambda _: None,
+    parse_int=lambda text: int(text) if len(text) < 40 else None,
     parse_float=lambda text: value if math.isfinite(value := float(text)) else None,
 )
 
@@ -82,9 +85,9 @@ class Event(msgspec.Struct, gc=False):
 
 
 class ExactEvent(Event, gc=False):
-    """An event of a file whose times are too large for a float to tell nanoseconds: 2024's microseconds since 1970."""
+    """An event of a file whose times no float holds to the ns, as of early 2024: its time is left as text."""
 
-    ts: Decimal = Decimal("NaN")  # type: ignore[assignment]
+    ts: Raw = Raw()  # type: ignore[assignment]
 
 
 class _Break(NamedTuple):
@@ -111,8 +114,7 @@ class _Decoder:
         """The events of a list of them.
 
         Raises:
-            ValueError: it is none, or not all of its fields are of the type that they should be.
-            RecursionError: it is nested too deep.
+            UNDECODABLE: it is none, or not all of its fields are of the type that they should be.
         """
         events = self._many(text)
         if not self._exact:
@@ -126,7 +128,7 @@ class _Decoder:
         """An event, its fields brought to their types where that is plain, such as a number in quotes; else None."""
         try:
             return self._one(text)
-        except (ValueError, RecursionError):
+        except UNDECODABLE:
             pass
         try:
             event = _lenient(text)
@@ -134,7 +136,7 @@ class _Decoder:
             if "args" in event:
                 event["args"] = {key: value for key, value in event["args"].items() if value is not None}
             return self._lax(json.dumps(event, ensure_ascii=False).encode("utf-8", "replace"))
-        except (ValueError, AttributeError, RecursionError):
+        except (*UNDECODABLE, AttributeError):
             return None
 
 
@@ -160,7 +162,7 @@ def pieces(path: Path, header: dict[str, Any], left_out: Counter[str], progress:
         stop: _Break | None = None
         try:
             events, used, closed = _at_once(text, end, bare, decoder)
-        except (ValueError, RecursionError):
+        except UNDECODABLE:
             events, skipped, used, stop = _one_by_one(text, decoder)
             closed = stop is None
             count += skipped
@@ -227,7 +229,7 @@ def _open(path: Path, blocks: Iterator[tuple[bytes, str | None]], header: dict[s
         for found in _LIST.finditer(text, searched):
             try:
                 header.update(_lenient(text[: found.end()].removeprefix(codecs.BOM_UTF8) + b"]}"))
-            except (ValueError, RecursionError):
+            except UNDECODABLE:
                 continue  # these words are inside of something else
             del header[_EVENTS]
             return text[found.end() :], found.end(), False
@@ -244,8 +246,7 @@ def _at_once(text: bytes, end: str | None, bare: bool, decoder: _Decoder) -> tup
         Them, the bytes of the text that hold them, and whether their list is closed there.
 
     Raises:
-        ValueError: the text is not all events and well-formed, or was cut inside one.
-        RecursionError: it is nested too deep.
+        UNDECODABLE: the text is not all events and well-formed, or was cut inside one.
     """
     if end:
         raise ValueError(end)
@@ -290,8 +291,8 @@ def _one_by_one(text: bytes, decoder: _Decoder) -> tuple[list[Event], int, int, 
             # of a string without an end it says where it begins, of anything else where it is, of a word its beginning
             final = not error.msg.startswith("Unterminated") and error.pos < len(text) - 16
             return events, skipped, at, _Break(error.pos, error.msg.lower(), final)
-        except (ValueError, RecursionError) as error:
-            return events, skipped, at, _Break(at, first_line(error), True)
+        except UNDECODABLE as error:
+            return events, skipped, at, _Break(at + 1, first_line(error), True)
         event = decoder.one(text[at:after])
         if event is None:
             skipped += 1
@@ -320,8 +321,11 @@ def _after(
         if bare and text.strip():
             raise ValueError("there is text after its end")
         fields = {} if bare else _lenient(b'{"":0' + text)
-    except (ValueError, RecursionError) as error:
-        raise GpuprofError(f"{path} is cut short or damaged after event {count}: {first_line(error)}") from error
+    except UNDECODABLE as error:
+        why = error.msg.lower() if isinstance(error, json.JSONDecodeError) else first_line(error)
+        raise GpuprofError(
+            f"{path} is cut short or damaged after event {count} ({why}): copy or record it anew"
+        ) from error
     if _EVENTS in fields:
         raise GpuprofError(f"{path} has two lists of events: give each in a file of its own")
     return fields
@@ -329,7 +333,7 @@ def _after(
 
 def _broken(path: Path, count: int, stop: _Break, before: int, text: bytes, used: int, end: str | None) -> GpuprofError:
     """What is said of a text that stops being a list of events."""
-    where = f"in event {count + 1}" if text[used:].strip(b" \t\r\n,") else f"after event {count}"
+    where = f"in event {count + 1}" if text[used : stop.at].strip(b" \t\r\n,") else f"after event {count}"
     if stop.final:
         return GpuprofError(f"{path} is no JSON {where}, at byte {before + stop.at} of its text: {stop.why}")
     return GpuprofError(
@@ -342,7 +346,6 @@ def _lenient(text: bytes) -> Any:
     """A JSON value as lenient as Python reads it, but with None for what is no finite number.
 
     Raises:
-        ValueError: it is none.
-        RecursionError: it is nested too deep.
+        UNDECODABLE: it is none.
     """
     return _LENIENT.decode(text.decode("utf-8", "replace"))

@@ -7,8 +7,10 @@ names with ``::`` in them too, such as ``record_function("model::forward")``.
 from __future__ import annotations
 
 import re
-from functools import cache
 from typing import Any, NamedTuple
+
+from gpuprof.theory.names import communicates as communicates  # its FLOP rules are told by the name too
+from gpuprof.theory.names import perhaps_communicates as perhaps_communicates
 
 CALL = "call"
 """A call of a module, marked by gpuprof."""
@@ -47,20 +49,6 @@ _NODE = re.compile(r"[A-Z]\w*Backward\d*$|torch::autograd::AccumulateGrad$").mat
 _RUNTIME = re.compile(r"(cuda|cu|hip)[A-Z]|INVALID$").match  # CUDA's own calls; INVALID where CUPTI knows no name
 _WAIT = re.compile(r"(Stream|Event|Context) (Wait|Sync)|Unknown Sync").match
 _COMMS = "record_param_comms"  # torch's own record around a collective: no namespace, yet no label
-_FUNCTION = re.compile(r"(?:void )?((?:::)?\w+(?:::\w+)*(?:\.\w+)?)").fullmatch
-_ANONYMOUS = re.compile(r"(\(anonymous namespace\)|<unnamed>|\{anonymous\})::")
-_MULTIPLIED_TOO = re.compile(r"symm_mem::(fused_\w*matmul|_async_input_mm)").match
-_COMMUNICATION = re.compile(
-    rf"""
-    (c10d|_?c10d_functional(_autograd)?|symm_mem)::                       # operators, by their namespace
-    |{_COMMS}$
-    |vllm::(all_|reduce_scatter)|_dtensor::shard_dim_alltoall
-    |(\w+::)*(nccl[A-Z]|rccl[A-Z_]|multimem_|msccl|nvshmem|deep_ep)       # kernels, by how a part of their path begins
-    |.*(one_shot_all_reduce|two_shot_all_reduce|cross_device_reduce|allreduce_fusion)
-    """,
-    re.VERBOSE,
-).match
-_PERHAPS = re.compile("all_?reduce|all_?gather|reduce_?scatter|all_?to_?all", re.IGNORECASE).search
 
 
 class Event(NamedTuple):
@@ -157,41 +145,3 @@ def host_kind(name: str, label: bool = False, of_node: bool = False) -> str:
 def device_kind(name: str, label: bool = False) -> str:
     """What an event on the GPU is; ``label`` as for the host."""
     return WAIT if label or _WAIT(name) else KERNEL
-
-
-@cache
-def communicates(name: str) -> bool:
-    """Whether a kernel or an operator moves data between devices or processes, or waits for that, by its name.
-
-    What an operator of this kind calls, and the kernels it launches, are communication too. An operator that also
-    multiplies, such as ``symm_mem::fused_all_gather_matmul``, is none; of its kernels those whose own name says so.
-
-    Args:
-        name: of a kernel, demangled or not, or of an operator, with or without its overload. Only the function's own
-            name counts, not its template arguments. A text that is no name of a function, such as a label, is none.
-    """
-    function = function_of(name)
-    return bool(_COMMUNICATION(function)) and not _MULTIPLIED_TOO(function)
-
-
-def perhaps_communicates(name: str) -> bool:
-    """Whether the name of a kernel or an operator has that of a collective, but is none that `communicates`."""
-    return bool(_PERHAPS(function_of(name))) and not communicates(name)
-
-
-def function_of(name: str) -> str:
-    """The path of a function, without its return type, template arguments and parameters; empty if it is none."""
-    if name.startswith("_Z"):
-        return "::".join(_mangled(name))
-    found = _FUNCTION(re.split(r"[<(]", _ANONYMOUS.sub("", name), maxsplit=1)[0].strip())
-    return found[1].removeprefix("::") if found else ""
-
-
-def _mangled(name: str) -> list[str]:
-    """The parts of the path in a name as the Itanium C++ ABI mangles it: each has its length before it."""
-    parts, rest = [], re.sub("^_ZN?K?L?", "", name)
-    while length := re.match(r"\d+", rest):
-        begin, end = length.end(), length.end() + int(length[0])
-        parts.append(rest[begin:end])
-        rest = rest[end:]
-    return parts

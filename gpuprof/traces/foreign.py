@@ -97,10 +97,13 @@ def _head(path: Path) -> bytes:
     except OSError as error:
         raise GpuprofError(f"cannot read {path}: {error.strerror or error}") from error
     if head.startswith(b"\x1f\x8b"):
+        unpack = zlib.decompressobj(zlib.MAX_WBITS | 16)
         try:
-            head = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, _HEAD)
+            head = unpack.decompress(head, _HEAD)
         except zlib.error as error:
-            raise GpuprofError(f"{path} is no whole gzip file: copy or record it anew") from error
+            raise GpuprofError(f"{path} is damaged, as gzip ({error}): copy or record it anew") from error
+        if not head and not unpack.eof:
+            raise GpuprofError(f"{path} is cut short before its gzip data say anything: copy or record it anew")
     if not head.strip():
         raise GpuprofError(f"{path} is empty: {_RECORD}")
     return head

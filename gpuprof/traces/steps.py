@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from gpuprof.errors import GpuprofError
-from gpuprof.traces.chrome import KERNEL, Recorded
+from gpuprof.traces.chrome import KERNEL, OPERATOR, Recorded
 
 Step = int | Literal["all"] | None
 """Which step to take: by its number, the whole window as one, or that of median duration."""
@@ -76,8 +76,11 @@ def steps_of(recorded: Recorded) -> Steps:
     place = np.searchsorted(start, launched, side="right") - 1
     inside = (place >= 0) & (launched < end[place]) if len(numbers) else np.zeros(len(launched), dtype=bool)
     of_device = np.where(early, EARLY, np.where(inside, place, OUTSIDE))
-    if not len(recorded.device.start):
-        return Steps(numbers, start, end, of_device, end - start)
+    if not len(recorded.device.start):  # the last range may have begun, and no step with it
+        operators = np.sort(recorded.host.start[recorded.host.category == OPERATOR])
+        begun = np.searchsorted(operators, end) > np.searchsorted(operators, start, side="right")
+        start, end = start[begun], end[begun]
+        return Steps([n for n, one in zip(numbers, begun, strict=True) if one], start, end, of_device, end - start)
     # a copy of the next batch may run long before all else of its step
     counts = (of_device >= 0) & (recorded.device.category == KERNEL)
     counts = counts if counts.any() else of_device >= 0

@@ -11,7 +11,7 @@ COMMUNICATION = [  # kernels as real traces and sources spell them
     "ncclKernel_SendRecv_RING_SIMPLE_Sum_int8_t(ncclDevComm*, unsigned long, ncclWork*)",
     "ncclAllReduceRingLLKernel_sum_f32(ncclColl)",
     "ncclSymkDevKernel_AllReduce_RSxLDMC_AGxSTMC_sum_bf16(ncclSymkDevWorkArgs4K)",
-    "rccl_main_kernel(ncclDevKernelArgsStorage<4096>)",
+    "rccl_main_kernel(ncclDevKernelArgsStorage<4096>)", "ncclDevKernel_Generic_4 [clone .kd]",
     "mscclKernel_Sum_half_Simple_false(ncclDevComm*, mscclAlgo*)",
     "void (anonymous namespace)::multimem_all_reduce_kernel<c10::BFloat16, 16>(c10::BFloat16*, unsigned long)",
     "void c10d::symmetric_memory::(anonymous namespace)::two_shot_all_reduce_kernel<float, 16>(float**)",
