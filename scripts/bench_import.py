@@ -511,8 +511,9 @@ def told(trace: dict[str, Any], found: dict[str, Any]) -> list[str]:
     print(f"\n{trace['events']:,} events, {trace['bytes'] / trace['events']:.0f} bytes each, {STEPS} steps of "
           f"{trace['events'] // STEPS:,}, {trace['kernels']:,} kernels of {trace['kernel_s']:.6f} s")  # fmt: skip
     base = found["gpuprof"]
-    headings = {"wall s": 9, "CPU s": 9, "peak MB": 9, "us/event": 10, "x gpuprof": 11, "memory x": 10, "kernel s": 11}
-    print(" " * 20 + "".join(f"{name:>{width}}" for name, width in headings.items()))
+    heads = (("wall s", 9), ("CPU s", 9), ("peak MB", 9), ("us/event", 10), ("x gpuprof", 11), ("memory x", 10),
+             ("kernel s", 11))  # fmt: skip
+    print(" " * 20 + "".join(head.rjust(width) for head, width in heads))
     for name, one in found.items():
         if one is None or "error" in one:
             print(f"{name:20}  {'not installed: skipped' if one is None else 'failed: ' + one['error']}")

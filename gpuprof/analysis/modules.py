@@ -373,7 +373,8 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
         kernels = run.kernels
         figures["kernel_s"] = kernel_times(kernels.assign(module="", phase=""), [""])[""].get("", 0.0)
         owned = (kernels["module"] != UNATTRIBUTED) | (kernels["phase"] == "optimizer")
-        figures["owned_share"] = float(kernels.loc[owned, "duration_ns"].sum() / kernels["duration_ns"].sum())
+        if total := kernels["duration_ns"].sum():  # of a recording in whole microseconds, all may have taken none
+            figures["owned_share"] = float(kernels.loc[owned, "duration_ns"].sum() / total)
     for key, names in (
         ("peak_bytes", ("allocated_peak", "rss_peak")),
         ("peak_reserved_bytes", ("reserved_peak",)),

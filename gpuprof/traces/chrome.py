@@ -309,7 +309,7 @@ def read(path: str | os.PathLike[str], progress: Progress | None = None) -> Reco
         origin_ns=origin,
         whole_us=columns.whole_us,
         left_out=left_out,
-        names=list(columns.names),
+        names=[_plain(name) for name in columns.names],
         inputs=[Inputs(*map(_value, texts.split(_APART))) for texts in list(columns.inputs)[1:]],
         threads=[(_text(pid), _text(tid)) for pid, tid in columns.threads],
         streams=[_text(stream) for stream in columns.streams],
@@ -338,12 +338,12 @@ def _header(fields: dict[str, Any]) -> dict[str, Any]:
     if isinstance(distributed, dict):
         header |= {name: distributed[name] for name in ("rank", "world_size") if isinstance(distributed.get(name), int)}
         if isinstance(distributed.get("backend"), str):
-            header["backend"] = distributed["backend"]
+            header["backend"] = _plain(distributed["backend"])
     devices = fields.get("deviceProperties")
     if isinstance(devices, list):
         header["devices"] = [
             {name: device[name] for name in _OF_DEVICE if isinstance(device.get(name), int)}
-            | ({"name": device["name"]} if isinstance(device.get("name"), str) else {})
+            | ({"name": _plain(device["name"])} if isinstance(device.get("name"), str) else {})
             for device in devices
             if isinstance(device, dict)
         ]
@@ -394,7 +394,12 @@ def _number(value: int | str | None) -> int | None:
 
 
 def _text(value: int | str | None) -> str:
-    return "" if value is None else str(value)
+    return "" if value is None else _plain(str(value))
+
+
+def _plain(text: str) -> str:
+    """A name of the file without what would move the cursor of a terminal, or colour it, or break a line of a table."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def _value(text: bytes) -> Any:

@@ -240,7 +240,7 @@ def _of_python(args: list[Any]) -> list[Any]:
 
 
 def _shape(dims: Any) -> tuple[int, ...]:
-    if not all(type(size) is int and size >= 0 for size in dims):
+    if not all(type(size) is int and 0 <= size < 2**63 for size in dims):
         raise ValueError(dims)
     return tuple(dims)
 

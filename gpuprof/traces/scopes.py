@@ -64,18 +64,18 @@ def scopes_of(recorded: Recorded, rows: np.ndarray) -> Scopes:
         events.append(Event(mark, CALL, int(host.thread[row]), int(host.start[row]), int(host.end[row])))
         calls.append((path, what == "modules"))
         counts[path] = counts.get(path, 0) + 1
-        text = recorded.names[host.name[row]].removeprefix(_PREFIX)
-        numbered = _NUMBERED(text) if what == "modules" else None
-        classes.setdefault(path, numbered[1] if numbered else text)
+        classes.setdefault(path, _class(recorded.names[host.name[row]].removeprefix(_PREFIX), what))
     # in the order of their calls, but each after what it is in: that may be called outside the window
     in_turn = [paths[index] for index in np.argsort(host.start[chosen], kind="stable").tolist()]
     ordered = {above: "" for path in dict.fromkeys(in_turn) for above in ancestors(path)[-2::-1]}
-    classes = {path: classes.get(path) or _last(path) for path in ordered}
+    classes = {path: classes.get(path) or _class(path.rpartition(".")[2], what) for path in ordered}
     return Scopes(what, events, calls, classes, counts)
 
 
-def _last(path: str) -> str:
-    return path.rpartition(".")[2]
+def _class(label: str, what: str) -> str:
+    """The class of a module's range; a label is its own."""
+    numbered = _NUMBERED(label) if what == "modules" else None
+    return numbered[1] if numbered else label
 
 
 def _labels(recorded: Recorded, rows: np.ndarray) -> np.ndarray:
@@ -114,17 +114,23 @@ def _paths(host: Host, rows: np.ndarray, texts: dict[int, str]) -> list[str]:
         while stack and stack[-1][0] <= start:
             stack.pop()
         path = f"{stack[-1][1]}.{texts[name]}" if stack else texts[name]
-        if stack:
+        if stack and texts[name] not in stack[-1][1].split("."):  # a module that calls itself is moved nowhere
             inside.setdefault(name, path)
         stack.append((end, path))
         paths.append(path)
     moved = {texts[name]: path for name, path in inside.items()}
-    whole = []
-    for path in paths:
+    return [_moved(path, moved) for path in paths]
+
+
+def _moved(path: str, moved: dict[str, str]) -> str:
+    """A path from the outermost range that it was ever in; ranges that are in one another are followed once."""
+    followed: set[str] = set()
+    root, _, rest = path.partition(".")
+    while root in moved and root not in followed:
+        followed.add(root)
+        path = f"{moved[root]}.{rest}" if rest else moved[root]
         root, _, rest = path.partition(".")
-        root = moved.get(root, root)
-        whole.append(f"{root}.{rest}" if rest else root)
-    return whole
+    return path
 
 
 def makers(events: list[Event], calls: list[tuple[str, bool]]) -> Callable[[int, int], str | None]:

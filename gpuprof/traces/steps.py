@@ -13,7 +13,7 @@ from gpuprof.traces.chrome import KERNEL, OPERATOR, Recorded
 Step = int | Literal["all"] | None
 """Which step to take: by its number, the whole window as one, or that of median duration."""
 
-_STEP = re.compile(r"ProfilerStep#(\d+)").fullmatch
+_STEP = re.compile(r"ProfilerStep#(\d{1,18})").fullmatch
 
 EARLY, OUTSIDE = -2, -1
 """In place of a step: launched before the recording began; launched outside of every step."""
@@ -136,7 +136,7 @@ def launch_times(recorded: Recorded) -> tuple[np.ndarray, np.ndarray]:
         return device.start.copy(), np.zeros(len(device.start), dtype=bool)
     place = np.minimum(np.searchsorted(correlations, device.correlation), len(correlations) - 1)
     found = correlations[place] == device.correlation
-    early = ~found & (device.correlation < correlations[0])
+    early = ~found & (device.correlation >= 0) & (device.correlation < correlations[0])
     return np.where(found, starts[place], device.start), early
 
 
