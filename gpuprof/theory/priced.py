@@ -24,7 +24,7 @@ class Described(NamedTuple):
         priced: `FIGURES` of one call, each None where it is not known.
         causality: of the module, as far as this call tells: known, unknown or empty.
         bound: whether its FLOPs are at most those.
-        lacks: why there are no FLOPs of a product; empty where there are, or where nobody has a rule.
+        lacks: why a trace does not tell its FLOPs; empty where it does, and of a call that was counted.
     """
 
     op: str

@@ -553,7 +553,7 @@ _ELEMENTWISE: list[tuple[Result, str]] = [
         soft_margin_loss_backward nll_loss_backward nll_loss2d_backward max_pool2d_with_indices_backward
         max_pool3d_with_indices_backward avg_pool2d_backward avg_pool3d_backward _adaptive_avg_pool2d_backward
         _adaptive_avg_pool3d_backward adaptive_max_pool2d_backward adaptive_max_pool3d_backward log_sigmoid_backward
-        glu_backward
+        glu_backward resize_as_ set_
         """,
     ),
 ]
