@@ -28,7 +28,7 @@ def untold(run: Run) -> list[str]:
     if not run.recorded:
         return []
     facts = run.passes["trace"].facts
-    looks = (_shapes, _modules, _graphs, _launchers, _without_flops, _unread, _device, _outside, _accuracy)
+    looks = (_shapes, _modules, _graphs, _launchers, _without_flops, _unread, _device, _outside, _left_out, _accuracy)
     return [sentence for look in looks for sentence in look(run, facts)]
 
 
@@ -56,7 +56,7 @@ def _modules(run: Run, facts: dict[str, Any]) -> Iterator[str]:
     if 0 < backward < nowhere:
         text += f", {units.percent(_share(run, backward))} in the backward"
     if "with_modules" in facts.get("lacks", ()):
-        text += ": record with with_stack=True or with_modules=True"
+        text += ": record with with_stack=True"
         if facts.get("scopes") == "labels":
             text += "; what stands for modules here are labels (record_function)"
     yield from _share_of(run, nowhere, text)
@@ -112,6 +112,12 @@ def _outside(run: Run, facts: dict[str, Any]) -> Iterator[str]:
         if (count := facts.get(f"{kind}_kernels", 0)) and whole:
             share, many = units.percent(facts.get(f"{kind}_ns", 0) / whole), units.number(count, "kernel")
             yield f"{many} ({share} of its kernel time) {what}: of no step, and left out."
+
+
+def _left_out(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+    if left_out := facts.get("left_out"):
+        reasons = ", ".join(f"{count} for {reason}" for reason, count in left_out.items())
+        yield f"Broken events of the file are left out: {reasons}."
 
 
 def _accuracy(run: Run, facts: dict[str, Any]) -> Iterator[str]:

@@ -120,8 +120,7 @@ def test_what_no_module_has_and_what_cannot_be_read():
 
     assert priced_share(run) == pytest.approx(400 / 1200)
     assert untold(run) == [
-        "92.9 % of the kernel time is of no module, 60.7 % in the backward: record with with_stack=True or "
-        "with_modules=True.",
+        "92.9 % of the kernel time is of no module, 60.7 % in the backward: record with with_stack=True.",
         "66.7 % of the matmul kernel time is of kernels whose FLOPs are not known, most of it "
         "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64….",
         "FLOPs of aten::mm cannot be told for all calls: no value of its stride is recorded (57.1 % of the kernel "
