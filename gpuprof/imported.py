@@ -25,7 +25,7 @@ from gpuprof.theory.priced import FIGURES, Described
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.theory.tiling import tensor_float32
-from gpuprof.traces.chrome import Recorded, read
+from gpuprof.traces.chrome import KERNEL, Recorded, read
 from gpuprof.traces.composite import is_composite
 from gpuprof.traces.events import launches_graph
 from gpuprof.traces.foreign import kind_of
@@ -311,6 +311,7 @@ def _facts(recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, fou
         "graph_ns": sum(row["duration_ns"] for row in found.kernels if launches_graph(row["op"])),
         "no_shapes_ns": sum(row["duration_ns"] for row in found.kernels if row["call"] in shapeless),
         "no_module_ns": sum(row["duration_ns"] for row in found.kernels if row["module"] in nowhere),
+        "left_out": recorded.left_out,
         "whole_us": recorded.whole_us,
         "lacks": _lacks(recorded, scopes),
         "steps": steps.numbers,
@@ -355,6 +356,10 @@ def _device(recorded: Recorded, window: Window, given: str | None) -> dict[str, 
     if facts["type"] == "cpu":
         return facts | {"name": given or "CPU", "peak_remedy": "give the peak of this CPU with --peak-tflops"}
     names = [given] if given else _device_names(recorded, window)
+    on = window.device[recorded.device.category[window.device] == KERNEL]
+    if (several := len(np.unique(recorded.device.device[on]))) > 1:
+        remedy = f"the kernels ran on {several} GPUs: give the peak of all together with --peak-tflops"
+        return facts | {"name": f"{several} GPUs ({' and '.join(names) or 'unknown'})", "peak_remedy": remedy}
     if len(names) != 1:
         said = f"the kernels ran on {' and '.join(names)}" if names else "the trace does not name its device"
         remedy = "--peak-tflops" if names else "--device-name or --peak-tflops"

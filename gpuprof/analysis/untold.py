@@ -28,7 +28,9 @@ def untold(run: Run) -> list[str]:
     if not run.recorded:
         return []
     facts = run.passes["trace"].facts
-    looks = (_shapes, _modules, _graphs, _launchers, _without_flops, _unread, _not_run, _device, _outside, _accuracy)
+    looks = (
+        _shapes, _modules, _graphs, _launchers, _without_flops, _unread, _not_run, _device, _outside, _left_out, _accuracy,
+    )  # fmt: skip
     return [sentence for look in looks for sentence in look(run, facts)]
 
 
@@ -122,6 +124,12 @@ def _outside(run: Run, facts: dict[str, Any]) -> Iterator[str]:
         if (count := facts.get(f"{kind}_kernels", 0)) and whole:
             share, many = units.percent(facts.get(f"{kind}_ns", 0) / whole), units.number(count, "kernel")
             yield f"{many} ({share} of its kernel time) {what}: of no step, and left out."
+
+
+def _left_out(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+    if left_out := facts.get("left_out"):
+        reasons = ", ".join(f"{count} for {reason}" for reason, count in left_out.items())
+        yield f"Broken events of the file are left out: {reasons}."
 
 
 def _accuracy(run: Run, facts: dict[str, Any]) -> Iterator[str]:

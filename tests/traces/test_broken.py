@@ -105,3 +105,21 @@ def test_numbers_in_quotes_are_numbers(tmp_path):
     one, other = (read(t, tmp_path) for t in (plain, quoted))
     assert json.dumps(one.kernels.to_dict("list")) == json.dumps(other.kernels.to_dict("list"))
     assert list(other.ops["flops_full"]) == [FLOPS]
+
+
+def test_what_is_left_out_is_told(tmp_path, gpuprof_cli):
+    t = product(product(Recording(), 0), 20)
+    del t.events[0]["ts"]
+    t.events[3]["dur"] = -5.0
+    trace = t.save(tmp_path / "trace.json")
+    assert read(t, tmp_path).passes["trace"].facts["left_out"] == {chrome.NO_START: 1, chrome.NO_DURATION: 1}
+    done = gpuprof_cli("import", trace)
+    assert "Broken events of the file are left out: 1 for" in done.stdout
+
+
+def test_two_gpus_in_one_file_have_no_peak_of_one(tmp_path):
+    t = product(product(Recording(), 0), 20)
+    t.events[-1]["args"]["device"] = 1
+    run = read(t, tmp_path)
+    assert (run.device["name"], run.device["peaks"]) == ("2 GPUs (NVIDIA H100 80GB HBM3)", {})
+    assert gpuprof.read_trace(tmp_path / "trace.json", peak_tflops=40).settings["peak_tflops"] == 40
