@@ -31,7 +31,7 @@ NO_DURATION = "no duration or a negative one"
 """Why an event is left out, beside `UNREADABLE`."""
 
 _HOST = {"cpu_op": OPERATOR, "Operator": OPERATOR, "user_annotation": LABEL, "python_function": MODULE}
-_RUNTIME = {"cuda_runtime": 0, "cuda_driver": 0, "Runtime": 0}
+_RUNTIME = ("cuda_runtime", "cuda_driver", "Runtime")
 _DEVICE = {
     "kernel": KERNEL, "Kernel": KERNEL, "gpu_memcpy": MEMCPY, "Memcpy": MEMCPY, "gpu_memset": MEMSET, "Memset": MEMSET,
 }  # fmt: skip
@@ -184,15 +184,15 @@ class _Columns:
         frames = groups["python_function"]
         groups["python_function"] = [event for event in frames if event.name.startswith(_MODULE_RANGE)]
         for category, group in groups.items():
-            events, start, end = self._timed(group)
-            if not events:
+            timed, start, end = self._timed(group)
+            if not timed:
                 continue
             if category in _HOST:
-                self.host.append(self._host(events, start, end, _HOST[category]))
+                self.host.append(self._host(timed, start, end, _HOST[category]))
             elif category in _DEVICE:
-                self.device.append(self._device(events, start, end, _DEVICE[category]))
+                self.device.append(self._device(timed, start, end, _DEVICE[category]))
             else:
-                self.runtime.append(self._runtime(events, start, end))
+                self.runtime.append(self._runtime(timed, start, end))
 
     def _timed(self, events: list[Event]) -> tuple[list[Event], Integers, Integers]:
         """Those of the events that have a time, with their start and end in ns."""
