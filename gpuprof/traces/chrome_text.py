@@ -99,13 +99,17 @@ class _Break(NamedTuple):
 
 
 class _Decoder:
-    """Decodes events; once a file has shown a time that a float does not hold, exactly."""
+    """Decodes events; once a file has shown a time that a float does not hold, exactly.
+
+    Attributes:
+        exact: whether it has.
+    """
 
     def __init__(self) -> None:
         self._use(Event)
 
     def _use(self, kind: type[Event]) -> None:
-        self._exact = kind is ExactEvent
+        self.exact = kind is ExactEvent
         self._many: Callable[[bytes | Raw], list[Event]] = msgspec.json.Decoder(list[kind]).decode  # type: ignore[valid-type]
         self._one: Callable[[bytes], Event] = msgspec.json.Decoder(kind).decode
         self._lax: Callable[[bytes], Event] = msgspec.json.Decoder(kind, strict=False).decode
@@ -117,14 +121,24 @@ class _Decoder:
             UNDECODABLE: it is none, or not all of its fields are of the type that they should be.
         """
         events = self._many(text)
-        if not self._exact:
-            times = np.array([event.ts for event in events], np.float64)
-            if ((times >= _INEXACT) & (times % 1 != 0)).any():
-                self._use(ExactEvent)
-                return self._many(text)
-        return events
+        return events if self._held(events) else self._many(text)
 
-    def one(self, text: bytes) -> Event | None:
+    def one_by_one(self, texts: list[bytes]) -> list[Event]:
+        """Those events that can be read."""
+        events = [event for text in texts if (event := self._read(text))]
+        return events if self._held(events) else [event for text in texts if (event := self._read(text))]
+
+    def _held(self, events: list[Event]) -> bool:
+        """Whether their times are exact; from here on they are."""
+        if self.exact:
+            return True
+        times = np.array([event.ts for event in events], np.float64)
+        if not ((times >= _INEXACT) & (times % 1 != 0)).any():
+            return True
+        self._use(ExactEvent)
+        return False
+
+    def _read(self, text: bytes) -> Event | None:
         """An event, its fields brought to their types where that is plain, such as a number in quotes; else None."""
         try:
             return self._one(text)
@@ -163,11 +177,11 @@ def pieces(path: Path, header: dict[str, Any], left_out: Counter[str], progress:
         try:
             events, used, closed = _at_once(text, end, bare, decoder)
         except UNDECODABLE:
-            events, skipped, used, stop = _one_by_one(text, decoder)
-            closed = stop is None
-            count += skipped
-            if skipped:
+            texts, used, stop = _one_by_one(text)
+            events, closed = decoder.one_by_one(texts), stop is None
+            if skipped := len(texts) - len(events):
                 left_out[UNREADABLE] += skipped
+                count += skipped
         count += len(events)
         yield events
         if stop and (stop.final or end is not None):
@@ -273,15 +287,13 @@ def _cut(text: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _one_by_one(text: bytes, decoder: _Decoder) -> tuple[list[Event], int, int, _Break | None]:
-    """The whole events at the beginning of a text, whatever their fields.
+def _one_by_one(text: bytes) -> tuple[list[bytes], int, _Break | None]:
+    """The texts of the whole events at the beginning of a text, whatever their fields.
 
     Returns:
-        Those that could be decoded, how many could not, the bytes of the text that hold them, and why it does not go on
-        there: None where the list of events is closed.
+        Them, the bytes of the text that hold them, and why it does not go on there: None where their list is closed.
     """
-    events: list[Event] = []
-    skipped = 0
+    events: list[bytes] = []
     letters = text.decode("latin-1")  # a letter for each byte
     at = _BETWEEN.match(letters).end()  # type: ignore[union-attr]
     while letters[at : at + 1] != "]":
@@ -290,19 +302,15 @@ def _one_by_one(text: bytes, decoder: _Decoder) -> tuple[list[Event], int, int, 
         except json.JSONDecodeError as error:
             # of a string without an end it says where it begins, of anything else where it is, of a word its beginning
             final = not error.msg.startswith("Unterminated") and error.pos < len(text) - 16
-            return events, skipped, at, _Break(error.pos, error.msg.lower(), final)
-        except UNDECODABLE as error:
-            return events, skipped, at, _Break(at + 1, first_line(error), True)
-        event = decoder.one(text[at:after])
-        if event is None:
-            skipped += 1
-        else:
-            events.append(event)
+            return events, at, _Break(error.pos, error.msg.lower(), final)
+        except (ValueError, RecursionError) as error:
+            return events, at, _Break(at + 1, first_line(error), True)
+        events.append(text[at:after])
         between = _BETWEEN.match(letters, after)
         at = between.end()  # type: ignore[union-attr]
         if not between[1] and letters[at : at + 1] not in ("]", ""):  # type: ignore[index]
-            return events, skipped, after, _Break(at, "expecting ',' or ']'", True)
-    return events, skipped, at + 1, None
+            return events, after, _Break(at, "expecting ',' or ']'", True)
+    return events, at + 1, None
 
 
 def _after(

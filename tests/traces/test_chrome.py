@@ -229,6 +229,7 @@ def test_times_are_exact_to_the_nanosecond(read):
     small = [event("kernel", "a", 7948799999999.001, 0.001), event("kernel", "b", 7948799999999.999, 1e-3)]
 
     assert read(large).device.start.tolist() == [0, 765, 1001, 1100]
+    assert read(large[:-1] + b',{"cat": 5}]').device.start.tolist() == [0, 765, 1001, 1100]  # one that cannot be read
     assert read(small).device.start.tolist() == [0, 998]
     assert read(small).device.end.tolist() == [1, 999]
 
