@@ -210,3 +210,19 @@ def test_a_run_of_a_recording_is_saved_and_loaded(recording, tmp_path):
     loaded = gpuprof.load(run.save(tmp_path / "run.json.gz"))
 
     assert loaded.to_dict() == run.to_dict()
+
+
+def test_an_operator_of_a_library_around_products_is_composed_of_them(tmp_path):
+    t = Recording()
+    t.op("vllm::unquantized_gemm", 0, 100, [[M, K], [N, K]])
+    t.op("aten::mm", 20, 30, [[M, K], [K, N]], FLOATS[:2], ["", ""])
+    t.kernel("gemm", 25, 40, 50)
+    t.op("vllm::fused_moe", 100, 200, [[M, K]])
+    t.op("aten::empty", 120, 130, [[], []], ["", ""], ["", ""])
+    t.kernel("fused", 150, 160, 170)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert [row[3] for row in places(run)] == ["aten::mm", "vllm::fused_moe"]
+    assert totals(run)["flops_forward"] == FORWARD
+    assert run.passes["count"].facts["ops_without_rule"] == ["vllm::fused_moe"]

@@ -29,7 +29,8 @@ def untold(run: Run) -> list[str]:
         return []
     facts = run.passes["trace"].facts
     looks = (
-        _shapes, _modules, _graphs, _launchers, _without_flops, _unread, _not_run, _device, _outside, _left_out, _accuracy,
+        _shapes, _modules, _graphs, _launchers, _without_flops, _unread, _not_run, _device, _outside, _left_out,
+        _accuracy,
     )  # fmt: skip
     return [sentence for look in looks for sentence in look(run, facts)]
 

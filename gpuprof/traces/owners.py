@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from gpuprof.record import UNATTRIBUTED
+from gpuprof.theory import rule_for
 from gpuprof.traces.events import (
     CALL,
     CALL_MARK,
@@ -156,6 +157,8 @@ def attribute(
     host = sorted((e for e in events if e.kind not in (KERNEL, WAIT)), key=lambda e: (e.thread, e.start, -e.end))
     device = [e for e in events if e.kind == KERNEL]
     numbers, made, taken_over = _node_numbers(host), _made_by_nodes(host), _taken_over(host)
+    if not marked:
+        taken_over |= _around_products(host)
     op_calls: list[OpCall] = []
     launching = {e.linked for e in device if e.linked}
     launchers: dict[int, tuple[_Frame, str]] = {}
@@ -303,18 +306,40 @@ def _taken_over(host: list[Event]) -> set[int]:
         host: by thread and start, a range before what is inside it.
     """
     found: set[int] = set()
-    around: list[tuple[int, Event]] = []
-    if not any(event.kind == MODE for event in host):
+    if not any(event.kind == MODE or (event.kind == OPERATOR and communicates(event.name)) for event in host):
         return found
-    for index, event in enumerate(host):
-        while around and (around[-1][1].thread != event.thread or around[-1][1].end <= event.start):
-            around.pop()
+    for _, event, around in _nested(host):
         if event.kind == MODE and around and around[-1][1].kind == OPERATOR:
             found.add(around[-1][0])
         elif event.kind == OPERATOR and communicates(event.name):
             found.update(place for place, outer in around if outer.kind == OPERATOR and outer.name[:6] == "aten::")
-        around.append((index, event))
     return found
+
+
+def _around_products(host: list[Event]) -> set[int]:
+    """Operators, likewise, that nobody has a rule for and that call others which multiply: composed of these, it seems.
+
+    Of a library's own, such as a wrapper of a linear layer. A counting pass sees them whole; a recording has both.
+    """
+    rules = {event.name: rule_for(event.name) for event in host if event.kind == OPERATOR}
+    multiply = {name for name, rule in rules.items() if rule and rule.kind in ("matmul", "convolution", "attention")}
+    if None not in rules.values() or not multiply:
+        return set()
+    found: set[int] = set()
+    for _, event, around in _nested(host):
+        if event.name in multiply:
+            found.update(place for place, outer in around if rules.get(outer.name, "") is None)
+    return found
+
+
+def _nested(host: list[Event]) -> Iterator[tuple[int, Event, list[tuple[int, Event]]]]:
+    """Each event with its place, and those around it, the outermost first."""
+    around: list[tuple[int, Event]] = []
+    for index, event in enumerate(host):
+        while around and (around[-1][1].thread != event.thread or around[-1][1].end <= event.start):
+            around.pop()
+        yield index, event, around
+        around.append((index, event))
 
 
 def _node_numbers(host: list[Event]) -> dict[int, tuple[int, int]]:
