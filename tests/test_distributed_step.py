@@ -104,7 +104,7 @@ def test_an_operator_that_waits_first_is_those_that_it_calls():
         Event("c10d::allreduce_", OPERATOR, 1, 90, 99),
         Event("aten::copy_", OPERATOR, 1, 92, 95),
     ]
-    rows, _, _ = attribute(events, [], lambda *_: None, lambda name: False)
+    rows, _, _, _ = attribute(events, [], lambda *_: None, lambda name: False)
     kernels = table("kernels", rows)
     assert list(zip(kernels["op"], kernels["start_ns"], kernels["duration_ns"], strict=True)) == [
         ("_c10d_functional::wait_tensor", 0, 60),
