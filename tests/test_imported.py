@@ -226,3 +226,14 @@ def test_an_operator_of_a_library_around_products_is_composed_of_them(tmp_path):
     assert [row[3] for row in places(run)] == ["aten::mm", "vllm::fused_moe"]
     assert totals(run)["flops_forward"] == FORWARD
     assert run.passes["count"].facts["ops_without_rule"] == ["vllm::fused_moe"]
+
+
+def test_gradients_that_are_sent_are_no_module_s(tmp_path):
+    t = Recording()
+    training_step(t, 0)
+    t.op("c10d::allreduce_", 312, 314, [[[K, N]]], ["TensorList"], tid=11)
+    t.kernel("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 313, 520, 540, tid=11, stream=20)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", "(unattributed)", "backward") in [row[:3] for row in places(run)]

@@ -223,7 +223,9 @@ def attribute(
         elif kind == OPTIMIZER and not marked:
             frame = _Frame(event.end, around.owner, "optimizer", name=name)
         elif kind == OPERATOR and not is_composite(name) and index not in taken_over:
-            call = OpCall(len(op_calls), event, around.owner, around.phase or phase)
+            # a bucket of gradients is sent when the last of them is there: it is not that one's module's work
+            sent = around.phase == "backward" and communicates(name)
+            call = OpCall(len(op_calls), event, UNATTRIBUTED if sent else around.owner, around.phase or phase)
             op_calls.append(call)
             if around.phase == "backward" and around.node is not None and around.node.called:
                 around.node.pending.append(call)
