@@ -11,17 +11,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from gpuprof.analysis.ranks import rank_rows  # against the layers: here a run has just been made
 from gpuprof.errors import GpuprofError
-from gpuprof.hardware import peaks
 from gpuprof.record import UNATTRIBUTED, PassOutcome, Run, table
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
-from gpuprof.traces.chrome import KERNEL, Recorded, read
+from gpuprof.traces.chrome import Recorded, read
 from gpuprof.traces.composite import is_composite
+from gpuprof.traces.device import device_names, device_of
 from gpuprof.traces.events import launches_graph
 from gpuprof.traces.foreign import kind_of
 from gpuprof.traces.ncu_table import read_table
@@ -148,7 +147,7 @@ def _assembled(
     if on_device:
         kernels["stream"] = [recorded.streams[int(stream)] for stream in kernels["stream"]]
     ops, count = ops_of(recorded, found.calls, kernels)
-    device = _device(recorded, window, device_name)
+    device = device_of(recorded, window, device_name)
     modes = {call.phase for call in found.calls} | set(kernels["phase"])
     roots = [path for path in scopes.classes if "." not in path] if scopes.what == "modules" else []
     run = Run(
@@ -233,7 +232,7 @@ def _facts(recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, fou
         "step": window.step,
         "host_step_s": [int(ns) * 1e-9 for ns in steps.host_ns],
         "scopes": scopes.what,
-        "devices": _device_names(recorded, window),
+        "devices": device_names(recorded, window),
     }
     return facts
 
@@ -245,49 +244,6 @@ def _lacks(recorded: Recorded, scopes: Scopes) -> list[str]:
     elif all(inputs.concrete is None for inputs in recorded.inputs):
         lacks.append("concrete_inputs")
     return lacks if scopes.what == "modules" else [*lacks, "with_modules"]
-
-
-def _device_names(recorded: Recorded, window: Window) -> list[str]:
-    """Names of the devices that the kernels ran on, as far as the header has them.
-
-    On ROCm the number that a kernel has is none of the header's, so where all have one name it is that.
-    """
-    known = {entry.get("id"): entry.get("name") or "" for entry in recorded.header.get("devices", ())}
-    names = set(known.values()) - {""}
-    if len(names) == 1:
-        return sorted(names)
-    used = np.unique(recorded.device.device[window.device]).tolist()
-    return sorted({known[number] for number in used if known.get(number)})
-
-
-def _device(recorded: Recorded, window: Window, given: str | None) -> dict[str, Any]:
-    """The device as `gpuprof.hardware.device.describe` has it, as far as the header tells."""
-    facts: dict[str, Any] = {
-        "type": "cuda" if len(recorded.device.start) else "cpu", "name": None, "uuid": None, "index": None,
-        "compute_capability": None, "sm_count": None, "memory_bytes": None, "driver": None, "cuda": None,
-        "power_limit_w": None, "max_sm_clock_mhz": None, "cpu": {}, "peaks": {}, "peak_source": None,
-        "flops_per_clock_per_sm": {}, "memory_bandwidth": None, "peak_remedy": "",
-    }  # fmt: skip
-    if facts["type"] == "cpu":
-        return facts | {"name": given or "CPU", "peak_remedy": "give the peak of this CPU with --peak-tflops"}
-    names = [given] if given else _device_names(recorded, window)
-    on = window.device[recorded.device.category[window.device] == KERNEL]
-    if (several := len(np.unique(recorded.device.device[on]))) > 1:
-        remedy = f"the kernels ran on {several} GPUs: give the peak of all together with --peak-tflops"
-        return facts | {"name": f"{several} GPUs ({' and '.join(names) or 'unknown'})", "peak_remedy": remedy}
-    if len(names) != 1:
-        said = f"the kernels ran on {' and '.join(names)}" if names else "the trace does not name its device"
-        remedy = "--peak-tflops" if names else "--device-name or --peak-tflops"
-        return facts | {"name": " and ".join(names) or "unknown GPU", "peak_remedy": f"{said}: give {remedy}"}
-    entry: dict[str, Any] = next((e for e in recorded.header.get("devices", ()) if e.get("name") == names[0]), {})
-    capability = [entry.get("computeMajor"), entry.get("computeMinor")]
-    facts |= {
-        "name": names[0],
-        "sm_count": entry.get("numSms"),
-        "memory_bytes": entry.get("totalGlobalMem"),
-        "compute_capability": capability if None not in capability else None,
-    }
-    return facts | peaks.facts(names[0], entry.get("numSms"))
 
 
 def _environment(recorded: Recorded) -> dict[str, Any]:
