@@ -15,7 +15,7 @@ import pandas as pd
 
 from gpuprof.analysis.ranks import rank_rows  # against the layers: here a run has just been made
 from gpuprof.errors import GpuprofError
-from gpuprof.record import UNATTRIBUTED, PassOutcome, Run, table
+from gpuprof.record import PassOutcome, Run, table
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.traces.chrome import Recorded, read
@@ -168,7 +168,7 @@ def _assembled(
         "samples",
         [{"step": place, "phase": "step", "time_s": int(ns) * 1e-9} for place, ns in enumerate(window.samples_ns)],
     )
-    found.facts.pop("unknown_owner_ns", None)  # of nodes: it is in no_module_ns, and as much of the work is nobody's
+    found.facts.pop("unknown_owner_ns", None)  # of nodes: in a recording as much of the other work is nobody's
     facts = found.facts | _facts(recorded, steps, window, scopes, found)
     run.passes = {
         "count": PassOutcome("done", facts=count),
@@ -214,7 +214,6 @@ def _facts(recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, fou
     early, outside = steps.of_device == EARLY, steps.of_device == OUTSIDE
     outside &= len(steps.numbers) > 0 and window.step != "all"
     shapeless = {call.number for call in found.calls if call.inputs < 0 or not recorded.inputs[call.inputs].shapes}
-    nowhere = {UNATTRIBUTED, ""}
     facts: dict[str, Any] = {
         "recorded": True,
         "early_kernels": int(early.sum()),
@@ -224,7 +223,6 @@ def _facts(recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, fou
         "all_ns": int(took.sum()),
         "graph_ns": sum(row["duration_ns"] for row in found.kernels if launches_graph(row["op"])),
         "no_shapes_ns": sum(row["duration_ns"] for row in found.kernels if row["call"] in shapeless),
-        "no_module_ns": sum(row["duration_ns"] for row in found.kernels if row["module"] in nowhere),
         "left_out": recorded.left_out,
         "whole_us": recorded.whole_us,
         "lacks": _lacks(recorded, scopes),

@@ -37,11 +37,7 @@ _DEVICE = {
 }  # fmt: skip
 _MODULE_RANGE = "nn.Module: "
 
-_INTEGERS = (
-    "schemaVersion", "record_shapes", "with_stack", "with_modules", "with_flops", "profile_memory",
-    "cuda_runtime_version", "cuda_driver_version", "hip_runtime_version", "hip_driver_version", "cupti_version",
-    "baseTimeNanoseconds",
-)  # fmt: skip
+_NUMBERS = ("cuda_runtime_version", "hip_runtime_version", "baseTimeNanoseconds")
 _OF_DEVICE = ("id", "numSms", "totalGlobalMem", "computeMajor", "computeMinor")
 _NO_ARGS = Args()
 _APART = b"\0"  # between texts of JSON, which never hold it
@@ -115,8 +111,8 @@ class Recorded:
     Attributes:
         path: the file.
         header: fields of an allow-list, those that the file has: `devices` (of each its id, name, numSms,
-            totalGlobalMem, computeMajor, computeMinor), `backend`, `rank`, `world_size`, and numbers under the names
-            that the file gives them.
+            totalGlobalMem, computeMajor, computeMinor), `rank`, and of other numbers those that are listed here, under
+            the names that the file gives them.
         events: how many the file has, of every kind.
         origin_ns: time of that event, as the file has it: since the epoch, or since `baseTimeNanoseconds`.
         whole_us: whether every time is a whole microsecond.
@@ -313,12 +309,10 @@ def _nothing(path: Path, categories: dict[str, int], left_out: dict[str, int]) -
 
 def _header(fields: dict[str, Any]) -> dict[str, Any]:
     """Those of a file's header that are known, each of its type; nothing else, since some carry an environment."""
-    header = {name: fields[name] for name in _INTEGERS if isinstance(fields.get(name), int)}
+    header = {name: fields[name] for name in _NUMBERS if isinstance(fields.get(name), int)}
     distributed = fields.get("distributedInfo")
-    if isinstance(distributed, dict):
-        header |= {name: distributed[name] for name in ("rank", "world_size") if isinstance(distributed.get(name), int)}
-        if isinstance(distributed.get("backend"), str):
-            header["backend"] = _plain(distributed["backend"])
+    if isinstance(distributed, dict) and isinstance(distributed.get("rank"), int):
+        header["rank"] = distributed["rank"]
     devices = fields.get("deviceProperties")
     if isinstance(devices, list):
         header["devices"] = [

@@ -64,7 +64,6 @@ def read_table(path: str | os.PathLike[str], device_name: str | None = None, pea
     ]
     replays = [count for launch in launches if (count := launch.metrics.get(ncu.REPLAYS)) is not None]
     facts = {
-        "recorded": True,
         "launches": len(rows),
         "columns": list(columns),
         "replays": [int(max(replays))] if replays else [],

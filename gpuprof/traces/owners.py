@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.theory import rule_for
+from gpuprof.theory.names import communicates
 from gpuprof.traces.events import (
     CALL,
     CALL_MARK,
@@ -24,7 +25,6 @@ from gpuprof.traces.events import (
     RUNTIME,
     WAIT,
     Event,
-    communicates,
     launches_graph,
 )  # fmt: skip
 

@@ -29,17 +29,14 @@ HEADER = {
     ],
     "record_shapes": 1,
     "cupti_version": 22,
+    "cuda_runtime_version": 12080,
     "distributedInfo": {"backend": "nccl", "rank": 3, "world_size": 8, "nccl_version": "2"},
     "baseTimeNanoseconds": 1751410836000000000,
 }
 KNOWN = {
-    "schemaVersion": 1,
     "devices": [{"id": 0, "name": "NVIDIA X", "numSms": 4, "totalGlobalMem": 9, "computeMajor": 9, "computeMinor": 0}],
-    "record_shapes": 1,
-    "cupti_version": 22,
-    "backend": "nccl",
     "rank": 3,
-    "world_size": 8,
+    "cuda_runtime_version": 12080,
     "baseTimeNanoseconds": 1751410836000000000,
 }
 
