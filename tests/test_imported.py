@@ -228,6 +228,18 @@ def test_an_operator_of_a_library_around_products_is_composed_of_them(tmp_path):
     assert run.passes["count"].facts["ops_without_rule"] == ["vllm::fused_moe"]
 
 
+@pytest.mark.parametrize("inside", ["aten::mm", "aten::convolution_overrideable", "aten::_cudnn_rnn"])
+def test_a_library_s_operator_leaves_its_kernels_to_the_product_inside(inside, tmp_path):
+    t = Recording()
+    t.op("library::layer", 0, 100, [[M, K]])
+    t.op(inside, 20, 30, [[M, K]])
+    t.kernel("kernel", 25, 40, 50)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert list(run.kernels["op"]) == [inside]
+
+
 def test_gradients_that_are_sent_are_no_module_s(tmp_path):
     t = Recording()
     training_step(t, 0)

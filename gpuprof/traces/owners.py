@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.theory import rule_for
 from gpuprof.theory.names import communicates
+from gpuprof.theory.rules import PRODUCTS
 from gpuprof.traces.events import (
     CALL,
     CALL_MARK,
@@ -328,7 +329,7 @@ def _around_products(host: list[Event]) -> set[int]:
     Of a library's own, such as a wrapper of a linear layer. A counting pass sees them whole; a recording has both.
     """
     rules = {name: rule_for(name) for name in {event.name for event in host if event.kind == OPERATOR}}
-    multiply = {name for name, rule in rules.items() if rule and rule.kind in ("matmul", "convolution", "attention")}
+    multiply = {name for name, rule in rules.items() if rule and rule.kind in PRODUCTS}
     products = [(event.thread, event.start) for event in host if event.name in multiply]
     found: set[int] = set()
     for index, event in enumerate(host):
