@@ -15,6 +15,7 @@ import pandas as pd
 
 from gpuprof.analysis.ranks import rank_rows  # against the layers: here a run has just been made
 from gpuprof.errors import GpuprofError
+from gpuprof.hardware.peaks import check_peak
 from gpuprof.record import PassOutcome, Run, table
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
@@ -59,12 +60,14 @@ def read_trace(
         progress: told which file is read, bytes done and bytes in all.
 
     Raises:
-        GpuprofError: a file is no trace, is truncated, has nothing to read, or has no such step.
+        GpuprofError: a file is no trace, is truncated, has nothing to read, or has no such step; or an argument is out
+            of its range.
     """
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     if not paths:
         raise GpuprofError("no trace given: name one file, or one of each rank of a job")
     fitting_convention(convention)
+    check_peak(peak_tflops)
     kinds = [kind_of(Path(one)) for one in paths]
     if "table" in kinds:
         return _table(paths, kinds, step, device_name, peak_tflops)

@@ -249,3 +249,12 @@ def test_gradients_that_are_sent_are_no_module_s(tmp_path):
     run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
 
     assert ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", "(unattributed)", "backward") in [row[:3] for row in places(run)]
+
+
+@pytest.mark.parametrize("peak", [-1.0, 0.0, float("inf"), float("nan")])
+def test_a_peak_that_can_be_none_is_refused(peak, tmp_path):
+    t = Recording()
+    t.op("aten::mm", 0, 10, [[M, K], [K, N]])
+
+    with pytest.raises(gpuprof.GpuprofError, match="--peak-tflops must be above 0 and finite"):
+        gpuprof.read_trace(t.save(tmp_path / "trace.json"), peak_tflops=peak)
