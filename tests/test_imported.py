@@ -167,6 +167,49 @@ def test_a_backward_that_is_to_be_differentiated_is_no_recompute(tmp_path):
     assert [row[2] for row in places(run)] == ["backward"]
 
 
+def test_a_gradient_of_a_gradient_is_of_the_module_whose_node_made_it(tmp_path):
+    """Both threads number their nodes from 5 on; the profiler calls the main one 1 and autograd's 2."""
+    t = Recording()
+    t.module("Net_0", 0, 50).module("Linear_0", 5, 20)
+    t.op("aten::mm", 10, 15, number=5).op("aten::sum", 30, 35, number=6)
+    t.node("MmBackward0", 5, 100, 200, thread=1)
+    t.op("aten::mm", 130, 140, number=5, tid=11)
+    t.node("MmBackward0", 5, 300, 400, thread=2)
+    t.op("aten::mm", 330, 340, tid=11)
+    t.node("SumBackward0", 6, 500, 600, thread=1)
+    t.op("aten::expand_copy", 530, 540, tid=11)
+    for at, name in (12, "forward"), (135, "gradient"), (335, "of_gradient"), (535, "sum"):
+        t.kernel(name, at, 1000 + at, 1010 + at, tid=10 if at < 100 else 11)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert [row[:3] for row in places(run)] == [
+        ("forward", "Net_0.Linear_0", "forward"),
+        ("gradient", "Net_0.Linear_0", "backward"),
+        ("of_gradient", "Net_0.Linear_0", "backward"),
+        ("sum", "Net_0", "backward"),
+    ]
+
+
+def test_replicas_of_a_model_number_their_nodes_alike(tmp_path):
+    """Each in a thread of its own, their losses added up by the main one, whose numbers they have too."""
+    t = Recording()
+    for tid, name in (23, "third"), (21, "first"), (22, "second"):  # as a file lists them: in no order
+        t.label(name, tid * 10, tid * 10 + 9, tid=tid)
+        t.op("aten::mm", tid * 10 + 1, tid * 10 + 4, number=4, tid=tid)
+        t.op("aten::sum", tid * 10 + 5, tid * 10 + 8, number=5, tid=tid)
+    t.op("aten::add", 250, 255, number=5)
+    t.node("AddBackward0", 5, 300, 310, thread=1)
+    for thread, name in (7, "first"), (8, "second"), (9, "third"):
+        t.node("MmBackward0", 4, thread * 100, thread * 100 + 50, thread=thread)
+        t.op("aten::mm", thread * 100 + 10, thread * 100 + 40, tid=11)
+        t.kernel(f"of_{name}", thread * 100 + 20, 1000 + thread * 10, 1005 + thread * 10, tid=11)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert [row[:2] for row in places(run)] == [("of_first", "first"), ("of_second", "second"), ("of_third", "third")]
+
+
 def test_labels_are_scopes_where_there_are_no_modules(tmp_path):
     t = Recording()
     t.label("## forward.sparse ##", 0, 100).label("enumerate(DataLoader)#next", 50, 60)
