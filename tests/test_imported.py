@@ -210,6 +210,33 @@ def test_replicas_of_a_model_number_their_nodes_alike(tmp_path):
     assert [row[:2] for row in places(run)] == [("of_first", "first"), ("of_second", "second"), ("of_third", "third")]
 
 
+@pytest.mark.parametrize("scope", ["module", "label", "none"])
+def test_what_an_optimizer_is_given_to_call_is_no_optimizer(tmp_path, scope):
+    """As Lightning does: forward and backward run in the optimizer's step, and what it does itself makes no nodes."""
+    t = Recording()
+    t.label("Optimizer.step#AdamW.step", 0, 500)
+    if scope == "module":
+        t.module("Net_0", 20, 100)
+    elif scope == "label":
+        t.label("training_step", 20, 100)
+    t.op("aten::zero_", 5, 15, number=-1)
+    t.op("aten::mm", 30, 80, [[M, K], [K, N]], number=9)
+    t.node("MmBackward0", 9, 200, 300)
+    t.op("aten::mm", 220, 280, [[K, M], [M, N]], tid=11)
+    t.op("aten::add_", 400, 420, number=9)  # of an optimizer of somebody's who does without no_grad
+    for at, name in (10, "zero"), (40, "product"), (250, "gradient"), (410, "step"), (450, "fused"):
+        t.kernel(name, at, 1000 + at, 1010 + at, tid=11 if at == 250 else 10)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert [(kernel, phase) for kernel, _, phase, _ in places(run)] == [
+        ("zero", "optimizer"), ("product", "forward"), ("gradient", "backward"), ("step", "optimizer"),
+        ("fused", "optimizer"),
+    ]  # fmt: skip
+    sums = totals(run)
+    assert (sums["flops_forward"], sums["flops_backward"], sums["flops"]) == (FORWARD, FORWARD, 2 * FORWARD)
+
+
 def test_labels_are_scopes_where_there_are_no_modules(tmp_path):
     t = Recording()
     t.label("## forward.sparse ##", 0, 100).label("enumerate(DataLoader)#next", 50, 60)
