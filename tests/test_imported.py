@@ -237,6 +237,32 @@ def test_what_an_optimizer_is_given_to_call_is_no_optimizer(tmp_path, scope):
     assert (sums["flops_forward"], sums["flops_backward"], sums["flops"]) == (FORWARD, FORWARD, 2 * FORWARD)
 
 
+def test_a_step_begins_on_the_main_stream_where_another_runs_ahead(tmp_path):
+    """Step 1 has a kernel of its own stream long before step 0, which waits for the device, begins."""
+    t = Recording()
+    for number in range(3):
+        t.step(number, number * 100, number * 100 + 100)
+        for at in (10, 30):
+            t.kernel("gemm", number * 100 + at, 5000 + number * 1000 + 10 * at, 5050 + number * 1000 + 10 * at)
+    t.kernel("ahead", 150, 200, 4000, stream=9)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert run.samples["time_s"].tolist() == pytest.approx([1000e-6, 1000e-6, 250e-6])
+
+
+def test_of_ranges_of_the_same_microseconds_the_one_called_first_is_around_the_other(tmp_path):
+    t = Recording()
+    for number, name in (8, "Linear_0"), (7, "Sequential_0"), (3, "Net_0"):
+        t.add("python_function", f"nn.Module: {name}", 0, 10, **{"Python id": number})
+    t.op("aten::mm", 2, 8, [[M, K], [K, N]])
+    t.kernel("gemm", 5, 20, 30)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert places(run) == [("gemm", "Net_0.Sequential_0.Linear_0", "forward", "aten::mm")]
+
+
 def test_labels_are_scopes_where_there_are_no_modules(tmp_path):
     t = Recording()
     t.label("## forward.sparse ##", 0, 100).label("enumerate(DataLoader)#next", 50, 60)

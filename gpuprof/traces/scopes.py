@@ -53,7 +53,8 @@ def scopes_of(recorded: Recorded, rows: np.ndarray) -> Scopes:
         what, chosen = "labels", _labels(recorded, rows)
     if not len(chosen):
         return Scopes("", [], [], {}, {})
-    chosen = chosen[np.lexsort((-host.end[chosen], host.start[chosen], host.thread[chosen]))]
+    # of ranges of the same whole microseconds the outer one was called first
+    chosen = chosen[np.lexsort((host.python_id[chosen], -host.end[chosen], host.start[chosen], host.thread[chosen]))]
     texts = {name: _text(recorded.names[name]) for name in np.unique(host.name[chosen]).tolist()}
     paths = _paths(host, chosen, texts)
     events, calls = [], []
