@@ -7,6 +7,7 @@ from traces.recording import Recording
 
 import gpuprof
 from gpuprof.analysis.modules import by_module, totals
+from gpuprof.analysis.ranks import by_rank
 from gpuprof.errors import GpuprofError
 
 M, K, N = 64, 256, 128
@@ -263,6 +264,25 @@ def test_of_ranges_of_the_same_microseconds_the_one_called_first_is_around_the_o
     assert places(run) == [("gemm", "Net_0.Sequential_0.Linear_0", "forward", "aten::mm")]
 
 
+def test_ranks_are_held_against_one_another_by_the_numbers_of_their_steps(recording, tmp_path):
+    """Rank 1 was recorded for step 1 alone; without steps there is no rate, and no mixing of both."""
+    one, none = (Recording(distributedInfo={"backend": "nccl", "rank": 1, "world_size": 2}) for _ in range(2))
+    one.step(1, 0, 1000)
+    training_step(one, 0, busy=130.0)
+    training_step(none, 0)
+    first, second, third = (t.save(tmp_path / f"{at}.json") for at, t in enumerate((recording, one, none)))
+
+    ranks = gpuprof.read_trace([first, second]).ranks
+
+    assert sorted(set(zip(ranks["rank"], ranks["step"], strict=True))) == [(0, 0), (0, 1), (0, 2), (1, 1)]
+    with pytest.raises(GpuprofError, match="trace of rank 1 has no steps, others have: take --step all"):
+        gpuprof.read_trace([first, third])
+    recording.events = [event for event in recording.events if not event["name"].startswith("ProfilerStep")]
+    alike = by_rank(gpuprof.read_trace([recording.save(first), third]))
+    assert alike[["flops_per_s", "mfu"]].isna().all(axis=None)
+    assert alike["flops"].tolist() == [6 * FORWARD, 2 * FORWARD]
+
+
 def test_labels_are_scopes_where_there_are_no_modules(tmp_path):
     t = Recording()
     t.label("## forward.sparse ##", 0, 100).label("enumerate(DataLoader)#next", 50, 60)
@@ -294,8 +314,8 @@ def test_ranks_of_a_job(recording, tmp_path):
     run = gpuprof.read_trace(paths, step=0)
 
     assert run.kernels["duration_ns"].sum() == 230_000  # the lowest rank's
-    by_rank = run.ranks[run.ranks["quantity"] == "compute_ns"].set_index("rank")["amount"]
-    assert by_rank.to_dict() == {0: 230_000, 1: 290_000}
+    compute = run.ranks[run.ranks["quantity"] == "compute_ns"].set_index("rank")["amount"]
+    assert compute.to_dict() == {0: 230_000, 1: 290_000}
     with pytest.raises(GpuprofError, match="is of rank 1, as another of these files"):
         gpuprof.read_trace([paths[0], paths[0]])
 
