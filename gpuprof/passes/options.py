@@ -38,8 +38,7 @@ def check(
         raise GpuprofError(f"--warmup must be at least 0, not {warmup}")
     if steps is not None and steps < 1:
         raise GpuprofError(f"--steps must be at least 1, not {steps}")
-    if peak_tflops is not None and not 0 < peak_tflops < math.inf:
-        raise GpuprofError(f"--peak-tflops must be above 0 and finite, not {peak_tflops}")
+    check_peak(peak_tflops)
     if counter_level not in LEVELS:
         raise GpuprofError(f"--counters must be {' or '.join(LEVELS)}, not {counter_level}")
     if launches is not None and launches < 1:
@@ -47,3 +46,13 @@ def check(
     if launches is not None and "time" not in wanted:
         raise GpuprofError("--launches repeats the timing pass: add time to --passes")
     return wanted
+
+
+def check_peak(peak_tflops: float | None) -> None:
+    """Refuse what no peak is.
+
+    Raises:
+        GpuprofError: it is given, and not above 0 and finite.
+    """
+    if peak_tflops is not None and not 0 < peak_tflops < math.inf:
+        raise GpuprofError(f"--peak-tflops must be above 0 and finite, not {peak_tflops}")
