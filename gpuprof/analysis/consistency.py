@@ -20,11 +20,12 @@ import pandas as pd
 from gpuprof import units
 from gpuprof.analysis.denominators import WORDS, denominator, ideal_seconds
 from gpuprof.analysis.kernel_time import busy_seconds
-from gpuprof.analysis.operators import PRODUCTS, input_shapes, plain_op
+from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.theory import rule_for
 from gpuprof.theory.rows import read_shapes
+from gpuprof.theory.rules import PRODUCTS
 from gpuprof.theory.tiling import multiplies
 
 MOST = {"datasheet": 1.05, "measured": 1.30}

@@ -44,7 +44,7 @@ _INTEGERS = (
 _OF_DEVICE = ("id", "numSms", "totalGlobalMem", "computeMajor", "computeMinor")
 _NO_ARGS = Args()
 _APART = b"\0"  # between texts of JSON, which never hold it
-_NO_INPUTS = _APART * 3
+_NO_INPUTS = _APART * 2
 _NO_STAMP = -(2**63)
 _LONGEST = 4e15  # microseconds whose sum of two is an int64 of nanoseconds: 126 years
 
@@ -63,9 +63,6 @@ class Host(NamedTuple):
         number: autograd sequence number, -1 where there is none.
         forward_thread: the profiler's number of the thread that made the autograd node, 0 where there is none.
         inputs: index into `Recorded.inputs`, int32; -1 where the file has none.
-        python_id: number of a Python call; -1 where there is none, as below.
-        parent_id: of the call that it is in, which need not be a module's.
-        module_id: of the module.
     """
 
     name: NDArray[np.int32]
@@ -76,9 +73,6 @@ class Host(NamedTuple):
     number: Integers
     forward_thread: Integers
     inputs: NDArray[np.int32]
-    python_id: Integers
-    parent_id: Integers
-    module_id: Integers
 
 
 class Runtime(NamedTuple):
@@ -102,7 +96,6 @@ class Device(NamedTuple):
         start: ns.
         end: ns.
         correlation: that of the call that launched it, -1 where there is none.
-        graph_node: whether the file says that it is a node of a graph.
     """
 
     name: NDArray[np.int32]
@@ -112,7 +105,6 @@ class Device(NamedTuple):
     start: Integers
     end: Integers
     correlation: Integers
-    graph_node: NDArray[np.bool_]
 
 
 @dataclass
@@ -125,7 +117,6 @@ class Recorded:
             totalGlobalMem, computeMajor, computeMinor), `backend`, `rank`, `world_size`, and numbers under the names
             that the file gives them.
         events: how many the file has, of every kind.
-        categories: how many of each category; of none under "".
         origin_ns: time of that event, as the file has it: since the epoch, or since `baseTimeNanoseconds`.
         whole_us: whether every time is a whole microsecond.
         left_out: how many events that would be kept are not, by reason.
@@ -141,7 +132,6 @@ class Recorded:
     path: Path
     header: dict[str, Any]
     events: int
-    categories: dict[str, int]
     origin_ns: int
     whole_us: bool
     left_out: dict[str, int]
@@ -220,12 +210,7 @@ class _Columns:
 
     def _host(self, events: list[Event], start: Integers, end: Integers, category: int) -> tuple[NDArray[Any], ...]:
         args = [event.args or _NO_ARGS for event in events]
-        # a module has no inputs, and nothing else is of Python: what is absent is not looked for in each event
-        texts = [
-            _APART.join((arg.shapes or arg.shapes_2020, arg.types, arg.concrete, arg.results_2020))
-            for arg in (args if category != MODULE else ())
-        ]
-        absent = np.full(len(events), -1)
+        texts = [_APART.join((arg.shapes or arg.shapes_2020, arg.types, arg.concrete)) for arg in args]
         return Host(
             name=_indices(self.names, [event.name for event in events]),
             category=np.full(len(events), category, np.int8),
@@ -234,10 +219,7 @@ class _Columns:
             end=end,
             number=_integers([arg.number for arg in args], -1),
             forward_thread=_integers([arg.forward_thread for arg in args], 0),
-            inputs=_indices(self.inputs, texts) - 1 if texts else absent.astype(np.int32),
-            python_id=_integers([arg.python_id for arg in args], -1) if category == MODULE else absent,
-            parent_id=_integers([arg.parent_id for arg in args], -1) if category == MODULE else absent,
-            module_id=_integers([arg.module_id for arg in args], -1) if category == MODULE else absent,
+            inputs=_indices(self.inputs, texts) - 1,
         )
 
     def _runtime(self, events: list[Event], start: Integers, end: Integers) -> tuple[NDArray[Any], ...]:
@@ -259,7 +241,6 @@ class _Columns:
             start=start,
             end=end,
             correlation=_integers([arg.correlation for arg, _ in both], -1),
-            graph_node=np.array([bool(arg.graph_node) for arg, _ in both], np.bool_),
         )
 
 
@@ -304,7 +285,6 @@ def read(path: str | os.PathLike[str], progress: Progress | None = None) -> Reco
         path=path,
         header=_header(fields),
         events=sum(categories.values()) + left_out.get(UNREADABLE, 0),
-        categories=categories,
         origin_ns=origin,
         whole_us=columns.whole_us,
         left_out=left_out,

@@ -67,12 +67,7 @@ class Args(msgspec.Struct, gc=False):
     correlation: int | None = -1
     device: int | str | None = None
     stream: int | str | None = None
-    graph_node: int | None = msgspec.field(name="graph node id", default=0)
-    python_id: int | None = msgspec.field(name="Python id", default=-1)
-    parent_id: int | None = msgspec.field(name="Python parent id", default=-1)
-    module_id: int | None = msgspec.field(name="Python module id", default=-1)
     shapes_2020: Raw = msgspec.field(name="Input dims", default=Raw())
-    results_2020: Raw = msgspec.field(name="Output dims", default=Raw())
 
 
 class Event(msgspec.Struct, gc=False):

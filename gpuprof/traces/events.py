@@ -104,13 +104,11 @@ class Inputs(NamedTuple):
         shapes: a list per argument, empty of what is no tensor; of a list of tensors one level deeper.
         types: ``c10::BFloat16``, ``float``, ``long int``, ``Scalar``, ``ScalarList``, ``TensorList``; empty of None.
         concrete: values of numbers and lists of numbers as text, e.g. ``False``, ``0.125``, ``[2, 2]``; else empty.
-        results: shapes of the results; files of 2020 have the key, and an empty list.
     """
 
     shapes: Any
     types: Any
     concrete: Any
-    results: Any
 
 
 def host_kind(name: str, label: bool = False, of_node: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -146,7 +147,8 @@ def attribute(
     On a device the kernels are the GPU's; without one, every operator call is its own kernel.
 
     Args:
-        events: host and device events of one step.
+        events: host and device events of one step; without marks those of the host by thread and start, a range before
+            what is inside it.
         calls: module path of each marked call, and whether it happened inside a backward (recomputation); without
             marks whether it is recomputation if it did.
         maker: module that made the autograd node of (thread, sequence number); None if it was made in no module's call.
@@ -154,7 +156,9 @@ def attribute(
         marked: whether gpuprof marked the phases and what runs again. Without, all outside nodes and optimizers is
             forward, and in a node runs again what makes nodes itself where others of its operators do not.
     """
-    host = sorted((e for e in events if e.kind not in (KERNEL, WAIT)), key=lambda e: (e.thread, e.start, -e.end))
+    host = [e for e in events if e.kind not in (KERNEL, WAIT)]
+    if marked:
+        host.sort(key=lambda e: (e.thread, e.start, -e.end))
     device = [e for e in events if e.kind == KERNEL]
     numbers, made, taken_over = _node_numbers(host), _made_by_nodes(host), _taken_over(host)
     if not marked:
@@ -323,14 +327,15 @@ def _around_products(host: list[Event]) -> set[int]:
 
     Of a library's own, such as a wrapper of a linear layer. A counting pass sees them whole; a recording has both.
     """
-    rules = {event.name: rule_for(event.name) for event in host if event.kind == OPERATOR}
+    rules = {name: rule_for(name) for name in {event.name for event in host if event.kind == OPERATOR}}
     multiply = {name for name, rule in rules.items() if rule and rule.kind in ("matmul", "convolution", "attention")}
-    if None not in rules.values() or not multiply:
-        return set()
+    products = [(event.thread, event.start) for event in host if event.name in multiply]
     found: set[int] = set()
-    for _, event, around in _nested(host):
-        if event.name in multiply:
-            found.update(place for place, outer in around if rules.get(outer.name, "") is None)
+    for index, event in enumerate(host):
+        if rules.get(event.name, "") is None:
+            first = bisect_left(products, (event.thread, event.start))
+            if first < len(products) and products[first] < (event.thread, event.end):
+                found.add(index)
     return found
 
 
@@ -355,7 +360,7 @@ def _node_numbers(host: list[Event]) -> dict[int, tuple[int, int]]:
     """
     found: dict[int, tuple[int, int]] = {}
     waiting: list[tuple[int, Event]] = []  # open nodes without a number
-    for index, event in enumerate(host):
+    for index, event in [(index, event) for index, event in enumerate(host) if event.kind in (NODE, FUNCTION)]:
         if event.kind == NODE:
             if event.number >= 0:
                 found[index] = (event.forward_thread, event.number)
@@ -386,7 +391,8 @@ def _made_by_nodes(host: list[Event]) -> dict[tuple[int, int], int]:
     found: dict[tuple[int, int], int | None] = {}
     around: list[tuple[Event, int | None]] = []
     thread, last = None, None
-    for index, event in enumerate(host):
+    threads = {event.thread for event in host if event.kind == NODE}
+    for index, event in [(index, event) for index, event in enumerate(host) if event.thread in threads]:
         if event.thread != thread:
             thread, last, around = event.thread, None, []
         while around and around[-1][0].end <= event.start:
