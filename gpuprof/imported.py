@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -63,18 +64,17 @@ def read_trace(
         GpuprofError: a file is no trace, is truncated, has nothing to read, or has no such step; or an argument is out
             of its range.
     """
-    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-    if not paths:
-        raise GpuprofError("no trace given: name one file, or one of each rank of a job")
+    paths = _paths(path)
     fitting_convention(convention)
     check_peak(peak_tflops)
-    kinds = [kind_of(Path(one)) for one in paths]
-    if "table" in kinds:
-        return _table(paths, kinds, step, device_name, peak_tflops)
     settings = {"convention": convention, "peak_tflops": peak_tflops}
+    kinds = [kind_of(one) for one in paths]
+    if "table" in kinds:
+        return _table(paths, kinds, step, settings, device_name, name)
     runs: dict[int, Run] = {}
     of_ranks: list[dict[str, Any]] = []
-    for place, one in enumerate(map(Path, paths)):
+    said: dict[Path, tuple[str, int | None]] = {}
+    for place, one in enumerate(paths):
         recorded = read(one, _telling(progress, one))
         rank = _rank(recorded, place)
         if rank in runs:
@@ -82,25 +82,56 @@ def read_trace(
         runs[rank] = _run(recorded, step, settings, device_name, name)
         if len(paths) > 1:
             of_ranks += _rank_rows(recorded, runs[rank], rank, step, settings, device_name)
+        said[one] = (runs[rank].device["name"], recorded.header.get("world_size"))
     first = runs[min(runs)]
     if len(runs) == 1:
         return first
     without = [rank for rank, run in runs.items() if run.passes["trace"].facts["step"] == "all"]
     if step != "all" and 0 < len(without) < len(runs):
         raise GpuprofError(f"the trace of rank {without[0]} has no steps, others have: take --step all of every rank")
+    _check_job(said)
     return replace(first, ranks=table("ranks", of_ranks), workload=first.workload | {"ranks": len(runs)})
 
 
+def _paths(given: Any) -> list[Path]:
+    """The files that are given."""
+    try:
+        paths = [Path(one) for one in ([given] if isinstance(given, (str, os.PathLike)) else given)]
+    except TypeError as error:
+        raise GpuprofError(f"{reprlib.repr(given)} is no path of a trace, and no list of such paths") from error
+    if not paths:
+        raise GpuprofError("no trace given: name one file, or one of each rank of a job")
+    return paths
+
+
+def _check_job(said: dict[Path, tuple[str, int | None]]) -> None:
+    """Refuse files as ranks of one job, by the device and the number of ranks that each names.
+
+    Raises:
+        GpuprofError: two of them name different ones.
+    """
+    (first, (device, size)), *others = said.items()
+    for path, (another, ranks) in others:
+        if another != device:
+            raise GpuprofError(
+                f"{first} is of {device}, {path} of {another}: ranks of one job have one peak here; import each alone"
+            )
+        if None not in (size, ranks) and ranks != size:
+            raise GpuprofError(f"{first} is of a job of {size} ranks, {path} of one of {ranks}: give those of one job")
+
+
 def _table(
-    paths: Sequence[PathLike], kinds: Sequence[str], step: Step, device_name: str | None, peak_tflops: float | None
-) -> Run:
+    paths: Sequence[Path], kinds: Sequence[str], step: Step, settings: dict[str, Any], device_name: str | None,
+    name: str | None,
+) -> Run:  # fmt: skip
     """The run of a table of Nsight Compute, which has no steps and no ranks."""
     path = paths[kinds.index("table")]
     if len(paths) > 1:
         raise GpuprofError(f"{path} is a table of Nsight Compute, which is imported alone: give one file")
     if step is not None:
         raise GpuprofError(f"{path} is a table of Nsight Compute, which has no steps: leave --step out")
-    return read_table(path, device_name, peak_tflops)
+    run = read_table(path, device_name, settings["peak_tflops"])
+    return replace(run, workload=run.workload | ({"name": name} if name else {}), settings=settings)
 
 
 def _telling(progress: Progress | None, path: Path) -> Callable[[int, int], None] | None:

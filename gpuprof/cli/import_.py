@@ -71,6 +71,8 @@ def import_(
     verbose: o.Verbose = False,
 ) -> None:
     """Make a run of a recorded trace of any job: kernels, operators, modules, phases, FLOPs and MFU, without torch."""
+    if output is not None and output.exists() and any(map(output.samefile, traces)):
+        raise GpuprofError(f"cannot write {output}: it is the trace itself; save the run under another name")
 
     def make() -> Run:
         from gpuprof.imported import read_trace

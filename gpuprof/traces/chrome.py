@@ -11,12 +11,11 @@ from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuprof.errors import GpuprofError
-from gpuprof.traces.chrome_text import UNDECODABLE, UNREADABLE, Args, Event, ExactEvent, Progress, pieces
+from gpuprof.traces.chrome_text import UNREADABLE, Args, Event, ExactEvent, Progress, decoded, pieces
 from gpuprof.traces.events import Inputs
 from gpuprof.traces.foreign import kind_of, other_device
 
@@ -60,6 +59,7 @@ class Host(NamedTuple):
         number: autograd sequence number, -1 where there is none.
         forward_thread: the profiler's number of the thread that made the autograd node, 0 where there is none.
         inputs: index into `Recorded.inputs`, int32; -1 where the file has none.
+        python_id: number of a Python call, in the order of the calls; -1 where there is none.
     """
 
     name: NDArray[np.int32]
@@ -70,6 +70,7 @@ class Host(NamedTuple):
     number: Integers
     forward_thread: Integers
     inputs: NDArray[np.int32]
+    python_id: Integers
 
 
 class Runtime(NamedTuple):
@@ -217,6 +218,7 @@ class _Columns:
             number=_integers([arg.number for arg in args], -1),
             forward_thread=_integers([arg.forward_thread for arg in args], 0),
             inputs=_indices(self.inputs, texts) - 1,
+            python_id=_integers([arg.python_id for arg in args], -1),
         )
 
     def _runtime(self, events: list[Event], start: Integers, end: Integers) -> tuple[NDArray[Any], ...]:
@@ -286,7 +288,7 @@ def read(path: str | os.PathLike[str], progress: Progress | None = None) -> Reco
         whole_us=columns.whole_us,
         left_out=left_out,
         names=[_plain(name) for name in columns.names],
-        inputs=[Inputs(*map(_value, texts.split(_APART))) for texts in list(columns.inputs)[1:]],
+        inputs=[Inputs(*map(decoded, texts.split(_APART))) for texts in list(columns.inputs)[1:]],
         threads=[(_text(pid), _text(tid)) for pid, tid in columns.threads],
         streams=[_text(stream) for stream in columns.streams],
         host=host,
@@ -374,11 +376,3 @@ def _text(value: int | str | None) -> str:
 def _plain(text: str) -> str:
     """A name of the file without what would move the cursor of a terminal, or colour it, or break a line of a table."""
     return text if text.isprintable() else "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
-
-
-def _value(text: bytes) -> Any:
-    """What a JSON text says; None where there is none, or it does not decode."""
-    try:
-        return msgspec.json.decode(text)
-    except UNDECODABLE:
-        return None
