@@ -85,6 +85,9 @@ def read_trace(
     first = runs[min(runs)]
     if len(runs) == 1:
         return first
+    without = [rank for rank, run in runs.items() if run.passes["trace"].facts["step"] == "all"]
+    if step != "all" and 0 < len(without) < len(runs):
+        raise GpuprofError(f"the trace of rank {without[0]} has no steps, others have: take --step all of every rank")
     return replace(first, ranks=table("ranks", of_ranks), workload=first.workload | {"ranks": len(runs)})
 
 
@@ -110,10 +113,10 @@ def _rank_rows(
     """Rows of the ``ranks`` table: of every step, where none was asked for and there are several."""
     if run.kernels.empty:
         raise GpuprofError(f"{recorded.path} has no kernels: ranks are held against one another by theirs")
-    numbers = run.passes["trace"].facts["steps"]
-    if step is not None or len(numbers) < 2:
-        return rank_rows(run, rank)
-    alone = {number: _run(recorded, number, settings, device_name, None) for number in numbers}
+    facts = run.passes["trace"].facts
+    if step is not None or len(facts["steps"]) < 2:
+        return rank_rows(run, rank, 0 if facts["step"] == "all" else facts["step"])
+    alone = {number: _run(recorded, number, settings, device_name, None) for number in facts["steps"]}
     return [row for number, one in alone.items() for row in rank_rows(one, rank, number)]
 
 
