@@ -112,7 +112,7 @@ class Recorded:
     Attributes:
         path: the file.
         header: fields of an allow-list, those that the file has: `devices` (of each its id, name, numSms,
-            totalGlobalMem, computeMajor, computeMinor), `rank`, and of other numbers those that are listed here, under
+            totalGlobalMem, computeMajor, computeMinor), `rank`, `world_size`, and of other numbers those that are listed here, under
             the names that the file gives them.
         events: how many the file has, of every kind.
         origin_ns: time of that event, as the file has it: since the epoch, or since `baseTimeNanoseconds`.
@@ -313,8 +313,8 @@ def _header(fields: dict[str, Any]) -> dict[str, Any]:
     """Those of a file's header that are known, each of its type; nothing else, since some carry an environment."""
     header = {name: fields[name] for name in _NUMBERS if isinstance(fields.get(name), int)}
     distributed = fields.get("distributedInfo")
-    if isinstance(distributed, dict) and isinstance(distributed.get("rank"), int):
-        header["rank"] = distributed["rank"]
+    if isinstance(distributed, dict):
+        header |= {name: distributed[name] for name in ("rank", "world_size") if isinstance(distributed.get(name), int)}
     devices = fields.get("deviceProperties")
     if isinstance(devices, list):
         header["devices"] = [
