@@ -283,6 +283,13 @@ def test_ranks_are_held_against_one_another_by_the_numbers_of_their_steps(record
     assert alike["flops"].tolist() == [6 * FORWARD, 2 * FORWARD]
 
 
+def test_two_processes_in_one_file_whose_kernels_cannot_be_told_apart(recording, tmp_path):
+    recording.add("cuda_runtime", "cudaLaunchKernel", 10, 11, pid=2, correlation=1001)  # as the first of process 1
+
+    with pytest.raises(GpuprofError, match="holds several processes that number their calls alike: give a file of"):
+        gpuprof.read_trace(recording.save(tmp_path / "trace.json"))
+
+
 def test_labels_are_scopes_where_there_are_no_modules(tmp_path):
     t = Recording()
     t.label("## forward.sparse ##", 0, 100).label("enumerate(DataLoader)#next", 50, 60)
