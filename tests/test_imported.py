@@ -290,6 +290,20 @@ def test_two_processes_in_one_file_whose_kernels_cannot_be_told_apart(recording,
         gpuprof.read_trace(recording.save(tmp_path / "trace.json"))
 
 
+def test_no_rate_of_what_vmap_runs(tmp_path):
+    """The operator is told on one sample; the one inside it, on all, has the kernel."""
+    t = Recording()
+    t.step(1, 0, 100)
+    t.op("aten::mm", 10, 50, [[1, K], [K, N]], FLOATS[:2], ["", ""])
+    t.op("aten::mm", 20, 40, [[M, K], [K, N]], FLOATS[:2], ["", ""])
+    t.kernel("gemm", 30, 200, 300)
+
+    sums = totals(gpuprof.read_trace(t.save(tmp_path / "trace.json")))
+
+    assert (sums["mfu"], sums["flops_per_s"]) == (None, None)
+    assert "under torch.func" in sums["withheld"]
+
+
 def test_labels_are_scopes_where_there_are_no_modules(tmp_path):
     t = Recording()
     t.label("## forward.sparse ##", 0, 100).label("enumerate(DataLoader)#next", 50, 60)
