@@ -22,7 +22,7 @@ class GpuprofError(Exception):
 
 def no_run(path: str | os.PathLike[str]) -> GpuprofError:
     """What is wrong where a saved run should be and no file is."""
-    return GpuprofError(f"no file {path}: give a run saved by 'gpuprof profile -o' or 'count -o'")
+    return GpuprofError(f"no file {path}: give a run saved by 'gpuprof profile -o', 'count -o' or 'import -o'")
 
 
 class ForeignFileError(GpuprofError):

@@ -5,33 +5,29 @@ from __future__ import annotations
 import gc
 import os
 import re
-from collections import Counter
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from gpuprof.analysis.operators import PRODUCTS, plain_op  # against the layers: here a run has just been made
-from gpuprof.analysis.ranks import rank_rows
+from gpuprof.analysis.ranks import rank_rows  # against the layers: here a run has just been made
 from gpuprof.errors import GpuprofError
-from gpuprof.hardware import peaks
-from gpuprof.record import UNATTRIBUTED, PassOutcome, Run, table
+from gpuprof.hardware.peaks import check_peak
+from gpuprof.record import PassOutcome, Run, table
 from gpuprof.theory.conventions import convention as fitting_convention
-from gpuprof.theory.priced import FIGURES, Described
-from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import RULES_VERSION
-from gpuprof.theory.tiling import tensor_float32
-from gpuprof.traces.chrome import KERNEL, Recorded, read
+from gpuprof.traces.chrome import Recorded, read
 from gpuprof.traces.composite import is_composite
+from gpuprof.traces.device import device_names, device_of
 from gpuprof.traces.events import launches_graph
 from gpuprof.traces.foreign import kind_of
 from gpuprof.traces.ncu_table import read_table
-from gpuprof.traces.owners import Attributed, OpCall, attribute
-from gpuprof.traces.pricing import NO_RULE, described
+from gpuprof.traces.ops import ops_of
+from gpuprof.traces.owners import Attributed, attribute
 from gpuprof.traces.scopes import Scopes, makers, scopes_of
 from gpuprof.traces.step_events import events_of
 from gpuprof.traces.steps import EARLY, OUTSIDE, Step, Steps, Window, steps_of, window_of
@@ -65,19 +61,20 @@ def read_trace(
         progress: told which file is read, bytes done and bytes in all.
 
     Raises:
-        GpuprofError: a file is no trace, is truncated, has nothing to read, or has no such step.
+        GpuprofError: a file is no trace, is truncated, has nothing to read, or has no such step; or an argument is out
+            of its range.
     """
-    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-    if not paths:
-        raise GpuprofError("no trace given: name one file, or one of each rank of a job")
+    paths = _paths(path)
     fitting_convention(convention)
-    kinds = [kind_of(Path(one)) for one in paths]
-    if "table" in kinds:
-        return _table(paths, kinds, step, device_name, peak_tflops)
+    check_peak(peak_tflops)
     settings = {"convention": convention, "peak_tflops": peak_tflops}
+    kinds = [kind_of(one) for one in paths]
+    if "table" in kinds:
+        return _table(paths, kinds, step, settings, device_name, name)
     runs: dict[int, Run] = {}
     of_ranks: list[dict[str, Any]] = []
-    for place, one in enumerate(map(Path, paths)):
+    said: dict[Path, tuple[str, int | None]] = {}
+    for place, one in enumerate(paths):
         recorded = read(one, _telling(progress, one))
         rank = _rank(recorded, place)
         if rank in runs:
@@ -85,25 +82,56 @@ def read_trace(
         runs[rank] = _run(recorded, step, settings, device_name, name)
         if len(paths) > 1:
             of_ranks += _rank_rows(recorded, runs[rank], rank, step, settings, device_name)
+        said[one] = (runs[rank].device["name"], recorded.header.get("world_size"))
     first = runs[min(runs)]
     if len(runs) == 1:
         return first
     without = [rank for rank, run in runs.items() if run.passes["trace"].facts["step"] == "all"]
     if step != "all" and 0 < len(without) < len(runs):
         raise GpuprofError(f"the trace of rank {without[0]} has no steps, others have: take --step all of every rank")
+    _check_job(said)
     return replace(first, ranks=table("ranks", of_ranks), workload=first.workload | {"ranks": len(runs)})
 
 
+def _paths(given: Any) -> list[Path]:
+    """The files that are given."""
+    try:
+        paths = [Path(one) for one in ([given] if isinstance(given, (str, os.PathLike)) else given)]
+    except TypeError as error:
+        raise GpuprofError(f"{reprlib.repr(given)} is no path of a trace, and no list of such paths") from error
+    if not paths:
+        raise GpuprofError("no trace given: name one file, or one of each rank of a job")
+    return paths
+
+
+def _check_job(said: dict[Path, tuple[str, int | None]]) -> None:
+    """Refuse files as ranks of one job, by the device and the number of ranks that each names.
+
+    Raises:
+        GpuprofError: two of them name different ones.
+    """
+    (first, (device, size)), *others = said.items()
+    for path, (another, ranks) in others:
+        if another != device:
+            raise GpuprofError(
+                f"{first} is of {device}, {path} of {another}: ranks of one job have one peak here; import each alone"
+            )
+        if None not in (size, ranks) and ranks != size:
+            raise GpuprofError(f"{first} is of a job of {size} ranks, {path} of one of {ranks}: give those of one job")
+
+
 def _table(
-    paths: Sequence[PathLike], kinds: Sequence[str], step: Step, device_name: str | None, peak_tflops: float | None
-) -> Run:
+    paths: Sequence[Path], kinds: Sequence[str], step: Step, settings: dict[str, Any], device_name: str | None,
+    name: str | None,
+) -> Run:  # fmt: skip
     """The run of a table of Nsight Compute, which has no steps and no ranks."""
     path = paths[kinds.index("table")]
     if len(paths) > 1:
         raise GpuprofError(f"{path} is a table of Nsight Compute, which is imported alone: give one file")
     if step is not None:
         raise GpuprofError(f"{path} is a table of Nsight Compute, which has no steps: leave --step out")
-    return read_table(path, device_name, peak_tflops)
+    run = read_table(path, device_name, settings["peak_tflops"])
+    return replace(run, workload=run.workload | ({"name": name} if name else {}), settings=settings)
 
 
 def _telling(progress: Progress | None, path: Path) -> Callable[[int, int], None] | None:
@@ -155,8 +183,8 @@ def _assembled(
     on_device = len(window.device) > 0
     if on_device:
         kernels["stream"] = [recorded.streams[int(stream)] for stream in kernels["stream"]]
-    ops, count = _ops(recorded, found.calls, kernels)
-    device = _device(recorded, window, device_name)
+    ops, count = ops_of(recorded, found.calls, kernels)
+    device = device_of(recorded, window, device_name)
     modes = {call.phase for call in found.calls} | set(kernels["phase"])
     roots = [path for path in scopes.classes if "." not in path] if scopes.what == "modules" else []
     run = Run(
@@ -177,7 +205,7 @@ def _assembled(
         "samples",
         [{"step": place, "phase": "step", "time_s": int(ns) * 1e-9} for place, ns in enumerate(window.samples_ns)],
     )
-    found.facts.pop("unknown_owner_ns", None)  # of nodes: it is in no_module_ns, and as much of the work is nobody's
+    found.facts.pop("unknown_owner_ns", None)  # of nodes: in a recording as much of the other work is nobody's
     facts = found.facts | _facts(recorded, steps, window, scopes, found)
     run.passes = {
         "count": PassOutcome("done", facts=count),
@@ -194,86 +222,6 @@ def _assembled(
 
 def _stem(path: Path) -> str:
     return re.sub(r"(\.pt)?(\.trace)?(\.json)?(\.gz)?$", "", path.name) or path.name
-
-
-def _ops(recorded: Recorded, calls: list[OpCall], kernels: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The ``ops`` table, and the facts of what was counted.
-
-    Operators without a rule, those that cannot be read with why, causality by module, and by how many FLOPs the step
-    has less if attention that may be causal is.
-    """
-    rounded = _on_tensor_cores(kernels)
-    device = "cuda" if len(recorded.device.start) else "cpu"
-    ran = set(kernels["call"].dropna().astype(int))
-    tally = Counter(
-        (call.module, call.phase, call.name, call.inputs, call.number in rounded, call.number in ran) for call in calls
-    )
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    unread: dict[str, str] = {}
-    missing: set[str] = set()
-    causality: dict[str, str] = {}
-    known: dict[tuple[str, int], Described] = {}
-    not_run: dict[str, int] = {}
-    open_flops = 0
-    for (module, phase, op, inputs, on_tensor_cores, has_kernels), times in tally.items():
-        given = recorded.inputs[inputs] if inputs >= 0 else None
-        found = known.get((op, inputs))
-        if found is None:
-            found = known[op, inputs] = described(op, given, device)
-        if device == "cuda" and not has_kernels and found.kind in PRODUCTS:
-            # it was captured into a graph, ran on the CPU, or is the last that a checkpoint began to run again
-            not_run[op] = not_run.get(op, 0) + times
-            continue
-        if found.lacks not in ("", NO_RULE):
-            unread.setdefault(op, found.lacks)
-        elif not found.kind:
-            missing.add(op)
-        if found.causality == "unknown" or (found.causality and module not in causality):
-            causality[module] = found.causality
-        if found.bound:
-            least = described(op, given, device, causal=True).priced[0]
-            open_flops += ((found.priced[0] or 0) - (least or 0)) * times
-        dtype = "tf32" if on_tensor_cores and found.dtype == "float32" else found.dtype
-        place = (module, phase, op, found.kind, found.shapes, dtype)
-        row = rows.setdefault(place, dict(zip(_ROW, place, strict=True)) | {"calls": 0} | dict.fromkeys(FIGURES, 0))
-        row["calls"] += times
-        for figure, value in zip(FIGURES, found.priced, strict=True):
-            row[figure] = None if value is None or row[figure] is None else row[figure] + value * times
-    ops = table("ops", list(rows.values()))
-    causality |= dict.fromkeys(_with_scores(ops), "unknown")
-    calls_in_all = int(ops["calls"].sum())
-    facts: dict[str, Any] = {"calls": calls_in_all, "ops_without_rule": sorted(missing), "ops_unread": unread}
-    facts |= {"ops_not_run": not_run, "causality": causality, "flops_if_causal": -open_flops}
-    return ops, facts
-
-
-_ROW = ("module", "phase", "op", "kind", "shapes", "dtype")
-
-
-def _with_scores(ops: pd.DataFrame) -> set[str]:
-    """Modules that write out the scores of an attention: products, and a softmax of what one of them gives.
-
-    Whether their masks are causal, a recording does not say.
-    """
-    scores: dict[str, set[Any]] = {}
-    plain = ops["op"].map(plain_op)
-    for module, shapes in ops.loc[plain.isin(_SOFTMAX), ["module", "shapes"]].itertuples(index=False, name=None):
-        scores.setdefault(module, set()).update(shape[-2:] for shape in read_shapes(shapes)[0][:1] if len(shape) > 2)
-    found = set()
-    for module, shapes in ops.loc[plain.isin(_SCORES), ["module", "shapes"]].itertuples(index=False, name=None):
-        if any(shape[-2:] in scores.get(module, ()) for shape in read_shapes(shapes)[1][:1]):
-            found.add(module)
-    return found
-
-
-_SOFTMAX = ("aten::_softmax", "aten::_safe_softmax")
-_SCORES = ("aten::bmm", "aten::baddbmm")
-
-
-def _on_tensor_cores(kernels: pd.DataFrame) -> set[int]:
-    """Calls with a kernel whose name says that it rounds float32 to TF32."""
-    names = {name for name in kernels["kernel"].unique() if tensor_float32(name)}
-    return set(kernels.loc[kernels["kernel"].isin(names), "call"].dropna().astype(int))
 
 
 def _dtype(ops: pd.DataFrame) -> str | None:
@@ -303,7 +251,6 @@ def _facts(recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, fou
     early, outside = steps.of_device == EARLY, steps.of_device == OUTSIDE
     outside &= len(steps.numbers) > 0 and window.step != "all"
     shapeless = {call.number for call in found.calls if call.inputs < 0 or not recorded.inputs[call.inputs].shapes}
-    nowhere = {UNATTRIBUTED, ""}
     facts: dict[str, Any] = {
         "recorded": True,
         "early_kernels": int(early.sum()),
@@ -313,7 +260,6 @@ def _facts(recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, fou
         "all_ns": int(took.sum()),
         "graph_ns": sum(row["duration_ns"] for row in found.kernels if launches_graph(row["op"])),
         "no_shapes_ns": sum(row["duration_ns"] for row in found.kernels if row["call"] in shapeless),
-        "no_module_ns": sum(row["duration_ns"] for row in found.kernels if row["module"] in nowhere),
         "left_out": recorded.left_out,
         "whole_us": recorded.whole_us,
         "lacks": _lacks(recorded, scopes),
@@ -321,7 +267,7 @@ def _facts(recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, fou
         "step": window.step,
         "host_step_s": [int(ns) * 1e-9 for ns in steps.host_ns],
         "scopes": scopes.what,
-        "devices": _device_names(recorded, window),
+        "devices": device_names(recorded, window),
     }
     return facts
 
@@ -333,49 +279,6 @@ def _lacks(recorded: Recorded, scopes: Scopes) -> list[str]:
     elif all(inputs.concrete is None for inputs in recorded.inputs):
         lacks.append("concrete_inputs")
     return lacks if scopes.what == "modules" else [*lacks, "with_modules"]
-
-
-def _device_names(recorded: Recorded, window: Window) -> list[str]:
-    """Names of the devices that the kernels ran on, as far as the header has them.
-
-    On ROCm the number that a kernel has is none of the header's, so where all have one name it is that.
-    """
-    known = {entry.get("id"): entry.get("name") or "" for entry in recorded.header.get("devices", ())}
-    names = set(known.values()) - {""}
-    if len(names) == 1:
-        return sorted(names)
-    used = np.unique(recorded.device.device[window.device]).tolist()
-    return sorted({known[number] for number in used if known.get(number)})
-
-
-def _device(recorded: Recorded, window: Window, given: str | None) -> dict[str, Any]:
-    """The device as `gpuprof.hardware.device.describe` has it, as far as the header tells."""
-    facts: dict[str, Any] = {
-        "type": "cuda" if len(recorded.device.start) else "cpu", "name": None, "uuid": None, "index": None,
-        "compute_capability": None, "sm_count": None, "memory_bytes": None, "driver": None, "cuda": None,
-        "power_limit_w": None, "max_sm_clock_mhz": None, "cpu": {}, "peaks": {}, "peak_source": None,
-        "flops_per_clock_per_sm": {}, "memory_bandwidth": None, "peak_remedy": "",
-    }  # fmt: skip
-    if facts["type"] == "cpu":
-        return facts | {"name": given or "CPU", "peak_remedy": "give the peak of this CPU with --peak-tflops"}
-    names = [given] if given else _device_names(recorded, window)
-    on = window.device[recorded.device.category[window.device] == KERNEL]
-    if (several := len(np.unique(recorded.device.device[on]))) > 1:
-        remedy = f"the kernels ran on {several} GPUs: give the peak of all together with --peak-tflops"
-        return facts | {"name": f"{several} GPUs ({' and '.join(names) or 'unknown'})", "peak_remedy": remedy}
-    if len(names) != 1:
-        said = f"the kernels ran on {' and '.join(names)}" if names else "the trace does not name its device"
-        remedy = "--peak-tflops" if names else "--device-name or --peak-tflops"
-        return facts | {"name": " and ".join(names) or "unknown GPU", "peak_remedy": f"{said}: give {remedy}"}
-    entry: dict[str, Any] = next((e for e in recorded.header.get("devices", ()) if e.get("name") == names[0]), {})
-    capability = [entry.get("computeMajor"), entry.get("computeMinor")]
-    facts |= {
-        "name": names[0],
-        "sm_count": entry.get("numSms"),
-        "memory_bytes": entry.get("totalGlobalMem"),
-        "compute_capability": capability if None not in capability else None,
-    }
-    return facts | peaks.facts(names[0], entry.get("numSms"))
 
 
 def _environment(recorded: Recorded) -> dict[str, Any]:

@@ -352,6 +352,8 @@ def load(path: str | os.PathLike[str]) -> Run:
         raise GpuprofError(f"cannot read {path}: {error.strerror or error}") from error
     except (EOFError, RecursionError, ValueError, zlib.error) as error:
         raise GpuprofError(f"{path} is not a whole gpuprof run (truncated or foreign): profile again") from error
+    if _is_trace(data):
+        raise ForeignFileError(f"{path} is a trace: make a run of it with 'gpuprof import {path} -o run.json.gz'")
     if not isinstance(data, dict) or data.get("gpuprof") != "run":
         raise ForeignFileError(f"{path} is JSON but no gpuprof run: give a file saved by 'gpuprof profile -o'")
     version = data.get("schema_version")
@@ -373,6 +375,13 @@ def load(path: str | os.PathLike[str]) -> Run:
         return run
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise GpuprofError(f"{path} is a gpuprof run with a part missing or broken ({error}): profile again") from error
+
+
+def _is_trace(data: Any) -> bool:
+    """Whether it is what torch.profiler saves: an object with the events, or they alone."""
+    if isinstance(data, list):
+        return bool(data) and isinstance(data[0], dict) and "ph" in data[0]
+    return isinstance(data, dict) and "traceEvents" in data
 
 
 def _check_facts(data: dict[str, Any]) -> None:

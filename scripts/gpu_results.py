@@ -30,7 +30,10 @@ Facts = dict[str, Any]
 Result = dict[str, Any]
 
 _PACKAGES = re.compile(r"torch|triton|transformers|numpy|pandas|accelerate|nvidia-", re.IGNORECASE).match
-_FIXTURES = ("counters-*.json.gz", "counters-siglip-ncu-1.csv.gz", "kineto-*.json", "telemetry.csv")
+_FIXTURES = (
+    "counters-*.json.gz", "counters-siglip-ncu-1.csv.gz", "kineto-*.json", "chrome-*.json.gz", "telemetry.csv",
+)  # fmt: skip
+_OF_TRACE = ("schemaVersion", "deviceProperties", "record_shapes", "baseTimeNanoseconds", "traceEvents")
 _DRAWN = ("reference-generate", "reference-train")
 _HOST = re.compile(r'"(\d+\.){3}\d+"')
 
@@ -183,6 +186,10 @@ def _keep_fixtures(source: Path, target: Path) -> None:
             if path.name.endswith(".csv.gz"):
                 text = _HOST.sub('"host"', gzip.decompress(path.read_bytes()).decode())
                 (target / path.name).write_bytes(gzip.compress(text.encode(), mtime=0))
+            elif path.name.startswith("chrome-"):
+                trace = json.loads(gzip.decompress(path.read_bytes()))
+                kept = json.dumps({name: trace[name] for name in _OF_TRACE if name in trace}, separators=(",", ":"))
+                (target / path.name).write_bytes(gzip.compress(kept.encode(), mtime=0))
             elif path.name.endswith(".json.gz"):
                 _keep_run(path, target)
             elif path.suffix == ".json":

@@ -74,6 +74,20 @@ def test_the_backward_runs_on_a_thread_of_its_own_and_knows_the_forward_s():
     assert all(maker(e.forward_thread, e.number) is not None for e in nodes)
 
 
+def test_a_file_gives_the_same_rows_as_the_profiler_s_binding(tmp_path):
+    pytest.importorskip("msgspec")  # a node may have torch and little else
+    profiler, ownership = trace.record(training("reentrant", optimizer=True), lambda: None)
+    live = trace.ingest(profiler, ownership).kernels
+    profiler.export_chrome_trace(str(tmp_path / "trace.json"))
+    run = gpuprof.read_trace(tmp_path / "trace.json", step="all")
+
+    columns = ["start_ns", "kernel", "op", "duration_ns", "phase", "shapes"]
+    rows, ours = (table[columns].sort_values(columns, ignore_index=True) for table in (run.kernels, live))
+    # after the backward a file has no mark that the forward is over
+    ours["phase"] = ours["phase"].replace("other", "forward")
+    assert rows.to_dict("list") == ours.to_dict("list")
+
+
 def test_every_matrix_product_has_two_in_the_backward_of_its_own_module():
     kernels = trace.trace(training(), lambda: None).kernels
 

@@ -363,3 +363,35 @@ def test_an_operator_of_a_library_around_products_is_composed_of_them(tmp_path):
     assert [row[3] for row in places(run)] == ["aten::mm", "vllm::fused_moe"]
     assert totals(run)["flops_forward"] == FORWARD
     assert run.passes["count"].facts["ops_without_rule"] == ["vllm::fused_moe"]
+
+
+@pytest.mark.parametrize("inside", ["aten::mm", "aten::convolution_overrideable", "aten::_cudnn_rnn"])
+def test_a_library_s_operator_leaves_its_kernels_to_the_product_inside(inside, tmp_path):
+    t = Recording()
+    t.op("library::layer", 0, 100, [[M, K]])
+    t.op(inside, 20, 30, [[M, K]])
+    t.kernel("kernel", 25, 40, 50)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert list(run.kernels["op"]) == [inside]
+
+
+def test_gradients_that_are_sent_are_no_module_s(tmp_path):
+    t = Recording()
+    training_step(t, 0)
+    t.op("c10d::allreduce_", 312, 314, [[[K, N]]], ["TensorList"], tid=11)
+    t.kernel("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 313, 520, 540, tid=11, stream=20)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", "(unattributed)", "backward") in [row[:3] for row in places(run)]
+
+
+@pytest.mark.parametrize("peak", [-1.0, 0.0, float("inf"), float("nan")])
+def test_a_peak_that_can_be_none_is_refused(peak, tmp_path):
+    t = Recording()
+    t.op("aten::mm", 0, 10, [[M, K], [K, N]])
+
+    with pytest.raises(gpuprof.GpuprofError, match="--peak-tflops must be above 0 and finite"):
+        gpuprof.read_trace(t.save(tmp_path / "trace.json"), peak_tflops=peak)

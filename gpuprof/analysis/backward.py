@@ -23,6 +23,7 @@ from gpuprof.paths import ancestors
 from gpuprof.record import UNATTRIBUTED, Run, integers
 from gpuprof.theory import CONVENTIONS
 from gpuprof.theory.rows import read_shapes
+from gpuprof.theory.rules import PRODUCTS
 
 ASSUMED = 2
 """Backward FLOPs over forward FLOPs, as most counters have it."""
@@ -64,7 +65,6 @@ RATIO_COLUMNS = [
 
 _OF_COUNTS = ("ratio_flops", "ratio_hardware")
 _PHASES = ("forward", "recompute", "backward")
-_PRODUCTS = ("matmul", "convolution", "attention", "recurrent")
 _SHOWN = 3  # parts that a reason names
 
 
@@ -384,7 +384,7 @@ def _own(path: str, rows: pd.DataFrame | None, facts: _Facts) -> _Part:
     """The products that a module owns itself."""
     if rows is None:
         return _Part()
-    products = rows[rows["kind"].isin(_PRODUCTS) & (rows["flops"].fillna(0) > 0)]
+    products = rows[rows["kind"].isin(PRODUCTS) & (rows["flops"].fillna(0) > 0)]
     forward, backward = (products[products["phase"] == phase] for phase in ("forward", "backward"))
     part = _Part(int(forward["flops"].sum()), int(backward["flops"].sum()))
     if not part.forward and not part.backward:

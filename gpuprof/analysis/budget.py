@@ -23,8 +23,8 @@ from gpuprof.analysis.consistency import withheld_of_kernels, withheld_of_owners
 from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
 from gpuprof.analysis.kernel_time import busy_seconds, owned
+from gpuprof.analysis.known_flops import at_least, none_known
 from gpuprof.analysis.operators import kinds, plain_op
-from gpuprof.analysis.priced import at_least, none_known
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.untold import untold
 from gpuprof.errors import GpuprofError

@@ -22,7 +22,7 @@ from gpuprof.analysis.comparison import (
     untimed,
 )
 from gpuprof.analysis.consistency import withheld_of_step
-from gpuprof.analysis.priced import known_of
+from gpuprof.analysis.known_flops import known_of
 from gpuprof.analysis.regression import (
     FEWEST,
     IMPROVEMENT,

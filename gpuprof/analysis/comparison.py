@@ -15,9 +15,9 @@ from gpuprof.analysis.consistency import owned_kernels, withheld_of_step
 from gpuprof.analysis.counted import convention_of, counted, whole_step
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds, sm_clock_hz
 from gpuprof.analysis.executed import counters_only
+from gpuprof.analysis.known_flops import priced_share
 from gpuprof.analysis.memory import peak
-from gpuprof.analysis.modules import plain_op
-from gpuprof.analysis.priced import priced_share
+from gpuprof.analysis.operators import plain_op
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import layer_of
@@ -64,8 +64,8 @@ def launches(run: Run) -> pd.DataFrame:
         of the launch's steps, step_iqr_s their interquartile range, in seconds; the rates and each ``mfu_``
         (by denominator, the ideal time of the model FLOPs over the step) follow from step_s, with the launch's own
         median SM clock; energy_j is of a step; reference_per_s is how fast the product between the steps was, on a CPU.
-        flops (model FLOPs of the step), kernels (of the traced step) and priced_share (of the matmul kernel time of
-        a GPU, that whose FLOPs are known: below `gpuprof.analysis.priced.NEARLY_ALL` each ``mfu_`` is a lower bound)
+        flops (model FLOPs of the step), kernels (of the traced step) and priced_share (of the matmul kernel time of a
+        GPU, that whose FLOPs are known: below `gpuprof.analysis.known_flops.NEARLY_ALL` each ``mfu_`` is a lower bound)
         are the run's. invalid says why the launch is no measure of the code, empty where it is one.
     """
     if counters_only(run):

@@ -8,7 +8,7 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.counted import chosen, counted, formula_parts, whole_step
-from gpuprof.analysis.priced import none_known
+from gpuprof.analysis.known_flops import none_known
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Run
 from gpuprof.theory import CONVENTIONS, Architecture

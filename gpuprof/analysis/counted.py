@@ -8,7 +8,7 @@ import pandas as pd
 
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.denominators import denominator, ideal_seconds
-from gpuprof.analysis.priced import none_known
+from gpuprof.analysis.known_flops import none_known
 from gpuprof.record import Run, integers
 from gpuprof.theory.architecture import Architecture
 from gpuprof.theory.conventions import DEFAULT_CONVENTION, Convention

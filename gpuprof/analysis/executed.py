@@ -21,6 +21,7 @@ from gpuprof.hardware.counters import SCALAR_COLUMNS, TENSOR_COLUMNS, columns_of
 from gpuprof.paths import ancestors
 from gpuprof.record import PHASES, UNATTRIBUTED, Run, integers
 from gpuprof.theory.rows import read_shapes
+from gpuprof.theory.rules import PRODUCTS
 from gpuprof.theory.tiling import EXACT, SCALAR, Call, expectations, multiplies
 from gpuprof.units import significant
 
@@ -58,7 +59,6 @@ KERNEL_COLUMNS = [
 ]  # fmt: skip
 """Columns of `executed_by_kernel`, likewise."""
 
-_PRODUCTS = ("matmul", "convolution", "attention", "recurrent")
 _RATIOS = ("factor", "residual")
 _WORDS = (*KEY, "class", "kind", "kernels", "cause", "causes")
 
@@ -295,7 +295,7 @@ def _explain(values: dict[str, Any], launches: list[dict[str, Any]]) -> Counter[
     if any(launch["unseen"] for launch in launches) or (counted and tensor is None):
         values["cause"] = NOT_COLLECTED
         return Counter({NOT_COLLECTED: -counted})
-    if not counted or values["kind"] not in _PRODUCTS:
+    if not counted or values["kind"] not in PRODUCTS:
         values["flops_executed"] = tensor
         values["cause"] = NO_RULE if tensor else ""
         return Counter({NO_RULE: tensor} if tensor else {})

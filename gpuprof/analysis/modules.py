@@ -14,8 +14,8 @@ from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.executed import executed_flops
 from gpuprof.analysis.kernel_time import kernel_times, union_ns
+from gpuprof.analysis.known_flops import none_known
 from gpuprof.analysis.operators import kinds, plain_op
-from gpuprof.analysis.priced import none_known
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.unpriced import ratio_withheld
 from gpuprof.paths import ancestors
@@ -318,7 +318,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
     flops_per_s, mfu, hfu, denominator, kernel_s, owned_share (kernel time of the traced step with a known owner),
     peak_bytes, peak_reserved_bytes, tokens_per_s, samples_per_s; withheld (why there is no mfu, hfu and flops_per_s
     though the step was counted and timed, empty where that is not so); ratio_withheld (the same of backward_ratio).
-    Of mfu, hfu and flops_per_s `gpuprof.analysis.priced.known_of` says where they are lower bounds.
+    Of mfu, hfu and flops_per_s `gpuprof.analysis.known_flops.known_of` says where they are lower bounds.
     """
     figures: dict[str, Any] = dict.fromkeys(
         (

@@ -5,9 +5,6 @@ from __future__ import annotations
 from gpuprof.record import Run
 from gpuprof.theory import rule_for
 
-PRODUCTS = ("matmul", "convolution", "attention", "recurrent")
-"""Kinds of operators that multiply matrices."""
-
 
 def plain_op(op: str) -> str:
     """An operator without its overload, in place or not: ``aten::add`` for ``aten::add_.Tensor``."""

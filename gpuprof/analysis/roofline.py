@@ -19,9 +19,10 @@ from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
 from gpuprof.analysis.executed import counters_only, executed_by_kernel, flops_by_dtype
 from gpuprof.analysis.kernel_time import busy_seconds
-from gpuprof.analysis.operators import PRODUCTS, input_shapes, kinds, plain_op
+from gpuprof.analysis.operators import input_shapes, kinds, plain_op
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run, integers
+from gpuprof.theory.rules import PRODUCTS
 
 BY = ("op", "class", "module", "kernel")
 """What a point may be."""

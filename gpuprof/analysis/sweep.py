@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from gpuprof.analysis.counted import convention_of
+from gpuprof.analysis.known_flops import known_of
 from gpuprof.analysis.modules import totals
-from gpuprof.analysis.priced import known_of
 from gpuprof.analysis.telemetry import invalid_reasons
 from gpuprof.record import Run, integers
 from gpuprof.sweep import SIZES, SWEPT, Point

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable
 
 from gpuprof.analysis.consistency import withheld
-from gpuprof.analysis.operators import PRODUCTS
-from gpuprof.analysis.priced import known_of
+from gpuprof.analysis.known_flops import known_of
 from gpuprof.record import Run
 from gpuprof.theory import rule_for
 from gpuprof.theory.names import communicates
+from gpuprof.theory.rules import PRODUCTS
 
 _MULTIPLIES = frozenset(
     """

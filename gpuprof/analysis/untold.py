@@ -7,8 +7,8 @@ from typing import Any
 
 from gpuprof import units
 from gpuprof.analysis.consistency import graph_share
+from gpuprof.analysis.known_flops import NEARLY_ALL, matmul_kernels, priced_share
 from gpuprof.analysis.operators import plain_op
-from gpuprof.analysis.priced import NEARLY_ALL, matmul_kernels, priced_share
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.traces.events import launches_graph

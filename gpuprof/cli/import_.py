@@ -50,10 +50,6 @@ def import_(
             callback=_step,
         ),
     ] = None,
-    peak_tflops: Annotated[
-        float | None,
-        typer.Option(help="Peak of the device in TFLOP/s, instead of the table's.", rich_help_panel=_READING),
-    ] = None,
     device_name: Annotated[
         str | None,
         typer.Option(
@@ -67,6 +63,7 @@ def import_(
             rich_help_panel=_READING,
         ),
     ] = None,
+    peak_tflops: o.PeakTflops = None,
     convention: o.ConventionOption = o.Convention.causal,
     output: o.OutputFile = None,
     store: o.Store = None,
@@ -74,8 +71,8 @@ def import_(
     verbose: o.Verbose = False,
 ) -> None:
     """Make a run of a recorded trace of any job: kernels, operators, modules, phases, FLOPs and MFU, without torch."""
-    if peak_tflops is not None and not peak_tflops > 0:
-        raise GpuprofError(f"--peak-tflops {peak_tflops}: a peak is above 0")
+    if output is not None and output.exists() and any(map(output.samefile, traces)):
+        raise GpuprofError(f"cannot write {output}: it is the trace itself; save the run under another name")
 
     def make() -> Run:
         from gpuprof.imported import read_trace

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from gpuprof.errors import GpuprofError
+from gpuprof.hardware.peaks import check_peak
 
 DEFAULT_PASSES = ("count", "time", "trace", "memory", "telemetry")
 """Passes that run unless told otherwise."""
@@ -38,8 +38,7 @@ def check(
         raise GpuprofError(f"--warmup must be at least 0, not {warmup}")
     if steps is not None and steps < 1:
         raise GpuprofError(f"--steps must be at least 1, not {steps}")
-    if peak_tflops is not None and not 0 < peak_tflops < math.inf:
-        raise GpuprofError(f"--peak-tflops must be above 0 and finite, not {peak_tflops}")
+    check_peak(peak_tflops)
     if counter_level not in LEVELS:
         raise GpuprofError(f"--counters must be {' or '.join(LEVELS)}, not {counter_level}")
     if launches is not None and launches < 1:

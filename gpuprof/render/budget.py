@@ -18,7 +18,7 @@ from gpuprof import units
 from gpuprof.analysis.budget import NEGATIVE, PARTS, Budget, budget_by, idle_owners
 from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.hints import Hint, hints
-from gpuprof.analysis.priced import at_least, known_of, priced_share
+from gpuprof.analysis.known_flops import at_least, known_of, priced_share
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture

@@ -14,8 +14,8 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.consistency import withheld
+from gpuprof.analysis.known_flops import known_of, none_known
 from gpuprof.analysis.modules import convention_by_module, convention_of, counted, totals
-from gpuprof.analysis.priced import known_of, none_known
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.render.view import View
 from gpuprof.theory import CONVENTIONS

@@ -15,6 +15,7 @@ from gpuprof.analysis import communication
 from gpuprof.analysis.consistency import SLOWED, inconsistencies, withheld, withheld_of_kernels, withheld_of_owners
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds
 from gpuprof.analysis.executed import executed_whole, not_collected
+from gpuprof.analysis.known_flops import at_least, known_of
 from gpuprof.analysis.memory import account
 from gpuprof.analysis.modules import (
     by_phase,
@@ -24,7 +25,6 @@ from gpuprof.analysis.modules import (
     totals,
     without_rule,
 )
-from gpuprof.analysis.priced import at_least, known_of
 from gpuprof.analysis.telemetry import (
     TRUSTED_WINDOW_S,
     energy_per_step_j,

@@ -18,7 +18,7 @@ from rich.text import Text
 from gpuprof import units
 from gpuprof.analysis.changepoints import Change, Series, clock_of, mfu_of
 from gpuprof.analysis.comparison import CLOCKS
-from gpuprof.analysis.priced import at_least
+from gpuprof.analysis.known_flops import at_least
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture
 from gpuprof.render.charts import save_picture

@@ -14,8 +14,8 @@ from gpuprof.analysis.communication import collectives
 from gpuprof.analysis.consistency import inconsistencies, withheld_of_kernels
 from gpuprof.analysis.executed import counters_only
 from gpuprof.analysis.hints import hints
+from gpuprof.analysis.known_flops import at_least, known_of
 from gpuprof.analysis.modules import by_kernel, by_module, by_op, convention_of, totals
-from gpuprof.analysis.priced import at_least, known_of
 from gpuprof.analysis.ranks import by_rank, straggler
 from gpuprof.analysis.telemetry import invalid_reasons
 from gpuprof.analysis.untold import host_steps, untold

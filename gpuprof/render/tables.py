@@ -13,7 +13,7 @@ from rich.text import Text
 from gpuprof import units
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.executed import ALONE, KERNEL_COLUMNS
-from gpuprof.analysis.priced import known_of
+from gpuprof.analysis.known_flops import known_of
 from gpuprof.analysis.ranks import straggler
 from gpuprof.record import Run
 from gpuprof.render.console import to_text

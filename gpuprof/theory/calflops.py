@@ -42,6 +42,8 @@ def count(row: Row) -> Count:
     rule = _RULES.get(row.op.rstrip("_") if row.op in _ALSO_IN_PLACE else row.op)
     if rule is None:
         return _adaptive_pool(row) if "AdaptiveAvgPool" in row.module_class else NOTHING
+    if row.full is None or (rule is _upsample and not row.results):
+        return Count(None, None)  # of a recording that does not tell the shapes
     macs, flops = rule(row)
     return Count(macs * row.calls, flops * row.calls)
 

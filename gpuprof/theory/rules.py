@@ -15,6 +15,9 @@ RULES_VERSION = 2
 
 Kind = Literal["matmul", "convolution", "attention", "recurrent", "vector", "movement", "view", "communication"]
 
+PRODUCTS = ("matmul", "convolution", "attention", "recurrent")
+"""Kinds of operators that multiply matrices."""
+
 ITEM_BYTES = {
     "float64": 8, "complex64": 8, "int64": 8, "uint64": 8, "complex128": 16,
     "float32": 4, "int32": 4, "uint32": 4, "complex32": 4,

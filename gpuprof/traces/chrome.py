@@ -11,12 +11,11 @@ from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuprof.errors import GpuprofError
-from gpuprof.traces.chrome_text import UNDECODABLE, UNREADABLE, Args, Event, ExactEvent, Progress, pieces
+from gpuprof.traces.chrome_text import UNREADABLE, Args, Event, ExactEvent, Progress, decoded, pieces
 from gpuprof.traces.events import Inputs
 from gpuprof.traces.foreign import kind_of, other_device
 
@@ -37,15 +36,11 @@ _DEVICE = {
 }  # fmt: skip
 _MODULE_RANGE = "nn.Module: "
 
-_INTEGERS = (
-    "schemaVersion", "record_shapes", "with_stack", "with_modules", "with_flops", "profile_memory",
-    "cuda_runtime_version", "cuda_driver_version", "hip_runtime_version", "hip_driver_version", "cupti_version",
-    "baseTimeNanoseconds",
-)  # fmt: skip
+_NUMBERS = ("cuda_runtime_version", "hip_runtime_version", "baseTimeNanoseconds")
 _OF_DEVICE = ("id", "numSms", "totalGlobalMem", "computeMajor", "computeMinor")
 _NO_ARGS = Args()
 _APART = b"\0"  # between texts of JSON, which never hold it
-_NO_INPUTS = _APART * 3
+_NO_INPUTS = _APART * 2
 _NO_STAMP = -(2**63)
 _LONGEST = 4e15  # microseconds whose sum of two is an int64 of nanoseconds: 126 years
 
@@ -64,9 +59,7 @@ class Host(NamedTuple):
         number: autograd sequence number, -1 where there is none.
         forward_thread: the profiler's number of the thread that made the autograd node, 0 where there is none.
         inputs: index into `Recorded.inputs`, int32; -1 where the file has none.
-        python_id: number of a Python call; -1 where there is none, as below.
-        parent_id: of the call that it is in, which need not be a module's.
-        module_id: of the module.
+        python_id: number of a Python call, in the order of the calls; -1 where there is none.
     """
 
     name: NDArray[np.int32]
@@ -78,8 +71,6 @@ class Host(NamedTuple):
     forward_thread: Integers
     inputs: NDArray[np.int32]
     python_id: Integers
-    parent_id: Integers
-    module_id: Integers
 
 
 class Runtime(NamedTuple):
@@ -103,7 +94,6 @@ class Device(NamedTuple):
         start: ns.
         end: ns.
         correlation: that of the call that launched it, -1 where there is none.
-        graph_node: whether the file says that it is a node of a graph.
     """
 
     name: NDArray[np.int32]
@@ -113,7 +103,6 @@ class Device(NamedTuple):
     start: Integers
     end: Integers
     correlation: Integers
-    graph_node: NDArray[np.bool_]
 
 
 @dataclass
@@ -123,10 +112,9 @@ class Recorded:
     Attributes:
         path: the file.
         header: fields of an allow-list, those that the file has: `devices` (of each its id, name, numSms,
-            totalGlobalMem, computeMajor, computeMinor), `backend`, `rank`, `world_size`, and numbers under the names
-            that the file gives them.
+            totalGlobalMem, computeMajor, computeMinor), `rank`, `world_size`, and of other numbers those that are listed here, under
+            the names that the file gives them.
         events: how many the file has, of every kind.
-        categories: how many of each category; of none under "".
         origin_ns: time of that event, as the file has it: since the epoch, or since `baseTimeNanoseconds`.
         whole_us: whether every time is a whole microsecond.
         left_out: how many events that would be kept are not, by reason.
@@ -142,7 +130,6 @@ class Recorded:
     path: Path
     header: dict[str, Any]
     events: int
-    categories: dict[str, int]
     origin_ns: int
     whole_us: bool
     left_out: dict[str, int]
@@ -221,12 +208,7 @@ class _Columns:
 
     def _host(self, events: list[Event], start: Integers, end: Integers, category: int) -> tuple[NDArray[Any], ...]:
         args = [event.args or _NO_ARGS for event in events]
-        # a module has no inputs, and nothing else is of Python: what is absent is not looked for in each event
-        texts = [
-            _APART.join((arg.shapes or arg.shapes_2020, arg.types, arg.concrete, arg.results_2020))
-            for arg in (args if category != MODULE else ())
-        ]
-        absent = np.full(len(events), -1)
+        texts = [_APART.join((arg.shapes or arg.shapes_2020, arg.types, arg.concrete)) for arg in args]
         return Host(
             name=_indices(self.names, [event.name for event in events]),
             category=np.full(len(events), category, np.int8),
@@ -235,10 +217,8 @@ class _Columns:
             end=end,
             number=_integers([arg.number for arg in args], -1),
             forward_thread=_integers([arg.forward_thread for arg in args], 0),
-            inputs=_indices(self.inputs, texts) - 1 if texts else absent.astype(np.int32),
-            python_id=_integers([arg.python_id for arg in args], -1) if category == MODULE else absent,
-            parent_id=_integers([arg.parent_id for arg in args], -1) if category == MODULE else absent,
-            module_id=_integers([arg.module_id for arg in args], -1) if category == MODULE else absent,
+            inputs=_indices(self.inputs, texts) - 1,
+            python_id=_integers([arg.python_id for arg in args], -1),
         )
 
     def _runtime(self, events: list[Event], start: Integers, end: Integers) -> tuple[NDArray[Any], ...]:
@@ -260,7 +240,6 @@ class _Columns:
             start=start,
             end=end,
             correlation=_integers([arg.correlation for arg, _ in both], -1),
-            graph_node=np.array([bool(arg.graph_node) for arg, _ in both], np.bool_),
         )
 
 
@@ -305,12 +284,11 @@ def read(path: str | os.PathLike[str], progress: Progress | None = None) -> Reco
         path=path,
         header=_header(fields),
         events=sum(categories.values()) + left_out.get(UNREADABLE, 0),
-        categories=categories,
         origin_ns=origin,
         whole_us=columns.whole_us,
         left_out=left_out,
         names=[_plain(name) for name in columns.names],
-        inputs=[Inputs(*map(_value, texts.split(_APART))) for texts in list(columns.inputs)[1:]],
+        inputs=[Inputs(*map(decoded, texts.split(_APART))) for texts in list(columns.inputs)[1:]],
         threads=[(_text(pid), _text(tid)) for pid, tid in columns.threads],
         streams=[_text(stream) for stream in columns.streams],
         host=host,
@@ -333,12 +311,10 @@ def _nothing(path: Path, categories: dict[str, int], left_out: dict[str, int]) -
 
 def _header(fields: dict[str, Any]) -> dict[str, Any]:
     """Those of a file's header that are known, each of its type; nothing else, since some carry an environment."""
-    header = {name: fields[name] for name in _INTEGERS if isinstance(fields.get(name), int)}
+    header = {name: fields[name] for name in _NUMBERS if isinstance(fields.get(name), int)}
     distributed = fields.get("distributedInfo")
     if isinstance(distributed, dict):
         header |= {name: distributed[name] for name in ("rank", "world_size") if isinstance(distributed.get(name), int)}
-        if isinstance(distributed.get("backend"), str):
-            header["backend"] = _plain(distributed["backend"])
     devices = fields.get("deviceProperties")
     if isinstance(devices, list):
         header["devices"] = [
@@ -400,11 +376,3 @@ def _text(value: int | str | None) -> str:
 def _plain(text: str) -> str:
     """A name of the file without what would move the cursor of a terminal, or colour it, or break a line of a table."""
     return text if text.isprintable() else "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
-
-
-def _value(text: bytes) -> Any:
-    """What a JSON text says; None where there is none, or it does not decode."""
-    try:
-        return msgspec.json.decode(text)
-    except UNDECODABLE:
-        return None

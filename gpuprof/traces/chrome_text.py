@@ -17,12 +17,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import msgspec
 import numpy as np
-from msgspec import Raw
 
 from gpuprof.errors import GpuprofError, first_line
 from gpuprof.traces.foreign import no_trace
+
+try:
+    import msgspec
+    from msgspec import Raw
+except ImportError as missing:
+    raise GpuprofError("traces are read with msgspec, which is not installed: pip install 'msgspec>=0.19'") from missing
 
 BLOCK = 4 << 20
 """Bytes of text decoded at once."""
@@ -60,15 +64,11 @@ class Args(msgspec.Struct, gc=False):
     concrete: Raw = msgspec.field(name="Concrete Inputs", default=Raw())
     number: int | None = msgspec.field(name="Sequence number", default=-1)
     forward_thread: int | None = msgspec.field(name="Fwd thread id", default=0)
+    python_id: int | None = msgspec.field(name="Python id", default=-1)
     correlation: int | None = -1
     device: int | str | None = None
     stream: int | str | None = None
-    graph_node: int | None = msgspec.field(name="graph node id", default=0)
-    python_id: int | None = msgspec.field(name="Python id", default=-1)
-    parent_id: int | None = msgspec.field(name="Python parent id", default=-1)
-    module_id: int | None = msgspec.field(name="Python module id", default=-1)
     shapes_2020: Raw = msgspec.field(name="Input dims", default=Raw())
-    results_2020: Raw = msgspec.field(name="Output dims", default=Raw())
 
 
 class Event(msgspec.Struct, gc=False):
@@ -357,3 +357,11 @@ def _lenient(text: bytes) -> Any:
         UNDECODABLE: it is none.
     """
     return _LENIENT.decode(text.decode("utf-8", "replace"))
+
+
+def decoded(text: bytes) -> Any:
+    """What a JSON text says; None where there is none, or it does not decode."""
+    try:
+        return msgspec.json.decode(text)
+    except UNDECODABLE:
+        return None

@@ -1,4 +1,4 @@
-"""What an event of a trace is. Decided here and nowhere else.
+"""What an event of a trace is. Decided here and nowhere else, but for communication: `gpuprof.theory.names`.
 
 A host event is an operator only if it looks like one and nobody calls it a label: users, torch and FSDP give ranges
 names with ``::`` in them too, such as ``record_function("model::forward")``.
@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import re
 from typing import Any, NamedTuple
-
-from gpuprof.theory.names import communicates as communicates  # its FLOP rules are told by the name too
-from gpuprof.theory.names import perhaps_communicates as perhaps_communicates
 
 CALL = "call"
 """A call of a module, marked by gpuprof."""
@@ -104,13 +101,11 @@ class Inputs(NamedTuple):
         shapes: a list per argument, empty of what is no tensor; of a list of tensors one level deeper.
         types: ``c10::BFloat16``, ``float``, ``long int``, ``Scalar``, ``ScalarList``, ``TensorList``; empty of None.
         concrete: values of numbers and lists of numbers as text, e.g. ``False``, ``0.125``, ``[2, 2]``; else empty.
-        results: shapes of the results; files of 2020 have the key, and an empty list.
     """
 
     shapes: Any
     types: Any
     concrete: Any
-    results: Any
 
 
 def host_kind(name: str, label: bool = False, of_node: bool = False) -> str:

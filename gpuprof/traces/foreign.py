@@ -61,8 +61,10 @@ def no_trace(path: Path, text: bytes, end: str | None) -> GpuprofError:
     except json.JSONDecodeError as error:
         cut = end or error.msg.startswith("Unterminated") or error.pos >= len(text.rstrip())
         if cut and end is not None:
+            what = "damaged" if end.endswith("damaged") else "cut short"
             return GpuprofError(
-                f"{path} is cut short before its first event, at byte {len(text)} of its text: record it anew"
+                f"{path} is {what} before its first event, at byte {len(text)} of its text{end and f' ({end})'}: "
+                "copy or record it anew"
             )
         if not cut:
             return GpuprofError(f"{path} is no JSON, at byte {error.pos} of its text ({error.msg.lower()}): {_RECORD}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.theory import rule_for
+from gpuprof.theory.names import communicates
+from gpuprof.theory.rules import PRODUCTS
 from gpuprof.traces.events import (
     CALL,
     CALL_MARK,
@@ -24,7 +26,6 @@ from gpuprof.traces.events import (
     RUNTIME,
     WAIT,
     Event,
-    communicates,
     launches_graph,
 )  # fmt: skip
 
@@ -147,7 +148,8 @@ def attribute(
     On a device the kernels are the GPU's; without one, every operator call is its own kernel.
 
     Args:
-        events: host and device events of one step.
+        events: host and device events of one step; without marks those of the host by thread and start, a range before
+            what is inside it.
         calls: module path of each marked call, and whether it happened inside a backward (recomputation); without
             marks whether it is recomputation if it did.
         maker: module that made the autograd node of (thread, sequence number); None if it was made in no module's call.
@@ -155,7 +157,9 @@ def attribute(
         marked: whether gpuprof marked the phases and what runs again. Without, all outside nodes and optimizers is
             forward, and in a node runs again what makes nodes itself where others of its operators do not.
     """
-    host = sorted((e for e in events if e.kind not in (KERNEL, WAIT)), key=lambda e: (e.thread, e.start, -e.end))
+    host = [e for e in events if e.kind not in (KERNEL, WAIT)]
+    if marked:
+        host.sort(key=lambda e: (e.thread, e.start, -e.end))
     device = [e for e in events if e.kind == KERNEL]
     numbers, made, taken_over = _node_numbers(host), _made_by_nodes(host), _taken_over(host)
     if not marked:
@@ -227,7 +231,10 @@ def attribute(
             frame = _Frame(event.end, around.owner, "optimizer", name=name)
         elif kind == OPERATOR and not is_composite(name) and index not in taken_over:
             of_closure = event.start < closure_end and around.phase == "optimizer" and event.number >= 0
-            call = OpCall(len(op_calls), event, around.owner, phase if of_closure else around.phase or phase)
+            # a bucket of gradients is sent when the last of them is there: it is not that one's module's work
+            sent = around.phase == "backward" and communicates(name)
+            owner = UNATTRIBUTED if sent else around.owner
+            call = OpCall(len(op_calls), event, owner, phase if of_closure else around.phase or phase)
             op_calls.append(call)
             if around.phase == "backward" and around.node is not None and around.node.called:
                 around.node.pending.append(call)
@@ -335,14 +342,15 @@ def _around_products(host: list[Event]) -> set[int]:
 
     Of a library's own, such as a wrapper of a linear layer. A counting pass sees them whole; a recording has both.
     """
-    rules = {event.name: rule_for(event.name) for event in host if event.kind == OPERATOR}
-    multiply = {name for name, rule in rules.items() if rule and rule.kind in ("matmul", "convolution", "attention")}
-    if None not in rules.values() or not multiply:
-        return set()
+    rules = {name: rule_for(name) for name in {event.name for event in host if event.kind == OPERATOR}}
+    multiply = {name for name, rule in rules.items() if rule and rule.kind in PRODUCTS}
+    products = [(event.thread, event.start) for event in host if event.name in multiply]
     found: set[int] = set()
-    for _, event, around in _nested(host):
-        if event.name in multiply:
-            found.update(place for place, outer in around if rules.get(outer.name, "") is None)
+    for index, event in enumerate(host):
+        if rules.get(event.name, "") is None:
+            first = bisect_left(products, (event.thread, event.start))
+            if first < len(products) and products[first] < (event.thread, event.end):
+                found.add(index)
     return found
 
 
@@ -367,7 +375,7 @@ def _node_numbers(host: list[Event]) -> dict[int, tuple[int, int]]:
     """
     found: dict[int, tuple[int, int]] = {}
     waiting: list[tuple[int, Event]] = []  # open nodes without a number
-    for index, event in enumerate(host):
+    for index, event in [(index, event) for index, event in enumerate(host) if event.kind in (NODE, FUNCTION)]:
         if event.kind == NODE:
             if event.number >= 0:
                 found[index] = (event.forward_thread, event.number)
@@ -398,7 +406,8 @@ def _made_by_nodes(host: list[Event]) -> dict[tuple[int, int], int]:
     found: dict[tuple[int, int], int | None] = {}
     around: list[tuple[Event, int | None]] = []
     thread, last = None, None
-    for index, event in enumerate(host):
+    threads = {event.thread for event in host if event.kind == NODE}
+    for index, event in [(index, event) for index, event in enumerate(host) if event.thread in threads]:
         if event.thread != thread:
             thread, last, around = event.thread, None, []
         while around and around[-1][0].end <= event.start:

@@ -16,7 +16,7 @@ from gpuprof.errors import GpuprofError
 from gpuprof.theory import rule_for
 from gpuprof.theory.priced import Described, describe
 from gpuprof.theory.results import result_of
-from gpuprof.theory.rules import MISSING, Missing, NotKnownError, TensorSpec
+from gpuprof.theory.rules import MISSING, PRODUCTS, Missing, NotKnownError, TensorSpec
 from gpuprof.traces.events import Inputs
 
 NO_SHAPES = "shapes of its inputs are not recorded"
@@ -111,7 +111,6 @@ _OF_PYTHON = {"float64": 1.0, "int64": 1, "complex128": 1j}
 
 
 _NUMBER = Missing(number=True)
-_MULTIPLY = ("matmul", "convolution", "attention", "recurrent")
 
 
 def described(name: str, inputs: Inputs | None, device: str, causal: bool | None = None) -> Described:
@@ -160,7 +159,7 @@ def described(name: str, inputs: Inputs | None, device: str, causal: bool | None
 def _unknown(name: str, lacks: str, shapes: str = "", dtype: str = "") -> Described:
     """A call without its figures; that it multiplies nothing is known by its rule."""
     rule = rule_for(name)
-    if rule is None or rule.kind in _MULTIPLY:
+    if rule is None or rule.kind in PRODUCTS:
         return Described(name, rule.kind if rule else "", shapes, dtype, (None,) * 5, "", lacks=lacks)
     adds = rule.kind == "vector" or "index_put" in name
     moved = (0, 0) if rule.kind == "view" else (None if adds else 0, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -48,31 +49,26 @@ def _host_events(recorded: Recorded, rows: np.ndarray, scopes: Scopes) -> list[E
     """Operators, nodes, optimizers and labels; the ranges of modules, or the labels in their place, are `Scopes`."""
     host = recorded.host
     rows = rows[host.category[rows] != chrome.MODULE]
-    kinds: dict[tuple[int, int, bool], str] = {}
     by_function = not any(host_kind(name) == NODE for name in recorded.names)
-    shapes = [_of_tensors(inputs.shapes) for inputs in recorded.inputs]
-    events = []
+    # alike in what decides the kind
+    keys = (host.name[rows].astype(np.int64) * 2 + host.category[rows]) * 2 + (host.forward_thread[rows] > 0)
+    alike, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    kinds = []
+    for row in rows[first].tolist():
+        name, category = recorded.names[host.name[row]], int(host.category[row])
+        is_function = by_function and category == chrome.OPERATOR and is_node(name)
+        kinds.append(NODE if is_function else _kind(name, category, host.forward_thread[row] > 0, scopes))
+    kept = np.array([bool(kind) for kind in kinds], dtype=bool)[which] if len(alike) else np.zeros(0, dtype=bool)
+    rows, which = rows[kept], which[kept]
+    shapes = [*(_of_tensors(inputs.shapes) for inputs in recorded.inputs), ()]  # the last of events without inputs
+    inputs = host.inputs[rows].tolist()
     columns = zip(
-        host.name[rows].tolist(), host.category[rows].tolist(), (host.thread[rows] + 1).tolist(),
-        host.start[rows].tolist(), host.end[rows].tolist(), host.number[rows].tolist(),
-        _made_by(host, rows, len(recorded.threads)).tolist(), host.inputs[rows].tolist(), strict=True,
+        map(recorded.names.__getitem__, host.name[rows].tolist()), map(kinds.__getitem__, which.tolist()),
+        (host.thread[rows] + 1).tolist(), host.start[rows].tolist(), host.end[rows].tolist(), repeat(0), repeat(0),
+        host.number[rows].tolist(), _made_by(host, rows, len(recorded.threads)).tolist(), repeat(0),
+        map(shapes.__getitem__, inputs), inputs,
     )  # fmt: skip
-    for name, category, thread, start, end, number, forward_thread, inputs in columns:
-        key = (name, category, forward_thread > 0)
-        kind = kinds.get(key)
-        if kind is None:
-            kind = _kind(recorded.names[name], category, forward_thread > 0, scopes)
-            if by_function and category == chrome.OPERATOR and is_node(recorded.names[name]):
-                kind = NODE
-            kinds[key] = kind
-        if kind:
-            events.append(
-                Event(
-                    recorded.names[name], kind, thread, start, end, 0, 0, number, forward_thread, 0,
-                    shapes[inputs] if inputs >= 0 else (), inputs,
-                )
-            )  # fmt: skip
-    return events
+    return list(map(Event._make, columns))
 
 
 def _made_by(host: Host, rows: np.ndarray, threads: int) -> np.ndarray:

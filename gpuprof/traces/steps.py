@@ -135,7 +135,7 @@ def window_of(recorded: Recorded, steps: Steps, step: Step) -> Window:
         samples = steps.device_ns[place : place + 1]
     else:
         known = ", ".join(map(str, steps.numbers)) or "none: record them with prof.step()"
-        raise GpuprofError(f"{recorded.path} has no step {step}: there are {known}; or take --step all")
+        raise GpuprofError(f"{recorded.path} has no step {step!r}: there are {known}; or take --step all")
     begin, end = steps.start[place], steps.end[place]
     host = np.flatnonzero((recorded.host.start >= begin) & (recorded.host.start < end))
     return Window(steps.numbers[place], host, np.flatnonzero(steps.of_device == place), samples)

@@ -52,7 +52,8 @@ def bundle(tmp_path):
     run = gpu_run()
     run.device["uuid"], run.environment["platform"] = "GPU-1", environment["platform"]
     run.save(folder / "runs" / "link-train" / "link-train.json.gz")
-    (folder / "runs" / "recording" / "chrome-step.json.gz").write_bytes(gzip.compress(b"{}"))
+    trace = b'{"host_name": "10.0.0.7", "schemaVersion": 1, "traceEvents": []}'
+    (folder / "runs" / "recording" / "chrome-step.json.gz").write_bytes(gzip.compress(trace))
     (folder / "runs" / "recording" / "kineto-step.json").write_text('{"events": []}')
     table = '"ID","Host Name"\n"","",\n"0","10.0.0.7"\n'
     (folder / "runs" / "recording" / "counters-siglip-ncu-1.csv.gz").write_bytes(gzip.compress(table.encode()))
@@ -76,6 +77,7 @@ def test_a_suite_becomes_results_a_section_and_fixtures(results, bundle, tmp_pat
     ]
     assert sorted(path.name for path in (target / "runs").iterdir()) == ["link-train.json.gz"]
     assert sorted(path.name for path in (tmp_path / "data" / "nvidia-t1").iterdir()) == [
+        "chrome-step.json.gz",
         "counters-siglip-ncu-1.csv.gz",
         "kineto-step.json.gz",
     ]
@@ -104,6 +106,8 @@ def test_nothing_that_names_a_machine_is_kept(results, bundle, tmp_path):
     assert (run.device["uuid"], run.environment["platform"]) == (None, "Linux 6.1.2 x86_64")
     table = gzip.decompress((tmp_path / "data" / "nvidia-t1" / "counters-siglip-ncu-1.csv.gz").read_bytes()).decode()
     assert table == '"ID","Host Name"\n"","",\n"0","host"\n'
+    trace = gzip.decompress((tmp_path / "data" / "nvidia-t1" / "chrome-step.json.gz").read_bytes())
+    assert json.loads(trace) == {"schemaVersion": 1, "traceEvents": []}
 
 
 def test_a_second_call_of_the_day_adds_to_the_first_and_takes_nothing_away(results, bundle, tmp_path):

@@ -305,3 +305,14 @@ def test_calflops_of_today_sees_no_operators():
 @pytest.mark.parametrize(("given", "expected"), CALFLOPS, ids=lambda value: getattr(value, "op", None))
 def test_calflops_counts_a_row(given, expected):
     assert calflops(given) == expected
+
+
+def test_calflops_of_what_a_recording_does_not_tell_is_unknown():
+    known = Row("aten::convolution", "convolution", "forward", "Conv2d", False, ((1, 2, 5, 5), (4, 2, 3, 3)),
+                ((1, 4, 3, 3),), 1, 1296, 1296, "cuda")  # fmt: skip
+    resized = known._replace(op="aten::upsample_nearest2d", kind="vector", causal=0, full=0)
+
+    assert calflops(known) == (4 * 2 * 9 * 9, 2 * 4 * 2 * 9 * 9)
+    assert calflops(known._replace(results=(), causal=None, full=None)) == (None, None)
+    assert calflops(resized).flops == 9
+    assert calflops(resized._replace(results=())) == (None, None)

@@ -54,7 +54,7 @@ def outermost(path: Path) -> list[tuple[str, Inputs]]:
                 end = event["ts"] + event["dur"]
                 args = event["args"]
                 said = (args.get(key) for key in ("Input Dims", "Input type", "Concrete Inputs"))
-                found.append((event["name"], Inputs(*said, None)))
+                found.append((event["name"], Inputs(*said)))
     return found
 
 
@@ -289,7 +289,7 @@ PRICED = {
 def test_what_a_file_says_is_priced_and_no_more(case):
     op, shapes, types, values, expected = PRICED[case]
 
-    found = described(op, Inputs(shapes, types, values, None), "cuda")
+    found = described(op, Inputs(shapes, types, values), "cuda")
 
     if isinstance(expected, str):
         rule = rule_for(op)  # the kind is known all the same
@@ -299,7 +299,7 @@ def test_what_a_file_says_is_priced_and_no_more(case):
 
 
 def test_an_attention_of_which_no_file_says_whether_it_is_causal_is_a_range():
-    inputs = Inputs([*QKV_DIMS, [], [], []], ["c10::Half"] * 3 + ["Scalar"] * 3, None, None)
+    inputs = Inputs([*QKV_DIMS, [], [], []], ["c10::Half"] * 3 + ["Scalar"] * 3, None)
     most, least = (
         described("aten::_scaled_dot_product_flash_attention", inputs, "cuda", causal) for causal in (None, True)
     )
@@ -398,9 +398,7 @@ def said():
                 if event.get("cat") in ("cpu_op", "Operator"):
                     args = event["args"]
                     shapes = args.get("Input Dims", args.get("Input dims"))
-                    inputs = Inputs(
-                        shapes, args.get("Input type"), args.get("Concrete Inputs"), args.get("Output dims")
-                    )
+                    inputs = Inputs(shapes, args.get("Input type"), args.get("Concrete Inputs"))
                     found[event["name"]].append(inputs)
         return files[name]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from gpuprof import units
-from gpuprof.analysis.consistency import once
-from gpuprof.analysis.operators import PRODUCTS, input_shapes, plain_op
+from gpuprof.analysis.once import once
+from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.record import Run
 from gpuprof.theory import rule_for
+from gpuprof.theory.rules import PRODUCTS
 from gpuprof.theory.tiling import multiplies
 
 NEARLY_ALL = 0.99
