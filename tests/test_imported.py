@@ -215,7 +215,7 @@ def test_replicas_of_a_model_number_their_nodes_alike(tmp_path):
 def test_what_an_optimizer_is_given_to_call_is_no_optimizer(tmp_path, scope):
     """As Lightning does: forward and backward run in the optimizer's step, and what it does itself makes no nodes."""
     t = Recording()
-    t.label("Optimizer.step#AdamW.step", 0, 500)
+    t.label("Optimizer.step#SAM.step", 0, 500).label("Optimizer.step#AdamW.step", 1, 18)  # one calls the other
     if scope == "module":
         t.module("Net_0", 20, 100)
     elif scope == "label":
@@ -302,6 +302,16 @@ def test_no_rate_of_what_vmap_runs(tmp_path):
 
     assert (sums["mfu"], sums["flops_per_s"]) == (None, None)
     assert "under torch.func" in sums["withheld"]
+
+
+def test_a_copy_to_another_device_makes_it_none_of_those_that_computed(recording, tmp_path):
+    recording.header["deviceProperties"].append({"id": 1, "name": "NVIDIA A100-SXM4-80GB"})
+    recording.add("gpu_memcpy", "Memcpy PtoP", 350, 360, 8, 1, device=1, stream=8, correlation=1001)
+
+    run = gpuprof.read_trace(recording.save(tmp_path / "trace.json"), step=0)
+
+    assert run.device["name"] == "NVIDIA H100 80GB HBM3"
+    assert totals(run)["mfu"] == pytest.approx(2 * FORWARD / 1000e-6 / 66.9e12, rel=1e-3)
 
 
 def test_labels_are_scopes_where_there_are_no_modules(tmp_path):
