@@ -215,7 +215,7 @@ def test_replicas_of_a_model_number_their_nodes_alike(tmp_path):
 def test_what_an_optimizer_is_given_to_call_is_no_optimizer(tmp_path, scope):
     """As Lightning does: forward and backward run in the optimizer's step, and what it does itself makes no nodes."""
     t = Recording()
-    t.label("Optimizer.step#AdamW.step", 0, 500)
+    t.label("Optimizer.step#SAM.step", 0, 500).label("Optimizer.step#AdamW.step", 1, 18)  # one calls the other
     if scope == "module":
         t.module("Net_0", 20, 100)
     elif scope == "label":
@@ -281,6 +281,37 @@ def test_ranks_are_held_against_one_another_by_the_numbers_of_their_steps(record
     alike = by_rank(gpuprof.read_trace([recording.save(first), third]))
     assert alike[["flops_per_s", "mfu"]].isna().all(axis=None)
     assert alike["flops"].tolist() == [6 * FORWARD, 2 * FORWARD]
+
+
+def test_two_processes_in_one_file_whose_kernels_cannot_be_told_apart(recording, tmp_path):
+    recording.add("cuda_runtime", "cudaLaunchKernel", 10, 11, pid=2, correlation=1001)  # as the first of process 1
+
+    with pytest.raises(GpuprofError, match="holds several processes that number their calls alike: give a file of"):
+        gpuprof.read_trace(recording.save(tmp_path / "trace.json"))
+
+
+def test_no_rate_of_what_vmap_runs(tmp_path):
+    """The operator is told on one sample; the one inside it, on all, has the kernel."""
+    t = Recording()
+    t.step(1, 0, 100)
+    t.op("aten::mm", 10, 50, [[1, K], [K, N]], FLOATS[:2], ["", ""])
+    t.op("aten::mm", 20, 40, [[M, K], [K, N]], FLOATS[:2], ["", ""])
+    t.kernel("gemm", 30, 200, 300)
+
+    sums = totals(gpuprof.read_trace(t.save(tmp_path / "trace.json")))
+
+    assert (sums["mfu"], sums["flops_per_s"]) == (None, None)
+    assert "under torch.func" in sums["withheld"]
+
+
+def test_a_copy_to_another_device_makes_it_none_of_those_that_computed(recording, tmp_path):
+    recording.header["deviceProperties"].append({"id": 1, "name": "NVIDIA A100-SXM4-80GB"})
+    recording.add("gpu_memcpy", "Memcpy PtoP", 350, 360, 8, 1, device=1, stream=8, correlation=1001)
+
+    run = gpuprof.read_trace(recording.save(tmp_path / "trace.json"), step=0)
+
+    assert run.device["name"] == "NVIDIA H100 80GB HBM3"
+    assert totals(run)["mfu"] == pytest.approx(2 * FORWARD / 1000e-6 / 66.9e12, rel=1e-3)
 
 
 def test_labels_are_scopes_where_there_are_no_modules(tmp_path):

@@ -100,3 +100,37 @@ def test_the_same_flops(recorded):
     assert {theirs.pop(key) for key in begun} in (set(), {30, 2 * 8 * 1536 * 576 * 30})
     assert theirs == ours
     assert run.passes["count"].facts["ops_unread"] == {}
+
+
+def test_the_same_modules_by_their_classes(tmp_path):
+    """Ranges of modules, which gpuprof's own trace does not need, and a penalty on a gradient."""
+    workload = net()
+    model, x = workload.model, torch.randn(2, 4, 9, 9, requires_grad=True)
+
+    def step():
+        (gradient,) = torch.autograd.grad(model.up(model.stem(x)).sum(), x, create_graph=True)
+        (gradient.square().sum() + model(x).sum()).backward()
+
+    step()
+    with torch.profiler.profile(record_shapes=True, with_stack=True) as profiler:
+        step()
+    profiler.export_chrome_trace(str(tmp_path / "trace.json"))
+    run = gpuprof.read_trace(tmp_path / "trace.json", step="all")
+
+    classes = dict(zip(run.tree["module"], run.tree["class"], strict=True))
+    products = run.ops[run.ops["flops_full"].fillna(0) > 0]
+    found = Counter()
+    for module, phase, op, full in products[["module", "phase", "op", "flops_full"]].itertuples(index=False, name=None):
+        found[classes.get(module, module), phase, op] += int(full)
+    # 2 x batch x channels x 4 x 4 places, that the one gives and the other takes, x what each sums over
+    stem, up = 2 * 2 * 8 * 16 * 2 * 9, 2 * 2 * 8 * 16 * 8 * 4
+    for name, flops in ("Conv2d", stem), ("ConvTranspose2d", up):
+        # for the penalty and for the output
+        assert found[name, "forward", "aten::convolution"] == 2 * flops
+        # of the input for the penalty, of input and weight in the end
+        assert found[name, "backward", "aten::convolution_backward"] == 3 * flops
+        # the first of these once more differentiated, by the weight and by what came from above
+        assert found[name, "backward", "aten::convolution"] == 2 * flops
+    assert {name for name, _, _ in found} == {
+        "Conv2d", "ConvTranspose2d", "Linear", "LSTM", "MultiheadAttention", "Net",
+    }  # fmt: skip

@@ -96,7 +96,8 @@ def mismatches(run: Run) -> list[str]:
     The first kind that is found is told: each would only say once more what the one before it has said.
     """
     of_passes = (_of_inputs, _of_calls, _of_estimates)  # a recording is of one
-    kinds = (*((_of_devices, _of_graphs) if run.recorded else of_passes), _of_the_step)
+    of_recording = (_of_devices, _of_graphs, _of_transformations)
+    kinds = (*(of_recording if run.recorded else of_passes), _of_the_step)
     return next(filter(None, (list(find(run)) for find in kinds)), [])
 
 
@@ -297,10 +298,9 @@ def _without_owner(run: Run) -> Iterator[str]:
 def _of_transformations(run: Run) -> Iterator[str]:
     """Operators that were counted one by one, and have their time in the trace inside another one's."""
     if run.passes["trace"].facts.get("transformed"):
-        yield (
-            "under torch.func or forward-mode differentiation operators run inside others, whose times the trace does "
-            "not tell apart as they were counted"
-        )
+        untold = "times the trace does not tell apart as they were counted"
+        whose = "inputs are others than they tell" if run.recorded else untold
+        yield f"under torch.func or forward-mode differentiation operators run inside others, whose {whose}"
 
 
 def _of_kernel_time(run: Run) -> Iterator[str]:

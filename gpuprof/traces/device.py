@@ -22,8 +22,7 @@ def device_of(recorded: Recorded, window: Window, given: str | None) -> dict[str
     if not len(recorded.device.start):
         return device_facts("cpu", name=given or "CPU", peak_remedy="give the peak of this CPU with --peak-tflops")
     names = [given] if given else device_names(recorded, window)
-    on = window.device[recorded.device.category[window.device] == KERNEL]
-    if (several := len(np.unique(recorded.device.device[on]))) > 1:
+    if (several := len(_numbers(recorded, window))) > 1:
         remedy = f"the kernels ran on {several} GPUs: give the peak of all together with --peak-tflops"
         name = f"{several} GPUs ({' and '.join(names) or 'unknown'})"
         return device_facts("cuda", name=name, peak_remedy=remedy)
@@ -47,5 +46,11 @@ def device_names(recorded: Recorded, window: Window) -> list[str]:
     names = set(known.values()) - {""}
     if len(names) == 1:
         return sorted(names)
-    used = np.unique(recorded.device.device[window.device]).tolist()
-    return sorted({known[number] for number in used if known.get(number)})
+    return sorted({known[number] for number in _numbers(recorded, window) if known.get(number)})
+
+
+def _numbers(recorded: Recorded, window: Window) -> list[int]:
+    """Numbers of the devices that kernels ran on, or where there is no kernel copies, which reach others too."""
+    of_device = recorded.device.device[window.device]
+    kernels = recorded.device.category[window.device] == KERNEL
+    return np.unique(of_device[kernels] if kernels.any() else of_device).tolist()

@@ -176,7 +176,7 @@ def attribute(
     phase, following, last_owner = unmarked, 0, UNATTRIBUTED
     outside = _Frame(0, UNATTRIBUTED, "")
     nodes: list[_Node] = []
-    closure_end = 0  # of the optimizer's that runs on this thread
+    closure_end = 0  # of the optimizer that runs on this thread
     transformed = False
 
     def maker_of(node: int) -> str | None:
@@ -227,7 +227,7 @@ def attribute(
         elif kind == OPTIMIZER and around.node is not None:  # called by a hook, for one parameter perhaps
             frame = _Frame(event.end, UNATTRIBUTED, "optimizer", around.node, name=name)
         elif kind == OPTIMIZER and not marked:
-            closure_end = _last_backward(marks, event)
+            closure_end = max(closure_end, _last_backward(marks, event))  # one may be in another's
             frame = _Frame(event.end, around.owner, "optimizer", name=name)
         elif kind == OPERATOR and not is_composite(name) and index not in taken_over:
             of_closure = event.start < closure_end and around.phase == "optimizer" and event.number >= 0

@@ -142,11 +142,21 @@ def window_of(recorded: Recorded, steps: Steps, step: Step) -> Window:
 
 
 def launch_times(recorded: Recorded) -> tuple[np.ndarray, np.ndarray]:
-    """When the host launched each device event, ns (else when it ran), and whether before the recording began."""
+    """When the host launched each device event, ns (else when it ran), and whether before the recording began.
+
+    Raises:
+        GpuprofError: it is of several processes, which number their calls alike.
+    """
     device, runtime = recorded.device, recorded.runtime
     known = runtime.correlation >= 0
     order = np.argsort(runtime.correlation[known], kind="stable")
     correlations, starts = runtime.correlation[known][order], runtime.start[known][order]
+    process = np.unique([process for process, _ in recorded.threads], return_inverse=True)[1]
+    process = process[runtime.thread[known][order]]
+    if ((correlations[1:] == correlations[:-1]) & (process[1:] != process[:-1])).any():
+        raise GpuprofError(
+            f"{recorded.path} holds several processes that number their calls alike: give a file of each"
+        )
     if not len(correlations):
         return device.start.copy(), np.zeros(len(device.start), dtype=bool)
     place = np.minimum(np.searchsorted(correlations, device.correlation), len(correlations) - 1)
