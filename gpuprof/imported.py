@@ -12,18 +12,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from gpuprof.analysis.ranks import rank_rows  # against the layers: here a run has just been made
 from gpuprof.errors import GpuprofError
-from gpuprof.hardware import peaks
-from gpuprof.passes.options import check_peak
-from gpuprof.record import UNATTRIBUTED, PassOutcome, Run, table
+from gpuprof.hardware.peaks import check_peak
+from gpuprof.record import PassOutcome, Run, table
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
-from gpuprof.traces.chrome import KERNEL, Recorded, read
+from gpuprof.traces.chrome import Recorded, read
 from gpuprof.traces.composite import is_composite
+from gpuprof.traces.device import device_names, device_of
 from gpuprof.traces.events import launches_graph
 from gpuprof.traces.foreign import kind_of
 from gpuprof.traces.ncu_table import read_table
@@ -62,7 +61,8 @@ def read_trace(
         progress: told which file is read, bytes done and bytes in all.
 
     Raises:
-        GpuprofError: a file is no trace, is truncated, has nothing to read, or has no such step.
+        GpuprofError: a file is no trace, is truncated, has nothing to read, or has no such step; or an argument is out
+            of its range.
     """
     paths = _paths(path)
     fitting_convention(convention)
@@ -86,6 +86,9 @@ def read_trace(
     first = runs[min(runs)]
     if len(runs) == 1:
         return first
+    without = [rank for rank, run in runs.items() if run.passes["trace"].facts["step"] == "all"]
+    if step != "all" and 0 < len(without) < len(runs):
+        raise GpuprofError(f"the trace of rank {without[0]} has no steps, others have: take --step all of every rank")
     _check_job(said)
     return replace(first, ranks=table("ranks", of_ranks), workload=first.workload | {"ranks": len(runs)})
 
@@ -141,10 +144,10 @@ def _rank_rows(
     """Rows of the ``ranks`` table: of every step, where none was asked for and there are several."""
     if run.kernels.empty:
         raise GpuprofError(f"{recorded.path} has no kernels: ranks are held against one another by theirs")
-    numbers = run.passes["trace"].facts["steps"]
-    if step is not None or len(numbers) < 2:
-        return rank_rows(run, rank)
-    alone = {number: _run(recorded, number, settings, device_name, None) for number in numbers}
+    facts = run.passes["trace"].facts
+    if step is not None or len(facts["steps"]) < 2:
+        return rank_rows(run, rank, 0 if facts["step"] == "all" else facts["step"])
+    alone = {number: _run(recorded, number, settings, device_name, None) for number in facts["steps"]}
     return [row for number, one in alone.items() for row in rank_rows(one, rank, number)]
 
 
@@ -181,7 +184,7 @@ def _assembled(
     if on_device:
         kernels["stream"] = [recorded.streams[int(stream)] for stream in kernels["stream"]]
     ops, count = ops_of(recorded, found.calls, kernels)
-    device = _device(recorded, window, device_name)
+    device = device_of(recorded, window, device_name)
     modes = {call.phase for call in found.calls} | set(kernels["phase"])
     roots = [path for path in scopes.classes if "." not in path] if scopes.what == "modules" else []
     run = Run(
@@ -202,7 +205,7 @@ def _assembled(
         "samples",
         [{"step": place, "phase": "step", "time_s": int(ns) * 1e-9} for place, ns in enumerate(window.samples_ns)],
     )
-    found.facts.pop("unknown_owner_ns", None)  # of nodes: it is in no_module_ns, and as much of the work is nobody's
+    found.facts.pop("unknown_owner_ns", None)  # of nodes: in a recording as much of the other work is nobody's
     facts = found.facts | _facts(recorded, steps, window, scopes, found)
     run.passes = {
         "count": PassOutcome("done", facts=count),
@@ -248,7 +251,6 @@ def _facts(recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, fou
     early, outside = steps.of_device == EARLY, steps.of_device == OUTSIDE
     outside &= len(steps.numbers) > 0 and window.step != "all"
     shapeless = {call.number for call in found.calls if call.inputs < 0 or not recorded.inputs[call.inputs].shapes}
-    nowhere = {UNATTRIBUTED, ""}
     facts: dict[str, Any] = {
         "recorded": True,
         "early_kernels": int(early.sum()),
@@ -258,7 +260,6 @@ def _facts(recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, fou
         "all_ns": int(took.sum()),
         "graph_ns": sum(row["duration_ns"] for row in found.kernels if launches_graph(row["op"])),
         "no_shapes_ns": sum(row["duration_ns"] for row in found.kernels if row["call"] in shapeless),
-        "no_module_ns": sum(row["duration_ns"] for row in found.kernels if row["module"] in nowhere),
         "left_out": recorded.left_out,
         "whole_us": recorded.whole_us,
         "lacks": _lacks(recorded, scopes),
@@ -266,7 +267,7 @@ def _facts(recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, fou
         "step": window.step,
         "host_step_s": [int(ns) * 1e-9 for ns in steps.host_ns],
         "scopes": scopes.what,
-        "devices": _device_names(recorded, window),
+        "devices": device_names(recorded, window),
     }
     return facts
 
@@ -278,49 +279,6 @@ def _lacks(recorded: Recorded, scopes: Scopes) -> list[str]:
     elif all(inputs.concrete is None for inputs in recorded.inputs):
         lacks.append("concrete_inputs")
     return lacks if scopes.what == "modules" else [*lacks, "with_modules"]
-
-
-def _device_names(recorded: Recorded, window: Window) -> list[str]:
-    """Names of the devices that the kernels ran on, as far as the header has them.
-
-    On ROCm the number that a kernel has is none of the header's, so where all have one name it is that.
-    """
-    known = {entry.get("id"): entry.get("name") or "" for entry in recorded.header.get("devices", ())}
-    names = set(known.values()) - {""}
-    if len(names) == 1:
-        return sorted(names)
-    used = np.unique(recorded.device.device[window.device]).tolist()
-    return sorted({known[number] for number in used if known.get(number)})
-
-
-def _device(recorded: Recorded, window: Window, given: str | None) -> dict[str, Any]:
-    """The device as `gpuprof.hardware.device.describe` has it, as far as the header tells."""
-    facts: dict[str, Any] = {
-        "type": "cuda" if len(recorded.device.start) else "cpu", "name": None, "uuid": None, "index": None,
-        "compute_capability": None, "sm_count": None, "memory_bytes": None, "driver": None, "cuda": None,
-        "power_limit_w": None, "max_sm_clock_mhz": None, "cpu": {}, "peaks": {}, "peak_source": None,
-        "flops_per_clock_per_sm": {}, "memory_bandwidth": None, "peak_remedy": "",
-    }  # fmt: skip
-    if facts["type"] == "cpu":
-        return facts | {"name": given or "CPU", "peak_remedy": "give the peak of this CPU with --peak-tflops"}
-    names = [given] if given else _device_names(recorded, window)
-    on = window.device[recorded.device.category[window.device] == KERNEL]
-    if (several := len(np.unique(recorded.device.device[on]))) > 1:
-        remedy = f"the kernels ran on {several} GPUs: give the peak of all together with --peak-tflops"
-        return facts | {"name": f"{several} GPUs ({' and '.join(names) or 'unknown'})", "peak_remedy": remedy}
-    if len(names) != 1:
-        said = f"the kernels ran on {' and '.join(names)}" if names else "the trace does not name its device"
-        remedy = "--peak-tflops" if names else "--device-name or --peak-tflops"
-        return facts | {"name": " and ".join(names) or "unknown GPU", "peak_remedy": f"{said}: give {remedy}"}
-    entry: dict[str, Any] = next((e for e in recorded.header.get("devices", ()) if e.get("name") == names[0]), {})
-    capability = [entry.get("computeMajor"), entry.get("computeMinor")]
-    facts |= {
-        "name": names[0],
-        "sm_count": entry.get("numSms"),
-        "memory_bytes": entry.get("totalGlobalMem"),
-        "compute_capability": capability if None not in capability else None,
-    }
-    return facts | peaks.facts(names[0], entry.get("numSms"))
 
 
 def _environment(recorded: Recorded) -> dict[str, Any]:

@@ -61,7 +61,6 @@ def recorded_run(*, steps=True, modules=True, shapes=True, graph_us=0, **facts) 
     told = {
         "recorded": True, "early_kernels": 0, "early_ns": 0, "outside_kernels": 0, "outside_ns": 0, "all_ns": clock,
         "graph_ns": graph_us * 1000, "no_shapes_ns": 0 if shapes else 1_400_000,
-        "no_module_ns": graph_us * 1000 + (100_000 if modules else 1_400_000),
         "whole_us": False, "devices": ["NVIDIA H100 80GB HBM3"], "steps": [7, 8, 9] if steps else [],
         "lacks": [*([] if shapes else ["record_shapes"]), *([] if modules else ["with_modules"])],
         "step": 8 if steps else "all", "host_step_s": [1.5e-3] * 3 if steps else [],

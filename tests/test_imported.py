@@ -7,6 +7,7 @@ from traces.recording import Recording
 
 import gpuprof
 from gpuprof.analysis.modules import by_module, totals
+from gpuprof.analysis.ranks import by_rank
 from gpuprof.errors import GpuprofError
 
 M, K, N = 64, 256, 128
@@ -167,6 +168,121 @@ def test_a_backward_that_is_to_be_differentiated_is_no_recompute(tmp_path):
     assert [row[2] for row in places(run)] == ["backward"]
 
 
+def test_a_gradient_of_a_gradient_is_of_the_module_whose_node_made_it(tmp_path):
+    """Both threads number their nodes from 5 on; the profiler calls the main one 1 and autograd's 2."""
+    t = Recording()
+    t.module("Net_0", 0, 50).module("Linear_0", 5, 20)
+    t.op("aten::mm", 10, 15, number=5).op("aten::sum", 30, 35, number=6)
+    t.node("MmBackward0", 5, 100, 200, thread=1)
+    t.op("aten::mm", 130, 140, number=5, tid=11)
+    t.node("MmBackward0", 5, 300, 400, thread=2)
+    t.op("aten::mm", 330, 340, tid=11)
+    t.node("SumBackward0", 6, 500, 600, thread=1)
+    t.op("aten::expand_copy", 530, 540, tid=11)
+    for at, name in (12, "forward"), (135, "gradient"), (335, "of_gradient"), (535, "sum"):
+        t.kernel(name, at, 1000 + at, 1010 + at, tid=10 if at < 100 else 11)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert [row[:3] for row in places(run)] == [
+        ("forward", "Net_0.Linear_0", "forward"),
+        ("gradient", "Net_0.Linear_0", "backward"),
+        ("of_gradient", "Net_0.Linear_0", "backward"),
+        ("sum", "Net_0", "backward"),
+    ]
+
+
+def test_replicas_of_a_model_number_their_nodes_alike(tmp_path):
+    """Each in a thread of its own, their losses added up by the main one, whose numbers they have too."""
+    t = Recording()
+    for tid, name in (23, "third"), (21, "first"), (22, "second"):  # as a file lists them: in no order
+        t.label(name, tid * 10, tid * 10 + 9, tid=tid)
+        t.op("aten::mm", tid * 10 + 1, tid * 10 + 4, number=4, tid=tid)
+        t.op("aten::sum", tid * 10 + 5, tid * 10 + 8, number=5, tid=tid)
+    t.op("aten::add", 250, 255, number=5)
+    t.node("AddBackward0", 5, 300, 310, thread=1)
+    for thread, name in (7, "first"), (8, "second"), (9, "third"):
+        t.node("MmBackward0", 4, thread * 100, thread * 100 + 50, thread=thread)
+        t.op("aten::mm", thread * 100 + 10, thread * 100 + 40, tid=11)
+        t.kernel(f"of_{name}", thread * 100 + 20, 1000 + thread * 10, 1005 + thread * 10, tid=11)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert [row[:2] for row in places(run)] == [("of_first", "first"), ("of_second", "second"), ("of_third", "third")]
+
+
+@pytest.mark.parametrize("scope", ["module", "label", "none"])
+def test_what_an_optimizer_is_given_to_call_is_no_optimizer(tmp_path, scope):
+    """As Lightning does: forward and backward run in the optimizer's step, and what it does itself makes no nodes."""
+    t = Recording()
+    t.label("Optimizer.step#AdamW.step", 0, 500)
+    if scope == "module":
+        t.module("Net_0", 20, 100)
+    elif scope == "label":
+        t.label("training_step", 20, 100)
+    t.op("aten::zero_", 5, 15, number=-1)
+    t.op("aten::mm", 30, 80, [[M, K], [K, N]], number=9)
+    t.node("MmBackward0", 9, 200, 300)
+    t.op("aten::mm", 220, 280, [[K, M], [M, N]], tid=11)
+    t.op("aten::add_", 400, 420, number=9)  # of an optimizer of somebody's who does without no_grad
+    for at, name in (10, "zero"), (40, "product"), (250, "gradient"), (410, "step"), (450, "fused"):
+        t.kernel(name, at, 1000 + at, 1010 + at, tid=11 if at == 250 else 10)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert [(kernel, phase) for kernel, _, phase, _ in places(run)] == [
+        ("zero", "optimizer"), ("product", "forward"), ("gradient", "backward"), ("step", "optimizer"),
+        ("fused", "optimizer"),
+    ]  # fmt: skip
+    sums = totals(run)
+    assert (sums["flops_forward"], sums["flops_backward"], sums["flops"]) == (FORWARD, FORWARD, 2 * FORWARD)
+
+
+def test_a_step_begins_on_the_main_stream_where_another_runs_ahead(tmp_path):
+    """Step 1 has a kernel of its own stream long before step 0, which waits for the device, begins."""
+    t = Recording()
+    for number in range(3):
+        t.step(number, number * 100, number * 100 + 100)
+        for at in (10, 30):
+            t.kernel("gemm", number * 100 + at, 5000 + number * 1000 + 10 * at, 5050 + number * 1000 + 10 * at)
+    t.kernel("ahead", 150, 200, 4000, stream=9)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert run.samples["time_s"].tolist() == pytest.approx([1000e-6, 1000e-6, 250e-6])
+
+
+def test_of_ranges_of_the_same_microseconds_the_one_called_first_is_around_the_other(tmp_path):
+    t = Recording()
+    for number, name in (8, "Linear_0"), (7, "Sequential_0"), (3, "Net_0"):
+        t.add("python_function", f"nn.Module: {name}", 0, 10, **{"Python id": number})
+    t.op("aten::mm", 2, 8, [[M, K], [K, N]])
+    t.kernel("gemm", 5, 20, 30)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert places(run) == [("gemm", "Net_0.Sequential_0.Linear_0", "forward", "aten::mm")]
+
+
+def test_ranks_are_held_against_one_another_by_the_numbers_of_their_steps(recording, tmp_path):
+    """Rank 1 was recorded for step 1 alone; without steps there is no rate, and no mixing of both."""
+    one, none = (Recording(distributedInfo={"backend": "nccl", "rank": 1, "world_size": 2}) for _ in range(2))
+    one.step(1, 0, 1000)
+    training_step(one, 0, busy=130.0)
+    training_step(none, 0)
+    first, second, third = (t.save(tmp_path / f"{at}.json") for at, t in enumerate((recording, one, none)))
+
+    ranks = gpuprof.read_trace([first, second]).ranks
+
+    assert sorted(set(zip(ranks["rank"], ranks["step"], strict=True))) == [(0, 0), (0, 1), (0, 2), (1, 1)]
+    with pytest.raises(GpuprofError, match="trace of rank 1 has no steps, others have: take --step all"):
+        gpuprof.read_trace([first, third])
+    recording.events = [event for event in recording.events if not event["name"].startswith("ProfilerStep")]
+    alike = by_rank(gpuprof.read_trace([recording.save(first), third]))
+    assert alike[["flops_per_s", "mfu"]].isna().all(axis=None)
+    assert alike["flops"].tolist() == [6 * FORWARD, 2 * FORWARD]
+
+
 def test_labels_are_scopes_where_there_are_no_modules(tmp_path):
     t = Recording()
     t.label("## forward.sparse ##", 0, 100).label("enumerate(DataLoader)#next", 50, 60)
@@ -198,8 +314,8 @@ def test_ranks_of_a_job(recording, tmp_path):
     run = gpuprof.read_trace(paths, step=0)
 
     assert run.kernels["duration_ns"].sum() == 230_000  # the lowest rank's
-    by_rank = run.ranks[run.ranks["quantity"] == "compute_ns"].set_index("rank")["amount"]
-    assert by_rank.to_dict() == {0: 230_000, 1: 290_000}
+    compute = run.ranks[run.ranks["quantity"] == "compute_ns"].set_index("rank")["amount"]
+    assert compute.to_dict() == {0: 230_000, 1: 290_000}
     with pytest.raises(GpuprofError, match="is of rank 1, as another of these files"):
         gpuprof.read_trace([paths[0], paths[0]])
 
@@ -228,6 +344,18 @@ def test_an_operator_of_a_library_around_products_is_composed_of_them(tmp_path):
     assert run.passes["count"].facts["ops_without_rule"] == ["vllm::fused_moe"]
 
 
+@pytest.mark.parametrize("inside", ["aten::mm", "aten::convolution_overrideable", "aten::_cudnn_rnn"])
+def test_a_library_s_operator_leaves_its_kernels_to_the_product_inside(inside, tmp_path):
+    t = Recording()
+    t.op("library::layer", 0, 100, [[M, K]])
+    t.op(inside, 20, 30, [[M, K]])
+    t.kernel("kernel", 25, 40, 50)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert list(run.kernels["op"]) == [inside]
+
+
 def test_gradients_that_are_sent_are_no_module_s(tmp_path):
     t = Recording()
     training_step(t, 0)
@@ -237,3 +365,12 @@ def test_gradients_that_are_sent_are_no_module_s(tmp_path):
     run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
 
     assert ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", "(unattributed)", "backward") in [row[:3] for row in places(run)]
+
+
+@pytest.mark.parametrize("peak", [-1.0, 0.0, float("inf"), float("nan")])
+def test_a_peak_that_can_be_none_is_refused(peak, tmp_path):
+    t = Recording()
+    t.op("aten::mm", 0, 10, [[M, K], [K, N]])
+
+    with pytest.raises(gpuprof.GpuprofError, match="--peak-tflops must be above 0 and finite"):
+        gpuprof.read_trace(t.save(tmp_path / "trace.json"), peak_tflops=peak)

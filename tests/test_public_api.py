@@ -16,6 +16,7 @@ NAMES = [
     "load",
     "profile",
     "read_report",
+    "read_trace",
     "validate",
 ]
 

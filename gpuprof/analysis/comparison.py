@@ -17,7 +17,7 @@ from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds, sm
 from gpuprof.analysis.executed import counters_only
 from gpuprof.analysis.known_flops import priced_share
 from gpuprof.analysis.memory import peak
-from gpuprof.analysis.modules import plain_op
+from gpuprof.analysis.operators import plain_op
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import layer_of

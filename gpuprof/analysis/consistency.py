@@ -11,15 +11,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import wraps
-from typing import TypeVar
+from collections.abc import Iterator
 
 import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.denominators import WORDS, denominator, ideal_seconds
 from gpuprof.analysis.kernel_time import busy_seconds
+from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.record import UNATTRIBUTED, Run
@@ -46,32 +45,6 @@ TOLD = 5
 """Inconsistencies that are told one by one."""
 
 _EMPTY = re.compile(r"(^|[ x])0($|[ x])").search  # a shape with nothing in it
-
-
-_Found = TypeVar("_Found")
-
-
-def once(find: Callable[[Run], _Found]) -> Callable[[Run], _Found]:
-    """Found once for each state of a run: every table and page asks again."""
-
-    @wraps(find)
-    def found(run: Run) -> _Found:
-        kept = run.__dict__.setdefault("_found", {})
-        state = _state(run)
-        if find.__name__ not in kept or kept[find.__name__][0] != state:
-            kept[find.__name__] = (state, find(run))
-        return kept[find.__name__][1]
-
-    return found
-
-
-def _state(run: Run) -> str:
-    frames = [
-        (run.ops, ("calls", "flops_full", "flops_hardware")), (run.kernels, ("duration_ns", "call")),
-        (run.estimates, ("flops_profiler",)), (run.samples, ("time_s",)),
-    ]  # fmt: skip
-    sums = [(id(frame), len(frame), *(frame[name].sum() for name in names)) for frame, names in frames]
-    return repr([sums, run.passes, run.workload.get("step"), run.device, run.settings])
 
 
 def withheld(run: Run) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from gpuprof import units
-from gpuprof.analysis.consistency import once
+from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.record import Run
 from gpuprof.theory import rule_for

@@ -14,7 +14,7 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.communication import account
-from gpuprof.analysis.consistency import withheld
+from gpuprof.analysis.consistency import withheld_of_step
 from gpuprof.analysis.counted import chosen
 from gpuprof.analysis.denominators import denominator, peak_dtype
 from gpuprof.analysis.steps import step_seconds
@@ -121,7 +121,7 @@ def by_rank(run: Run, convention: str | None = None) -> pd.DataFrame:
     Returns:
         Columns `RANK_COLUMNS`. exposed_s is communication that no computation hides: compute_s, exposed_s and idle_s
         add up to step_s. flops are the model's that this rank does itself, flops_per_s and mfu over its own step and,
-        for mfu, the preferred peak. What is not known is missing.
+        for mfu, the preferred peak. What is not known is missing, as are rates where no step was found.
 
     Raises:
         GpuprofError: the run has no ranks, or they have no FLOPs in this convention.
@@ -139,7 +139,7 @@ def by_rank(run: Run, convention: str | None = None) -> pd.DataFrame:
         step_s, total = figures["step_ns", ""] * 1e-9, sum(flops.values())
         row: dict[str, Any] = {f"{name}_s": figures[f"{name}_ns", ""] * 1e-9 for name in _TIMES}
         row |= {"rank": rank, "kernels": figures["kernels", ""], "flops": total or None}
-        if total and not withheld(run):
+        if total and not withheld_of_step(run):
             ideal_s = sum(amount / peaks.get(dtype, math.nan) for dtype, amount in flops.items())
             row |= {"flops_per_s": total / step_s, "mfu": ideal_s / step_s}
         rows.append(row)

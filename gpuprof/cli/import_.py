@@ -50,10 +50,6 @@ def import_(
             callback=_step,
         ),
     ] = None,
-    peak_tflops: Annotated[
-        float | None,
-        typer.Option(help="Peak of the device in TFLOP/s, instead of the table's.", rich_help_panel=_READING),
-    ] = None,
     device_name: Annotated[
         str | None,
         typer.Option(
@@ -67,6 +63,7 @@ def import_(
             rich_help_panel=_READING,
         ),
     ] = None,
+    peak_tflops: o.PeakTflops = None,
     convention: o.ConventionOption = o.Convention.causal,
     output: o.OutputFile = None,
     store: o.Store = None,

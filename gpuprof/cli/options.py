@@ -115,6 +115,13 @@ def storable(create: bool) -> Callable[[str | None], str | None]:
     return check
 
 
+def _peak(tflops: float | None) -> float | None:
+    from gpuprof.hardware.peaks import check_peak
+
+    check_peak(tflops)
+    return tflops
+
+
 def dated(date: str) -> str:
     """Check of a date, where one is given."""
     if date:
@@ -179,6 +186,15 @@ Seed = Annotated[int, typer.Option(help="Seed of weights, inputs and every step.
 TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Let a Hub model run its own code.", rich_help_panel=_WORKLOAD),
+]
+PeakTflops = Annotated[
+    float | None,
+    typer.Option(
+        help="Peak of the device in TFLOP/s, instead of the table's.",
+        show_default=False,
+        rich_help_panel=_OUTPUT,
+        callback=_peak,
+    ),
 ]
 ConventionOption = Annotated[
     Convention,

@@ -60,10 +60,7 @@ def profile(
             rich_help_panel=_MEASURING,
         ),
     ] = None,
-    peak_tflops: Annotated[
-        float | None,
-        typer.Option(help="Peak of the device in TFLOP/s, instead of the table's.", rich_help_panel=_MEASURING),
-    ] = None,
+    peak_tflops: o.PeakTflops = None,
     convention: o.ConventionOption = o.Convention.causal,
     output: o.OutputFile = None,
     store: o.Store = None,

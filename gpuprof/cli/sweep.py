@@ -65,10 +65,7 @@ def sweep(
         str,
         typer.Option(metavar="LIST", help="Which passes to run at each point.", rich_help_panel=_MEASURING),
     ] = "count,time,memory,telemetry",
-    peak_tflops: Annotated[
-        float | None,
-        typer.Option(help="Peak of the device in TFLOP/s, instead of the table's.", rich_help_panel=_MEASURING),
-    ] = None,
+    peak_tflops: o.PeakTflops = None,
     convention: o.ConventionOption = o.Convention.causal,
     limit: Annotated[
         float | None,

@@ -15,6 +15,7 @@ import torch
 
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import nvml, peaks
+from gpuprof.hardware.facts import device_facts
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -24,21 +25,12 @@ def describe(device: torch.device) -> dict[str, Any]:
         device: a CUDA, CPU or meta device; CUDA without an index is the current one.
 
     Returns:
-        The keys are the same for every device, ``None`` or empty where they do not apply:
-        type, name, uuid, index, compute_capability ([major, minor]), sm_count, memory_bytes, driver,
-        cuda (the newest that the driver runs), power_limit_w, max_sm_clock_mhz, cpu (name, cores, threads),
-        peaks ({"datasheet": {dtype: FLOP/s}}, or empty), peak_source, flops_per_clock_per_sm,
-        memory_bandwidth (bytes/s), peak_remedy (how to get a peak where none is known, else empty).
+        Its `gpuprof.hardware.facts.device_facts`.
 
     Raises:
         GpuprofError: there is no such device.
     """
-    facts: dict[str, Any] = {
-        "type": device.type, "name": None, "uuid": None, "index": None, "compute_capability": None,
-        "sm_count": None, "memory_bytes": None, "driver": None, "cuda": None, "power_limit_w": None,
-        "max_sm_clock_mhz": None, "cpu": _cpu(), "peaks": {}, "peak_source": None,
-        "flops_per_clock_per_sm": {}, "memory_bandwidth": None, "peak_remedy": "",
-    }  # fmt: skip
+    facts = device_facts(device.type, cpu=_cpu())
     if device.type == "cuda":
         return facts | _cuda(device)
     if device.type == "cpu":

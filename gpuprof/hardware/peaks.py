@@ -6,11 +6,14 @@ A device is found by its exact name or not at all: a wrong peak makes a wrong MF
 from __future__ import annotations
 
 import csv
+import math
 import re
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
+
+from gpuprof.errors import GpuprofError
 
 DTYPES = {
     "bfloat16": "bf16",
@@ -117,6 +120,16 @@ def for_device(device_name: str, sm_count: int) -> DevicePeaks | None:
     """The peaks of the device with this name and number of SMs, or ``None`` where the table has none."""
     peaks = find(device_name)
     return None if peaks is None else scaled(peaks, sm_count)
+
+
+def check_peak(tflops: float | None) -> None:
+    """Whether a peak that a user gives, if any, may be one.
+
+    Raises:
+        GpuprofError: it may not.
+    """
+    if tflops is not None and not 0 < tflops < math.inf:
+        raise GpuprofError(f"--peak-tflops must be above 0 and finite, not {tflops}")
 
 
 def facts(device_name: str, sm_count: int | None) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from gpuprof.errors import GpuprofError
+from gpuprof.hardware.peaks import check_peak
 
 DEFAULT_PASSES = ("count", "time", "trace", "memory", "telemetry")
 """Passes that run unless told otherwise."""
@@ -46,13 +46,3 @@ def check(
     if launches is not None and "time" not in wanted:
         raise GpuprofError("--launches repeats the timing pass: add time to --passes")
     return wanted
-
-
-def check_peak(peak_tflops: float | None) -> None:
-    """Refuse what no peak is.
-
-    Raises:
-        GpuprofError: it is given, and not above 0 and finite.
-    """
-    if peak_tflops is not None and not 0 < peak_tflops < math.inf:
-        raise GpuprofError(f"--peak-tflops must be above 0 and finite, not {peak_tflops}")

@@ -36,11 +36,7 @@ _DEVICE = {
 }  # fmt: skip
 _MODULE_RANGE = "nn.Module: "
 
-_INTEGERS = (
-    "schemaVersion", "record_shapes", "with_stack", "with_modules", "with_flops", "profile_memory",
-    "cuda_runtime_version", "cuda_driver_version", "hip_runtime_version", "hip_driver_version", "cupti_version",
-    "baseTimeNanoseconds",
-)  # fmt: skip
+_NUMBERS = ("cuda_runtime_version", "hip_runtime_version", "baseTimeNanoseconds")
 _OF_DEVICE = ("id", "numSms", "totalGlobalMem", "computeMajor", "computeMinor")
 _NO_ARGS = Args()
 _APART = b"\0"  # between texts of JSON, which never hold it
@@ -63,6 +59,7 @@ class Host(NamedTuple):
         number: autograd sequence number, -1 where there is none.
         forward_thread: the profiler's number of the thread that made the autograd node, 0 where there is none.
         inputs: index into `Recorded.inputs`, int32; -1 where the file has none.
+        python_id: number of a Python call, in the order of the calls; -1 where there is none.
     """
 
     name: NDArray[np.int32]
@@ -73,6 +70,7 @@ class Host(NamedTuple):
     number: Integers
     forward_thread: Integers
     inputs: NDArray[np.int32]
+    python_id: Integers
 
 
 class Runtime(NamedTuple):
@@ -114,8 +112,8 @@ class Recorded:
     Attributes:
         path: the file.
         header: fields of an allow-list, those that the file has: `devices` (of each its id, name, numSms,
-            totalGlobalMem, computeMajor, computeMinor), `backend`, `rank`, `world_size`, and numbers under the names
-            that the file gives them.
+            totalGlobalMem, computeMajor, computeMinor), `rank`, `world_size`, and of other numbers those that are listed here, under
+            the names that the file gives them.
         events: how many the file has, of every kind.
         origin_ns: time of that event, as the file has it: since the epoch, or since `baseTimeNanoseconds`.
         whole_us: whether every time is a whole microsecond.
@@ -220,6 +218,7 @@ class _Columns:
             number=_integers([arg.number for arg in args], -1),
             forward_thread=_integers([arg.forward_thread for arg in args], 0),
             inputs=_indices(self.inputs, texts) - 1,
+            python_id=_integers([arg.python_id for arg in args], -1),
         )
 
     def _runtime(self, events: list[Event], start: Integers, end: Integers) -> tuple[NDArray[Any], ...]:
@@ -312,12 +311,10 @@ def _nothing(path: Path, categories: dict[str, int], left_out: dict[str, int]) -
 
 def _header(fields: dict[str, Any]) -> dict[str, Any]:
     """Those of a file's header that are known, each of its type; nothing else, since some carry an environment."""
-    header = {name: fields[name] for name in _INTEGERS if isinstance(fields.get(name), int)}
+    header = {name: fields[name] for name in _NUMBERS if isinstance(fields.get(name), int)}
     distributed = fields.get("distributedInfo")
     if isinstance(distributed, dict):
         header |= {name: distributed[name] for name in ("rank", "world_size") if isinstance(distributed.get(name), int)}
-        if isinstance(distributed.get("backend"), str):
-            header["backend"] = _plain(distributed["backend"])
     devices = fields.get("deviceProperties")
     if isinstance(devices, list):
         header["devices"] = [

@@ -64,6 +64,7 @@ class Args(msgspec.Struct, gc=False):
     concrete: Raw = msgspec.field(name="Concrete Inputs", default=Raw())
     number: int | None = msgspec.field(name="Sequence number", default=-1)
     forward_thread: int | None = msgspec.field(name="Fwd thread id", default=0)
+    python_id: int | None = msgspec.field(name="Python id", default=-1)
     correlation: int | None = -1
     device: int | str | None = None
     stream: int | str | None = None

@@ -1,4 +1,4 @@
-"""What an event of a trace is. Decided here and nowhere else.
+"""What an event of a trace is. Decided here and nowhere else, but for communication: `gpuprof.theory.names`.
 
 A host event is an operator only if it looks like one and nobody calls it a label: users, torch and FSDP give ranges
 names with ``::`` in them too, such as ``record_function("model::forward")``.
@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import re
 from typing import Any, NamedTuple
-
-from gpuprof.theory.names import communicates as communicates  # its FLOP rules are told by the name too
-from gpuprof.theory.names import perhaps_communicates as perhaps_communicates
 
 CALL = "call"
 """A call of a module, marked by gpuprof."""

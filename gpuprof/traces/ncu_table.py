@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gpuprof.errors import GpuprofError
-from gpuprof.hardware import counters, ncu, peaks
+from gpuprof.hardware import counters, ncu
+from gpuprof.hardware.facts import recorded_gpu
 from gpuprof.record import UNATTRIBUTED, PassOutcome, Run, table
 
 _NAME, _SMS, _MEMORY, _CLOCK = (
@@ -63,7 +64,6 @@ def read_table(path: str | os.PathLike[str], device_name: str | None = None, pea
     ]
     replays = [count for launch in launches if (count := launch.metrics.get(ncu.REPLAYS)) is not None]
     facts = {
-        "recorded": True,
         "launches": len(rows),
         "columns": list(columns),
         "replays": [int(max(replays))] if replays else [],
@@ -110,19 +110,14 @@ def _number(said: dict[str, list[str]], column: str) -> int | None:
 
 
 def _device(said: dict[str, list[str]], capability: str | None, given: str | None) -> dict[str, Any]:
-    """The device as `gpuprof.hardware.device.describe` has it, as far as the table tells."""
-    names = [given] if given else said.get(_NAME, [])
+    """The facts of the device, as far as the table tells."""
     clock_khz = _number(said, _CLOCK)
     parts = (capability or "").split(".")
-    facts: dict[str, Any] = {
-        "type": "cuda", "name": None, "uuid": None, "index": None,
-        "compute_capability": [int(part) for part in parts] if all(map(str.isdecimal, parts)) else None,
-        "sm_count": _number(said, _SMS), "memory_bytes": _number(said, _MEMORY), "driver": None, "cuda": None,
-        "power_limit_w": None, "max_sm_clock_mhz": clock_khz and clock_khz / 1e3, "cpu": {}, "peaks": {},
-        "peak_source": None, "flops_per_clock_per_sm": {}, "memory_bandwidth": None, "peak_remedy": "",
-    }  # fmt: skip
-    if len(names) != 1:
-        why = f"the kernels ran on {' and '.join(names)}" if names else "the table does not name its device"
-        remedy = "--peak-tflops" if names else "--device-name or --peak-tflops"
-        return facts | {"name": " and ".join(names) or None, "peak_remedy": f"{why}: give {remedy}"}
-    return facts | {"name": names[0]} | peaks.facts(names[0], facts["sm_count"])
+    return recorded_gpu(
+        [given] if given else said.get(_NAME, []),
+        "table",
+        compute_capability=[int(part) for part in parts] if all(map(str.isdecimal, parts)) else None,
+        sm_count=_number(said, _SMS),
+        memory_bytes=_number(said, _MEMORY),
+        max_sm_clock_mhz=clock_khz and clock_khz / 1e3,
+    )

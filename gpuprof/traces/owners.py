@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.theory import rule_for
+from gpuprof.theory.names import communicates
+from gpuprof.theory.rules import PRODUCTS
 from gpuprof.traces.events import (
     CALL,
     CALL_MARK,
@@ -24,7 +26,6 @@ from gpuprof.traces.events import (
     RUNTIME,
     WAIT,
     Event,
-    communicates,
     launches_graph,
 )  # fmt: skip
 
@@ -175,6 +176,7 @@ def attribute(
     phase, following, last_owner = unmarked, 0, UNATTRIBUTED
     outside = _Frame(0, UNATTRIBUTED, "")
     nodes: list[_Node] = []
+    closure_end = 0  # of the optimizer's that runs on this thread
     transformed = False
 
     def maker_of(node: int) -> str | None:
@@ -185,7 +187,7 @@ def attribute(
     for index, event in enumerate(host):
         if event.thread != thread:
             thread, stack, last_owner = event.thread, [], UNATTRIBUTED
-            phase, following = unmarked, 0
+            phase, following, closure_end = unmarked, 0, 0
         while following < len(marks) and marks[following][0] <= event.start:
             phase = marks[following][1]
             following += 1
@@ -207,7 +209,7 @@ def attribute(
             name = ""  # no operator
             module, again = calls[int(event.name[len(CALL_MARK) :])]
             again = again and (marked or around.node is not None)
-            inside = "" if marked else around.phase  # a label may be in a backward
+            inside = "" if marked or event.start < closure_end else around.phase  # a label may be in a backward
             frame = _Frame(event.end, module, "recompute" if again else inside, around.node)
             if again and around.phase == "backward" and around.node is not None:
                 around.node.calls_again()
@@ -225,11 +227,14 @@ def attribute(
         elif kind == OPTIMIZER and around.node is not None:  # called by a hook, for one parameter perhaps
             frame = _Frame(event.end, UNATTRIBUTED, "optimizer", around.node, name=name)
         elif kind == OPTIMIZER and not marked:
+            closure_end = _last_backward(marks, event)
             frame = _Frame(event.end, around.owner, "optimizer", name=name)
         elif kind == OPERATOR and not is_composite(name) and index not in taken_over:
+            of_closure = event.start < closure_end and around.phase == "optimizer" and event.number >= 0
             # a bucket of gradients is sent when the last of them is there: it is not that one's module's work
             sent = around.phase == "backward" and communicates(name)
-            call = OpCall(len(op_calls), event, UNATTRIBUTED if sent else around.owner, around.phase or phase)
+            owner = UNATTRIBUTED if sent else around.owner
+            call = OpCall(len(op_calls), event, owner, phase if of_closure else around.phase or phase)
             op_calls.append(call)
             if around.phase == "backward" and around.node is not None and around.node.called:
                 around.node.pending.append(call)
@@ -292,6 +297,16 @@ def _backwards(host: list[Event]) -> list[tuple[int, str]]:
     return marks
 
 
+def _last_backward(marks: list[tuple[int, str]], optimizer: Event) -> int:
+    """When the last node ended that ran in the step of an optimizer, 0 if none did.
+
+    Then it was given a closure that computes the loss and its gradients, as Lightning does, and until then what makes
+    nodes of autograd is a forward: the optimizer's own work makes none.
+    """
+    place = bisect_right(marks, (optimizer.end, "forward"))
+    return marks[place - 1][0] if place and marks[place - 1][0] > optimizer.start else 0
+
+
 def _again(op: str, inside: str) -> bool:
     """Whether an operator inside another is that one once more, as torch.func or forward-mode differentiation call it.
 
@@ -328,7 +343,7 @@ def _around_products(host: list[Event]) -> set[int]:
     Of a library's own, such as a wrapper of a linear layer. A counting pass sees them whole; a recording has both.
     """
     rules = {name: rule_for(name) for name in {event.name for event in host if event.kind == OPERATOR}}
-    multiply = {name for name, rule in rules.items() if rule and rule.kind in ("matmul", "convolution", "attention")}
+    multiply = {name for name, rule in rules.items() if rule and rule.kind in PRODUCTS}
     products = [(event.thread, event.start) for event in host if event.name in multiply]
     found: set[int] = set()
     for index, event in enumerate(host):

@@ -53,7 +53,8 @@ def scopes_of(recorded: Recorded, rows: np.ndarray) -> Scopes:
         what, chosen = "labels", _labels(recorded, rows)
     if not len(chosen):
         return Scopes("", [], [], {}, {})
-    chosen = chosen[np.lexsort((-host.end[chosen], host.start[chosen], host.thread[chosen]))]
+    # of ranges of the same whole microseconds the outer one was called first
+    chosen = chosen[np.lexsort((host.python_id[chosen], -host.end[chosen], host.start[chosen], host.thread[chosen]))]
     texts = {name: _text(recorded.names[name]) for name in np.unique(host.name[chosen]).tolist()}
     paths = _paths(host, chosen, texts)
     events, calls = [], []
@@ -61,7 +62,7 @@ def scopes_of(recorded: Recorded, rows: np.ndarray) -> Scopes:
     counts: dict[str, int] = {}
     for index, (row, path) in enumerate(zip(chosen.tolist(), paths, strict=True)):
         mark = f"{CALL_MARK}{index}"
-        events.append(Event(mark, CALL, int(host.thread[row]), int(host.start[row]), int(host.end[row])))
+        events.append(Event(mark, CALL, int(host.thread[row]) + 1, int(host.start[row]), int(host.end[row])))
         calls.append((path, what == "modules"))
         counts[path] = counts.get(path, 0) + 1
         classes.setdefault(path, _class(recorded.names[host.name[row]].removeprefix(_PREFIX), what))
@@ -136,15 +137,11 @@ def _moved(path: str, moved: dict[str, str]) -> str:
 def makers(events: list[Event], calls: list[tuple[str, bool]]) -> Callable[[int, int], str | None]:
     """Who made an autograd node, by thread and sequence number: the owner of the last operator that had the number.
 
-    A recording names threads twice: by the system's number where something ran, by the profiler's own where it says
-    who made a node. The two are brought together by the sequence numbers on both sides.
-
     Args:
         events: of the host, by thread and start, a range before what is inside it.
         calls: path of each call of a module.
     """
-    made: dict[int, dict[int, str | None]] = {}
-    asked: dict[int, set[int]] = {}
+    made: dict[tuple[int, int], str | None] = {}
     stack: list[tuple[int, str]] = []
     thread = None
     for event in events:
@@ -154,18 +151,6 @@ def makers(events: list[Event], calls: list[tuple[str, bool]]) -> Callable[[int,
             stack.pop()
         if event.kind == CALL:
             stack.append((event.end, calls[int(event.name[len(CALL_MARK) :])][0]))
-        elif event.forward_thread > 0:
-            asked.setdefault(event.forward_thread, set()).add(event.number)
-        elif event.number >= 0 and event.kind in (OPERATOR, RANGE):
-            made.setdefault(event.thread, {})[event.number] = stack[-1][1] if stack else None
-    threads = {
-        number: max(made, key=lambda thread: len(wanted & made[thread].keys()))
-        for number, wanted in asked.items()
-        if made
-    }
-    unknown: dict[int, str | None] = {}
-
-    def maker(forward_thread: int, number: int) -> str | None:
-        return made.get(threads.get(forward_thread, -1), unknown).get(number)
-
-    return maker
+        elif event.forward_thread == 0 and event.number >= 0 and event.kind in (OPERATOR, RANGE):
+            made[event.thread, event.number] = stack[-1][1] if stack else None
+    return lambda thread, number: made.get((thread, number))

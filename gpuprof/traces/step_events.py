@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import repeat
 from typing import Any
 
 import numpy as np
 
 from gpuprof.traces import chrome
-from gpuprof.traces.chrome import Recorded
+from gpuprof.traces.chrome import Host, Recorded
 from gpuprof.traces.events import CALL, KERNEL, NODE, PHASE, RANGE, RUNTIME, Event, host_kind, is_node
 from gpuprof.traces.scopes import Scopes, is_scope
 from gpuprof.traces.steps import Window, is_step
 
 
 def events_of(recorded: Recorded, window: Window, scopes: Scopes) -> tuple[list[Event], list[Event]]:
-    """Those of the host, by thread and start, a range before what is inside it; and those of the device."""
+    """Those of the host, by thread and start, a range before what is inside it; and those of the device.
+
+    Threads are numbered from 1 on, in the order of `Recorded.threads`, also where an event says who made its node.
+    """
     events = [*scopes.events, *_host_events(recorded, window.host, scopes)]
     device = recorded.device
     rows = window.device
@@ -23,7 +27,7 @@ def events_of(recorded: Recorded, window: Window, scopes: Scopes) -> tuple[list[
     runtime = recorded.runtime
     launching = np.flatnonzero(np.isin(runtime.correlation, correlations[correlations >= 0]))
     calls = zip(
-        runtime.name[launching].tolist(), runtime.thread[launching].tolist(), runtime.start[launching].tolist(),
+        runtime.name[launching].tolist(), (runtime.thread[launching] + 1).tolist(), runtime.start[launching].tolist(),
         runtime.end[launching].tolist(), runtime.correlation[launching].tolist(), strict=True,
     )  # fmt: skip
     events += [
@@ -60,11 +64,35 @@ def _host_events(recorded: Recorded, rows: np.ndarray, scopes: Scopes) -> list[E
     inputs = host.inputs[rows].tolist()
     columns = zip(
         map(recorded.names.__getitem__, host.name[rows].tolist()), map(kinds.__getitem__, which.tolist()),
-        host.thread[rows].tolist(), host.start[rows].tolist(), host.end[rows].tolist(), repeat(0), repeat(0),
-        host.number[rows].tolist(), host.forward_thread[rows].tolist(), repeat(0), map(shapes.__getitem__, inputs),
-        inputs,
+        (host.thread[rows] + 1).tolist(), host.start[rows].tolist(), host.end[rows].tolist(), repeat(0), repeat(0),
+        host.number[rows].tolist(), _made_by(host, rows, len(recorded.threads)).tolist(), repeat(0),
+        map(shapes.__getitem__, inputs), inputs,
     )  # fmt: skip
     return list(map(Event._make, columns))
+
+
+def _made_by(host: Host, rows: np.ndarray, threads: int) -> np.ndarray:
+    """The thread that made the node of each event, as `events_of` numbers them; 0 where it has none.
+
+    A recording names threads twice: by the system's number where something ran, by the profiler's own where it says
+    who made a node. The two are brought together by the sequence numbers on both sides: most in common, fewest others.
+    Threads that are alike, as those that run a model's replicas, are taken in turn: the profiler numbers them as they
+    begin.
+    """
+    made_by, number, thread = host.forward_thread[rows], host.number[rows], host.thread[rows] + 1
+    makes = (made_by <= 0) & (number >= 0)
+    in_turn = dict.fromkeys(thread[makes][np.argsort(host.start[rows][makes], kind="stable")].tolist())
+    made = {one: np.unique(number[makes & (thread == one)]) for one in in_turn}
+    taken: Counter[int] = Counter()
+    found = np.where(made_by > 0, threads + 1, 0)  # nobody's, unless it is told
+    for maker in np.unique(made_by[(made_by > 0) & (number >= 0)]).tolist():
+        asked = np.unique(number[made_by == maker])
+        common = {one: int(np.isin(asked, numbers).sum()) for one, numbers in made.items()}
+        best = max(common, key=lambda one: (common[one], -len(made[one]), -taken[one]), default=None)
+        if best is not None and common[best]:
+            taken[best] += 1
+            found[made_by == maker] = best
+    return found
 
 
 def _kind(name: str, category: int, of_node: bool, scopes: Scopes) -> str:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from gpuprof.errors import GpuprofError
-from gpuprof.traces.chrome import KERNEL, OPERATOR, Recorded
+from gpuprof.traces.chrome import KERNEL, OPERATOR, Device, Recorded
 
 Step = int | Literal["all"] | None
 """Which step to take: by its number, the whole window as one, or that of median duration."""
@@ -85,7 +85,10 @@ def steps_of(recorded: Recorded) -> Steps:
     counts = (of_device >= 0) & (recorded.device.category == KERNEL)
     counts = counts if counts.any() else of_device >= 0
     busy = np.unique(of_device[counts])
-    first = np.array([recorded.device.start[counts & (of_device == step)].min() for step in busy], dtype="int64")
+    first = _begins(recorded.device, of_device, counts)
+    if (np.diff(first) <= 0).any():  # and so may what has a stream of its own: the main one takes step after step
+        main = counts & _on_main_stream(recorded.device, counts)
+        first = _begins(recorded.device, of_device, main | (counts & ~np.isin(of_device, of_device[main])))
     last = recorded.device.end[of_device == busy[-1]].max() if len(busy) else 0
     renumbered = np.full(len(numbers) + 2, OUTSIDE)  # so that EARLY and OUTSIDE, from the end, stay as they are
     renumbered[busy] = np.arange(len(busy))
@@ -94,6 +97,18 @@ def steps_of(recorded: Recorded) -> Steps:
         [numbers[step] for step in busy], start[busy], end[busy], renumbered[of_device],
         np.diff(np.r_[first, last]) if len(busy) else first,
     )  # fmt: skip
+
+
+def _begins(device: Device, of_device: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """When the first of these rows of each step began."""
+    steps = np.unique(of_device[rows])
+    return np.array([device.start[rows & (of_device == step)].min() for step in steps], dtype="int64")
+
+
+def _on_main_stream(device: Device, rows: np.ndarray) -> np.ndarray:
+    """What is on the stream that most of these rows are on, of one device."""
+    _, of_stream = np.unique(np.stack([device.device, device.stream]), axis=1, return_inverse=True)
+    return of_stream == np.bincount(of_stream[rows]).argmax()
 
 
 def window_of(recorded: Recorded, steps: Steps, step: Step) -> Window:

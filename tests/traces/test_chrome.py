@@ -29,17 +29,15 @@ HEADER = {
     ],
     "record_shapes": 1,
     "cupti_version": 22,
+    "cuda_runtime_version": 12080,
     "distributedInfo": {"backend": "nccl", "rank": 3, "world_size": 8, "nccl_version": "2"},
     "baseTimeNanoseconds": 1751410836000000000,
 }
 KNOWN = {
-    "schemaVersion": 1,
     "devices": [{"id": 0, "name": "NVIDIA X", "numSms": 4, "totalGlobalMem": 9, "computeMajor": 9, "computeMinor": 0}],
-    "record_shapes": 1,
-    "cupti_version": 22,
-    "backend": "nccl",
     "rank": 3,
     "world_size": 8,
+    "cuda_runtime_version": 12080,
     "baseTimeNanoseconds": 1751410836000000000,
 }
 
@@ -115,11 +113,11 @@ def test_columns_are_what_the_file_says(read):
     inputs = Inputs([[2, 3], [[1], [2]], []], ["float", "TensorList", "Scalar"], ["", "", "0.125"])
     assert rows(recorded) == [
         [  # ns since ProfilerStep#4, which is the earliest: 90.001 us
-            ("ProfilerStep#4", 1, ("7", "8"), 0, 80000, -1, 0, None),
-            ("aten::mm", 0, ("7", "8"), 10499, 19749, 11, 1, inputs),
-            ("aten::mm", 0, ("7", "8"), 29999, 39249, 11, 1, inputs),
-            ("aten::t", 0, ("7", "9"), 11124, 12124, -1, 0, None),
-            ("nn.Module: Linear_0", 2, ("7", "8"), 8999, 28999, -1, 0, None),
+            ("ProfilerStep#4", 1, ("7", "8"), 0, 80000, -1, 0, None, -1),
+            ("aten::mm", 0, ("7", "8"), 10499, 19749, 11, 1, inputs, -1),
+            ("aten::mm", 0, ("7", "8"), 29999, 39249, 11, 1, inputs, -1),
+            ("aten::t", 0, ("7", "9"), 11124, 12124, -1, 0, None, -1),
+            ("nn.Module: Linear_0", 2, ("7", "8"), 8999, 28999, -1, 0, None, 5),
         ],
         [
             ("cuLaunchKernel", ("7", "8"), 15999, 16999, -1),
@@ -201,7 +199,7 @@ def test_names_of_2020(read):
 
     inputs = Inputs([[4, 4]], [], None)
     assert rows(recorded) == [
-        [("aten::relu", 0, ("7", "1890023232"), 0, 4000, -1, 0, inputs)],
+        [("aten::relu", 0, ("7", "1890023232"), 0, 4000, -1, 0, inputs, -1)],
         [("cudaLaunchKernel", ("7", "1890023232"), 1000, 2000, 7)],
         [
             ("Memcpy HtoD", 1, 0, "stream 7", 9000, 11000, 8),

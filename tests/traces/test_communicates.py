@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gpuprof.traces.events import OPERATOR, communicates, host_kind, perhaps_communicates
+from gpuprof.theory.names import communicates, perhaps_communicates
+from gpuprof.traces.events import OPERATOR, host_kind
 
 COMMUNICATION = [  # kernels as real traces and sources spell them
     "ncclDevKernel_AllGather_RING_LL(ncclDevKernelArgsStorage<4096ul>)",
