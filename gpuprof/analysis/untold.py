@@ -117,7 +117,7 @@ def _not_run(run: Run, facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _device(run: Run, facts: dict[str, Any]) -> Iterator[str]:
-    if not facts.get("devices") and not run.device.get("peaks"):
+    if run.device.get("type") == "cuda" and not facts.get("devices") and not run.device.get("peaks"):
         yield "The recording does not name its device: no peak and no MFU without --device-name or --peak-tflops."
 
 

@@ -153,7 +153,7 @@ def _workload(run: Run) -> str:
 def _device(run: Run) -> str:
     device, software = run.device, run.environment
     name = device.get("name") or ("unknown GPU" if run.recorded else device.get("type"))
-    threads = f"{software.get('threads')} threads" if device.get("type") == "cpu" else None
+    threads = f"{software['threads']} threads" if device.get("type") == "cpu" and software.get("threads") else None
     driver = f"driver {device['driver']}" if device.get("driver") else None
     versions = ", ".join(f"{name} {software[name]}" for name in ("torch", "transformers") if software.get(name))
     return " · ".join(part for part in (name, threads, driver, versions, software.get("date")) if part)

@@ -112,8 +112,8 @@ class Recorded:
     Attributes:
         path: the file.
         header: fields of an allow-list, those that the file has: `devices` (of each its id, name, numSms,
-            totalGlobalMem, computeMajor, computeMinor), `rank`, `world_size`, and of other numbers those that are listed here, under
-            the names that the file gives them.
+            totalGlobalMem, computeMajor, computeMinor), `rank`, `world_size`, and of other numbers those that are
+            listed here, under the names that the file gives them.
         events: how many the file has, of every kind.
         origin_ns: time of that event, as the file has it: since the epoch, or since `baseTimeNanoseconds`.
         whole_us: whether every time is a whole microsecond.
