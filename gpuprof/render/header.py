@@ -140,6 +140,9 @@ def _workload(run: Run) -> str:
     parts = [about["name"], about.get("architecture"), about["mode"], ", ".join(size), about.get("dtype")]
     parts += [f"{about['attention']} attention" if about.get("attention") else None]
     parts += [f"weights {about['weights']}" if about.get("weights") else None]
+    if len(run.ranks):
+        ranks = sorted(run.ranks["rank"].unique())
+        parts.append(f"rank {ranks[0]} of {len(ranks)} imported")
     for key in ("checkpointing", "optimizer"):
         if about.get(key, "none") not in ("none", None):
             parts.append(f"{key} {about[key]}")

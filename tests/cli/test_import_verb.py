@@ -148,3 +148,19 @@ def test_the_report_goes_where_it_is_sent_while_a_bar_is_on_the_terminal(trace, 
     assert "Workload" not in shown
     assert "trace.json" in shown
     assert " bytes" in shown
+
+
+def test_of_several_ranks_it_is_said_whose_the_report_is(tmp_path):
+    paths = [
+        recording(distributedInfo={"rank": number}).step(0, 0, 40).save(tmp_path / f"{number}.json")
+        for number in (5, 2)
+    ]
+
+    assert "rank 2 of 2 imported" in RUNNER.invoke(app, ["import", *map(str, paths)]).stdout
+
+
+def test_a_table_that_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "ncu.csv"
+    path.write_text(TABLE[:-6])
+
+    assert refused("import", path).startswith(f"{path}: Nsight Compute's table breaks off")

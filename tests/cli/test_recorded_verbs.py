@@ -237,3 +237,9 @@ def test_times_are_of_a_recorded_step_or_of_the_recording(tmp_path):
         assert words in run("show", path)
         assert f"{words}, backward with recompute" in (tmp_path / "page.html").read_text()
         assert "traced step" not in run("show", path)
+
+
+def test_conventions_of_what_is_known_in_part_are_lower_bounds(tmp_path):
+    said = run("show", recorded_run(graph_us=50).save(tmp_path / "run.json"), "--by", "convention")
+
+    assert said.rstrip().endswith("FLOPs are at least that: FLOPs are known of 96.0 % of the matmul kernel time.")
