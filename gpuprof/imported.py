@@ -194,6 +194,7 @@ def _assembled(
             "source": "trace",
             "file": recorded.path.name,
             "dtype": _dtype(ops),
+            "step": "all" if window.step == "all" and len(window.samples_ns) else None,
         },
         device=device,
         environment=_environment(recorded),

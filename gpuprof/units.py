@@ -65,3 +65,8 @@ def percent(share: float | None) -> str:
 def number(count: int, noun: str, plural: str = "") -> str:
     """So many things: ``number(1, "run") == "1 run"``, ``number(1200, "launch", "launches") == "1,200 launches"``."""
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def shortened(name: str) -> str:
+    """A name of a kernel, which may be of hundreds of letters, as it stands in a sentence."""
+    return name if len(name) <= 60 else f"{name[:59]}\N{HORIZONTAL ELLIPSIS}"

@@ -6,9 +6,12 @@ import pytest
 from traces.recording import Recording
 
 import gpuprof
+from gpuprof.analysis.comparison import workload_key
 from gpuprof.analysis.modules import by_module, totals
 from gpuprof.analysis.ranks import by_rank
 from gpuprof.errors import GpuprofError
+from gpuprof.render import render
+from gpuprof.render.view import View
 
 M, K, N = 64, 256, 128
 FORWARD = 2 * M * K * N
@@ -405,3 +408,37 @@ def test_a_peak_that_can_be_none_is_refused(peak, tmp_path):
 
     with pytest.raises(gpuprof.GpuprofError, match="--peak-tflops must be above 0 and finite"):
         gpuprof.read_trace(t.save(tmp_path / "trace.json"), peak_tflops=peak)
+
+
+def test_all_steps_as_one_are_another_workload_than_each(recording, tmp_path):
+    path = recording.save(tmp_path / "trace.json")
+    one, another, whole = (workload_key(gpuprof.read_trace(path, step=step)) for step in (0, 2, "all"))
+
+    assert one == another == workload_key(gpuprof.read_trace(path))
+    assert whole != one
+
+
+def test_a_recording_of_a_cpu_names_no_device_and_no_threads(tmp_path):
+    t = Recording(name=None)
+    t.op("aten::mm", 0, 100, [[M, K], [K, N]], FLOATS[:2], ["", ""])
+
+    said = render(gpuprof.read_trace(t.save(tmp_path / "trace.json")), "tree", View(width=120))
+
+    assert "Device      CPU · 2023-11-14" in " ".join(said.splitlines()).replace("Device       ", "Device      ")
+    assert "--device-name" not in said
+    assert "None" not in said
+
+
+def test_a_rule_of_one_s_own_prices_an_operator_of_a_recording(tmp_path):
+    t = Recording()
+    for number, op in enumerate(("of_a_trace::product", "of_a_trace::by_result")):
+        t.op(op, number * 100, number * 100 + 50, [[M, K], [K, N]], FLOATS[:2], ["", ""])
+        t.kernel("gemm", number * 100 + 10, number * 100 + 20, number * 100 + 30)
+    gpuprof.flop_rule("of_a_trace::product")(lambda a, b, out: 2 * a.shape[0] * a.shape[1] * b.shape[1])
+    gpuprof.flop_rule("of_a_trace::by_result")(lambda a, b, out: 2 * a.shape[1] * out.shape[0] * out.shape[1])
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert run.ops.set_index("op")["flops_full"].dropna().to_dict() == {"of_a_trace::product": FORWARD}
+    said = "the shape of its result cannot be told from its inputs"
+    assert run.passes["count"].facts["ops_unread"] == {"of_a_trace::by_result": said}

@@ -218,7 +218,8 @@ def require_backward(run: Run) -> None:
     if not (run.done("count") or run.done("trace")):
         raise GpuprofError("this run was neither counted nor traced: profile again with --passes count,time,trace")
     if not ((run.ops["phase"] == "backward").any() or (run.kernels["phase"] == "backward").any()):
-        raise GpuprofError("this run has no backward: profile with --mode train")
+        remedy = "record a step of training" if run.recorded else "profile with --mode train"
+        raise GpuprofError(f"this run has no backward: {remedy}")
 
 
 def _convention(run: Run) -> str:

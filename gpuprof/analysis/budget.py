@@ -478,7 +478,7 @@ def _what(part: str, run: Run, ops: pd.DataFrame, kernels: pd.DataFrame, facts: 
             return ""
         longest = late.loc[late["idle_s"].idxmax()]
         size = f" {'up to' if part == 'idle_launch' else 'over'} {units.duration(LAUNCH_GAP_S, 1)}" if cuda else ""
-        return f"{len(late):,} gaps{size}, the longest before {longest['op'] or longest['kernel']}"
+        return f"{len(late):,} gaps{size}, the longest before {units.shortened(longest['op'] or longest['kernel'])}"
     if part == "other" and facts["unseen"] > mine["own_s"].sum():
         then = "after the last kernel" if run.recorded else "by which the step was longer than the traced one"
         return f"{units.duration(facts['unseen'])} {then}"
@@ -505,5 +505,5 @@ def _what(part: str, run: Run, ops: pd.DataFrame, kernels: pd.DataFrame, facts: 
         return f"of {units.duration(busy_seconds(mine))} in all"
     if part == "other":
         largest = mine.groupby("op")["own_s"].sum().nlargest(2)
-        return f"mostly {', '.join(op or 'no operator' for op in largest.index)}"
+        return f"mostly {', '.join(units.shortened(op) or 'no operator' for op in largest.index)}"
     return many

@@ -144,6 +144,10 @@ def _precision(found: Budget) -> _Found:
         yield text, gain, action
 
 
+def _in_phase(phase: str) -> str:
+    return "" if phase == "other" else f" in the {phase}"
+
+
 def _launches(found: Budget) -> _Found:
     """Gaps as short as a launch."""
     late = found.kernels[(found.kernels["idle_s"] > 0) & (found.kernels["gap_s"] <= LAUNCH_GAP_S)]
@@ -155,7 +159,7 @@ def _launches(found: Budget) -> _Found:
         f"the GPU waits for launches {_of_step(found, idle_s)}: {units.number(len(late), 'gap')} of "
         f"{units.duration(idle_s / len(late))} between {units.number(len(kernels), 'kernel')} of "
         f"{units.duration(float(kernels['own_s'].mean()))} on average, {units.percent(worst['idle_s'] / idle_s)} of it "
-        f"before those of {worst['owner'] or '(root)'} in the {worst['phase']}",
+        f"before those of {worst['owner'] or '(root)'}{_in_phase(worst['phase'])}",
         idle_s,
         "CUDA graphs, torch.compile(mode='reduce-overhead'), or more work per kernel",
     )
@@ -168,7 +172,8 @@ def _host(found: Budget) -> _Found:
     if late.empty:
         return
     idle_s, longest = float(late["idle_s"].sum()), late.loc[late["gap_s"].idxmax()]
-    where = f"{longest['op'] or longest['kernel']} of {longest['module'] or '(root)'} in the {longest['phase']}"
+    where = units.shortened(longest["op"] or longest["kernel"])
+    where += f" of {longest['module'] or '(root)'}{_in_phase(longest['phase'])}"
     most = units.duration(float(longest["gap_s" if cuda else "idle_s"]))
     if cuda:
         yield (

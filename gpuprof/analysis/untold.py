@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpuprof import units
-from gpuprof.analysis.consistency import graph_share
+from gpuprof.analysis.consistency import IN_GRAPHS, graph_share
 from gpuprof.analysis.known_flops import NEARLY_ALL, matmul_kernels, priced_share
 from gpuprof.analysis.operators import plain_op
 from gpuprof.analysis.steps import step_seconds
@@ -58,7 +58,9 @@ def _modules(run: Run, facts: dict[str, Any]) -> Iterator[str]:
     text = "{} of the kernel time is of no module"
     if 0 < backward < nowhere:
         text += f", {units.percent(_share(run, backward))} in the backward"
-    if "with_modules" in facts.get("lacks", ()):
+    if run.ops.empty and not run.kernels["op"].any():
+        text += ", as the recording has no operators: record the activity CPU too, with with_stack=True"
+    elif "with_modules" in facts.get("lacks", ()):
         text += ": record with with_stack=True"
         if facts.get("scopes") == "labels":
             text += "; what stands for modules here are labels (record_function)"
@@ -67,7 +69,7 @@ def _modules(run: Run, facts: dict[str, Any]) -> Iterator[str]:
 
 def _graphs(run: Run, facts: dict[str, Any]) -> Iterator[str]:
     text = "{} of the kernel time is in CUDA or HIP graphs: without operator, shapes, FLOPs and module"
-    if graph_share(run) >= _LEAST:
+    if _LEAST <= graph_share(run) <= IN_GRAPHS:  # above that it is why all rates are withheld, which is said everywhere
         yield f"{text.format(units.percent(graph_share(run)))}."
 
 
@@ -84,9 +86,10 @@ def _without_flops(run: Run, facts: dict[str, Any]) -> Iterator[str]:
     share, kernels = priced_share(run), matmul_kernels(run)
     if share is not None and share < NEARLY_ALL:
         times = kernels[~kernels["priced"]].groupby("kernel")["duration_ns"].sum().nlargest(_NAMES)
+        bound = "; FLOPs, FLOP/s and MFU of modules with such are lower bounds" if share else ""
         yield (
             f"{units.percent(1 - share)} of the matmul kernel time is of kernels whose FLOPs are not known, "
-            f"most of it {_named(times.index)}."
+            f"most of it {_named(times.index)}{bound}."
         )
 
 
@@ -114,7 +117,7 @@ def _not_run(run: Run, facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _device(run: Run, facts: dict[str, Any]) -> Iterator[str]:
-    if not facts.get("devices") and not run.device.get("peaks"):
+    if run.device.get("type") == "cuda" and not facts.get("devices") and not run.device.get("peaks"):
         yield "The recording does not name its device: no peak and no MFU without --device-name or --peak-tflops."
 
 
@@ -151,6 +154,6 @@ def _share(run: Run, nanoseconds: int) -> float:
 
 
 def _named(names: Any) -> str:
-    shown = [str(name) if len(str(name)) <= 60 else f"{str(name)[:59]}\N{HORIZONTAL ELLIPSIS}" for name in names]
+    shown = [units.shortened(str(name)) for name in names]
     more = f" and {len(shown) - _NAMES} more" if len(shown) > _NAMES else ""
     return f"{', '.join(shown[:_NAMES])}{more}"

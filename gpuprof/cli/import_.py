@@ -87,5 +87,5 @@ def import_(
             progress=tell,
         )
 
-    with progress(quiet) as tell:
+    with progress(quiet, of_files=True) as tell:
         deliver(make, output, quiet, verbose, store)

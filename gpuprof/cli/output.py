@@ -34,16 +34,19 @@ def check_output(path: Path | None) -> None:
 
 
 @contextmanager
-def progress(quiet: bool) -> Iterator[Progress | None]:
-    """A line per pass on the terminal; nothing where stderr is no terminal."""
+def progress(quiet: bool, *, of_files: bool = False) -> Iterator[Progress | None]:
+    """A line per pass on the terminal, or per file with its bytes; nothing where stderr is no terminal."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    done = DownloadColumn() if of_files else MofNCompleteColumn()
+    columns = (TextColumn("{task.description:<9}", markup=False), BarColumn(), done, TimeElapsedColumn())
+    # what is printed meanwhile goes above the bars, unless it goes elsewhere
+    above = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=above) as bars:
         tasks: dict[str, int] = {}
 
         def tell(name: str, done: int, total: int) -> None:

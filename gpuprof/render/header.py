@@ -25,6 +25,7 @@ from gpuprof.analysis.modules import (
     totals,
     without_rule,
 )
+from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.telemetry import (
     TRUSTED_WINDOW_S,
     energy_per_step_j,
@@ -110,7 +111,7 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
     if sums["kernel_s"] is not None:
         yield "Kernels", _kernels(run, sums)
     if len(run.kernels) and (found := communication.account(run)).communication_ns:
-        yield "Communication", _communication(found)
+        yield "Communication", _communication(run, found, sums["step_s"])
     if sums["peak_bytes"] is not None:
         yield "Memory", _memory(run, sums)
 
@@ -139,6 +140,9 @@ def _workload(run: Run) -> str:
     parts = [about["name"], about.get("architecture"), about["mode"], ", ".join(size), about.get("dtype")]
     parts += [f"{about['attention']} attention" if about.get("attention") else None]
     parts += [f"weights {about['weights']}" if about.get("weights") else None]
+    if len(run.ranks):
+        ranks = sorted(run.ranks["rank"].unique())
+        parts.append(f"rank {ranks[0]} of {len(ranks)} imported")
     for key in ("checkpointing", "optimizer"):
         if about.get(key, "none") not in ("none", None):
             parts.append(f"{key} {about[key]}")
@@ -152,7 +156,7 @@ def _workload(run: Run) -> str:
 def _device(run: Run) -> str:
     device, software = run.device, run.environment
     name = device.get("name") or ("unknown GPU" if run.recorded else device.get("type"))
-    threads = f"{software.get('threads')} threads" if device.get("type") == "cpu" else None
+    threads = f"{software['threads']} threads" if device.get("type") == "cpu" and software.get("threads") else None
     driver = f"driver {device['driver']}" if device.get("driver") else None
     versions = ", ".join(f"{name} {software[name]}" for name in ("torch", "transformers") if software.get(name))
     return " · ".join(part for part in (name, threads, driver, versions, software.get("date")) if part)
@@ -267,20 +271,26 @@ def _dtypes(ops: Any) -> list[str]:
     return [name for dtype in names for name in ((dtype, "tf32") if dtype == "float32" else (dtype,))]
 
 
+def _traced(run: Run) -> str:
+    """What kernels and times of modules are of."""
+    return "traced step" if not run.recorded else "recorded step" if step_seconds(run) else "recording"
+
+
 def _kernels(run: Run, sums: dict[str, Any]) -> str:
     what = "kernel time" if run.device.get("type") == "cuda" else "operator time"
-    traced = "traced step" if not run.recorded else "recorded step" if sums["step_s"] else "recording"
-    text = f"{units.duration(sums['kernel_s'])} of {what} in the {traced}"
+    text = f"{units.duration(sums['kernel_s'])} of {what} in the {_traced(run)}"
     if sums["step_s"]:
         whole = "it" if run.recorded else "the undisturbed one"
         text += f", {units.percent(sums['kernel_s'] / sums['step_s'])} of {whole}"
     return f"{text}; {units.percent(sums['owned_share'])} has an owner"
 
 
-def _communication(found: communication.Account) -> str:
+def _communication(run: Run, found: communication.Account, step_s: float | None) -> str:
     took, exposed = (units.duration(part * 1e-9) for part in (found.communication_ns, found.exposed_ns))
-    share = units.percent(found.exposed_ns / found.step_ns)
-    return f"{took} in the traced step; no computation hides {exposed}, {share} of the step"
+    whole_s = step_s if run.recorded and step_s else found.step_ns * 1e-9  # where both are of one step
+    share = units.percent(found.exposed_ns * 1e-9 / whole_s)
+    whole = "recording" if run.recorded and not step_s else "step"
+    return f"{took} in the {_traced(run)}; no computation hides {exposed}, {share} of the {whole}"
 
 
 def _memory(run: Run, sums: dict[str, Any]) -> str:
@@ -303,7 +313,16 @@ def _memory(run: Run, sums: dict[str, Any]) -> str:
 
 
 def _calls(number: Any) -> str:
-    return "not counted, only traced" if pd.isna(number) else f"{number} calls"
+    return "not counted, only traced" if pd.isna(number) else units.number(number, "call")
+
+
+def _of_kernel_time(share: Any) -> str:
+    return "" if share is None or pd.isna(share) else f", {units.percent(share)} of kernel time"
+
+
+def times_of(run: Run) -> str:
+    """What the times of modules are of, in words."""
+    return f"Times are of {'the' if (traced := _traced(run)) == 'recording' else 'one'} {traced}"
 
 
 def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableType]:
@@ -313,7 +332,7 @@ def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableTyp
         missing = without_rule(run)
         if len(missing):
             named = [
-                f"{row['op']} ({_calls(row['calls'])}, {units.percent(row.get('time_share'))} of kernel time)"
+                f"{row['op']} ({_calls(row['calls'])}{_of_kernel_time(row.get('time_share'))})"
                 for row in missing.to_dict(orient="records")
             ]
             lines.append(f"Without a FLOP rule, so not in any count: {', '.join(named)}.")
@@ -324,10 +343,8 @@ def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableTyp
             )
             lines.append(f"Causality unknown, attention counted full: {some}.")
     if run.done("trace"):
-        whole = run.recorded and sums["step_s"] is None
         lines.append(
-            f"Times are of {'the recording' if whole else 'one traced step'}: the union of the intervals of a module's "
-            "kernels, backward with recompute. "
+            f"{times_of(run)}: the union of the intervals of a module's kernels, backward with recompute. "
             "FLOPs are of the forward. Folded layers show their mean ± standard deviation."
         )
         if sums["step_s"] and sums["kernel_s"] > SLOWED * sums["step_s"]:

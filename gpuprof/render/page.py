@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from typing import Any
 
@@ -22,6 +22,7 @@ from gpuprof.analysis.untold import host_steps, untold
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.render.backward import verdict
+from gpuprof.render.header import times_of
 from gpuprof.render.tables import plain, readable
 from gpuprof.render.tree import build, has_rate, walk
 from gpuprof.theory import CONVENTIONS
@@ -138,9 +139,9 @@ def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[s
         told = [{"gain": units.percent(h.gain_share), "text": h.text, "action": h.action} for h in best]
         yield _section("hints", "What to change first", "" if told else "No hint has evidence in this run.", hints=told)
     if picture := page_charts.icicle(modules):
-        text = "As wide as the kernel time of one traced step, coloured by MFU; click to go in."
+        text = f"As wide as the kernel time, coloured by MFU; click to go in. {times_of(run)}."
         yield _section("time", "Time by module", text, figure=picture)
-    text = "Times are of one traced step, backward with recompute; layers that agree in every count are one line."
+    text = f"{times_of(run)}, backward with recompute; layers that agree in every count are one line."
     yield _section("modules", "Modules", text, table=_module_table(run, modules))
     if (run.ops["phase"] == "backward").any():
         yield _section("backward", "Backward over forward", verdict(run), figure=page_charts.backward(run))
@@ -194,16 +195,19 @@ _TREE_COLUMNS = {
 def _module_table(run: Run, modules: pd.DataFrame) -> dict[str, Any]:
     """The tree of modules, folded as in the terminal."""
     rows = []
+    columns = dict(_TREE_COLUMNS)
+    if modules["params"].isna().all():
+        del columns["params"]
     for prefix, node in walk(build(modules)):
-        rows.append(_tree_row(len(prefix) // 3, node.label, node.figures, bool(node.children)))
+        rows.append(_tree_row(columns, len(prefix) // 3, node.label, node.figures, bool(node.children)))
     rest = modules[modules["module"] == UNATTRIBUTED].iloc[0].to_dict()
-    rows.append(_tree_row(0, UNATTRIBUTED, rest, False))
+    rows.append(_tree_row(columns, 0, UNATTRIBUTED, rest, False))
     heads = [{"name": "module", "about": ""}]
-    heads += [{"name": name, "about": about} for name, about in _TREE_COLUMNS.values()]
+    heads += [{"name": name, "about": about} for name, about in columns.values()]
     return {"tree": True, "words": False, "heads": heads, "rows": rows}
 
 
-def _tree_row(depth: int, label: str, figures: dict[str, Any], parent: bool) -> dict[str, Any]:
+def _tree_row(columns: Iterable[str], depth: int, label: str, figures: dict[str, Any], parent: bool) -> dict[str, Any]:
     numbers = {name: plain(value) for name, value in figures.items()}
     back = [numbers[f"time_{phase}_s"] for phase in ("recompute", "backward")]
     numbers["time_backward_s"] = sum(t or 0.0 for t in back) if any(t is not None for t in back) else None
@@ -213,7 +217,7 @@ def _tree_row(depth: int, label: str, figures: dict[str, Any], parent: bool) -> 
     name, _, kind = label.partition(": ")
     path = str(figures["module"]) or "(root)"
     cells = [{"text": name, "value": path}]
-    for column in _TREE_COLUMNS:
+    for column in columns:
         value = numbers[column]
         cells.append({"text": readable(column, value), "value": "" if value is None else value})
     return {"depth": depth, "path": path, "class": kind, "parent": parent, "cells": cells}

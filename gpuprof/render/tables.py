@@ -105,8 +105,9 @@ def _raw(run: Run, view: View) -> pd.DataFrame:
 def _notes(run: Run, view: View, rows: pd.DataFrame) -> list[str]:
     """What a reader of the rows has to know of them; empty where there is nothing."""
     alone = ALONE if list(rows) == KERNEL_COLUMNS else _why_withheld(run, rows)
-    known = known_of(run) if "mfu" in rows and not alone else ""
-    least = f"FLOP/s and MFU are at least that: {known}." if known else ""
+    known = known_of(run) if view.by == "convention" or ("mfu" in rows and not alone) else ""
+    figures = "FLOPs" if view.by == "convention" else "FLOP/s and MFU"
+    least = f"{figures} are at least that: {known}." if known else ""
     return [alone, least, straggler(run).text if view.by == "rank" else ""]
 
 

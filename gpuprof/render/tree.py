@@ -54,7 +54,7 @@ def render(run: Run, view: View) -> str:
     """Header, tree and notes as text of the view's width."""
     modules = by_module(run, view.convention)
     sums = totals(run, view.convention)
-    columns = _fitting(view.width, [name for name in _COLUMNS if name != "executed" or run.done("counters")])
+    columns = _fitting(view.width, _known(run, sums))
     grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
     # the figures keep their room; names give way
     names = view.width - sum(_COLUMNS[name] + 1 for name in columns)
@@ -75,9 +75,16 @@ def render(run: Run, view: View) -> str:
     return tree + ranks + to_text(Group(*footer(run, view, sums)), view)
 
 
+def _known(run: Run, sums: dict[str, Any]) -> list[str]:
+    """The figures of which there can be any in the run."""
+    lacking = set() if run.done("counters") else {"executed"}
+    lacking |= {"params", "of params"} if sums["params"] is None else set()
+    return [name for name in _COLUMNS if name not in lacking]
+
+
 def _fitting(width: int, columns: list[str]) -> list[str]:
     """Those of the figures that leave names at least 32 columns."""
-    for name in _GIVE_WAY:
+    for name in (name for name in _GIVE_WAY if name in columns):
         if width - sum(_COLUMNS[c] + 1 for c in columns) < 32:
             columns.remove(name)
     return columns

@@ -45,7 +45,10 @@ def read_table(path: str | os.PathLike[str], device_name: str | None = None, pea
     path = Path(path)
     text = _text(path)
     known = [counter.metric for counter in counters.all_counters()]
-    launches = ncu.read_csv(text, known)
+    try:
+        launches = ncu.read_csv(text, known)
+    except GpuprofError as error:
+        raise GpuprofError(f"{path}: {error}") from error
     if not launches:
         raise GpuprofError(
             f"{path} has no kernel of Nsight Compute: print it with 'ncu --import REPORT --csv --page raw'"

@@ -10,7 +10,7 @@ from gpuprof.analysis.consistency import misbooked, mismatches, withheld, withhe
 from gpuprof.analysis.known_flops import at_least, known_of, priced_share
 from gpuprof.analysis.modules import by_module, by_op, totals
 from gpuprof.analysis.untold import host_steps, untold
-from gpuprof.record import load, table
+from gpuprof.record import UNATTRIBUTED, load, table
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
 
@@ -68,9 +68,11 @@ def test_in_a_graph_there_are_no_operators():
     assert untold(few)[1:] == [
         "3.4 % of the kernel time is in CUDA or HIP graphs: without operator, shapes, FLOPs and module.",
         "4.0 % of the matmul kernel time is of kernels whose FLOPs are not known, most of it "
-        "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64….",
+        "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64…; FLOPs, FLOP/s and MFU of modules with such are "
+        "lower bounds.",
     ]
     reason = "30.0 % of the kernel time is in CUDA or HIP graphs, where a recording has no operators"
+    assert not any("graphs" in line for line in untold(many))  # it is why there is no rate, and said as that
     assert mismatches(many) == [reason]
     assert {totals(many)[name] for name in ("mfu", "hfu", "flops_per_s")} == {None}
     assert withheld_of_step(many) == withheld_of_kernels(many) == f"withheld: {reason}"
@@ -131,7 +133,8 @@ def test_what_no_module_has_and_what_cannot_be_read():
     assert untold(run) == [
         "92.9 % of the kernel time is of no module, 60.7 % in the backward: record with with_stack=True.",
         "66.7 % of the matmul kernel time is of kernels whose FLOPs are not known, most of it "
-        "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64….",
+        "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64…; FLOPs, FLOP/s and MFU of modules with such are "
+        "lower bounds.",
         "FLOPs of aten::mm cannot be told for all calls: no value of its stride is recorded (57.1 % of the kernel "
         "time).",
     ]
@@ -191,3 +194,15 @@ def test_it_is_the_same_from_a_file(tmp_path):
     run = recorded_run(graph_us=50)
 
     assert untold(load(run.save(tmp_path / "run.json.gz"))) == untold(run)
+
+
+def test_a_recording_of_the_gpu_alone_has_no_operators_rather_than_no_modules():
+    run = recorded_run(modules=False, shapes=False)
+    run.ops = run.ops[:0]
+    run.kernels = run.kernels.assign(op="", call=None, module=UNATTRIBUTED, phase="other")
+
+    assert untold(run)[1] == (
+        "100.0 % of the kernel time is of no module, as the recording has no operators: record the activity CPU too, "
+        "with with_stack=True."
+    )
+    assert "lower bounds" not in " ".join(untold(run))  # there are none

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import pty
 import subprocess
 import sys
 
@@ -130,3 +132,35 @@ def test_without_msgspec_it_is_said_how_to_get_it(trace):
 
     said = "gpuprof: traces are read with msgspec, which is not installed: pip install 'msgspec>=0.19'\n"
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", said)
+
+
+def test_the_report_goes_where_it_is_sent_while_a_bar_is_on_the_terminal(trace, tmp_path):
+    ours, theirs = pty.openpty()
+    with (tmp_path / "report.txt").open("w") as report:
+        command = [sys.executable, "-m", "gpuprof", "import", str(trace)]
+        ended = subprocess.run(command, stdout=report, stderr=theirs, env=os.environ | {"TERM": "xterm"}, check=False)
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+
+    assert ended.returncode == 0
+    assert (tmp_path / "report.txt").read_text().startswith("Workload")
+    assert "Workload" not in shown
+    assert "trace.json" in shown
+    assert " bytes" in shown
+
+
+def test_of_several_ranks_it_is_said_whose_the_report_is(tmp_path):
+    paths = [
+        recording(distributedInfo={"rank": number}).step(0, 0, 40).save(tmp_path / f"{number}.json")
+        for number in (5, 2)
+    ]
+
+    assert "rank 2 of 2 imported" in RUNNER.invoke(app, ["import", *map(str, paths)]).stdout
+
+
+def test_a_table_that_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "ncu.csv"
+    path.write_text(TABLE[:-6])
+
+    assert refused("import", path).startswith(f"{path}: Nsight Compute's table breaks off")

@@ -195,3 +195,51 @@ def test_a_history_says_which_mfu_is_a_lower_bound(tmp_path):
 
     rows = [line for line in run("history", "list", "--store", tmp_path / "history.db").splitlines() if "2026" in line]
     assert ["at least 40.0 %" in line for line in rows] == [False, True]
+
+
+def test_communication_is_held_against_the_recorded_step(tmp_path):
+    def said(**options):
+        of = recorded_run(**options)
+        of.kernels.loc[0, "start_ns"] -= 3_000_000  # launched in the step, long before the rest: a copy ahead
+        of.kernels.loc[len(of.kernels)] = of.kernels.iloc[-1]
+        of.kernels.loc[len(of.kernels) - 1, ["op", "kernel", "call", "start_ns", "duration_ns"]] = [
+            "c10d::allreduce_", "ncclDevKernel_AllReduce_Sum_bf16_RING_LL", None, 1_400_000, 150_000,
+        ]  # fmt: skip
+        return " ".join(run("show", of.save(tmp_path / "run.json")).split())
+
+    assert "150.0 us in the recorded step; no computation hides 150.0 us, 10.0 % of the step" in said()
+    # from -3 to 1.55 ms
+    assert "150.0 us in the recording; no computation hides 150.0 us, 3.3 % of the recording" in said(steps=False)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_what_no_recording_has_takes_no_room(tmp_path, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    of = recorded_run()
+    of.kernels["kernel"] = "Cijk_Ailk_Bljk_BBS_BH_" + "MT16x64x64_" * 40
+    of.kernels.loc[3:, "start_ns"] += 10_000
+    path = of.save(tmp_path / "run.json")
+
+    tree = run("show", path)
+    heading = next(line for line in tree.splitlines() if line.startswith("module "))
+    assert "params" not in heading
+    assert ("MACs" in heading) == (width > 80)
+    assert "params" not in run("report", path, "-o", tmp_path / "page.html")
+    assert ">params<" not in (tmp_path / "page.html").read_text()
+    for text in (tree, run("budget", path)):
+        assert max(map(len, text.splitlines())) <= width
+
+
+def test_times_are_of_a_recorded_step_or_of_the_recording(tmp_path):
+    for steps, words in ((True, "Times are of one recorded step"), (False, "Times are of the recording")):
+        path = recorded_run(steps=steps).save(tmp_path / "run.json")
+        run("report", path, "-o", tmp_path / "page.html")
+        assert words in run("show", path)
+        assert f"{words}, backward with recompute" in (tmp_path / "page.html").read_text()
+        assert "traced step" not in run("show", path)
+
+
+def test_conventions_of_what_is_known_in_part_are_lower_bounds(tmp_path):
+    said = run("show", recorded_run(graph_us=50).save(tmp_path / "run.json"), "--by", "convention")
+
+    assert said.rstrip().endswith("FLOPs are at least that: FLOPs are known of 96.0 % of the matmul kernel time.")
