@@ -15,6 +15,7 @@ from gpuprof.analysis.budget import LAUNCH_GAP_S, Budget, idle_owners
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
 from gpuprof.analysis.kernel_time import busy_seconds
+from gpuprof.analysis.steps import traced
 from gpuprof.analysis.telemetry import limits
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import ITEM_BYTES
@@ -178,7 +179,7 @@ def _host(found: Budget) -> _Found:
     if cuda:
         yield (
             f"the GPU waits for the host {_of_step(found, idle_s)}: {units.number(len(late), 'gap')} over "
-            f"{units.duration(LAUNCH_GAP_S, 1)} in the traced step, the longest of {most} before {where}",
+            f"{units.duration(LAUNCH_GAP_S, 1)} in the {traced(found.run)}, the longest of {most} before {where}",
             idle_s,
             "look at what the host does there: values read back (.item()), data, Python",
         )

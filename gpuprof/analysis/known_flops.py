@@ -55,7 +55,7 @@ def at_least(run: Run | float) -> str:
 def known_of(run: Run) -> str:
     """The words that go with `at_least`: of how much of the matmul kernel time FLOPs are known; empty likewise."""
     share = priced_share(run)
-    if share is None or share >= NEARLY_ALL:
+    if share is None or share >= NEARLY_ALL or none_known(run):
         return ""
     return f"FLOPs are known of {units.percent(share)} of the matmul kernel time"
 

@@ -22,3 +22,8 @@ def step_seconds(run: Run, phase: str = "step") -> float | None:
     """The time of a phase, or of the whole step: the median of its launches' medians; None where it was not timed."""
     found = medians(run, phase)
     return None if found.empty else float(found.median())
+
+
+def traced(run: Run) -> str:
+    """What the kernels of a run are of, in words."""
+    return "traced step" if not run.recorded else "recorded step" if step_seconds(run) else "recording"

@@ -25,7 +25,7 @@ from gpuprof.analysis.modules import (
     totals,
     without_rule,
 )
-from gpuprof.analysis.steps import step_seconds
+from gpuprof.analysis.steps import traced
 from gpuprof.analysis.telemetry import (
     TRUSTED_WINDOW_S,
     energy_per_step_j,
@@ -271,14 +271,9 @@ def _dtypes(ops: Any) -> list[str]:
     return [name for dtype in names for name in ((dtype, "tf32") if dtype == "float32" else (dtype,))]
 
 
-def _traced(run: Run) -> str:
-    """What kernels and times of modules are of."""
-    return "traced step" if not run.recorded else "recorded step" if step_seconds(run) else "recording"
-
-
 def _kernels(run: Run, sums: dict[str, Any]) -> str:
     what = "kernel time" if run.device.get("type") == "cuda" else "operator time"
-    text = f"{units.duration(sums['kernel_s'])} of {what} in the {_traced(run)}"
+    text = f"{units.duration(sums['kernel_s'])} of {what} in the {traced(run)}"
     if sums["step_s"]:
         whole = "it" if run.recorded else "the undisturbed one"
         text += f", {units.percent(sums['kernel_s'] / sums['step_s'])} of {whole}"
@@ -290,7 +285,7 @@ def _communication(run: Run, found: communication.Account, step_s: float | None)
     whole_s = step_s if run.recorded and step_s else found.step_ns * 1e-9  # where both are of one step
     share = units.percent(found.exposed_ns * 1e-9 / whole_s)
     whole = "recording" if run.recorded and not step_s else "step"
-    return f"{took} in the {_traced(run)}; no computation hides {exposed}, {share} of the {whole}"
+    return f"{took} in the {traced(run)}; no computation hides {exposed}, {share} of the {whole}"
 
 
 def _memory(run: Run, sums: dict[str, Any]) -> str:
@@ -322,7 +317,7 @@ def _of_kernel_time(share: Any) -> str:
 
 def times_of(run: Run) -> str:
     """What the times of modules are of, in words."""
-    return f"Times are of {'the' if (traced := _traced(run)) == 'recording' else 'one'} {traced}"
+    return f"Times are of {'the' if (what := traced(run)) == 'recording' else 'one'} {what}"
 
 
 def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableType]:

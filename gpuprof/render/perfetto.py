@@ -9,6 +9,7 @@ from typing import Any
 
 from gpuprof.analysis.counted import convention_of
 from gpuprof.analysis.spans import Kernel, Span, lanes, module_spans, phase_spans
+from gpuprof.analysis.steps import traced
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.render.view import View
@@ -32,7 +33,7 @@ def render(run: Run, view: View) -> str:
 
 def _events(run: Run, view: View) -> Iterator[dict[str, Any]]:
     cuda = run.device.get("type") == "cuda"
-    names = {_PHASES: "phases", _MODULES: "modules", _KERNELS: f"{'GPU' if cuda else 'CPU'} (traced step)"}
+    names = {_PHASES: "phases", _MODULES: "modules", _KERNELS: f"{'GPU' if cuda else 'CPU'} ({traced(run)})"}
     for process, name in names.items():
         yield _named("process", process, 0, name)
         yield {"ph": "M", "name": "process_sort_index", "pid": process, "tid": 0, "args": {"sort_index": process}}
