@@ -9,6 +9,7 @@ import gpuprof
 from gpuprof.analysis.comparison import workload_key
 from gpuprof.analysis.modules import by_module, totals
 from gpuprof.analysis.ranks import by_rank
+from gpuprof.analysis.untold import untold
 from gpuprof.errors import GpuprofError
 from gpuprof.render import render
 from gpuprof.render.view import View
@@ -442,3 +443,16 @@ def test_a_rule_of_one_s_own_prices_an_operator_of_a_recording(tmp_path):
     assert run.ops.set_index("op")["flops_full"].dropna().to_dict() == {"of_a_trace::product": FORWARD}
     said = "the shape of its result cannot be told from its inputs"
     assert run.passes["count"].facts["ops_unread"] == {"of_a_trace::by_result": said}
+
+
+def test_attention_that_may_be_causal_is_a_range(tmp_path):
+    t = Recording()
+    dims = [[1, 2, 4, 8]] * 3
+    t.op("aten::_scaled_dot_product_flash_attention", 0, 10, [*dims, [], [], []], ["c10::Half"] * 3 + ["Scalar"] * 3)
+    t.kernel("flash_fwd_kernel", 5, 20, 30)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    # 2 heads, 16 pairs of which 10 are not masked, two products of 2 x 8 FLOPs a pair
+    assert totals(run)["flops_forward"] == 1024
+    assert any("384 FLOPs of it are none if it is" in line for line in untold(run))

@@ -29,7 +29,7 @@ def untold(run: Run) -> list[str]:
         return []
     facts = run.passes["trace"].facts
     looks = (
-        _shapes, _modules, _graphs, _launchers, _without_flops, _unread, _not_run, _device, _outside, _left_out,
+        _shapes, _modules, _graphs, _launchers, _without_flops, _unread, _masks, _not_run, _device, _outside, _left_out,
         _accuracy,
     )  # fmt: skip
     return [sentence for look in looks for sentence in look(run, facts)]
@@ -104,6 +104,14 @@ def _unread(run: Run, facts: dict[str, Any]) -> Iterator[str]:
     for why, ops in by_reason.items():
         share = _share(run, int(times.reindex([plain_op(op) for op in ops]).fillna(0).sum()))
         yield f"FLOPs of {_named(ops)} cannot be told for all calls: {why} ({units.percent(share)} of the kernel time)."
+
+
+def _masks(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+    if masked := run.passes["count"].facts.get("flops_perhaps_masked") if run.done("count") else 0:
+        yield (
+            "Whether fused attention is causal, the recording does not say: it counts over the whole square, and "
+            f"{units.si(masked, 'FLOPs')} of it are none if it is."
+        )
 
 
 def _not_run(run: Run, facts: dict[str, Any]) -> Iterator[str]:

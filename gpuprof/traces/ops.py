@@ -24,8 +24,8 @@ _SCORES = ("aten::bmm", "aten::baddbmm", "aten::baddbmm_")
 def ops_of(recorded: Recorded, calls: list[OpCall], kernels: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The ``ops`` table, and the facts of what was counted.
 
-    Operators without a rule, those that cannot be read with why, causality by module, and by how many FLOPs the step
-    has less if attention that may be causal is.
+    Operators without a rule, those that cannot be read with why, causality by module, and how many FLOPs are of masked
+    pairs if attention that may be causal is.
     """
     rounded = _on_tensor_cores(kernels)
     device = "cuda" if len(recorded.device.start) else "cpu"
@@ -39,7 +39,7 @@ def ops_of(recorded: Recorded, calls: list[OpCall], kernels: pd.DataFrame) -> tu
     causality: dict[str, str] = {}
     known: dict[tuple[str, int], Described] = {}
     not_run: dict[str, int] = {}
-    open_flops = 0
+    masked = 0
     for (module, phase, op, inputs, on_tensor_cores, has_kernels), times in tally.items():
         given = recorded.inputs[inputs] if inputs >= 0 else None
         found = known.get((op, inputs))
@@ -57,7 +57,7 @@ def ops_of(recorded: Recorded, calls: list[OpCall], kernels: pd.DataFrame) -> tu
             causality[module] = found.causality
         if found.bound:
             least = described(op, given, device, causal=True).priced[0]
-            open_flops += ((found.priced[0] or 0) - (least or 0)) * times
+            masked += ((found.priced[0] or 0) - (least or 0)) * times
         dtype = "tf32" if on_tensor_cores and found.dtype == "float32" else found.dtype
         place = (module, phase, op, found.kind, found.shapes, dtype)
         row = rows.setdefault(place, dict(zip(_ROW, place, strict=True)) | {"calls": 0} | dict.fromkeys(FIGURES, 0))
@@ -68,7 +68,7 @@ def ops_of(recorded: Recorded, calls: list[OpCall], kernels: pd.DataFrame) -> tu
     causality |= dict.fromkeys(_with_scores(ops), "unknown")
     calls_in_all = int(ops["calls"].sum())
     facts: dict[str, Any] = {"calls": calls_in_all, "ops_without_rule": sorted(missing), "ops_unread": unread}
-    facts |= {"ops_not_run": not_run, "causality": causality, "flops_if_causal": -open_flops}
+    facts |= {"ops_not_run": not_run, "causality": causality, "flops_perhaps_masked": masked}
     return ops, facts
 
 
