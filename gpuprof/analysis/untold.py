@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpuprof import units
+from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.consistency import IN_GRAPHS, graph_share
 from gpuprof.analysis.known_flops import NEARLY_ALL, matmul_kernels, priced_share
 from gpuprof.analysis.operators import plain_op
@@ -53,7 +54,8 @@ def _shapes(run: Run, facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _modules(run: Run, facts: dict[str, Any]) -> Iterator[str]:
-    kernels = run.kernels[(run.kernels["module"] == UNATTRIBUTED) & (run.kernels["phase"] != "optimizer")]
+    nobodys = (run.kernels["phase"] == "optimizer") | communicating(run.kernels)  # nor need they be
+    kernels = run.kernels[(run.kernels["module"] == UNATTRIBUTED) & ~nobodys]
     nowhere, backward = (int(rows["duration_ns"].sum()) for rows in (kernels, kernels[kernels["phase"] == "backward"]))
     text = "{} of the kernel time is of no module"
     if 0 < backward < nowhere:

@@ -58,9 +58,10 @@ class _Frame:
 class _Node:
     """A running autograd node, in which a function of somebody's own may run a forward again."""
 
-    __slots__ = ("called", "holds_nodes", "makes_nodes", "pending", "without_graph")
+    __slots__ = ("called", "holds_nodes", "makes_nodes", "owner", "pending", "without_graph")
 
-    def __init__(self) -> None:
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
         self.called = False  # a module, in this node
         self.pending: list[OpCall] = []  # operators since then
         self.makes_nodes: list[OpCall] = []  # operators that do, as a forward's
@@ -222,7 +223,7 @@ def attribute(
                 last_owner = around.owner if made_by is None else made_by
             if around.node is not None:
                 around.node.holds_nodes = True
-            frame = _Frame(event.end, last_owner, "backward", _Node(), name=name.removeprefix(NODE_PREFIX))
+            frame = _Frame(event.end, last_owner, "backward", _Node(last_owner), name=name.removeprefix(NODE_PREFIX))
             nodes.append(frame.node)  # type: ignore[arg-type]
         elif kind == OPTIMIZER and around.node is not None:  # called by a hook, for one parameter perhaps
             frame = _Frame(event.end, UNATTRIBUTED, "optimizer", around.node, name=name)
@@ -232,7 +233,7 @@ def attribute(
         elif kind == OPERATOR and not is_composite(name) and index not in taken_over:
             of_closure = event.start < closure_end and around.phase == "optimizer" and event.number >= 0
             # a bucket of gradients is sent when the last of them is there: it is not that one's module's work
-            sent = around.phase == "backward" and communicates(name)
+            sent = around.node is not None and around.owner == around.node.owner and communicates(name)
             owner = UNATTRIBUTED if sent else around.owner
             call = OpCall(len(op_calls), event, owner, phase if of_closure else around.phase or phase)
             op_calls.append(call)
