@@ -162,9 +162,11 @@ def attribute(
     if marked:
         host.sort(key=lambda e: (e.thread, e.start, -e.end))
     device = [e for e in events if e.kind == KERNEL]
-    numbers, made, taken_over = _node_numbers(host), _made_by_nodes(host), _taken_over(host)
+    operators = {event.name for event in host if event.kind == OPERATOR}
+    composed = {name for name in operators if is_composite(name)}
+    numbers, made, taken_over = _node_numbers(host), _made_by_nodes(host), _taken_over(host, operators)
     if not marked:
-        taken_over |= _around_products(host)
+        taken_over |= _around_products(host, operators)
     op_calls: list[OpCall] = []
     launching = {e.linked for e in device if e.linked}
     launchers: dict[int, tuple[_Frame, str]] = {}
@@ -230,7 +232,7 @@ def attribute(
         elif kind == OPTIMIZER and not marked:
             closure_end = max(closure_end, _last_backward(marks, event))  # one may be in another's
             frame = _Frame(event.end, around.owner, "optimizer", name=name)
-        elif kind == OPERATOR and not is_composite(name) and index not in taken_over:
+        elif kind == OPERATOR and name not in composed and index not in taken_over:
             of_closure = event.start < closure_end and around.phase == "optimizer" and event.number >= 0
             # a bucket of gradients is sent when the last of them is there: it is not that one's module's work
             sent = around.node is not None and around.owner == around.node.owner and communicates(name)
@@ -317,7 +319,7 @@ def _again(op: str, inside: str) -> bool:
     return (op in _PRODUCTS and inside in _PRODUCTS and inside != "aten::addmm") or op == inside == "aten::convolution"
 
 
-def _taken_over(host: list[Event]) -> set[int]:
+def _taken_over(host: list[Event], operators: set[str]) -> set[int]:
     """Operators, by their place among the events, in whose place a dispatch mode or a tensor does something.
 
     It calls them again, inside, or not at all: selective checkpointing hands out what it has saved; the operator
@@ -326,24 +328,26 @@ def _taken_over(host: list[Event]) -> set[int]:
 
     Args:
         host: by thread and start, a range before what is inside it.
+        operators: names of all that ran.
     """
     found: set[int] = set()
-    if not any(event.kind == MODE or (event.kind == OPERATOR and communicates(event.name)) for event in host):
+    messages = {name for name in operators if communicates(name)}
+    if not messages and not any(event.kind == MODE for event in host):
         return found
     for _, event, around in _nested(host):
         if event.kind == MODE and around and around[-1][1].kind == OPERATOR:
             found.add(around[-1][0])
-        elif event.kind == OPERATOR and communicates(event.name):
+        elif event.kind == OPERATOR and event.name in messages:
             found.update(place for place, outer in around if outer.kind == OPERATOR and outer.name[:6] == "aten::")
     return found
 
 
-def _around_products(host: list[Event]) -> set[int]:
+def _around_products(host: list[Event], operators: set[str]) -> set[int]:
     """Operators, likewise, that nobody has a rule for and that call others which multiply: composed of these, it seems.
 
     Of a library's own, such as a wrapper of a linear layer. A counting pass sees them whole; a recording has both.
     """
-    rules = {name: rule_for(name) for name in {event.name for event in host if event.kind == OPERATOR}}
+    rules = {name: rule_for(name) for name in operators}
     multiply = {name for name, rule in rules.items() if rule and rule.kind in PRODUCTS}
     products = [(event.thread, event.start) for event in host if event.name in multiply]
     found: set[int] = set()
@@ -407,7 +411,9 @@ def _made_by_nodes(host: list[Event]) -> dict[tuple[int, int], int]:
     found: dict[tuple[int, int], int | None] = {}
     around: list[tuple[Event, int | None]] = []
     thread, last = None, None
-    threads = {event.thread for event in host if event.kind == NODE}
+    # without a graph of its own a backward makes none, and no operator of its thread has a number
+    makes = {event.thread for event in host if event.number >= 0 and event.kind in (OPERATOR, RANGE)}
+    threads = makes & {event.thread for event in host if event.kind == NODE}
     for index, event in [(index, event) for index, event in enumerate(host) if event.thread in threads]:
         if event.thread != thread:
             thread, last, around = event.thread, None, []
