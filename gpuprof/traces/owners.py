@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -34,6 +35,9 @@ _FOLLOWS = "::AccumulateGrad"
 
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 """Of these none calls another, but where torch.func or forward-mode differentiation makes several calls of one."""
+
+_TWICE = ("aten::mm", "aten::bmm", "aten::baddbmm", "aten::convolution")
+"""Those that are one more call of the operator around; addmm is what a sparse product calls."""
 
 _UNKNOWN = "(unknown)"
 """Owner of a node of which nobody knows who made it; in the rows it is that of no module."""
@@ -187,33 +191,34 @@ def attribute(
             return _UNKNOWN
         return maker_of(made[numbers[node]]) if numbers[node] in made else maker(*numbers[node])
 
+    marks.append((sys.maxsize, ""))  # which no event comes to
     for index, event in enumerate(host):
-        if event.thread != thread:
-            thread, stack, last_owner = event.thread, [], UNATTRIBUTED
+        name, kind, at, start, end, correlation, _, number, _, flops, shapes, _ = event
+        if at != thread:
+            thread, stack, last_owner = at, [], UNATTRIBUTED
             phase, following, closure_end = unmarked, 0, 0
-        while following < len(marks) and marks[following][0] <= event.start:
+        while marks[following][0] <= start:
             phase = marks[following][1]
             following += 1
-        while stack and stack[-1].end <= event.start:
+        while stack and stack[-1].end <= start:
             stack.pop()
         around = stack[-1] if stack else outside
-        name, kind = event.name, event.kind
         frame = around
         if kind == RUNTIME:  # only in a recording: the live binding says itself which operator launched a kernel
             if launches_graph(name):
                 around = _Frame(0, around.owner, around.phase, name=name)
-            launchers[event.correlation] = (around, around.phase or phase)
+            launchers[correlation] = (around, around.phase or phase)
             continue
         if around.call is not None:  # what a counted operator does inside is its own
-            # in recordings of torch 1.8 an operator has a twin inside, on the same
-            twin = not marked and event.shapes == around.call.shapes
-            transformed = transformed or (kind == OPERATOR and not twin and _again(around.call.name, name))
+            if name in _TWICE and kind == OPERATOR and _again(around.call.name, name):
+                # in recordings of torch 1.8 an operator has a twin inside, on the same
+                transformed = transformed or marked or shapes != around.call.shapes
         elif kind == CALL:
-            name = ""  # no operator
-            module, again = calls[int(event.name[len(CALL_MARK) :])]
+            module, again = calls[int(name[len(CALL_MARK) :])]
             again = again and (marked or around.node is not None)
-            inside = "" if marked or event.start < closure_end else around.phase  # a label may be in a backward
-            frame = _Frame(event.end, module, "recompute" if again else inside, around.node)
+            inside = "" if marked or start < closure_end else around.phase  # a label may be in a backward
+            name = ""  # no operator
+            frame = _Frame(end, module, "recompute" if again else inside, around.node)
             if again and around.phase == "backward" and around.node is not None:
                 around.node.calls_again()
         elif kind == PHASE:
@@ -225,15 +230,15 @@ def attribute(
                 last_owner = around.owner if made_by is None else made_by
             if around.node is not None:
                 around.node.holds_nodes = True
-            frame = _Frame(event.end, last_owner, "backward", _Node(last_owner), name=name.removeprefix(NODE_PREFIX))
+            frame = _Frame(end, last_owner, "backward", _Node(last_owner), name=name.removeprefix(NODE_PREFIX))
             nodes.append(frame.node)  # type: ignore[arg-type]
         elif kind == OPTIMIZER and around.node is not None:  # called by a hook, for one parameter perhaps
-            frame = _Frame(event.end, UNATTRIBUTED, "optimizer", around.node, name=name)
+            frame = _Frame(end, UNATTRIBUTED, "optimizer", around.node, name=name)
         elif kind == OPTIMIZER and not marked:
             closure_end = max(closure_end, _last_backward(marks, event))  # one may be in another's
-            frame = _Frame(event.end, around.owner, "optimizer", name=name)
+            frame = _Frame(end, around.owner, "optimizer", name=name)
         elif kind == OPERATOR and name not in composed and index not in taken_over:
-            of_closure = event.start < closure_end and around.phase == "optimizer" and event.number >= 0
+            of_closure = start < closure_end and around.phase == "optimizer" and number >= 0
             # a bucket of gradients is sent when the last of them is there: it is not that one's module's work
             sent = around.node is not None and around.owner == around.node.owner and communicates(name)
             owner = UNATTRIBUTED if sent else around.owner
@@ -243,17 +248,17 @@ def attribute(
                 around.node.pending.append(call)
             if not marked and call.phase == "backward" and around.node is not None:
                 around.node.runs(call, event)
-            frame = _Frame(event.end, around.owner, call.phase, around.node, call)
+            frame = _Frame(end, around.owner, call.phase, around.node, call)
         else:
-            frame = _Frame(event.end, around.owner, around.phase, around.node, name=name)
-        if event.flops and index not in taken_over:
+            frame = _Frame(end, around.owner, around.phase, around.node, name=name)
+        if flops and index not in taken_over:
             within = frame.call.name if frame.call is not None else ""
             owner = UNATTRIBUTED if frame.owner == _UNKNOWN else frame.owner
             estimate = estimates.setdefault((owner, frame.phase or phase, name, within), [0, 0])
             estimate[0] += 1
-            estimate[1] += event.flops
-        if event.correlation in launching:
-            launchers[event.correlation] = (frame, frame.phase or phase)
+            estimate[1] += flops
+        if correlation in launching:
+            launchers[correlation] = (frame, frame.phase or phase)
         if frame is not around:
             stack.append(frame)
     if not marked:
@@ -316,7 +321,7 @@ def _again(op: str, inside: str) -> bool:
     A transformation calls the operator again, on what it made of the arguments; forward-mode differentiation calls it
     for the tangents, beside the work of its own. Neither does so by addmm alone, which is what a sparse product calls.
     """
-    return (op in _PRODUCTS and inside in _PRODUCTS and inside != "aten::addmm") or op == inside == "aten::convolution"
+    return inside in _TWICE and (op in _PRODUCTS if inside in _PRODUCTS else op == inside)
 
 
 def _taken_over(host: list[Event], operators: set[str]) -> set[int]:
