@@ -120,11 +120,21 @@ def _unpacked(source: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             with tarfile.open(source) as tar:
-                tar.extractall(folder, filter="data")
+                _extract(tar, Path(folder).resolve())
         except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise GpuprofError(f"{source} is neither a folder nor an archive of the GPU suite ({reason})") from error
         yield Path(folder)
+
+
+def _extract(tar: tarfile.TarFile, folder: Path) -> None:
+    """Its plain files; the filter that ``extractall`` has for them came with Python 3.11.4."""
+    for member in filter(tarfile.TarInfo.isfile, tar):
+        target, content = (folder / member.name).resolve(), tar.extractfile(member)
+        if content is None or not target.is_relative_to(folder):
+            raise tarfile.TarError(f"{member.name} would be outside of it")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content.read())
 
 
 def _keep_result(result: Result, target: Path) -> None:

@@ -40,7 +40,7 @@ _NUMBERS = ("cuda_runtime_version", "hip_runtime_version", "baseTimeNanoseconds"
 _OF_DEVICE = ("id", "numSms", "totalGlobalMem", "computeMajor", "computeMinor")
 _NO_ARGS = Args()
 _APART = b"\0"  # between texts of JSON, which never hold it
-_NO_INPUTS = _APART * 2
+_NO_INPUTS = _APART * 3
 _NO_STAMP = -(2**63)
 _LONGEST = 4e15  # microseconds whose sum of two is an int64 of nanoseconds: 126 years
 
@@ -208,7 +208,10 @@ class _Columns:
 
     def _host(self, events: list[Event], start: Integers, end: Integers, category: int) -> tuple[NDArray[Any], ...]:
         args = [event.args or _NO_ARGS for event in events]
-        texts = [_APART.join((arg.shapes or arg.shapes_2020, arg.types, arg.concrete)) for arg in args]
+        texts = [
+            _APART.join((arg.shapes or arg.shapes_2020, arg.types, arg.concrete, b"true" if _sparse(arg) else b""))
+            for arg in args
+        ]
         return Host(
             name=_indices(self.names, [event.name for event in events]),
             category=np.full(len(events), category, np.int8),
@@ -324,6 +327,11 @@ def _header(fields: dict[str, Any]) -> dict[str, Any]:
             if isinstance(device, dict)
         ]
     return header
+
+
+def _sparse(arg: Args) -> bool:
+    """Whether more arguments are without strides than without sizes."""
+    return bytes(arg.strides).count(b"[]") > bytes(arg.shapes).count(b"[]")
 
 
 def _indices(index: _Index, things: list[Any]) -> NDArray[np.int32]:

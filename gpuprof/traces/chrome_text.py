@@ -62,6 +62,7 @@ class Args(msgspec.Struct, gc=False):
     shapes: Raw = msgspec.field(name="Input Dims", default=Raw())
     types: Raw = msgspec.field(name="Input type", default=Raw())
     concrete: Raw = msgspec.field(name="Concrete Inputs", default=Raw())
+    strides: Raw = msgspec.field(name="Input Strides", default=Raw())
     number: int | None = msgspec.field(name="Sequence number", default=-1)
     forward_thread: int | None = msgspec.field(name="Fwd thread id", default=0)
     python_id: int | None = msgspec.field(name="Python id", default=-1)

@@ -101,11 +101,13 @@ class Inputs(NamedTuple):
         shapes: a list per argument, empty of what is no tensor; of a list of tensors one level deeper.
         types: ``c10::BFloat16``, ``float``, ``long int``, ``Scalar``, ``ScalarList``, ``TensorList``; empty of None.
         concrete: values of numbers and lists of numbers as text, e.g. ``False``, ``0.125``, ``[2, 2]``; else empty.
+        sparse: whether a tensor has sizes and no strides, by which alone a file tells a sparse one from a dense one.
     """
 
     shapes: Any
     types: Any
     concrete: Any
+    sparse: Any = None
 
 
 def host_kind(name: str, label: bool = False, of_node: bool = False) -> str:

@@ -130,6 +130,8 @@ def described(name: str, inputs: Inputs | None, device: str, causal: bool | None
     rule = rule_for(name)
     if inputs is None or inputs.shapes is None:
         return _unknown(name, NO_SHAPES if rule else NO_RULE)
+    if inputs.sparse and rule is not None and rule.kind != "view":
+        return _unknown(name, NOT_STORED)
     try:
         args = _arguments(name, inputs, _NUMBER)
         if len(args) < _AT_LEAST.get(name, 0):

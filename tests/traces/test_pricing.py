@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+import gpuprof
 from gpuprof.hardware import kineto
 from gpuprof.passes.counting import count
 from gpuprof.passes.operators import is_composite_name
@@ -418,3 +419,17 @@ def test_calls_of_real_files_equal_arithmetic_by_hand(file, op, shapes, expected
         assert (found.priced[0], found.priced[1], found.lacks) == (expected, expected, "")
     if op in BYTES:
         assert found.priced[3:] == BYTES[op]
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_a_sparse_factor_of_a_plain_product_is_not_taken_for_a_dense_one(layout, tmp_path):
+    sparse, dense = torch.eye(8).to_sparse(layout=layout), torch.randn(8, 4)
+    with kineto.quiet(), profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        torch.mm(sparse, dense)
+        torch.mm(dense.t(), dense)
+    profiler.export_chrome_trace(str(tmp_path / "trace.json"))
+
+    run = gpuprof.read_trace(tmp_path / "trace.json")
+
+    assert run.passes["count"].facts["ops_unread"].keys() >= {"aten::mm"}
+    assert run.ops.loc[run.ops["op"] == "aten::mm", "flops_full"].dropna().tolist() == [2 * 4 * 8 * 4]
