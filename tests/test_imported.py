@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 from traces.recording import Recording
 
@@ -456,3 +457,31 @@ def test_attention_that_may_be_causal_is_a_range(tmp_path):
     # 2 heads, 16 pairs of which 10 are not masked, two products of 2 x 8 FLOPs a pair
     assert totals(run)["flops_forward"] == 1024
     assert any("384 FLOPs of it are none if it is" in line for line in untold(run))
+
+
+def test_a_rank_whose_rates_are_withheld_has_no_flops_among_the_others(recording, tmp_path):
+    graphs = Recording(distributedInfo={"rank": 1})
+    graphs.step(0, 0, 1000)
+    training_step(graphs, 0)
+    graphs.kernel("in_graph", 440, 650, 750, call="cudaGraphLaunch")
+    paths = [recording.save(tmp_path / "rank0.json"), graphs.save(tmp_path / "rank1.json")]
+
+    table = by_rank(gpuprof.read_trace(paths, step=0))
+
+    assert table["flops"].isna().tolist() == [False, True]
+    assert table["mfu"].isna().tolist() == [False, True]
+
+
+def test_vector_flops_that_no_file_tells_are_no_part_of_the_sum_and_said(tmp_path):
+    t = Recording()
+    t.op("aten::mm", 0, 10, [[M, K], [K, N]], FLOATS[:2], ["", ""])
+    t.kernel("gemm", 5, 20, 30)
+    t.op("aten::gelu", 10, 20, [[M, N], []], ["float", ""], ["", ""])
+    t.kernel("gelu", 15, 30, 40)
+
+    run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
+
+    assert "; vector operators of unknown FLOPs\n" in render(run, "tree", View(width=200))
+    nobodys = by_module(run).set_index("module").loc["(unattributed)"]
+    assert pd.isna(nobodys["vector_flops_forward"])
+    assert nobodys["flops_forward"] == FORWARD

@@ -114,11 +114,16 @@ def _add_counts(table: pd.DataFrame, ops: pd.DataFrame, paths: list[str], record
     """
     columns = [*_COUNTS, "macs", "ideal_s"]
     sums: dict[tuple[str, str], list[Any]] = {}
-    lacking: set[tuple[str, str]] = set()
-    if recorded is not None:
-        untold = [ops.loc[ops["flops_hardware"].isna()], recorded.loc[recorded["call"].isna()]]
+
+    def lacking(name: str) -> set[tuple[str, str]]:
+        """Modules and phases with work of which a recording does not tell the figure."""
+        if recorded is None:
+            return set()
+        untold = [ops.loc[ops[name].isna()], recorded.loc[recorded["call"].isna()]]
         owners = pd.concat([rows[["module", "phase"]] for rows in untold]).drop_duplicates()
-        lacking = {(path, phase) for module, phase in owners.to_numpy() for path in ancestors(module)}
+        return {(path, phase) for module, phase in owners.to_numpy() for path in ancestors(module)}
+
+    without = {name: lacking(name) for name in ("flops_hardware", "vector_flops")}
     for row in ops[["module", "phase", *columns]].itertuples(index=False):
         for path in ancestors(row.module):
             entry = sums.setdefault((path, row.phase), [0] * len(columns))
@@ -132,7 +137,8 @@ def _add_counts(table: pd.DataFrame, ops: pd.DataFrame, paths: list[str], record
     def column(name: str, phases: Iterable[str]) -> list[Any]:
         index = columns.index(name)
         found = [sum(sums[path, p][index] for p in phases if (path, p) in sums) for path in paths]
-        unknown = [any((path, p) in lacking for p in phases) for path in paths]
+        untold = without.get(name, without["flops_hardware"])
+        unknown = [any((path, p) in untold for p in phases) for path in paths]
         return [None if not value and lacks else value for value, lacks in zip(found, unknown, strict=True)]
 
     for phase in _MODULE_PHASES:

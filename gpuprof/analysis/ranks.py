@@ -14,7 +14,7 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.communication import account
-from gpuprof.analysis.consistency import withheld_of_step
+from gpuprof.analysis.consistency import withheld, withheld_of_step
 from gpuprof.analysis.counted import chosen
 from gpuprof.analysis.denominators import denominator, peak_dtype
 from gpuprof.analysis.steps import step_seconds
@@ -76,6 +76,8 @@ class _Slowest(NamedTuple):
 def rank_rows(run: Run, rank: int, step: int = 0) -> list[dict[str, Any]]:
     """Rows of the ``ranks`` table from the run of one rank: sums in nanoseconds and FLOPs, no rates.
 
+    Of a rank whose rates are withheld it has no FLOPs: who reads the table could not tell why.
+
     Computation, exposed communication and idle time add up to the step. It is as long as the timed one, whose idle time
     is what kernels leave of it; as long as the traced one where none was timed, or the traced kernels took longer.
 
@@ -100,7 +102,8 @@ def rank_rows(run: Run, rank: int, step: int = 0) -> list[dict[str, Any]]:
         ("kernels", "", len(run.kernels)),
     ]
     ops = run.ops.assign(peak=list(map(peak_dtype, run.ops["dtype"], run.ops["kind"], [run] * len(run.ops))))
-    for figure in ("flops_causal", "flops_full", "flops_hardware"):
+    figures = () if withheld(run) else ("flops_causal", "flops_full", "flops_hardware")  # most of it is in graphs, say
+    for figure in figures:
         rows = ops if figure == "flops_hardware" else ops[ops["phase"].isin(_MODEL)]
         sums = rows[rows[figure].fillna(0) > 0].groupby("peak")[figure].sum()
         amounts += [(figure, str(dtype), int(flops)) for dtype, flops in sums.items()]

@@ -88,12 +88,17 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
         if sums["flops_recompute"]:
             yield (
                 "Recompute",
-                f"{units.si(sums['flops_recompute'], 'FLOPs')} of checkpoints, not in the model's FLOPs",
+                f"{at_least(run)}{units.si(sums['flops_recompute'], 'FLOPs')} of checkpoints, not in the model's FLOPs",
             )
-        beyond = f"hardware {units.si(sums['flops_hardware'], 'FLOPs')}"
+        beyond = f"hardware {at_least(run)}{units.si(sums['flops_hardware'], 'FLOPs')}"
         if (run.ops["flops_hardware"] < run.ops["flops_full"]).any() and sums["flops_hardware"] < sums["flops"]:
             beyond += " (fused causal attention skips what the full square counts)"
-        vector = f"vector operators about {units.si(sums['vector_flops'], 'FLOPs')} (estimate)"
+        # of a recording those of some are not known: GELU's, whose kind no file has, or of a long list of tensors
+        untold = run.ops.loc[run.ops["kind"] == "vector", "vector_flops"].isna()
+        vector = f"about {units.si(sums['vector_flops'], 'FLOPs')} (estimate)"
+        if untold.any():
+            vector = f"at least {vector}" if sums["vector_flops"] else "of unknown FLOPs"
+        vector = f"vector operators {vector}"
         yield "Beside them", f"{beyond}; {vector}{_coverage(run)}"
     if sums["step_s"] is not None:
         yield "Step", _step(run, sums)
