@@ -67,6 +67,6 @@ def number(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
-def shortened(name: str) -> str:
-    """A name of a kernel, which may be of hundreds of letters, as it stands in a sentence."""
-    return name if len(name) <= 60 else f"{name[:59]}\N{HORIZONTAL ELLIPSIS}"
+def shortened(name: str, most: int = 60) -> str:
+    """A name, of a kernel say, which may be of hundreds of letters, cut to ``most`` of them."""
+    return name if len(name) <= most else f"{name[: most - 1]}\N{HORIZONTAL ELLIPSIS}"

@@ -39,7 +39,6 @@ _COMPARED = ("status", "baseline", "head", "change", "share", "of net", "kernels
 _MOVED = ("status", "baseline", "head", "change", "share", "kernels")
 _WORDS = {"metric", "verdict", "status", *itertools.chain(*KEYS.values())}  # columns of text
 _GIVE_WAY = ("kernels", "confidence", "limit", "baseline")  # columns that a narrow terminal does without
-_NAME = 60  # characters of one in a summary
 _SAID = 4  # parts that a summary names
 _TOP = 10  # rows of what moved, for people
 _PART = 0.1  # of the time that the step gained: what gained less is not to blame for it
@@ -195,13 +194,13 @@ def summary(check: Check) -> str:
         words = [row["status"]] if row["status"] in ("new", "gone") else []
         words += [] if pd.isna(row["share"]) else [f"{units.percent(row['share'])} of the difference"]
         names_of = _names(row, by)
-        name = f"{_cut(names_of[1])} of {names_of[0]}" if by == "op-kernel" else _cut(" ".join(names_of))
+        name = (
+            f"{units.shortened(names_of[1])} of {names_of[0]}"
+            if by == "op-kernel"
+            else units.shortened(" ".join(names_of))
+        )
         said.append(f"{name} {_signed(row['change_s'])}" + (f" ({', '.join(words)})" if words else ""))
     return f"{text}: {'; '.join(said)}" if said else text
-
-
-def _cut(name: str, most: int = _NAME) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _both_ways(table: pd.DataFrame) -> str:
@@ -313,7 +312,7 @@ def _moved_text(check: Check, view: View, compared: bool = False) -> Iterator[Re
     for by, table in check.moved.items():
         rows = _moved(table, by, view.top or _TOP, compared)
         if by == "op-kernel":  # room for the kernel
-            rows = [[_cut(op, _NAME // 2), *cells] for op, *cells in rows]
+            rows = [[units.shortened(op, 30), *cells] for op, *cells in rows]
         if rows:
             yield Text(_title(check, by, table, len(rows)), style="bold")
             if compared and (ways := _both_ways(table)):

@@ -33,7 +33,7 @@ def text(run: Run, view: View) -> str:
     """An aligned table; columns that do not fit the width are left out, the rightmost first."""
     raw = frame(run, view)
     rows = _readable(raw)
-    columns = {str(column): [_shortened(value) for value in rows[column]] for column in rows}
+    columns = {str(column): [units.shortened(value, _WIDEST) for value in rows[column]] for column in rows}
     grid, note = aligned(columns, view.width, set(filter(_is_text, columns)), list(columns)[:0:-1])
     return to_text(grid, view) + "".join(f"{line}\n" for line in (note, *_notes(run, view, raw)) if line)
 
@@ -126,10 +126,6 @@ def plain(value: Any) -> Any:
 
 def _cell(value: str) -> str:
     return value.replace("|", "\\|").replace("<", "&lt;")
-
-
-def _shortened(value: str) -> str:
-    return value if len(value) <= _WIDEST else f"{value[: _WIDEST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _is_text(column: Any) -> bool:
