@@ -255,3 +255,13 @@ def test_a_whole_table_of_an_h200_sums_to_what_its_cells_do():
     assert run.device["sm_count"] == 132
     measured = load(H200 / "counters-siglip.json.gz").counters  # the same launches, without those of the calibration
     assert measured["tensor_bfloat16"].tolist() == run.counters["tensor_bfloat16"].tolist()[-len(measured) :]
+
+
+def test_a_damaged_table_is_one_line(tmp_path):
+    rows = "".join(f'"{number}","kernel {number * 7919 % 104729}"\n' for number in range(50_000))
+    packed = bytearray(gzip.compress(f'"ID","Kernel Name"\n{rows}'.encode()))
+    packed[len(packed) // 3 : len(packed) // 3 + 40_000] = b"\xff" * 40_000  # beyond what zlib takes for anything
+    (tmp_path / "ncu.csv.gz").write_bytes(packed)
+
+    with pytest.raises(GpuprofError, match=r"cannot read .*ncu\.csv\.gz"):
+        read_table(tmp_path / "ncu.csv.gz")
