@@ -189,14 +189,16 @@ def change_points(
     @cache
     def between(start: int, cut: int, end: int) -> ChangePoint:
         left, right = series[start:cut], series[cut:end]
-        return ChangePoint(cut, float(left.mean()), float(right.mean()), t_test(left, right))
+        n, m = len(left), len(right)
+        p = t_test(left, right) * max(n, m) / min(n, m) if _backed(left, right) else 1.0
+        return ChangePoint(cut, float(left.mean()), float(right.mean()), p)
 
     def cuts_in(start: int, end: int) -> set[int]:
         if end - start < 2 * LEAST:
             return set()
         unlike = divergences(series[start:end])
-        cut = start + int(np.unravel_index(np.argmax(unlike), unlike.shape)[0])
-        if between(start, cut, end).p > 10 * max_p:
+        cut, stop = (start + int(at) for at in np.unravel_index(np.argmax(unlike), unlike.shape))
+        if t_test(series[start:cut], series[cut:stop]) > 10 * max_p:
             return set()
         return {cut} | cuts_in(start, cut) | cuts_in(cut, end)
 
@@ -209,10 +211,22 @@ def change_points(
     while True:
         edges = [0, *sorted(cuts), len(series)]
         points = [between(*edges[at : at + 3]) for at in range(len(cuts))]
-        weak = [point for point in points if point.p > max_p or abs(point.change) < min_change]
-        if not weak:
+        small = [point for point in points if abs(point.change) < min_change]
+        unsure = [point for point in points if point.p > max_p]
+        if small:
+            cuts.remove(min(small, key=lambda point: abs(point.change)).at)
+        elif unsure:
+            cuts.remove(max(unsure, key=lambda point: point.p).at)
+        else:
             return points
-        cuts.remove(max(weak, key=lambda point: (point.p > max_p, point.p, -abs(point.change))).at)
+
+
+def _backed(left: np.ndarray, right: np.ndarray) -> bool:
+    """Whether `LEAST` values of either side lie nearer to its own mean than to the other's."""
+    middle = (left.mean() + right.mean()) / 2
+    rises = right.mean() > left.mean()
+    low, high = (left, right) if rises else (right, left)
+    return min((low < middle).sum(), (high > middle).sum()) >= LEAST
 
 
 def divergences(values: np.ndarray) -> np.ndarray:
