@@ -170,18 +170,8 @@ def conclude(found: Check, format: Format, top: int | None, output: Path | None)
 
 
 def read_margin(text: str) -> float:
-    """A share, written ``2%`` or ``0.02``.
-
-    Raises:
-        GpuprofError: it is something else, or not between 0 and 1.
-    """
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = -1.0
-    if not 0 < share < 1:
-        raise GpuprofError(f"--margin {text!r} is no share: give one such as 2% or 0.02")
-    return share
+    """A share, as `gpuprof.cli.options.share` reads it."""
+    return o.share(text, "--margin")
 
 
 def _newest(folder: Path) -> tuple[Run, Path]:

@@ -129,6 +129,21 @@ def dated(date: str) -> str:
     return date
 
 
+def share(text: str, option: str) -> float:
+    """A share, written ``2%`` or ``0.02``, that an option was given.
+
+    Raises:
+        GpuprofError: it is something else, or not between 0 and 1.
+    """
+    try:
+        read = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        read = -1.0
+    if not 0 < read < 1:
+        raise GpuprofError(f"{option} {text!r} is no share: give one such as 2% or 0.02")
+    return read
+
+
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run saved with -o.", show_default=False, callback=existing)
 ]
