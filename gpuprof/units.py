@@ -53,6 +53,14 @@ def duration(seconds: float | None, digits: int = 4) -> str:
     return "0 s" if seconds == 0 else f"{significant(seconds / 1e-9, digits)} ns"
 
 
+def span(seconds: float) -> str:
+    """A time of minutes and more in the largest whole unit of which it has two: ``span(4 * 86400) == "4 days"``."""
+    for factor, unit in ((86400, "day"), (3600, "hour")):
+        if seconds >= 2 * factor:
+            return number(round(seconds / factor), unit)
+    return number(max(round(seconds / 60), 1), "minute")
+
+
 def percent(share: float | None) -> str:
     """A share of 1 as percent: ``percent(0.4123) == "41.2 %"``; tiny shares are not rounded to nothing."""
     if share is None or not _known(share):

@@ -2,21 +2,26 @@
 
 The statistic is that of Matteson and James (arXiv 1306.4933); the windows, the t-test in the place of permutations and
 the second, stricter look at what was found are those of Fleming et al. (Hunter, arXiv 2301.03034). Apache Otava keeps
-that method, but as a dependency it pins numpy and brings clients of databases and chats. Unlike there, no level is
-shorter than `LEAST` values: one bad night is not a change.
+that method, but as a dependency it pins numpy and brings clients of databases and chats. Unlike there,
+
+* a cut is tested against the end that it was found with: the window's end may lie behind a change back;
+* levels that are most alike are joined first, the smallest change and then the least sure one: a joined level is a
+  blend, and what stands beside it loses by that, so that the large ones would go with the small;
+* a level needs `LEAST` values of its own, and is tested as the best of as many stretches of its length as there were to
+  find: one bad night is not a change, nor are two of three.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from gpuprof.analysis.comparison import CLOCKS
+from gpuprof.analysis.comparison import CLOCKS, differences
 from gpuprof.analysis.denominators import WORDS
 
 WINDOW = 50
@@ -29,9 +34,11 @@ MIN_CHANGE = 0.02
 """Smallest change, as a share."""
 
 LEAST = 3
-"""Values on either side of a change."""
+"""Values on either side of a change, and of them those that lie nearer to their own level than to the other."""
 
-_MIN_CLOCK_CHANGE = 0.01  # a clock that moved by half of what makes a change has a part in it
+SETTLED = 10
+"""Newest values without which a change has to be found as well; else it is provisional."""
+
 _NEAR = 1  # runs by which two changes may be apart and be one: noise moves each by as much
 
 _MFUS = tuple(f"mfu_{name}" for name in WORDS if name != "clock")
@@ -44,7 +51,8 @@ class ChangePoint(NamedTuple):
         at: index of the first value after it.
         before: mean from the change before, or the start, to this one.
         after: mean from here to the next change, or the end.
-        p: of Student's t-test between the two, two-sided.
+        p: of Student's t-test between the two, two-sided, times as often as the shorter fits into the longer, but at
+            most 1; and 1 where one of them has fewer than `LEAST` values of its own.
     """
 
     at: int
@@ -66,12 +74,16 @@ class Change(NamedTuple):
         point: where, as a row of the runs, and the levels.
         infrastructure: whether the clock moved the same way at the same time, by as much or nearly, so that the place
             changed and not the code; None where the clock is not known.
+        since: the last run before it that has the metric, as a row of the runs.
+        provisional: whether the newest `SETTLED` runs are needed to see it, so that later ones may do away with it.
         clock: the change of the clock the same way at the same time, if there was one.
     """
 
     metric: str
     point: ChangePoint
     infrastructure: bool | None
+    since: int
+    provisional: bool
     clock: ChangePoint | None = None
 
 
@@ -97,17 +109,18 @@ def clock_of(runs: pd.DataFrame) -> str:
     return max(CLOCKS, key=lambda name: runs[name].notna().sum())
 
 
-def changes(runs: pd.DataFrame, metric: str) -> list[Change]:
+def changes(runs: pd.DataFrame, metric: str, min_change: float = MIN_CHANGE) -> list[Change]:
     """What changed in a history, and whether it was the place, in the order of time.
 
     Args:
         runs: a row per run of one series, the oldest first, as from `gpuprof.history.Store.runs`: medians of launches,
             for those of a run share an hour and a room, and across days the run is the unit.
         metric: the column to follow: a rate, or a time whose name ends in ``_s``.
+        min_change: smallest change, as a share. A clock that moved by half of that has a part in one.
     """
-    points = _points(runs, metric, MIN_CHANGE)
+    points = _points(runs, metric, min_change)
     name = clock_of(runs)
-    clocks = _points(runs, name, _MIN_CLOCK_CHANGE)
+    clocks = _points(runs, name, min_change / 2)
     sign = 1 if metric.startswith("mfu") or metric.endswith("per_s") else -1  # a slower clock makes a longer step
 
     def together(point: ChangePoint, clock: ChangePoint) -> bool:
@@ -115,29 +128,55 @@ def changes(runs: pd.DataFrame, metric: str) -> list[Change]:
 
     known = runs[name].notna().sum() >= 2 * LEAST
     listed = []
-    for point in points:
+    for point, (since, provisional) in points.items():
         clock = max((one for one in clocks if together(point, one)), key=lambda one: abs(one.change), default=None)
-        explained = clock is not None and _explains(clock, (point.after / point.before) ** sign)
-        listed.append(Change(metric, point, explained if known else None, clock))
+        explained = clock is not None and _explains(clock, (point.after / point.before) ** sign, min_change)
+        listed.append(Change(metric, point, explained if known else None, since, provisional, clock))
     listed += [
-        Change(name, clock, True)
-        for clock in clocks
-        if abs(clock.change) >= MIN_CHANGE and not any(together(point, clock) for point in points)
+        Change(name, clock, True, since, provisional)
+        for clock, (since, provisional) in clocks.items()
+        if abs(clock.change) >= min_change and not any(together(point, clock) for point in points)
     ]
     return sorted(listed, key=lambda change: change.point.at)
 
 
-def _explains(clock: ChangePoint, faster: float) -> bool:
+def _explains(clock: ChangePoint, faster: float, min_change: float) -> bool:
     """Whether a change of the clock makes one of the speed, to this ratio, or leaves less than a change of it."""
     rest = faster * clock.before / clock.after
-    return (rest if faster > 1 else 1 / rest) - 1 < MIN_CHANGE
+    return (rest if faster > 1 else 1 / rest) - 1 < min_change
 
 
-def _points(runs: pd.DataFrame, metric: str, min_change: float) -> list[ChangePoint]:
-    """Change points of a metric, at rows of the runs; those without it are passed over."""
+def _points(runs: pd.DataFrame, metric: str, min_change: float) -> dict[ChangePoint, tuple[int, bool]]:
+    """Change points of a metric, at rows of the runs, with `Change.since` and `Change.provisional` of each.
+
+    Runs without the metric are passed over.
+    """
     values = runs[metric].to_numpy(dtype="float64", na_value=math.nan)
     rows = np.flatnonzero(np.isfinite(values))
-    return [point._replace(at=int(rows[point.at])) for point in change_points(values[rows], min_change=min_change)]
+    points = change_points(values[rows], min_change=min_change)
+    settled = [point.at for point in change_points(values[rows][:-SETTLED], min_change=min_change)]
+    return {
+        point._replace(at=int(rows[point.at])): (
+            int(rows[point.at - 1]), not any(abs(point.at - at) <= _NEAR for at in settled)
+        )
+        for point in points
+    }  # fmt: skip
+
+
+class Continued(NamedTuple):
+    """What a series goes on from: the same workload under another fingerprint, which ended before it began.
+
+    Attributes:
+        until: the last run there, a row as from `gpuprof.history.Store.runs`.
+        differences: fields of the two fingerprints that differ, as from `gpuprof.analysis.comparison.differences`.
+        before: the last level there, of the metric of this series; NaN where it is not known.
+        after: the first level here.
+    """
+
+    until: pd.Series
+    differences: list[str]
+    before: float
+    after: float
 
 
 class Series(NamedTuple):
@@ -147,11 +186,13 @@ class Series(NamedTuple):
         runs: as from `gpuprof.history.Store.runs`, the oldest first.
         metric: the column that is followed.
         changes: in it and in the clock.
+        continues: what it goes on from, if anything.
     """
 
     runs: pd.DataFrame
     metric: str
     changes: list[Change]
+    continues: Continued | None = None
 
     @property
     def title(self) -> str:
@@ -159,12 +200,58 @@ class Series(NamedTuple):
         last = self.runs.iloc[-1]
         return f"{last['workload']} on {last['device']}"
 
+    def gap_s(self, change: Change) -> float:
+        """Seconds between the runs around a change; NaN where that is as usual, up to twice the series' median."""
+        dates = pd.to_datetime(self.runs.loc[self.runs[change.metric].notna(), "date"], utc=True)
+        gaps = dates.diff().dt.total_seconds()
+        gap = float(gaps.loc[change.point.at])
+        return gap if gap > 2 * gaps.median() else math.nan
 
-def series_of(runs: pd.DataFrame) -> list[Series]:
-    """Each series among the runs of a store, that with the newest run last."""
+
+def series_of(
+    runs: pd.DataFrame,
+    min_change: float = MIN_CHANGE,
+    facts: Mapping[str, Mapping[str, str]] | None = None,
+) -> list[Series]:
+    """Each series among the runs of a store, that with the newest run last.
+
+    Args:
+        runs: as from `gpuprof.history.Store.runs`.
+        min_change: smallest change, as a share.
+        facts: fingerprints by their hashes, as from `gpuprof.history.Store.fingerprints`, of the workloads whose series
+            are to be told what they continue.
+    """
     apart = [rows.reset_index(drop=True) for _, rows in runs.groupby("fingerprint", sort=False)]
     apart.sort(key=lambda rows: str(rows["date"].iloc[-1]))
-    return [Series(rows, metric := metric_of(rows), changes(rows, metric)) for rows in apart]
+    listed = [Series(rows, metric := metric_of(rows), changes(rows, metric, min_change)) for rows in apart]
+    return [one._replace(continues=_continued(one, listed, facts or {}, min_change)) for one in listed]
+
+
+def _continued(
+    one: Series, others: list[Series], facts: Mapping[str, Mapping[str, str]], min_change: float
+) -> Continued | None:
+    """What a series goes on from: of those that had ended the one with the fewest differences, the latest of such.
+
+    One that goes on beside it, on another device say, is none.
+    """
+    first = one.runs.iloc[0]
+    found = []
+    for other in others:
+        last = other.runs.iloc[-1]
+        hashes = last["fingerprint"], first["fingerprint"]
+        if last["workload"] == first["workload"] and last["date"] < first["date"] and facts.keys() >= {*hashes}:
+            found.append((last, differences(*(facts[name] for name in hashes)), other))
+    if not found:
+        return None
+    last, different, other = min(reversed(found), key=lambda each: len(each[1]))  # the newest are last
+    before = _levels(other.runs, one.metric, min_change)[-1]
+    return Continued(last, different, before, _levels(one.runs, one.metric, min_change)[0])
+
+
+def _levels(runs: pd.DataFrame, metric: str, min_change: float) -> list[float]:
+    """The levels between the changes of a metric; one that is NaN where no run has it."""
+    points = list(_points(runs, metric, min_change))
+    return [points[0].before, *(point.after for point in points)] if points else [float(runs[metric].mean())]
 
 
 def change_points(
@@ -172,8 +259,8 @@ def change_points(
 ) -> list[ChangePoint]:
     """Where the level of a series changed.
 
-    Candidates are found window by window, then the weakest are struck out until all that are left are significant and
-    large enough against the levels on both sides.
+    Candidates are found window by window, then levels that are most alike are joined until all changes that are left
+    are large enough and significant against the levels on both sides.
 
     Args:
         values: the series, in the order of time, finite.
@@ -189,9 +276,7 @@ def change_points(
     @cache
     def between(start: int, cut: int, end: int) -> ChangePoint:
         left, right = series[start:cut], series[cut:end]
-        n, m = len(left), len(right)
-        p = t_test(left, right) * max(n, m) / min(n, m) if _backed(left, right) else 1.0
-        return ChangePoint(cut, float(left.mean()), float(right.mean()), p)
+        return ChangePoint(cut, float(left.mean()), float(right.mean()), _chance(left, right))
 
     def cuts_in(start: int, end: int) -> set[int]:
         if end - start < 2 * LEAST:
@@ -221,12 +306,14 @@ def change_points(
             return points
 
 
-def _backed(left: np.ndarray, right: np.ndarray) -> bool:
-    """Whether `LEAST` values of either side lie nearer to its own mean than to the other's."""
-    middle = (left.mean() + right.mean()) / 2
-    rises = right.mean() > left.mean()
-    low, high = (left, right) if rises else (right, left)
-    return min((low < middle).sum(), (high > middle).sum()) >= LEAST
+def _chance(left: np.ndarray, right: np.ndarray) -> float:
+    """`ChangePoint.p` of two levels."""
+    low, high = (left, right) if left.mean() < right.mean() else (right, left)
+    middle = (low.mean() + high.mean()) / 2
+    if min((low < middle).sum(), (high > middle).sum()) < LEAST:
+        return 1.0
+    lengths = sorted((len(left), len(right)))
+    return min(t_test(left, right) * lengths[1] / lengths[0], 1.0)
 
 
 def divergences(values: np.ndarray) -> np.ndarray:

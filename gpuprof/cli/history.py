@@ -37,6 +37,7 @@ SinceOption = Annotated[
         "--since", metavar="DATE", help="Only runs from this date on (UTC).", show_default=False, callback=o.dated
     ),
 ]
+MinChange = Annotated[str, typer.Option("--min-change", metavar="SHARE", help="A smaller change is none.")]
 RunArgument = Annotated[str, typer.Argument(metavar="ID", help="Of a run, or its beginning.", show_default=False)]
 
 
@@ -45,11 +46,13 @@ def list_(
     store: StoreOption,
     workload: WorkloadOption = "",
     since: SinceOption = "",
+    min_change: MinChange = "2%",
     limit: Annotated[int, typer.Option(min=1, help="Only so many runs of each series, the newest.")] = 20,
     format: o.FormatOption = o.Format.text,
     output: o.TextFile = None,
 ) -> None:
     """List the runs of each workload, and what changed from day to day. As Markdown, for a pull request."""
+    least = o.share(min_change, "--min-change")
     from gpuprof.analysis.changepoints import series_of
     from gpuprof.cli.output import check_output, in_color, terminal_width
     from gpuprof.history import open_store
@@ -59,7 +62,9 @@ def list_(
 
     check_output(output)
     with open_store(store, create=False) as opened:
-        series = series_of(opened.runs(workload, since=since))
+        runs = opened.runs(workload, since=since)
+        facts = {name: there for key in set(runs["workload"]) for name, there in opened.fingerprints(key).items()}
+    series = series_of(runs, least, facts)
     view = View(width=terminal_width(), color=in_color() and output is None)
     text = render_history(series, format.value, limit, view)
     if output is None:
@@ -88,8 +93,10 @@ def plot(
     fingerprint: Annotated[
         str, typer.Option(metavar="HASH", help="As listed with --format json; by default that of the newest run.")
     ] = "",
+    min_change: MinChange = "2%",
 ) -> None:
     """Draw one workload over time, with changes, commits and verdicts."""
+    least = o.share(min_change, "--min-change")
     from gpuprof.cli.output import check_output
     from gpuprof.errors import GpuprofError
     from gpuprof.pictures import check_picture
@@ -108,7 +115,7 @@ def plot(
         if len(keys) > 1:
             raise GpuprofError(f"choose one workload with --workload: {', '.join(keys)}")
         chosen = runs["fingerprint"].iloc[-1]
-        (one,) = series_of(runs[runs["fingerprint"] == chosen])
+        (one,) = series_of(runs[runs["fingerprint"] == chosen], least)
         launches = opened.series(workload, chosen, since)
     history_chart(one, launches, output)
     drawn = f"{units.number(len(one.runs), 'run')}, {units.number(len(one.changes), 'change')}"

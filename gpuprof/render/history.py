@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import math
 import os
 import textwrap
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.changepoints import Change, Series, clock_of, mfu_of
+from gpuprof.analysis.changepoints import SETTLED, Change, Series, clock_of, mfu_of
 from gpuprof.analysis.comparison import CLOCKS
 from gpuprof.analysis.known_flops import at_least
 from gpuprof.errors import GpuprofError
@@ -30,6 +31,8 @@ _COLORS = {
     "none": "#1f4e79", "pass": "#2e8b57", "improvement": "#20b0c0", "regression": "#b02020", "inconclusive": "#e0a030",
 }  # fmt: skip
 _LAUNCH, _CHANGED, _INFRASTRUCTURE = "#9aa5b1", "#303030", "#7a3fb0"
+_GAP = "#f0e8d8"
+_LIGHT = 0.45  # how much of a line is seen that later runs may do away with
 _SHORT = 8  # characters of a commit
 _ROOM = np.timedelta64(2, "D")  # on either side of a run that is alone
 _MANY = 500  # runs from which dots are small
@@ -77,13 +80,20 @@ def markdown(series: list[Series], limit: int, view: View) -> str:
 
 
 def csv(series: list[Series], limit: int, view: View) -> str:
-    """A row per run with raw figures, and the share by which a metric changed with it; empty where unknown."""
+    """A row per run with raw figures, and the share by which a metric changed with it and since when.
+
+    Empty where unknown.
+    """
     tables = []
     for one in series:
-        rows = one.runs.assign(changed="", change=None, infrastructure=None)
+        names = ["changed", "change", "infrastructure", "provisional", "since_date", "since_commit", "gap_s"]
+        rows = one.runs.assign(**dict.fromkeys(names, None))
         for change in one.changes:
-            values = [change.metric, change.point.change, change.infrastructure]
-            rows.loc[change.point.at, ["changed", "change", "infrastructure"]] = values
+            since, gap = one.runs.loc[change.since], one.gap_s(change)
+            rows.loc[change.point.at, names] = [
+                change.metric, change.point.change, change.infrastructure, change.provisional, since["date"],
+                since["commit"], None if math.isnan(gap) else gap,
+            ]  # fmt: skip
         tables.append(rows.tail(limit))
     return pd.concat(tables).to_csv(index=False, lineterminator="\n") if tables else ""
 
@@ -94,12 +104,15 @@ def json(series: list[Series], limit: int, view: View) -> str:
         {
             **{name: one.runs[name].iloc[-1] for name in ("workload", "device", "fingerprint")},
             "metric": one.metric,
+            "continues": _continued(one),
             "runs": [{str(k): plain(v) for k, v in row.items()} for row in one.runs.tail(limit).to_dict("records")],
             "changes": [
                 {
                     **{name: one.runs[name].iloc[change.point.at] for name in ("id", "date", "commit")},
                     "metric": change.metric, "before": change.point.before, "after": change.point.after,
                     "change": change.point.change, "p": change.point.p, "infrastructure": change.infrastructure,
+                    "provisional": change.provisional, "gap_s": plain(one.gap_s(change)),
+                    "since": {name: one.runs[name].iloc[change.since] for name in ("id", "date", "commit")},
                 }
                 for change in one.changes
             ],
@@ -107,6 +120,14 @@ def json(series: list[Series], limit: int, view: View) -> str:
         for one in series
     ]  # fmt: skip
     return json_module.dumps(listed, indent=1, allow_nan=False) + "\n"
+
+
+def _continued(one: Series) -> dict[str, Any] | None:
+    there = one.continues
+    return there and {
+        **{name: there.until[name] for name in ("id", "date", "commit", "fingerprint")},
+        "differences": there.differences, "before": plain(there.before), "after": plain(there.after),
+    }  # fmt: skip
 
 
 FORMATS: dict[str, Callable[[list[Series], int, View], str]] = {
@@ -161,13 +182,42 @@ def _sentences(one: Series, limit: int) -> list[str]:
         lines.append("A run without an MFU has none or has it withheld: 'gpuprof history show' of it says why.")
     if len(one.runs) > limit:
         lines.append(f"The newest {limit} of {len(one.runs)} runs.")
+    if one.continues is not None:
+        there = one.continues
+        different = ", ".join(there.differences) or "fingerprint"
+        lines.append(
+            f"Continues the runs up to {_where(there.until)}, under another {different}: "
+            f"{_levels(one.metric, there.before, there.after)}, no verdict on the code."
+        )
     for change in one.changes:
-        run = one.runs.iloc[change.point.at]
-        levels = f"{_figure(change.metric, change.point.before)} -> {_figure(change.metric, change.point.after)}"
-        where = " at ".join(part for part in (run["date"][:10], run["commit"][:_SHORT]) if part)
+        levels = _levels(change.metric, change.point.before, change.point.after)
         cause = _cause(change, CLOCKS[clock_of(one.runs)])
-        lines.append(f"{where}: {_name(change.metric)} {levels} ({_percent(change)}){cause}.")
+        provisional = ", provisional" if change.provisional else ""
+        lines.append(f"{_between(one, change)}: {levels}{cause}{provisional}.")
+    if any(change.provisional for change in one.changes):
+        lines.append(
+            f"A provisional change is not seen without the newest {SETTLED} runs: later ones may do away with it."
+        )
     return lines
+
+
+def _between(one: Series, change: Change) -> str:
+    """Where a change is: the run, and the one before it if the code or an unusual time lies between them."""
+    since, run = one.runs.iloc[change.since], one.runs.iloc[change.point.at]
+    gap = one.gap_s(change)
+    if math.isnan(gap) and since["commit"] == run["commit"]:
+        return _where(run)
+    apart = "" if math.isnan(gap) else f", {units.span(gap)} apart"
+    return f"Between {_where(since)} and {_where(run)}{apart}"
+
+
+def _where(run: pd.Series) -> str:
+    return " at ".join(part for part in (run["date"][:10], run["commit"][:_SHORT]) if part)
+
+
+def _levels(metric: str, before: float, after: float) -> str:
+    change = f" ({100 * (after / before - 1):+.1f} %)" if before and not math.isnan(after / before) else ""
+    return f"{_name(metric)} {_figure(metric, before)} -> {_figure(metric, after)}{change}"
 
 
 def _name(metric: str) -> str:
@@ -239,19 +289,26 @@ def history_chart(one: Series, launches: pd.DataFrame, path: str | os.PathLike[s
     if len(moments) == 1:  # matplotlib would give it years
         panels[-1].set_xlim(_time(moments[0]) - _ROOM, _time(moments[0]) + _ROOM)
     for change in one.changes:
-        run = one.runs.iloc[change.point.at]
+        since, run = one.runs.iloc[change.since], one.runs.iloc[change.point.at]
         color = _INFRASTRUCTURE if change.infrastructure else _CHANGED
         for axes in panels:
-            axes.axvline(_time(run["date"]), color=color, linewidth=1.2, linestyle="--", zorder=1)
+            look = {"color": color, "alpha": _LIGHT if change.provisional else 1.0}
+            axes.axvline(_time(run["date"]), linewidth=1.2, linestyle="--", zorder=1, **look)
+            if not math.isnan(one.gap_s(change)):
+                axes.axvspan(_time(since["date"]), _time(run["date"]), color=_GAP, linewidth=0, zorder=0)
         what = CLOCKS[clock] if change.metric == clock else ""
         panels[0].annotate(
             " ".join(part for part in (run["commit"][:_SHORT], what, _percent(change)) if part),
             (_time(run["date"]), 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
             rotation=20, rotation_mode="anchor", ha="left", va="bottom", fontsize=7.5, color=color,
         )  # fmt: skip
-    for color, label in ((_CHANGED, "change"), (_INFRASTRUCTURE, "change of the infrastructure")):
-        if any((color == _INFRASTRUCTURE) == bool(change.infrastructure) for change in one.changes):
-            panels[0].plot([], [], color=color, linewidth=1.2, linestyle="--", label=label)
+    kinds = {(bool(change.infrastructure), change.provisional) for change in one.changes}
+    for infrastructure, provisional in sorted(kinds):
+        look = {"color": _INFRASTRUCTURE if infrastructure else _CHANGED, "alpha": _LIGHT if provisional else 1.0}
+        label = f"{'provisional ' * provisional}change{' of the infrastructure' * infrastructure}"
+        panels[0].plot([], [], linewidth=1.2, linestyle="--", label=label, **look)
+    if any(not math.isnan(one.gap_s(change)) for change in one.changes):
+        panels[0].fill_between([], [], color=_GAP, linewidth=0, label="no run between")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower right", ncols=8, fontsize=8, frameon=False)
     figure.suptitle(one.title, fontsize=10, x=0.01, ha="left", parse_math=False)

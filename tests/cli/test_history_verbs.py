@@ -84,14 +84,16 @@ def test_the_list_has_a_table_for_each_series_and_its_changes(filled):
     assert lines[0].startswith("net-train-bfloat16-") and lines[0].endswith(" on Toy GPU")  # noqa: PT018
     assert lines[1].split("  ")[0] == "run"
     assert lines[1].split() == "run date commit launches step MFU SM clock verdict".split()
-    assert len(lines) == 2 + 16 + 2
+    assert len(lines) == 2 + 16 + 3
     first = lines[2].split()
     assert first[1:] == "2026-01-16 03:04 00000010 1 600.0 ns 20.0 % 1,400 MHz pass".split()
     assert lines[7].endswith("1,400 MHz  regression, not accepted")
-    assert lines[-2] == "MFU is by the datasheet peak; figures are medians of valid launches."
-    assert lines[-1] == (
-        "2026-01-11 at 0000000b: MFU 25.0 % -> 20.0 % (-20.0 %), infrastructure: the SM clock moved with it."
+    assert lines[-3] == "MFU is by the datasheet peak; figures are medians of valid launches."
+    assert lines[-2] == (
+        "Between 2026-01-10 at 0000000a and 2026-01-11 at 0000000b: MFU 25.0 % -> 20.0 % (-20.0 %), infrastructure: "
+        "the SM clock moved with it, provisional."
     )
+    assert lines[-1] == ("A provisional change is not seen without the newest 10 runs: later ones may do away with it.")
     # nothing is known of its clock, commit or verdict
     assert other.splitlines()[1].split() == "run date launches step MFU".split()
     assert len(other.splitlines()) == 2 + 2 + 1
@@ -158,15 +160,19 @@ def test_the_list_as_markdown(filled):
     assert lines[4].endswith("| 2026-01-16 03:04 | 00000010 | 1 | 600.0 ns | 20.0 % | 1,400 MHz | pass |")
     assert lines[6:9] == ["", "- MFU is by the datasheet peak; figures are medians of valid launches.",
                           "- The newest 2 of 16 runs."]  # fmt: skip
-    assert lines[9].startswith("- 2026-01-11 at 0000000b: MFU 25.0 % -")
+    assert lines[9].startswith("- Between 2026-01-10 at 0000000a and 2026-01-11 at 0000000b: MFU 25.0 % -")
+    assert lines[9].endswith(", provisional.")
 
 
 def test_the_list_for_machines(filled, tmp_path):
     rows = list(csv.DictReader(io.StringIO(text_of("list", "--store", filled, "--format", "csv"))))
     assert len(rows) == 18
     assert float(rows[0]["mfu_datasheet"]) == pytest.approx(0.25, rel=1e-4)
-    changed = [(row["commit"], row["changed"], row["infrastructure"]) for row in rows if row["changed"]]
-    assert changed == [("0000000bcafe", "mfu_datasheet", "True")]
+    (changed,) = (row for row in rows if row["changed"])
+    assert [changed[name] for name in ("commit", "changed", "infrastructure", "provisional", "gap_s")] == [
+        "0000000bcafe", "mfu_datasheet", "True", "True", "",
+    ]  # fmt: skip
+    assert (changed["since_date"], changed["since_commit"]) == ("2026-01-10T03:04:05+00:00", "0000000acafe")
     assert float(rows[10]["change"]) == pytest.approx(-0.2, rel=1e-4)
 
     assert text_of("list", "--store", filled, "--format", "json", "-o", tmp_path / "list.json") == ""
@@ -176,6 +182,8 @@ def test_the_list_for_machines(filled, tmp_path):
     assert net["runs"][0]["energy_j"] is None
     (change,) = net["changes"]
     assert (change["id"], change["infrastructure"]) == (net["runs"][10]["id"], True)
+    assert (change["provisional"], change["gap_s"], net["continues"]) == (True, None, None)
+    assert change["since"] == {name: net["runs"][9][name] for name in ("id", "date", "commit")}
     assert (change["before"], change["after"]) == (pytest.approx(0.25, rel=1e-4), pytest.approx(0.2, rel=1e-4))
 
 
@@ -198,13 +206,41 @@ def test_the_clock_of_a_cpu_is_the_product_between_its_steps(tmp_path):
 
     assert lines[1].split() == "run date commit launches step MFU speed of the CPU".split()
     assert (lines[2].split()[-2:], lines[17].split()[-2:]) == (["400", "products/s"], ["500", "products/s"])
-    assert lines[-1] == (
-        "2026-01-11 at 0000000b: MFU 25.0 % -> 20.0 % (-20.0 %), infrastructure: the speed of the CPU moved with it."
+    assert " ".join(lines[19:]) == (
+        "Between 2026-01-10 at 0000000a and 2026-01-11 at 0000000b: MFU 25.0 % -> 20.0 % (-20.0 %), infrastructure: the "
+        "speed of the CPU moved with it, provisional. "
+        "A provisional change is not seen without the newest 10 runs: later ones may do away with it."
     )
     text_of("plot", "--store", path, "-o", picture)
     drawn = picture.read_text()
     assert "speed of the CPU," in drawn
     assert "products/s" in drawn
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory):
+    """Nights 1 to 6 under driver 1.0, then 26 under 2.0: fifteen at 500 ns, a gap of five nights, eleven at 550 ns."""
+    path = tmp_path_factory.mktemp("moved") / "history.db"
+    nights = [*range(1, 7), *range(8, 23), *range(27, 38)]
+    with open_store(path) as store:
+        for number in nights:
+            made = night(number % 31 or 31, (480 if number < 8 else 500 if number < 25 else 550) * 1e-9 + number * 1e-12)
+            made.environment["date"] = str(pd.Timestamp("2026-01-01T03:00+00:00") + pd.Timedelta(days=number - 1))
+            made.device["driver"] = "1.0" if number < 7 else "2.0"
+            store.add(made, f"{number // 24:08x}")
+    return path
+
+
+def test_a_change_names_the_runs_around_it_and_how_far_they_are_apart(moved):
+    """The first run after nights 1 to 22 is night 27; MFU is 120 ns by the step: 25, 24 and 21.8 %."""
+    old, new = text_of("list", "--store", moved).split("\n\n")
+    assert "Between" not in old
+    assert new.splitlines()[-1] == (
+        "Between 2026-01-22 at 00000000 and 2026-01-27 at 00000001, 5 days apart: MFU 24.0 % -> 21.8 % (-9.1 %), "
+        "provisional."
+    ) or new.splitlines()[-2].startswith("Between 2026-01-22 at 00000000 and 2026-01-27 at 00000001, 5 days apart: ")
+    (change,) = json.loads(text_of("list", "--store", moved, "--format", "json"))[1]["changes"]
+    assert (change["since"]["date"][:10], change["date"][:10], change["gap_s"]) == ("2026-01-22", "2026-01-27", 5 * 86400)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
@@ -217,7 +253,13 @@ def test_the_picture(filled, tmp_path, suffix):
         assert picture.read_bytes().startswith(b"\x89PNG")
     else:
         drawn = picture.read_text()
-        for words in ("0000000b -20.0 %", "run, regression", "change of the infrastructure", "SM clock, MHz", "MFU, %"):
+        for words in (
+            "0000000b -20.0 %",
+            "run, regression",
+            "provisional change of the infrastructure",
+            "SM clock, MHz",
+            "MFU, %",
+        ):
             assert words in drawn
         again = tmp_path / "again.svg"
         text_of("plot", "--store", filled, "--workload", "net-", "-o", again)
