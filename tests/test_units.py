@@ -42,6 +42,14 @@ def test_duration(value, text):
 
 
 @pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(20, "1 minute"), (7140, "119 minutes"), (7200, "2 hours"), (47 * 3600, "47 hours"), (4 * 86400, "4 days")],
+)
+def test_span(seconds, text):
+    assert units.span(seconds) == text
+
+
+@pytest.mark.parametrize(
     ("value", "text"), [(0.4123, "41.2 %"), (0.0, "0.0 %"), (0.0001, "<0.1 %"), (1.05, "105.0 %"), (None, "-")]
 )
 def test_percent(value, text):

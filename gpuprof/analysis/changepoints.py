@@ -154,7 +154,7 @@ def _points(runs: pd.DataFrame, metric: str, min_change: float) -> dict[ChangePo
     values = runs[metric].to_numpy(dtype="float64", na_value=math.nan)
     rows = np.flatnonzero(np.isfinite(values))
     points = change_points(values[rows], min_change=min_change)
-    settled = [point.at for point in change_points(values[rows][:-SETTLED], min_change=min_change)]
+    settled = [point.at for point in change_points(values[rows][:-SETTLED], min_change=min_change)] if points else []
     return {
         point._replace(at=int(rows[point.at])): (
             int(rows[point.at - 1]), not any(abs(point.at - at) <= _NEAR for at in settled)

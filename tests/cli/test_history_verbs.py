@@ -207,8 +207,8 @@ def test_the_clock_of_a_cpu_is_the_product_between_its_steps(tmp_path):
     assert lines[1].split() == "run date commit launches step MFU speed of the CPU".split()
     assert (lines[2].split()[-2:], lines[17].split()[-2:]) == (["400", "products/s"], ["500", "products/s"])
     assert " ".join(lines[19:]) == (
-        "Between 2026-01-10 at 0000000a and 2026-01-11 at 0000000b: MFU 25.0 % -> 20.0 % (-20.0 %), infrastructure: the "
-        "speed of the CPU moved with it, provisional. "
+        "Between 2026-01-10 at 0000000a and 2026-01-11 at 0000000b: MFU 25.0 % -> 20.0 % (-20.0 %), infrastructure: "
+        "the speed of the CPU moved with it, provisional. "
         "A provisional change is not seen without the newest 10 runs: later ones may do away with it."
     )
     text_of("plot", "--store", path, "-o", picture)
@@ -219,28 +219,66 @@ def test_the_clock_of_a_cpu_is_the_product_between_its_steps(tmp_path):
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory):
-    """Nights 1 to 6 under driver 1.0, then 26 under 2.0: fifteen at 500 ns, a gap of five nights, eleven at 550 ns."""
+    """Nights 1 to 6 of 480 ns under driver 1.0; under 2.0 8 to 22 of 500 ns and, after four without, 27 to 37 of 550."""
     path = tmp_path_factory.mktemp("moved") / "history.db"
-    nights = [*range(1, 7), *range(8, 23), *range(27, 38)]
     with open_store(path) as store:
-        for number in nights:
-            made = night(number % 31 or 31, (480 if number < 8 else 500 if number < 25 else 550) * 1e-9 + number * 1e-12)
-            made.environment["date"] = str(pd.Timestamp("2026-01-01T03:00+00:00") + pd.Timedelta(days=number - 1))
+        for number in [*range(1, 7), *range(8, 23), *range(27, 38)]:
+            made = night(1, (480e-9 if number < 7 else 500e-9 if number < 23 else 550e-9) + number * 1e-12)
+            made.environment["date"] = (
+                f"{pd.Timestamp('2025-12-31') + pd.Timedelta(days=number):%Y-%m-%d}T03:00:00+00:00"
+            )
             made.device["driver"] = "1.0" if number < 7 else "2.0"
-            store.add(made, f"{number // 24:08x}")
+            store.add(made, "0000aaaa" if number < 23 else "0000bbbb")
     return path
 
 
-def test_a_change_names_the_runs_around_it_and_how_far_they_are_apart(moved):
-    """The first run after nights 1 to 22 is night 27; MFU is 120 ns by the step: 25, 24 and 21.8 %."""
+def test_a_change_names_the_runs_around_it_and_a_series_what_it_continues(moved):
+    """An MFU is 120 ns by the step: 25.0, 24.0 and 21.8 %."""
     old, new = text_of("list", "--store", moved).split("\n\n")
-    assert "Between" not in old
-    assert new.splitlines()[-1] == (
-        "Between 2026-01-22 at 00000000 and 2026-01-27 at 00000001, 5 days apart: MFU 24.0 % -> 21.8 % (-9.1 %), "
-        "provisional."
-    ) or new.splitlines()[-2].startswith("Between 2026-01-22 at 00000000 and 2026-01-27 at 00000001, 5 days apart: ")
-    (change,) = json.loads(text_of("list", "--store", moved, "--format", "json"))[1]["changes"]
-    assert (change["since"]["date"][:10], change["date"][:10], change["gap_s"]) == ("2026-01-22", "2026-01-27", 5 * 86400)
+
+    assert len(old.splitlines()) == 2 + 6 + 1
+    assert new.splitlines()[-3:] == [
+        "Continues the runs up to 2026-01-06 at 0000aaaa, under another driver (1.0 against 2.0): "
+        "MFU 25.0 % -> 24.0 % (-4.0 %), no verdict on the code.",
+        "Between 2026-01-22 at 0000aaaa and 2026-01-27 at 0000bbbb, 5 days apart: MFU 24.0 % -> 21.8 % (-9.1 %), "
+        "provisional.",
+        "A provisional change is not seen without the newest 10 runs: later ones may do away with it.",
+    ]
+    one = json.loads(text_of("list", "--store", moved, "--format", "json"))[1]
+    (change,) = one["changes"]
+    days = change["since"]["date"][:10], change["date"][:10]
+    assert (*days, change["gap_s"]) == ("2026-01-22", "2026-01-27", 5 * 86400)
+    assert (one["continues"]["commit"], one["continues"]["date"][:10]) == ("0000aaaa", "2026-01-06")
+    assert one["continues"]["differences"] == ["driver (1.0 against 2.0)"]
+    assert one["continues"]["before"] == pytest.approx(0.25, rel=1e-4)
+    assert one["continues"]["after"] == pytest.approx(0.24, rel=1e-4)
+    markdown = text_of("list", "--store", moved, "--format", "markdown")
+    assert "- Continues the runs up to 2026-01-06" in markdown
+    # of the runs that are looked at
+    assert "Continues" not in text_of("list", "--store", moved, "--since", "2026-01-08")
+
+
+def test_the_picture_of_a_gap(moved, tmp_path):
+    picture = tmp_path / "gap.svg"
+    text_of("plot", "--store", moved, "-o", picture)
+
+    drawn = picture.read_text()
+    assert "no run between" in drawn
+    assert "provisional change" in drawn
+
+
+@pytest.mark.parametrize("verb", [("list",), ("plot", "-o", "{}/x.svg")])
+def test_the_least_change_is_for_the_caller_to_say(verb, moved, tmp_path):
+    arguments = [part.format(tmp_path) for part in verb]
+
+    def many(least):
+        said = text_of(*arguments, "--store", moved, "--min-change", least)
+        return said.count("Between") if verb == ("list",) else int(said.split(" runs, ")[1].split()[0])
+
+    assert [many(least) for least in ("2%", "0.09", "9.2%")] == [1, 1, 0]
+    assert error_of(*arguments, "--store", moved, "--min-change", "9.2") == (
+        "--min-change '9.2' is no share: give one such as 2% or 0.02"
+    )
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
