@@ -276,7 +276,8 @@ def change_points(
     @cache
     def between(start: int, cut: int, end: int) -> ChangePoint:
         left, right = series[start:cut], series[cut:end]
-        return ChangePoint(cut, float(left.mean()), float(right.mean()), _chance(left, right))
+        point = ChangePoint(cut, float(left.mean()), float(right.mean()), 1.0)
+        return point if abs(point.change) < min_change else point._replace(p=_chance(left, right))  # a small one goes
 
     def cuts_in(start: int, end: int) -> set[int]:
         if end - start < 2 * LEAST:

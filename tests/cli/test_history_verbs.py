@@ -219,7 +219,7 @@ def test_the_clock_of_a_cpu_is_the_product_between_its_steps(tmp_path):
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory):
-    """Nights 1 to 6 of 480 ns under driver 1.0; under 2.0 8 to 22 of 500 ns and, after four without, 27 to 37 of 550."""
+    """Nights 1 to 6 of 480 ns under driver 1.0; 8 to 22 of 500 under 2.0 and, after four without, 27 to 37 of 550."""
     path = tmp_path_factory.mktemp("moved") / "history.db"
     with open_store(path) as store:
         for number in [*range(1, 7), *range(8, 23), *range(27, 38)]:
