@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-LEAST_RUNS, LEAST_CHANGE, LEAST_SUPERIORITY = 9, 0.02, 0.75
+LEAST_RUNS, LEAST_SUPERIORITY = 9, 0.75
+LARGE, SMALL = 0.02, 0.01
 L1_PENALTY, KERNEL_PENALTY = 9.0, 3.0
 ALIKE_RUNS = 3
 OTAVA = {"window_len": 50, "max_pvalue": 0.001, "min_magnitude": 0.02}
@@ -29,10 +30,10 @@ def noise(logs: np.ndarray) -> float:
     return max(1.2533 * float(np.mean(abs(logs - middles))), 0.002)
 
 
-def lasting(logs: np.ndarray, cuts: list[int]) -> list[int]:
+def lasting(logs: np.ndarray, cuts: list[int], least: float) -> list[int]:
     """Those of the cuts that are changes of level, the smallest struck first.
 
-    Medians on both sides differ by `LEAST_CHANGE`, and a value of the one is above one of the other in
+    Medians on both sides differ by the least change, and a value of the one is above one of the other in
     `LEAST_SUPERIORITY` of the pairs: where two modes alternate, their median jumps, and the values do not.
     """
     kept = list(cuts)
@@ -43,7 +44,7 @@ def lasting(logs: np.ndarray, cuts: list[int]) -> list[int]:
             before, after = logs[edges[place] : edges[place + 1]], logs[edges[place + 1] : edges[place + 2]]
             change = abs(float(np.median(after) - np.median(before)))
             above = float((after[:, None] > before).mean() + (after[:, None] == before).mean() / 2)
-            if change < np.log1p(LEAST_CHANGE) or max(above, 1 - above) < LEAST_SUPERIORITY:
+            if change < np.log1p(least) or max(above, 1 - above) < LEAST_SUPERIORITY:
                 weak.append((change, place))
         if not weak:
             break
@@ -51,7 +52,7 @@ def lasting(logs: np.ndarray, cuts: list[int]) -> list[int]:
     return kept
 
 
-def labels(values: list[float], left_out: list[int] | None) -> list[dict[str, Any]]:
+def labels(values: list[float], left_out: list[int] | None, least: float) -> list[dict[str, Any]]:
     """Lasting changes of level, in hindsight: where, by which share of the median, and whether both ways find it.
 
     The exact L1 Potts fit of the logarithms (PELT) places them; a kernel on the same confirms.
@@ -62,7 +63,7 @@ def labels(values: list[float], left_out: list[int] | None) -> list[dict[str, An
     logs = np.log(np.array(values)[runs])
     potts = ruptures.Pelt(model="l1", min_size=LEAST_RUNS, jump=1).fit(logs).predict(pen=L1_PENALTY * noise(logs))
     kernel = ruptures.KernelCPD(kernel="rbf", min_size=LEAST_RUNS).fit(logs[:, None]).predict(pen=KERNEL_PENALTY)
-    placed, confirmed = lasting(logs, potts[:-1]), lasting(logs, kernel[:-1])
+    placed, confirmed = (lasting(logs, cuts[:-1], least) for cuts in (potts, kernel))
     edges = [0, *placed, len(logs)]
     found = []
     for place, at in enumerate(placed):
@@ -84,7 +85,7 @@ def otava(values: list[float]) -> list[list[tuple[int, float]]]:
 
 
 def answer(series: list[dict[str, Any]]) -> dict[str, Any]:
-    """Versions, labels and, where Otava is installed, what it says; an entry of each for every series."""
+    """Versions, and of each series its labels, further ones of small changes, and Otava's lists if it is there."""
     versions = {}
     for name in ("ruptures", "apache-otava"):
         try:
@@ -93,9 +94,17 @@ def answer(series: list[dict[str, Any]]) -> dict[str, Any]:
             continue
     if "ruptures" not in versions:
         return {"versions": versions}
+    found, further = [], []
+    for one in series:
+        found.append(labels(one["values"], one["left_out"], LARGE))
+        small = labels(one["values"], one["left_out"], SMALL)
+        further.append(
+            [label for label in small if all(abs(label["at"] - other["at"]) > ALIKE_RUNS for other in found[-1])]
+        )
     return {
         "versions": versions,
-        "labels": [labels(one["values"], one["left_out"]) for one in series],
+        "labels": found,
+        "small": further,
         "otava": [otava(one["values"]) for one in series] if "apache-otava" in versions else None,
     }
 
