@@ -626,7 +626,7 @@ def main() -> None:
         "launches": still,
         "versions": versions,
     }
-    folder = arguments.results / f"{about['date'][:10]}-histories"
+    folder = arguments.results / f"{str(about['date'])[:10]}-histories"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "results.json", json.dumps(about | found, indent=1) + "\n")
     stated = "\n".join(f"- {name}: {value}" for name, value in about.items())
