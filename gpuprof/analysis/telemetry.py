@@ -64,6 +64,8 @@ class Limit(NamedTuple):
 
 def limits(frame: pd.DataFrame) -> list[Limit]:
     """What lowered the clock during the window, from the ``telemetry`` table of a run."""
+    if frame.empty:
+        return []
     masks = frame.loc[frame["quantity"] == "event_reasons", "value"].astype("int64")
     window_s = _window(frame)
     found = []
