@@ -11,12 +11,10 @@ import hashlib
 import json
 import os
 import sqlite3
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from typing import Any
 import pandas as pd
 
 from gpuprof import dates, store_url, units
-from gpuprof.analysis import comparison
+from gpuprof.analysis import comparison, levels
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Run, integers, load, write_atomically
 from gpuprof.store_url import DRIVERS, FORMS
@@ -37,8 +35,7 @@ except ImportError as missing:
         "a run store needs SQLAlchemy, which is not installed: pip install 'gpuprof[history]'"
     ) from missing
 
-VERDICTS = ("none", "pass", "improvement", "regression", "inconclusive")
-_LEVELS = ("improvement", "regression")  # once accepted, the beginning of a new level
+VERDICTS = ("none", "pass", "improvement", "regression", "drift", "inconclusive")
 
 METRICS = tuple(name for name in comparison.LAUNCH_COLUMNS if name not in ("launch", "invalid"))
 """Figures of a launch."""
@@ -49,7 +46,7 @@ NOTES = "history.json"
 _PATIENCE_S = 60  # that a writer waits for the others
 _LOCK = 0x67707566  # the number of our advisory lock on PostgreSQL: "gpuf"
 
-_ABOUT = ("id", "date", "commit", "workload", "fingerprint", "device", "verdict", "accepted")
+_ABOUT = ("id", "date", "commit", "workload", "fingerprint", "device", "verdict", "accepted", "decided")
 _RUNS = sa.table("gpuprof_runs", *map(sa.column, (*_ABOUT, "facts", "run")))
 _LAUNCHES = sa.table("gpuprof_launches", *map(sa.column, ("run", "launch", "invalid", *METRICS, "flops_exact")))
 _STORE = sa.table("gpuprof_store", sa.column("version"))
@@ -183,36 +180,35 @@ class Store:
         with self._transaction() as connection:
             return _frame(connection, _launches(*_filter(workload, fingerprint, since)))
 
-    def baseline(self, run: Run, launches: int = 20, allowed: Collection[str] = ()) -> pd.DataFrame:
-        """What a run is to be held against: the last accepted, valid launches of its like before it.
+    def baseline(self, run: Run, allowed: Collection[str] = ()) -> pd.DataFrame:
+        """What a run is to be held against: valid launches of runs of its like before it.
 
-        They have its workload and fingerprint. An improvement or a regression that was accepted is a new level. Of
-        launches before it the noise counts and not the level: their figures are scaled to the median of the new one.
+        They have its workload and fingerprint. `gpuprof.analysis.levels` says which of them are the level that it is
+        held to, and which are noise. Of launches before that level the noise counts and not the level: their figures
+        are scaled to its median. Counts are not.
 
         Args:
             run: the run, itself in the store or not.
-            launches: at most so many.
             allowed: fields of the fingerprint that may differ.
 
         Returns:
-            As `series`, with a column level, of which the newest has the largest.
+            As `series`, of the newest `gpuprof.analysis.noise.WINDOW` runs and of those that the level began with; with
+            the columns level, held, noise and began of `gpuprof.analysis.levels`.
         """
         known = self.fingerprints(comparison.workload_key(run))
         facts = comparison.fingerprint(run)
         alike = [name for name, there in known.items() if not comparison.differences(there, facts, allowed)]
-        where = [_RUNS.c.fingerprint.in_(alike), _RUNS.c.accepted == 1, _RUNS.c.date < _date(run)]
-        query = _launches(*where, _LAUNCHES.c.invalid == "", newest=launches)
+        where = [_RUNS.c.fingerprint.in_(alike), _RUNS.c.date < _date(run)]
+        valid = [_LAUNCHES.c.invalid == ""]
+        counts = sa.select(_LAUNCHES.c.run, sa.func.count()).where(*valid).group_by(_LAUNCHES.c.run)
         with self._transaction() as connection:
-            frame = _frame(connection, query)
-            levels = _frame(connection, _runs(*where, _RUNS.c.verdict.in_(_LEVELS)))["id"]
-        begins = frame["run"].isin(levels) & (frame["run"] != frame["run"].shift())
-        frame["level"] = begins.cumsum()
-        figures = [name for name in METRICS if name not in (*comparison.CLOCKS, "flops", "priced_share")]
-        medians = frame.groupby("level")[figures].median()
-        scale = (medians.tail(1).to_numpy() / medians).where(medians > 0, 1.0)
-        frame[figures] *= scale.reindex(frame["level"]).to_numpy()
-        frame["flops"] = _to_newest_level(frame)
-        return frame
+            runs = _frame(connection, _runs(*where))
+            launches = {str(name): int(number) for name, number in connection.execute(counts)}
+            runs = levels.standing(runs[runs["id"].isin(launches)]).set_index("id")
+            chosen = levels.window(runs, pd.Series(launches, dtype="int64"))
+            frame = _frame(connection, _launches(*valid, _LAUNCHES.c.run.in_(list(chosen.index))))
+        frame = frame.join(chosen[["level", "held", "noise", "began"]], on="run")
+        return levels.to_newest(frame, [name for name in METRICS if name not in comparison.UNSCALED])
 
     def fingerprints(self, workload: str) -> dict[str, dict[str, str]]:
         """Every fingerprint that a workload was measured under, by its hash, that of the newest run first."""
@@ -247,13 +243,14 @@ class Store:
         _check_verdict(verdict or "none")
         with self._transaction(write=True) as connection:
             whole = self._resolve(connection, identity)
-            there = connection.execute(sa.select(_RUNS.c.verdict, _RUNS.c.accepted).where(_RUNS.c.id == whole)).one()
-            now = bool(there.accepted)
+            columns = (_RUNS.c.verdict, _RUNS.c.accepted, _RUNS.c.decided)
+            there = connection.execute(sa.select(*columns).where(_RUNS.c.id == whole)).one()
+            now, decided = bool(there.accepted), bool(there.decided)
             if verdict is None:
-                now = now if accepted is None else accepted
-            elif now == _acceptable(there.verdict):  # nobody has said otherwise
+                now, decided = (now, decided) if accepted is None else (accepted, True)
+            elif not decided:
                 now = _acceptable(verdict) if accepted is None else accepted
-            values = {"verdict": verdict or there.verdict, "accepted": int(now)}
+            values = {"verdict": verdict or there.verdict, "accepted": int(now), "decided": int(decided)}
             connection.execute(_RUNS.update().where(_RUNS.c.id == whole).values(values))
         return now
 
@@ -317,7 +314,9 @@ class Store:
             for row in connection.execute(_runs(*_filter(workload, since=since))).all():
                 path = folder / f"{row.date[:10]}-{row.id}.json.gz"
                 paths.append(write_atomically(path, _content(connection, row.id)))
-                notes[row.id] = {"commit": row.commit, "verdict": row.verdict, "accepted": bool(row.accepted)}
+                notes[row.id] = {"commit": row.commit, "verdict": row.verdict} | {
+                    name: bool(getattr(row, name)) for name in ("accepted", "decided")
+                }
         write_atomically(folder / NOTES, json.dumps(notes, indent=1) + "\n")
         return paths
 
@@ -365,9 +364,10 @@ class Store:
             "device": run.device.get("name") or run.device["type"],
             "verdict": "none",
             "accepted": _acceptable(noted.get("verdict", "none")),
+            "decided": False,
             "run": gzip.compress(content, mtime=0),
         } | noted
-        row["accepted"] = int(row["accepted"])
+        row |= {name: int(row[name]) for name in ("accepted", "decided")}
         launches = [{"run": identity, **launch} for launch in _figures(run)]
         with self._transaction(write=True) as connection:
             if connection.execute(sa.select(_RUNS.c.id).where(_RUNS.c.id == identity)).first():
@@ -501,12 +501,20 @@ def _another_figure(connection: sa.Connection, name: str, kind: str = "DOUBLE PR
             connection.execute(_LAUNCHES.update().where(here).values({name: launch[name]}))
 
 
+def _decisions(connection: sa.Connection) -> None:
+    """Who said that a run is held against: somebody, where it is not what its verdict suggests."""
+    connection.exec_driver_sql(f"ALTER TABLE {_RUNS.name} ADD COLUMN decided SMALLINT NOT NULL DEFAULT 0")
+    refused = _RUNS.c.verdict.in_(("regression", "inconclusive"))
+    connection.execute(_RUNS.update().where(refused == (_RUNS.c.accepted == 1)).values(decided=1))
+
+
 _STEPS: list[Callable[[sa.Connection], None]] = [
     _tables,
     partial(_another_figure, name="mfu_given"),
     partial(_another_figure, name="reference_per_s"),
     partial(_another_figure, name="flops_exact", kind="TEXT"),  # in digits: SQLite has no integers beyond 64 bits
     partial(_another_figure, name="priced_share"),
+    _decisions,
 ]
 """What makes each version of the schema of the one before. Never changed, only added to."""
 
@@ -528,16 +536,12 @@ def _runs(*where: sa.ColumnElement[bool]) -> sa.Select[Any]:
     return sa.select(*columns).where(*where).order_by(_RUNS.c.date, _RUNS.c.id)
 
 
-def _launches(*where: sa.ColumnElement[bool], newest: int | None = None) -> sa.Select[Any]:
+def _launches(*where: sa.ColumnElement[bool]) -> sa.Select[Any]:
     """Launches with the date of their run, the oldest first."""
     figures = (_LAUNCHES.c.flops_exact.label(name) if name == "flops" else _LAUNCHES.c[name] for name in METRICS)
     columns = [_LAUNCHES.c.run, _RUNS.c.date, _LAUNCHES.c.launch, _LAUNCHES.c.invalid, *figures]
     joined = sa.select(*columns).join_from(_LAUNCHES, _RUNS, _LAUNCHES.c.run == _RUNS.c.id).where(*where)
-    order = [_RUNS.c.date, _RUNS.c.id, _LAUNCHES.c.launch]
-    if newest is None:
-        return joined.order_by(*order)
-    last = joined.order_by(*(column.desc() for column in order)).limit(newest).subquery()
-    return sa.select(last).order_by(last.c.date, last.c.run, last.c.launch)
+    return joined.order_by(_RUNS.c.date, _RUNS.c.id, _LAUNCHES.c.launch)
 
 
 def _frame(connection: sa.Connection, query: sa.Select[Any]) -> pd.DataFrame:
@@ -545,22 +549,8 @@ def _frame(connection: sa.Connection, query: sa.Select[Any]) -> pd.DataFrame:
     frame = pd.DataFrame(list(map(tuple, result)), columns=list(result.keys()))
     if "flops" in frame:
         frame["flops"] = integers(frame["flops"])
-    types = {name: "float64" for name in METRICS if name != "flops"} | {"accepted": "bool"}
+    types = {name: "float64" for name in METRICS if name != "flops"} | {"accepted": "bool", "decided": "bool"}
     return frame.astype({name: kind for name, kind in types.items() if name in frame})
-
-
-def _to_newest_level(launches: pd.DataFrame) -> Any:
-    """FLOPs of launches, those of each level scaled to the median of the newest: exactly, as they are integers."""
-    known = launches[launches["flops"].notna()]
-    medians = {level: int(statistics.median_low(flops)) for level, flops in known.groupby("level")["flops"]}
-    newest = medians.get(launches["level"].max())
-
-    def scaled(level: int, flops: Any) -> Any:
-        if pd.isna(flops) or not newest or not medians[level]:
-            return flops
-        return round(Fraction(newest * int(flops), medians[level]))
-
-    return integers(map(scaled, launches["level"], launches["flops"]))
 
 
 def _figures(run: Run) -> list[dict[str, Any]]:
@@ -603,17 +593,21 @@ def _notes(folder: Path) -> dict[str, dict[str, Any]]:
     try:
         notes = json.loads(path.read_bytes()) if path.exists() else {}
         if not all(
-            isinstance(noted, dict) and noted.keys() <= {"commit", "verdict", "accepted"} for noted in notes.values()
+            isinstance(noted, dict) and noted.keys() <= {"commit", "verdict", "accepted", "decided"}
+            for noted in notes.values()
         ):
             raise ValueError
     except (OSError, ValueError, AttributeError) as error:
         raise GpuprofError(f"{path} is not what 'gpuprof history export' wrote: remove it, or export again") from error
+    for noted in notes.values():
+        if "accepted" in noted and "decided" not in noted:  # of an older gpuprof
+            noted["decided"] = noted["accepted"] != _acceptable(noted.get("verdict", "none"))
     return notes
 
 
 def _acceptable(verdict: str) -> bool:
     """Whether later runs are held against a run, unless somebody says otherwise."""
-    return verdict not in ("regression", "inconclusive")
+    return verdict not in ("regression", "drift", "inconclusive")
 
 
 def _check_verdict(verdict: str) -> None:

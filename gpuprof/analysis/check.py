@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from math import nan
+from math import isnan, nan
 
 import numpy as np
 import pandas as pd
 
 from gpuprof import units
+from gpuprof.analysis.changepoints import change_points
 from gpuprof.analysis.comparison import (
     CLOCKS,
     KEYS,
+    LAUNCH_COLUMNS,
+    UNSCALED,
     By,
     differences,
     fingerprint,
@@ -23,13 +26,17 @@ from gpuprof.analysis.comparison import (
 )
 from gpuprof.analysis.consistency import withheld_of_step
 from gpuprof.analysis.known_flops import known_of
+from gpuprof.analysis.levels import BEGAN, to_newest
+from gpuprof.analysis.noise import FEWEST_RUNS, FLOOR, WINDOW, Modes, Runs, modes
 from gpuprof.analysis.regression import (
+    DRIFT,
     FEWEST,
     IMPROVEMENT,
     INCONCLUSIVE,
     MARGIN,
     PASS,
     REGRESSION,
+    TOLD,
     Better,
     Verdict,
     hold,
@@ -58,22 +65,22 @@ TOLERANCES: dict[str, Callable[[float], float]] = {
 """Columns of `launches` without noise to speak of, and how much more than the baseline's largest is no regression."""
 
 MOST = 20
-"""Launches of a baseline that count: the newest."""
+"""Launches of a baseline, the newest, whose runs say what moved."""
 
 DECIDES = {"step_s": "step time", "flops": "model FLOPs", "kernels": "kernels", "peak_bytes": "peak memory"}
 """Metrics that decide, in words; the rest are the step time in other units, parts of it, or not the code's alone."""
 
 
 def verdicts(
-    base: pd.DataFrame, head: pd.DataFrame, margin: float = MARGIN, interleaved: bool = False
+    base: pd.DataFrame, head: pd.DataFrame, margin: float | None = MARGIN, interleaved: bool = False
 ) -> list[Verdict]:
     """A verdict on every metric that is known, by the launches that it is known of.
 
     Args:
-        base: what `launches` gives of the baseline, the oldest first; in a column level, of which level they are, the
-            newest has the largest.
+        base: what `launches` gives of the baseline, the oldest first; of several runs with the columns that
+            `gpuprof.history.Store.baseline` has.
         head: the same of the head. A launch of either that is not valid leaves all that is timed inconclusive.
-        margin: share below which a change is none.
+        margin: share below which a change is none; None for the least that the noise lets be told.
         interleaved: the launches took turns.
     """
     clock = _clock(base, head)
@@ -85,19 +92,19 @@ def verdicts(
         else:
             clocked = clock if metric not in _CLOCKLESS.get(clock, ()) else ""
             ones, others = (_known(frame, *filter(None, (metric, clocked))) for frame in (base, head))
-        if ones.empty or others.empty:
+        if _held(ones).empty or others.empty:
             continue
         figures = (list(ones[metric]), list(others[metric]))
         if interleaved:
-            verdict = judge_interleaved(metric, *figures, margin, better)
+            verdict = judge_interleaved(metric, *figures, MARGIN if margin is None else margin, better)
         else:
             clocks = (list(ones[clocked]), list(others[clocked])) if clocked else None
-            verdict = judge(metric, *figures, margin, better, clocks, CLOCKS.get(clocked, ""), _of_newest_level(ones))
+            verdict = judge(metric, *figures, margin, better, clocks, CLOCKS.get(clocked, ""), _runs_of(ones))
         if invalid:
-            verdict = replace(verdict, status=INCONCLUSIVE, why=f"no measure of the code: {invalid[0]}")
+            verdict = replace(verdict, status=INCONCLUSIVE, why=f"no measure of the code: {invalid[0]}", noise=False)
         found.append(verdict)
     for metric, tolerance in TOLERANCES.items():
-        ones, others = (_known(frame, metric) for frame in (base, head))
+        ones, others = (_known(frame, metric) for frame in (_held(base), head))
         if len(ones) and len(others):
             most = ones[metric].max()
             found.append(judge_exact(metric, list(ones[metric]), list(others[metric]), tolerance(most)))
@@ -124,15 +131,29 @@ def _clock(base: pd.DataFrame, head: pd.DataFrame) -> str:
     )
 
 
-def _of_newest_level(base: pd.DataFrame) -> int:
-    return int((base["level"] == base["level"].max()).sum()) if "level" in base else len(base)
+def _held(base: pd.DataFrame) -> pd.DataFrame:
+    """The launches that the head is held against: of a baseline of runs those of its level."""
+    return base[base["held"] & (base["level"] == base["level"].max())] if "held" in base else base
+
+
+def _runs_of(base: pd.DataFrame) -> Runs | None:
+    """Whose launches those of a baseline are; None where that is not told."""
+    if "run" not in base:
+        return None
+    since = base["level"] == base["level"].max()
+    run, held, noise, began = (
+        np.asarray(values)
+        for values in (base["run"].factorize()[0], base["held"] & since, base["noise"], base["began"])
+    )
+    dates = base.loc[base["began"], "date"]
+    return Runs(run, held, noise, np.asarray(since), began, str(dates.iloc[0])[:10] if len(dates) else "")
 
 
 def _gaps(base: pd.DataFrame, head: pd.DataFrame) -> list[str]:
     """What is not known of some launches, or of all, and what that means."""
     said = []
     for metric, words in DECIDES.items():
-        sides = {"the baseline": base, "the head": head}
+        sides = {"the baseline": _held(base), "the head": head}
         known = {side: len(_known(frame, metric)) for side, frame in sides.items()}
         if nothing := [side for side, count in known.items() if not count]:
             said.append(f"Not judged: {words}, not known of {' and '.join(nothing)}.")
@@ -220,7 +241,7 @@ class Check:
     """A head held against its baseline.
 
     Attributes:
-        status: of the metrics that decide the worst: regression, inconclusive, improvement or pass.
+        status: of the metrics that decide the worst: regression, drift, inconclusive, improvement or pass.
         verdicts: one for each metric that is known.
         decides: metrics that decide.
         moved: tables of `moved`, by what a part is.
@@ -245,7 +266,7 @@ class Check:
 def check(
     head: Run,
     baseline: Sequence[Run],
-    margin: float = MARGIN,
+    margin: float | None = None,
     allowed: Collection[str] = (),
     by: Collection[By] = ("layer", "kernel"),
 ) -> Check:
@@ -253,9 +274,9 @@ def check(
 
     Args:
         head: the run in question.
-        baseline: the earlier ones, in any order. Those whose `fingerprint` is another are left out, launches that are
-            not valid likewise, and of the rest the newest `MOST` launches count.
-        margin: share below which a change is none.
+        baseline: the earlier ones, in any order, all of one level. Those whose `fingerprint` is another are left out,
+            launches that are not valid likewise, and of the rest the newest `WINDOW` runs count.
+        margin: share below which a change is none; None for the least that the noise lets be told.
         allowed: fields of the fingerprint that may differ.
         by: what moved is told by.
 
@@ -267,7 +288,7 @@ def check(
     left_out += [f"a launch with {text}" for text in invalid]
     described = [_described(used, base)] if used else []
     notes = [*described, *(f"Left out of the baseline: {text}." for text in left_out)]
-    return against(head, base, used, margin, by, notes)
+    return against(head, base, _with_launches(used), margin, by, notes)
 
 
 _PLACE = ("device", "uuid", "driver", "power_limit_w", "threads", "cuda", "cublas", "cudnn")
@@ -319,7 +340,7 @@ def against(
     head: Run,
     base: pd.DataFrame,
     runs: Sequence[Run],
-    margin: float = MARGIN,
+    margin: float | None = None,
     by: Collection[By] = ("layer", "kernel"),
     notes: Sequence[str] = (),
 ) -> Check:
@@ -327,9 +348,10 @@ def against(
 
     Args:
         head: the run in question.
-        base: valid launches as `launches` has them, the oldest first.
+        base: valid launches as `launches` has them, the oldest first, with the columns of
+            `gpuprof.history.Store.baseline`.
         runs: those that the launches are of, or the newest of them, the newest last: for what moved.
-        margin: share below which a change is none.
+        margin: share below which a change is none; None for the least that the noise lets be told.
         by: what moved is told by.
         notes: what is to be said of the baseline.
 
@@ -337,9 +359,63 @@ def against(
         GpuprofError: nothing was timed.
     """
     found = launches(head)
-    check_timed(base, "the baseline")
+    check_timed(_held(base), "the baseline")
     check_timed(found, "the head")
-    return _concluded(verdicts(base, found, margin), runs, [head], [*notes, *_gaps(base, found)], margin, DECIDES, by)
+    told = verdicts(base, found, margin)
+    said = [*notes, *_gaps(base, found), *_margin_note(told, margin), *_modes_note(base)]
+    return _concluded(told, runs, [head], said, _margin_of(told, margin), DECIDES, by)
+
+
+def _margin_note(found: Sequence[Verdict], margin: float | None) -> list[str]:
+    """What the least change is that this noise lets be told, where that is the margin."""
+    step = next((one for one in found if one.metric == "step_s"), None)
+    if margin is not None or step is None or isnan(step.margin):
+        return []
+    if step.n < TOLD and step.margin == MARGIN:
+        return [f"Margin: {units.percent(MARGIN)}, until {TOLD} launches say how noisy this workload is."]
+    at_floor = step.s <= FLOOR * step.m0 * (1 + 1e-9)
+    floor = f", and no launch is trusted to repeat within less than {units.percent(FLOOR)}" if at_floor else ""
+    return [f"Margin: {units.percent(step.margin)}, the least that the noise of this baseline lets be told{floor}."]
+
+
+_TELLS = 0.9  # of pairs of launches of two modes that a figure has to put in order to tell them apart
+
+
+def _modes_note(base: pd.DataFrame) -> list[str]:
+    """Two modes of the launches, if they have two, and what differs between them."""
+    if "noise" not in base:
+        return []
+    rows = base[base["noise"] & base["step_s"].notna()]
+    if len(rows) < TOLD or rows["run"].nunique() < FEWEST_RUNS:
+        return []
+    found = modes(np.log(rows["step_s"].to_numpy()))
+    if len(found.at) < 2:
+        return []
+    words = [
+        f"{units.duration(float(np.exp(at)))} ({units.percent(share)})" for at, share in zip(*found[:2], strict=True)
+    ]
+    hour = pd.to_datetime(rows["date"], utc=True, errors="coerce").dt.hour
+    told = {**{CLOCKS[name]: rows[name] for name in CLOCKS}, "hour (UTC)": hour}
+    differs = [
+        f"{name} {text}" for name, values in told.items() if (text := _told_apart(values.to_numpy(float), found))
+    ]
+    by = f"; what differs: {', '.join(differs)}" if differs else "; nothing that was recorded differs between them"
+    return [f"The launches of the baseline have two modes: {words[0]} and {words[1]}{by}."]
+
+
+def _told_apart(values: np.ndarray, found: Modes) -> str:
+    """The medians of a figure in both modes, if it tells them apart."""
+    sides = [values[(found.of == mode) & np.isfinite(values)] for mode in (0, 1)]
+    if not all(map(len, sides)):
+        return ""
+    above = (sides[0][:, None] > sides[1]).mean() + (sides[0][:, None] == sides[1]).mean() / 2
+    if max(above, 1 - above) < _TELLS:
+        return ""
+    return " and ".join(f"{float(np.median(side)):,.0f}" for side in sides)
+
+
+def _margin_of(found: Sequence[Verdict], margin: float | None) -> float:
+    return next((one.margin for one in found if one.metric == "step_s"), MARGIN) if margin is None else margin
 
 
 def check_timed(launches: pd.DataFrame, name: str) -> None:
@@ -434,7 +510,7 @@ def _date(run: Run) -> str:
 
 
 def _newest(runs: Sequence[Run]) -> tuple[list[Run], pd.DataFrame, list[str]]:
-    """The newest runs with `MOST` valid launches, oldest first, those launches, and why others are not valid."""
+    """The newest `WINDOW` runs with valid launches, oldest first, those launches, and why others are not valid."""
     used, frames, invalid = list[Run](), list[pd.DataFrame](), list[str]()
     for run in reversed(runs):
         frame = launches(run)
@@ -442,10 +518,20 @@ def _newest(runs: Sequence[Run]) -> tuple[list[Run], pd.DataFrame, list[str]]:
         invalid += [text for text in frame["invalid"] if text]
         if len(valid):
             used.insert(0, run)
-            frames.insert(0, valid)
-        if sum(map(len, frames)) >= MOST:
+            frames.insert(0, valid.assign(run=-len(frames), date=_date(run)))
+        if len(used) == WINDOW:
             break
-    return used, pd.concat(frames, ignore_index=True).tail(MOST) if frames else pd.DataFrame(), invalid
+    if not used:
+        return [], pd.DataFrame(), invalid
+    base = pd.concat(frames, ignore_index=True).assign(held=True, noise=True)
+    steps = base.groupby("run")["step_s"].median()
+    places = [point.at for point in change_points(steps.dropna())]
+    base["level"] = base["run"].map(pd.Series(np.searchsorted(places, range(len(steps)), "right"), index=steps.index))
+    newest = base[base["level"] == base["level"].max()]
+    first = newest.groupby("run").size().cumsum().shift(fill_value=0) < BEGAN
+    base["began"] = base["run"].map(first).fillna(False).astype(bool)
+    figures = [name for name in LAUNCH_COLUMNS if name not in ("launch", "invalid", *UNSCALED)]
+    return used, to_newest(base, figures), invalid
 
 
 def _described(used: Sequence[Run], base: pd.DataFrame) -> str:
@@ -453,6 +539,16 @@ def _described(used: Sequence[Run], base: pd.DataFrame) -> str:
     days = f", {dates[0]}" + (f" to {dates[-1]}" if dates[-1] != dates[0] else "") if dates[0] else ""
     launches = units.number(len(base), "launch", "launches")
     return f"Baseline: {launches} of {units.number(len(used), 'run')}{days}."
+
+
+def _with_launches(runs: Sequence[Run]) -> Sequence[Run]:
+    """The newest of some runs that have `MOST` launches together."""
+    known = 0
+    for number, run in enumerate(reversed(runs), start=1):
+        known += len(launches(run))
+        if known >= MOST:
+            return runs[-number:]
+    return runs
 
 
 def _concluded(
@@ -466,7 +562,7 @@ def _concluded(
 ) -> Check:
     """The verdicts as one, with what moved between the runs; arguments as in `Check` and `moved`."""
     said = {verdict.status for verdict in found if verdict.metric in decides}
-    status = next((name for name in (REGRESSION, INCONCLUSIVE, IMPROVEMENT) if name in said), PASS)
+    status = next((name for name in (REGRESSION, DRIFT, INCONCLUSIVE, IMPROVEMENT) if name in said), PASS)
     tables: dict[str, pd.DataFrame] = {name: moved(base, head, name, margin) for name in by}
     sides = (("baseline", base[-1]), ("head", head[-1]))
     unknown = [f"MFU of the {side} {reason}." for side, run in sides if (reason := withheld_of_step(run))]

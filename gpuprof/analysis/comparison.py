@@ -33,6 +33,9 @@ LAUNCH_COLUMNS = [
 CLOCKS = {"sm_clock_mhz": "SM clock", "reference_per_s": "speed of the CPU"}
 """Those that say how fast the device itself ran, in words, the preferred first."""
 
+UNSCALED = (*CLOCKS, "flops", "kernels", "peak_bytes", "priced_share")
+"""Columns of `launches` that are no times or rates: a level has them as they are."""
+
 _IDENTITY = (
     "name", "architecture", "mode", "batch_size", "seq_len", "prompt_len", "new_tokens", "image_crops", "dtype",
     "attention", "checkpointing", "optimizer", "freeze", "weights", "inputs", "facts",

@@ -14,8 +14,12 @@ so in three readings:
 A regression shows in time and in cycles, or at the clock of the baseline. In each reading, worse by more than
 ``max(margin, 2 s/m0, 3 e)`` is needed, ``e = s/m0 sqrt(1/N + 1.57/K)``: m0 the median and s the spread of the baseline
 (1.4826 times the median absolute deviation, at least 0.3 % of m0), N and K the launches of baseline and head; 1.57/K,
-pi/2 over K, is the variance of a median. Of a baseline with older launches that were brought to its level, N are those
-of that level alone. scripts/study_regression_rule.py says how often it cries wolf, and what it misses.
+pi/2 over K, is the variance of a median.
+
+Of a baseline of several runs more is known: `gpuprof.analysis.noise`. There the noise has a part between runs, the head
+may be the newest of several runs in a row that are worse, and what its own runs did by themselves is no change: the
+chance of it has to be below `CHANCE`. scripts/study_regression_rule.py says how often it cries wolf, and what it
+misses.
 """
 
 from __future__ import annotations
@@ -23,12 +27,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import comb, nan, sqrt
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from gpuprof import units
+from gpuprof.analysis.noise import FEWEST_RUNS, FLOOR, MEDIAN_VARIANCE, Past, Runs, Stretch
 
 MARGIN = 0.02
 """A change below this is not one, whatever the noise."""
@@ -36,15 +42,22 @@ MARGIN = 0.02
 FEWEST = 5
 """Launches of a baseline below which there is no verdict."""
 
+TOLD = 20
+"""Launches of a baseline from which on its noise says what the margin is, unless one is given."""
+
+CHANCE = 0.0075
+"""Chance below which the runs of a baseline do not explain a change; in what it says of a head without one."""
+
 ALPHA = 0.01
 """Chance of a false alarm that `rank_test` may have."""
 
 REGRESSION, INCONCLUSIVE, IMPROVEMENT, PASS = "regression", "inconclusive", "improvement", "pass"
+DRIFT = "drift"
+"""No worse than the newest of the baseline, but worse than where its level began."""
+
 Better = Literal["higher", "lower"]
 
 _Z = 3.0
-_FLOOR = 0.003
-_MEDIAN_VARIANCE = 1.57
 
 
 class Reading(NamedTuple):
@@ -59,6 +72,9 @@ class Reading(NamedTuple):
         z: worse in standard errors.
         clock_error: share by which the clock may have moved all this, for it is not known better how far time follows
             it: one standard error; 0 where that does not come in.
+        stretch: of the newest runs in a row, by what the runs of the baseline did; None where none is beyond the
+            threshold, or nothing is known of runs.
+        of_runs: whether anything is.
     """
 
     m0: np.ndarray
@@ -68,9 +84,17 @@ class Reading(NamedTuple):
     threshold: np.ndarray
     z: np.ndarray
     clock_error: np.ndarray
+    stretch: Stretch | None = None
+    of_runs: bool = False
 
     def beyond(self, sign: int = 1) -> np.ndarray:
-        """Whether the head is worse (better for a sign of -1) by more than the threshold, against both references."""
+        """Whether the head is worse (better for a sign of -1) by more than the threshold, against both references.
+
+        And by more than the runs of the baseline explain, where it has runs.
+        """
+        if self.of_runs:
+            told = self.stretch is not None and self.stretch.chance < CHANCE
+            return np.asarray(told and np.sign(self.worse) == sign)
         return (sign * self.worse > self.threshold) & (sign * self.worse_than_newest > self.threshold)
 
     def within(self, margin: float) -> np.ndarray:
@@ -86,46 +110,59 @@ class Held(NamedTuple):
         as_measured: in the unit of the figures.
         per_cycle: per cycle; None where no clock is given.
         at_clock: at the clock of the baseline; likewise.
+        margin: share below which a change was none.
+        drift: by which share the newest runs are worse than those that the level began with; 0 where it did not drift.
     """
 
     status: np.ndarray
     as_measured: Reading
     per_cycle: Reading | None = None
     at_clock: Reading | None = None
+    margin: float = MARGIN
+    drift: float = 0.0
 
 
 def hold(
     base: np.ndarray,
     head: np.ndarray,
-    margin: float = MARGIN,
+    margin: float | None = MARGIN,
     better: Better = "lower",
     clocks: tuple[np.ndarray, np.ndarray] | None = None,
-    level: int | None = None,
+    runs: Runs | None = None,
 ) -> Held:
     """The rule on a batch, each element by itself; `judge` is one of them, in words.
 
     Args:
         base: figures of the baseline's launches, the oldest first, shape (..., N).
         head: those of the head's, shape (..., K).
-        margin: share below which a change is none.
+        margin: share below which a change is none; None for the least that the noise lets be told, of no batch.
         better: which way is better.
         clocks: clocks of the same launches, in the same shapes and any unit.
-        level: of the baseline's launches so many, the newest, say what its level is; all by default.
+        runs: whose launches those of the baseline are, of no batch; by default all are of one run.
     """
-    level = level or base.shape[-1]
-    time = _read(base, head, level, margin, better)
+    level = np.ones(base.shape[-1], bool) if runs is None else runs.level
+    if runs is not None and len(np.unique(runs.run[runs.noise])) < FEWEST_RUNS:
+        base, runs = base[level], None
+        clocks, level = clocks and (clocks[0][level], clocks[1]), np.ones(len(base), bool)
+    read = partial(_read, runs=runs, better=better)
+    if margin is None:
+        margin = float(read(base, head, 0.0).threshold)
+    time = read(base, head, margin)
     if clocks is None:
         said = [time.beyond(), time.beyond(-1), ~time.within(margin)]
-        return Held(np.select(said, [REGRESSION, IMPROVEMENT, INCONCLUSIVE], PASS), time)
-    middle = np.median(clocks[0], axis=-1, keepdims=True)
+        status = np.select(said, [REGRESSION, IMPROVEMENT, INCONCLUSIVE], PASS)
+        return Held(status, time, margin=margin, drift=_drift(base, head, runs, margin, better))
+    middle = np.median(clocks[0][..., level], axis=-1, keepdims=True)
     ratios = clocks[0] / middle, clocks[1] / middle
 
-    def at(power: np.ndarray, clock_error: np.ndarray | None = None) -> Reading:
+    def at(power: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         power = power[..., None] * (1 if better == "lower" else -1)
-        return _read(base * ratios[0] ** power, head * ratios[1] ** power, level, margin, better, clock_error)
+        return base * ratios[0] ** power, head * ratios[1] ** power
 
-    follows, error = _follows(base, ratios[0], better)
-    cycles, at_clock = at(np.ones_like(follows)), at(follows, _clock_error(*ratios, error))
+    follows, error = _follows(base[..., level], ratios[0][..., level], better)
+    unclocked = at(np.ones_like(follows))
+    cycles = read(*unclocked, margin)
+    at_clock = read(*at(follows), margin, clock_error=_clock_error(ratios[0][..., level], ratios[1], error))
     told = at_clock.within(margin) & (_Z * at_clock.clock_error <= margin)
     status = np.select(
         [*(time.beyond(sign) & cycles.beyond(sign) | at_clock.beyond(sign) for sign in (1, -1)),
@@ -133,7 +170,8 @@ def hold(
         [REGRESSION, IMPROVEMENT, INCONCLUSIVE],
         PASS,
     )  # fmt: skip
-    return Held(status, time, cycles, at_clock)
+    drift = min(_drift(*both, runs, margin, better) for both in ((base, head), unclocked))
+    return Held(status, time, cycles, at_clock, margin, drift)
 
 
 def _follows(base: np.ndarray, clocks: np.ndarray, better: Better) -> tuple[np.ndarray, np.ndarray]:
@@ -168,23 +206,49 @@ def _clock_error(base: np.ndarray, head: np.ndarray, error: np.ndarray) -> np.nd
 
 
 def _spread(values: np.ndarray, middle: float | np.ndarray = 1.0) -> np.ndarray:
-    """What the median absolute deviation says of the standard deviation, and at least `_FLOOR` of a middle."""
+    """What the median absolute deviation says of the standard deviation, and at least `FLOOR` of a middle."""
     deviations = abs(values - np.median(values, axis=-1, keepdims=True))
-    return np.maximum(1.4826 * np.median(deviations, axis=-1), _FLOOR * middle)
+    return np.maximum(1.4826 * np.median(deviations, axis=-1), FLOOR * middle)
 
 
 def _read(
-    base: np.ndarray, head: np.ndarray, level: int, margin: float, better: Better, clock_error: np.ndarray | None = None
+    base: np.ndarray,
+    head: np.ndarray,
+    margin: float,
+    *,
+    better: Better,
+    clock_error: np.ndarray | None = None,
+    runs: Runs | None = None,
 ) -> Reading:
-    n, k = base.shape[-1], head.shape[-1]
+    level = base if runs is None else base[runs.level]
+    n, k = level.shape[-1], head.shape[-1]
     clock_error = np.zeros(base.shape[:-1]) if clock_error is None else clock_error
     sign = 1 if better == "lower" else -1
-    m0, newest, middle = (np.median(part, axis=-1) for part in (base, base[..., n // 2 :], head))
-    s = _spread(base, m0)
-    error = np.hypot(s / m0 * sqrt(1 / level + _MEDIAN_VARIANCE / k), clock_error)
-    threshold = np.maximum(np.maximum(margin, 2 * s / m0), _Z * error)
+    m0, newest, middle = (np.median(part, axis=-1) for part in (level, level[..., n // 2 :], head))
     worse, worse_than_newest = (sign * (middle - reference) / reference for reference in (m0, newest))
-    return Reading(m0, s, worse, worse_than_newest, threshold, worse / error, clock_error)
+    if runs is None:
+        s, past = _spread(level, m0), None
+        error = s / m0 * sqrt(1 / n + MEDIAN_VARIANCE / k)
+    else:
+        past = Past(sign * np.log(base), sign * np.log(head), runs)
+        s, error = np.asarray(past.noise.spread * m0), np.asarray(past.noise.error(past.size, k))
+    error = np.hypot(error, clock_error)
+    threshold = np.maximum(np.maximum(margin, 2 * s / m0), _Z * error)
+    reading = Reading(m0, s, worse, worse_than_newest, threshold, worse / error, clock_error)
+    if past is None:
+        return reading
+    way = 1 if worse > 0 else -1
+    # better than the whole level is enough: its newest half may have got there already
+    against = max(sign * np.log(m0), sign * np.log(newest)) if way > 0 else sign * np.log(m0)
+    return reading._replace(stretch=past.stretch(way, margin, float(against), float(clock_error)), of_runs=True)
+
+
+def _drift(base: np.ndarray, head: np.ndarray, runs: Runs | None, margin: float, better: Better) -> float:
+    if runs is None:
+        return 0.0
+    values = np.log(base) * (1 if better == "lower" else -1)
+    past = Past(values, np.log(head) * (1 if better == "lower" else -1), runs)
+    return past.drift(runs, values, margin) or 0.0
 
 
 @dataclass(frozen=True)
@@ -193,7 +257,7 @@ class Verdict:
 
     Attributes:
         metric: column of `launches`.
-        status: pass, regression, improvement or inconclusive.
+        status: pass, regression, drift, improvement or inconclusive.
         change: of the head against the baseline, as a share; nan where the baseline is 0.
         threshold: share by which worse is a regression.
         m0: the baseline: its median, of an exact figure its largest.
@@ -204,6 +268,10 @@ class Verdict:
         s: spread of the baseline, in the unit of the metric; nan for an exact figure.
         z: worse in standard errors; nan likewise.
         p: chance of such ranks without a change, of the interleaved test; nan elsewhere.
+        margin: share below which a change was none; nan for an exact figure.
+        runs: newest runs in a row, the head's among them, that it was told by.
+        chance: of such runs, by what those of the baseline did; nan where that is not asked.
+        noise: whether it is inconclusive for the noise of the baseline alone: then the head is more of that noise.
     """
 
     metric: str
@@ -218,6 +286,10 @@ class Verdict:
     s: float = nan
     z: float = nan
     p: float = nan
+    margin: float = nan
+    runs: int = 1
+    chance: float = nan
+    noise: bool = False
 
 
 Clocks = tuple[Sequence[float], Sequence[float]]
@@ -227,11 +299,11 @@ def judge(
     metric: str,
     base: Sequence[float],
     head: Sequence[float],
-    margin: float = MARGIN,
+    margin: float | None = MARGIN,
     better: Better = "lower",
     clocks: Clocks | None = None,
     clock: str = "SM clock",
-    level: int | None = None,
+    runs: Runs | None = None,
 ) -> Verdict:
     """Hold a metric of some launches against that of a baseline; the rule is that of the module.
 
@@ -239,21 +311,34 @@ def judge(
         metric: its name.
         base: a figure per launch of the baseline, the oldest first. Under `FEWEST` the verdict is inconclusive.
         head: a figure per launch of the head.
-        margin: share below which a change is none.
+        margin: share below which a change is none; None for the least that this noise lets be told, from `TOLD`
+            launches on.
         better: which way is better.
         clocks: clocks of the launches of both, in any unit; None where they are not known.
         clock: what they are.
-        level: as for `hold`.
+        runs: whose launches those of the baseline are; by default all are of one run.
     """
     arrays = None if clocks is None else (np.asarray(clocks[0], float), np.asarray(clocks[1], float))
-    held = hold(np.asarray(base, float), np.asarray(head, float), margin, better, arrays, level)
-    status, why = str(held.status), _why(held, margin, arrays, clock)
+    launches = len(base) if runs is None else int(runs.noise.sum())
+    if margin is None and launches < TOLD:
+        margin = MARGIN
+    held = hold(np.asarray(base, float), np.asarray(head, float), margin, better, arrays, runs)
+    status, why = str(held.status), _why(held, arrays, clock)
     time, decided = held.as_measured, _decided(held)
-    if len(base) < FEWEST:
-        status, why = INCONCLUSIVE, f"a baseline of {len(base)}, and no noise is known of fewer than {FEWEST} launches"
+    noise = status == INCONCLUSIVE and not _clock_hides(held)
+    if status == PASS and held.drift:
+        status, why = DRIFT, _drifted(held, runs)
+    if launches < FEWEST:
+        status, noise = INCONCLUSIVE, False
+        why = f"a baseline of {launches}, and no noise is known of fewer than {FEWEST} launches"
+    stretch = decided.stretch
+    told = stretch is not None and status in (REGRESSION, IMPROVEMENT)
+    known = len(base) if runs is None else int(runs.level.sum())
     return Verdict(
-        metric, status, _change(float(time.m0), float(np.median(head))), float(decided.threshold), float(time.m0),
-        float(np.median(head)), len(base), len(head), why, float(time.s), float(decided.z),
+        metric, status, _change(float(time.m0), float(np.median(head))),
+        stretch.threshold if told and stretch else float(decided.threshold), float(time.m0), float(np.median(head)),
+        known, len(head), why, float(time.s), float(decided.z), margin=held.margin,
+        runs=stretch.runs if told and stretch else 1, chance=stretch.chance if stretch else nan, noise=noise,
     )  # fmt: skip
 
 
@@ -266,25 +351,39 @@ def _decided(held: Held) -> Reading:
     return held.as_measured if both else held.at_clock
 
 
-def _why(held: Held, margin: float, clocks: tuple[np.ndarray, np.ndarray] | None, clock: str) -> str:
+def _clock_hides(held: Held) -> bool:
+    """Whether it is the clock that stands between the head and a verdict."""
+    time, cycles = held.as_measured, held.per_cycle
+    if cycles is None:
+        return False
+    hidden = time.within(held.margin) and not cycles.within(held.margin)
+    return bool(hidden or (time.beyond() and not cycles.beyond()))
+
+
+def _why(held: Held, clocks: tuple[np.ndarray, np.ndarray] | None, clock: str) -> str:
     """Why the status is what it is: which reading decided, or stands against the others."""
     time, cycles, at_clock = held.as_measured, held.per_cycle, held.at_clock
     if held.status == PASS:
-        if time.within(margin) or at_clock is None:
+        if time.within(held.margin) or at_clock is None:
             return ""
         return f"{_most(time)}, but {_most(at_clock)} at the same {clock}"
     if held.status in (REGRESSION, IMPROVEMENT):
         decided = _decided(held)
         where = "" if decided is time else f" at the same {clock}"
+        stretch = decided.stretch
+        if stretch is not None and stretch.runs > 1:
+            way = 1 if held.status == REGRESSION else -1
+            z = stretch.worse / stretch.error
+            return f"{_worse(way * stretch.worse)}{where} for {stretch.runs} runs in a row, z = {z:.1f}"
         return f"{_worse(float(decided.worse))}{where}, z = {abs(float(decided.z)):.1f}"
-    if cycles is not None and clocks is not None:
-        hidden = time.within(margin) and not cycles.within(margin)
-        if hidden or (time.beyond() and not cycles.beyond()):
-            moved = _change(*(float(np.median(part)) for part in clocks))
-            lies = f"{units.percent(abs(moved))} {'lower' if moved < 0 else 'higher'} than"
-            if abs(moved) < _SHOWS:  # what differs is the noise of the clock
-                lies = "no other than"
-            return f"{_most(time)}, but {_most(cycles)} if time goes with the {clock}, which is {lies} the baseline's"
+    if cycles is not None and clocks is not None and _clock_hides(held):
+        moved = _change(*(float(np.median(part)) for part in clocks))
+        lies = f"{units.percent(abs(moved))} {'lower' if moved < 0 else 'higher'} than"
+        if abs(moved) < _SHOWS:  # what differs is the noise of the clock
+            lies = "no other than"
+        return f"{_most(time)}, but {_most(cycles)} if time goes with the {clock}, which is {lies} the baseline's"
+    if time.stretch is not None:
+        return _explained(time.stretch)
     if max(time.worse, time.worse_than_newest) > time.threshold:
         whole, newest = _worse(float(time.worse)), _worse(float(time.worse_than_newest))
         return f"{whole} than the whole baseline, {newest} than its newest half: the baseline drifts"
@@ -292,6 +391,22 @@ def _why(held: Held, margin: float, clocks: tuple[np.ndarray, np.ndarray] | None
         f"{_most(time)}, more than the margin, but with this noise only {units.percent(float(time.threshold))} could "
         "be told"
     )
+
+
+def _explained(stretch: Stretch) -> str:
+    """What of a baseline explains a head that is beyond its threshold."""
+    row = f" for {stretch.runs} runs in a row" if stretch.runs > 1 else ""
+    known = units.number(stretch.known, "run")
+    if stretch.alike:
+        as_slow = f"the baseline has launches as slow as this, in {stretch.alike} of {known}{row}"
+    else:
+        as_slow = f"none of only {known} being as slow does not rule out chance yet: the next run will tell"
+    return f"{_worse(stretch.worse)}{row}, but {as_slow}"
+
+
+def _drifted(held: Held, runs: Runs | None) -> str:
+    begin = f" on {runs.begin}" if runs is not None and runs.begin else ""
+    return f"no worse than the newest runs, but {_worse(held.drift)} than where this level began{begin}"
 
 
 _SHOWS = 0.0005  # a smaller share has no digit in print

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuprof.cli import options as o
-from gpuprof.cli.check import Format, FormatOption, Margin, Output, Top, conclude, read_margin
+from gpuprof.cli.check import Format, FormatOption, Output, Top, conclude
 from gpuprof.errors import GpuprofError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def ab(
     base: Annotated[str, typer.Argument(metavar="CMD_BASE", help="A command that saves a run.", show_default=False)],
     head: Annotated[str, typer.Argument(metavar="CMD_HEAD", help="The command in question.", show_default=False)],
     launches: Annotated[int, typer.Option(min=2, max=50, help="Of each; under 5 nothing can be told.")] = 5,
-    margin: Margin = "2%",
+    margin: Annotated[str, typer.Option(metavar="SHARE", help="A change below this is none.")] = "2%",
     keep: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the runs in this folder.", show_default=False)
     ] = None,
@@ -41,7 +41,7 @@ def ab(
     from gpuprof.cli.output import check_output
 
     check_output(output)
-    share = read_margin(margin)
+    share = o.share(margin, "--margin")
     if keep is not None:
         try:
             keep.mkdir(parents=True, exist_ok=True)

@@ -27,13 +27,18 @@ class Format(StrEnum):
     json = "json"
 
 
+AUTO = "auto"
+
 AllowDifferent = Annotated[
     list[str] | None,
     typer.Option(
         metavar="FIELD", help="A field of the fingerprint that may differ, e.g. driver; repeatable.", show_default=False
     ),
 ]
-Margin = Annotated[str, typer.Option(metavar="SHARE", help="A change below this is none.")]
+AutoMargin = Annotated[
+    str,
+    typer.Option(metavar="SHARE|auto", help="A change below this is none; auto is the least that the noise shows."),
+]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="For people, a pull request or machines.")]
 Top = Annotated[int | None, typer.Option(min=1, help="Only so many rows of what moved; 10 for people.")]
 Output = Annotated[
@@ -70,13 +75,13 @@ def check(
             show_default=False, callback=o.storable(create=True),
         ),
     ] = None,
-    margin: Margin = "2%",
+    margin: AutoMargin = AUTO,
     allow_different: AllowDifferent = None,
     format: FormatOption = Format.text,
     top: Top = None,
     output: Output = None,
 ) -> None:  # fmt: skip
-    """Hold a run against earlier ones. Status 1 if it regressed, 3 if that cannot be told."""
+    """Hold a run against earlier ones. Status 1 if it regressed, 3 if that cannot be told, 4 if it drifted."""
     from gpuprof.cli.output import check_output
 
     check_output(output)
@@ -101,11 +106,12 @@ def check(
 _LOADED = 5  # newest runs of a baseline that are read whole, for what moved
 
 
-def check_in_store(head: Run, url: str, margin: float, allowed: Collection[str]) -> Check:
+def check_in_store(head: Run, url: str, margin: float | None, allowed: Collection[str]) -> Check:
     """Hold a run against the accepted launches of a store, and keep it there with its verdict.
 
-    A run that is inconclusive against a whole baseline is kept too, but not held against later ones; nor is one that is
-    worse by more than the margin where the baseline is too small to tell.
+    A run that is inconclusive is kept too, and held against later ones if that is for the noise of its baseline, of
+    which it is more then. Not if it is for its clock or its limits; nor if it is worse by more than the margin where
+    the baseline is too small to tell.
 
     Raises:
         GpuprofError: nothing was timed, or there is no such field to allow: it is not kept; or the store holds this
@@ -114,7 +120,7 @@ def check_in_store(head: Run, url: str, margin: float, allowed: Collection[str])
     """
     from gpuprof.analysis import comparison
     from gpuprof.analysis.check import against, check_timed, unopposed
-    from gpuprof.analysis.regression import FEWEST, INCONCLUSIVE, REGRESSION
+    from gpuprof.analysis.regression import DRIFT, FEWEST, INCONCLUSIVE, REGRESSION
     from gpuprof.cli.output import commit
     from gpuprof.history import open_store
 
@@ -124,7 +130,7 @@ def check_in_store(head: Run, url: str, margin: float, allowed: Collection[str])
         raise GpuprofError("a store holds a workload against itself alone: for another give its run with --against")
     check_timed(comparison.launches(head), "the head")
     with open_store(url) as opened:
-        base = opened.baseline(head, allowed=allowed)
+        base = opened.baseline(head, allowed)
         if base.empty:
             opened.add(head, commit())
             known = opened.fingerprints(comparison.workload_key(head)).values()
@@ -136,11 +142,12 @@ def check_in_store(head: Run, url: str, margin: float, allowed: Collection[str])
             return unopposed(
                 head, f"there is nothing yet to hold it against: no accepted run before it in {opened.name}"
             )
-        newest = list(dict.fromkeys(reversed(list(base["run"]))))[:_LOADED]
+        newest = list(dict.fromkeys(reversed(list(base.loc[base["held"], "run"]))))[:_LOADED]
         found = against(head, base, [opened.load(str(run)) for run in reversed(newest)], margin)
-        worse = any(one.metric == "step_s" and one.change > margin for one in found.verdicts)
-        told = len(base) >= FEWEST
-        accepted = found.status != REGRESSION and (found.status != INCONCLUSIVE or not (told or worse))
+        step = next((one for one in found.verdicts if one.metric == "step_s"), None)
+        too_few = base["noise"].sum() < FEWEST and step is not None and step.change <= step.margin
+        noise = all(one.noise for one in found.deciding if one.status == INCONCLUSIVE)
+        accepted = found.status not in (REGRESSION, DRIFT) and (found.status != INCONCLUSIVE or noise or too_few)
         identity = opened.add(head, commit(), found.status, accepted)
         accepted = opened.mark(identity, found.status, accepted)  # of one that was there already, what was said of it
     if accepted:
@@ -151,7 +158,7 @@ def check_in_store(head: Run, url: str, margin: float, allowed: Collection[str])
 
 def conclude(found: Check, format: Format, top: int | None, output: Path | None) -> None:
     """Show a check, and exit with the status that it means."""
-    from gpuprof.analysis.regression import INCONCLUSIVE, REGRESSION
+    from gpuprof.analysis.regression import DRIFT, INCONCLUSIVE, REGRESSION
     from gpuprof.cli.output import in_color, terminal_width
     from gpuprof.record import write_atomically
     from gpuprof.render.regression import render_check, verdict
@@ -164,14 +171,14 @@ def conclude(found: Check, format: Format, top: int | None, output: Path | None)
     else:
         write_atomically(output, text)
         print(f"{found.status}: {'; '.join(verdict(found))}")
-    status = {REGRESSION: 1, INCONCLUSIVE: 3}.get(found.status, 0)
+    status = {REGRESSION: 1, INCONCLUSIVE: 3, DRIFT: 4}.get(found.status, 0)
     if status:
         raise typer.Exit(status)
 
 
-def read_margin(text: str) -> float:
-    """A share, as `gpuprof.cli.options.share` reads it."""
-    return o.share(text, "--margin")
+def read_margin(text: str) -> float | None:
+    """A share, as `gpuprof.cli.options.share` reads it; None for `AUTO`."""
+    return None if text == AUTO else o.share(text, "--margin", also=AUTO)
 
 
 def _newest(folder: Path) -> tuple[Run, Path]:

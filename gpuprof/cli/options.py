@@ -129,8 +129,8 @@ def dated(date: str) -> str:
     return date
 
 
-def share(text: str, option: str) -> float:
-    """A share, written ``2%`` or ``0.02``, that an option was given.
+def share(text: str, option: str, also: str = "") -> float:
+    """A share, written ``2%`` or ``0.02``, that an option was given, which takes some other word as well.
 
     Raises:
         GpuprofError: it is something else, or not between 0 and 1.
@@ -140,7 +140,8 @@ def share(text: str, option: str) -> float:
     except ValueError:
         read = -1.0
     if not 0 < read < 1:
-        raise GpuprofError(f"{option} {text!r} is no share: give one such as 2% or 0.02")
+        other = f", or {also}" if also else ""
+        raise GpuprofError(f"{option} {text!r} is no share: give one such as 2% or 0.02{other}")
     return read
 
 

@@ -28,7 +28,8 @@ from gpuprof.render.tables import aligned, plain
 from gpuprof.render.view import View
 
 _COLORS = {
-    "none": "#1f4e79", "pass": "#2e8b57", "improvement": "#20b0c0", "regression": "#b02020", "inconclusive": "#e0a030",
+    "none": "#1f4e79", "pass": "#2e8b57", "improvement": "#20b0c0", "regression": "#b02020", "drift": "#c06030",
+    "inconclusive": "#e0a030",
 }  # fmt: skip
 _LAUNCH, _CHANGED, _INFRASTRUCTURE = "#9aa5b1", "#303030", "#7a3fb0"
 _GAP = "#f0e8d8"
@@ -169,7 +170,7 @@ def _verdict(row: dict[str, Any]) -> str:
     verdict = "" if row["verdict"] == "none" else row["verdict"]
     if not row["accepted"]:
         return f"{verdict}, not accepted".removeprefix(", ")
-    return f"{verdict}, accepted" if verdict == "regression" else verdict
+    return f"{verdict}, accepted" if verdict in ("regression", "drift") else verdict
 
 
 def _sentences(one: Series, limit: int) -> list[str]:

@@ -19,7 +19,7 @@ from rich.text import Text
 from gpuprof import units
 from gpuprof.analysis.check import DECIDES, NO_VERDICT, Check
 from gpuprof.analysis.comparison import BY_NAME, KEYS, fingerprint, workload_key
-from gpuprof.analysis.regression import FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION, Verdict
+from gpuprof.analysis.regression import DRIFT, FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION, Verdict
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import aligned, plain
@@ -33,7 +33,7 @@ NAMES = {
 }  # fmt: skip
 """Metrics as people read them."""
 
-_COLORS = {REGRESSION: "red", INCONCLUSIVE: "yellow", IMPROVEMENT: "green", PASS: "green"}
+_COLORS = {REGRESSION: "red", DRIFT: "yellow", INCONCLUSIVE: "yellow", IMPROVEMENT: "green", PASS: "green"}
 _HEADS = ("metric", "baseline", "head", "change", "limit", "confidence", "verdict")
 _COMPARED = ("status", "baseline", "head", "change", "share", "of net", "kernels")
 _MOVED = ("status", "baseline", "head", "change", "share", "kernels")
@@ -116,7 +116,7 @@ def text(check: Check, view: View) -> str:
     ]
     if check.verdicts:
         lines += [_grid(_HEADS, _metrics(check), view), Text("")]
-    if check.status in (REGRESSION, INCONCLUSIVE):
+    if check.status in (REGRESSION, DRIFT, INCONCLUSIVE):
         lines += _moved_text(check, view)
     lines += [_wrapped(line, view) for line in _notes(check, judged=True)]
     return to_text(Group(*lines), view)
@@ -126,25 +126,29 @@ def markdown(check: Check, view: View) -> str:
     """The same for a pull request."""
     lines = [f"### gpuprof: {check.status}\n", f"`{workload_key(check.head)}`\n"]
     lines += ["".join(f"- {_escaped(line)}\n" for line in _sentences(check)), _rows(_HEADS, _metrics(check))]
-    if check.status in (REGRESSION, INCONCLUSIVE):
+    if check.status in (REGRESSION, DRIFT, INCONCLUSIVE):
         lines += _moved_markdown(check, view)
     lines += ["".join(f"- {_escaped(line)}\n" for line in _notes(check, judged=True))]
     return "\n".join(lines)
 
 
 def junit(check: Check, view: View) -> str:
-    """JUnit XML: a test case per metric that decides, failed by a regression and skipped where inconclusive."""
+    """JUnit XML: a test case per metric that decides, failed by a regression or drift, skipped where inconclusive."""
     deciding = check.deciding
-    count = {name: str(sum(one.status == name for one in deciding)) for name in (REGRESSION, INCONCLUSIVE)}
+    failed = (REGRESSION, DRIFT)
+    count = {
+        name: str(sum(one.status in which for one in deciding))
+        for name, which in (("failures", failed), ("skipped", (INCONCLUSIVE,)))
+    }
     suite = ElementTree.Element(
-        "testsuite", name="gpuprof", tests=str(len(deciding)), failures=count[REGRESSION], errors="0",
-        skipped=count[INCONCLUSIVE],
+        "testsuite", name="gpuprof", tests=str(len(deciding)), errors="0", failures=count["failures"],
+        skipped=count["skipped"],
     )  # fmt: skip
     for one in deciding:
         case = ElementTree.SubElement(suite, "testcase", classname=workload_key(check.head), name=NAMES[one.metric])
         said = f"{_told(one)}: {one.why}"
-        if one.status == REGRESSION:
-            ElementTree.SubElement(case, "failure", message=said)
+        if one.status in failed:
+            ElementTree.SubElement(case, "failure", message=said, type=one.status)
         elif one.status == INCONCLUSIVE:
             ElementTree.SubElement(case, "skipped", message=said)
     ElementTree.SubElement(suite, "system-out").text = text(check, View(top=view.top))

@@ -1,0 +1,302 @@
+"""What the earlier runs of a workload say of its noise: how far a run strays by itself, and how often.
+
+The launches of a run share its hour, so the noise has two parts: between the launches of a run, and between runs. Both
+are read from differences, of launches of one run and of runs in a row, which no slow drift touches. Tails and modes
+have no place in a standard deviation; for those the runs themselves are asked: how often did as many runs in a row come
+out as slow as these? scripts/study_regression_rule.py and scripts/study_histories.py say what comes of it.
+
+Everything here is in logarithms of a cost: larger is worse, and a difference is a share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import hypot, sqrt
+from typing import NamedTuple
+
+import numpy as np
+
+FLOOR = 0.003
+"""Least spread that is believed of any machine, as a share."""
+
+WINDOW = 60
+"""Runs that are looked back at, the newest."""
+
+FEWEST_RUNS = 3
+"""Runs below which nothing is known of how one differs from another."""
+
+MEDIAN_VARIANCE = 1.57
+"""That of a median, relative to that of a mean: pi/2."""
+
+_IN_A_ROW = 6  # runs that are looked at together
+_ALIKE = 1.5  # standard errors by which a run may be faster and still be as slow
+_BEYOND = 2  # a run that was more than so many times as slow tells nothing of this one
+_UNSEEN = 0.3  # of a run: what is reckoned with of what was not seen yet
+_TAIL = 2  # how often what is further out than anything known comes falls with this power of the distance
+_APART = 2.2  # spreads of both that two modes are apart
+_SHARE, _MODE_LAUNCHES = 0.08, 3  # the least part of a mode
+_FEWEST_PAIRS = 10
+_PURE = 0.9  # share of runs that are all in one mode, where runs have modes and not launches
+
+
+class Runs(NamedTuple):
+    """Which of a baseline's launches are whose; arrays with an element per launch, the oldest first.
+
+    Attributes:
+        run: number of its run, rising.
+        level: whether it says what the level is.
+        noise: whether it says what the noise is; those before the level are scaled to it.
+        since: whether it was measured since the level began, held to it or not.
+        began: whether it is of the first runs of the level.
+        begin: when that was, as people write it; empty where it is not known.
+    """
+
+    run: np.ndarray
+    level: np.ndarray
+    noise: np.ndarray
+    since: np.ndarray
+    began: np.ndarray
+    begin: str = ""
+
+
+class Modes(NamedTuple):
+    """Two groups that launches fall into, or one.
+
+    Attributes:
+        at: where each is, the lower first.
+        share: of the launches.
+        of: which of them each launch is in.
+    """
+
+    at: np.ndarray
+    share: np.ndarray
+    of: np.ndarray
+
+
+class Noise(NamedTuple):
+    """How launches differ without a change.
+
+    Attributes:
+        spread: standard deviation of a launch.
+        within: of it, between launches of one run.
+        between: of it, between runs.
+    """
+
+    spread: float
+    within: float
+    between: float
+
+    def of_run(self, launches: int) -> float:
+        """Standard deviation of the median of a run."""
+        return sqrt(self.between**2 + MEDIAN_VARIANCE * self.within**2 / launches)
+
+    def error(self, level: tuple[int, int], launches: int, runs: int = 1) -> float:
+        """Standard error of the difference between runs and a level, (its runs, its launches)."""
+        own = self.of_run(launches) ** 2 / runs
+        return sqrt(own + self.between**2 / level[0] + self.within**2 / level[1])
+
+
+def modes(values: np.ndarray) -> Modes:
+    """The two modes of some launches, if they have two: the cut with the least squares, and wide apart.
+
+    Args:
+        values: of launches, shape (N,).
+    """
+    order = np.argsort(values, kind="stable")
+    ranked, n = values[order], len(values)
+    one = Modes(np.array([np.median(values)]), np.ones(1), np.zeros(n, int))
+    least = max(_MODE_LAUNCHES, int(np.ceil(_SHARE * n)))
+    if n < 2 * least:
+        return one
+    cuts = np.arange(least, n - least + 1)
+    sums = np.concatenate([[0.0], ranked.cumsum()])
+    # the squares of both sides are least where those of the means, by their sizes, are largest
+    cut = int(cuts[np.argmax(sums[cuts] ** 2 / cuts + (sums[-1] - sums[cuts]) ** 2 / (n - cuts))])
+    low, high = ranked[:cut], ranked[cut:]
+    at = np.array([np.median(low), np.median(high)])
+    if at[1] - at[0] < _APART * (_robust(low) + _robust(high)):
+        return one
+    of = np.zeros(n, int)
+    of[order[cut:]] = 1
+    return Modes(at, np.array([cut, n - cut]) / n, of)
+
+
+def noise_of(runs: list[np.ndarray], found: Modes) -> Noise:
+    """The noise of runs, each the residuals of its launches, without what their modes make.
+
+    Standard deviations from medians of absolute differences: of launches of one run, and of the medians of runs in a
+    row. Where there are few of these, from the median absolute deviation of all launches.
+    """
+    rest = [run - found.at[_nearest(run, found)] for run in runs] if len(found.at) > 1 else runs
+    medians = np.array([np.median(run) for run in rest])
+    pairs = np.concatenate([abs(run[:, None] - run)[np.triu_indices(len(run), 1)] for run in rest])
+    enough = len(rest) >= 5
+    in_a_row = _of_differences(abs(np.diff(medians))) if enough else 0.0
+    if len(pairs) < _FEWEST_PAIRS:
+        spread = max(in_a_row, FLOOR) if enough else _robust(np.concatenate(rest))
+        return Noise(spread, spread, 0.0)
+    within = max(_of_differences(pairs), FLOOR)
+    launches = sum(map(len, rest)) / len(rest)
+    between = sqrt(max(in_a_row**2 - MEDIAN_VARIANCE * within**2 / launches, 0.0)) if launches > 1 else 0.0
+    return Noise(sqrt(within**2 + between**2), within, between)
+
+
+class Stretch(NamedTuple):
+    """The newest runs in a row that say most of a change.
+
+    Attributes:
+        runs: how many.
+        worse: by how much, the lower median of theirs.
+        threshold: how much is needed.
+        error: of worse, one standard error.
+        chance: of such a stretch, by what the baseline's own runs did.
+        alike: runs of the baseline that were as slow as this stretch.
+        known: runs of the baseline that could have been.
+    """
+
+    runs: int
+    worse: float
+    threshold: float
+    error: float
+    chance: float
+    alike: int
+    known: int
+
+
+class Past:
+    """The launches of a baseline and of a head in one unit, in logarithms of their cost.
+
+    Args:
+        values: of the baseline's launches.
+        head: of the head's.
+        runs: whose they are.
+    """
+
+    def __init__(self, values: np.ndarray, head: np.ndarray, runs: Runs) -> None:
+        self.head = head
+        reference = values[runs.level]
+        self.level = float(np.median(reference))
+        self.size = (len(np.unique(runs.run[runs.level])), len(reference))
+        self.known = _by_run(values - self.level, runs.run, runs.noise)
+        self.reference = _by_run(values - self.level, runs.run, runs.level)
+        since = np.unique(runs.run[runs.since])
+        self.since = [values[runs.run == run] - self.level for run in since]
+        self.kept = [bool(runs.noise[runs.run == run].any()) for run in since]
+        residuals = np.concatenate(self.known)
+        self.modes = modes(residuals)
+        self.noise = noise_of(self.known, self.modes)
+
+    def stretch(self, sign: int, margin: float, level: float, blur: float = 0.0) -> Stretch | None:
+        """The stretch of newest runs with the least chance that is beyond its threshold; None where none is.
+
+        Where launches fall into two modes, the fastest launch of each run is looked at as well: chance hardly ever
+        leaves all launches of a run in the slow one.
+
+        Args:
+            sign: 1 for worse, -1 for better.
+            margin: share below which a change is none.
+            level: what they are held against.
+            blur: a standard error of the head that is not of this noise.
+        """
+        found = self._stretch(sign, margin, level - self.level, np.median, blur)
+        if found is None or len(self.head) < 3 or len(self.modes.at) < 2 or self._runs_have_modes():
+            return found
+        middle = float(np.median([run.min() for run in self.reference]))
+        fastest = self._stretch(sign, margin, middle, np.min, blur)
+        return found if fastest is None or fastest.chance > found.chance else found._replace(chance=fastest.chance)
+
+    def drift(self, runs: Runs, values: np.ndarray, margin: float) -> float | None:
+        """By how much the newest runs of the level are worse than its first, if by more than the margin and the noise.
+
+        Args:
+            runs: whose launches they are.
+            values: the launches themselves, as when this was made.
+            margin: share below which a change is none.
+        """
+        first = [run + self.level for run in _by_run(values - self.level, runs.run, runs.began)]
+        if len(np.unique(runs.run[runs.level | runs.began])) <= len(first) or not first:
+            return None
+        newest = [*self.reference, self.head - self.level][-max(len(first), FEWEST_RUNS) :]
+        old, new = np.concatenate(first) - self.level, np.concatenate(newest)
+        worse = float(np.median(new) - np.median(old))
+        error = sqrt(
+            self.noise.between**2 * (1 / len(first) + 1 / len(newest))
+            + MEDIAN_VARIANCE * self.noise.within**2 * (1 / len(old) + 1 / len(new))
+        )
+        tonight = float(np.median(self.head) - self.level - np.median(old))
+        return worse if min(worse, tonight) > max(margin, 3 * error) else None
+
+    def _stretch(
+        self, sign: int, margin: float, level: float, figure: Callable[[np.ndarray], float], blur: float
+    ) -> Stretch | None:
+        moved = np.array([sign * (figure(run) - level) for run in [*self.since, self.head - self.level]])
+        before = np.array([sign * (figure(run) - level) for run in self.known])
+        # an episode is no excuse of itself
+        episode = 0
+        while episode < len(self.since) and moved[-2 - episode] > margin:
+            episode += 1
+        own = sum(self.kept[len(self.kept) - episode :])
+        before = before[: len(before) - own]
+        if moved[-1] <= margin / 2:
+            return None
+        best: Stretch | None = None
+        once = None
+        for count in range(1, min(episode + 1, _IN_A_ROW) + 1):
+            error = hypot(self.noise.error(self.size, len(self.head), count), blur)
+            worse = _lower_median(moved[-count:])
+            threshold = max(margin, 2 * self.noise.spread / sqrt(count), 3 * error)
+            if worse <= threshold:
+                continue
+            near = _ALIKE * self.noise.of_run(len(self.head)) / sqrt(count)
+            chance, alike = self._chance(self._of_this_mode(before, sign, worse, count), worse, count, near, 3 * error)
+            once = chance if count == 1 else once
+            chance = max(chance, once**count) if once is not None else chance
+            if best is None or chance < best.chance:
+                best = Stretch(count, worse, threshold, error, chance, alike, len(before))
+        return best
+
+    def _chance(self, before: np.ndarray, worse: float, count: int, near: float, told: float) -> tuple[float, int]:
+        """How often as many runs in a row come out as slow, and how many stretches did."""
+        windows = np.array([_lower_median(before[at : at + count]) for at in range(len(before) - count + 1)])
+        windows = windows[windows <= _BEYOND * worse + near]
+        alike = int((windows >= worse - near).sum())
+        chance = (alike + _UNSEEN) / (len(before) / count + 1)
+        if not alike:
+            chance *= (max(windows.max(initial=0.0), told) / worse) ** _TAIL
+        return chance, alike
+
+    def _of_this_mode(self, before: np.ndarray, sign: int, worse: float, count: int) -> np.ndarray:
+        """Without the runs of a slower mode that this stretch is too fast for: they do not explain it."""
+        if len(self.modes.at) > 1 and self._runs_have_modes():
+            own = self.noise.of_run(len(self.head))
+            for at in sign * self.modes.at:
+                if at > worse + 3 * own / sqrt(count):
+                    before = before[abs(before - at) > 4.5 * own]
+        return before
+
+    def _runs_have_modes(self) -> bool:
+        """Whether whole runs are in one mode or the other, rather than launch by launch."""
+        pure = [len(set(_nearest(run, self.modes).tolist())) == 1 for run in self.known]
+        return sum(pure) >= _PURE * len(pure)
+
+
+def _by_run(values: np.ndarray, run: np.ndarray, which: np.ndarray) -> list[np.ndarray]:
+    return [values[which & (run == number)] for number in np.unique(run[which])]
+
+
+def _nearest(values: np.ndarray, found: Modes) -> np.ndarray:
+    return abs(values[:, None] - found.at).argmin(axis=1)
+
+
+def _lower_median(values: np.ndarray) -> float:
+    return float(np.sort(values)[(len(values) - 1) // 2])
+
+
+def _of_differences(differences: np.ndarray) -> float:
+    """The standard deviation of normal figures whose absolute differences these are: their median is 0.954 of it."""
+    return float(np.median(differences)) / 0.9539
+
+
+def _robust(values: np.ndarray) -> float:
+    """The standard deviation by the median absolute deviation, and at least `FLOOR`."""
+    return max(1.4826 * float(np.median(abs(values - np.median(values)))), FLOOR)
