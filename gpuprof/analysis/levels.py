@@ -44,7 +44,8 @@ def standing(runs: pd.DataFrame) -> pd.DataFrame:
         level.append(number)
     last = {number: at for at, number in enumerate(level) if held[at]}
     noise = [at <= last.get(number, -1) for at, number in enumerate(level)]
-    return runs.assign(level=level, held=held, noise=noise)
+    kinds = {"level": "int64", "held": "bool", "noise": "bool"}
+    return runs.assign(level=level, held=held, noise=noise).astype(kinds)
 
 
 def window(runs: pd.DataFrame, launches: pd.Series) -> pd.DataFrame:

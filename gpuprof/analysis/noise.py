@@ -11,7 +11,7 @@ Everything here is in logarithms of a cost: larger is worse, and a difference is
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import hypot, sqrt
+from math import comb, hypot, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +37,10 @@ _APART = 2.2  # spreads of both that two modes are apart
 _SHARE, _MODE_LAUNCHES = 0.08, 3  # the least part of a mode
 _FEWEST_PAIRS = 10
 _PURE = 0.9  # share of runs that are all in one mode, where runs have modes and not launches
+
+
+Figure = Callable[[np.ndarray], float]
+"""What a run is taken by: the median of its launches, or the fastest of them."""
 
 
 class Runs(NamedTuple):
@@ -189,8 +193,8 @@ class Past:
     def stretch(self, sign: int, margin: float, level: float, blur: float = 0.0) -> Stretch | None:
         """The stretch of newest runs with the least chance that is beyond its threshold; None where none is.
 
-        Where launches fall into two modes, the fastest launch of each run is looked at as well: chance hardly ever
-        leaves all launches of a run in the slow one.
+        The fastest launch of each run is looked at as well: chance hardly ever leaves all launches of a run in a slow
+        mode, or each with its own mishap.
 
         Args:
             sign: 1 for worse, -1 for better.
@@ -199,7 +203,7 @@ class Past:
             blur: a standard error of the head that is not of this noise.
         """
         found = self._stretch(sign, margin, level - self.level, np.median, blur)
-        if found is None or len(self.head) < 3 or len(self.modes.at) < 2 or self._runs_have_modes():
+        if found is None or len(self.head) < 3:
             return found
         middle = float(np.median([run.min() for run in self.reference]))
         fastest = self._stretch(sign, margin, middle, np.min, blur)
@@ -227,7 +231,7 @@ class Past:
         return worse if min(worse, tonight) > max(margin, 3 * error) else None
 
     def _stretch(
-        self, sign: int, margin: float, level: float, figure: Callable[[np.ndarray], float], blur: float
+        self, sign: int, margin: float, level: float, figure: Figure, blur: float
     ) -> Stretch | None:
         moved = np.array([sign * (figure(run) - level) for run in [*self.since, self.head - self.level]])
         before = np.array([sign * (figure(run) - level) for run in self.known])
@@ -250,7 +254,7 @@ class Past:
             near = _ALIKE * self.noise.of_run(len(self.head)) / sqrt(count)
             chance, alike = self._chance(self._of_this_mode(before, sign, worse, count), worse, count, near, 3 * error)
             once = chance if count == 1 else once
-            chance = max(chance, once**count) if once is not None else chance
+            chance = max(chance, 0 if once is None else once**count, self._by_launches(sign, worse, figure) ** count)
             if best is None or chance < best.chance:
                 best = Stretch(count, worse, threshold, error, chance, alike, len(before))
         return best
@@ -264,6 +268,14 @@ class Past:
         if not alike:
             chance *= (max(windows.max(initial=0.0), told) / worse) ** _TAIL
         return chance, alike
+
+    def _by_launches(self, sign: int, worse: float, figure: Figure) -> float:
+        """How often a run comes out as slow if its launches are any of those of the baseline."""
+        launches = sign * np.concatenate(self.known)
+        slow = float((launches >= worse - _ALIKE * self.noise.within).mean())
+        size = len(self.head)
+        needed = size if figure is np.min else size // 2 + 1
+        return sum(comb(size, many) * slow**many * (1 - slow) ** (size - many) for many in range(needed, size + 1))
 
     def _of_this_mode(self, before: np.ndarray, sign: int, worse: float, count: int) -> np.ndarray:
         """Without the runs of a slower mode that this stretch is too fast for: they do not explain it."""

@@ -110,8 +110,7 @@ def check_in_store(head: Run, url: str, margin: float | None, allowed: Collectio
     """Hold a run against the accepted launches of a store, and keep it there with its verdict.
 
     A run that is inconclusive is kept too, and held against later ones if that is for the noise of its baseline, of
-    which it is more then. Not if it is for its clock or its limits; nor if it is worse by more than the margin where
-    the baseline is too small to tell.
+    which it is more then, or for its being too small to tell. Not if it is for its clock or its limits.
 
     Raises:
         GpuprofError: nothing was timed, or there is no such field to allow: it is not kept; or the store holds this
@@ -144,8 +143,7 @@ def check_in_store(head: Run, url: str, margin: float | None, allowed: Collectio
             )
         newest = list(dict.fromkeys(reversed(list(base.loc[base["held"], "run"]))))[:_LOADED]
         found = against(head, base, [opened.load(str(run)) for run in reversed(newest)], margin)
-        step = next((one for one in found.verdicts if one.metric == "step_s"), None)
-        too_few = base["noise"].sum() < FEWEST and step is not None and step.change <= step.margin
+        too_few = base["noise"].sum() < FEWEST  # nobody knows which of them is the odd one
         noise = all(one.noise for one in found.deciding if one.status == INCONCLUSIVE)
         accepted = found.status not in (REGRESSION, DRIFT) and (found.status != INCONCLUSIVE or noise or too_few)
         identity = opened.add(head, commit(), found.status, accepted)

@@ -1,0 +1,144 @@
+"""How the regression rule does night by night: made-up histories of every kind of noise, from the first night on.
+
+A night is a run of a few launches. Each is held against the nights before it as a store would
+(`gpuprof.analysis.levels`, `gpuprof.analysis.regression.judge`), and nobody accepts anything. Counted are the nights
+that alarm although nothing changed, and the steps of 3 % on the 41st night that are called on it or the next. Writes
+results/cpu/<date>-nights/ (results.json, table.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gpuprof.analysis.check import verdicts
+from gpuprof.analysis.levels import standing, to_newest, window
+from gpuprof.analysis.regression import DRIFT, FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION
+from gpuprof.hardware.device import describe
+from gpuprof.record import write_atomically
+
+STILL, BEFORE, STEP = 120, 40, 0.03
+LAUNCH_SD, QUIET_SD = 0.006, 0.0006  # of docs/check.md's simulations, and of real training on 8 H100
+LAUNCHES = (1, 3, 5)
+MARGINS = {"2 %": 0.02, "auto": None}
+
+Nights = np.ndarray
+"""Step times, shape (nights, launches)."""
+
+Noise = Callable[[np.random.Generator, int, int], Nights]
+
+
+def steady(rng: np.random.Generator, nights: int, launches: int, sd: float = LAUNCH_SD) -> Nights:
+    return 1 + rng.normal(0, sd, (nights, launches))
+
+
+def lucky(rng: np.random.Generator, nights: int, launches: int) -> Nights:
+    times = steady(rng, nights, launches)
+    times[5] *= 0.96
+    return times
+
+
+def launch_modes(rng: np.random.Generator, nights: int, launches: int) -> Nights:
+    return steady(rng, nights, launches) * (1 + 0.04 * (rng.random((nights, launches)) < 0.35))
+
+
+def night_modes(rng: np.random.Generator, nights: int, launches: int) -> Nights:
+    return steady(rng, nights, launches) * (1 + 0.04 * (rng.random((nights, 1)) < 0.30))
+
+
+def tails(rng: np.random.Generator, nights: int, launches: int) -> Nights:
+    return 1 + 0.0104 * rng.standard_t(3, (nights, launches))
+
+
+def bad_launches(rng: np.random.Generator, nights: int, launches: int) -> Nights:
+    slow = (rng.random((nights, launches)) < 0.10) * rng.uniform(0.03, 0.08, (nights, launches))
+    return steady(rng, nights, launches) * (1 + slow)
+
+
+def shared(rng: np.random.Generator, nights: int, launches: int) -> Nights:
+    return steady(rng, nights, launches) * (1 + rng.normal(0, 0.006, (nights, 1)))
+
+
+def comes_and_goes(rng: np.random.Generator, nights: int, launches: int, enters: float, stays: float) -> Nights:
+    slow = np.zeros((nights, 1))
+    for night in range(1, nights):
+        slow[night] = rng.random() < (stays if slow[night - 1] else enters)
+    return steady(rng, nights, launches) * (1 + 0.04 * slow)
+
+
+NOISES: dict[str, tuple[str, Noise]] = {
+    "quiet": ("0.06 % between launches", partial(steady, sd=QUIET_SD)),
+    "nominal": ("0.6 % between launches", steady),
+    "lucky": ("and one night of the six first 4 % faster", lucky),
+    "launch-modes": ("and each launch 4 % slower by chance 0.35", launch_modes),
+    "night-modes": ("and each night 4 % slower by chance 0.3", night_modes),
+    "comes-and-goes": (
+        "and a mode 4 % slower that comes one night in 20 and stays for 2.5", partial(comes_and_goes, enters=0.05, stays=0.6),
+    ),
+    "comes-and-stays": (
+        "and one that comes and goes every 12 nights", partial(comes_and_goes, enters=1 / 12, stays=11 / 12),
+    ),
+    "shared": ("and the launches of a night share another 0.6 %", shared),
+    "student": ("Student's t, 3 degrees, same scale: 1.04 %", tails),
+    "bad-launches": ("and 10 % of launches 3 to 8 % slower", bad_launches),
+}  # fmt: skip
+"""What launches differ by; every one but the first and Student's t has the second in it."""
+
+
+def creep(rng: np.random.Generator, launches: int, share: float, every: int, nights: int) -> Nights:
+    """A history that gets slower by a share every so many nights, after 20 still ones."""
+    steps = np.maximum(np.arange(nights) - 19, 0) // every
+    return steady(rng, nights, launches) * (1 + share) ** steps[:, None]
+
+
+def replay(times: Nights, margin: float | None) -> list[str]:
+    """The verdict on each night, each held against those before it and kept as a store keeps it."""
+    rows: list[dict[str, Any]] = []
+    frames: list[pd.DataFrame] = []
+    for number, launches in enumerate(times):
+        head = pd.DataFrame({"step_s": launches, "invalid": "", "run": number, "date": f"night {number}"})
+        status, accepted = "none", True
+        if rows:
+            runs = standing(pd.DataFrame(rows))
+            chosen = window(runs, pd.Series(len(launches), index=runs.index))
+            base = pd.concat([frames[at] for at in chosen.index]).join(chosen[["level", "held", "noise", "began"]], on="run")
+            (verdict,) = verdicts(to_newest(base, ["step_s"]), head, margin)
+            status = verdict.status
+            few = len(base) < FEWEST
+            accepted = status in (PASS, IMPROVEMENT) or (status == INCONCLUSIVE and (verdict.noise or few))
+        rows.append({"verdict": status, "accepted": accepted, "decided": False})
+        frames.append(head)
+    return [str(row["verdict"]) for row in rows]
+
+
+def measure(job: tuple[str, int, str, int, int]) -> dict[str, Any]:
+    """One noise, with so many launches a night, under one margin."""
+    name, launches, margin, trials, seed = job
+    noise = NOISES[name][1]
+    counts = dict.fromkeys(("alarms", "onsets", DRIFT, INCONCLUSIVE, IMPROVEMENT, "called"), 0)
+    for trial in range(trials):
+        rng = np.random.default_rng([seed, list(NOISES).index(name), launches, trial])
+        said = replay(noise(rng, STILL, launches), MARGINS[margin])
+        counts["alarms"] += said.count(REGRESSION)
+        counts["onsets"] += sum(now == REGRESSION != before for before, now in zip(said, said[1:], strict=False))
+        for status in (DRIFT, INCONCLUSIVE, IMPROVEMENT):
+            counts[status] += said.count(status)
+    for trial in range(5 * trials):
+        rng = np.random.default_rng([seed, 1000 + list(NOISES).index(name), launches, trial])
+        times = noise(rng, BEFORE + 2, launches)
+        times[BEFORE:] /= 1 - STEP
+        counts["called"] += REGRESSION in replay(times, MARGINS[margin])[BEFORE:]
+    rates = {key: value / (trials * STILL) for key, value in counts.items() if key != "called"}
+    return {"noise": name, "launches": launches, "margin": margin, **rates, "called": counts["called"] / (5 * trials)}
