@@ -3,7 +3,7 @@
 The histories are one value per commit of CUDA.jl's benchmarks (its gh-pages) and launches of real training runs
 (modded-nanogpt's records), both under the MIT licence. They are no part of this repository: --series names the folder.
 So many values of a series in a row are the launches of one night, `gpuprof check --store` judges it, and somebody
-accepts what has been a regression for three nights. What truly changed is labelled in hindsight by ruptures, and Apache
+accepts what has been a regression or a drift for three nights. What truly changed is labelled in hindsight by ruptures, and Apache
 Otava sees the same values: scripts/change_point_peers.py, in an interpreter of their own.
 Writes results/cpu/<date>-histories/ (results.json, table.md, histories.png): figures, and no value of a series.
 """
@@ -33,7 +33,7 @@ import torch
 
 from gpuprof import Run, history
 from gpuprof.analysis.changepoints import change_points
-from gpuprof.analysis.regression import IMPROVEMENT, INCONCLUSIVE, REGRESSION
+from gpuprof.analysis.regression import DRIFT, IMPROVEMENT, INCONCLUSIVE, REGRESSION
 from gpuprof.cli.check import check_in_store, read_margin
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware.device import describe
@@ -152,14 +152,14 @@ def night(date: datetime, launches: Sequence[float]) -> Run:
 
 
 def replay(nights: Iterable[tuple[datetime, Sequence[float]]], margin: float) -> list[str]:
-    """What the rule says of the step time of each night, in a new store; a regression that stays is accepted."""
+    """What the rule says of the step time of each night, in a new store; what stays is accepted."""
     said: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         url = f"{folder}/history.db"
         for date, launches in nights:
             found = check_in_store(night(date, launches), url, margin, ())
             said.append(next(verdict.status for verdict in found.verdicts if verdict.metric == "step_s"))
-            if said[-PATIENCE:] == [REGRESSION] * PATIENCE:
+            if said[-PATIENCE:] in ([REGRESSION] * PATIENCE, [DRIFT] * PATIENCE):
                 with history.open_store(url) as store:
                     store.mark(store.runs()["id"].iloc[-1], accepted=True)
     return said

@@ -362,7 +362,7 @@ def against(
     check_timed(_held(base), "the baseline")
     check_timed(found, "the head")
     told = verdicts(base, found, margin)
-    said = [*notes, *_gaps(base, found), *_margin_note(told, margin), *_modes_note(base)]
+    said = [*notes, *_margin_note(told, margin), *_modes_note(base), *_gaps(base, found)]
     return _concluded(told, runs, [head], said, _margin_of(told, margin), DECIDES, by)
 
 

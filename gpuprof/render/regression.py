@@ -141,7 +141,7 @@ def junit(check: Check, view: View) -> str:
         for name, which in (("failures", failed), ("skipped", (INCONCLUSIVE,)))
     }
     suite = ElementTree.Element(
-        "testsuite", name="gpuprof", tests=str(len(deciding)), errors="0", failures=count["failures"],
+        "testsuite", name="gpuprof", tests=str(len(deciding)), failures=count["failures"], errors="0",
         skipped=count["skipped"],
     )  # fmt: skip
     for one in deciding:
