@@ -1,7 +1,7 @@
 """The regression rule night by night: made-up histories of every kind of noise, from the first night on.
 
 A night is a run of a few launches. Each is held against the nights before it as a store would
-(`gpuprof.analysis.levels`, `gpuprof.analysis.check.verdicts`), and nobody accepts anything. Counted are the alarms
+(`gpuprof.analysis.levels`, `gpuprof.analysis.regression.judge`), and nobody accepts anything. Counted are the alarms
 where nothing changed, an alarm being a regression after a night that was none, and the steps of 3 % on the 41st night
 that are called on it or the next. Part of scripts/study_regression_rule.py.
 """
@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from gpuprof.analysis.check import verdicts
 from gpuprof.analysis.levels import standing, to_newest, window
-from gpuprof.analysis.regression import DRIFT, FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION
+from gpuprof.analysis.noise import Runs
+from gpuprof.analysis.regression import DRIFT, FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION, judge
 
 STILL, BEFORE, STEP = 216, 40, 0.03
 LAUNCH_SD, QUIET_SD = 0.006, 0.0006  # of docs/check.md's simulations, and of real training on 8 H100
@@ -76,7 +77,8 @@ NOISES: dict[str, tuple[str, Noise]] = {
     "launch-modes": ("and each launch 4 % slower by chance 0.35", launch_modes),
     "night-modes": ("and each night 4 % slower by chance 0.3", night_modes),
     "comes-and-goes": (
-        "and a mode 4 % slower that comes one night in 20 and stays for 2.5", partial(comes_and_goes, enters=0.05, stays=0.6),
+        "and a mode 4 % slower that comes one night in 20 and stays for 2.5",
+        partial(comes_and_goes, enters=0.05, stays=0.6),
     ),
     "comes-and-stays": (
         "and one that comes and goes every 12 nights", partial(comes_and_goes, enters=1 / 12, stays=11 / 12),
@@ -104,24 +106,23 @@ def creep(name: str, rng: np.random.Generator, launches: int) -> Nights:
 
 def replay(times: Nights, margin: float | None) -> list[str]:
     """The verdict on each night, each held against those before it and kept as a store keeps it."""
-    rows: list[dict[str, Any]] = []
-    frames: list[pd.DataFrame] = []
-    for number, launches in enumerate(times):
-        head = pd.DataFrame({"step_s": launches, "invalid": "", "run": number, "date": f"night {number}"})
-        status, accepted = "none", True
-        if rows:
-            runs = standing(pd.DataFrame(rows))
-            chosen = window(runs, pd.Series(len(launches), index=runs.index))
-            base = pd.concat([frames[at] for at in chosen.index]).join(
-                chosen[["level", "held", "noise", "began"]], on="run"
-            )
-            (verdict,) = verdicts(to_newest(base, ["step_s"]), head, margin)
-            status = verdict.status
-            few = len(base) < FEWEST
-            accepted = status in (PASS, IMPROVEMENT) or (status == INCONCLUSIVE and (verdict.noise or few))
-        rows.append({"verdict": status, "accepted": accepted, "decided": False})
-        frames.append(head)
-    return [str(row["verdict"]) for row in rows]
+    count, launches = times.shape
+    known = pd.DataFrame({"step_s": times.ravel(), "run": np.repeat(np.arange(count), launches)})
+    said, accepted = ["none"], [True]
+    for night in range(1, count):
+        runs = standing(pd.DataFrame({"verdict": said, "accepted": accepted, "decided": False}))
+        chosen = window(runs, pd.Series(launches, index=runs.index))
+        rows = (chosen.index.to_numpy()[:, None] * launches + np.arange(launches)).ravel()
+        flags = {name: np.repeat(chosen[name].to_numpy(), launches) for name in ("level", "held", "noise", "began")}
+        base = to_newest(known.iloc[rows].assign(**flags), ["step_s"])
+        run, level, held, noise, began = (base[name].to_numpy() for name in ("run", *flags))
+        since = level == level.max()
+        whose = Runs(run, held & since, noise, since, began)
+        verdict = judge("step_s", base["step_s"].to_numpy(), times[night], margin, runs=whose)
+        said.append(verdict.status)
+        more_noise = verdict.status == INCONCLUSIVE and (verdict.noise or len(base) < FEWEST)
+        accepted.append(verdict.status in (PASS, IMPROVEMENT) or more_noise)
+    return said
 
 
 def measure(job: tuple[str, int, str, int, int]) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def measure(job: tuple[str, int, str, int, int]) -> dict[str, Any]:
         rng = np.random.default_rng([seed, list(NOISES).index(name), launches, trial])
         said = replay(noise(rng, STILL, launches), MARGINS[margin])
         counts["alarms"] += said.count(REGRESSION)
-        counts["onsets"] += sum(now == REGRESSION != before for before, now in zip(said, said[1:], strict=False))
+        counts["onsets"] += sum(now == REGRESSION != before for before, now in pairwise(said))
         for status in (DRIFT, INCONCLUSIVE, IMPROVEMENT):
             counts[status] += said.count(status)
     for trial in range(5 * trials):
