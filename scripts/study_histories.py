@@ -3,8 +3,8 @@
 The histories are one value per commit of CUDA.jl's benchmarks (its gh-pages) and launches of real training runs
 (modded-nanogpt's records), both under the MIT licence. They are no part of this repository: --series names the folder.
 So many values of a series in a row are the launches of one night, `gpuprof check --store` judges it, and somebody
-accepts what has been a regression or a drift for three nights. What truly changed is labelled in hindsight by ruptures, and Apache
-Otava sees the same values: scripts/change_point_peers.py, in an interpreter of their own.
+accepts what has been a regression or a drift for three nights. What truly changed is labelled in hindsight by ruptures,
+and Apache Otava sees the same values: scripts/change_point_peers.py, in an interpreter of their own.
 Writes results/cpu/<date>-histories/ (results.json, table.md, histories.png): figures, and no value of a series.
 """
 

@@ -1,7 +1,8 @@
 """How often the regression rule cries wolf, and what it misses: simulated launches under many kinds of noise.
 
 Every trial draws a history of launches, takes the newest as the head, makes it slower by a known amount, and asks
-`gpuprof.analysis.regression`. Writes results/cpu/<date>-regression-rule/ (results.json, table.md, rule.png, rule.svg).
+`gpuprof.analysis.regression`. Then whole histories are judged night by night: scripts/regression_nights.py. Writes
+results/cpu/<date>-regression-rule/ (results.json, table.md, rule.png, rule.svg).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
+import regression_nights
 import torch
 
 from gpuprof.analysis.regression import ALPHA, INCONCLUSIVE, MARGIN, REGRESSION, hold, rank_test
@@ -294,6 +296,36 @@ def tables(found: list[dict[str, Any]]) -> str:
     return text
 
 
+def night_tables(found: dict[str, list[dict[str, Any]]]) -> str:
+    """What came of whole histories; all in percent."""
+    text = f"## Night by night: {regression_nights.STILL} nights in which nothing changes, and a step of 3 %\n\n"
+    heads = ["noise, margin"]
+    for many in regression_nights.LAUNCHES:
+        heads += [f"{many} a night: alarms per 100 nights", "nights in alarm", "drift", "inconclusive", "3 % called"]
+    rows = []
+    for name, (what, _) in regression_nights.NOISES.items():
+        for margin in regression_nights.MARGINS:
+            cells = [f"{name}: {what}, {margin}"]
+            for many in regression_nights.LAUNCHES:
+                row = next(
+                    one for one in found["still"]
+                    if (one["noise"], one["margin"], one["launches"]) == (name, margin, many)
+                )  # fmt: skip
+                cells += [percent(row[key]) for key in ("onsets", "alarms", "drift", "inconclusive", "called")]
+            rows.append(cells)
+    text += grid(heads, rows)
+    text += "## Creeps, margin auto: how far the step had got when a drift or a regression was told first\n\n"
+    heads = ["creep", *(f"{many} a night: median, never told" for many in regression_nights.LAUNCHES)]
+    rows = []
+    for name in regression_nights.CREEPS:
+        ones = [one for one in found["creeps"] if one["creep"] == name]
+        figures = [
+            f"{'-' if one['told_at'] is None else percent(one['told_at'])}, {percent(1 - one['told'])}" for one in ones
+        ]
+        rows.append([name, *figures])
+    return text + grid(heads, rows)
+
+
 def draw(about: dict[str, Any], found: list[dict[str, Any]], folder: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -336,12 +368,15 @@ def draw(about: dict[str, Any], found: list[dict[str, Any]], folder: Path) -> No
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=20_000, help="of each noise")
+    parser.add_argument("--histories", type=int, default=4, help="of each noise, night by night")
+    parser.add_argument("--jobs", type=int, default=2, help="processes for those")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=Path("results/cpu"), help="where the folder goes")
     arguments = parser.parse_args()
 
     begin = time.perf_counter()
     found = simulate(arguments.trials, arguments.seed)
+    by_night = regression_nights.nights(arguments.histories, arguments.seed, arguments.jobs)
     about = {
         "command": " ".join([".venv/bin/python scripts/study_regression_rule.py", *sys.argv[1:]]),
         "device": f"CPU ({describe(torch.device('cpu'))['name']}); the figures depend on the seed alone",
@@ -349,6 +384,7 @@ def main() -> None:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "trials": arguments.trials,
+        "histories": arguments.histories,
         "seed": arguments.seed,
         "seconds": round(time.perf_counter() - begin),
         "margin": MARGIN,
@@ -356,11 +392,14 @@ def main() -> None:
     }
     folder = arguments.results / f"{about['date'][:10]}-regression-rule"
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "results.json", json.dumps({**about, "noises": found}, indent=1) + "\n")
+    write_atomically(
+        folder / "results.json", json.dumps({**about, "noises": found, "nights": by_night}, indent=1) + "\n"
+    )
     stated = "\n".join(f"- {name}: {value}" for name, value in about.items())
-    write_atomically(folder / "table.md", f"# The regression rule under simulated noise\n\n{stated}\n\n{tables(found)}")
+    text = tables(found) + night_tables(by_night)
+    write_atomically(folder / "table.md", f"# The regression rule under simulated noise\n\n{stated}\n\n{text}")
     draw(about, found, folder)
-    print(tables(found), end="")
+    print(text, end="")
 
 
 if __name__ == "__main__":

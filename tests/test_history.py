@@ -150,7 +150,7 @@ def test_the_columns_of_a_launch_are_those_of_the_comparison(store):
     expected = {"run", "date", *comparison.LAUNCH_COLUMNS}
 
     assert set(store.series()) == expected
-    assert set(store.baseline(run_of(9))) == expected | {"level"}
+    assert set(store.baseline(run_of(9))) == expected | {"level", "held", "noise", "began"}
 
 
 def test_runs_are_chosen_by_part_of_the_key_and_by_date(store):
@@ -180,7 +180,7 @@ def test_what_has_no_place_in_a_history_is_refused(store):
     run = gpu_run()
     assert error_of(store.runs, since="January") == "no date 'January': give one such as 2026-01-31 or 2026-01-31T12:00"
     assert error_of(store.add, run, verdict="bad") == (
-        "no verdict 'bad': known are none, pass, improvement, regression, inconclusive"
+        "no verdict 'bad': known are none, pass, improvement, regression, drift, inconclusive"
     )
     for beyond in ("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-00:01"):  # of the years that there are, in UTC
         assert error_of(store.runs, since=beyond).startswith(f"no date {beyond!r}: give one such as")
@@ -229,29 +229,52 @@ def test_a_regression_is_stored_without_being_accepted(store):
     assert not store.runs()["accepted"].item()
 
 
-def test_a_baseline_is_the_last_accepted_valid_launches_before_a_run(store):
+def test_a_baseline_is_of_the_valid_launches_before_a_run(store):
     for day in range(1, 10):
         store.add(run_of(day, steps=(day, day + 0.5), hot=(1,) if day == 6 else ()))
-    store.mark(store.runs()["id"].iloc[3], accepted=False)  # of the 4th
+    store.mark(store.runs()["id"].iloc[3], accepted=False)  # of the 4th: somebody left it out
     head = run_of(8)  # not that which is stored under this day
 
-    assert list(store.baseline(head, launches=6)["step_s"]) == [3.5, 5, 5.5, 6, 7, 7.5]
-    assert len(store.baseline(head)) == 2 * 6 - 1
+    assert list(store.baseline(head)["step_s"]) == [1, 1.5, 2, 2.5, 3, 3.5, 5, 5.5, 6, 7, 7.5]
     assert len(store.baseline(run_of(30))) == 2 * 8 - 1
     assert store.baseline(head)["run"].iloc[-1] == store.runs()["id"].iloc[6]
 
 
-@pytest.mark.parametrize("verdict", ["regression", "improvement"])
+def test_a_baseline_is_of_the_newest_runs_and_the_first_of_the_level(store):
+    """Of 70 runs of two launches the newest 60, and the ten that have its first 20 launches."""
+    for number in range(75):
+        run = run_of(1 + number % 28, steps=(1.0, 1.0 + number))
+        run.environment["date"] = f"2026-{1 + number // 28:02}-{1 + number % 28:02}T00:00:00+00:00"
+        store.add(run)
+    head = run_of(1)
+    head.environment["date"] = "2027-01-01T00:00:00+00:00"
+    baseline = store.baseline(head)
+
+    assert list(baseline["step_s"][1::2]) == [1.0 + number for number in (*range(10), *range(15, 75))]
+    assert list(baseline["began"]) == [True] * 20 + [False] * 120
+
+
+def test_a_refused_run_is_noise_once_a_later_one_came_back(store):
+    for day, verdict in ((1, "pass"), (2, "regression"), (3, "pass"), (4, "regression"), (5, "inconclusive")):
+        store.add(run_of(day, steps=(day,)), verdict=verdict)
+    baseline = store.baseline(run_of(9))
+
+    assert list(baseline["held"]) == [True, False, True, False, False]
+    assert list(baseline["noise"]) == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("verdict", ["regression", "improvement", "drift"])
 def test_a_baseline_is_brought_to_the_newest_level_that_was_accepted(store, verdict):
     """Nights of 1 to 3 s, a level of 10 to 12 s from the 4th on: those before it count as 5.5, 11 and 16.5 s."""
     ids = [store.add(run_of(day, steps=(day if day < 4 else day + 6,), clock=1000 + day)) for day in range(1, 7)]
     store.mark(ids[3], verdict, accepted=False)
-    assert list(store.baseline(run_of(8))["step_s"]) == [1, 2, 3, 11, 12]
+    assert list(store.baseline(run_of(8))["level"]) == [0] * 6
 
     store.mark(ids[3], accepted=True)
     baseline = store.baseline(run_of(8))
     assert list(baseline["step_s"]) == pytest.approx([5.5, 11, 16.5, 10, 11, 12], rel=1e-12)
     assert list(baseline["level"]) == [0, 0, 0, 1, 1, 1]
+    assert list(baseline["began"]) == [False] * 3 + [True] * 3
     # their MFU goes with 1/3, 1/2, 1 of its level's median; counts and clocks do not move
     mfu = baseline["mfu_datasheet"] / baseline["mfu_datasheet"].iloc[4]
     assert list(mfu) == pytest.approx([2, 1, 2 / 3, 1.1, 1, 11 / 12], rel=1e-12)
@@ -399,7 +422,7 @@ def test_a_store_of_version_1_is_migrated(url, tmp_path):
         assert store.load("old").to_dict() == run.to_dict()
         store.add(run)
         assert len(store.runs()) == 2
-    assert version_of(url) == 5
+    assert version_of(url) == 6
 
 
 def version_of(url):
@@ -422,7 +445,7 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(url, monkeypatch):
         patch.setattr(history, "_STEPS", [*history._STEPS, fails])
         assert error_of(open_store, url) == "out of luck"
     with open_store(url) as store:
-        assert version_of(url) == 5
+        assert version_of(url) == 6
         with store._transaction() as connection:
             names = {column["name"] for column in sa.inspect(connection).get_columns("gpuprof_launches")}
         assert names == {"run", "launch", "invalid", *history.METRICS, "flops_exact"}
@@ -431,9 +454,9 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(url, monkeypatch):
 
 def test_a_newer_store_is_refused(url):
     with open_store(url) as store, store._transaction(write=True) as connection:
-        connection.exec_driver_sql("UPDATE gpuprof_store SET version = 6")
+        connection.exec_driver_sql("UPDATE gpuprof_store SET version = 7")
 
-    assert error_of(open_store, url).endswith("has schema version 6, this gpuprof knows up to 5: upgrade gpuprof")
+    assert error_of(open_store, url).endswith("has schema version 7, this gpuprof knows up to 6: upgrade gpuprof")
 
 
 def test_a_store_is_not_made_where_it_is_only_read(postgres, path):
@@ -546,7 +569,7 @@ def test_an_empty_file_becomes_a_store(path):
     path.touch()
     with open_store(path) as store:
         store.add(gpu_run())
-    assert version_of(f"sqlite:///{path}") == 5
+    assert version_of(f"sqlite:///{path}") == 6
 
 
 def test_a_full_disk_loses_nothing(path):
