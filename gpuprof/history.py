@@ -193,7 +193,7 @@ class Store:
 
         Returns:
             As `series`, of the newest `gpuprof.analysis.noise.WINDOW` runs and of those that the level began with; with
-            the columns level, held, noise and began of `gpuprof.analysis.levels`.
+            the columns level, held, noise and began of `gpuprof.analysis.levels`, and those that are allowed to differ.
         """
         known = self.fingerprints(comparison.workload_key(run))
         facts = comparison.fingerprint(run)
@@ -207,7 +207,8 @@ class Store:
             runs = levels.standing(runs[runs["id"].isin(launches)]).set_index("id")
             chosen = levels.window(runs, pd.Series(launches, dtype="int64"))
             frame = _frame(connection, _launches(*valid, _LAUNCHES.c.run.in_(list(chosen.index))))
-        frame = frame.join(chosen[["level", "held", "noise", "began"]], on="run")
+        chosen = chosen.assign(**{name: [known[own][name] for own in chosen["fingerprint"]] for name in allowed})
+        frame = frame.join(chosen[["level", "held", "noise", "began", *allowed]], on="run")
         return levels.to_newest(frame, [name for name in METRICS if name not in comparison.UNSCALED])
 
     def fingerprints(self, workload: str) -> dict[str, dict[str, str]]:
@@ -332,7 +333,7 @@ class Store:
         Raises:
             GpuprofError: a file is no run; those before it are stored, and it says how many.
         """
-        added, notes = [], cache(_notes)
+        added, older, notes = list[str](), list[str](), cache(_notes)
         for path in map(Path, paths):
             try:
                 noted = notes(path.parent)
@@ -344,11 +345,21 @@ class Store:
                 identity = _identity(content)
                 if self._put(content, run, noted.get(identity, {})):
                     added.append(identity)
+                    if "accepted" in noted.get(identity, {}) and "decided" not in noted[identity]:
+                        older.append(identity)
             except GpuprofError as error:
+                self._decide(older)
                 if not added:
                     raise
                 raise GpuprofError(f"{error} (stored before it: {units.number(len(added), 'run')})") from error
+        self._decide(older)
         return added
+
+    def _decide(self, older: Collection[str]) -> None:
+        """Of runs that an older gpuprof exported, whether it is decided that they are held against."""
+        if older:
+            with self._transaction(write=True) as connection:
+                _decided_before(connection, older)
 
     def _put(self, content: bytes, run: Run, noted: dict[str, Any]) -> bool:
         """Store a run with its content, unless it is there; whether it was not."""
@@ -502,10 +513,33 @@ def _another_figure(connection: sa.Connection, name: str, kind: str = "DOUBLE PR
 
 
 def _decisions(connection: sa.Connection) -> None:
-    """Who said that a run is held against: somebody, where it is not what its verdict suggests."""
+    """Who said that a run is held against."""
     connection.exec_driver_sql(f"ALTER TABLE {_RUNS.name} ADD COLUMN decided SMALLINT NOT NULL DEFAULT 0")
-    refused = _RUNS.c.verdict.in_(("regression", "inconclusive"))
-    connection.execute(_RUNS.update().where(refused == (_RUNS.c.accepted == 1)).values(decided=1))
+    _decided_before(connection)
+
+
+def _decided_before(connection: sa.Connection, among: Collection[str] | None = None) -> None:
+    """What runs of an older gpuprof do not tell: whether it is decided that they are held against, or are not.
+
+    It is where that is not what the verdict suggests. And an improvement began its level at once: it did where what
+    came next passed, or was better still, and where that was a regression it was one odd run.
+
+    Args:
+        connection: to the store.
+        among: ids of those runs; all of the store by default.
+    """
+    columns = (_RUNS.c[name] for name in ("id", "workload", "fingerprint", "verdict", "accepted"))
+    runs = connection.execute(sa.select(*columns).order_by(_RUNS.c.date, _RUNS.c.id)).all()
+    decided, came_next = set[str](), dict[tuple[str, str], str]()
+    for run in reversed(runs):
+        series = (run.workload, run.fingerprint)
+        began = run.verdict == "improvement" and came_next.get(series) in ("pass", "improvement")
+        if began or bool(run.accepted) != _acceptable(run.verdict):
+            decided.add(run.id)
+        if run.verdict not in ("none", "inconclusive") and bool(run.accepted) >= _acceptable(run.verdict):
+            came_next[series] = run.verdict
+    for identity in decided if among is None else decided & set(among):
+        connection.execute(_RUNS.update().where(_RUNS.c.id == identity).values(decided=1))
 
 
 _STEPS: list[Callable[[sa.Connection], None]] = [
@@ -599,9 +633,6 @@ def _notes(folder: Path) -> dict[str, dict[str, Any]]:
             raise ValueError
     except (OSError, ValueError, AttributeError) as error:
         raise GpuprofError(f"{path} is not what 'gpuprof history export' wrote: remove it, or export again") from error
-    for noted in notes.values():
-        if "accepted" in noted and "decided" not in noted:  # of an older gpuprof
-            noted["decided"] = noted["accepted"] != _acceptable(noted.get("verdict", "none"))
     return notes
 
 

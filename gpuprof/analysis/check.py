@@ -12,6 +12,7 @@ import pandas as pd
 from gpuprof import units
 from gpuprof.analysis.changepoints import change_points
 from gpuprof.analysis.comparison import (
+    CLOCK_UNITS,
     CLOCKS,
     KEYS,
     LAUNCH_COLUMNS,
@@ -284,11 +285,11 @@ def check(
         GpuprofError: no run of the baseline compares, nothing was timed, or there is no such field.
     """
     comparable, left_out = _comparable(head, baseline, allowed)
-    used, base, invalid = _newest(comparable)
+    used, base, invalid = _newest(comparable, allowed)
     left_out += [f"a launch with {text}" for text in invalid]
     described = [_described(used, base)] if used else []
     notes = [*described, *(f"Left out of the baseline: {text}." for text in left_out)]
-    return against(head, base, _with_launches(used), margin, by, notes)
+    return against(head, base, _with_launches(used), margin, by, notes, allowed)
 
 
 _PLACE = ("device", "uuid", "driver", "power_limit_w", "threads", "cuda", "cublas", "cudnn")
@@ -343,6 +344,7 @@ def against(
     margin: float | None = None,
     by: Collection[By] = ("layer", "kernel"),
     notes: Sequence[str] = (),
+    allowed: Collection[str] = (),
 ) -> Check:
     """Hold a run against launches that compare with it.
 
@@ -354,6 +356,7 @@ def against(
         margin: share below which a change is none; None for the least that the noise lets be told.
         by: what moved is told by.
         notes: what is to be said of the baseline.
+        allowed: fields of the fingerprint that may differ, of which the launches have columns.
 
     Raises:
         GpuprofError: nothing was timed.
@@ -362,7 +365,7 @@ def against(
     check_timed(_held(base), "the baseline")
     check_timed(found, "the head")
     told = verdicts(base, found, margin)
-    said = [*notes, *_margin_note(told, margin), *_modes_note(base), *_gaps(base, found)]
+    said = [*notes, *_margin_note(told, margin), *_modes_note(base, allowed), *_gaps(base, found)]
     return _concluded(told, runs, [head], said, _margin_of(told, margin), DECIDES, by)
 
 
@@ -371,18 +374,22 @@ def _margin_note(found: Sequence[Verdict], margin: float | None) -> list[str]:
     step = next((one for one in found if one.metric == "step_s"), None)
     if margin is not None or step is None or isnan(step.margin):
         return []
-    if step.n < TOLD and step.margin == MARGIN:
+    if step.known < TOLD:
         return [f"Margin: {units.percent(MARGIN)}, until {TOLD} launches say how noisy this workload is."]
-    at_floor = step.s <= FLOOR * step.m0 * (1 + 1e-9)
-    floor = f", and no launch is trusted to repeat within less than {units.percent(FLOOR)}" if at_floor else ""
-    return [f"Margin: {units.percent(step.margin)}, the least that the noise of this baseline lets be told{floor}."]
+    if step.s <= FLOOR * step.m0 * (1 + 1e-9):
+        of = units.number(step.k, "launch", "launches")
+        return [
+            f"Margin: {units.percent(step.margin)}, the least that {of} can tell: none is trusted to repeat within "
+            f"less than {units.percent(FLOOR)}, however quiet the baseline."
+        ]
+    return [f"Margin: {units.percent(step.margin)}, the least that can be told from the noise of this baseline."]
 
 
 _TELLS = 0.9  # of pairs of launches of two modes that a figure has to put in order to tell them apart
 
 
-def _modes_note(base: pd.DataFrame) -> list[str]:
-    """Two modes of the launches, if they have two, and what differs between them."""
+def _modes_note(base: pd.DataFrame, allowed: Collection[str]) -> list[str]:
+    """Two modes of the launches, if they have two, and what differs between them; what is allowed to may as well."""
     if "noise" not in base:
         return []
     rows = base[base["noise"] & base["step_s"].notna()]
@@ -391,27 +398,33 @@ def _modes_note(base: pd.DataFrame) -> list[str]:
     found = modes(np.log(rows["step_s"].to_numpy()))
     if len(found.at) < 2:
         return []
-    words = [
-        f"{units.duration(float(np.exp(at)))} ({units.percent(share)})" for at, share in zip(*found[:2], strict=True)
-    ]
     hour = pd.to_datetime(rows["date"], utc=True, errors="coerce").dt.hour
-    told = {**{CLOCKS[name]: rows[name] for name in CLOCKS}, "hour (UTC)": hour}
-    differs = [
-        f"{name} {text}" for name, values in told.items() if (text := _told_apart(values.to_numpy(float), found))
-    ]
-    by = f"; what differs: {', '.join(differs)}" if differs else "; nothing that was recorded differs between them"
-    return [f"The launches of the baseline have two modes: {words[0]} and {words[1]}{by}."]
+    read = {CLOCKS[name]: (rows[name], unit) for name, unit in CLOCK_UNITS.items()} | {"hour": (hour, " UTC")}
+    read |= {name: (rows[name], "") for name in allowed if name in rows}
+    known = {name: of for name, of in read.items() if of[0].notna().any()}
+    differs = [f"{name}, {text}" for name, of in known.items() if (text := _told_apart(*of, found))]
+    low, high = (units.percent(share) for share in found.share)
+    slower = units.percent(float(np.expm1(found.at[1] - found.at[0])))
+    said = f"The launches of the baseline have two modes: {low} of them, and {high} that are {slower} slower"
+    if differs:
+        return [f"{said}; what differs: {'; '.join(differs)}."]
+    return [f"{said}; not told apart by: {', '.join(known)}."] if known else [f"{said}."]
 
 
-def _told_apart(values: np.ndarray, found: Modes) -> str:
-    """The medians of a figure in both modes, if it tells them apart."""
-    sides = [values[(found.of == mode) & np.isfinite(values)] for mode in (0, 1)]
+def _told_apart(values: pd.Series, unit: str, found: Modes) -> str:
+    """What a figure, or a text, is in either mode, if it tells them apart."""
+    sides = [values[(found.of == mode) & values.notna().to_numpy()] for mode in (0, 1)]
     if not all(map(len, sides)):
         return ""
-    above = (sides[0][:, None] > sides[1]).mean() + (sides[0][:, None] == sides[1]).mean() / 2
+    if not pd.api.types.is_numeric_dtype(values):
+        most = [side.mode().iloc[0] for side in sides]
+        shares = [(side == text).mean() for side, text in zip(sides, most, strict=True)]
+        return " and ".join(most) if most[0] != most[1] and min(shares) >= _TELLS else ""
+    low, high = (side.to_numpy(float) for side in sides)
+    above = (low[:, None] > high).mean() + (low[:, None] == high).mean() / 2
     if max(above, 1 - above) < _TELLS:
         return ""
-    return " and ".join(f"{float(np.median(side)):,.0f}" for side in sides)
+    return f"{np.median(low):,.0f} and {np.median(high):,.0f}{unit}"
 
 
 def _margin_of(found: Sequence[Verdict], margin: float | None) -> float:
@@ -509,8 +522,11 @@ def _date(run: Run) -> str:
     return str(run.environment.get("date", ""))
 
 
-def _newest(runs: Sequence[Run]) -> tuple[list[Run], pd.DataFrame, list[str]]:
-    """The newest `WINDOW` runs with valid launches, oldest first, those launches, and why others are not valid."""
+def _newest(runs: Sequence[Run], allowed: Collection[str]) -> tuple[list[Run], pd.DataFrame, list[str]]:
+    """The newest `WINDOW` runs with valid launches, oldest first, those launches, and why others are not valid.
+
+    The launches have columns of the fields of the fingerprint that may differ.
+    """
     used, frames, invalid = list[Run](), list[pd.DataFrame](), list[str]()
     for run in reversed(runs):
         frame = launches(run)
@@ -518,7 +534,8 @@ def _newest(runs: Sequence[Run]) -> tuple[list[Run], pd.DataFrame, list[str]]:
         invalid += [text for text in frame["invalid"] if text]
         if len(valid):
             used.insert(0, run)
-            frames.insert(0, valid.assign(run=-len(frames), date=_date(run)))
+            facts = {name: fingerprint(run)[name] for name in allowed}
+            frames.insert(0, valid.assign(run=-len(frames), date=_date(run), **facts))
         if len(used) == WINDOW:
             break
     if not used:

@@ -33,6 +33,8 @@ LAUNCH_COLUMNS = [
 CLOCKS = {"sm_clock_mhz": "SM clock", "reference_per_s": "speed of the CPU"}
 """Those that say how fast the device itself ran, in words, the preferred first."""
 
+CLOCK_UNITS = {"sm_clock_mhz": " MHz", "reference_per_s": " products/s"}
+
 UNSCALED = (*CLOCKS, "flops", "kernels", "peak_bytes", "priced_share")
 """Columns of `launches` that are no times or rates: a level has them as they are."""
 

@@ -152,19 +152,21 @@ class Stretch(NamedTuple):
         runs: how many.
         worse: by how much, the lower median of theirs.
         threshold: how much is needed.
-        error: of worse, one standard error.
+        z: worse in standard errors.
         chance: of such a stretch, by what the baseline's own runs did.
         alike: runs of the baseline that were as slow as this stretch.
         known: runs of the baseline that could have been.
+        slow: share of the baseline's launches that are as slow, where the chance is by them; else 0.
     """
 
     runs: int
     worse: float
     threshold: float
-    error: float
+    z: float
     chance: float
     alike: int
     known: int
+    slow: float
 
 
 class Past:
@@ -230,9 +232,7 @@ class Past:
         tonight = float(np.median(self.head) - self.level - np.median(old))
         return worse if min(worse, tonight) > max(margin, 3 * error) else None
 
-    def _stretch(
-        self, sign: int, margin: float, level: float, figure: Figure, blur: float
-    ) -> Stretch | None:
+    def _stretch(self, sign: int, margin: float, level: float, figure: Figure, blur: float) -> Stretch | None:
         moved = np.array([sign * (figure(run) - level) for run in [*self.since, self.head - self.level]])
         before = np.array([sign * (figure(run) - level) for run in self.known])
         # an episode is no excuse of itself
@@ -254,9 +254,14 @@ class Past:
             near = _ALIKE * self.noise.of_run(len(self.head)) / sqrt(count)
             chance, alike = self._chance(self._of_this_mode(before, sign, worse, count), worse, count, near, 3 * error)
             once = chance if count == 1 else once
-            chance = max(chance, 0 if once is None else once**count, self._by_launches(sign, worse, figure) ** count)
-            if best is None or chance < best.chance:
-                best = Stretch(count, worse, threshold, error, chance, alike, len(before))
+            slow = self._slow(sign, worse)
+            by_launches = self._by_launches(slow, figure) ** count
+            by_runs = max(chance, 0 if once is None else once**count)
+            if best is None or max(by_runs, by_launches) < best.chance:
+                best = Stretch(
+                    count, worse, threshold, worse / error, max(by_runs, by_launches), alike, len(before),
+                    slow if by_launches > by_runs else 0.0,
+                )  # fmt: skip
         return best
 
     def _chance(self, before: np.ndarray, worse: float, count: int, near: float, told: float) -> tuple[float, int]:
@@ -269,10 +274,12 @@ class Past:
             chance *= (max(windows.max(initial=0.0), told) / worse) ** _TAIL
         return chance, alike
 
-    def _by_launches(self, sign: int, worse: float, figure: Figure) -> float:
+    def _slow(self, sign: int, worse: float) -> float:
+        """Share of the baseline's launches that are as slow."""
+        return float((sign * np.concatenate(self.known) >= worse - _ALIKE * self.noise.within).mean())
+
+    def _by_launches(self, slow: float, figure: Figure) -> float:
         """How often a run comes out as slow if its launches are any of those of the baseline."""
-        launches = sign * np.concatenate(self.known)
-        slow = float((launches >= worse - _ALIKE * self.noise.within).mean())
         size = len(self.head)
         needed = size if figure is np.min else size // 2 + 1
         return sum(comb(size, many) * slow**many * (1 - slow) ** (size - many) for many in range(needed, size + 1))

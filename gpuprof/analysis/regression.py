@@ -28,7 +28,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import comb, nan, sqrt
+from math import comb, expm1, nan, sqrt
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -240,7 +240,15 @@ def _read(
     way = 1 if worse > 0 else -1
     # better than the whole level is enough: its newest half may have got there already
     against = max(sign * np.log(m0), sign * np.log(newest)) if way > 0 else sign * np.log(m0)
-    return reading._replace(stretch=past.stretch(way, margin, float(against), float(clock_error)), of_runs=True)
+    stretch = past.stretch(way, margin, float(against), float(clock_error))
+    if stretch is not None:
+        stretch = stretch._replace(worse=way * _share(way * stretch.worse, better))
+    return reading._replace(stretch=stretch, of_runs=True)
+
+
+def _share(worse: float, better: Better) -> float:
+    """By which share a figure is worse, of the logarithm of its cost."""
+    return expm1(worse) if better == "lower" else -expm1(-worse)
 
 
 def _drift(base: np.ndarray, head: np.ndarray, runs: Runs | None, margin: float, better: Better) -> float:
@@ -248,7 +256,7 @@ def _drift(base: np.ndarray, head: np.ndarray, runs: Runs | None, margin: float,
         return 0.0
     values = np.log(base) * (1 if better == "lower" else -1)
     past = Past(values, np.log(head) * (1 if better == "lower" else -1), runs)
-    return past.drift(runs, values, margin) or 0.0
+    return _share(past.drift(runs, values, margin) or 0.0, better)
 
 
 @dataclass(frozen=True)
@@ -272,6 +280,7 @@ class Verdict:
         runs: newest runs in a row, the head's among them, that it was told by.
         chance: of such runs, by what those of the baseline did; nan where that is not asked.
         noise: whether it is inconclusive for the noise of the baseline alone: then the head is more of that noise.
+        known: launches that say how noisy it is, those of earlier levels with them; 0 for an exact figure.
     """
 
     metric: str
@@ -290,6 +299,7 @@ class Verdict:
     runs: int = 1
     chance: float = nan
     noise: bool = False
+    known: int = 0
 
 
 Clocks = tuple[Sequence[float], Sequence[float]]
@@ -327,18 +337,19 @@ def judge(
     time, decided = held.as_measured, _decided(held)
     noise = status == INCONCLUSIVE and not _clock_hides(held)
     if status == PASS and held.drift:
-        status, why = DRIFT, _drifted(held, runs)
+        status, why = DRIFT, _drifted(held, runs, why)
     if launches < FEWEST:
         status, noise = INCONCLUSIVE, False
         why = f"a baseline of {launches}, and no noise is known of fewer than {FEWEST} launches"
     stretch = decided.stretch
     told = stretch is not None and status in (REGRESSION, IMPROVEMENT)
-    known = len(base) if runs is None else int(runs.level.sum())
+    level = len(base) if runs is None else int(runs.level.sum())
     return Verdict(
         metric, status, _change(float(time.m0), float(np.median(head))),
         stretch.threshold if told and stretch else float(decided.threshold), float(time.m0), float(np.median(head)),
-        known, len(head), why, float(time.s), float(decided.z), margin=held.margin,
+        level, len(head), why, float(time.s), float(decided.z), margin=held.margin,
         runs=stretch.runs if told and stretch else 1, chance=stretch.chance if stretch else nan, noise=noise,
+        known=launches,
     )  # fmt: skip
 
 
@@ -371,19 +382,16 @@ def _why(held: Held, clocks: tuple[np.ndarray, np.ndarray] | None, clock: str) -
         decided = _decided(held)
         where = "" if decided is time else f" at the same {clock}"
         stretch = decided.stretch
-        if stretch is not None and stretch.runs > 1:
-            way = 1 if held.status == REGRESSION else -1
-            z = stretch.worse / stretch.error
-            return f"{_worse(way * stretch.worse)}{where} for {stretch.runs} runs in a row, z = {z:.1f}"
-        return f"{_worse(float(decided.worse))}{where}, z = {abs(float(decided.z)):.1f}"
+        z = stretch.z if stretch is not None and stretch.runs > 1 else abs(float(decided.z))
+        return f"{_worse(float(decided.worse))}{where}{_in_a_row(decided)}, z = {z:.1f}"
     if cycles is not None and clocks is not None and _clock_hides(held):
         moved = _change(*(float(np.median(part)) for part in clocks))
         lies = f"{units.percent(abs(moved))} {'lower' if moved < 0 else 'higher'} than"
         if abs(moved) < _SHOWS:  # what differs is the noise of the clock
             lies = "no other than"
         return f"{_most(time)}, but {_most(cycles)} if time goes with the {clock}, which is {lies} the baseline's"
-    if time.stretch is not None:
-        return _explained(time.stretch)
+    if time.stretch is not None and time.worse > 0:
+        return f"{_worse(float(time.worse))}{_in_a_row(time)}, but {_explained(time.stretch)}"
     if max(time.worse, time.worse_than_newest) > time.threshold:
         whole, newest = _worse(float(time.worse)), _worse(float(time.worse_than_newest))
         return f"{whole} than the whole baseline, {newest} than its newest half: the baseline drifts"
@@ -393,23 +401,45 @@ def _why(held: Held, clocks: tuple[np.ndarray, np.ndarray] | None, clock: str) -
     )
 
 
+def _in_a_row(reading: Reading) -> str:
+    """By how much the newest runs in a row are worse, where more than the head decided."""
+    stretch = reading.stretch
+    if stretch is None or stretch.runs == 1:
+        return ""
+    way = 1 if reading.worse > 0 else -1
+    other = way > 0 and reading.worse > 1.25 * max(float(reading.worse_than_newest), _SHOWS)
+    than = " than the newest half of the baseline" if other else ""
+    return f", over {stretch.runs} runs in a row {_worse(way * stretch.worse)}{than}"
+
+
 def _explained(stretch: Stretch) -> str:
     """What of a baseline explains a head that is beyond its threshold."""
-    row = f" for {stretch.runs} runs in a row" if stretch.runs > 1 else ""
+    if stretch.slow:
+        return f"the baseline has launches as slow as this, {units.percent(stretch.slow)} of them"
+    if stretch.alike and stretch.runs > 1:
+        return f"the baseline has {stretch.runs} runs in a row as slow as this"
     known = units.number(stretch.known, "run")
     if stretch.alike:
-        as_slow = f"the baseline has launches as slow as this, in {stretch.alike} of {known}{row}"
-    else:
-        as_slow = f"none of only {known} being as slow does not rule out chance yet: the next run will tell"
-    return f"{_worse(stretch.worse)}{row}, but {as_slow}"
+        return f"the baseline has launches as slow as this, in {stretch.alike} of {known}"
+    return f"with {known} before it, none as far out, chance is not ruled out yet: the next run will tell"
 
 
-def _drifted(held: Held, runs: Runs | None) -> str:
+def _drifted(held: Held, runs: Runs | None, why: str) -> str:
+    """Where a head that passes has drifted to.
+
+    Args:
+        held: what the rule says.
+        runs: whose launches those of the baseline are.
+        why: it passes; empty where it is within the margin.
+    """
     begin = f" on {runs.begin}" if runs is not None and runs.begin else ""
-    return f"no worse than the newest runs, but {_worse(held.drift)} than where this level began{begin}"
+    most = _most(held.as_measured)
+    near = f"{why}, and" if why else f"{most}, but" if most == _NO_WORSE else f"{most}, within the margin, but"
+    return f"{near} the newest runs are {_worse(held.drift)} than where this level began{begin}"
 
 
 _SHOWS = 0.0005  # a smaller share has no digit in print
+_NO_WORSE = "no worse"
 
 
 def _most(reading: Reading) -> str:
@@ -421,7 +451,7 @@ def _most(reading: Reading) -> str:
 
 def _worse(share: float) -> str:
     if abs(share) < _SHOWS:
-        return "no worse"
+        return _NO_WORSE
     return f"{units.percent(abs(share))} {'worse' if share > 0 else 'better'}"
 
 

@@ -142,7 +142,7 @@ def check_in_store(head: Run, url: str, margin: float | None, allowed: Collectio
                 head, f"there is nothing yet to hold it against: no accepted run before it in {opened.name}"
             )
         newest = list(dict.fromkeys(reversed(list(base.loc[base["held"], "run"]))))[:_LOADED]
-        found = against(head, base, [opened.load(str(run)) for run in reversed(newest)], margin)
+        found = against(head, base, [opened.load(str(run)) for run in reversed(newest)], margin, allowed=allowed)
         too_few = base["noise"].sum() < FEWEST  # nobody knows which of them is the odd one
         noise = all(one.noise for one in found.deciding if one.status == INCONCLUSIVE)
         accepted = found.status not in (REGRESSION, DRIFT) and (found.status != INCONCLUSIVE or noise or too_few)

@@ -167,7 +167,7 @@ def accept(
     store: StoreOption,
     undo: Annotated[bool, typer.Option("--undo", help="Leave them out of baselines instead.")] = False,
 ) -> None:
-    """Hold later runs against these. A regression that is accepted is a new level: what was before counts no more."""
+    """Hold later runs against these. A regression, drift or improvement that is accepted begins a new level."""
     from gpuprof.history import open_store
 
     with open_store(store, create=False) as opened:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from gpuprof import units
 from gpuprof.analysis.changepoints import SETTLED, Change, Series, clock_of, mfu_of
-from gpuprof.analysis.comparison import CLOCKS
+from gpuprof.analysis.comparison import CLOCK_UNITS, CLOCKS
 from gpuprof.analysis.known_flops import at_least
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture
@@ -139,7 +139,6 @@ FORMATS: dict[str, Callable[[list[Series], int, View], str]] = {
 }
 """Every format by name."""
 
-_CLOCK_UNITS = {"sm_clock_mhz": " MHz", "reference_per_s": " products/s"}
 _RIGHT = {"launches", "step", "MFU", *CLOCKS.values()}
 _GIVE_WAY = ("launches", *CLOCKS.values(), "commit", "verdict", "MFU")  # columns that a narrow terminal does without
 _NARROWEST = 45  # a run, a date and a step
@@ -229,7 +228,7 @@ def _figure(metric: str, value: float | None) -> str:
     if metric == "step_s":
         return units.duration(value)
     if metric in CLOCKS:
-        return units.MISSING if value is None or pd.isna(value) else f"{value:,.0f}{_CLOCK_UNITS[metric]}"
+        return units.MISSING if value is None or pd.isna(value) else f"{value:,.0f}{CLOCK_UNITS[metric]}"
     return units.percent(value)
 
 
@@ -319,7 +318,7 @@ def history_chart(one: Series, launches: pd.DataFrame, path: str | os.PathLike[s
 
 def _draw(axes: Any, one: Series, launches: pd.DataFrame, metric: str) -> None:
     """One metric: a dot per launch, the median of each run in the colour of its verdict, the levels between changes."""
-    clocks = {name: f"{words},{_CLOCK_UNITS[name]}" for name, words in CLOCKS.items()}
+    clocks = {name: f"{words},{CLOCK_UNITS[name]}" for name, words in CLOCKS.items()}
     unit = {"step_s": "step, ms", **clocks}.get(metric, "MFU, %")
     factor = {"step_s": 1e3, **dict.fromkeys(CLOCKS, 1.0)}.get(metric, 100.0)
     runs = one.runs[one.runs[metric].notna()]

@@ -279,7 +279,7 @@ def _confidence(one: Verdict) -> str:
         return f"p = {one.p:.4f}"
     if one.z != one.z:
         return "exact" if one.n else units.MISSING
-    return f"z = {one.z:.1f}" if one.n >= FEWEST else units.MISSING
+    return f"z = {one.z:.1f}" if one.known >= FEWEST else units.MISSING
 
 
 def _value(metric: str, value: float) -> str:
@@ -301,7 +301,7 @@ def _change(share: float) -> str:
 def _limit(one: Verdict) -> str:
     if one.metric == "peak_bytes":
         return units.size(one.threshold * one.m0)
-    return units.percent(one.threshold) if one.z != one.z or one.n >= FEWEST else units.MISSING
+    return units.percent(one.threshold) if one.z != one.z or one.known >= FEWEST else units.MISSING
 
 
 def _notes(check: Check, judged: bool) -> Iterator[str]:
