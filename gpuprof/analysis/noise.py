@@ -34,6 +34,7 @@ _BEYOND = 2  # a run that was more than so many times as slow tells nothing of t
 _UNSEEN = 0.3  # of a run: what is reckoned with of what was not seen yet
 _TAIL = 3  # how often what is further out than anything known comes falls with this power of the distance
 _APART = 2.2  # spreads of both that two modes are apart
+_FEWEST = 8  # launches below which there are no modes
 _SHARE, _MODE_LAUNCHES = 0.08, 3  # the least part of a mode
 _FEWEST_PAIRS = 10
 _PURE = 0.9  # share of runs that are all in one mode, where runs have modes and not launches
@@ -110,7 +111,7 @@ def modes(values: np.ndarray) -> Modes:
     ranked, n = values[order], len(values)
     one = Modes(np.array([np.median(values)]), np.ones(1), np.zeros(n, int))
     least = max(_MODE_LAUNCHES, int(np.ceil(_SHARE * n)))
-    if n < 2 * least:
+    if n < max(_FEWEST, 2 * least):
         return one
     cuts = np.arange(least, n - least + 1)
     sums = np.concatenate([[0.0], ranked.cumsum()])
