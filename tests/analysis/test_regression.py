@@ -144,20 +144,6 @@ def test_what_the_clock_did_in_the_baseline_it_does_to_the_head(time, clock, sta
     assert verdict.why.startswith(words) if words else verdict.why == ""
 
 
-def test_launches_that_were_brought_to_a_level_lend_their_noise_alone():
-    """Spread 1.4826 x 2 % of twenty launches; what is known of the level by two of them, against four of the head."""
-    base = np.array([98.0, 102.0] * 10)
-    found = hold(base, np.full(4, 103.0), level=2).as_measured
-
-    assert found.s == pytest.approx(1.4826 * 2)
-    error = 0.01 * 1.4826 * 2 * sqrt(1 / 2 + 1.57 / 4)
-    assert found.threshold == pytest.approx(3 * error, rel=1e-4)
-    assert found.z == pytest.approx(0.03 / error, rel=1e-4)
-    assert hold(base, np.full(4, 103.0)).as_measured.z == pytest.approx(
-        0.03 / (0.01 * 1.4826 * 2 * sqrt(1 / 20 + 1.57 / 4)), rel=1e-4
-    )
-
-
 def test_what_the_clock_did_not_do_in_the_baseline_it_does_not_do_to_the_head():
     held = hold(np.full(5, 100.0), np.full(3, 103.0), clocks=(np.array(MOVING), np.full(3, 950.0)))
 
