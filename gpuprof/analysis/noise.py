@@ -181,7 +181,7 @@ class Past:
     """
 
     def __init__(self, values: np.ndarray, head: np.ndarray, runs: Runs) -> None:
-        self.head, self.of_level = head, runs.level
+        self.head = head
         reference = values[runs.level]
         self.level = float(np.median(reference))
         self.size = (len(np.unique(runs.run[runs.level])), len(reference))

@@ -142,9 +142,10 @@ def hold(
     """
     level = np.ones(base.shape[-1], bool) if runs is None else runs.level
     if runs is not None and len(np.unique(runs.run[runs.noise])) < FEWEST_RUNS:
-        base, runs = base[level], None
-        clocks, level = clocks and (clocks[0][level], clocks[1]), np.ones(len(base), bool)
-    past, read = partial(_past, runs=runs, better=better), partial(_read, better=better)
+        # nothing is known of runs, and their launches are taken for those of one
+        base, clocks = base[runs.noise], clocks and (clocks[0][runs.noise], clocks[1])
+        level, runs = level[runs.noise], None
+    past, read = partial(_past, runs=runs, better=better), partial(_read, level=level, better=better)
     in_time = past(base, head)
     if margin is None:
         margin = float(read(base, head, 0.0, in_time).threshold)
@@ -220,17 +221,18 @@ def _read(
     margin: float,
     past: Past | None,
     *,
+    level: np.ndarray,
     better: Better,
     clock_error: np.ndarray | None = None,
 ) -> Reading:
-    level = base if past is None else base[past.of_level]
-    n, k = level.shape[-1], head.shape[-1]
+    held = base[..., level]
+    n, k = held.shape[-1], head.shape[-1]
     clock_error = np.zeros(base.shape[:-1]) if clock_error is None else clock_error
     sign = 1 if better == "lower" else -1
-    m0, newest, middle = (np.median(part, axis=-1) for part in (level, level[..., n // 2 :], head))
+    m0, newest, middle = (np.median(part, axis=-1) for part in (held, held[..., n // 2 :], head))
     worse, worse_than_newest = (sign * (middle - reference) / reference for reference in (m0, newest))
     if past is None:
-        s = _spread(level, m0)
+        s = _spread(base, m0)
         error = s / m0 * sqrt(1 / n + MEDIAN_VARIANCE / k)
     else:
         s, error = np.asarray(past.noise.spread * m0), np.asarray(past.noise.error(past.size, k))
