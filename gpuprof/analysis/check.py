@@ -126,10 +126,12 @@ def _paired(base: pd.DataFrame, head: pd.DataFrame, metric: str) -> tuple[pd.Dat
 
 
 def _clock(base: pd.DataFrame, head: pd.DataFrame) -> str:
-    """The one of `CLOCKS` that enough launches have; empty where none is."""
-    return next(
-        (name for name in CLOCKS if len(_known(base, name)) >= min(FEWEST, len(base)) and len(_known(head, name))), ""
-    )
+    """The one of `CLOCKS` that enough launches have, of those of the level as well; empty where none is."""
+    parts = [_held(base), base[base["noise"]] if "noise" in base else base]
+    for name in CLOCKS:
+        if len(_known(head, name)) and all(len(_known(part, name)) >= min(FEWEST, len(part)) for part in parts):
+            return name
+    return ""
 
 
 def _held(base: pd.DataFrame) -> pd.DataFrame:
@@ -275,8 +277,9 @@ def check(
 
     Args:
         head: the run in question.
-        baseline: the earlier ones, in any order, all of one level. Those whose `fingerprint` is another are left out,
-            launches that are not valid likewise, and of the rest the newest `WINDOW` runs count.
+        baseline: the earlier ones, in any order. Those whose `fingerprint` is another are left out, launches that are
+            not valid likewise. Of the rest the newest `WINDOW` runs say what the noise is, and those since the last
+            change point of the step time what the head is held to.
         margin: share below which a change is none; None for the least that the noise lets be told.
         allowed: fields of the fingerprint that may differ.
         by: what moved is told by.
@@ -542,7 +545,7 @@ def _newest(runs: Sequence[Run], allowed: Collection[str]) -> tuple[list[Run], p
         return [], pd.DataFrame(), invalid
     base = pd.concat(frames, ignore_index=True).assign(held=True, noise=True)
     steps = base.groupby("run")["step_s"].median()
-    places = [point.at for point in change_points(steps.dropna())]
+    places = [point.at for point in change_points(steps)]
     base["level"] = base["run"].map(pd.Series(np.searchsorted(places, range(len(steps)), "right"), index=steps.index))
     newest = base[base["level"] == base["level"].max()]
     first = newest.groupby("run").size().cumsum().shift(fill_value=0) < BEGAN

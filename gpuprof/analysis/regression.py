@@ -142,16 +142,18 @@ def hold(
     """
     level = np.ones(base.shape[-1], bool) if runs is None else runs.level
     if runs is not None and len(np.unique(runs.run[runs.noise])) < FEWEST_RUNS:
-        base, runs = base[level], None
-        clocks, level = clocks and (clocks[0][level], clocks[1]), np.ones(len(base), bool)
-    read = partial(_read, runs=runs, better=better)
+        # nothing is known of runs, and their launches are taken for those of one
+        base, clocks = base[runs.noise], clocks and (clocks[0][runs.noise], clocks[1])
+        level, runs = level[runs.noise], None
+    past, read = partial(_past, runs=runs, better=better), partial(_read, level=level, better=better)
+    in_time = past(base, head)
     if margin is None:
-        margin = float(read(base, head, 0.0).threshold)
-    time = read(base, head, margin)
+        margin = float(read(base, head, 0.0, in_time).threshold)
+    time = read(base, head, margin, in_time)
     if clocks is None:
         said = [time.beyond(), time.beyond(-1), ~time.within(margin)]
         status = np.select(said, [REGRESSION, IMPROVEMENT, INCONCLUSIVE], PASS)
-        return Held(status, time, margin=margin, drift=_drift(base, head, runs, margin, better))
+        return Held(status, time, margin=margin, drift=_drift(in_time, margin, better))
     middle = np.median(clocks[0][..., level], axis=-1, keepdims=True)
     ratios = clocks[0] / middle, clocks[1] / middle
 
@@ -161,8 +163,10 @@ def hold(
 
     follows, error = _follows(base[..., level], ratios[0][..., level], better)
     unclocked = at(np.ones_like(follows))
-    cycles = read(*unclocked, margin)
-    at_clock = read(*at(follows), margin, clock_error=_clock_error(ratios[0][..., level], ratios[1], error))
+    in_cycles = past(*unclocked)
+    cycles = read(*unclocked, margin, in_cycles)
+    clocked = at(follows)
+    at_clock = read(*clocked, margin, past(*clocked), clock_error=_clock_error(ratios[0][..., level], ratios[1], error))
     told = at_clock.within(margin) & (_Z * at_clock.clock_error <= margin)
     status = np.select(
         [*(time.beyond(sign) & cycles.beyond(sign) | at_clock.beyond(sign) for sign in (1, -1)),
@@ -170,7 +174,7 @@ def hold(
         [REGRESSION, IMPROVEMENT, INCONCLUSIVE],
         PASS,
     )  # fmt: skip
-    drift = min(_drift(*both, runs, margin, better) for both in ((base, head), unclocked))
+    drift = min(_drift(one, margin, better) for one in (in_time, in_cycles))
     return Held(status, time, cycles, at_clock, margin, drift)
 
 
@@ -215,22 +219,22 @@ def _read(
     base: np.ndarray,
     head: np.ndarray,
     margin: float,
+    past: Past | None,
     *,
+    level: np.ndarray,
     better: Better,
     clock_error: np.ndarray | None = None,
-    runs: Runs | None = None,
 ) -> Reading:
-    level = base if runs is None else base[runs.level]
-    n, k = level.shape[-1], head.shape[-1]
+    held = base[..., level]
+    n, k = held.shape[-1], head.shape[-1]
     clock_error = np.zeros(base.shape[:-1]) if clock_error is None else clock_error
     sign = 1 if better == "lower" else -1
-    m0, newest, middle = (np.median(part, axis=-1) for part in (level, level[..., n // 2 :], head))
+    m0, newest, middle = (np.median(part, axis=-1) for part in (held, held[..., n // 2 :], head))
     worse, worse_than_newest = (sign * (middle - reference) / reference for reference in (m0, newest))
-    if runs is None:
-        s, past = _spread(level, m0), None
+    if past is None:
+        s = _spread(base, m0)
         error = s / m0 * sqrt(1 / n + MEDIAN_VARIANCE / k)
     else:
-        past = Past(sign * np.log(base), sign * np.log(head), runs)
         s, error = np.asarray(past.noise.spread * m0), np.asarray(past.noise.error(past.size, k))
     error = np.hypot(error, clock_error)
     threshold = np.maximum(np.maximum(margin, 2 * s / m0), _Z * error)
@@ -251,12 +255,15 @@ def _share(worse: float, better: Better) -> float:
     return expm1(worse) if better == "lower" else -expm1(-worse)
 
 
-def _drift(base: np.ndarray, head: np.ndarray, runs: Runs | None, margin: float, better: Better) -> float:
+def _past(base: np.ndarray, head: np.ndarray, runs: Runs | None, better: Better) -> Past | None:
     if runs is None:
-        return 0.0
-    values = np.log(base) * (1 if better == "lower" else -1)
-    past = Past(values, np.log(head) * (1 if better == "lower" else -1), runs)
-    return _share(past.drift(runs, values, margin) or 0.0, better)
+        return None
+    sign = 1 if better == "lower" else -1
+    return Past(sign * np.log(base), sign * np.log(head), runs)
+
+
+def _drift(past: Past | None, margin: float, better: Better) -> float:
+    return 0.0 if past is None else _share(past.drift(margin) or 0.0, better)
 
 
 @dataclass(frozen=True)
