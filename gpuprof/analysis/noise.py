@@ -109,8 +109,7 @@ def modes(values: np.ndarray) -> Modes:
     Args:
         values: of launches, shape (N,).
     """
-    order = np.argsort(values, kind="stable")
-    ranked, n = values[order], len(values)
+    ranked, n = np.sort(values), len(values)
     one = Modes(np.array([np.median(values)]), np.ones(1), np.zeros(n, int))
     least = max(_MODE_LAUNCHES, int(np.ceil(_SHARE * n)))
     if n < max(_FEWEST, 2 * least):
@@ -123,9 +122,9 @@ def modes(values: np.ndarray) -> Modes:
     at = np.array([np.median(low), np.median(high)])
     if at[1] - at[0] < _APART * (_robust(low) + _robust(high)):
         return one
-    of = np.zeros(n, int)
-    of[order[cut:]] = 1
-    return Modes(at, np.array([cut, n - cut]) / n, of)
+    of = _nearest(values, at)
+    counts = np.bincount(of, minlength=2)
+    return Modes(at, counts / n, of) if counts.min() >= least else one
 
 
 def noise_of(runs: list[np.ndarray], found: Modes) -> Noise:
@@ -134,7 +133,7 @@ def noise_of(runs: list[np.ndarray], found: Modes) -> Noise:
     Standard deviations from medians of absolute differences: of launches of one run, and of the medians of runs in a
     row. Where there are few of these, from the median absolute deviation of all launches.
     """
-    rest = [run - found.at[_nearest(run, found)] for run in runs] if len(found.at) > 1 else runs
+    rest = [run - found.at[_nearest(run, found.at)] for run in runs] if len(found.at) > 1 else runs
     medians = np.array([_median(run) for run in rest])
     pairs = np.concatenate([abs(np.subtract(*run[_pairs(len(run))])) for run in rest])
     enough = len(rest) >= 5
@@ -298,7 +297,7 @@ class Past:
 
     def _runs_have_modes(self) -> bool:
         """Whether whole runs are in one mode or the other, rather than launch by launch."""
-        pure = [len(set(_nearest(run, self.modes).tolist())) == 1 for run in self.known]
+        pure = [len(set(_nearest(run, self.modes.at).tolist())) == 1 for run in self.known]
         return sum(pure) >= _PURE * len(pure)
 
 
@@ -312,8 +311,8 @@ def _pairs(launches: int) -> np.ndarray:
     return np.array(np.triu_indices(launches, 1))
 
 
-def _nearest(values: np.ndarray, found: Modes) -> np.ndarray:
-    return abs(values[:, None] - found.at).argmin(axis=1)
+def _nearest(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    return abs(values[:, None] - at).argmin(axis=1)
 
 
 def _median(values: np.ndarray) -> float:

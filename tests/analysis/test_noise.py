@@ -1,198 +1,241 @@
-"""What runs say of their noise, by hand; then the rule on baselines of runs."""
-
-from math import log, sqrt
+from math import sqrt
 
 import numpy as np
 import pytest
 
-from gpuprof.analysis.noise import FLOOR, Noise, Past, Runs, modes, noise_of
-from gpuprof.analysis.regression import CHANCE, hold, judge
+from gpuprof.analysis.noise import Past, Runs, modes, noise_of
 
 
-def runs_of(*figures, held=None, noise=None, began=None):
-    """Values and `Runs` of runs, each a list of launches, all of one level."""
-    count = len(figures)
-    run = np.repeat(np.arange(count), [len(one) for one in figures])
-    chosen = [np.ones(count, bool) if one is None else np.array(one, bool) for one in (held, noise, began)]
-    level, known, first = (one[run] for one in chosen)
-    return np.concatenate(figures).astype(float), Runs(run, level, known, np.ones(len(run), bool), first, "2026-01-02")
+def runs_of(*figures, noise=None, level=None, since=None, began=0):
+    """The launches of some runs, and whose they are; a mask per run, by default all; the first so many began it."""
+    masks = (np.ones(len(figures), bool) if mask is None else np.asarray(mask, bool) for mask in (level, noise, since))
+    run = np.repeat(np.arange(len(figures)), [len(launches) for launches in figures])
+    of = [mask[run] for mask in masks]
+    return np.concatenate(figures).astype(float), Runs(run, *of, run < began)
 
 
-# -- modes
+ONE = modes(np.zeros(5))
 
 
 def test_two_modes():
-    found = modes(np.array([1.00, 1.01, 0.99, 1.00, 1.50, 1.51, 1.49, 1.00]))
+    wide = np.array([-0.002, 0.0, 0.001, 0.0])
+    values = np.concatenate([0.04 + wide, wide, wide])
+    found = modes(values)
 
-    assert list(found.at) == [1.0, 1.5]
-    assert list(found.share) == [5 / 8, 3 / 8]
-    assert list(found.of) == [0, 0, 0, 0, 1, 1, 1, 0]
+    assert list(found.at) == pytest.approx([0, 0.04])
+    assert list(found.share) == pytest.approx([2 / 3, 1 / 3])
+    assert list(found.of) == [1] * 4 + [0] * 8
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("values", "number"),
     [
-        [1.0, 1.0, 1.0, 1.0, 2.0, 2.0],  # two are no mode
-        [1.0, 1.0, 2.0, 2.0],
-        np.linspace(0, 1, 40),
-        [0.0] * 20,
-        [0.0] * 10 + [3 * FLOOR] * 10,  # by the least spread that is believed, they may be one
+        (np.linspace(-0.05, 0.05, 50), 1),
+        (np.repeat([0, 0.0131], 10), 1),  # 2.2 times two spreads of 0.3 % are 1.32 %
+        (np.repeat([0, 0.0133], 10), 2),
+        ([0, 0, 0, 1, 1], 1),  # of three launches each
+        ([0, 0, 0, 1, 1, 1], 2),
+        ([0, 0, 0, 0, 1, 1], 1),
+        (np.repeat([0, 1], [47, 3]), 1),  # 8 % of 50 are 4
+        (np.repeat([0, 1], [46, 4]), 2),
+        ([0.5], 1),
     ],
 )
-def test_one_mode(values):
-    found = modes(np.array(values))
-
-    assert list(found.at) == [pytest.approx(np.median(values))]
-    assert set(found.of.tolist()) == {0}
+def test_how_far_apart_and_how_large_modes_are(values, number):
+    assert len(modes(np.asarray(values, float)).at) == number
 
 
-def test_modes_do_not_come_of_normal_noise():
-    rng = np.random.default_rng(0)
-    assert sum(len(modes(rng.normal(0, 0.01, 60)).at) == 2 for _ in range(300)) == 0
+def test_noise_within_runs_is_of_their_pairs_and_that_between_of_runs_in_a_row():
+    # pairs differ by 0.5, 0.5 and 1 % each; medians in a row by 1, 1, 1.2 and 1.2
+    runs = [middle + np.array([0.005, -0.005, 0]) for middle in (0, 0.01, 0, 0.012, 0)]
+    found = noise_of(runs, ONE)
+    within, in_a_row = 0.005 / 0.9539, 0.011 / 0.9539
 
-
-# -- noise: the median of |a - b| of normal figures is 0.9539 standard deviations of one
-
-
-def test_the_noise_within_runs_and_between():
-    runs = [np.array([at - 0.01, at, at + 0.01]) for at in (0.0, 0.04, 0.01, 0.05, 0.02)]
-    found = noise_of(runs, modes(np.zeros(1)))
-
-    # of each run 0.01, 0.01, 0.02; of runs in a row 0.04, 0.03, 0.04, 0.03
-    within, in_a_row = 0.01 / 0.9539, 0.035 / 0.9539
     assert found.within == pytest.approx(within)
     assert found.between == pytest.approx(sqrt(in_a_row**2 - 1.57 * within**2 / 3))
-    assert found.spread == pytest.approx(sqrt(found.within**2 + found.between**2))
-    assert found.of_run(5) == pytest.approx(sqrt(found.between**2 + 1.57 * within**2 / 5))
+    assert found.spread == pytest.approx(sqrt(within**2 + found.between**2))
+    assert found.of_run(3) == pytest.approx(in_a_row)  # as they were seen
     assert found.error((4, 12), 5, 2) == pytest.approx(
-        sqrt(found.of_run(5) ** 2 / 2 + found.between**2 / 4 + within**2 / 12)
+        sqrt((found.between**2 + 1.57 * within**2 / 5) / 2 + found.between**2 / 4 + within**2 / 12)
     )
 
 
-def test_runs_that_agree_have_the_least_noise():
-    assert noise_of([np.zeros(3)] * 6, modes(np.zeros(1))) == Noise(FLOOR, FLOOR, 0.0)
+def test_a_slow_drift_is_no_noise_between_runs():
+    # 0.1 % from run to run: 0.105 % of spread, less than what launches make of medians
+    found = noise_of([0.001 * number + np.array([0.005, -0.005, 0]) for number in range(30)], ONE)
+
+    assert (found.within, found.between) == (pytest.approx(0.005 / 0.9539), 0)
 
 
-def test_of_single_launches_the_noise_is_that_of_runs_in_a_row():
-    found = noise_of([np.array([at]) for at in (0.0, 0.02, 0.0, 0.02, 0.0, 0.02)], modes(np.zeros(1)))
-
-    assert found == Noise(*[pytest.approx(0.02 / 0.9539)] * 2, 0.0)
-
-
-def test_of_few_runs_it_is_the_median_absolute_deviation():
-    found = noise_of([np.array([at]) for at in (0.0, 0.02, -0.02)], modes(np.zeros(1)))
-
-    assert found.within == pytest.approx(1.4826 * 0.02)
+def test_no_machine_is_trusted_below_the_floor():
+    assert noise_of([np.zeros(3)] * 5, ONE) == (0.003, 0.003, 0)
+    assert noise_of([np.zeros(1)] * 5, ONE) == (0.003, 0.003, 0)
 
 
-# -- stretches
+def test_runs_of_one_launch_have_the_noise_of_runs_in_a_row():
+    spread = 0.01 / 0.9539  # of 1, 1, 2 and 1 %
 
-QUIET = [[100.0, 100.1, 99.9]] * 12
-
-
-def past_of(baseline, head):
-    values, runs = runs_of(*baseline)
-    return Past(np.log(values), np.log(np.array(head)), runs)
+    assert noise_of([np.array([at]) for at in (0, 0.01, 0, 0.02, 0.01)], ONE) == pytest.approx((spread, spread, 0))
 
 
-def test_a_run_that_is_like_none():
-    past = past_of(QUIET, [103.0, 103.1, 103.0])
-    found = past.stretch(1, 0.02, past.level)
+def test_of_few_launches_the_deviations_of_all_count():
+    # median 2 %, deviations 2, 1, 4 and 1: 1.5
+    spread = 1.4826 * 0.015
 
-    assert (found.runs, found.alike, found.known) == (1, 0, 12)
-    assert found.worse == pytest.approx(log(1.03))
-    error = FLOOR * sqrt(1.57 / 3 + 1 / 36)
-    assert found.z == pytest.approx(log(1.03) / error)
-    assert found.threshold == 0.02
-    # 0.3 of 13 runs, and further out than anything that the noise does: its fastest launch most of all
-    assert found.chance == pytest.approx(0.3 / 13 * (3 * error / log(103.0 / 99.9)) ** 3)
-    assert found.chance < CHANCE
+    assert noise_of([np.array([0, 0.01]), np.array([0.06]), np.array([0.03])], ONE) == pytest.approx(
+        (spread, spread, 0)
+    )
+
+
+def test_what_modes_make_is_no_noise():
+    values = [np.array([0, 0.04, 0.002, 0.042])] * 6
+    found = noise_of(values, modes(np.concatenate(values)))
+
+    # 0.1 % around 0.1 and 4.1 %
+    assert found == (0.003, 0.003, 0)
+
+
+ERROR = 0.003 * sqrt(1.57 / 3 + 1 / 90)  # of three launches against thirty runs of as many, none above the floor
+NEAR = 1.5 * 0.003 * sqrt(1.57 / 3)  # by which a run may be faster and is as slow
+
+
+def still(*, slow=(), by=0.0, count=30, **masks):
+    """Runs of three launches, at 0 but for some that are slow."""
+    return runs_of(*(np.full(3, by if at in slow else 0.0) for at in range(count)), **masks)
+
+
+def stretch(past, worse, sign=1, margin=0.02, level=0.0, blur=0.0, launches=3):
+    values, runs = past
+    return Past(values, np.full(launches, worse), runs).stretch(sign, margin, level, blur)
+
+
+def test_a_slow_run_unlike_any():
+    found = stretch(still(), 0.03)
+
+    assert (found.runs, found.threshold, found.alike, found.known, found.slow) == (1, 0.02, 0, 30, 0)
+    assert found.worse == pytest.approx(0.03)
+    assert found.z == pytest.approx(0.03 / ERROR)
+    # 0.3 of a run in 31, and what is told is taken for what is known
+    assert found.chance == pytest.approx(0.3 / 31 * (3 * ERROR / 0.03) ** 3)
+
+
+@pytest.mark.parametrize("margin", [0.02, 0.0])
+def test_a_faster_run_is_its_mirror(margin):
+    slow, fast = stretch(still(), 0.03, margin=margin), stretch(still(), -0.03, -1, margin)
+
+    assert fast == pytest.approx(slow)
+
+
+def test_what_is_no_change_is_no_stretch():
+    assert stretch(still(), 0.019) is None  # below the margin
+    assert stretch(still(), 0.0065, margin=0.0) is None  # 3 standard errors are 0.66 %
+    assert stretch(still(), 0.0067, margin=0.0).threshold == pytest.approx(3 * ERROR)
+    assert stretch(still(), 0.03, sign=-1) is None
+    blurred = stretch(still(), 0.031, blur=0.01)
+    assert blurred.threshold == pytest.approx(3 * sqrt(ERROR**2 + 0.01**2))
+    assert stretch(still(), 0.03, blur=0.01) is None
 
 
 def test_runs_as_slow_explain_it():
-    slow = [[103.0, 103.1, 102.9]]
-    past = past_of([*QUIET[:5], *slow, *QUIET[5:]], [103.0, 103.1, 103.0])
-    found = past.stretch(1, 0.02, past.level)
+    slow = (1, 5, 9, 13, 17, 21, 25)
+    found = stretch(still(slow=slow, by=0.03), 0.03)
 
-    assert (found.runs, found.alike, found.known) == (1, 1, 13)
-    assert found.chance == pytest.approx(1.3 / 14)
-
-
-def test_an_episode_is_no_excuse_of_itself():
-    slow = [[103.0, 103.1, 102.9]]
-    past = past_of([*QUIET, *slow], [103.0, 103.1, 103.0])
-    found = past.stretch(1, 0.02, past.level)
-
-    assert (found.runs, found.alike, found.known) == (2, 0, 12)
+    assert (found.runs, found.alike, found.known, found.slow) == (1, 7, 30, 0)
+    assert found.chance == pytest.approx(7.3 / 31)
+    # a little faster is as slow
+    assert stretch(still(slow=slow, by=0.03), 0.03 + 0.9 * NEAR).alike == 7
+    assert stretch(still(slow=slow, by=0.03), 0.03 + 1.1 * NEAR).alike == 0
 
 
-def test_what_is_within_the_margin_is_none():
-    past = past_of(QUIET, [101.0, 101.0, 101.0])
-
-    assert past.stretch(1, 0.02, past.level) is None
-    assert past.stretch(-1, 0.005, past.level) is None
+def test_what_is_far_slower_explains_nothing():
+    assert stretch(still(slow=(3,), by=2.2 * 0.03 + NEAR), 0.03).alike == 0
+    assert stretch(still(slow=(3,), by=1.9 * 0.03), 0.03).alike == 1
 
 
-# -- the rule
+def test_runs_of_a_slower_mode_do_not_explain_what_is_too_fast_for_it():
+    found = stretch(still(slow=(1, 5, 9, 13, 17), by=0.055), 0.03)
+
+    # 0.3 of a run in 25 others and one more, were it not that 15 of 90 launches might have come together
+    assert (found.alike, found.known, found.slow) == (0, 30, pytest.approx(1 / 6))
+    assert found.chance == pytest.approx((1 / 6) ** 3)
+    # two such runs are no mode, and stay
+    assert stretch(still(slow=(1, 5), by=0.055), 0.03).alike == 2
 
 
-def verdict_of(baseline, head, margin=0.02, better="lower", **marks):
-    values, runs = runs_of(*baseline, **marks)
-    return judge("step_s", values, np.array(head, float), margin, better, runs=runs)
+def test_runs_in_a_row_are_taken_together_and_are_no_excuse_of_themselves():
+    found = stretch(still(slow=(27, 28, 29), by=0.03), 0.03)
+    error = 0.003 * sqrt(1.57 / 3 / 4 + 1 / 90)
+
+    assert (found.runs, found.alike, found.known) == (4, 0, 27)
+    assert found.z == pytest.approx(0.03 / error)
+    assert found.chance == pytest.approx(0.3 / (27 / 4 + 1) * (3 * error / 0.03) ** 3)
 
 
-def test_a_quiet_machine_is_told_at_once():
-    found = verdict_of(QUIET, [103.0, 103.0, 103.0])
+def test_runs_that_were_refused_are_a_part_of_the_row_and_not_of_the_noise():
+    refused = [at < 28 for at in range(30)]
+    found = stretch(still(slow=(28, 29), by=0.03, level=refused, noise=refused), 0.03)
 
-    assert (found.status, found.runs) == ("regression", 1)
-    assert verdict_of(QUIET, [97.0, 97.0, 97.0]).status == "improvement"
-    assert verdict_of(QUIET, [101.0] * 3).status == "pass"
-
-
-def test_a_rate_is_a_time_upside_down():
-    rates = [[1 / one for one in run] for run in QUIET]
-
-    assert verdict_of(rates, [1 / 103.0] * 3, better="higher").status == "regression"
-    assert verdict_of(rates, [1 / 97.0] * 3, better="higher").status == "improvement"
-    assert verdict_of(rates, [1 / 101.0] * 3, better="higher").status == "pass"
+    assert (found.runs, found.alike, found.known) == (3, 0, 28)
 
 
-def test_runs_in_two_modes():
-    fast, slow = [100.0, 100.2, 99.8], [104.0, 104.2, 103.8]
-    baseline = [fast, fast, slow, fast, fast, fast, slow, fast, slow, fast, fast, fast]
-    found = verdict_of(baseline, slow)
+def test_runs_before_the_level_are_of_no_row():
+    since = [at >= 29 for at in range(30)]
+    found = stretch(still(slow=(27, 28, 29), by=0.03, since=since), 0.03)
 
-    assert (found.status, found.noise) == ("inconclusive", True)
-    assert "but the baseline has launches as slow as this, in 3 of 12 runs" in found.why
-    assert verdict_of(baseline, [108.0, 108.0, 108.0]).status == "regression"
-
-
-def test_three_runs_are_needed_to_know_of_runs():
-    """The flat rule: 0.3 % of noise, 3 x 0.003 x sqrt(1/6 + 1.57/3) is below the margin."""
-    found = verdict_of(QUIET[:2], [102.5] * 3)
-
-    assert (found.status, found.runs) == ("regression", 1)
-    assert found.z == pytest.approx(0.025 / (0.003 * sqrt(1 / 6 + 1.57 / 3)), rel=1e-3)
+    # the last is of the row and no excuse, the two before the level are runs that were as slow; for the row of two,
+    # 1.3 of 29 / 2 + 1 is more
+    assert (found.runs, found.alike, found.known) == (1, 2, 29)
+    assert found.chance == pytest.approx(2.3 / 30)
 
 
-def test_the_margin_is_what_the_noise_lets_be_told():
-    quiet = verdict_of(QUIET, [100.5] * 3, margin=None)
-    assert quiet.margin == pytest.approx(3 * 0.003 * sqrt(1 / 36 + 1.57 / 3))  # above twice 0.3 %
-    assert quiet.status == "pass"
-    assert verdict_of(QUIET, [101.2] * 3, margin=None).status == "regression"
-    assert verdict_of(QUIET[:6], [101.2] * 3, margin=None).margin == 0.02  # of 18 launches
+def test_chance_hardly_leaves_all_launches_in_a_slow_mode():
+    def chance(slow):
+        past = runs_of(*[np.repeat([0, 0.04], [5 - slow, slow])] * 30)
+        return stretch(past, 0.04, launches=5)
 
-    values, runs = runs_of(*QUIET)
-    assert hold(values, np.full(3, 100.5), None, runs=runs).margin == pytest.approx(quiet.margin)
+    # one of five launches: three of five by chance are 5.8 %, but all five are 0.03 %
+    assert chance(1).slow == pytest.approx(0.2)
+    assert chance(1).chance == pytest.approx(0.2**5)
+    assert chance(2).chance == pytest.approx(0.4**5)
 
 
-def test_a_creep_is_a_drift():
-    creeping = [[100.0 * 1.004**at + offset for offset in (-0.1, 0.0, 0.1)] for at in range(20)]
-    first = [at < 7 for at in range(20)]
-    found = verdict_of(creeping, [100.0 * 1.004**20] * 3, began=first, held=[at >= 14 for at in range(20)])
+def test_of_two_launches_the_fastest_tells_nothing():
+    past = runs_of(*[np.array([0, 0, 0, 0, 0.04])] * 30)
 
-    # the newest seven with the head, nights 14 to 20, against the nights 0 to 6: fourteen nights of 0.4 %
-    assert found.status == "drift"
-    assert "5.7 % worse than where this level began on 2026-01-02" in found.why
-    still = verdict_of(QUIET, [100.0] * 3, began=[at < 7 for at in range(12)])
-    assert still.status == "pass"
+    assert stretch(past, 0.04, launches=2).chance == pytest.approx(0.2**2)
+
+
+def creeping(count=12, step=0.003):
+    """Runs of five launches, each slower than the one before."""
+    return runs_of(*(np.full(5, step * at) for at in range(count)), began=4)
+
+
+def drift(past, head, margin=0.02):
+    values, runs = past
+    return Past(values, np.full(5, head), runs).drift(margin)
+
+
+def test_drift():
+    # the last three runs and the head: 2.7, 3, 3.3 and 3.6 %; the first four: 0 to 0.9
+    assert drift(creeping(), 0.036) == pytest.approx(0.0315 - 0.0045)
+    assert drift(creeping(), 0.036, margin=0.0265) == pytest.approx(0.027)
+    assert drift(creeping(), 0.036, margin=0.0275) is None
+    assert drift(creeping(), 0.024) is None  # tonight it is not 2 % above the first
+    assert drift(creeping(), 0.025) == pytest.approx((0.027 + 0.030) / 2 - 0.0045)
+
+
+def test_drift_is_beyond_the_noise():
+    # in a row 0.3 %, floor within; four runs and twenty launches either way
+    between = (0.003 / 0.9539) ** 2 - 1.57 * 0.003**2 / 5
+    error = sqrt(between * (1 / 4 + 1 / 4) + 1.57 * 0.003**2 * (1 / 20 + 1 / 20))
+    assert 0.0066 < 3 * error < 0.0067
+
+    # the last three and the head of six runs: 0.9, 1.2, 1.5 and 1.8 %, of five: 0.6 to 1.5
+    assert drift(creeping(6), 0.018, margin=0.0) == pytest.approx(0.0135 - 0.0045)
+    assert drift(creeping(5), 0.015, margin=0.0) is None
+
+
+def test_a_level_of_its_first_runs_did_not_drift():
+    assert drift(creeping(4), 0.5) is None
+    values, runs = creeping()
+    assert drift((values, runs._replace(began=np.zeros(60, bool))), 0.036) is None
