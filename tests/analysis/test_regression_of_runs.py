@@ -71,12 +71,15 @@ def test_the_margin_is_what_the_noise_lets_be_told():
 
 
 def test_a_creep_is_a_drift():
-    creeping = [[100.0 * 1.004**at + offset for offset in (-0.1, 0.0, 0.1)] for at in range(20)]
-    first = [at < 7 for at in range(20)]
-    found = verdict_of(creeping, [100.0 * 1.004**20] * 3, began=first, held=[at >= 14 for at in range(20)])
+    """A tenth of a percent a run: the middle of the level, run 9.5, is 1.05 % below the head, and its first seven 2.0 %."""
+    creeping = [[100.0 * 1.001**at + offset for offset in (-0.1, 0.0, 0.1)] for at in range(20)]
+    found = verdict_of(creeping, [100.0 * 1.001**20] * 3, 0.012, began=[at < 7 for at in range(20)])
 
-    # the newest seven with the head, nights 14 to 20, against the nights 0 to 6: fourteen nights of 0.4 %
+    # the newest seven with the head are the runs 14 to 20, fourteen after the first seven
     assert found.status == "drift"
-    assert "5.7 % worse than where this level began on 2026-01-02" in found.why
+    assert found.change == pytest.approx(1.001**10.5 - 1, rel=1e-3)
+    assert found.why == (
+        "1.1 % worse, within the margin, but the newest runs are 1.4 % worse than where this level began on 2026-01-02"
+    )
     still = verdict_of(QUIET, [100.0] * 3, began=[at < 7 for at in range(12)])
     assert still.status == "pass"
