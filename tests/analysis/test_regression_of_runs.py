@@ -71,7 +71,7 @@ def test_the_margin_is_what_the_noise_lets_be_told():
 
 
 def test_a_creep_is_a_drift():
-    """A tenth of a percent a run: the middle of the level, run 9.5, is 1.05 % below the head, and its first seven 2.0 %."""
+    """A tenth of a percent a run: the head, run 20, is 1.05 % above the middle of the level, run 9.5."""
     creeping = [[100.0 * 1.001**at + offset for offset in (-0.1, 0.0, 0.1)] for at in range(20)]
     found = verdict_of(creeping, [100.0 * 1.001**20] * 3, 0.012, began=[at < 7 for at in range(20)])
 
