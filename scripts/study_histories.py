@@ -615,7 +615,7 @@ def main() -> None:
         "true changes": f"{sum(map(len, true.values()))}, of at least 2 % and nine runs, labelled in hindsight; "
         f"{sum(map(len, small.values()))} more of 1 to 2 %",
         "not judged": "; ".join(f"{name} runs {first} to {end - 1}" for name, (first, end) in MIXED.items()),
-        "accepted": f"what has been a regression for {PATIENCE} nights in a row",
+        "accepted": f"what has been a regression or a drift for {PATIENCE} nights in a row",
         "seconds": round(time.perf_counter() - begin),
     }
     found = {

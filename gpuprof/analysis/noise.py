@@ -36,6 +36,7 @@ _BEYOND = 2  # a run that was more than so many times as slow tells nothing of t
 _UNSEEN = 0.3  # of a run: what is reckoned with of what was not seen yet
 _TAIL = 3  # how often what is further out than anything known comes falls with this power of the distance
 _APART = 2.2  # spreads of both that two modes are apart
+_FEWEST = 8  # launches below which there are no modes
 _SHARE, _MODE_LAUNCHES = 0.08, 3  # the least part of a mode
 _FEWEST_PAIRS = 10
 _PURE = 0.9  # share of runs that are all in one mode, where runs have modes and not launches
@@ -111,7 +112,7 @@ def modes(values: np.ndarray) -> Modes:
     ranked, n = np.sort(values), len(values)
     one = Modes(np.array([np.median(values)]), np.ones(1), np.zeros(n, int))
     least = max(_MODE_LAUNCHES, int(np.ceil(_SHARE * n)))
-    if n < 2 * least:
+    if n < max(_FEWEST, 2 * least):
         return one
     cuts = np.arange(least, n - least + 1)
     sums = np.concatenate([[0.0], ranked.cumsum()])
@@ -187,6 +188,7 @@ class Past:
         self.known = _by_run(values - self.level, runs.run, runs.noise)
         self.reference = _by_run(values - self.level, runs.run, runs.level)
         self.first = _by_run(values - self.level, runs.run, runs.began)
+        self.grew = bool((runs.level & ~runs.began).any())
         self.since = _by_run(values - self.level, runs.run, runs.since)
         self.kept = [bool(run.any()) for run in _by_run(runs.noise, runs.run, runs.since)]
         self.launches = np.concatenate(self.known)
@@ -221,7 +223,7 @@ class Past:
             margin: share below which a change is none.
         """
         first = self.first
-        if not first or len(self.reference) <= len(first):
+        if not first or not self.grew:
             return None
         newest = [*self.reference, self.head - self.level][-max(len(first), FEWEST_RUNS) :]
         old, new = np.concatenate(first), np.concatenate(newest)

@@ -119,7 +119,7 @@ def check_in_store(head: Run, url: str, margin: float | None, allowed: Collectio
     """
     from gpuprof.analysis import comparison
     from gpuprof.analysis.check import against, check_timed, unopposed
-    from gpuprof.analysis.regression import DRIFT, FEWEST, INCONCLUSIVE, REGRESSION
+    from gpuprof.analysis.regression import DRIFT, FEWEST, IMPROVEMENT, INCONCLUSIVE, REGRESSION
     from gpuprof.cli.output import commit
     from gpuprof.history import open_store
 
@@ -148,10 +148,14 @@ def check_in_store(head: Run, url: str, margin: float | None, allowed: Collectio
         accepted = found.status not in (REGRESSION, DRIFT) and (found.status != INCONCLUSIVE or noise or too_few)
         identity = opened.add(head, commit(), found.status, accepted)
         accepted = opened.mark(identity, found.status, accepted)  # of one that was there already, what was said of it
-    if accepted:
+        before = opened.runs(comparison.workload_key(head)).set_index("id").loc[base["run"].iloc[-1]]
+    if accepted and found.status == IMPROVEMENT and before["verdict"] != IMPROVEMENT:
+        said = "It begins a new level once the next run is an improvement as well; to begin it now"
+    elif accepted:
         return found
-    meant = f"Later runs are not held against it; if it is meant: gpuprof history accept {identity[:12]}"
-    return replace(found, notes=[*found.notes, f"{meant} --store {opened.name}"])
+    else:
+        said = "Later runs are not held against it; if it is meant"
+    return replace(found, notes=[*found.notes, f"{said}: gpuprof history accept {identity[:12]} --store {opened.name}"])
 
 
 def conclude(found: Check, format: Format, top: int | None, output: Path | None) -> None:
