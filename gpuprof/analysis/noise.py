@@ -27,6 +27,9 @@ WINDOW = 60
 FEWEST_RUNS = 3
 """Runs below which nothing is known of how one differs from another."""
 
+BETWEEN_RUNS = 5
+"""Runs below which the noise between them is not known: it is taken for none."""
+
 MEDIAN_VARIANCE = 1.57
 """That of a median, relative to that of a mean: pi/2."""
 
@@ -136,7 +139,7 @@ def noise_of(runs: list[np.ndarray], found: Modes) -> Noise:
     rest = [run - found.at[_nearest(run, found.at)] for run in runs] if len(found.at) > 1 else runs
     medians = np.array([_median(run) for run in rest])
     pairs = np.concatenate([abs(np.subtract(*run[_pairs(len(run))])) for run in rest])
-    enough = len(rest) >= 5
+    enough = len(rest) >= BETWEEN_RUNS
     in_a_row = _of_differences(abs(np.diff(medians))) if enough else 0.0
     if len(pairs) < _FEWEST_PAIRS:
         spread = max(in_a_row, FLOOR) if enough else _robust(np.concatenate(rest))
