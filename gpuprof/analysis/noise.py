@@ -281,7 +281,11 @@ class Past:
         return chance, alike
 
     def _slow(self, sign: int, worse: float) -> float:
-        """Share of the baseline's launches that are as slow."""
+        """Share of the baseline's launches that are as slow.
+
+        From their median on, where the fastest of runs are held against one another as well: it asks for modes and
+        mishaps, which are as far from it as from the fastest; what the noise does is asked of the runs.
+        """
         return float((sign * self.launches >= worse - _ALIKE * self.noise.within).mean())
 
     def _by_launches(self, slow: float, figure: Figure) -> float:
