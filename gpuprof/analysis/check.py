@@ -28,7 +28,7 @@ from gpuprof.analysis.comparison import (
 from gpuprof.analysis.consistency import withheld_of_step
 from gpuprof.analysis.known_flops import known_of
 from gpuprof.analysis.levels import BEGAN, to_newest
-from gpuprof.analysis.noise import FEWEST_RUNS, FLOOR, WINDOW, Modes, Runs, modes
+from gpuprof.analysis.noise import BETWEEN_RUNS, FEWEST_RUNS, FLOOR, WINDOW, Modes, Runs, modes
 from gpuprof.analysis.regression import (
     DRIFT,
     FEWEST,
@@ -377,8 +377,9 @@ def _margin_note(found: Sequence[Verdict], margin: float | None) -> list[str]:
     step = next((one for one in found if one.metric == "step_s"), None)
     if margin is not None or step is None or isnan(step.margin):
         return []
-    if step.known < TOLD:
-        return [f"Margin: {units.percent(MARGIN)}, until {TOLD} launches say how noisy this workload is."]
+    if step.known < TOLD or step.known_runs < BETWEEN_RUNS:
+        of = f"{TOLD} launches of {units.number(BETWEEN_RUNS, 'run')}"
+        return [f"Margin: {units.percent(MARGIN)}, until {of} say how noisy this workload is."]
     if step.s <= FLOOR * step.m0 * (1 + 1e-9):
         of = units.number(step.k, "launch", "launches")
         return [

@@ -27,6 +27,9 @@ WINDOW = 60
 FEWEST_RUNS = 3
 """Runs below which nothing is known of how one differs from another."""
 
+BETWEEN_RUNS = 5
+"""Runs below which the noise between them is not known: it is taken for none."""
+
 MEDIAN_VARIANCE = 1.57
 """That of a median, relative to that of a mean: pi/2."""
 
@@ -136,7 +139,7 @@ def noise_of(runs: list[np.ndarray], found: Modes) -> Noise:
     rest = [run - found.at[_nearest(run, found.at)] for run in runs] if len(found.at) > 1 else runs
     medians = np.array([_median(run) for run in rest])
     pairs = np.concatenate([abs(np.subtract(*run[_pairs(len(run))])) for run in rest])
-    enough = len(rest) >= 5
+    enough = len(rest) >= BETWEEN_RUNS
     in_a_row = _of_differences(abs(np.diff(medians))) if enough else 0.0
     if len(pairs) < _FEWEST_PAIRS:
         spread = max(in_a_row, FLOOR) if enough else _robust(np.concatenate(rest))
@@ -188,6 +191,7 @@ class Past:
         self.known = _by_run(values - self.level, runs.run, runs.noise)
         self.reference = _by_run(values - self.level, runs.run, runs.level)
         self.first = _by_run(values - self.level, runs.run, runs.began)
+        self.grew = bool((runs.level & ~runs.began).any())
         self.since = _by_run(values - self.level, runs.run, runs.since)
         self.kept = [bool(run.any()) for run in _by_run(runs.noise, runs.run, runs.since)]
         self.launches = np.concatenate(self.known)
@@ -222,7 +226,7 @@ class Past:
             margin: share below which a change is none.
         """
         first = self.first
-        if not first or len(self.reference) <= len(first):
+        if not first or not self.grew:
             return None
         newest = [*self.reference, self.head - self.level][-max(len(first), FEWEST_RUNS) :]
         old, new = np.concatenate(first), np.concatenate(newest)
@@ -277,7 +281,11 @@ class Past:
         return chance, alike
 
     def _slow(self, sign: int, worse: float) -> float:
-        """Share of the baseline's launches that are as slow."""
+        """Share of the baseline's launches that are as slow.
+
+        From their median on, where the fastest of runs are held against one another as well: it asks for modes and
+        mishaps, which are as far from it as from the fastest; what the noise does is asked of the runs.
+        """
         return float((sign * self.launches >= worse - _ALIKE * self.noise.within).mean())
 
     def _by_launches(self, slow: float, figure: Figure) -> float:

@@ -34,7 +34,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from gpuprof import units
-from gpuprof.analysis.noise import FEWEST_RUNS, FLOOR, MEDIAN_VARIANCE, Past, Runs, Stretch
+from gpuprof.analysis.noise import BETWEEN_RUNS, FEWEST_RUNS, FLOOR, MEDIAN_VARIANCE, Past, Runs, Stretch
 
 MARGIN = 0.02
 """A change below this is not one, whatever the noise."""
@@ -43,7 +43,8 @@ FEWEST = 5
 """Launches of a baseline below which there is no verdict."""
 
 TOLD = 20
-"""Launches of a baseline from which on its noise says what the margin is, unless one is given."""
+"""Launches of a baseline, of `BETWEEN_RUNS` runs, from which on its noise says what the margin is, unless one is given.
+"""
 
 CHANCE = 0.0075
 """Chance below which the runs of a baseline do not explain a change; in what it says of a head without one."""
@@ -288,6 +289,7 @@ class Verdict:
         chance: of such runs, by what those of the baseline did; nan where that is not asked.
         noise: whether it is inconclusive for the noise of the baseline alone: then the head is more of that noise.
         known: launches that say how noisy it is, those of earlier levels with them; 0 for an exact figure.
+        known_runs: runs that they are of; likewise.
     """
 
     metric: str
@@ -307,6 +309,7 @@ class Verdict:
     chance: float = nan
     noise: bool = False
     known: int = 0
+    known_runs: int = 0
 
 
 Clocks = tuple[Sequence[float], Sequence[float]]
@@ -326,10 +329,10 @@ def judge(
 
     Args:
         metric: its name.
-        base: a figure per launch of the baseline, the oldest first. Under `FEWEST` the verdict is inconclusive.
-        head: a figure per launch of the head.
+        base: a figure above 0 per launch of the baseline, the oldest first. Under `FEWEST` it is inconclusive.
+        head: a figure per launch of the head, likewise.
         margin: share below which a change is none; None for the least that this noise lets be told, from `TOLD`
-            launches on.
+            launches of `BETWEEN_RUNS` runs on.
         better: which way is better.
         clocks: clocks of the launches of both, in any unit; None where they are not known.
         clock: what they are.
@@ -337,7 +340,8 @@ def judge(
     """
     arrays = None if clocks is None else (np.asarray(clocks[0], float), np.asarray(clocks[1], float))
     launches = len(base) if runs is None else int(runs.noise.sum())
-    if margin is None and launches < TOLD:
+    known_runs = 1 if runs is None else len(np.unique(runs.run[runs.noise]))
+    if margin is None and (launches < TOLD or known_runs < BETWEEN_RUNS):
         margin = MARGIN
     held = hold(np.asarray(base, float), np.asarray(head, float), margin, better, arrays, runs)
     status, why = str(held.status), _why(held, arrays, clock)
@@ -356,7 +360,7 @@ def judge(
         stretch.threshold if told and stretch else float(decided.threshold), float(time.m0), float(np.median(head)),
         level, len(head), why, float(time.s), float(decided.z), margin=held.margin,
         runs=stretch.runs if told and stretch else 1, chance=stretch.chance if stretch else nan, noise=noise,
-        known=launches,
+        known=launches, known_runs=known_runs,
     )  # fmt: skip
 
 

@@ -1,10 +1,11 @@
+import time
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 from runs import gpu_run, kernel_row, row
 
-from gpuprof.analysis.check import check, check_interleaved, moved, unopposed
+from gpuprof.analysis.check import METRICS, check, check_interleaved, moved, unopposed, verdicts
 from gpuprof.errors import GpuprofError
 from gpuprof.record import table
 
@@ -315,3 +316,70 @@ def test_heat_under_either_leaves_turns_inconclusive():
     found = check_interleaved([hot(timed(1000)) for _ in range(5)], [timed(1100) for _ in range(5)])
 
     assert found.status == "inconclusive"
+
+
+def baseline_of(*runs):
+    """A baseline of runs of five launches, each (step time, level, held, noise, more columns), as a store has it."""
+    rows = [
+        {"run": number, "date": "2026-01-01", "invalid": "", "step_s": step_s, "level": level, "held": held,
+         "noise": noise, "began": False, "energy_j": None, "sm_clock_mhz": None, "flops": 1, "kernels": 1,
+         "peak_bytes": 1, **more}
+        for number, (step_s, level, held, noise, more) in enumerate(runs)
+        for _ in range(5)
+    ]  # fmt: skip
+    return pd.DataFrame(rows).astype({"energy_j": "float64", "sm_clock_mhz": "float64"})
+
+
+def head_of(step_s, **more):
+    row = {"invalid": "", "step_s": step_s, "energy_j": None, "sm_clock_mhz": None, "flops": 1, "kernels": 1}
+    return pd.DataFrame([row | {"peak_bytes": 1} | more] * 5).astype({"energy_j": "float64", "sm_clock_mhz": "float64"})
+
+
+@pytest.mark.parametrize(
+    ("runs", "found"),
+    [
+        ([(100, 0, True, True, {})] * 6, None),
+        # the newest two alone have it, and of two runs nothing is known
+        ([(100, 0, True, True, {})] * 4 + [(100, 0, True, True, {"energy_j": 5.0})] * 2, ("regression", 10, 10)),
+        # only one that was refused has it, and came back
+        (
+            [(100, 0, True, True, {})] * 4 + [(105, 0, False, True, {"energy_j": 5.0}), (100, 0, True, True, {})],
+            None,
+        ),
+        # the refused one says of what noise it is, the newest what the level is
+        (
+            [(100, 0, True, True, {})] * 4
+            + [(105, 0, False, True, {"energy_j": 5.0}), (100, 0, True, True, {"energy_j": 5.0})],
+            ("regression", 5, 10),
+        ),
+    ],
+)
+def test_a_metric_that_some_runs_have_is_judged_by_those(runs, found):
+    told = {verdict.metric: verdict for verdict in verdicts(baseline_of(*runs), head_of(100, energy_j=5.5), None)}
+
+    assert told["step_s"].status == "pass"
+    assert found is None if "energy_j" not in told else found == (
+        told["energy_j"].status, told["energy_j"].n, told["energy_j"].known
+    )  # fmt: skip
+
+
+def test_a_clock_is_one_that_the_level_has():
+    """Else the level of the step time were the one before, for it alone has the clock."""
+    before, level = [(100, 0, True, True, {"sm_clock_mhz": 1700.0})] * 5, [(100, 1, True, True, {})]
+    found = verdicts(baseline_of(*before, *level), head_of(104, sm_clock_mhz=1700.0), None)[0]
+
+    assert (found.metric, found.status, found.n, found.known) == ("step_s", "regression", 5, 30)
+
+
+def test_a_baseline_of_many_runs_is_told_fast():
+    """Sixty runs of twenty launches: less than the pause that one notices, on a busy machine as well."""
+    runs = [(100 + 0.1 * (at % 7), 0, True, True, {"sm_clock_mhz": 1700.0 + at % 5}) for at in range(240)]
+    base, head = baseline_of(*runs), head_of(104, sm_clock_mhz=1700.0)
+    base["run"] //= 4
+    for name in METRICS:
+        base[name], head[name] = base["step_s"], head["step_s"]
+    start = time.process_time()
+    found = verdicts(base, head, None)
+
+    assert time.process_time() - start < 0.5
+    assert [len(found), found[0].n, found[0].status] == [14, 1200, "regression"]

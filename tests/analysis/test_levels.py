@@ -1,3 +1,5 @@
+"""Which runs of a history are the level, and which are noise."""
+
 import pandas as pd
 import pytest
 
@@ -5,12 +7,12 @@ from gpuprof.analysis import levels
 
 
 def history(*said):
-    """Runs of so many verdicts; with ``+`` somebody accepted one, with ``-`` somebody left it out."""
-    refused = ("regression", "drift")
+    """Runs of so many verdicts; ``+``: somebody accepted it, ``-``: left it out; ``?``: the check refused it."""
+    refused = ("regression", "drift", "inconclusive?")
     return pd.DataFrame([
         {
             "id": str(at),
-            "verdict": verdict.rstrip("+-"),
+            "verdict": verdict.rstrip("+-?"),
             "accepted": verdict.endswith("+") or not (verdict.endswith("-") or verdict in refused),
             "decided": verdict.endswith(("+", "-")),
         }
@@ -36,6 +38,7 @@ def history(*said):
         ("none regression regression+ pass", "0011", "H.HH"),  # of the level that it was refused at
         ("none drift+ pass", "011", "HHH"),
         ("none inconclusive pass", "000", "HHH"),  # more of the noise
+        ("none inconclusive? pass", "000", "HnH"),  # for its clock: nobody holds a run against it
         ("none inconclusive+ pass+", "000", "HHH"),  # nothing changed: no level begins
     ],
 )

@@ -102,14 +102,14 @@ def test_quiet_machines_tell_what_they_can_from_twenty_launches_on(history):
     code, said = history.night(101.2)  # of fifteen launches
     assert code == 0
     assert "101.2 ms against 100.0 ms: +1.2 %, 2.0 % allowed." in said
-    assert "Margin: 2.0 %, until 20 launches say how noisy this workload is." in said
+    assert "Margin: 2.0 %, until 20 launches of 5 runs say how noisy this workload is." in said
     history.accept(4, "--undo")
-    history.nights(100)
+    history.nights(100, 100)
 
     code, said = history.night(101.2)
     assert code == 1
-    # 1.2 % over 0.3 % sqrt(1.57 / 5 + 1 / 20)
-    assert "Step time 101.2 ms against 100.0 ms: 1.2 % worse, z = 6.6." in said
+    # 1.2 % over 0.3 % sqrt(1.57 / 5 + 1 / 25)
+    assert "Step time 101.2 ms against 100.0 ms: 1.2 % worse, z = 6.7." in said
     floor = "the least that 5 launches can tell: none is trusted to repeat within less than 0.3 %, however quiet"
     assert f"Margin: 0.6 %, {floor} the baseline." in said
     assert history.check("--margin", "2%")[0] == 0
