@@ -76,8 +76,7 @@ def to_newest(launches: pd.DataFrame, figures: list[str]) -> pd.DataFrame:
     """
     launches = launches[launches["held"].groupby(launches["level"]).transform("any")].reset_index(drop=True)
     medians = launches[launches["held"]].groupby("level")[figures].median()
-    scale = (medians.tail(1).to_numpy() / medians).where(
-        medians != 0, 1.0
-    )  # missing where nothing is known of what it holds
+    # missing where nothing is known of what a level holds
+    scale = (medians.tail(1).to_numpy() / medians).where(medians != 0, 1.0)
     launches[figures] *= scale.reindex(launches["level"]).to_numpy()
     return launches

@@ -178,9 +178,9 @@ class Past:
     """The launches of a baseline and of a head in one unit, in logarithms of their cost.
 
     Args:
-        values: of the baseline's launches.
-        head: of the head's.
-        runs: whose they are.
+        values: of the baseline's launches, shape (N,).
+        head: of the head's, shape (K,).
+        runs: whose the baseline's are; some of them level and some noise.
     """
 
     def __init__(self, values: np.ndarray, head: np.ndarray, runs: Runs) -> None:

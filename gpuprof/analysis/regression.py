@@ -47,14 +47,14 @@ TOLD = 20
 """
 
 CHANCE = 0.0075
-"""Chance below which the runs of a baseline do not explain a change; in what it says of a head without one."""
+"""Chance, by what the runs of a baseline did by themselves, below which they do not explain a change."""
 
 ALPHA = 0.01
 """Chance of a false alarm that `rank_test` may have."""
 
 REGRESSION, INCONCLUSIVE, IMPROVEMENT, PASS = "regression", "inconclusive", "improvement", "pass"
 DRIFT = "drift"
-"""No worse than the newest of the baseline, but worse than where its level began."""
+"""A pass beside the level of the baseline, whose newest runs are worse than those that it began with."""
 
 Better = Literal["higher", "lower"]
 
