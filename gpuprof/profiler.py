@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import cmath
-import itertools
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -23,12 +20,12 @@ from gpuprof.hardware.ceilings import DTYPES, cpu_ceilings, measure_copy
 from gpuprof.hardware.checkup import require_internals
 from gpuprof.hardware.device import describe, environment
 from gpuprof.launches import merge, repeat
-from gpuprof.passes import counters, counting, memory, steady, telemetry, timing, trace
+from gpuprof.passes import counting
 from gpuprof.passes.failure import StepFailure, explain, let_go, short
 from gpuprof.passes.modes import modes_as_before
 from gpuprof.passes.options import DEFAULT_PASSES, check
 from gpuprof.passes.preserve import preserved
-from gpuprof.passes.seeding import seed_all
+from gpuprof.passes.table import PASSES, Measuring, Pass, Progress
 from gpuprof.record import UNATTRIBUTED, PassOutcome, Run
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
@@ -39,20 +36,8 @@ from gpuprof.workload.workload import call_arguments
 # replayed again and again for the counters of another dtype
 _WORTH_COUNTING = 1e-4
 
-_MAY_TAKE_TURNS = ("module", "file")
-"""Sources of workloads whose steps may differ in turn, by the step or by what the model keeps."""
-
-_ATTACHED = (
-    "an earlier trace of this process left CUPTI attached, so the timed steps may be slower: time in a fresh process"
-)
-
-_PROFILED = "a torch.profiler of your own is recording"
-
 _alone = threading.RLock()
 """What the passes patch is the whole process's, and other work beside a step is in its time."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a pass, what is done of it and how much there is."""
 
 
 def profile(
@@ -190,7 +175,6 @@ def run_passes(
     fitting_convention(convention, workload.description.get("facts"), workload.description["name"])
     warmup = (5 if cuda else 1) if warmup is None else warmup
     steps = (20 if cuda else 3) if steps is None else steps
-    tell = progress or (lambda name, done, total: None)
     run = Run(
         workload=workload.description,
         device=describe(workload.device),
@@ -203,91 +187,23 @@ def run_passes(
             "seed": seed,
         },
     )
+    measuring = Measuring(
+        workload, run, wanted, warmup, steps, seed, counter_level,
+        multiplied=lambda: _multiplied(run, least=_WORTH_COUNTING),
+        tell=progress or (lambda name, done, total: None),
+    )  # fmt: skip
     failures: list[StepFailure] = []
-
-    def seeded() -> None:
-        seed_all(seed)
-
-    def attempt(name: str, total: int, body: Callable[[], PassOutcome]) -> None:
-        tell(name, 0, total)
-        start = time.perf_counter()
-        try:
-            with modes_as_before():
-                outcome = body()
-        except Exception as error:
-            failure = explain(error, workload)
-            failures.append(failure)
-            outcome = PassOutcome("failed", failure.reason, failure.remedy)
-            let_go(error)
-            if cuda:
-                torch.cuda.empty_cache()
-        outcome.seconds = round(time.perf_counter() - start, 3)
-        run.passes[name] = outcome
-        tell(name, total, total)
-
-    def count_pass() -> PassOutcome:
-        counted, difference = steady.count_steady(workload, seeded)
-        run.ops, run.tree = counted.ops, counted.tree
-        run.warnings += [*difference, *_bounds(counted.outcome), *_loss_warning(counted.result)]
-        return counted.outcome
-
-    def time_pass() -> PassOutcome:
-        if trace.cupti_attached(workload.device):
-            run.warnings.append(_ATTACHED)
-        if torch.autograd._profiler_enabled():
-            run.warnings.append(f"{_PROFILED}, so the timed steps may be slower: call gpuprof outside of it")
-        done = iter(range(1, warmup + steps + 1))
-        with telemetry.watch(workload.device) if "telemetry" in wanted else nullcontext() as watched:
-            run.samples, outcome = timing.measure(
-                workload, warmup, steps, seeded, lambda: tell("time", next(done), warmup + steps)
-            )
-        if watched is not None:
-            run.telemetry, run.passes["telemetry"] = watched.rows(), watched.outcome
-        return outcome
-
-    def trace_pass() -> PassOutcome:
-        if torch.autograd._profiler_enabled():  # and would lose all it has
-            return PassOutcome("skipped", f"{_PROFILED}, and there can be but one", "call gpuprof outside of it")
-        if run.done("count") and run.workload["source"] in _MAY_TAKE_TURNS:
-            for _ in range(_further(warmup + steps if "time" in wanted else 0)):
-                seeded()
-                workload.step()
-        run.kernels, run.estimates, outcome = trace.trace(workload, seeded)
-        return outcome
-
-    def memory_pass() -> PassOutcome:
-        if not any(run.done(name) for name in ("count", "time", "trace")):  # their first steps are not looked at
-            seeded()
-            workload.step()
-        run.memory, run.timeline, outcome = memory.measure(workload, seeded)
-        return outcome
-
-    def counters_pass() -> PassOutcome:
-        if not run.done("count"):
-            return PassOutcome("skipped", "what to collect is known from the counting pass", "add count to --passes")
-        dtypes = _multiplied(run, least=_WORTH_COUNTING)
-        run.counters, outcome = counters.measure(workload, run.ops, dtypes, counter_level, seed)
-        run.warnings += [f"counters: {text}" for text in outcome.facts.get("differences", ())]
-        return outcome
-
-    bodies = {
-        "count": count_pass,
-        "time": time_pass,
-        "trace": trace_pass,
-        "memory": memory_pass,
-        "counters": counters_pass,
-    }
     unkept = ""
     try:
         with _alone, preserved(workload), torch.cuda.device(workload.device) if cuda else nullcontext():
-            for name, body in bodies.items():
-                if name in wanted:
-                    attempt(name, warmup + steps if name == "time" else 1, body)
+            for one in PASSES:
+                if one.name in wanted:
+                    run.passes[one.name] = _attempted(one, measuring, failures)
     except Exception as error:  # not of a pass: after an error of the device, nothing can be copied back
         unkept = f"what the step changes could not be kept and put back: {type(error).__name__}: {short(error)}"
         if not failures:
             raise GpuprofError(unkept) from error
-    if failures and (unkept or not any(run.done(name) for name in bodies)):
+    if failures and (unkept or not any(run.done(one.name) for one in PASSES)):
         raise GpuprofError(f"{failures[0].line}; {unkept}" if unkept else failures[0].line) from failures[0].error
     if "telemetry" in wanted and "telemetry" not in run.passes:
         reason, remedy = "telemetry is read around the timing pass, which did not end", "see its reason"
@@ -295,9 +211,9 @@ def run_passes(
             reason, remedy = "telemetry is read around the timing pass, which was not asked for", "add time to --passes"
         run.passes["telemetry"] = PassOutcome("skipped", reason, remedy)
     if workload.device.type in DTYPES and wanted & {"time", "trace"}:
-        tell("ceiling", 0, 1)
+        measuring.tell("ceiling", 0, 1)
         _add_ceilings(run)
-        tell("ceiling", 1, 1)
+        measuring.tell("ceiling", 1, 1)
     run.tree = _with_all_owners(run, workload.model)
     run.warnings += _never_made(workload.model)
     run.warnings += [f"the {name} pass failed: {o.reason}" for name, o in run.passes.items() if o.status == "failed"]
@@ -305,18 +221,32 @@ def run_passes(
     return run
 
 
+def _attempted(one: Pass, measuring: Measuring, failures: list[StepFailure]) -> PassOutcome:
+    """Run one pass and say how it ended; why it failed is added to the failures."""
+    total = measuring.length(one.name)
+    measuring.tell(one.name, 0, total)
+    start = time.perf_counter()
+    try:
+        with modes_as_before():
+            outcome = one.missing(measuring)
+            if outcome is None:
+                measuring.warm_up(one.before(measuring))
+                outcome = one.run(measuring)
+    except Exception as error:
+        failure = explain(error, measuring.workload)
+        failures.append(failure)
+        outcome = PassOutcome("failed", failure.reason, failure.remedy)
+        let_go(error)
+        if measuring.workload.device.type == "cuda":
+            torch.cuda.empty_cache()
+    outcome.seconds = round(time.perf_counter() - start, 3)
+    measuring.tell(one.name, total, total)
+    return outcome
+
+
 def _say_what_is_withheld(run: Run) -> None:
     found = inconsistencies(run) or filter(None, [unchecked(run)])
     run.warnings += [line for line in found if line not in run.warnings]
-
-
-def _further(between: int) -> int:
-    """Steps to run before those of the trace, its warm-up and the traced one, when so many came since the counted one.
-
-    The traced step is then so many after the counted one that no number from 2 to 6 divides it: steps that differ in
-    turn, in a cycle as short as that, are at another one there.
-    """
-    return next(more for more in itertools.count() if math.gcd(between + more + 2, 60) == 1)
 
 
 def _multiplied(run: Run, least: float = 0.0) -> list[str]:
@@ -363,24 +293,6 @@ def _add_ceilings(run: Run) -> None:
         run.device["peaks"]["measured"] = {dtype: entry["flops_per_s"] for dtype, entry in known.items()}
         run.device["peak_source_measured"] = source
         run.device["peak_spread"] = {dtype: entry["spread"] for dtype, entry in known.items()}
-
-
-def _bounds(outcome: PassOutcome) -> list[str]:
-    """Operators of which shapes alone were known."""
-    return [
-        f"{op} is counted at an upper bound, sequences as long as the longest: its offsets have no values"
-        for op in outcome.facts.get("ops_bounded", ())
-    ]
-
-
-def _loss_warning(result: Any) -> list[str]:
-    """A loss that is not finite is measured all the same, and said."""
-    if not isinstance(result, torch.Tensor) or result.numel() != 1 or result.device.type == "meta":
-        return []
-    value = result.detach().item()
-    if cmath.isfinite(value):  # a step may also return one number that is complex, whole or a bool
-        return []
-    return [f"the loss is {value}: measured anyway, but kernels may be faster or slower on such values"]
 
 
 def _with_all_owners(run: Run, model: torch.nn.Module) -> pd.DataFrame:
