@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import torch
 from torch.nn.parameter import is_lazy
 
+from gpuprof import __version__
 from gpuprof.analysis.consistency import inconsistencies, unchecked  # against the layers: here a run has just been made
 from gpuprof.analysis.denominators import peak_dtype
+from gpuprof.analysis.ranks import LEAST_STEPS, rank_rows
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import ceiling_cache
 from gpuprof.hardware.ceilings import DTYPES, cpu_ceilings, measure_copy
 from gpuprof.hardware.checkup import require_internals
 from gpuprof.hardware.device import describe, environment
 from gpuprof.launches import merge, repeat
+from gpuprof.parallel.control import TIMEOUT_S, Control
+from gpuprof.parallel.join import join
+from gpuprof.parallel.layout import layout
+from gpuprof.parallel.same_model import same_model
 from gpuprof.passes import counting
 from gpuprof.passes.failure import StepFailure, explain, let_go, short
 from gpuprof.passes.modes import modes_as_before
 from gpuprof.passes.options import DEFAULT_PASSES, check
 from gpuprof.passes.preserve import preserved
 from gpuprof.passes.table import PASSES, Measuring, Pass, Progress
-from gpuprof.record import UNATTRIBUTED, PassOutcome, Run
+from gpuprof.record import UNATTRIBUTED, PassOutcome, Run, table
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.workload import Options, Workload, build, from_module
@@ -58,11 +65,15 @@ def profile(
     launches: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    rank_timeout: float = TIMEOUT_S,
     **options: Any,
 ) -> Run:
     """Measure a step of a model, forward and backward, per module.
 
     The model is as before afterwards: parameters, gradients, buffers, flags, hooks and random states.
+
+    Where `torch.distributed` has a default group, every process of it has to call this: they go through the passes in
+    step, and each gets the run of its own rank; `gpuprof.gather` makes the job's of them.
 
     Args:
         model: a module, or the name of a model as on the command line.
@@ -83,6 +94,7 @@ def profile(
         launches: fresh processes that the timing pass is repeated in, for a named model; in this one unless given.
         seed: of every step, so that each pass repeats the same one.
         progress: told how far each pass is.
+        rank_timeout: in a job of several processes, seconds after which a rank that does not come is given up.
         options: fields of `gpuprof.workload.Options`, for a named model.
 
     Raises:
@@ -90,6 +102,7 @@ def profile(
     """
     how: dict[str, Any] = {
         "warmup": warmup, "steps": steps, "seed": seed, "convention": convention, "peak_tflops": peak_tflops,
+        "rank_timeout": rank_timeout,
     }  # fmt: skip
     passes = check(passes, warmup, steps, peak_tflops, counter_level, launches)
     if launches is not None and not isinstance(model, str):
@@ -98,7 +111,7 @@ def profile(
         chosen = _options(mode=mode, seed=seed, optimizer=optimizer or "none", **options)
         if launches:
             return _launched(model, chosen, passes, launches, counter_level, progress, how)
-        workload = build(model, chosen)
+        workload = join(rank_timeout).together("making the model", lambda: build(model, chosen))
     elif isinstance(optimizer, str):
         raise GpuprofError(
             f"optimizer {optimizer!r}: for a given module, give a torch.optim.Optimizer on its parameters"
@@ -164,19 +177,26 @@ def run_passes(
     counter_level: str = "minimal",
     seed: int = 0,
     progress: Progress | None = None,
+    rank_timeout: float = TIMEOUT_S,
 ) -> Run:
     """Run the passes over a workload, each alone with its step; see `profile` for the arguments.
 
     A pass that fails is recorded with its reason and the others still deliver. Threads take turns.
     """
     require_internals()
+    control = join(rank_timeout)
     cuda = workload.device.type == "cuda"
     wanted = check(passes, warmup, steps, peak_tflops, counter_level)
     fitting_convention(convention, workload.description.get("facts"), workload.description["name"])
     warmup = (5 if cuda else 1) if warmup is None else warmup
     steps = (20 if cuda else 3) if steps is None else steps
+    settings = {"warmup": warmup, "steps": steps, "seed": seed, "passes": sorted(wanted), "convention": convention}
+    control.same("versions", {"gpuprof": __version__, "torch": torch.__version__})
+    control.same("settings", settings)
+    lies = layout(workload.model)
+    same_model(control, workload.model, lies)
     run = Run(
-        workload=workload.description,
+        workload=workload.description | lies,
         device=describe(workload.device),
         environment=environment() | {"flop_rules": RULES_VERSION},
         settings={
@@ -191,6 +211,7 @@ def run_passes(
         workload, run, wanted, warmup, steps, seed, counter_level,
         multiplied=lambda: _multiplied(run, least=_WORTH_COUNTING),
         tell=progress or (lambda name, done, total: None),
+        traced_steps=1 if control.alone else LEAST_STEPS,
     )  # fmt: skip
     failures: list[StepFailure] = []
     unkept = ""
@@ -198,7 +219,7 @@ def run_passes(
         with _alone, preserved(workload), torch.cuda.device(workload.device) if cuda else nullcontext():
             for one in PASSES:
                 if one.name in wanted:
-                    run.passes[one.name] = _attempted(one, measuring, failures)
+                    run.passes[one.name] = _attempted(one, measuring, failures, control)
     except Exception as error:  # not of a pass: after an error of the device, nothing can be copied back
         unkept = f"what the step changes could not be kept and put back: {type(error).__name__}: {short(error)}"
         if not failures:
@@ -215,33 +236,63 @@ def run_passes(
         _add_ceilings(run)
         measuring.tell("ceiling", 1, 1)
     run.tree = _with_all_owners(run, workload.model)
-    run.warnings += _never_made(workload.model)
+    if not (control.alone or run.kernels.empty):
+        run.ranks = table("ranks", list(_of_rank(run, control.rank, measuring)))
+    run.warnings += [*_never_made(workload.model), *control.late]
+    control.late.clear()
     run.warnings += [f"the {name} pass failed: {o.reason}" for name, o in run.passes.items() if o.status == "failed"]
     _say_what_is_withheld(run)
     return run
 
 
-def _attempted(one: Pass, measuring: Measuring, failures: list[StepFailure]) -> PassOutcome:
-    """Run one pass and say how it ended; why it failed is added to the failures."""
-    total = measuring.length(one.name)
+def _attempted(one: Pass, measuring: Measuring, failures: list[StepFailure], control: Control) -> PassOutcome:
+    """Run one pass, in step with the other ranks, and say how it ended for all; why it failed is added to the failures.
+
+    What it measured counts only if it was done on every rank.
+    """
+    if control.left or control.lost:
+        why = control.who_is_gone() or control.left
+        return PassOutcome("skipped", f"the process groups of the job are no more: {why}", "see the pass that failed")
+    total, run = measuring.length(one.name), measuring.run
     measuring.tell(one.name, 0, total)
-    start = time.perf_counter()
-    try:
+    what, start, outcomes = f"the {one.name} pass", time.perf_counter(), []
+    missing = one.missing(measuring)
+    for rank, said in enumerate(control.agree(what, missing and [missing.reason, missing.remedy])):
+        if said and not control.lost:
+            return missing or PassOutcome("skipped", f"rank {rank}: {said[0]}", said[1])
+
+    def body() -> None:
         with modes_as_before():
-            outcome = one.missing(measuring)
-            if outcome is None:
-                measuring.warm_up(one.before(measuring))
-                outcome = one.run(measuring)
-    except Exception as error:
-        failure = explain(error, measuring.workload)
-        failures.append(failure)
-        outcome = PassOutcome("failed", failure.reason, failure.remedy)
+            measuring.warm_up(one.before(measuring))
+            outcomes.append(one.run(measuring))
+
+    def words(error: Exception) -> tuple[str, str]:
+        reason, remedy, _ = explain(error, measuring.workload)
+        return reason, remedy
+
+    report, error = control.reported(what, body, words)
+    if error is not None:
         let_go(error)
-        if measuring.workload.device.type == "cuda":
+        if measuring.workload.device.type == "cuda" and not control.left:
             torch.cuda.empty_cache()
+    failed = control.first_failure(control.agree(f"the end of {what}", report))
+    if failed is None:
+        outcome = outcomes[0]
+    else:
+        outcome = PassOutcome("failed", failed["reason"], failed["remedy"])
+        failures.append(StepFailure(failed["reason"], failed["remedy"], error or GpuprofError(failed["reason"])))
+        for name in one.tables:
+            setattr(run, name, table(name, []))
     outcome.seconds = round(time.perf_counter() - start, 3)
     measuring.tell(one.name, total, total)
     return outcome
+
+
+def _of_rank(run: Run, rank: int, measuring: Measuring) -> Iterator[dict[str, Any]]:
+    """Rows of the ``ranks`` table for each step that was traced; the times of all are beside the same timed step."""
+    yield from rank_rows(run, rank)
+    for step, traced in enumerate(measuring.further, start=1):
+        yield from rank_rows(replace(run, kernels=traced.kernels, estimates=traced.estimates), rank, step)
 
 
 def _say_what_is_withheld(run: Run) -> None:

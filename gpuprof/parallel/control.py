@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from gpuprof.errors import GpuprofError, first_line
+from gpuprof.parallel import launch
 
 T = TypeVar("T")
 
@@ -32,6 +33,11 @@ _WATCH_S = 1.0
 _FAREWELL_S = 5.0
 
 DONE, FAILED, INTERRUPTED, GONE = "done", "failed", "interrupted", "gone"
+
+
+def _words(error: Exception) -> tuple[str, str]:
+    said = str(error) if isinstance(error, GpuprofError) else f"{type(error).__name__}: {first_line(error)}"
+    return said, ""
 
 
 class Report(dict[str, Any]):
@@ -63,6 +69,7 @@ class Control:
         self._store = store
         self._round = 0
         self._waited = 0.0
+        self._before = "the start"
         self._places: list[dict[str, Any]] = []
         self._leaving = threading.Lock()
 
@@ -98,9 +105,9 @@ class Control:
                 if self._store.check([self._key(rank)]):
                     said[rank] = json.loads(self._store.get(self._key(rank)))
                 elif self._is_gone(rank):
-                    self.lost[rank] = f"its process {self._places[rank]['pid']} ended"
+                    self._lose(rank, f"its process {self._places[rank]['pid']} ended")
                 elif time.monotonic() - start > self.timeout_s:
-                    self.lost[rank] = f"it did not come to {what} within {self.timeout_s:g} s"
+                    self._lose(rank, f"it did not come to {what} within {self.timeout_s:g} s")
                 if bad_since is None and rank in said and _is_bad(said[rank]["value"]):
                     bad_since = time.monotonic()
             if bad_since is not None and time.monotonic() - bad_since > self._grace_s:
@@ -134,15 +141,41 @@ class Control:
         found: list[T] = []
         report, error = self.reported(what, lambda: found.append(body()))
         reports = self.agree(f"the end of {what}", report)
-        failed = self.first_failure(what, reports)
+        failed = self.first_failure(reports)
         if failed is None:
             return found[0]
         raise GpuprofError(failed["reason"]) from error
 
-    def reported(self, what: str, body: Callable[[], Any]) -> tuple[Report, Exception | None]:
+    def same(self, what: str, mine: dict[str, Any]) -> None:
+        """Refuse ranks that differ.
+
+        Args:
+            what: in words.
+            mine: facts of this rank, in JSON's types.
+
+        Raises:
+            GpuprofError: a rank says something else than rank 0.
+        """
+        first, *others = self.agree(f"the {what}", mine)
+        for rank, other in enumerate(others, start=1):
+            for name, value in (first or {}).items():
+                if other is not None and other[name] != value:
+                    raise GpuprofError(
+                        f"rank {rank} has {name} {other[name]}, rank 0 has {name} {value}: the ranks of a job need the "
+                        f"same {what}"
+                    )
+
+    def reported(
+        self, what: str, body: Callable[[], Any], words: Callable[[Exception], tuple[str, str]] = _words
+    ) -> tuple[Report, Exception | None]:
         """Do this rank's part of something that all have begun: how it ended, and the exception that it ended with.
 
         Meanwhile the groups are left if another rank fails, so that no collective waits for it any longer.
+
+        Args:
+            what: in words.
+            body: this rank's part.
+            words: reason and remedy of an exception.
         """
         start = time.monotonic()
         with self._watching():
@@ -150,17 +183,18 @@ class Control:
                 body()
                 return Report(status=DONE, seconds=time.monotonic() - start), None
             except Exception as error:
-                return Report(status=FAILED, reason=str(error) if isinstance(error, GpuprofError) else _line(error),
-                              remedy="", seconds=time.monotonic() - start), error  # fmt: skip
-            except BaseException as error:  # Ctrl-C, SIGTERM: the others need not wait to see it
-                if isinstance(error, KeyboardInterrupt):
+                seconds = time.monotonic() - start
+                reason, remedy = words(error)
+                return Report(status=FAILED, reason=reason, remedy=remedy, seconds=seconds), error
+            except BaseException as error:  # Ctrl-C: the others need not wait to see it
+                if isinstance(error, KeyboardInterrupt) and not self.alone:
                     self._round += 1
                     told = {"what": f"the end of {what}", "value": Report(status=INTERRUPTED), "waited": 0.0}
                     self._store.set(self._key(self.rank), json.dumps(told))
                     self.leave("interrupted")
                 raise
 
-    def first_failure(self, what: str, reports: list[Report | None]) -> Report | None:
+    def first_failure(self, reports: list[Report | None]) -> Report | None:
         """The report that says why something failed for all, its reason naming the rank; None where it did not.
 
         A rank whose collective broke only because another failed comes after that one.
@@ -203,6 +237,9 @@ class Control:
     @contextmanager
     def _watching(self) -> Iterator[None]:
         """Look, once a second and in a thread of its own, whether another rank has failed or is gone."""
+        if self.alone:
+            yield
+            return
         over = threading.Event()
         store = self._store.clone()  # a connection of its own: the other one may be in use
         key = self._round + 1
@@ -237,6 +274,10 @@ class Control:
     def _key(self, rank: int) -> str:
         return f"{self._round}/{rank}"
 
+    def _lose(self, rank: int, why: str) -> None:
+        self.lost[rank] = why
+        launch.gone.add(rank)
+
     def _is_gone(self, rank: int) -> bool:
         """Whether the process of a rank on this very host has ended; of another host nobody here can tell."""
         if not self._places or self._places[rank] is None or self._places[rank]["host"] != _host():
@@ -245,16 +286,14 @@ class Control:
 
     def who_is_gone(self) -> str:
         """The ranks whose processes have ended, in words; empty where all live, as far as can be told."""
-        gone = [rank for rank in range(self.world) if rank in self.lost or self._is_gone(rank)]
-        return ", ".join(f"rank {rank} is lost: {self.lost.get(rank, 'its process ended')}" for rank in gone)
+        for rank in range(self.world):
+            if rank not in self.lost and self._is_gone(rank):
+                self._lose(rank, f"its process {self._places[rank]['pid']} ended")
+        return ", ".join(f"rank {rank} is lost: {why}" for rank, why in sorted(self.lost.items()))
 
 
 def _is_bad(value: Any) -> bool:
     return isinstance(value, dict) and "status" in value and Report(value).bad
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _host() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,7 +16,7 @@ from gpuprof.parallel import launch
 from gpuprof.parallel.control import TIMEOUT_S, Control
 
 _now: Control | None = None  # of this process
-_group: Any = None  # the default group that it was made for
+_group: Any = None  # the default group that it was made for, weakly: what else holds it keeps its connections open
 _number = 0  # of those so far: the same on every rank
 
 
@@ -28,12 +29,18 @@ def join(timeout_s: float = TIMEOUT_S) -> Control:
         timeout_s: how long a rank is waited for.
 
     Raises:
-        GpuprofError: a rank did not come, or has another torch or gpuprof.
+        GpuprofError: a rank did not come.
     """
     global _now, _group, _number
-    if _now is not None and (_now.left or (dist.is_available() and dist.is_initialized() and dist.group.WORLD is _group)):
+    if _now is not None and (
+        _now.left or (dist.is_available() and dist.is_initialized() and _group() is dist.group.WORLD)
+    ):
         return _now
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1 or dist.get_backend() == "fake":
+    if (
+        not (dist.is_available() and dist.is_initialized())
+        or dist.get_world_size() == 1
+        or dist.get_backend() == "fake"
+    ):
         return Control()
     _number += 1
     store = dist.PrefixStore(f"gpuprof/{_number}", dist.distributed_c10d._get_default_store())
@@ -42,8 +49,7 @@ def join(timeout_s: float = TIMEOUT_S) -> Control:
     if control.lost:
         rank, why = next(iter(control.lost.items()))
         raise GpuprofError(f"rank {rank} is lost: {why}")
-    _same_everywhere(control, "versions", _versions())
-    _now, _group = control, dist.group.WORLD
+    _now, _group = control, weakref.ref(dist.group.WORLD)
     return control
 
 
@@ -81,30 +87,16 @@ def started(device: str | None, timeout_s: float = TIMEOUT_S) -> Iterator[Contro
     try:
         yield control
         control.part()
+    except GpuprofError:
+        control.part()
+        raise
+    except SystemExit as end:  # a launcher ends all where one rank has died: say which
+        if gone := control.who_is_gone():
+            raise GpuprofError(f"{gone}; the launcher ended the others") from end
+        raise
     finally:
         global _now
         _now = None
         if dist.is_initialized():
             # never waits: others may be gone
             dist.distributed_c10d._abort_process_group() if control.lost else dist.destroy_process_group()
-
-
-def _versions() -> dict[str, Any]:
-    from gpuprof import __version__
-
-    return {"gpuprof": __version__, "torch": torch.__version__}
-
-
-def _same_everywhere(control: Control, what: str, mine: dict[str, Any]) -> None:
-    """Refuse ranks that differ.
-
-    Raises:
-        GpuprofError: a rank says something else than rank 0.
-    """
-    first, *others = control.agree(f"the {what}", mine)
-    for rank, other in enumerate(others, start=1):
-        for name, value in (first or {}).items():
-            if other is not None and other[name] != value:
-                raise GpuprofError(
-                    f"rank {rank} has {name} {other[name]}, rank 0 has {name} {value}: a job needs the same on every rank"
-                )

@@ -22,14 +22,23 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", 0)
 
 
-def refuse_job(what: str) -> None:
+gone: set[int] = set()
+"""Ranks of the job that have ended before their time, as far as this process knows."""
+
+
+def speaks() -> bool:
+    """Whether this process says what all have to say: the first that is still there."""
+    return rank() == min(set(range(world_size())) - gone, default=0)
+
+
+def refuse_job(what: str, instead: str = "start it without torchrun") -> None:
     """End what one process does alone, where several were started.
 
     Raises:
         GpuprofError: this is a job of several processes.
     """
     if world_size() > 1:
-        raise GpuprofError(f"{what} is the work of one process: start it without torchrun")
+        raise GpuprofError(f"{what} is the work of one process: {instead}")
 
 
 def _number(name: str, default: int) -> int:

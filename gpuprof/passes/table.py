@@ -95,10 +95,12 @@ class Pass(NamedTuple):
         run: does it, adds its tables to the run and says how it ended.
         missing: what it needs and is not there, as the outcome of a pass that is skipped; None where it can run.
         before: how many steps that nobody looks at have to be run before.
+        tables: of the run, that it fills.
     """
 
     name: str
     run: Callable[[Measuring], PassOutcome]
+    tables: tuple[str, ...]
     missing: Callable[[Measuring], PassOutcome | None] = _nothing
     before: Callable[[Measuring], int] = _no_steps
 
@@ -167,6 +169,8 @@ def _memory(measuring: Measuring) -> PassOutcome:
 
 
 def _uncounted(measuring: Measuring) -> PassOutcome | None:
+    if measuring.run.workload.get("world", 1) > 1:
+        return PassOutcome("skipped", "Nsight Compute replays kernels of one process", "profile without torchrun")
     if measuring.run.done("count"):
         return None
     return PassOutcome("skipped", "what to collect is known from the counting pass", "add count to --passes")
@@ -182,11 +186,11 @@ def _counters(measuring: Measuring) -> PassOutcome:
 
 
 PASSES = (
-    Pass("count", _count),
-    Pass("time", _time),
-    Pass("trace", _trace, missing=_other_profiler, before=_between),
-    Pass("memory", _memory, before=_first),
-    Pass("counters", _counters, missing=_uncounted),
+    Pass("count", _count, ("ops", "tree")),
+    Pass("time", _time, ("samples", "telemetry")),
+    Pass("trace", _trace, ("kernels", "estimates"), missing=_other_profiler, before=_between),
+    Pass("memory", _memory, ("memory", "timeline"), before=_first),
+    Pass("counters", _counters, ("counters",), missing=_uncounted),
 )
 """Every pass, in order; telemetry is read around the timing pass."""
 
