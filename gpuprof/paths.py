@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-from gpuprof.record import UNATTRIBUTED
+from gpuprof.record import NOBODYS, UNATTRIBUTED
 
 
 def ancestors(path: str) -> list[str]:
-    """The module itself and every module that it is part of, up to the root."""
-    if path == UNATTRIBUTED:
-        return [path]
+    """The module itself and every module that it is part of, up to the root; what is no module's is unattributed."""
+    if path in NOBODYS:
+        return [UNATTRIBUTED]
     parts = path.split(".") if path else []
     return [".".join(parts[:count]) for count in range(len(parts), -1, -1)]
 

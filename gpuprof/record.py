@@ -19,9 +19,14 @@ import pandas as pd
 from gpuprof.dates import in_utc
 from gpuprof.errors import ForeignFileError, GpuprofError, no_run
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 UNATTRIBUTED = "(unattributed)"
 """The module of time and work that belongs to no module, so that every total adds up."""
+GRADIENT_ALLREDUCE = "(gradient all-reduce)"
+"""The module of DDP's reductions: of a bucket of gradients, which is sent when the last of them is there."""
+
+NOBODYS = (UNATTRIBUTED, GRADIENT_ALLREDUCE)
+"""Owners that are no module of the model."""
 
 PHASES = ("forward", "recompute", "backward", "optimizer", "other")
 
@@ -50,6 +55,7 @@ TABLES: dict[str, dict[str, str]] = {
         "flops_hardware": "matmul FLOPs that the operators really do",
         "vector_flops": "elementwise FLOPs, an estimate",
         "bytes": "least bytes moved; of communication those of the message, as this process sees it",
+        "group": "of communication the short name of its process group, as in workload; empty otherwise",
     },
     "kernels": {
         "module": "owner",
@@ -126,10 +132,32 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "ranks": {
         "rank": "number of the process in its job",
-        "step": "number of the step in its record",
-        "quantity": "step_ns, compute_ns, communication_ns, exposed_ns, idle_ns, kernels; flops_... as in ops",
+        "step": "number of the step in its record; missing of what is the rank's and of no single traced step",
+        "quantity": "step_ns, compute_ns, communication_ns, exposed_ns, idle_ns, kernels; flops_... as in ops; without "
+        "a step also peak_bytes, sm_clock_hz and energy_uj, that of a step",
         "dtype": "of FLOPs: whose peak they run against; empty otherwise",
         "amount": "figure",
+    },
+    "busy": {
+        "module": "owner",
+        "phase": "as in ops",
+        "op": "operator, as in kernels but not told in place or not; or *, all work of the module and its children",
+        "ranks": "how many ranks of the job did any",
+        "kernels": "their kernels in the traced step, all ranks together",
+        "total_ns": "their time, the ranks' added up: durations, of * unions of the intervals",
+        "least_ns": "of the rank with the least, 0 where one did none",
+        "most_ns": "of the rank with the most",
+    },
+    "collectives": {
+        "rank": "number of the process in its job",
+        "group": "as in ops; empty where it is not known",
+        "number": "of the rank's calls in this group, in the order of their kernels",
+        "name": "operator, as in kernels; of a kernel that none launched its own",
+        "phase": "as in ops",
+        "bytes": "of the message, as this process sees it; missing where it is not known",
+        "start_ns": "start of its first kernel from the beginning of the rank's own traced step",
+        "duration_ns": "until the end of its last",
+        "exposed_ns": "what of it no computation of this rank hides",
     },
     "telemetry": {
         "launch": "as in samples",
@@ -141,13 +169,16 @@ TABLES: dict[str, dict[str, str]] = {
 }
 """Columns of each raw table and what they mean."""
 
+ALL = "*"
+"""What ``busy`` has for an operator where all work of a module and its children is meant."""
+
 RANK_QUANTITIES = ("step_ns", "compute_ns", "communication_ns", "exposed_ns", "idle_ns", "kernels")
 """What ``ranks`` holds of every step; FLOPs only where they are known."""
 
-_SINCE = {"counters": 2, "timeline": 2, "launches": 2, "ranks": 3}
+_SINCE = {"counters": 2, "timeline": 2, "launches": 2, "ranks": 3, "busy": 4, "collectives": 4}
 """Schema version that a table came with."""
 
-_DEFAULTS = {"launch": 0, "within": ""}
+_DEFAULTS = {"launch": 0, "within": "", "group": ""}
 """What a column holds where nothing is said of it, as in runs from before there was one."""
 
 _INTEGERS = {
@@ -156,7 +187,8 @@ _INTEGERS = {
     "number",
     "tensor_bfloat16", "tensor_float16", "tensor_tf32", "tensor_float64", "tensor_float8", "scalar_float16",
     "scalar_float32", "scalar_float64", "tensor_instructions", "dram_read_bytes", "dram_written_bytes", "peak_bytes",
-    "reserved_bytes", "kept_bytes", "gradient_bytes", "rank", "amount",
+    "reserved_bytes", "kept_bytes", "gradient_bytes", "rank", "amount", "ranks", "kernels", "total_ns", "least_ns",
+    "most_ns", "exposed_ns",
 }  # fmt: skip
 
 _COUNTS = {"flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes", "flops_profiler", "amount"}
@@ -229,19 +261,21 @@ class PassOutcome:
 
 @dataclass
 class Run:
-    """One workload, measured once.
+    """One workload, measured once: of a single process, of one rank of a job, or of the job as a whole.
 
     The tables are tidy and raw; `TABLES` says what each column holds. Analysis lives in `gpuprof.analysis`.
 
     Attributes:
-        workload: what was run: name, mode, every option, inputs, loss.
-        device: what it ran on, with the peaks known of it (FLOP/s).
+        workload: what was run: name, mode, every option, inputs, loss. In a job also ``world`` (number of processes),
+            ``mesh`` (sizes by dimension), ``groups`` and ``parallel``; of one of its ranks ``rank``.
+        device: what it ran on, with the peaks known of it (FLOP/s); of a job those of all its ranks together, and a
+            list ``ranks`` of what each said of itself, see `gpuprof.job`.
         environment: versions, date, settings that change speed.
         settings: how the record is to be read: convention, user-given peak.
         passes: outcome of each pass by name.
         warnings: what the user should know, one line each.
-        tree, ops, kernels, estimates, counters, samples, launches, ranks, memory, timeline, telemetry: the
-            raw tables.
+        tree, ops, kernels, estimates, counters, samples, launches, ranks, busy, collectives, memory, timeline,
+            telemetry: the raw tables; busy and collectives are of a job alone, which has no kernels.
     """
 
     workload: dict[str, Any]
@@ -258,6 +292,8 @@ class Run:
     samples: pd.DataFrame = field(default_factory=lambda: table("samples", []))
     launches: pd.DataFrame = field(default_factory=lambda: table("launches", []))
     ranks: pd.DataFrame = field(default_factory=lambda: table("ranks", []))
+    busy: pd.DataFrame = field(default_factory=lambda: table("busy", []))
+    collectives: pd.DataFrame = field(default_factory=lambda: table("collectives", []))
     memory: pd.DataFrame = field(default_factory=lambda: table("memory", []))
     timeline: pd.DataFrame = field(default_factory=lambda: table("timeline", []))
     telemetry: pd.DataFrame = field(default_factory=lambda: table("telemetry", []))
@@ -283,6 +319,11 @@ class Run:
     def recorded(self) -> bool:
         """Whether it was read from a recorded trace, and not measured."""
         return self.done("trace") and bool(self.passes["trace"].facts.get("recorded"))
+
+    @property
+    def is_job(self) -> bool:
+        """Whether it is of a job as a whole, and not of one of its ranks."""
+        return self.workload.get("world", 1) > 1 and "rank" not in self.workload
 
     def to_dict(self) -> dict[str, Any]:
         """The run as JSON-ready values; tables column by column."""
@@ -392,6 +433,7 @@ def _check_facts(data: dict[str, Any]) -> None:
     names = (data["workload"]["name"], data["workload"]["mode"], data["device"]["type"])
     if not all(isinstance(name, str) and name for name in names):
         raise ValueError("no name, mode or device")
+    _check_job(data["workload"], data["device"])
     if not (isinstance(data["warnings"], list) and all(isinstance(one, str) for one in data["warnings"])):
         raise ValueError("warnings is no list of texts")
     if data["environment"].get("date") not in (None, ""):
@@ -406,6 +448,26 @@ def _check_facts(data: dict[str, Any]) -> None:
     for peaks in data["device"].get("peaks", {}).values():
         if not all(_is_number(peak) and peak > 0 for peak in peaks.values()):
             raise ValueError("device.peaks holds what is no peak")
+
+
+def _check_job(workload: dict[str, Any], device: dict[str, Any]) -> None:
+    """That a rank's place in its job is one, and that a job knows all its ranks."""
+    world, mesh = workload.get("world", 1), workload.get("mesh", {})
+    if type(world) is not int or world < 1:
+        raise ValueError("a world that is no number of processes")
+    if "rank" in workload and (type(workload["rank"]) is not int or not 0 <= workload["rank"] < world):
+        raise ValueError(f"rank {workload['rank']} of {world}")
+    if not isinstance(mesh, dict) or not all(type(size) is int and size > 0 for size in mesh.values()):
+        raise ValueError("a mesh without sizes")
+    if world > 1 and "rank" not in workload:
+        ranks = device.get("ranks")
+        if not isinstance(ranks, list) or [one["rank"] for one in ranks] != list(range(world)):
+            raise ValueError(f"not the {world} ranks that the job has")
+        for one in ranks:
+            if not all(isinstance(one[part], dict) for part in ("device", "environment", "passes", "doubts")):
+                raise ValueError(f"rank {one['rank']} says nothing of itself")
+            if not isinstance(one["file"], str):
+                raise ValueError(f"the file of rank {one['rank']} has no name")
 
 
 def _is_number(value: Any, most: int = 2**63) -> bool:
@@ -434,18 +496,25 @@ def _check_tables(run: Run) -> None:
     """What holds between rows and tables, and is divided by."""
     samples = run.samples
     steps = samples.loc[samples["phase"].isin(["step", "reference"])]
-    modules = {*run.tree["module"], UNATTRIBUTED}
-    if not {*run.ops["module"], *run.kernels["module"], *run.counters["module"]} <= modules:
+    modules = {*run.tree["module"], *NOBODYS}
+    owners = {*run.ops["module"], *run.kernels["module"], *run.counters["module"], *run.busy["module"]}
+    if not owners <= modules:
         raise ValueError("rows of modules that it has not")
     if not {*samples["launch"]} <= {*steps.loc[steps["phase"] == "step", "launch"]}:
         raise ValueError("samples has a launch without a step")
     if not (steps["time_s"] > 0).all():
         raise ValueError("samples has a step of no time")
-    ranks = run.ranks.dropna()
-    if len(ranks) < len(run.ranks) or not (ranks.loc[ranks["quantity"] == "step_ns", "amount"] > 0).all():
+    ranks = run.ranks
+    missing = ranks[["rank", "quantity", "amount"]].isna().any(axis=None)
+    if missing or not (ranks.loc[ranks["quantity"] == "step_ns", "amount"] > 0).all():
         raise ValueError("ranks has a figure or a time of a step missing")
     if any(set(RANK_QUANTITIES) - set(given) for _, given in ranks.groupby(["rank", "step"])["quantity"]):
         raise ValueError("ranks has a step without one of its times")
+    given = run.collectives.drop(columns="bytes")
+    if given.isna().any(axis=None) or (given[["number", "start_ns", "duration_ns", "exposed_ns"]] < 0).any(axis=None):
+        raise ValueError("collectives has a place or a time missing")
+    if run.busy.isna().any(axis=None) or (run.busy["ranks"] < 1).any():
+        raise ValueError("busy has a time missing")
 
 
 def columns(frame: pd.DataFrame) -> dict[str, list[Any]]:

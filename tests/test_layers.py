@@ -30,7 +30,7 @@ LAYERS = [
     ("profiler", "launches", "imported"),
     ("sweep",),
     ("analysis",),
-    ("fit",),
+    ("fit", "job"),
     ("history",),
     ("render",),
     ("cli",),
@@ -75,6 +75,7 @@ TORCH_FREE = [
     "traces.foreign",
     "traces.ops",
     "imported",
+    "job",
     "traces.composite",
     "traces.pricing",
 ]
