@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gpuprof.analysis.comparison import identity
 from gpuprof.analysis.consistency import misbooked, mismatches, misowned, owned_kernels
 from gpuprof.analysis.denominators import sm_clock_hz
 from gpuprof.analysis.kernel_time import kernel_times
-from gpuprof.analysis.known_flops import priced_share
+from gpuprof.analysis.known_flops import matmul_kernels
 from gpuprof.analysis.memory import peak
 from gpuprof.analysis.operators import plain_op
 from gpuprof.analysis.ranks import flops_rows, rank_rows
@@ -27,7 +28,7 @@ from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
-from gpuprof.record import ALL, TABLES, UNATTRIBUTED, PassOutcome, Run, columns, load, table
+from gpuprof.record import ALL, DOUBTS, FACTS, TABLES, UNATTRIBUTED, PassOutcome, Run, columns, load, read, table
 from gpuprof.theory import CONVENTIONS
 
 _VERSIONS = (
@@ -42,8 +43,8 @@ _ADDED = ("calls", "flops_causal", "flops_full", "flops_hardware", "vector_flops
 _REPEATED = {"tp", "cp", "sp", "pp", "ep"}
 """Dimensions of a mesh, and ways of sharding, whose ranks share a batch."""
 
-_KEPT = ("tree", "ops", "samples", "memory", "telemetry", "ranks")
-"""Tables of a rank that the job needs."""
+_KEPT = ("tree", "ops", "samples", "memory", "telemetry", "ranks", "busy", "collectives")
+"""Tables of a rank that its job is made of."""
 
 
 def read_job(paths: Iterable[str | os.PathLike[str]]) -> Run:
@@ -55,56 +56,59 @@ def read_job(paths: Iterable[str | os.PathLike[str]]) -> Run:
     Raises:
         GpuprofError: a file is none of a rank, or they are not those of one job, each once.
     """
-    return assemble(part(load(path), Path(path).name) for path in paths)
+    return assemble(map(_read, paths))
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """`part` of a saved run: of one with its sums without making tables of all that it holds."""
+    file = Path(path).name
+    data = read(path, _KEPT)
+    _rank(data["workload"], file)
+    return data | {"file": file} if data["doubts"] else part(load(path), file)
 
 
 def part(run: Run, file: str = "") -> dict[str, Any]:
-    """What a job needs of the run of one of its ranks, JSON-ready.
+    """What a job is made of, of one of its ranks: the run as `Run.to_dict` has it, with the tables `_KEPT` alone.
 
     Args:
-        run: of a rank.
+        run: of a rank, `summed` or not.
         file: name of the file that it is saved in, beside that of the job.
-
-    Returns:
-        What the run says of itself; the tables `_KEPT` and ``collectives``, column by column; ``busy``, kernels and
-        nanoseconds by module, phase and operator; and ``head``, what the job says of the rank: rank, file, device,
-        environment, passes, priced_share (of its matmul kernel time, that whose FLOPs are known), and ``doubts``, why
-        figures of it are withheld, by the function that finds it.
 
     Raises:
         GpuprofError: the run is of no rank of a job.
     """
-    rank = _rank(run, file)
+    run = summed(run, file)
+    facts = {name: getattr(run, name) for name in FACTS}
+    passes = {name: vars(outcome) for name, outcome in run.passes.items()}
+    return facts | {"file": file, "passes": passes} | {name: columns(getattr(run, name)) for name in _KEPT}
+
+
+def summed(run: Run, file: str = "") -> Run:
+    """The run of a rank with its own sums: all that its job needs of its kernels, and what is doubted of it.
+
+    Raises:
+        GpuprofError: the run is of no rank of a job.
+    """
+    rank = _rank(run.workload, file)
+    if run.doubts:
+        return run
     kernels = owned_kernels(run)
     whole = [{"rank": rank, "quantity": name, "amount": amount} for name, amount in _of_the_rank(run)]
     steps = run.ranks.to_dict("records") if len(run.ranks) else rank_rows(run, rank) if len(kernels) else []
-    tables = {name: columns(getattr(run, name)) for name in _KEPT}
-    tables["ranks"] = columns(table("ranks", [*steps, *whole, *flops_rows(run, rank)]))
-    tables["collectives"] = columns(calls(run).assign(rank=rank)[list(TABLES["collectives"])])
     doubts = {find.__name__: find(run) for find in (mismatches, misbooked, misowned)}
-    return {
-        "head": {
-            "rank": rank,
-            "file": file,
-            "device": run.device,
-            "environment": run.environment,
-            "passes": {name: vars(outcome) | {"facts": {}} for name, outcome in run.passes.items()},
-            "priced_share": priced_share(run),
-            "doubts": doubts | {"invalid": invalid_reasons(run.telemetry)},
-        },
-        "workload": run.workload,
-        "settings": run.settings,
-        "passes": {name: vars(outcome) for name, outcome in run.passes.items()},
-        "warnings": run.warnings,
-        "tables": tables,
-        "busy": list(_busy(kernels, [*run.tree["module"], UNATTRIBUTED])),
-    }
+    return replace(
+        run,
+        ranks=table("ranks", [*steps, *whole, *flops_rows(run, rank)]),
+        busy=table("busy", list(_busy(kernels, [*run.tree["module"], UNATTRIBUTED]))),
+        collectives=table("collectives", columns(calls(run).assign(rank=rank))),
+        doubts=doubts | {"invalid": invalid_reasons(run.telemetry)},
+    )
 
 
-def _rank(run: Run, file: str) -> int:
-    rank = run.workload.get("rank")
+def _rank(workload: dict[str, Any], file: str) -> int:
+    rank = workload.get("rank")
     if rank is None:
-        what = "is of a whole job" if run.is_job else "is of a single process"
+        what = "is of a whole job" if workload.get("world", 1) > 1 else "is of a single process"
         raise GpuprofError(f"{file or 'this run'} {what}, and not of one of its ranks: give the files of the ranks")
     return int(rank)
 
@@ -112,29 +116,38 @@ def _rank(run: Run, file: str) -> int:
 def _of_the_rank(run: Run) -> Iterator[tuple[str, int]]:
     """What is known of a rank besides its traced steps."""
     step_s, energy_j = step_seconds(run), energy_per_step_j(run)
+    products = matmul_kernels(run)
+    whole_ns = int(products["duration_ns"].sum())
     found = {
         "step_ns": None if step_s is None else step_s * 1e9,
         "peak_bytes": peak(run)["bytes"],
         "sm_clock_hz": sm_clock_hz(run),
         "energy_uj": None if energy_j is None else energy_j * 1e6,
+        "matmul_ns": whole_ns or None,
+        "priced_ns": int(products.loc[products["priced"], "duration_ns"].sum()) if whole_ns else None,
     }
     return ((name, round(amount)) for name, amount in found.items() if amount is not None)
 
 
-def _busy(kernels: pd.DataFrame, paths: list[str]) -> Iterator[tuple[str, str, str, int, int]]:
-    """Kernels and nanoseconds by module, phase and operator, and in unions by module with its children and phase."""
+def _busy(kernels: pd.DataFrame, paths: list[str]) -> Iterator[dict[str, Any]]:
+    """Rows of ``busy``: kernels by module, phase and operator, and by module with its children and phase."""
     if kernels.empty:
         return
     op = kernels["op"].map({name: plain_op(name) for name in kernels["op"].unique()})
     own = kernels.groupby([kernels["module"], kernels["phase"], op], sort=False)["duration_ns"].agg(["size", "sum"])
     counts: dict[tuple[str, str], int] = {}
     for (module, phase, name), number, nanoseconds in own.itertuples(name=None):
-        yield module, phase, name, int(number), int(nanoseconds)
+        yield _busy_row(module, phase, name, int(number), int(nanoseconds))
         for path in ancestors(module):
             counts[path, phase] = counts.get((path, phase), 0) + int(number)
     for path, phases in kernel_times(kernels, paths).items():
         for phase, seconds in phases.items():
-            yield path, phase, ALL, counts[path, phase], round(seconds * 1e9)
+            yield _busy_row(path, phase, ALL, counts[path, phase], round(seconds * 1e9))
+
+
+def _busy_row(module: str, phase: str, op: str, kernels: int, nanoseconds: int) -> dict[str, Any]:
+    times = dict.fromkeys(("total_ns", "least_ns", "most_ns"), nanoseconds)
+    return {"module": module, "phase": phase, "op": op, "ranks": 1, "kernels": kernels, **times}
 
 
 def assemble(parts: Iterable[dict[str, Any]]) -> Run:
@@ -146,39 +159,32 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
     Raises:
         GpuprofError: they are not of one job, or not one of each of its ranks.
     """
-    heads: dict[int, dict[str, Any]] = {}
-    lowest: dict[str, Any] = {}
+    about: dict[int, dict[str, Any]] = {}  # by rank all but its tables
     ops: dict[tuple[Any, ...], list[int | None]] = {}
     busy: dict[tuple[str, str, str], list[int]] = {}
-    trees: list[dict[str, list[Any]]] = []
+    trees: dict[int, dict[str, list[Any]]] = {}
     samples: dict[tuple[int, int], tuple[float, list[dict[str, Any]]]] = {}
-    most: dict[str, tuple[int, int, dict[str, list[Any]]]] = {}  # figure, rank and table by name of the table
+    most: dict[str, tuple[int, int, dict[str, list[Any]]]] = {}  # by table the figure that it is chosen by, and rank
     gathered: dict[str, dict[str, list[Any]]] = {name: {} for name in ("ranks", "collectives")}
-    about: list[dict[str, Any]] = []  # of every rank: workload, passes, warnings
     for one in parts:
-        head, tables = one["head"], one["tables"]
-        rank = head["rank"]
-        _check_place(one, heads, lowest)
-        heads[rank] = head
-        about.append({"rank": rank, **{name: one[name] for name in ("workload", "passes", "warnings", "settings")}})
-        _add_ops(ops, tables["ops"])
+        rank = _rank(one["workload"], one["file"])
+        _check_place(one, rank, about)
+        about[rank] = {name: value for name, value in one.items() if name not in _KEPT}
+        _add_ops(ops, one["ops"])
         _add_busy(busy, one["busy"])
-        trees.append({"rank": rank, **tables["tree"]})
-        _add_samples(samples, tables["samples"])
+        trees[rank] = one["tree"]
+        _add_samples(samples, one["samples"])
         for name, rows in gathered.items():
-            for column, values in tables[name].items():
+            for column, values in one[name].items():
                 rows.setdefault(column, []).extend(values)
-        figures = dict(zip(*(tables["ranks"][column] for column in ("quantity", "amount")), strict=True))
+        figures = dict(zip(one["ranks"]["quantity"], one["ranks"]["amount"], strict=True))
         for name, quantity in (("memory", "peak_bytes"), ("telemetry", "step_ns")):
             figure = figures.get(quantity, -1)
             if name not in most or (figure, -rank) > (most[name][0], -most[name][1]):
-                most[name] = (figure, rank, tables[name])
-        if not lowest or rank < lowest["head"]["rank"]:
-            lowest = {name: one[name] for name in ("head", "workload", "passes", "settings")}
-    _check_whole(heads, lowest)
-    about.sort(key=lambda one: one["rank"])
-    ranks = [heads[rank] for rank in sorted(heads)]
-    passes = _passes(about)
+                most[name] = (figure, rank, one[name])
+    _check_whole(about)
+    ranks = [about[rank] for rank in sorted(about)]
+    passes = _passes(ranks)
     for name in most:
         if name in passes:
             passes[name].facts["rank"] = most[name][1]
@@ -186,52 +192,52 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
         remedy = f"that of a rank has its own: {ranks[0]['file']}" if ranks[0]["file"] else "save those of the ranks"
         passes["trace"] = PassOutcome("skipped", "the file of a job has no kernels", remedy)
     job = Run(
-        workload=_workload(about),
+        workload=_workload([one["workload"] for one in ranks]),
         device=_device(ranks),
         environment=ranks[0]["environment"],
-        settings=about[0]["settings"],
+        settings=ranks[0]["settings"],
         passes=passes,
-        warnings=_warnings(about),
-        tree=_tree(sorted(trees, key=lambda tree: tree["rank"])),
+        warnings=_of_all([one["warnings"] for one in ranks]),
+        doubts={name: _of_all([one["doubts"][name] for one in ranks]) for name in DOUBTS},
+        tree=_tree([trees[rank] for rank in sorted(trees)]),
         samples=table("samples", [row for _, (_, rows) in sorted(samples.items()) for row in rows]),
+        busy=_busy_of_all(busy, len(ranks)),
         **{name: table(name, found) for name, (_, _, found) in most.items()},
-        **{name: _ordered(name, rows) for name, rows in gathered.items()},
+        **{name: _by_rank(name, rows) for name, rows in gathered.items()},
     )
     if job.done("count"):
         job.ops = _ops(ops)
-    job.busy = _busy_of_all(busy, len(heads))
     return _in_a_convention(job)
 
 
-def _check_place(one: dict[str, Any], heads: dict[int, dict[str, Any]], lowest: dict[str, Any]) -> None:
-    """Refuse a rank that is there already, or is none of the job that the first ones are of."""
-    head, workload = one["head"], one["workload"]
-    rank = head["rank"]
-    if rank in heads:
-        both = " and ".join(filter(None, (heads[rank]["file"], head["file"])))
+def _check_place(one: dict[str, Any], rank: int, about: dict[int, dict[str, Any]]) -> None:
+    """Refuse a rank that is there already, or is none of the job that the others are of."""
+    if rank in about:
+        both = " and ".join(filter(None, (about[rank]["file"], one["file"])))
         raise GpuprofError(f"rank {rank} is there twice{f' ({both})' if both else ''}: give one run of each rank")
-    if not lowest:
-        return
-    first = lowest["head"]["rank"]
-    facts = [
-        {"world": about["world"], "mesh": about.get("mesh"), **identity(about)}
-        | {name: its["environment"].get(name) for name in _VERSIONS}
-        for about, its in ((lowest["workload"], lowest["head"]), (workload, head))
-    ]
-    for name, value in facts[0].items():
-        if facts[1].get(name) != value:
-            raise GpuprofError(
-                f"these ranks are not of one job: {name} is {value} on rank {first} and {facts[1].get(name)} on rank "
-                f"{rank}: give files that one run made"
-            )
+    for first, other in list(about.items())[:1]:
+        here, there = _of_the_job(other), _of_the_job(one)
+        for name, value in here.items():
+            if there.get(name) != value:
+                raise GpuprofError(
+                    f"these ranks are not of one job: {name} is {value} on rank {first} and {there.get(name)} on rank "
+                    f"{rank}: give files that one run made"
+                )
 
 
-def _check_whole(heads: dict[int, dict[str, Any]], lowest: dict[str, Any]) -> None:
+def _of_the_job(one: dict[str, Any]) -> dict[str, Any]:
+    """What all ranks of a job have in common."""
+    workload, environment = one["workload"], one["environment"]
+    place = {"world": workload.get("world"), "mesh": workload.get("mesh")}
+    return place | identity(workload) | {name: environment.get(name) for name in _VERSIONS}
+
+
+def _check_whole(about: dict[int, dict[str, Any]]) -> None:
     """Refuse a job of which a rank is missing."""
-    if not heads:
+    if not about:
         raise GpuprofError("no rank given: give the file of every rank of a job")
-    world = lowest["workload"]["world"]
-    missing = [str(rank) for rank in range(world) if rank not in heads]
+    world = next(iter(about.values()))["workload"]["world"]
+    missing = [str(rank) for rank in range(world) if rank not in about]
     if missing:
         many = f"{', '.join(missing[:8])}{' and others' if len(missing) > 8 else ''}"
         raise GpuprofError(
@@ -259,7 +265,8 @@ def _ops(sums: dict[tuple[Any, ...], list[int | None]]) -> pd.DataFrame:
     return table("ops", found or [])
 
 
-def _add_busy(sums: dict[tuple[str, str, str], list[int]], rows: Iterable[tuple[str, str, str, int, int]]) -> None:
+def _add_busy(sums: dict[tuple[str, str, str], list[int]], found: dict[str, list[Any]]) -> None:
+    rows = zip(*(found[column] for column in ("module", "phase", "op", "kernels", "total_ns")), strict=True)
     for module, phase, op, kernels, nanoseconds in rows:
         entry = sums.setdefault((module, phase, op), [0, 0, 0, nanoseconds, nanoseconds])
         entry[0] += 1
@@ -292,13 +299,13 @@ def _add_samples(longest: dict[tuple[int, int], tuple[float, list[dict[str, Any]
             longest[key] = (step_s, rows)
 
 
-def _ordered(name: str, rows: dict[str, list[Any]]) -> pd.DataFrame:
+def _by_rank(name: str, rows: dict[str, list[Any]]) -> pd.DataFrame:
     """The rows by rank, those of each in their order."""
     frame = table(name, rows or [])
     return frame.sort_values("rank", kind="stable", ignore_index=True)
 
 
-def _tree(trees: list[dict[str, Any]]) -> pd.DataFrame:
+def _tree(trees: list[dict[str, list[Any]]]) -> pd.DataFrame:
     """The union of the ranks' trees. Where a module is on several, it is as large as on the one where it is largest.
 
     Stages of a pipeline have one root, so what a module has by itself, without its children, is what is compared.
@@ -337,50 +344,45 @@ def _tree(trees: list[dict[str, Any]]) -> pd.DataFrame:
     return table("tree", list(rows.values()))
 
 
-def _passes(about: list[dict[str, Any]]) -> dict[str, PassOutcome]:
-    """Outcomes of the job: done where all ranks have done it, else that of the first that has not."""
+def _passes(ranks: list[dict[str, Any]]) -> dict[str, PassOutcome]:
+    """Outcomes of the job: done where all ranks have done it, else that of the first rank that fared worst."""
     found: dict[str, PassOutcome] = {}
-    for name in dict.fromkeys(name for one in about for name in one["passes"]):
-        outcomes = {one["rank"]: one["passes"].get(name) or vars(PassOutcome("skipped")) for one in about}
-        rank, worst = max(
-            outcomes.items(), key=lambda item: (("done", "skipped", "failed").index(item[1]["status"]), -item[0])
-        )
-        found[name] = PassOutcome(**worst | {"facts": dict(outcomes[0]["facts"])})
-        found[name].seconds = max(outcome["seconds"] for outcome in outcomes.values())
-        if any(outcome["status"] != worst["status"] for outcome in outcomes.values()):
-            found[name].reason = f"rank {rank}: {found[name].reason or 'it did not run there'}"
+    for name in dict.fromkeys(name for one in ranks for name in one["passes"]):
+        outcomes = [one["passes"].get(name) or vars(PassOutcome("skipped")) for one in ranks]
+        order = [("done", "skipped", "failed").index(outcome["status"]) for outcome in outcomes]
+        rank = order.index(max(order))
+        worst = PassOutcome(**outcomes[rank] | {"facts": dict(outcomes[0]["facts"])})
+        if min(order) < max(order):
+            worst.reason = f"rank {rank}: {worst.reason or 'it did not run there'}"
+        worst.seconds = max(outcome["seconds"] for outcome in outcomes)
+        found[name] = worst
     return found
 
 
-def _warnings(about: list[dict[str, Any]]) -> list[str]:
-    """Those of all ranks, each once, with the ranks that say it where not all do."""
-    said: dict[str, list[int]] = {}
-    for one in about:
-        for text in dict.fromkeys(one["warnings"]):
-            said.setdefault(text, []).append(one["rank"])
-    return [text if len(ranks) == len(about) else f"{_named(ranks)}: {text}" for text, ranks in said.items()]
+def _of_all(texts: list[list[str]]) -> list[str]:
+    """What ranks say, each once, with those that say it where not all do."""
+    said: dict[str, list[str]] = {}
+    for rank, lines in enumerate(texts):
+        for text in dict.fromkeys(lines):
+            said.setdefault(text, []).append(str(rank))
+    named = {text: f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks)}: " for text, ranks in said.items()}
+    return [text if len(said[text]) == len(texts) else named[text] + text for text in said]
 
 
-def _named(ranks: list[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
-
-
-def _workload(about: list[dict[str, Any]]) -> dict[str, Any]:
+def _workload(ranks: list[dict[str, Any]]) -> dict[str, Any]:
     """That of the lowest rank, as far as it is of all; with every process group, and what a step takes in all."""
-    first = dict(about[0]["workload"])
-    del first["rank"]
-    groups: dict[str, list[list[int]]] = {}
-    for one in about:
-        for name, ranks in one["workload"].get("groups", {}).items():
-            if ranks not in groups.setdefault(name, []):
-                groups[name].append(ranks)
-    first["groups"] = groups
-    share = _of_a_batch(first)
+    job = dict(ranks[0])
+    del job["rank"]
+    job["groups"] = {}
+    for one in ranks:
+        for name, members in one.get("groups", {}).items():
+            if members not in job["groups"].setdefault(name, []):
+                job["groups"][name].append(members)
+    share = _of_a_batch(job)
     for unit in ("tokens_per_step", "samples_per_step"):
-        amounts = [one["workload"].get(unit) for one in about]
-        known = share is not None and None not in amounts
-        first[unit] = sum(amounts) // share if known else None
-    return first
+        amounts = [one[unit] for one in ranks if one.get(unit) is not None]
+        job[unit] = sum(amounts) // share if share is not None and len(amounts) == len(ranks) else None
+    return job
 
 
 def _of_a_batch(workload: dict[str, Any]) -> int | None:
@@ -393,8 +395,11 @@ def _of_a_batch(workload: dict[str, Any]) -> int | None:
 
 
 def _device(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The device of the lowest rank, with what the devices of all can do together, and all that the ranks say."""
-    devices = [head["device"] for head in ranks]
+    """The device of the lowest rank, with what the devices of all can do together; and what each rank says of itself.
+
+    Of a rank that is: rank, file, device, environment, passes (without their facts).
+    """
+    devices = [one["device"] for one in ranks]
     found = dict(devices[0])
     found["name"] = " + ".join(dict.fromkeys(str(device.get("name")) for device in devices))
     for name in ("memory_bandwidth", "measured_bandwidth", "sm_count"):
@@ -405,7 +410,12 @@ def _device(ranks: list[dict[str, Any]]) -> dict[str, Any]:
         for kind in devices[0].get("peaks", {})
         if (sums := _added([device.get("peaks", {}).get(kind, {}) for device in devices]))
     }
-    return found | {"ranks": ranks}
+    found["ranks"] = [
+        {"rank": rank, **{name: one[name] for name in ("file", "device", "environment")}}
+        | {"passes": {name: outcome | {"facts": {}} for name, outcome in one["passes"].items()}}
+        for rank, one in enumerate(ranks)
+    ]
+    return found
 
 
 def _added(peaks: list[dict[str, float]]) -> dict[str, float]:

@@ -8,7 +8,8 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -134,7 +135,8 @@ TABLES: dict[str, dict[str, str]] = {
         "rank": "number of the process in its job",
         "step": "number of the step in its record; missing of what is the rank's and of no single traced step",
         "quantity": "step_ns, compute_ns, communication_ns, exposed_ns, idle_ns, kernels; flops_... as in ops; without "
-        "a step also peak_bytes, sm_clock_hz and energy_uj, that of a step",
+        "a step also peak_bytes, sm_clock_hz, energy_uj (of a step), matmul_ns (kernels that multiply) and priced_ns "
+        "(those whose FLOPs are known)",
         "dtype": "of FLOPs: whose peak they run against; empty otherwise",
         "amount": "figure",
     },
@@ -237,6 +239,12 @@ def integers(values: Iterable[Any]) -> Any:
     return np.array([pd.NA if value is None else value for value in exact], dtype=object)
 
 
+FACTS = ("workload", "device", "environment", "settings", "warnings", "doubts")
+"""Parts of a saved run beside its passes and tables."""
+
+DOUBTS = ("mismatches", "misbooked", "misowned", "invalid")
+"""Why figures are withheld: what `gpuprof.analysis.consistency` finds, and what the telemetry tells."""
+
 _ROOM = 2**60  # of a whole column: eight of them may be added up
 
 
@@ -274,8 +282,10 @@ class Run:
         settings: how the record is to be read: convention, user-given peak.
         passes: outcome of each pass by name.
         warnings: what the user should know, one line each.
+        doubts: of a rank or a job why figures of it are withheld, a list for each of `DOUBTS`; of any other
+            run it is found out when it is asked for.
         tree, ops, kernels, estimates, counters, samples, launches, ranks, busy, collectives, memory, timeline,
-            telemetry: the raw tables; busy and collectives are of a job alone, which has no kernels.
+            telemetry: the raw tables; busy and collectives are of ranks and jobs, and a job has no kernels.
     """
 
     workload: dict[str, Any]
@@ -284,6 +294,7 @@ class Run:
     settings: dict[str, Any] = field(default_factory=lambda: {"convention": "causal"})
     passes: dict[str, PassOutcome] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    doubts: dict[str, list[str]] = field(default_factory=dict)
     tree: pd.DataFrame = field(default_factory=lambda: table("tree", []))
     ops: pd.DataFrame = field(default_factory=lambda: table("ops", []))
     kernels: pd.DataFrame = field(default_factory=lambda: table("kernels", []))
@@ -336,6 +347,7 @@ class Run:
             "settings": self.settings,
             "passes": {name: vars(outcome) for name, outcome in self.passes.items()},
             "warnings": self.warnings,
+            **({"doubts": self.doubts} if self.doubts else {}),
             **{name: columns(getattr(self, name)) for name in TABLES},
         }
 
@@ -382,6 +394,27 @@ def load(path: str | os.PathLike[str]) -> Run:
         GpuprofError: no such file, not a gpuprof run, truncated, a part missing or broken, or written by a newer
             gpuprof.
     """
+    data = read(path)
+    with _whole(path):
+        run = Run(
+            **{key: data[key] for key in FACTS},
+            passes={name: PassOutcome(**outcome) for name, outcome in data["passes"].items()},
+            **{name: table(name, data[name]) for name in TABLES if name in data},
+        )
+        _check_tables(run)
+    return run
+
+
+def read(path: str | os.PathLike[str], tables: Iterable[str] = TABLES) -> dict[str, Any]:
+    """A saved run as `Run.to_dict` has it, as far as it goes without what holds between tables.
+
+    Args:
+        path: of the file.
+        tables: those that are wanted. What the file is too old to have is left out.
+
+    Raises:
+        GpuprofError: as in `load`.
+    """
     path = Path(path)
     try:
         raw = path.read_bytes()
@@ -402,18 +435,21 @@ def load(path: str | os.PathLike[str]) -> Run:
         raise GpuprofError(
             f"{path} has schema version {version}, this gpuprof reads up to {SCHEMA_VERSION}: upgrade gpuprof"
         )
-    try:
+    with _whole(path):
         if version < 1:
             raise ValueError(f"schema version {version}")
+        data.setdefault("doubts", {})
         _check_facts(data)
-        parts: dict[str, Any] = {
-            **{key: data[key] for key in ("workload", "device", "environment", "settings", "warnings")},
-            "passes": {name: PassOutcome(**outcome) for name, outcome in data["passes"].items()},
-            **{name: _checked_table(name, data[name]) for name in TABLES if version >= _SINCE.get(name, 1)},
-        }
-        run = Run(**parts)
-        _check_tables(run)
-        return run
+        there = [name for name in tables if version >= _SINCE.get(name, 1)]
+        facts = {key: data[key] for key in (*FACTS, "passes")}
+        return facts | {name: _checked_columns(name, data[name]) for name in there}
+
+
+@contextmanager
+def _whole(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What is wrong inside a file is one line that names it."""
+    try:
+        yield
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise GpuprofError(f"{path} is a gpuprof run with a part missing or broken ({error}): profile again") from error
 
@@ -427,15 +463,19 @@ def _is_trace(data: Any) -> bool:
 
 def _check_facts(data: dict[str, Any]) -> None:
     """That the parts are there and what a verdict divides by, sorts by or names is usable."""
-    for part in ("workload", "device", "environment", "settings"):
+    for part in ("workload", "device", "environment", "settings", "doubts"):
         if not isinstance(data[part], dict):
             raise ValueError(f"{part} is no object")
     names = (data["workload"]["name"], data["workload"]["mode"], data["device"]["type"])
     if not all(isinstance(name, str) and name for name in names):
         raise ValueError("no name, mode or device")
-    _check_job(data["workload"], data["device"])
-    if not (isinstance(data["warnings"], list) and all(isinstance(one, str) for one in data["warnings"])):
-        raise ValueError("warnings is no list of texts")
+    _check_job(data["workload"], data["device"], data["doubts"])
+    if data["doubts"] and set(data["doubts"]) != set(DOUBTS):
+        raise ValueError("doubts of what nobody knows")
+    lists = {"warnings": data["warnings"], **{f"doubts.{name}": found for name, found in data["doubts"].items()}}
+    for name, texts in lists.items():
+        if not (isinstance(texts, list) and all(isinstance(one, str) for one in texts)):
+            raise ValueError(f"{name} is no list of texts")
     if data["environment"].get("date") not in (None, ""):
         in_utc(data["environment"]["date"])
     given = {name: data["passes"].get(name, {}).get("facts", {}) for name in ("count", "time")}
@@ -450,7 +490,7 @@ def _check_facts(data: dict[str, Any]) -> None:
             raise ValueError("device.peaks holds what is no peak")
 
 
-def _check_job(workload: dict[str, Any], device: dict[str, Any]) -> None:
+def _check_job(workload: dict[str, Any], device: dict[str, Any], doubts: dict[str, Any]) -> None:
     """That a rank's place in its job is one, and that a job knows all its ranks."""
     world, mesh = workload.get("world", 1), workload.get("mesh", {})
     if type(world) is not int or world < 1:
@@ -460,11 +500,13 @@ def _check_job(workload: dict[str, Any], device: dict[str, Any]) -> None:
     if not isinstance(mesh, dict) or not all(type(size) is int and size > 0 for size in mesh.values()):
         raise ValueError("a mesh without sizes")
     if world > 1 and "rank" not in workload:
+        if not doubts:
+            raise ValueError("a job that does not say what its ranks doubt")
         ranks = device.get("ranks")
         if not isinstance(ranks, list) or [one["rank"] for one in ranks] != list(range(world)):
             raise ValueError(f"not the {world} ranks that the job has")
         for one in ranks:
-            if not all(isinstance(one[part], dict) for part in ("device", "environment", "passes", "doubts")):
+            if not all(isinstance(one[part], dict) for part in ("device", "environment", "passes")):
                 raise ValueError(f"rank {one['rank']} says nothing of itself")
             if not isinstance(one["file"], str):
                 raise ValueError(f"the file of rank {one['rank']} has no name")
@@ -477,8 +519,8 @@ def _is_number(value: Any, most: int = 2**63) -> bool:
 _LARGEST = 2**1000  # of a count: rates and shares of it are floats, which end at 2**1024
 
 
-def _checked_table(name: str, columns: dict[str, list[Any]]) -> pd.DataFrame:
-    """A `table` of what a file holds, if every column is of its type and as long as the others."""
+def _checked_columns(name: str, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The columns of a `table` that a file holds, if every one is of its type and as long as the others."""
     known = {column: columns[column] for column in TABLES[name] if column in columns or column not in _DEFAULTS}
     if len(set(map(len, known.values()))) > 1:
         raise ValueError(f"{name} has columns of different length")
@@ -489,7 +531,7 @@ def _checked_table(name: str, columns: dict[str, list[Any]]) -> pd.DataFrame:
         most = _LARGEST if column in _COUNTS else 2**63
         if types != {str} and not all(_is_number(value, most) for value in {*values} - {None}):
             raise ValueError(f"{name}.{column} is out of range")
-    return table(name, known)
+    return known
 
 
 def _check_tables(run: Run) -> None:
@@ -519,7 +561,7 @@ def _check_tables(run: Run) -> None:
 
 def columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
     """A table as JSON-ready values, column by column; `table` makes it one again."""
-    return {str(column): [_plain(value) for value in frame[column]] for column in frame.columns}
+    return {str(column): [_plain(value) for value in frame[column].tolist()] for column in frame.columns}
 
 
 def _plain(value: Any) -> Any:

@@ -138,11 +138,11 @@ def test_what_is_no_job_is_refused_in_one_line(runs, said):
 def test_other_versions_are_no_job(tmp_path):
     first, second = two()
     second.environment["torch"] = "2.12.0"
-    with pytest.raises(gpuprof.GpuprofError, match="torch is 2.13.0 on rank 0 and 2.12.0 on rank 1"):
+    with pytest.raises(gpuprof.GpuprofError, match=r"torch is 2\.13\.0 on rank 0 and 2\.12\.0 on rank 1"):
         job_of(first, second)
     paths = [run.save(tmp_path / f"{name}.json") for name, run in (("a", rank_run(1)), ("b", rank_run(1)))]
     with pytest.raises(gpuprof.GpuprofError, match=r"rank 1 is there twice \(a.json and b.json\)"):
         gpuprof.read_job(paths)
     whole = job_of(*two()).save(tmp_path / "run.json")
-    with pytest.raises(gpuprof.GpuprofError, match="run.json is of a whole job, and not of one of its ranks"):
+    with pytest.raises(gpuprof.GpuprofError, match=r"run\.json is of a whole job, and not of one of its ranks"):
         gpuprof.read_job([whole])

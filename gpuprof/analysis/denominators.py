@@ -70,7 +70,13 @@ def denominator(run: Run) -> tuple[str, dict[str, float]]:
 
 
 def sm_clock_hz(run: Run) -> float | None:
-    """Median SM clock in the timing window, or None where it was not read."""
+    """Median SM clock in the timing window, or None where it was not read.
+
+    Of a job that of the rank with the lowest: the others wait for it.
+    """
+    if run.is_job:
+        lowest = run.ranks.loc[run.ranks["quantity"] == "sm_clock_hz", "amount"].min()
+        return None if pd.isna(lowest) else float(lowest)
     telemetry = run.telemetry
     clocks = telemetry.loc[telemetry["quantity"] == "sm_clock", ["unit", "value"]].dropna()
     if clocks.empty:
