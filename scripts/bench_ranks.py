@@ -76,13 +76,11 @@ def main() -> int:
         figures["job_bytes"] = (folder / "run.json").stat().st_size
     if figures["flops"] != args.ranks * flops:
         raise AssertionError(f"{figures['flops']} FLOPs of the job, {args.ranks} x {flops} of its ranks")
-    print(
-        f"{args.ranks} ranks, files of {figures['file_bytes'] / 1e6:.1f} MB, of the job {figures['job_bytes'] / 1e6:.1f} MB"
-    )
-    print(
-        f"gathered in {figures['gathered_s']:.2f} s (below {MOST_S:g} s), {figures['gathered_s'] / args.ranks * 1e3:.0f} ms a rank;"
-    )
-    print(f"loading one of them takes {figures['one_s'] * 1e3:.0f} ms")
+    sizes = (f"{figures[name] / 1e6:.1f} MB" for name in ("file_bytes", "job_bytes"))
+    print(f"{args.ranks} ranks: files of {next(sizes)} each, {next(sizes)} of the job")
+    each_ms = figures["gathered_s"] / args.ranks * 1e3
+    print(f"gathered in {figures['gathered_s']:.2f} s (below {MOST_S:g} s): {each_ms:.0f} ms for each rank,")
+    print(f"where loading the whole run of one takes {figures['one_s'] * 1e3:.0f} ms")
     print(f"peak memory {figures['peak_bytes'] / 1e6:.0f} MB (below {MOST_BYTES / 1e6:.0f} MB)")
     print(f"the job saved in {figures['saved_s']:.2f} s, loaded in {figures['loaded_s']:.2f} s")
     if args.json:
