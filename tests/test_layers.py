@@ -31,7 +31,7 @@ LAYERS = [
     ("profiler", "launches", "imported"),
     ("sweep",),
     ("analysis",),
-    ("fit",),
+    ("fit", "job"),
     ("history",),
     ("render",),
     ("cli",),
@@ -76,6 +76,7 @@ TORCH_FREE = [
     "traces.foreign",
     "traces.ops",
     "imported",
+    "job",
     "traces.composite",
     "traces.pricing",
 ]

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from gpuprof.analysis.kernel_time import busy_seconds, owned, union_ns
-from gpuprof.analysis.operators import plain_op
+from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run, integers
+from gpuprof.record import Run, integers, table
 from gpuprof.theory import rule_for
 from gpuprof.theory.names import communicates, function_of, perhaps_communicates
 
@@ -63,6 +63,61 @@ def account(run: Run) -> Account:
     busy, compute = union_ns(start, end), union_ns(start[~communicate], end[~communicate])
     step = int(end.max() - start.min())
     return Account(compute, union_ns(start[communicate], end[communicate]), busy - compute, step - busy, step)
+
+
+def calls(run: Run) -> pd.DataFrame:
+    """The collectives of one rank, call by call: what the ``collectives`` table holds of it, without its rank.
+
+    The message and the group of a call are those of the row of ``ops`` with its owner, operator and shapes; where that
+    is of two groups, or not there, those that all calls of the operator agree in, by shapes before all.
+    """
+    kernels = run.kernels.sort_values("start_ns", kind="stable", ignore_index=True)
+    communicate = communicating(kernels)
+    start, duration = (kernels[name].to_numpy("int64") for name in ("start_ns", "duration_ns"))
+    kernels = kernels.assign(exposed_ns=owned(start, duration, communicate)[0], end_ns=start + duration)[communicate]
+    if kernels.empty:
+        return table("collectives", []).drop(columns="rank")
+    op = kernels["op"].map(plain_op)
+    kernels["name"] = op.where(_where(op, communicates), kernels["kernel"].map(function_of))
+    alone = pd.Series([f"kernel {place}" for place in range(len(kernels))], kernels.index)  # launched by no operator
+    grouped = kernels.groupby(kernels["call"].astype("object").where(kernels["call"].notna(), alone), sort=False)
+    first = grouped.first()
+    known = _told(run)
+    rows, numbers = [], dict[str, int]()
+    for row, end_ns, exposed_ns in zip(
+        first.itertuples(index=False), grouped["end_ns"].max(), grouped["exposed_ns"].sum(), strict=True
+    ):
+        nbytes, group = known(row.module, row.phase, plain_op(row.op), row.shapes)
+        numbers[group] = numbers.get(group, -1) + 1
+        rows.append(
+            {
+                "group": group, "number": numbers[group], "name": row.name, "phase": row.phase, "bytes": nbytes,
+                "start_ns": row.start_ns, "duration_ns": end_ns - row.start_ns, "exposed_ns": exposed_ns,
+            }
+        )  # fmt: skip
+    return table("collectives", rows).drop(columns="rank")
+
+
+def _told(run: Run) -> Callable[[str, str, str, str], tuple[int | None, str]]:
+    """What the counted calls tell of a traced one: bytes of its message, None where unknown, and its group."""
+    found: dict[tuple[str, ...], tuple[set[int | None], set[str]]] = {}
+    rows = run.ops.loc[
+        run.ops["kind"] == "communication", ["module", "phase", "op", "shapes", "group", "calls", "bytes"]
+    ]
+    for module, phase, op, shapes, group, count, nbytes in rows.itertuples(index=False, name=None):
+        each = None if pd.isna(nbytes) or not count else int(nbytes) // int(count)
+        op, shapes = plain_op(op), input_shapes(shapes)
+        for key in ((module, phase, op, shapes), (op, shapes), (op,)):
+            sizes, groups = found.setdefault(key, (set(), set()))
+            sizes.add(each)
+            groups.add(group)
+
+    def known(module: str, phase: str, op: str, shapes: str) -> tuple[int | None, str]:
+        fitting = [found[key] for key in ((module, phase, op, shapes), (op, shapes), (op,)) if key in found]
+        nbytes = next((next(iter(sizes)) for sizes, _ in fitting if len(sizes) == 1), None)
+        return nbytes, next((next(iter(groups)) for _, groups in fitting if len(groups) == 1), "")
+
+    return known
 
 
 def collectives(run: Run) -> pd.DataFrame:

@@ -56,11 +56,11 @@ def deliver(
     run = make()
     if control.lost:
         _save_what_there_is(run, control, output)
-    from gpuprof.job import gather
+    from gpuprof.job import gather, summed
 
-    if output is not None:
-        run.workload["file"] = rank_file(output, control.rank).name
-    job = gather(run)
+    file = "" if output is None else rank_file(output, control.rank).name
+    run = summed(run, file)
+    job = gather(run, file)
     if job is not None and not quiet:
         print_report(job)
     if output is not None:

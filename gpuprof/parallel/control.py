@@ -146,6 +146,19 @@ class Control:
             return found[0]
         raise GpuprofError(failed["reason"]) from error
 
+    def gather(self, what: str, mine: bytes) -> Iterator[bytes]:
+        """What every rank sends to rank 0, in the order of ranks, one at a time; on the others nothing.
+
+        Raises:
+            GpuprofError: a rank is lost.
+        """
+        place = f"{self._round + 1}/sent"
+        self._store.set(f"{place}/{self.rank}", mine)
+        self.agree(what, None)
+        if self.lost:
+            raise GpuprofError(self.who_is_gone())
+        return (self._store.get(f"{place}/{rank}") for rank in range(self.world if self.rank == 0 else 0))
+
     def same(self, what: str, mine: dict[str, Any]) -> None:
         """Refuse ranks that differ.
 
