@@ -82,8 +82,9 @@ def gather(run: Run, file: str = "") -> Run | None:
     if control.alone:
         return run
     parts = control.gather("gathering the job", gzip.compress(json.dumps(part(run, file)).encode(), 1))
-    return control.together("making the job", lambda: assemble(map(json.loads, map(gzip.decompress, parts)))
-                            if control.rank == 0 else None)
+    return control.together(
+        "making the job", lambda: assemble(map(json.loads, map(gzip.decompress, parts))) if control.rank == 0 else None
+    )
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
