@@ -28,6 +28,9 @@ TIMEOUT_S = 300.0
 LATE_S = 10.0
 """Seconds from which it is told that a rank came later than the others."""
 
+_PATIENCE = 1.2
+"""Of the time-out, until a rank is given up: its own collectives may end by the time-out first, and it says so."""
+
 _POLL_S = 0.02
 _WATCH_S = 1.0
 _FAREWELL_S = 5.0
@@ -106,7 +109,7 @@ class Control:
                     said[rank] = json.loads(self._store.get(self._key(rank)))
                 elif self._is_gone(rank):
                     self._lose(rank, f"its process {self._places[rank]['pid']} ended")
-                elif time.monotonic() - start > self.timeout_s:
+                elif time.monotonic() - start > _PATIENCE * self.timeout_s:
                     self._lose(rank, f"it did not come to {what} within {self.timeout_s:g} s")
                 if bad_since is None and rank in said and _is_bad(said[rank]["value"]):
                     bad_since = time.monotonic()

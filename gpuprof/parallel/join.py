@@ -11,6 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+# defaults of its functions are the default group that is there when it is loaded: what holds a group keeps gloo's
+# connections open after the group has been left, and other ranks waiting (torch 2.13); torch.compile loads it
+import torch.distributed.nn.functional  # noqa: F401
+
 from gpuprof.errors import GpuprofError, first_line
 from gpuprof.parallel import launch
 from gpuprof.parallel.control import TIMEOUT_S, Control
