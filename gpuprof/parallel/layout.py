@@ -14,7 +14,6 @@ import torch.distributed as dist
 
 from gpuprof.parallel.loaded import classes
 
-
 _DDP = torch.nn.parallel.DistributedDataParallel
 
 
