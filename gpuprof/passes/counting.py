@@ -22,6 +22,7 @@ from gpuprof.parallel.units import unit_of
 from gpuprof.passes.control_flow import plain_control_flow
 from gpuprof.passes.flex import flex_attention_booked
 from gpuprof.passes.inputs import observed_inputs
+from gpuprof.passes.kept import elements_bytes
 from gpuprof.passes.modes import unseen
 from gpuprof.passes.operators import is_composite, is_question, nested_kernel
 from gpuprof.passes.phases import Phase, observed_phases
@@ -156,7 +157,8 @@ def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[s
     """The ``tree`` table: one row per module, parameters of its children included, each parameter once.
 
     A module that several share has a row under each that called it, and one where it is first. Parameters that a lazy
-    module has not made have no size, and are none yet.
+    module has not made have no size, and are none yet. They are those of the model, their bytes those that this process
+    holds of them.
 
     Args:
         model: the model.
@@ -180,8 +182,8 @@ def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[s
                 "calls": calls.get(path, 0),
                 "params": sum(p.numel() for p in params),
                 "trainable_params": sum(p.numel() for p in trainable),
-                "param_bytes": sum(p.numel() * p.element_size() for p in params),
-                "trainable_bytes": sum(p.numel() * p.element_size() for p in trainable),
+                "param_bytes": elements_bytes(params),
+                "trainable_bytes": elements_bytes(trainable),
                 "causality": causality.get(path, ""),
             }
         )

@@ -25,6 +25,11 @@ def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return (tensor._indices(), tensor._values()) if tensor.layout == torch.sparse_coo else (tensor,)
 
 
+def elements_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the elements of tensors that this process holds: of a DTensor those of its shard, without padding."""
+    return sum(part.numel() * part.element_size() for tensor in tensors for part in _parts(tensor))
+
+
 def total_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of tensors, each storage once: those that this process holds, with the padding of an uneven shard."""
     storages = [part.untyped_storage() for tensor in tensors for part in _parts(tensor)]
