@@ -77,8 +77,12 @@ def short_names(model: torch.nn.Module) -> Callable[[str], str]:
 
 
 def first_steps(model: torch.nn.Module) -> int:
-    """How many steps do what no further one does: the first, and with DDP the second, which tells its buckets anew."""
-    return 2 if any(isinstance(module, _DDP) for module in model.modules()) else 1
+    """How many first steps do what no further one does, and are not to be looked at.
+
+    Two with DDP, which tells its buckets in the second, and where a pipeline's stages tell each other their shapes by a
+    call more in the first; else one.
+    """
+    return 2 if any(part.how in ("ddp", "pp") for part in _parts(model)) else 1
 
 
 def _in_job() -> bool:

@@ -7,6 +7,7 @@ that share a group. Starting two of them takes seconds: call many functions in o
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.util
 import json
 import os
@@ -23,7 +24,9 @@ TIMED_OUT = 124
 """Exit status of a job whose time was up, as timeout(1) has it."""
 
 
-def torchrun(*command: str, world: int = 2, seconds: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    *command: str, world: int = 2, seconds: float = 120, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run ``python COMMAND`` in every process of a job, and all that they started is gone afterwards.
 
     Args:
@@ -85,13 +88,15 @@ def main(file: str, folder: str, *cases: str) -> None:
     from gpuprof.hardware import ceilings
 
     torch.set_num_threads(1)
-    # what the CPU reaches is measured for a moment, and not after every run for long
-    measure, copy = ceilings.cpu_ceilings, ceilings.measure_copy
-    profiler.cpu_ceilings = lambda dtypes, seconds: measure(dtypes, 0.01)
-    profiler.measure_copy = lambda device, seconds: copy(device, 0.01)
+    # what the CPU reaches is measured for a moment, and once for all runs
+    matmul = functools.cache(lambda dtype: ceilings.cpu_ceilings([dtype], 0.01)["how"])
+    copy = functools.cache(lambda device: ceilings.measure_copy(device, 0.01))
+    profiler.cpu_ceilings = lambda dtypes, seconds: {"how": {k: v for d in dtypes for k, v in matmul(d).items()}}
+    profiler.measure_copy = lambda device, seconds: copy(device)
     dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
     spec = importlib.util.spec_from_file_location("cases", file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["cases"] = module
     spec.loader.exec_module(module)
