@@ -147,6 +147,8 @@ def _parts(model: torch.nn.Module) -> Iterator[_Part]:
             yield _Part("tp", mesh, names)
     if stages:
         modules = set(map(id, model.modules()))
-        for held in gc.get_objects():  # a module knows nothing of the stage that it is
-            if issubclass(type(held), stages) and id(held.submod) in modules:
-                yield _Part("pp", held.group or dist.group.WORLD, ("pp",))
+        things = gc.get_objects()  # a module knows nothing of the stage that it is
+        kinds = {kind for kind in set(map(type, things)) if stages[0] in kind.__mro__}
+        for stage in [thing for thing in things if type(thing) in kinds] if kinds else []:
+            if id(stage.submod) in modules:
+                yield _Part("pp", stage.group or dist.group.WORLD, ("pp",))
