@@ -6,12 +6,15 @@ Read from the modules themselves, at rest: parameters that are DTensors know the
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+
+from gpuprof.parallel.loaded import classes
+
+_DDP = torch.nn.parallel.DistributedDataParallel
 
 
 class _Part(NamedTuple):
@@ -73,6 +76,15 @@ def short_names(model: torch.nn.Module) -> Callable[[str], str]:
     return short
 
 
+def first_steps(model: torch.nn.Module) -> int:
+    """How many first steps do what no further one does, and are not to be looked at.
+
+    Two with DDP, which tells its buckets in the second, and where a pipeline's stages tell each other their shapes by a
+    call more in the first; else one.
+    """
+    return 2 if any(part.how in ("ddp", "pp") for part in _parts(model)) else 1
+
+
 def _in_job() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
@@ -109,13 +121,12 @@ def _dimensions(parts: Any) -> Iterator[tuple[str, dist.ProcessGroup]]:
 
 def _parts(model: torch.nn.Module) -> Iterator[_Part]:
     """What of a model is sharded how; of the same way on the same mesh several."""
-    data = torch.nn.parallel.DistributedDataParallel
-    shards = _classes("torch.distributed.fsdp", "FSDPModule", "FullyShardedDataParallel")
-    tensors = _classes("torch.distributed.tensor", "DTensor")
-    stages = _classes("torch.distributed.pipelining.stage", "_PipelineStageBase")
+    shards = classes("torch.distributed.fsdp", "FSDPModule", "FullyShardedDataParallel")
+    tensors = classes("torch.distributed.tensor", "DTensor")
+    stages = classes("torch.distributed.pipelining.stage", "_PipelineStageBase")
     sharded: set[int] = set()
     for module in model.modules():
-        if isinstance(module, data):
+        if isinstance(module, _DDP):
             yield _Part("ddp", module.process_group, ("dp",))
         elif isinstance(module, shards):
             sharded.update(map(id, module.parameters()))
@@ -136,12 +147,8 @@ def _parts(model: torch.nn.Module) -> Iterator[_Part]:
             yield _Part("tp", mesh, names)
     if stages:
         modules = set(map(id, model.modules()))
-        for held in gc.get_objects():  # a module knows nothing of the stage that it is
-            if issubclass(type(held), stages) and id(held.submod) in modules:
-                yield _Part("pp", held.group or dist.group.WORLD, ("pp",))
-
-
-def _classes(module: str, *names: str) -> tuple[type[Any], ...]:
-    """Classes of a part of torch, none if nobody has loaded it: then nothing is of them."""
-    loaded = sys.modules.get(module)
-    return tuple(getattr(loaded, name) for name in names if hasattr(loaded, name))
+        things = gc.get_objects()  # a module knows nothing of the stage that it is
+        kinds = {kind for kind in set(map(type, things)) if stages[0] in kind.__mro__}
+        for stage in [thing for thing in things if type(thing) in kinds] if kinds else []:
+            if id(stage.submod) in modules:
+                yield _Part("pp", stage.group or dist.group.WORLD, ("pp",))
