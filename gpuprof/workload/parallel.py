@@ -16,7 +16,7 @@ from gpuprof.workload.options import Options
 
 
 def construction_device(options: Options, device: torch.device) -> torch.device:
-    """Where a model is made: in host memory where no device is to hold all of it, block by block, until it is sharded."""
+    """Where a model is made: in host memory, where no device is to hold all of it."""
     return torch.device("cpu") if options.parallel in ("fsdp", "tp") else device
 
 
@@ -43,13 +43,14 @@ def notes(options: Options, batch: int | None) -> list[str]:
     return [f"each of {replicas(options)} processes has a batch of its own: {batch} samples in each"]
 
 
-def shard(model: nn.Module, options: Options, device: torch.device) -> nn.Module:
+def shard(model: Any, options: Options, device: torch.device, step: Callable[[], Any]) -> nn.Module:
     """Shards a model over all processes of the job; each has made it alike, and set it up for its mode.
 
     Args:
-        model: A transformers model; where it is on `construction_device`, its parts go to the device as they are sharded.
+        model: A transformers model, on `construction_device`: its parts go to the device as they are sharded.
         options: The user's; `parallel` says how.
         device: Where this process works.
+        step: Of the model by itself, which under `ddp` tells whether all parameters get a gradient.
 
     Returns:
         The model; under `ddp` the wrapper around it.
@@ -64,10 +65,23 @@ def shard(model: nn.Module, options: Options, device: torch.device) -> nn.Module
     world = _world(options.parallel)
     dimension = "tp" if options.parallel == "tp" else "dp"
     name = type(model).__name__
+    if options.parallel == "fsdp" and options.mode == "generate" and getattr(model.config, "is_encoder_decoder", False):
+        raise GpuprofError(
+            f"--parallel fsdp: {name} cannot --mode generate, which calls its encoder by itself, and FSDP gathers the "
+            "weights where the whole model is called; use --mode forward"
+        )
     try:
         mesh = init_device_mesh(device.type, (world,), mesh_dim_names=(dimension,))
         if options.parallel == "ddp":
-            return nn.parallel.DistributedDataParallel(model, process_group=mesh.get_group())
+            unused = _has_unused(model, step)
+            if unused and options.checkpointing == "reentrant":
+                raise GpuprofError(
+                    f"--parallel ddp: {name} has parameters without a gradient, and DDP cannot look for them under "
+                    "reentrant checkpoints; use --checkpointing non-reentrant"
+                )
+            return nn.parallel.DistributedDataParallel(
+                model, process_group=mesh.get_group(), find_unused_parameters=unused
+            )
         (_fully_shard if options.parallel == "fsdp" else _parallelize)(model, mesh)
         return model.to(device)
     except GpuprofError:
@@ -86,6 +100,17 @@ def _world(how: str) -> int:
             "first, in each of them"
         )
     return distributed.get_world_size()
+
+
+def _has_unused(model: nn.Module, step: Callable[[], Any]) -> bool:
+    """Whether a step leaves parameters without a gradient: DDP waits for it, unless it is told to look for them."""
+    try:
+        step()
+    except Exception:  # it will fail in every pass too, and there the reason is told
+        return False
+    unused = any(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    model.zero_grad(set_to_none=True)
+    return unused
 
 
 def _fully_shard(model: nn.Module, mesh: Any) -> None:

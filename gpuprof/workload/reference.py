@@ -79,7 +79,8 @@ def build(reference: str, options: Options, *, weightless: bool = False) -> Work
     }
     # formulas count a whole step, of which a process does its part under tensor parallelism
     description["facts"] = None if options.parallel == "tp" else architecture_facts(bare, description)
-    model = parallel.shard(bare, options, device)
+    alone = _make_step(bare, inputs, options, description, None, weightless=weightless)
+    model = parallel.shard(bare, options, device, alone)
     optimizer = training.make_optimizer(model, options.optimizer)
     step = _make_step(model, inputs, options, description, optimizer, weightless=weightless)
     return Workload(model, step, description, device, optimizer, owned=True, recipe=(reference, options))
