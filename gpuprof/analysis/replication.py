@@ -1,4 +1,4 @@
-"""The work of all processes of a job, held against that of the model they share: what some do again, and what none does.
+"""The work of all processes of a job, held against that of the model they share: what is done again, and what by none.
 
 Data parallelism does the whole model's work once for each batch. Tensor parallelism divides a batch's work, and repeats
 what it does not divide: a head that is not sharded, norms, rotary angles.
@@ -26,8 +26,8 @@ def replication(job: Run, whole: pd.DataFrame, replicas: int) -> dict[str, Any]:
 
     Returns:
         JSON-ready: ``flops`` of the unsharded model for all batches, ``replicas``, ``convention`` of the FLOPs, and by
-        module what the job does more, ``repeated``, and less, ``missing``: ``flops + repeated - missing`` is the sum over
-        the ranks. Recompute is in neither.
+        module what the job does more, ``repeated``, and less, ``missing``: ``flops + repeated - missing`` is the sum of
+        all ranks. Recompute is in neither.
     """
     wrapped = "ddp" in job.workload.get("parallel", ())
     done = _by_module(job.ops, wrapped)

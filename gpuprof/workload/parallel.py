@@ -26,11 +26,12 @@ def replicas(options: Options) -> int:
     Raises:
         GpuprofError: The processes have no group, or there is but one.
     """
-    return 1 if options.parallel in ("none", "tp") else _world(options.parallel)
+    world = 1 if options.parallel == "none" else _world(options.parallel)
+    return 1 if options.parallel == "tp" else world
 
 
 def batch_number(options: Options) -> int:
-    """Which of these batches is this process's."""
+    """Which of these batches is this process's; errors as of `replicas`."""
     return torch.distributed.get_rank() if replicas(options) > 1 else 0
 
 

@@ -46,6 +46,7 @@ def build(reference: str, options: Options, *, weightless: bool = False) -> Work
     load: Callable[..., huggingface.Loaded] = (
         huggingface.from_preset if kind == "preset" else huggingface.from_pretrained
     )
+    number = parallel.batch_number(options)
     loaded = load(reference, options, device, parallel.construction_device(options, device))
     bare = loaded.model
     try:
@@ -56,7 +57,7 @@ def build(reference: str, options: Options, *, weightless: bool = False) -> Work
             tokenizer=loaded.tokenizer,
             device=device,
             weightless=weightless,
-            number=parallel.batch_number(options),
+            number=number,
         )
     except (RuntimeError, MemoryError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
