@@ -24,7 +24,7 @@ def whole(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def seen(reference, how):
+def seen(reference, how, folder):
     """A sharded model beside the same one by itself."""
     alone = build(reference, Options(**SIZES))
     same = build(reference, Options(**SIZES, parallel=how))
@@ -32,8 +32,11 @@ def seen(reference, how):
     workload = build(reference, Options(**SIZES, parallel=how, optimizer="adamw"))
     loss, loss_alone = float(workload.step()), float(alone.step())
     gradients = {name.removeprefix("module."): whole(p.grad) for name, p in workload.model.named_parameters()}
+    for group in workload.optimizer.param_groups:
+        group["lr"] = 1e-3  # so that a step changes what is to be as before
     before = [local(p).clone() for p in workload.model.parameters()]
     run = gpuprof.profile(workload.model, step=workload.step, passes=["count"])
+    run.save(folder / f"{how}.rank{dist.get_rank()}.run.json")
     model = run.ops[run.ops["phase"].isin(["forward", "backward"])]
     model = model[~model["module"].str.endswith("rotary_emb")]  # whose angles older releases make by a product
     trained = [p for group in workload.optimizer.param_groups for p in group["params"]]
@@ -88,7 +91,7 @@ def refused(reference, **options):
 def main(folder):
     dist.init_process_group("gloo")
     llama = str(folder / "tiny-smollm2-135m")
-    found = {how: seen(llama, how) for how in ("ddp", "fsdp", "tp")}
+    found = {how: seen(llama, how, folder) for how in ("ddp", "fsdp", "tp")}
     found["together"] = {how: together(llama, how) for how in ("ddp", "fsdp", "tp")}
     unused = build(str(folder / "tiny-siglip-so400m-384"), Options(device="cpu", parallel="ddp"))
     unused.step(), unused.step()  # the second is where DDP would complain of the first

@@ -7,11 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from workload.conftest import write_tiny
 
 import gpuprof
+from gpuprof.analysis.replication import replication
 from gpuprof.errors import GpuprofError
+from gpuprof.passes.unsharded import count_unsharded
+from gpuprof.record import Run, load
 from gpuprof.workload import Options, build
 
 HERE = Path(__file__).parent
@@ -34,8 +39,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ranks(folder):
     """What each of two processes saw."""
-    from conftest import write_tiny
-
     for name in ("smollm2-135m", "gpt2", "mixtral-8x7b", "t5-small", "siglip-so400m-384"):
         write_tiny(folder, name)
     for name, changes in {
@@ -81,6 +84,20 @@ def test_the_ranks_share_a_batch_under_tensor_parallelism(ranks):
         assert rank["tp"]["gradients_apart"] < 1e-5
         assert rank["tp"]["notes"][-1] == "all 2 processes work on one batch"
         assert not rank["tp"]["facts"]
+
+
+@pytest.mark.parametrize(("how", "batches"), [("ddp", 2), ("fsdp", 2), ("tp", 1)])
+def test_all_ranks_together_do_what_the_unsharded_model_does(ranks, folder, how, batches):
+    runs = [load(folder / f"{how}.rank{rank}.run.json") for rank in range(2)]
+    job = Run({"parallel": [how]}, {}, {}, ops=pd.concat([run.ops for run in runs], ignore_index=True))
+    options = Options(parallel=how, batch_size=2, seq_len=16)
+
+    found = replication(job, count_unsharded((str(folder / "tiny-smollm2-135m"), options)), batches)
+
+    repeated = {path for path in found["repeated"] if not path.endswith("rotary_emb")}  # of older releases, a product
+    assert (repeated, found["missing"]) == (set(), {})
+    if not found["repeated"]:
+        assert found["flops"] == batches * 3 * MODEL
 
 
 def test_what_a_rank_holds(ranks):
