@@ -81,7 +81,8 @@ def make(variant: Variant, seq_len: int) -> Workload:
 
         workload.step = step
     if not variant.reshard:
-        workload.model.set_reshard_after_forward(False)
+        model: Any = workload.model
+        model.set_reshard_after_forward(False)
     assert workload.optimizer is not None
     for group in workload.optimizer.param_groups:
         group["lr"] = 1e-3
@@ -181,17 +182,8 @@ def figures(run: Run) -> dict[str, Any]:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Rows of rank 0; the others are in results.json, and differ nowhere if the last column says so."""
-    heads = [
-        "variant",
-        "ranks",
-        "forward",
-        "backward",
-        "recompute",
-        "collectives of a rank",
-        "parameters",
-        "Adam's state",
-    ]
-    heads += ["as before", "ranks alike"]
+    heads = ["variant", "ranks", "forward", "backward", "recompute", "collectives of a rank", "parameters, B"]
+    heads += ["Adam's state, B", "as before", "ranks alike"]
     lines = [heads, ["---", *["---:"] * 4, "---", *["---:"] * 2, "---", "---"]]
     for row in found:
         first, *others = row["ranks"]

@@ -44,6 +44,7 @@ def seen(reference, how, folder):
     return {
         "class": type(workload.model).__name__,
         "shapes": {name: list(local(p).shape) for name, p in workload.model.named_parameters()},
+        "storage": sum(local(p).untyped_storage().nbytes() for p in same.model.parameters()),
         "same_weights": all(torch.equal(weights[name], p) for name, p in alone.model.named_parameters()),
         "gradients_apart": max(float((gradients[n] - p.grad).abs().max()) for n, p in alone.model.named_parameters()),
         "loss": loss,

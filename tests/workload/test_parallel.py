@@ -106,6 +106,8 @@ def test_what_a_rank_holds(ranks):
     ]
     assert sums == [{"ddp": PARAMETERS, "fsdp": PARAMETERS // 2, "tp": (PARAMETERS - NORMS) // 2 + NORMS}] * 2
     assert [rank["fsdp"]["state"] for rank in ranks] == [PARAMETERS] * 2  # two moments of half of them
+    # nothing of the whole weights stays behind a shard
+    assert [rank["tp"]["storage"] for rank in ranks] == [4 * ((PARAMETERS - NORMS) // 2 + NORMS)] * 2
     shapes = ranks[1]["tp"]["shapes"]
     layer = "model.layers.1."
     assert shapes[f"{layer}self_attn.q_proj.weight"] == [HIDDEN // 2, HIDDEN]
