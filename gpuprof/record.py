@@ -22,6 +22,11 @@ from gpuprof.errors import ForeignFileError, GpuprofError, no_run
 SCHEMA_VERSION = 3
 UNATTRIBUTED = "(unattributed)"
 """The module of time and work that belongs to no module, so that every total adds up."""
+GRADIENT_ALLREDUCE = "(gradient all-reduce)"
+"""The module of DDP's reductions: of a bucket of gradients, which is sent when the last of them is there."""
+
+NOBODYS = (UNATTRIBUTED, GRADIENT_ALLREDUCE)
+"""Owners that are no module of the model."""
 
 PHASES = ("forward", "recompute", "backward", "optimizer", "other")
 
@@ -31,9 +36,9 @@ TABLES: dict[str, dict[str, str]] = {
         "class": "class name",
         "extra": "what the module says of itself (extra_repr)",
         "calls": "calls in one step, recomputation not counted",
-        "params": "parameters of the module and its children, each once",
+        "params": "parameters of the module and its children, each once; of a sharded one those of all ranks",
         "trainable_params": "those of them that require a gradient",
-        "param_bytes": "their bytes",
+        "param_bytes": "bytes of the parameters, as far as this process holds them",
         "trainable_bytes": "bytes of the trainable ones",
         "causality": "attention products: known, unknown (counted full), or empty",
     },
@@ -50,6 +55,7 @@ TABLES: dict[str, dict[str, str]] = {
         "flops_hardware": "matmul FLOPs that the operators really do",
         "vector_flops": "elementwise FLOPs, an estimate",
         "bytes": "least bytes moved; of communication those of the message, as this process sees it",
+        "group": "of communication the short name of its process group, as in workload; empty otherwise",
     },
     "kernels": {
         "module": "owner",
@@ -147,7 +153,7 @@ RANK_QUANTITIES = ("step_ns", "compute_ns", "communication_ns", "exposed_ns", "i
 _SINCE = {"counters": 2, "timeline": 2, "launches": 2, "ranks": 3}
 """Schema version that a table came with."""
 
-_DEFAULTS = {"launch": 0, "within": ""}
+_DEFAULTS = {"launch": 0, "within": "", "group": ""}
 """What a column holds where nothing is said of it, as in runs from before there was one."""
 
 _INTEGERS = {
@@ -434,7 +440,7 @@ def _check_tables(run: Run) -> None:
     """What holds between rows and tables, and is divided by."""
     samples = run.samples
     steps = samples.loc[samples["phase"].isin(["step", "reference"])]
-    modules = {*run.tree["module"], UNATTRIBUTED}
+    modules = {*run.tree["module"], *NOBODYS}
     if not {*run.ops["module"], *run.kernels["module"], *run.counters["module"]} <= modules:
         raise ValueError("rows of modules that it has not")
     if not {*samples["launch"]} <= {*steps.loc[steps["phase"] == "step", "launch"]}:

@@ -26,6 +26,7 @@ LAYERS = [
     ("workload",),
     ("calls", "traces"),
     ("attribution",),
+    ("parallel",),
     ("passes",),
     ("profiler", "launches", "imported"),
     ("sweep",),
