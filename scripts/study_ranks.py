@@ -144,7 +144,7 @@ def finding(name: str, seq_len: int, folder: Path) -> dict[str, Any]:
     runs = [load(folder / f"{name}.rank{rank}.json") for rank in range(variant.world)]
     facts = [json.loads((folder / f"{name}.rank{rank}.facts").read_text()) for rank in range(variant.world)]
     how = variant.options.get("parallel", "tp")
-    job = Run({"parallel": [how]}, {}, {}, ops=pd.concat([run.ops for run in runs], ignore_index=True))
+    job = Run({}, {}, {}, ops=pd.concat([run.ops for run in runs], ignore_index=True), tree=runs[0].tree)
     options = Options(seq_len=seq_len, optimizer="adamw", **variant.options)
     batches = 1 if how == "tp" else variant.world
     whole = count_unsharded((MODEL, replace(options, parallel="none")))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from gpuprof.paths import layer_of
+from gpuprof.paths import layer_of, unwrapped
 from gpuprof.record import Run
 
 _NAMED = 3  # modules in a line; the others are added up
@@ -29,9 +29,8 @@ def replication(job: Run, whole: pd.DataFrame, replicas: int) -> dict[str, Any]:
         module what the job does more, ``repeated``, and less, ``missing``: ``flops + repeated - missing`` is the sum of
         all ranks. Recompute is in neither.
     """
-    wrapped = "ddp" in job.workload.get("parallel", ())
-    done = _by_module(job.ops, wrapped)
-    once = _by_module(whole)
+    done = _by_module(job.ops, unwrapped(job.tree["module"], job.tree["class"]))
+    once = _by_module(whole, {})
     more = {path: done.get(path, 0) - replicas * once.get(path, 0) for path in {**once, **done}}
     return {
         "flops": replicas * sum(once.values()),
@@ -76,12 +75,11 @@ def _largest(flops: dict[str, int]) -> str:
     return ", ".join(named)
 
 
-def _by_module(ops: pd.DataFrame, wrapped: bool = False) -> dict[str, int]:
-    """Model FLOPs of each module itself; of one that DDP wraps under its own path."""
+def _by_module(ops: pd.DataFrame, bare: dict[str, str]) -> dict[str, int]:
+    """Model FLOPs of each module itself, by its bare path where it has one."""
     rows = ops[ops["phase"].isin(["forward", "backward"])]
     sums: dict[str, int] = {}
     for path, flops in zip(rows["module"], rows["flops_causal"], strict=True):
-        if wrapped:
-            path = path.removeprefix("module.") if path != "module" else ""
+        path = bare.get(path, path)
         sums[path] = sums.get(path, 0) + (0 if pd.isna(flops) else int(flops))
     return sums

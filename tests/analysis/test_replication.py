@@ -1,7 +1,7 @@
 """The sum over ranks against the unsharded model. Two blocks of 64 -> 256 -> 64 and a head 64 -> 128, on 128 rows."""
 
 import pytest
-from runs import ops_row
+from runs import ops_row, tree_row
 
 from gpuprof.analysis.replication import replication, sentence
 from gpuprof.record import Run, table
@@ -20,8 +20,13 @@ def step(layer, head, prefix=""):
     ]
 
 
-def job(rows, parallel):
-    return Run({"parallel": [parallel]}, {}, {}, ops=table("ops", rows))
+def job(rows, wrapper=""):
+    """All ranks together; in a wrapper of this class."""
+    layers = [f"blocks.{block}.{name}" for block in (0, 1) for name in ("up", "down")]
+    inside = ["blocks", "blocks.0", "blocks.1", *layers, "head"]
+    modules = {"": wrapper, "module": "Net", **{f"module.{name}": "" for name in inside}} if wrapper else {"": "Net"}
+    tree = [tree_row(module, kind) for module, kind in modules.items()]
+    return Run({}, {}, {}, ops=table("ops", rows), tree=table("tree", tree))
 
 
 WHOLE = table("ops", step(UP, HEAD))
@@ -31,7 +36,7 @@ def test_a_head_that_both_ranks_compute():
     ranks = 2 * step(UP // 2, HEAD)
     assert sum(row["flops_causal"] for row in ranks) == 62_914_560
 
-    found = replication(job(ranks, "tp"), WHOLE, 1)
+    found = replication(job(ranks), WHOLE, 1)
 
     assert found == {
         "flops": 56_623_104, "replicas": 1, "convention": "causal", "repeated": {"head": 6_291_456}, "missing": {},
@@ -42,9 +47,9 @@ def test_a_head_that_both_ranks_compute():
     )
 
 
-@pytest.mark.parametrize(("parallel", "prefix"), [("fsdp", ""), ("ddp", "module.")])
-def test_each_rank_has_a_batch(parallel, prefix):
-    found = replication(job(2 * step(UP, HEAD, prefix), parallel), WHOLE, 2)
+@pytest.mark.parametrize(("wrapper", "prefix"), [("", ""), ("DistributedDataParallel", "module.")])
+def test_each_rank_has_a_batch(wrapper, prefix):
+    found = replication(job(2 * step(UP, HEAD, prefix), wrapper), WHOLE, 2)
 
     assert (found["flops"], found["replicas"]) == (113_246_208, 2)
     assert found["repeated"] == found["missing"] == {}
@@ -55,11 +60,11 @@ def test_each_rank_has_a_batch(parallel, prefix):
 
 def test_recompute_is_no_repetition():
     again = [ops_row("blocks.0.up", "recompute", "aten::mm.default", UP)]
-    assert replication(job(step(UP, HEAD) + again, "fsdp"), WHOLE, 1)["repeated"] == {}
+    assert replication(job(step(UP, HEAD) + again), WHOLE, 1)["repeated"] == {}
 
 
 def test_what_no_rank_does():
-    found = replication(job(step(UP, 0) + step(0, 0), "tp"), WHOLE, 1)
+    found = replication(job(step(UP, 0) + step(0, 0)), WHOLE, 1)
 
     assert (found["repeated"], found["missing"]) == ({}, {"head": 3 * HEAD})
     assert sentence(found, 2) == (
@@ -69,7 +74,7 @@ def test_what_no_rank_does():
 
 
 def test_layers_are_named_together():
-    found = replication(job(2 * step(UP, HEAD), "tp"), WHOLE, 1)
+    found = replication(job(2 * step(UP, HEAD)), WHOLE, 1)
 
     assert sentence(found, 2).endswith(
         "repeated on 2 ranks: blocks.*.up 25,165,824, blocks.*.down 25,165,824, head 6,291,456"
@@ -81,4 +86,4 @@ def test_layers_are_named_together():
 
 def test_unknown_flops_add_nothing():
     unknown = ops_row("head", "forward", "mylib::op.default", None)
-    assert replication(job([*step(UP, HEAD), unknown], "tp"), WHOLE, 1)["repeated"] == {}
+    assert replication(job([*step(UP, HEAD), unknown]), WHOLE, 1)["repeated"] == {}

@@ -1,25 +1,23 @@
 """Named models sharded over two processes: figures worked out by hand for a llama of two layers."""
 
-import json
 import os
-import shutil
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from parallel.ranks import launch
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from workload.conftest import write_tiny
 
 import gpuprof
 from gpuprof.analysis.replication import replication
 from gpuprof.errors import GpuprofError
 from gpuprof.passes.unsharded import count_unsharded
-from gpuprof.record import Run, load
+from gpuprof.record import Run, columns, table
 from gpuprof.workload import Options, build
-
-HERE = Path(__file__).parent
 
 HIDDEN, INNER, VOCABULARY, HEADS, HEAD, POSITIONS = 64, 128, 256, 4, 16, 2 * 16
 PROJECTIONS = 2 * POSITIONS * (2 * HIDDEN * HIDDEN + 2 * HIDDEN * HIDDEN // 2 + 3 * HIDDEN * INNER)
@@ -29,32 +27,141 @@ MODEL = 2 * (PROJECTIONS + ATTENTION) + 2 * POSITIONS * HIDDEN * VOCABULARY
 NORMS = 5 * HIDDEN
 LAYER = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * HIDDEN // 2 + 3 * HIDDEN * INNER
 PARAMETERS = VOCABULARY * HIDDEN + 2 * LAYER + NORMS  # the head is the embedding
+SIZES = {"batch_size": 2, "seq_len": 16, "device": "cpu"}
+
+
+def tiny(name, **changes):
+    """A small model's directory in a folder of its own, in that of the launch."""
+    launched = Path(os.environ["GPUPROF_CACHE"]).parent
+    return write_tiny(Path(tempfile.mkdtemp(dir=launched)), name, **changes)
+
+
+def local(tensor):
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def seen(how):
+    """A sharded model beside the same one by itself."""
+    reference = tiny("smollm2-135m")
+    alone = build(reference, Options(**SIZES))
+    same = build(reference, Options(**SIZES, parallel=how))
+    weights = {name.removeprefix("module."): whole(p) for name, p in same.model.named_parameters()}
+    workload = build(reference, Options(**SIZES, parallel=how, optimizer="adamw"))
+    loss, loss_alone = float(workload.step()), float(alone.step())
+    gradients = {name.removeprefix("module."): whole(p.grad) for name, p in workload.model.named_parameters()}
+    for group in workload.optimizer.param_groups:
+        group["lr"] = 1e-3  # so that a step changes what is to be as before
+    before = [local(p).clone() for p in workload.model.parameters()]
+    run = gpuprof.profile(workload.model, step=workload.step, passes=["count"])
+    model = run.ops[run.ops["phase"].isin(["forward", "backward"])]
+    model = model[~model["module"].str.endswith("rotary_emb")]  # whose angles older releases make by a product
+    trained = [p for group in workload.optimizer.param_groups for p in group["params"]]
+    tied = workload.model.get_submodule("module" if how == "ddp" else "")
+    return {
+        "class": type(workload.model).__name__,
+        "shapes": {name: list(local(p).shape) for name, p in workload.model.named_parameters()},
+        "storage": sum(local(p).untyped_storage().nbytes() for p in same.model.parameters()),
+        "same_weights": all(torch.equal(weights[name], p) for name, p in alone.model.named_parameters()),
+        "gradients_apart": max(float((gradients[n] - p.grad).abs().max()) for n, p in alone.model.named_parameters()),
+        "loss": loss,
+        "loss_alone": loss_alone,
+        "flops": {phase: int(rows["flops_causal"].sum()) for phase, rows in model.groupby("phase")},
+        "unchanged": all(
+            torch.equal(old, local(p)) for old, p in zip(before, workload.model.parameters(), strict=True)
+        ),
+        "optimizes": {id(p) for p in trained} == {id(p) for p in workload.model.parameters()},
+        "state": sum(
+            local(value).numel() for state in workload.optimizer.state.values() for value in state.values()
+            if value.dim()
+        ),
+        "tied": tied.lm_head.weight is tied.model.embed_tokens.weight,
+        "units": [name for name, module in workload.model.named_modules() if isinstance(module, FSDPModule)],
+        "notes": workload.description["notes"],
+        "described": workload.description.get("parallel", ""),
+        "facts": workload.description["facts"] is not None,
+        "ops": columns(run.ops),
+        "tree": columns(run.tree),
+    }  # fmt: skip
+
+
+def together_as(how):
+    """The training options at once: recompute that ran, and which parameters have a gradient."""
+    reference = tiny("smollm2-135m")
+    options = Options(
+        **SIZES, parallel=how, optimizer="sgd", checkpointing="non-reentrant", freeze=("model.layers.0.*",)
+    )
+    workload = build(reference, options)
+    run = gpuprof.profile(workload.model, step=workload.step, passes=["count"])
+    workload.step()
+    parameters = {name.removeprefix("module."): p for name, p in workload.model.named_parameters()}
+    return {
+        "recompute": int(run.ops.loc[run.ops["phase"] == "recompute", "flops_causal"].sum()),
+        "without_gradient": sorted(name for name, p in parameters.items() if p.grad is None),
+    }
+
+
+def refusal(reference, **options):
+    try:
+        build(reference, Options(device="cpu", **options))
+    except GpuprofError as error:
+        return str(error)
+    return ""
+
+
+def ddp():
+    return seen("ddp")
+
+
+def fsdp():
+    return seen("fsdp")
+
+
+def tp():
+    return seen("tp")
+
+
+def together():
+    return {how: together_as(how) for how in ("ddp", "fsdp", "tp")}
+
+
+def unused():
+    """SigLIP's pooler is not in the loss: of its first step DDP would complain in the second."""
+    workload = build(tiny("siglip-so400m-384"), Options(device="cpu", parallel="ddp"))
+    workload.step(), workload.step()
+    return workload.model.find_unused_parameters
+
+
+def generated():
+    """Whether the tokens are those of the model by itself on the first batch."""
+    reference = tiny("smollm2-135m")
+    options = {"mode": "generate", "prompt_len": 8, "new_tokens": 3, "device": "cpu"}
+    alone = build(reference, Options(**options)).step()
+    return {
+        how: torch.equal(build(reference, Options(**options, parallel=how)).step(), alone) for how in ("fsdp", "tp")
+    }
+
+
+def refused():
+    llama, siglip = "smollm2-135m", tiny("siglip-so400m-384")
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 3, "hidden_size": 48}
+    return {
+        "heads": refusal(tiny(llama, **heads), parallel="tp"),
+        "features": refusal(tiny(llama, intermediate_size=129), parallel="tp"),
+        "no plan": refusal(tiny("gpt2"), parallel="tp"),
+        "experts": refusal(tiny("mixtral-8x7b"), parallel="tp"),
+        "encoder": refusal(tiny("t5-small"), parallel="fsdp", mode="generate"),
+        "reentrant": refusal(siglip, parallel="ddp", checkpointing="reentrant"),
+    }
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("sharded")
-
-
-@pytest.fixture(scope="module")
-def ranks(folder):
+def ranks():
     """What each of two processes saw."""
-    for name in ("smollm2-135m", "gpt2", "mixtral-8x7b", "t5-small", "siglip-so400m-384"):
-        write_tiny(folder, name)
-    for name, changes in {
-        "three-heads": {"num_attention_heads": 3, "num_key_value_heads": 3, "hidden_size": 48},
-        "odd": {"intermediate_size": 129},
-    }.items():
-        shutil.move(write_tiny(folder / name, "smollm2-135m", **changes), folder / f"{name}.made")
-        shutil.rmtree(folder / name)
-        shutil.move(folder / f"{name}.made", folder / name)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(HERE / "sharded.py"), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return launch(__file__, ["ddp", "fsdp", "tp", "together", "unused", "generated", "refused"])
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp", "tp"])
@@ -87,12 +194,12 @@ def test_the_ranks_share_a_batch_under_tensor_parallelism(ranks):
 
 
 @pytest.mark.parametrize(("how", "batches"), [("ddp", 2), ("fsdp", 2), ("tp", 1)])
-def test_all_ranks_together_do_what_the_unsharded_model_does(ranks, folder, how, batches):
-    runs = [load(folder / f"{how}.rank{rank}.run.json") for rank in range(2)]
-    job = Run({"parallel": [how]}, {}, {}, ops=pd.concat([run.ops for run in runs], ignore_index=True))
+def test_all_ranks_together_do_what_the_unsharded_model_does(ranks, tmp_path, how, batches):
+    ops = pd.concat([table("ops", rank[how]["ops"]) for rank in ranks], ignore_index=True)
+    job = Run({}, {}, {}, ops=ops, tree=table("tree", ranks[0][how]["tree"]))
     options = Options(parallel=how, batch_size=2, seq_len=16)
 
-    found = replication(job, count_unsharded((str(folder / "tiny-smollm2-135m"), options)), batches)
+    found = replication(job, count_unsharded((write_tiny(tmp_path, "smollm2-135m"), options)), batches)
 
     repeated = {path for path in found["repeated"] if not path.endswith("rotary_emb")}  # of older releases, a product
     assert (repeated, found["missing"]) == (set(), {})
