@@ -32,6 +32,7 @@ def profile(
     checkpointing: o.CheckpointingOption = o.Checkpointing.none,
     optimizer: o.OptimizerOption = o.Optimizer.none,
     freeze: o.Freeze = None,
+    parallel: o.ParallelOption = o.Parallel.none,
     seed: o.Seed = 0,
     trust_remote_code: o.TrustRemoteCode = False,
     warmup: Annotated[
