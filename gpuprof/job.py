@@ -130,7 +130,7 @@ def _of_the_rank(run: Run) -> Iterator[tuple[str, int]]:
 
 
 def _busy(kernels: pd.DataFrame, paths: list[str]) -> Iterator[dict[str, Any]]:
-    """Rows of ``busy``: kernels by module, phase and operator, and by module with its children and phase."""
+    """Rows of ``busy``: by module, phase and operator; by module with its children and phase; and by phase alone."""
     if kernels.empty:
         return
     op = kernels["op"].map({name: plain_op(name) for name in kernels["op"].unique()})
@@ -143,6 +143,8 @@ def _busy(kernels: pd.DataFrame, paths: list[str]) -> Iterator[dict[str, Any]]:
     for path, phases in kernel_times(kernels, paths).items():
         for phase, seconds in phases.items():
             yield _busy_row(path, phase, ALL, counts[path, phase], round(seconds * 1e9))
+    for phase, seconds in kernel_times(kernels.assign(module=""), [""])[""].items():
+        yield _busy_row(ALL, phase, ALL, int((kernels["phase"] == phase).sum()), round(seconds * 1e9))
 
 
 def _busy_row(module: str, phase: str, op: str, kernels: int, nanoseconds: int) -> dict[str, Any]:

@@ -177,6 +177,29 @@ def by_rank(run: Run, convention: str | None = None) -> pd.DataFrame:
     return table.drop(columns=[name for name in HELD_COLUMNS if table[name].isna().all()])
 
 
+def busy_of_ranks(run: Run) -> float | None:
+    """Seconds in which a device of a job is busy in a step, the mean of its ranks; None where none was traced."""
+    table = by_rank(run)
+    busy = (table["compute_s"] + table["exposed_s"]).dropna()
+    return float(busy.mean()) if len(busy) == len(table) > 0 else None
+
+
+def require_kernels(run: Run, what: str) -> None:
+    """Refuse a job where the kernels of a rank are asked for.
+
+    Args:
+        run: any.
+        what: is asked for.
+
+    Raises:
+        GpuprofError: it is a job, which has none; the file of a rank that has is named.
+    """
+    if run.is_job:
+        one = run.device["ranks"][0]["file"]
+        example = f", such as {one}" if one else ""
+        raise GpuprofError(f"{what}: the file of a job has no kernels, so give that of one of its ranks{example}")
+
+
 def straggler(run: Run) -> Straggler:
     """Whether one rank holds up the others: told by the time that each computes, never by the length of its step.
 
