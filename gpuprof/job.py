@@ -190,9 +190,10 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
     for name in most:
         if name in passes:
             passes[name].facts["rank"] = most[name][1]
-    if "trace" in passes and passes["trace"].status == "done":
-        remedy = f"that of a rank has its own: {ranks[0]['file']}" if ranks[0]["file"] else "save those of the ranks"
-        passes["trace"] = PassOutcome("skipped", "the file of a job has no kernels", remedy)
+    remedy = f"that of a rank has its own: {ranks[0]['file']}" if ranks[0]["file"] else "save those of the ranks"
+    for name in {"trace", "counters"} & passes.keys():
+        if passes[name].status == "done":
+            passes[name] = PassOutcome("skipped", "the file of a job has no kernels", remedy)
     job = Run(
         workload=_workload([one["workload"] for one in ranks]),
         device=_device(ranks),

@@ -38,7 +38,7 @@ def of_ranks(run: Run) -> dict[str, dict[str, float]]:
 
 
 def own_of_ranks(run: Run) -> pd.DataFrame:
-    """A module's own work by phase and operator, of a job: columns kernels and time_s (durations), means of its ranks."""
+    """A module's own work by phase and operator, of a job: with kernels and time_s (durations), means of its ranks."""
     rows = run.busy[run.busy["op"] != ALL].set_index(["module", "phase", "op"])
     world = run.workload["world"]
     kernels, time_s = rows["kernels"].astype("float64") / world, rows["total_ns"].astype("float64") * 1e-9 / world

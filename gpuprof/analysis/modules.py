@@ -54,9 +54,9 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
     Returns:
         Columns `MODULE_COLUMNS`. Plain ``flops_*`` are matmul FLOPs in the convention, ``flops_executed_*`` what the
         GPU's counters say of them where they were read; counts are exact integers, times are in seconds of kernel time
-        (union of the intervals) of one traced step, and what is not known is missing, never 0. Of a job counts are those
-        of all ranks and times the mean of theirs, so rates are of all devices together, as peaks are. Where the trace gave
-        time to other modules than those that were counted, all of it is in the row that belongs to no module.
+        (union of the intervals) of one traced step, and what is not known is missing, never 0. Where the trace gave
+        time to other modules than those that were counted, all of it is in the row that belongs to no module. Of a job
+        counts are those of all ranks and times the mean of theirs, so rates are of all devices together, as peaks are.
     """
     paths = [*run.tree["module"], UNATTRIBUTED]
     table = pd.concat(
@@ -72,8 +72,9 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
         unknown = bool(withheld_of_owners(run))
         times = of_ranks(run) if run.is_job else kernel_times(owned_kernels(run), paths)
         for phase in _MODULE_PHASES:
-            found = [None if unknown and path != UNATTRIBUTED else times.get(path, {}).get(phase, 0.0) for path in paths]
-            table[f"time_{phase}_s"] = pd.array(found, dtype="Float64")
+            found = pd.array([times.get(path, {}).get(phase, 0.0) for path in paths], dtype="Float64")
+            found[unknown & (table.index != UNATTRIBUTED)] = pd.NA
+            table[f"time_{phase}_s"] = found
     if run.done("counters"):
         executed = executed_flops(run).to_dict()
         for phase in _MODULE_PHASES:
