@@ -139,8 +139,9 @@ def by_rank(run: Run, convention: str | None = None) -> pd.DataFrame:
         Columns `RANK_COLUMNS`, and those of `HELD_COLUMNS` that are known of any rank. exposed_s is communication that
         no computation hides: compute_s, exposed_s and idle_s add up to step_s. flops are the model's that this rank
         does itself, flops_per_s and mfu over its own step and, for mfu, the preferred peak of its own device.
-        timed_s is that step where it is another than step_s: kernels of the traced one took longer. sm_clock_mhz is
-        the median in the timing window. What is not known is missing, as are rates where no step was found.
+        timed_s is that step, where on any rank it is another than step_s: the kernels of the traced one took longer.
+        sm_clock_mhz is the median in the timing window. What is not known is missing, as are rates where no step was
+        found.
 
     Raises:
         GpuprofError: the run has no ranks, or they have no FLOPs in this convention.
@@ -164,7 +165,7 @@ def by_rank(run: Run, convention: str | None = None) -> pd.DataFrame:
         row: dict[str, Any] = {f"{part}_s": None if ns is None else ns * 1e-9 for part, ns in times.items()}
         timed_ns, total = known.get(("step_ns", "")), sum(flops.values())
         step_s = row["step_s"] if timed_ns is None else timed_ns * 1e-9
-        row["timed_s"] = None if step_s == row["step_s"] else step_s
+        row["timed_s"] = None if timed_ns is None else step_s
         row |= {"rank": rank, "kernels": figures.get(("kernels", "")), "flops": total or None}
         clock = known.get(("sm_clock_hz", ""))
         row |= {"peak_bytes": known.get(("peak_bytes", "")), "sm_clock_mhz": clock and clock / 1e6}
@@ -176,6 +177,8 @@ def by_rank(run: Run, convention: str | None = None) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=[*RANK_COLUMNS, *HELD_COLUMNS])
     floats = (*(f"{part}_s" for part in _TIMES), "flops_per_s", "mfu", "timed_s", "sm_clock_mhz")
     table = table.astype(dict.fromkeys(floats, "float64"))
+    if table["timed_s"].equals(table["step_s"]):
+        table["timed_s"] = math.nan
     for count in ("kernels", "flops", "peak_bytes"):
         table[count] = integers(table[count])
     return table.drop(columns=[name for name in HELD_COLUMNS if table[name].isna().all()])
