@@ -158,7 +158,7 @@ def _of_the_rank(run: Run) -> Iterator[tuple[str, int]]:
 
 
 def _busy(kernels: pd.DataFrame, paths: list[str]) -> Iterator[dict[str, Any]]:
-    """Rows of ``busy``: kernels by module, phase and operator, and by module with its children and phase."""
+    """Rows of ``busy``: by module, phase and operator; by module with its children and phase; and by phase alone."""
     if kernels.empty:
         return
     op = kernels["op"].map({name: plain_op(name) for name in kernels["op"].unique()})
@@ -171,6 +171,8 @@ def _busy(kernels: pd.DataFrame, paths: list[str]) -> Iterator[dict[str, Any]]:
     for path, phases in kernel_times(kernels, paths).items():
         for phase, seconds in phases.items():
             yield _busy_row(path, phase, ALL, counts[path, phase], round(seconds * 1e9))
+    for phase, seconds in kernel_times(kernels.assign(module=""), [""])[""].items():
+        yield _busy_row(ALL, phase, ALL, int((kernels["phase"] == phase).sum()), round(seconds * 1e9))
 
 
 def _busy_row(module: str, phase: str, op: str, kernels: int, nanoseconds: int) -> dict[str, Any]:
@@ -216,9 +218,10 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
     for name in most:
         if name in passes:
             passes[name].facts["rank"] = most[name][1]
-    if "trace" in passes and passes["trace"].status == "done":
-        remedy = f"that of a rank has its own: {ranks[0]['file']}" if ranks[0]["file"] else "save those of the ranks"
-        passes["trace"] = PassOutcome("skipped", "the file of a job has no kernels", remedy)
+    remedy = f"that of a rank has its own: {ranks[0]['file']}" if ranks[0]["file"] else "save those of the ranks"
+    for name in {"trace", "counters"} & passes.keys():
+        if passes[name].status == "done":
+            passes[name] = PassOutcome("skipped", "the file of a job has no kernels", remedy)
     job = Run(
         workload=_workload([one["workload"] for one in ranks]),
         device=_device(ranks),

@@ -141,7 +141,7 @@ TABLES: dict[str, dict[str, str]] = {
         "amount": "figure",
     },
     "busy": {
-        "module": "owner",
+        "module": "owner; * is all of them",
         "phase": "as in ops",
         "op": "operator, as in kernels but not told in place or not; or *, all work of the module and its children",
         "ranks": "how many ranks of the job did any",
@@ -172,7 +172,7 @@ TABLES: dict[str, dict[str, str]] = {
 """Columns of each raw table and what they mean."""
 
 ALL = "*"
-"""What ``busy`` has for an operator where all work of a module and its children is meant."""
+"""What ``busy`` has for an operator where all work of a module and its children is meant, and for all modules."""
 
 RANK_QUANTITIES = ("step_ns", "compute_ns", "communication_ns", "exposed_ns", "idle_ns", "kernels")
 """What ``ranks`` holds of every step; FLOPs only where they are known."""
@@ -539,7 +539,7 @@ def _check_tables(run: Run) -> None:
     samples = run.samples
     steps = samples.loc[samples["phase"].isin(["step", "reference"])]
     modules = {*run.tree["module"], *NOBODYS}
-    owners = {*run.ops["module"], *run.kernels["module"], *run.counters["module"], *run.busy["module"]}
+    owners = {*run.ops["module"], *run.kernels["module"], *run.counters["module"], *run.busy["module"]} - {ALL}
     if not owners <= modules:
         raise ValueError("rows of modules that it has not")
     if not {*samples["launch"]} <= {*steps.loc[steps["phase"] == "step", "launch"]}:

@@ -146,3 +146,13 @@ def test_other_versions_are_no_job(tmp_path):
     whole = job_of(*two()).save(tmp_path / "run.json")
     with pytest.raises(gpuprof.GpuprofError, match=r"run\.json is of a whole job, and not of one of its ranks"):
         gpuprof.read_job([whole])
+
+
+def test_the_mfu_of_a_rank_whose_trace_was_slowed_is_of_its_timed_step():
+    # 40 ns of a step of 100, where the kernels of the traced one took 150
+    ranks = by_rank(job_of(rank_run(0, step_ns=100), rank_run(1)))
+    assert ranks["mfu"].tolist() == pytest.approx([40 / 100, 40 / 160])
+    first = ranks.iloc[0]
+    assert (first["step_s"], first["timed_s"]) == (pytest.approx(150 * NS), pytest.approx(100 * NS))
+    assert first["compute_s"] + first["exposed_s"] + first["idle_s"] == pytest.approx(first["step_s"], rel=1e-12)
+    assert "timed_s" not in by_rank(job_of(*two()))

@@ -87,7 +87,7 @@ def calls(run: Run) -> pd.DataFrame:
     for row, end_ns, exposed_ns in zip(
         first.itertuples(index=False), grouped["end_ns"].max(), grouped["exposed_ns"].sum(), strict=True
     ):
-        nbytes, group = known(row.module, row.phase, plain_op(row.op), row.shapes)
+        nbytes, group = known(row.module, row.phase, row.op, row.shapes)
         numbers[group] = numbers.get(group, -1) + 1
         rows.append(
             {
@@ -113,6 +113,7 @@ def _told(run: Run) -> Callable[[str, str, str, str], tuple[int | None, str]]:
             groups.add(group)
 
     def known(module: str, phase: str, op: str, shapes: str) -> tuple[int | None, str]:
+        op = plain_op(op)
         fitting = [found[key] for key in ((module, phase, op, shapes), (op, shapes), (op,)) if key in found]
         nbytes = next((next(iter(sizes)) for sizes, _ in fitting if len(sizes) == 1), None)
         return nbytes, next((next(iter(groups)) for _, groups in fitting if len(groups) == 1), "")
@@ -124,10 +125,11 @@ def collectives(run: Run) -> pd.DataFrame:
     """Communication by operator, or by kernel where no operator of that kind launched it; most exposed time first.
 
     Returns:
-        Columns `COLLECTIVE_COLUMNS`. kind is communication, or perhaps communication: what has the name of a collective
-        but is none that is known; everywhere else it is counted as what it seems. calls are those of the traced step;
-        bytes those of the messages of all calls in the counted step, missing where they are not known; time_s is a
-        union of intervals; exposed_s adds up to that of `account`, and is missing of what is perhaps communication.
+        Columns `COLLECTIVE_COLUMNS`, of a rank of a job with the process group after the name. kind is communication,
+        or perhaps communication: what has the name of a collective but is none that is known; everywhere else it is
+        counted as what it seems. calls are those of the traced step; bytes those of the messages of all calls in the
+        counted step, missing where they are not known; time_s is a union of intervals; exposed_s adds up to that of
+        `account`, and is missing of what is perhaps communication.
     """
     kernels = run.kernels.sort_values("start_ns", kind="stable", ignore_index=True)
     communicate = communicating(kernels)
@@ -139,15 +141,27 @@ def collectives(run: Run) -> pd.DataFrame:
     by_op = np.where(communicate, _where(ops, communicates), ~by_name)
     kernels["name"] = ops.where(by_op, kernels["kernel"].map(function_of))
     kernels["kind"] = np.where(maybe, PERHAPS, "communication")
-    sizes = run.ops.groupby(run.ops["op"].map(plain_op))["bytes"].agg(lambda known: known.sum(skipna=False))
+    in_job = "rank" in run.workload
+    ops = run.ops[["bytes", "group"]].assign(op=run.ops["op"].map(plain_op))
+    messages = kernels[communicate | maybe].assign(group="")
+    if in_job:
+        known = _told(run)
+        columns = ["module", "phase", "op", "shapes"]
+        told = (known(*row) for row in messages[columns].itertuples(index=False, name=None))
+        messages["group"] = [group for _, group in told]
+    else:
+        ops["group"] = ""
+    sizes = ops.groupby(["op", "group"])["bytes"].agg(lambda known: known.sum(skipna=False))
     rows = []
-    for (kind, name), group in kernels[communicate | maybe].groupby(["kind", "name"], sort=False):
-        calls = group["call"].nunique() + int(group["call"].isna().sum())
-        exposed_s = float("nan") if kind == PERHAPS else int(group["exposed_ns"].sum()) * 1e-9
-        rows.append((name, kind, calls, sizes.get(name), busy_seconds(group), exposed_s))
-    table = pd.DataFrame(rows, columns=COLLECTIVE_COLUMNS).astype({"time_s": "float64", "exposed_s": "float64"})
-    table["bytes"] = integers(table["bytes"])
-    return table.sort_values(["kind", "exposed_s"], ascending=[True, False], kind="stable", ignore_index=True)
+    for (kind, name, group), found in messages.groupby(["kind", "name", "group"], sort=False):
+        count = found["call"].nunique() + int(found["call"].isna().sum())
+        exposed_s = float("nan") if kind == PERHAPS else int(found["exposed_ns"].sum()) * 1e-9
+        rows.append((name, group, kind, count, sizes.get((name, group)), busy_seconds(found), exposed_s))
+    columns = [COLLECTIVE_COLUMNS[0], "group", *COLLECTIVE_COLUMNS[1:]]
+    frame = pd.DataFrame(rows, columns=columns).astype({"time_s": "float64", "exposed_s": "float64"})
+    frame["bytes"] = integers(frame["bytes"])
+    frame = frame.sort_values(["kind", "exposed_s"], ascending=[True, False], kind="stable", ignore_index=True)
+    return frame if in_job else frame.drop(columns="group")
 
 
 def _unknown_collective(name: str) -> bool:
