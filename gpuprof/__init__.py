@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gpuprof.analysis.validation import Validation, validate
     from gpuprof.errors import GpuprofError
     from gpuprof.imported import read_trace
+    from gpuprof.job import read_job
     from gpuprof.profiler import count, profile
     from gpuprof.record import Run, load
     from gpuprof.reports import read_report
@@ -29,6 +30,7 @@ __all__ = [
     "flop_rule",
     "load",
     "profile",
+    "read_job",
     "read_report",
     "read_trace",
     "validate",
@@ -44,6 +46,7 @@ _HOMES = {
     "flop_rule": "gpuprof.theory.rules",
     "load": "gpuprof.record",
     "profile": "gpuprof.profiler",
+    "read_job": "gpuprof.job",
     "read_report": "gpuprof.reports",
     "read_trace": "gpuprof.imported",
     "validate": "gpuprof.analysis.validation",

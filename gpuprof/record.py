@@ -8,7 +8,8 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ import pandas as pd
 from gpuprof.dates import in_utc
 from gpuprof.errors import ForeignFileError, GpuprofError, no_run
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 UNATTRIBUTED = "(unattributed)"
 """The module of time and work that belongs to no module, so that every total adds up."""
 GRADIENT_ALLREDUCE = "(gradient all-reduce)"
@@ -132,10 +133,33 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "ranks": {
         "rank": "number of the process in its job",
-        "step": "number of the step in its record",
-        "quantity": "step_ns, compute_ns, communication_ns, exposed_ns, idle_ns, kernels; flops_... as in ops",
+        "step": "number of the step in its record; missing of what is the rank's and of no single traced step",
+        "quantity": "step_ns, compute_ns, communication_ns, exposed_ns, idle_ns, kernels; flops_... as in ops; without "
+        "a step also peak_bytes, sm_clock_hz, energy_uj (of a step), matmul_ns (kernels that multiply) and priced_ns "
+        "(those whose FLOPs are known)",
         "dtype": "of FLOPs: whose peak they run against; empty otherwise",
         "amount": "figure",
+    },
+    "busy": {
+        "module": "owner; * is all of them",
+        "phase": "as in ops",
+        "op": "operator, as in kernels but not told in place or not; or *, all work of the module and its children",
+        "ranks": "how many ranks of the job did any",
+        "kernels": "their kernels in the traced step, all ranks together",
+        "total_ns": "their time, the ranks' added up: durations, of * unions of the intervals",
+        "least_ns": "of the rank with the least, 0 where one did none",
+        "most_ns": "of the rank with the most",
+    },
+    "collectives": {
+        "rank": "number of the process in its job",
+        "group": "as in ops; empty where it is not known",
+        "number": "of the rank's calls in this group, in the order of their kernels",
+        "name": "operator, as in kernels; of a kernel that none launched its own",
+        "phase": "as in ops",
+        "bytes": "of the message, as this process sees it; missing where it is not known",
+        "start_ns": "start of its first kernel from the beginning of the rank's own traced step",
+        "duration_ns": "until the end of its last",
+        "exposed_ns": "what of it no computation of this rank hides",
     },
     "telemetry": {
         "launch": "as in samples",
@@ -147,10 +171,13 @@ TABLES: dict[str, dict[str, str]] = {
 }
 """Columns of each raw table and what they mean."""
 
+ALL = "*"
+"""What ``busy`` has for an operator where all work of a module and its children is meant, and for all modules."""
+
 RANK_QUANTITIES = ("step_ns", "compute_ns", "communication_ns", "exposed_ns", "idle_ns", "kernels")
 """What ``ranks`` holds of every step; FLOPs only where they are known."""
 
-_SINCE = {"counters": 2, "timeline": 2, "launches": 2, "ranks": 3}
+_SINCE = {"counters": 2, "timeline": 2, "launches": 2, "ranks": 3, "busy": 4, "collectives": 4}
 """Schema version that a table came with."""
 
 _DEFAULTS = {"launch": 0, "within": "", "group": ""}
@@ -162,7 +189,8 @@ _INTEGERS = {
     "number",
     "tensor_bfloat16", "tensor_float16", "tensor_tf32", "tensor_float64", "tensor_float8", "scalar_float16",
     "scalar_float32", "scalar_float64", "tensor_instructions", "dram_read_bytes", "dram_written_bytes", "peak_bytes",
-    "reserved_bytes", "kept_bytes", "gradient_bytes", "rank", "amount",
+    "reserved_bytes", "kept_bytes", "gradient_bytes", "rank", "amount", "ranks", "kernels", "total_ns", "least_ns",
+    "most_ns", "exposed_ns",
 }  # fmt: skip
 
 _COUNTS = {"flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes", "flops_profiler", "amount"}
@@ -211,6 +239,12 @@ def integers(values: Iterable[Any]) -> Any:
     return np.array([pd.NA if value is None else value for value in exact], dtype=object)
 
 
+FACTS = ("workload", "device", "environment", "settings", "warnings", "doubts")
+"""Parts of a saved run beside its passes and tables."""
+
+DOUBTS = ("mismatches", "misbooked", "misowned", "invalid")
+"""Why figures are withheld: what `gpuprof.analysis.consistency` finds, and what the telemetry tells."""
+
 _ROOM = 2**60  # of a whole column: eight of them may be added up
 
 
@@ -235,19 +269,23 @@ class PassOutcome:
 
 @dataclass
 class Run:
-    """One workload, measured once.
+    """One workload, measured once: of a single process, of one rank of a job, or of the job as a whole.
 
     The tables are tidy and raw; `TABLES` says what each column holds. Analysis lives in `gpuprof.analysis`.
 
     Attributes:
-        workload: what was run: name, mode, every option, inputs, loss.
-        device: what it ran on, with the peaks known of it (FLOP/s).
+        workload: what was run: name, mode, every option, inputs, loss. In a job also ``world`` (number of processes),
+            ``mesh`` (sizes by dimension), ``groups`` and ``parallel``; of one of its ranks ``rank``.
+        device: what it ran on, with the peaks known of it (FLOP/s); of a job those of all its ranks together, and a
+            list ``ranks`` of what each said of itself, see `gpuprof.job`.
         environment: versions, date, settings that change speed.
         settings: how the record is to be read: convention, user-given peak.
         passes: outcome of each pass by name.
         warnings: what the user should know, one line each.
-        tree, ops, kernels, estimates, counters, samples, launches, ranks, memory, timeline, telemetry: the
-            raw tables.
+        doubts: of a rank or a job why figures of it are withheld, a list for each of `DOUBTS`; of any other
+            run it is found out when it is asked for.
+        tree, ops, kernels, estimates, counters, samples, launches, ranks, busy, collectives, memory, timeline,
+            telemetry: the raw tables; busy and collectives are of ranks and jobs, and a job has no kernels.
     """
 
     workload: dict[str, Any]
@@ -256,6 +294,7 @@ class Run:
     settings: dict[str, Any] = field(default_factory=lambda: {"convention": "causal"})
     passes: dict[str, PassOutcome] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    doubts: dict[str, list[str]] = field(default_factory=dict)
     tree: pd.DataFrame = field(default_factory=lambda: table("tree", []))
     ops: pd.DataFrame = field(default_factory=lambda: table("ops", []))
     kernels: pd.DataFrame = field(default_factory=lambda: table("kernels", []))
@@ -264,6 +303,8 @@ class Run:
     samples: pd.DataFrame = field(default_factory=lambda: table("samples", []))
     launches: pd.DataFrame = field(default_factory=lambda: table("launches", []))
     ranks: pd.DataFrame = field(default_factory=lambda: table("ranks", []))
+    busy: pd.DataFrame = field(default_factory=lambda: table("busy", []))
+    collectives: pd.DataFrame = field(default_factory=lambda: table("collectives", []))
     memory: pd.DataFrame = field(default_factory=lambda: table("memory", []))
     timeline: pd.DataFrame = field(default_factory=lambda: table("timeline", []))
     telemetry: pd.DataFrame = field(default_factory=lambda: table("telemetry", []))
@@ -290,6 +331,11 @@ class Run:
         """Whether it was read from a recorded trace, and not measured."""
         return self.done("trace") and bool(self.passes["trace"].facts.get("recorded"))
 
+    @property
+    def is_job(self) -> bool:
+        """Whether it is of a job as a whole, and not of one of its ranks."""
+        return self.workload.get("world", 1) > 1 and "rank" not in self.workload
+
     def to_dict(self) -> dict[str, Any]:
         """The run as JSON-ready values; tables column by column."""
         return {
@@ -301,6 +347,7 @@ class Run:
             "settings": self.settings,
             "passes": {name: vars(outcome) for name, outcome in self.passes.items()},
             "warnings": self.warnings,
+            **({"doubts": self.doubts} if self.doubts else {}),
             **{name: columns(getattr(self, name)) for name in TABLES},
         }
 
@@ -347,6 +394,27 @@ def load(path: str | os.PathLike[str]) -> Run:
         GpuprofError: no such file, not a gpuprof run, truncated, a part missing or broken, or written by a newer
             gpuprof.
     """
+    data = read(path)
+    with _whole(path):
+        run = Run(
+            **{key: data[key] for key in FACTS},
+            passes={name: PassOutcome(**outcome) for name, outcome in data["passes"].items()},
+            **{name: table(name, data[name]) for name in TABLES if name in data},
+        )
+        _check_tables(run)
+    return run
+
+
+def read(path: str | os.PathLike[str], tables: Iterable[str] = TABLES) -> dict[str, Any]:
+    """A saved run as `Run.to_dict` has it, as far as it goes without what holds between tables.
+
+    Args:
+        path: of the file.
+        tables: those that are wanted. What the file is too old to have is left out.
+
+    Raises:
+        GpuprofError: as in `load`.
+    """
     path = Path(path)
     try:
         raw = path.read_bytes()
@@ -367,18 +435,21 @@ def load(path: str | os.PathLike[str]) -> Run:
         raise GpuprofError(
             f"{path} has schema version {version}, this gpuprof reads up to {SCHEMA_VERSION}: upgrade gpuprof"
         )
-    try:
+    with _whole(path):
         if version < 1:
             raise ValueError(f"schema version {version}")
+        data.setdefault("doubts", {})
         _check_facts(data)
-        parts: dict[str, Any] = {
-            **{key: data[key] for key in ("workload", "device", "environment", "settings", "warnings")},
-            "passes": {name: PassOutcome(**outcome) for name, outcome in data["passes"].items()},
-            **{name: _checked_table(name, data[name]) for name in TABLES if version >= _SINCE.get(name, 1)},
-        }
-        run = Run(**parts)
-        _check_tables(run)
-        return run
+        there = [name for name in tables if version >= _SINCE.get(name, 1)]
+        facts = {key: data[key] for key in (*FACTS, "passes")}
+        return facts | {name: _checked_columns(name, data[name]) for name in there}
+
+
+@contextmanager
+def _whole(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What is wrong inside a file is one line that names it."""
+    try:
+        yield
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise GpuprofError(f"{path} is a gpuprof run with a part missing or broken ({error}): profile again") from error
 
@@ -392,14 +463,19 @@ def _is_trace(data: Any) -> bool:
 
 def _check_facts(data: dict[str, Any]) -> None:
     """That the parts are there and what a verdict divides by, sorts by or names is usable."""
-    for part in ("workload", "device", "environment", "settings"):
+    for part in ("workload", "device", "environment", "settings", "doubts"):
         if not isinstance(data[part], dict):
             raise ValueError(f"{part} is no object")
     names = (data["workload"]["name"], data["workload"]["mode"], data["device"]["type"])
     if not all(isinstance(name, str) and name for name in names):
         raise ValueError("no name, mode or device")
-    if not (isinstance(data["warnings"], list) and all(isinstance(one, str) for one in data["warnings"])):
-        raise ValueError("warnings is no list of texts")
+    _check_job(data["workload"], data["device"], data["doubts"])
+    if data["doubts"] and set(data["doubts"]) != set(DOUBTS):
+        raise ValueError("doubts of what nobody knows")
+    lists = {"warnings": data["warnings"], **{f"doubts.{name}": found for name, found in data["doubts"].items()}}
+    for name, texts in lists.items():
+        if not (isinstance(texts, list) and all(isinstance(one, str) for one in texts)):
+            raise ValueError(f"{name} is no list of texts")
     if data["environment"].get("date") not in (None, ""):
         in_utc(data["environment"]["date"])
     given = {name: data["passes"].get(name, {}).get("facts", {}) for name in ("count", "time")}
@@ -414,6 +490,28 @@ def _check_facts(data: dict[str, Any]) -> None:
             raise ValueError("device.peaks holds what is no peak")
 
 
+def _check_job(workload: dict[str, Any], device: dict[str, Any], doubts: dict[str, Any]) -> None:
+    """That a rank's place in its job is one, and that a job knows all its ranks."""
+    world, mesh = workload.get("world", 1), workload.get("mesh", {})
+    if type(world) is not int or world < 1:
+        raise ValueError("a world that is no number of processes")
+    if "rank" in workload and (type(workload["rank"]) is not int or not 0 <= workload["rank"] < world):
+        raise ValueError(f"rank {workload['rank']} of {world}")
+    if not isinstance(mesh, dict) or not all(type(size) is int and size > 0 for size in mesh.values()):
+        raise ValueError("a mesh without sizes")
+    if world > 1 and "rank" not in workload:
+        if not doubts:
+            raise ValueError("a job that does not say what its ranks doubt")
+        ranks = device.get("ranks")
+        if not isinstance(ranks, list) or [one["rank"] for one in ranks] != list(range(world)):
+            raise ValueError(f"not the {world} ranks that the job has")
+        for one in ranks:
+            if not all(isinstance(one[part], dict) for part in ("device", "environment", "passes")):
+                raise ValueError(f"rank {one['rank']} says nothing of itself")
+            if not isinstance(one["file"], str):
+                raise ValueError(f"the file of rank {one['rank']} has no name")
+
+
 def _is_number(value: Any, most: int = 2**63) -> bool:
     return type(value) in (int, float) and abs(value) < most  # no NaN either
 
@@ -421,8 +519,8 @@ def _is_number(value: Any, most: int = 2**63) -> bool:
 _LARGEST = 2**1000  # of a count: rates and shares of it are floats, which end at 2**1024
 
 
-def _checked_table(name: str, columns: dict[str, list[Any]]) -> pd.DataFrame:
-    """A `table` of what a file holds, if every column is of its type and as long as the others."""
+def _checked_columns(name: str, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The columns of a `table` that a file holds, if every one is of its type and as long as the others."""
     known = {column: columns[column] for column in TABLES[name] if column in columns or column not in _DEFAULTS}
     if len(set(map(len, known.values()))) > 1:
         raise ValueError(f"{name} has columns of different length")
@@ -433,7 +531,7 @@ def _checked_table(name: str, columns: dict[str, list[Any]]) -> pd.DataFrame:
         most = _LARGEST if column in _COUNTS else 2**63
         if types != {str} and not all(_is_number(value, most) for value in {*values} - {None}):
             raise ValueError(f"{name}.{column} is out of range")
-    return table(name, known)
+    return known
 
 
 def _check_tables(run: Run) -> None:
@@ -441,22 +539,29 @@ def _check_tables(run: Run) -> None:
     samples = run.samples
     steps = samples.loc[samples["phase"].isin(["step", "reference"])]
     modules = {*run.tree["module"], *NOBODYS}
-    if not {*run.ops["module"], *run.kernels["module"], *run.counters["module"]} <= modules:
+    owners = {*run.ops["module"], *run.kernels["module"], *run.counters["module"], *run.busy["module"]} - {ALL}
+    if not owners <= modules:
         raise ValueError("rows of modules that it has not")
     if not {*samples["launch"]} <= {*steps.loc[steps["phase"] == "step", "launch"]}:
         raise ValueError("samples has a launch without a step")
     if not (steps["time_s"] > 0).all():
         raise ValueError("samples has a step of no time")
-    ranks = run.ranks.dropna()
-    if len(ranks) < len(run.ranks) or not (ranks.loc[ranks["quantity"] == "step_ns", "amount"] > 0).all():
+    ranks = run.ranks
+    missing = ranks[["rank", "quantity", "amount"]].isna().any(axis=None)
+    if missing or not (ranks.loc[ranks["quantity"] == "step_ns", "amount"] > 0).all():
         raise ValueError("ranks has a figure or a time of a step missing")
     if any(set(RANK_QUANTITIES) - set(given) for _, given in ranks.groupby(["rank", "step"])["quantity"]):
         raise ValueError("ranks has a step without one of its times")
+    given = run.collectives.drop(columns="bytes")
+    if given.isna().any(axis=None) or (given[["number", "start_ns", "duration_ns", "exposed_ns"]] < 0).any(axis=None):
+        raise ValueError("collectives has a place or a time missing")
+    if run.busy.isna().any(axis=None) or (run.busy["ranks"] < 1).any():
+        raise ValueError("busy has a time missing")
 
 
 def columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
     """A table as JSON-ready values, column by column; `table` makes it one again."""
-    return {str(column): [_plain(value) for value in frame[column]] for column in frame.columns}
+    return {str(column): [_plain(value) for value in frame[column].tolist()] for column in frame.columns}
 
 
 def _plain(value: Any) -> Any:

@@ -106,3 +106,44 @@ def counters_row(op, kernel, *, tensor=None, column="tensor_bfloat16", instructi
     owner = {name: op[name] for name in ("module", "phase", "op", "shapes", "dtype")}
     figures = {column: tensor, "tensor_instructions": instructions, **figures}
     return {"number": 0, **owner, "kernel": kernel, "grid": grid, "block": "128x1x1", "duration_ns": 1000, **figures}
+
+
+def rank_run(rank, *, world=2, compute=100, waits=50, step_ns=160, peak_bytes=1000, **about) -> Run:
+    """One rank of a data-parallel job, on a device of 100 FLOP/ns in bfloat16 and 50 in float32.
+
+    Three products take ``compute``; an all-reduce of 64 bytes begins 10 ns before their end and takes ``waits`` longer.
+    """
+    kernels = [
+        kernel_row("fc", "forward", "aten::mm", 0, compute - 40, call=0),
+        kernel_row("fc", "recompute", "aten::mm", compute - 40, 20, call=1),
+        kernel_row("fc", "backward", "aten::mm", compute - 20, 20, call=2),
+        kernel_row("(unattributed)", "backward", "c10d::allreduce_", compute - 10, waits + 10, kernel="ncclDevKernel",
+                   call=3, stream="9") | {"shapes": "16"},
+    ]  # fmt: skip
+    ops = [
+        ops_row("fc", "forward", "aten::mm.default", 2000, full=3000, hardware=4000),
+        ops_row("fc", "backward", "aten::mm.default", 1000, dtype="float32"),
+        ops_row("fc", "recompute", "aten::mm.default", 500),
+        ops_row("(unattributed)", "backward", "c10d::allreduce_.default", 0, kind="communication", dtype="float32")
+        | {"shapes": "16 -> 16", "bytes": 64, "group": "dp"},
+    ]  # fmt: skip
+    phases = {"step": step_ns, "forward": compute - 40, "backward": step_ns - compute + 40}
+    return Run(
+        workload={
+            "name": "net", "mode": "train", "dtype": "bfloat16", "tokens_per_step": 8, "samples_per_step": 2,
+            "world": world, "rank": rank, "mesh": {"dp": world}, "groups": {"dp": list(range(world))},
+            "parallel": ["ddp"], **about,
+        },
+        device={"type": "cuda", "name": "Toy GPU", "uuid": f"GPU-{rank}", "memory_bandwidth": 10e9, "sm_count": 5,
+                "peaks": {"datasheet": {"bfloat16": 100e9, "float32": 50e9}}},
+        environment={"torch": "2.13.0", "date": "2026-01-02T03:04:05+00:00"},
+        settings={"convention": "causal", "peak_tflops": None},
+        passes={name: PassOutcome("done") for name in ("count", "time", "trace", "memory")},
+        tree=table("tree", [tree_row("", "Net", 10), tree_row("fc", "Linear", 10)]),
+        ops=table("ops", ops),
+        kernels=table("kernels", kernels),
+        samples=table("samples", [{"step": number, "phase": phase, "time_s": time * 1e-9}
+                                  for number in range(3) for phase, time in phases.items()]),
+        memory=table("memory", [{"module": "", "phase": "forward", "quantity": "allocated_peak", "source": "measured",
+                                 "bytes": peak_bytes}]),
+    )  # fmt: skip

@@ -15,6 +15,7 @@ NAMES = [
     "flop_rule",
     "load",
     "profile",
+    "read_job",
     "read_report",
     "read_trace",
     "validate",

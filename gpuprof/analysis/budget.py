@@ -25,6 +25,7 @@ from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtyp
 from gpuprof.analysis.kernel_time import busy_seconds, owned
 from gpuprof.analysis.known_flops import at_least, none_known
 from gpuprof.analysis.operators import kinds, plain_op
+from gpuprof.analysis.ranks import by_rank, require_kernels, straggler
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.untold import untold
 from gpuprof.errors import GpuprofError
@@ -37,6 +38,9 @@ PARTS = (
     "communication", "idle_launch", "idle_host", "other",
 )  # fmt: skip
 """The parts of a step, in the order in which they are told."""
+
+JOB_PARTS = ("ideal", "compute", "communication", "idle", "behind")
+"""Those of a job, each the mean of its ranks."""
 
 PART_COLUMNS = ["part", "title", "time_s", "share", "what"]
 """Columns of `Budget.parts`: the machine-readable contract."""
@@ -73,7 +77,8 @@ class Budget:
         mfu: ideal time over the step; None where no peak is known.
         hfu: the same of the FLOPs that the operators really do.
         bandwidth: bytes/s that memory-bound work is held against; None where it is not known.
-        parts: columns `PART_COLUMNS`, a row for each of `PARTS`; missing is a part that cannot be told from the rest.
+        parts: columns `PART_COLUMNS`, a row for each of `PARTS`, of a job for each of `JOB_PARTS`; missing is a part
+            that cannot be told from the rest.
         rows: the same by module (its own work alone), phase and operator: columns module, phase, op, part, time_s.
         ops: the run's as far as they are forward or backward, op without its overload; with work and part as in
             `kernels`, and the bounds of all calls in seconds: ideal_s, and where known clock_s, bytes_s, shape_s.
@@ -81,6 +86,8 @@ class Budget:
             memory, communication or other), part (that its time falls under), own_s (seconds of the step that it alone
             has) and idle_s (of the gap that it ended): the two add up to the step, as far as the traced one shows it.
         notes: what is to be known of the figures, a sentence each.
+
+    Of a job, which has no kernels, ops, kernels and rows are empty.
     """
 
     run: Run
@@ -107,7 +114,8 @@ def budget(
     """Split the time of a step into parts that add up to it.
 
     Args:
-        run: one that was counted and traced. The step is the median of the timing pass, or the traced one without it.
+        run: one that was counted and traced. The step is the median of the timing pass, or the traced one without it;
+            of a job that of the slowest rank.
         convention: how model FLOPs are counted; the run's own by default.
         denominator: which peak the ideal time is at; the preferred one of the run by default.
         ceilings: what `read_ceilings` gives: rates of the run's products and a bandwidth, measured on the device.
@@ -115,12 +123,14 @@ def budget(
     Raises:
         GpuprofError: the run was not counted or traced, has no kernels, or has no such denominator.
     """
-    if not (run.done("count") and run.done("trace")) or run.kernels.empty:
+    if run.busy.empty if run.is_job else run.kernels.empty or not run.done("trace") or not run.done("count"):
         raise GpuprofError("a budget needs operators and kernels: profile with the passes count, time and trace")
     known = denominators(run)
     if denominator is not None and denominator not in known:
         raise GpuprofError(f"no denominator {denominator!r} in this run: it has {', '.join(known) or 'none'}")
     name = denominator or next(iter(known), "")
+    if run.is_job:
+        return _of_job(run, convention, name, known.get(name, {}), ceilings)
     peaks, cuda = {} if withheld_of_step(run) else known.get(name, {}), run.device.get("type") == "cuda"
     bandwidth = _bandwidth(run, ceilings)
     scores = _scores(run)
@@ -181,6 +191,7 @@ def budget_by(found: Budget, by: Literal["module", "class"] = "module", depth: i
     Raises:
         GpuprofError: ``by`` is something else.
     """
+    require_kernels(found.run, f"a budget by {by}")
     if by not in ("module", "class"):
         raise GpuprofError(f"no budget by {by!r}: known are module, class")
     classes = dict(zip(found.run.tree["module"], found.run.tree["class"], strict=True))
@@ -241,6 +252,67 @@ def read_ceilings(path: Path, run: Run) -> dict[str, Any]:
     if device != run.device.get("name"):
         raise GpuprofError(f"{path} is of {device}, the run of {run.device.get('name')}: measure ceilings there")
     return dict(found)
+
+
+def _of_job(
+    run: Run, convention: str | None, name: str, peaks: dict[str, float], ceilings: dict[str, Any] | None
+) -> Budget:
+    """The budget of a job: what its ranks' devices do in the step of the slowest of them."""
+    if ceilings is not None:
+        require_kernels(run, "rates of single products")
+    reason = withheld_of_step(run)
+    ops = counted(run, convention)
+    model = ops[ops["phase"].isin(["forward", "backward"])]
+    ideal_s = ideal_seconds(model, "flops", {} if reason else peaks, run).sum(skipna=False)
+    hardware_s = ideal_seconds(ops, "flops_hardware", {} if reason else peaks, run).sum(skipna=False)
+    table, notes = by_rank(run), []
+    rank_s = table.get("timed_s", table["step_s"])
+    busy_s = table["compute_s"] + table["exposed_s"]
+    if (slowed := busy_s > rank_s).any():
+        notes.append(
+            f"Tracing slowed the step of {units.number(int(slowed.sum()), 'rank')}: kernels that take longer than the "
+            "undisturbed step are scaled down to it, and idle time cannot be told."
+        )
+    scale = (rank_s / busy_s).where(slowed, 1.0)
+    compute_s, exposed_s = (table[part] * scale for part in ("compute_s", "exposed_s"))
+    idle_s = rank_s - compute_s - exposed_s
+    timed_s = step_seconds(run)
+    step_s = float(rank_s.max()) if timed_s is None else timed_s
+    known = ideal_s > 0 and not math.isnan(ideal_s)
+    parts = pd.DataFrame({"part": JOB_PARTS})
+    parts["title"] = [
+        "ideal: model FLOPs at all peaks", f"computation: {'above ideal' if known else 'all of it'}",
+        "communication not hidden", "devices idle", "behind the slowest rank",
+    ]  # fmt: skip
+    parts["time_s"] = [
+        ideal_s if known else math.nan, float(compute_s.mean()) - (ideal_s if known else 0.0), float(exposed_s.mean()),
+        float(idle_s.mean()), step_s - float(rank_s.mean()),
+    ]  # fmt: skip
+    parts["share"] = parts["time_s"] / step_s
+    flops = whole_step(run, ops, convention)["flops"]
+    parts["what"] = [
+        f"{at_least(run)}{units.si(flops, 'FLOPs')} of {units.number(len(table), 'rank')}" if known else "",
+        *(f"{_from_to(times)} on a rank" for times in (compute_s, exposed_s, idle_s)),
+        "what the others' own steps are shorter",
+    ]
+    if reason:
+        notes.append(f"MFU, FLOP/s and all that FLOPs would explain are {reason}.")
+    elif not name:
+        notes.append(f"No ideal time: {run.device.get('peak_remedy') or 'no peak is known of every device'}.")
+    notes += [line] if (line := straggler(run).text) else []
+    if (parts["share"] < -0.0005).any():
+        notes.append(NEGATIVE)
+    return Budget(
+        run=run, step_s=step_s, convention=convention_of(run, convention), denominator=name,
+        mfu=_share(ideal_s, step_s), hfu=_share(hardware_s, step_s), bandwidth=_bandwidth(run, None), parts=parts,
+        rows=pd.DataFrame(columns=["module", "phase", "op", "part", "time_s"]), ops=ops.head(0),
+        kernels=run.kernels.assign(own_s=0.0, idle_s=0.0, gap_s=0.0), notes=notes,
+    )  # fmt: skip
+
+
+def _from_to(times: pd.Series) -> str:
+    low, high = units.duration(float(times.min()), 3), units.duration(float(times.max()), 3)
+    return low if low == high else f"{low} to {high}"
 
 
 def _bandwidth(run: Run, ceilings: dict[str, Any] | None) -> float | None:

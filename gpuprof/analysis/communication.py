@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from gpuprof.analysis.kernel_time import busy_seconds, owned, union_ns
-from gpuprof.analysis.operators import plain_op
+from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run, integers
+from gpuprof.record import Run, integers, table
 from gpuprof.theory import rule_for
 from gpuprof.theory.names import communicates, function_of, perhaps_communicates
 
@@ -65,14 +65,71 @@ def account(run: Run) -> Account:
     return Account(compute, union_ns(start[communicate], end[communicate]), busy - compute, step - busy, step)
 
 
+def calls(run: Run) -> pd.DataFrame:
+    """The collectives of one rank, call by call: what the ``collectives`` table holds of it, without its rank.
+
+    The message and the group of a call are those of the row of ``ops`` with its owner, operator and shapes; where that
+    is of two groups, or not there, those that all calls of the operator agree in, by shapes before all.
+    """
+    kernels = run.kernels.sort_values("start_ns", kind="stable", ignore_index=True)
+    communicate = communicating(kernels)
+    start, duration = (kernels[name].to_numpy("int64") for name in ("start_ns", "duration_ns"))
+    kernels = kernels.assign(exposed_ns=owned(start, duration, communicate)[0], end_ns=start + duration)[communicate]
+    if kernels.empty:
+        return table("collectives", []).drop(columns="rank")
+    op = kernels["op"].map(plain_op)
+    kernels["name"] = op.where(_where(op, communicates), kernels["kernel"].map(function_of))
+    alone = pd.Series([f"kernel {place}" for place in range(len(kernels))], kernels.index)  # launched by no operator
+    grouped = kernels.groupby(kernels["call"].astype("object").where(kernels["call"].notna(), alone), sort=False)
+    first = grouped.first()
+    known = _told(run)
+    rows, numbers = [], dict[str, int]()
+    for row, end_ns, exposed_ns in zip(
+        first.itertuples(index=False), grouped["end_ns"].max(), grouped["exposed_ns"].sum(), strict=True
+    ):
+        nbytes, group = known(row.module, row.phase, row.op, row.shapes)
+        numbers[group] = numbers.get(group, -1) + 1
+        rows.append(
+            {
+                "group": group, "number": numbers[group], "name": row.name, "phase": row.phase, "bytes": nbytes,
+                "start_ns": row.start_ns, "duration_ns": end_ns - row.start_ns, "exposed_ns": exposed_ns,
+            }
+        )  # fmt: skip
+    return table("collectives", rows).drop(columns="rank")
+
+
+def _told(run: Run) -> Callable[[str, str, str, str], tuple[int | None, str]]:
+    """What the counted calls tell of a traced one: bytes of its message, None where unknown, and its group."""
+    found: dict[tuple[str, ...], tuple[set[int | None], set[str]]] = {}
+    rows = run.ops.loc[
+        run.ops["kind"] == "communication", ["module", "phase", "op", "shapes", "group", "calls", "bytes"]
+    ]
+    for module, phase, op, shapes, group, count, nbytes in rows.itertuples(index=False, name=None):
+        each = None if pd.isna(nbytes) or not count else int(nbytes) // int(count)
+        op, shapes = plain_op(op), input_shapes(shapes)
+        for key in ((module, phase, op, shapes), (op, shapes), (op,)):
+            sizes, groups = found.setdefault(key, (set(), set()))
+            sizes.add(each)
+            groups.add(group)
+
+    def known(module: str, phase: str, op: str, shapes: str) -> tuple[int | None, str]:
+        op = plain_op(op)
+        fitting = [found[key] for key in ((module, phase, op, shapes), (op, shapes), (op,)) if key in found]
+        nbytes = next((next(iter(sizes)) for sizes, _ in fitting if len(sizes) == 1), None)
+        return nbytes, next((next(iter(groups)) for _, groups in fitting if len(groups) == 1), "")
+
+    return known
+
+
 def collectives(run: Run) -> pd.DataFrame:
     """Communication by operator, or by kernel where no operator of that kind launched it; most exposed time first.
 
     Returns:
-        Columns `COLLECTIVE_COLUMNS`. kind is communication, or perhaps communication: what has the name of a collective
-        but is none that is known; everywhere else it is counted as what it seems. calls are those of the traced step;
-        bytes those of the messages of all calls in the counted step, missing where they are not known; time_s is a
-        union of intervals; exposed_s adds up to that of `account`, and is missing of what is perhaps communication.
+        Columns `COLLECTIVE_COLUMNS`, of a rank of a job with the process group after the name. kind is communication,
+        or perhaps communication: what has the name of a collective but is none that is known; everywhere else it is
+        counted as what it seems. calls are those of the traced step; bytes those of the messages of all calls in the
+        counted step, missing where they are not known; time_s is a union of intervals; exposed_s adds up to that of
+        `account`, and is missing of what is perhaps communication.
     """
     kernels = run.kernels.sort_values("start_ns", kind="stable", ignore_index=True)
     communicate = communicating(kernels)
@@ -84,15 +141,27 @@ def collectives(run: Run) -> pd.DataFrame:
     by_op = np.where(communicate, _where(ops, communicates), ~by_name)
     kernels["name"] = ops.where(by_op, kernels["kernel"].map(function_of))
     kernels["kind"] = np.where(maybe, PERHAPS, "communication")
-    sizes = run.ops.groupby(run.ops["op"].map(plain_op))["bytes"].agg(lambda known: known.sum(skipna=False))
+    in_job = "rank" in run.workload
+    ops = run.ops[["bytes", "group"]].assign(op=run.ops["op"].map(plain_op))
+    messages = kernels[communicate | maybe].assign(group="")
+    if in_job:
+        known = _told(run)
+        columns = ["module", "phase", "op", "shapes"]
+        told = (known(*row) for row in messages[columns].itertuples(index=False, name=None))
+        messages["group"] = [group for _, group in told]
+    else:
+        ops["group"] = ""
+    sizes = ops.groupby(["op", "group"])["bytes"].agg(lambda known: known.sum(skipna=False))
     rows = []
-    for (kind, name), group in kernels[communicate | maybe].groupby(["kind", "name"], sort=False):
-        calls = group["call"].nunique() + int(group["call"].isna().sum())
-        exposed_s = float("nan") if kind == PERHAPS else int(group["exposed_ns"].sum()) * 1e-9
-        rows.append((name, kind, calls, sizes.get(name), busy_seconds(group), exposed_s))
-    table = pd.DataFrame(rows, columns=COLLECTIVE_COLUMNS).astype({"time_s": "float64", "exposed_s": "float64"})
-    table["bytes"] = integers(table["bytes"])
-    return table.sort_values(["kind", "exposed_s"], ascending=[True, False], kind="stable", ignore_index=True)
+    for (kind, name, group), found in messages.groupby(["kind", "name", "group"], sort=False):
+        count = found["call"].nunique() + int(found["call"].isna().sum())
+        exposed_s = float("nan") if kind == PERHAPS else int(found["exposed_ns"].sum()) * 1e-9
+        rows.append((name, group, kind, count, sizes.get((name, group)), busy_seconds(found), exposed_s))
+    columns = [COLLECTIVE_COLUMNS[0], "group", *COLLECTIVE_COLUMNS[1:]]
+    frame = pd.DataFrame(rows, columns=columns).astype({"time_s": "float64", "exposed_s": "float64"})
+    frame["bytes"] = integers(frame["bytes"])
+    frame = frame.sort_values(["kind", "exposed_s"], ascending=[True, False], kind="stable", ignore_index=True)
+    return frame if in_job else frame.drop(columns="group")
 
 
 def _unknown_collective(name: str) -> bool:

@@ -151,6 +151,15 @@ def _typed(name: str, values: list[Any]) -> Any:
     return pd.Series(values, dtype="object" if name == "invalid" else "float64")
 
 
+def identity(workload: dict[str, Any]) -> dict[str, Any]:
+    """What all ranks of a job have in common of what makes the workload: inputs are a rank's own, and so may models be.
+
+    A stage of a pipeline is of an architecture of its own.
+    """
+    own = {"inputs", "facts", *(["architecture"] if "pp" in workload.get("parallel", ()) else [])}
+    return {name: workload.get(name) for name in _IDENTITY if name not in own}
+
+
 def workload_key(run: Run) -> str:
     """A name for the workload that is the same wherever and whenever it runs, in characters that suit a file's name.
 

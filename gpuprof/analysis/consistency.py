@@ -93,8 +93,11 @@ def inconsistencies(run: Run) -> list[str]:
 def mismatches(run: Run) -> list[str]:
     """In what the passes saw different steps, one line each; empty if they agree or only one of them ran.
 
-    The first kind that is found is told: each would only say once more what the one before it has said.
+    The first kind that is found is told: each would only say once more what the one before it has said. Of a job what
+    its ranks found, here and below.
     """
+    if run.is_job:
+        return run.doubts["mismatches"]
     of_passes = (_of_inputs, _of_calls, _of_estimates)  # a recording is of one
     of_recording = (_of_devices, _of_graphs, _of_transformations)
     kinds = (*(of_recording if run.recorded else of_passes), _of_the_step)
@@ -104,6 +107,8 @@ def mismatches(run: Run) -> list[str]:
 @once
 def misbooked(run: Run) -> list[str]:
     """In what the trace's times cannot be those of what has them, one line each; nothing where the steps differ."""
+    if run.is_job:
+        return run.doubts["misbooked"]
     if not (run.done("count") and run.done("trace")) or mismatches(run):
         return []
     return [*misowned(run), *_of_transformations(run), *_of_kernel_time(run), *_too_fast(run), *_ops_too_fast(run)]
@@ -115,6 +120,8 @@ def misowned(run: Run) -> list[str]:
 
     A recording has both from the same events: what is no module's there is so in both.
     """
+    if run.is_job:
+        return run.doubts["misowned"]
     if run.recorded or not (run.done("count") and run.done("trace")) or mismatches(run):
         return []
     return [*_of_owners(run), *_without_owner(run)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from gpuprof.hardware.counters import SCALAR_COLUMNS, TENSOR_COLUMNS
@@ -17,17 +19,38 @@ WORDS = {
 
 
 def denominators(run: Run) -> dict[str, dict[str, float]]:
-    """Peak FLOP/s per dtype under each denominator that is known for this run, the preferred first."""
+    """Peak FLOP/s per dtype under each denominator that is known for this run, the preferred first.
+
+    Of a job those of all its devices together, as far as each has one.
+    """
+    if not run.is_job:
+        return _of_device(run, run.device, sm_clock_hz(run))
+    ranks = list(of_ranks(run).values())
+    known = {name: [peaks.get(name, {}) for peaks in ranks] for name in ranks[0]}
+    sums = {
+        name: {dtype: sum(one[dtype] for one in peaks) for dtype in peaks[0] if all(dtype in one for one in peaks)}
+        for name, peaks in known.items()
+    }
+    return {name: peaks for name, peaks in sums.items() if peaks}
+
+
+def of_ranks(run: Run) -> dict[int, dict[str, dict[str, float]]]:
+    """`denominators` of each rank of a job, of its own device; none of another run."""
+    clocks = run.ranks[run.ranks["quantity"] == "sm_clock_hz"].set_index("rank")["amount"]
+    ranks = run.device["ranks"] if run.is_job else []
+    return {one["rank"]: _of_device(run, one["device"], clocks.get(one["rank"])) for one in ranks}
+
+
+def _of_device(run: Run, device: dict[str, Any], clock: float | None) -> dict[str, dict[str, float]]:
     peaks: dict[str, dict[str, float]] = {}
     given = run.settings.get("peak_tflops")
     if given:
         dtypes = {_family(dtype) for dtype in run.ops["dtype"]} | _executed_dtypes(run) | {"tf32"}
         peaks["given"] = dict.fromkeys(sorted(dtypes), given * 1e12)
-    known = run.device.get("peaks", {})
+    known = device.get("peaks", {})
     if "datasheet" in known:
         peaks["datasheet"] = known["datasheet"]
-        clock = sm_clock_hz(run)
-        rates, count = run.device.get("flops_per_clock_per_sm") or {}, run.device.get("sm_count")
+        rates, count = device.get("flops_per_clock_per_sm") or {}, device.get("sm_count")
         if clock and rates and count:
             peaks["clock"] = {dtype: rate * count * clock for dtype, rate in rates.items()}
     if "measured" in known:
@@ -47,7 +70,13 @@ def denominator(run: Run) -> tuple[str, dict[str, float]]:
 
 
 def sm_clock_hz(run: Run) -> float | None:
-    """Median SM clock in the timing window, or None where it was not read."""
+    """Median SM clock in the timing window, or None where it was not read.
+
+    Of a job that of the rank with the lowest: the others wait for it.
+    """
+    if run.is_job:
+        lowest = run.ranks.loc[run.ranks["quantity"] == "sm_clock_hz", "amount"].min()
+        return None if pd.isna(lowest) else float(lowest)
     telemetry = run.telemetry
     clocks = telemetry.loc[telemetry["quantity"] == "sm_clock", ["unit", "value"]].dropna()
     if clocks.empty:

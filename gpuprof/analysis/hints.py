@@ -57,6 +57,8 @@ def hints(found: Budget) -> list[Hint]:
     Args:
         found: what `gpuprof.analysis.budget.budget` gives.
     """
+    if found.run.is_job:  # they are told by kernels: each rank's own run has them
+        return []
     rates = not withheld_of_kernels(found.run)
     all_hints = [
         Hint(text, gain_s, gain_s / found.step_s, action)

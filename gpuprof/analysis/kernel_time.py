@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from gpuprof.paths import ancestors
+from gpuprof.record import ALL, Run
 
 
 def kernel_times(kernels: pd.DataFrame, paths: list[str]) -> dict[str, dict[str, float]]:
@@ -25,6 +26,23 @@ def kernel_times(kernels: pd.DataFrame, paths: list[str]) -> dict[str, dict[str,
     for (path, phase), rows in members.items():
         times[path][phase] = union_ns(start[rows], end[rows]) * 1e-9
     return times
+
+
+def of_ranks(run: Run) -> dict[str, dict[str, float]]:
+    """The same of a job, the mean of its ranks, each of its own traced step; under `ALL` by phase alone."""
+    rows = run.busy[run.busy["op"] == ALL]
+    times: dict[str, dict[str, float]] = {}
+    for module, phase, nanoseconds in rows[["module", "phase", "total_ns"]].itertuples(index=False, name=None):
+        times.setdefault(module, {})[phase] = int(nanoseconds) * 1e-9 / run.workload["world"]
+    return times
+
+
+def own_of_ranks(run: Run) -> pd.DataFrame:
+    """A module's own work by phase and operator, of a job: with kernels and time_s (durations), means of its ranks."""
+    rows = run.busy[run.busy["op"] != ALL].set_index(["module", "phase", "op"])
+    world = run.workload["world"]
+    kernels, time_s = rows["kernels"].astype("float64") / world, rows["total_ns"].astype("float64") * 1e-9 / world
+    return pd.DataFrame({"kernels": kernels, "time_s": time_s}).reset_index()
 
 
 def busy_seconds(kernels: pd.DataFrame) -> float:

@@ -37,6 +37,9 @@ def matmul_kernels(run: Run) -> pd.DataFrame:
 
 def priced_share(run: Run) -> float | None:
     """Share of the matmul kernel time whose calls have FLOPs; None where no kernel of a GPU multiplies."""
+    if run.is_job:
+        sums = run.ranks.groupby("quantity")["amount"].sum()
+        return int(sums["priced_ns"]) / int(sums["matmul_ns"]) if "matmul_ns" in sums else None
     kernels = matmul_kernels(run)
     whole = int(kernels["duration_ns"].sum())
     return int(kernels.loc[kernels["priced"], "duration_ns"].sum()) / whole if whole else None

@@ -13,13 +13,14 @@ from gpuprof.analysis.consistency import owned_kernels, withheld_of_kernels, wit
 from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.executed import executed_flops
-from gpuprof.analysis.kernel_time import kernel_times, union_ns
+from gpuprof.analysis.kernel_time import kernel_times, of_ranks, own_of_ranks, union_ns
 from gpuprof.analysis.known_flops import none_known
 from gpuprof.analysis.operators import kinds, plain_op
+from gpuprof.analysis.ranks import busy_of_ranks, require_kernels
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.unpriced import ratio_withheld
 from gpuprof.paths import ancestors
-from gpuprof.record import PHASES, UNATTRIBUTED, Run, integers
+from gpuprof.record import ALL, PHASES, UNATTRIBUTED, Run, integers
 from gpuprof.theory import rule_for
 
 __all__ = [
@@ -54,7 +55,8 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
         Columns `MODULE_COLUMNS`. Plain ``flops_*`` are matmul FLOPs in the convention, ``flops_executed_*`` what the
         GPU's counters say of them where they were read; counts are exact integers, times are in seconds of kernel time
         (union of the intervals) of one traced step, and what is not known is missing, never 0. Where the trace gave
-        time to other modules than those that were counted, all of it is in the row that belongs to no module.
+        time to other modules than those that were counted, all of it is in the row that belongs to no module. Of a job
+        counts are those of all ranks and times the mean of theirs, so rates are of all devices together, as peaks are.
     """
     paths = [*run.tree["module"], UNATTRIBUTED]
     table = pd.concat(
@@ -66,12 +68,13 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
     ).set_index("module")
     if run.done("count") and not none_known(run):
         _add_counts(table, counted(run, convention), paths, run.kernels if run.recorded else None)
-    if run.done("trace"):
+    if run.done("trace") or len(run.busy):
         unknown = bool(withheld_of_owners(run))
-        times = kernel_times(owned_kernels(run), paths)
+        times = of_ranks(run) if run.is_job else kernel_times(owned_kernels(run), paths)
         for phase in _MODULE_PHASES:
-            found = [None if unknown and path != UNATTRIBUTED else times[path].get(phase, 0.0) for path in paths]
-            table[f"time_{phase}_s"] = pd.array(found, dtype="Float64")
+            found = pd.array([times.get(path, {}).get(phase, 0.0) for path in paths], dtype="Float64")
+            found[unknown & (table.index != UNATTRIBUTED)] = pd.NA
+            table[f"time_{phase}_s"] = found
     if run.done("counters"):
         executed = executed_flops(run).to_dict()
         for phase in _MODULE_PHASES:
@@ -209,7 +212,8 @@ def by_op(run: Run, convention: str | None = None) -> pd.DataFrame:
     """One row per operator: what it cost, how long it took, and what torch.profiler itself makes of it.
 
     Kernels that no operator launched come last, under an empty name. ``flops`` is missing where an operator has no
-    rule; ``flops_profiler`` where torch makes no estimate.
+    rule; ``flops_profiler`` where torch makes no estimate. Of a job calls and FLOPs are those of all ranks, times and
+    kernels the mean of theirs.
     """
     ops = counted(run, convention)
     ops["op"] = ops["op"].map(plain_op)
@@ -222,17 +226,23 @@ def by_op(run: Run, convention: str | None = None) -> pd.DataFrame:
             "ideal_s": grouped["ideal_s"].sum(),
         }
     )
-    if run.done("trace"):
+    if run.is_job and len(run.busy):
+        kernels = own_of_ranks(run).groupby("op")[["kernels", "time_s"]].sum()
+        table = table.reindex(table.index.union(kernels.index, sort=False))
+        table["kernels"], table["time_s"] = (kernels[name].astype("Float64") for name in ("kernels", "time_s"))
+        table["time_share"] = table["time_s"] / kernels["time_s"].sum()
+    elif run.done("trace"):
         kernels = run.kernels.groupby(run.kernels["op"].map(plain_op))["duration_ns"].agg(["sum", "size"])
         table = table.reindex(table.index.union(kernels.index, sort=False))
         table["kernels"] = kernels["size"].reindex(table.index).astype("Int64")
         table["time_s"] = kernels["sum"].reindex(table.index).astype("Float64") * 1e-9
         table["time_share"] = table["time_s"] / (run.kernels["duration_ns"].sum() * 1e-9)
-        table["flops_per_s"] = _rate(run, table["flops"], table["time_s"])
-        table["mfu"] = _rate(run, table["ideal_s"], table["time_s"])
         table["flops_profiler"] = (
             run.estimates.groupby(run.estimates["op"].map(plain_op))["flops_profiler"].sum().reindex(table.index)
         )
+    if "time_s" in table:
+        table["flops_per_s"] = _rate(run, table["flops"], table["time_s"])
+        table["mfu"] = _rate(run, table["ideal_s"], table["time_s"])
         table = table.sort_values("time_s", ascending=False, na_position="last")
     # the backward may run operators in place that the counting pass saw run out of place: known all the same
     table["kind"] = table["kind"].fillna(kinds(run)).fillna("")
@@ -244,7 +254,11 @@ def by_kernel(run: Run, convention: str | None = None) -> pd.DataFrame:
     """One row per kernel name: times, the operators that launch it, and their kinds, communication by its own name too.
 
     No FLOPs: an operator may launch several.
+
+    Raises:
+        GpuprofError: the run is of a job.
     """
+    require_kernels(run, "kernels by name")
     kind = run.kernels["op"].map(plain_op).map(kinds(run)).mask(communicating(run.kernels), "communication")
     grouped = run.kernels.assign(kind=kind).groupby("kernel", sort=False)
     table = pd.DataFrame(
@@ -279,8 +293,8 @@ def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
     times = run.samples.groupby("phase")["time_s"]
     for name, quantile in (("time_q1_s", 0.25), ("time_q3_s", 0.75)):
         table[name] = times.quantile(quantile).reindex(table.index)
-    if run.done("trace"):
-        seconds = kernel_times(run.kernels.assign(module=""), [""])[""]
+    if run.done("trace") or len(run.busy):
+        seconds = of_ranks(run).get(ALL, {}) if run.is_job else kernel_times(run.kernels.assign(module=""), [""])[""]
         table["kernel_time_s"] = pd.array([seconds.get(phase) for phase in table.index], dtype="Float64")
         messages = run.kernels[communicating(run.kernels)]
         if len(messages):
@@ -375,7 +389,13 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
                 "mfu": _known_share(model["ideal_s"].sum(skipna=False) * scale, step_s),
                 "hfu": _known_share(ops["hardware_ideal_s"].sum(skipna=False), step_s),
             }
-    if run.done("trace") and len(run.kernels):
+    if run.is_job and len(run.busy):
+        figures["kernel_s"] = busy_of_ranks(run)
+        own = own_of_ranks(run)
+        owned = (own["module"] != UNATTRIBUTED) | (own["phase"] == "optimizer")
+        if total := own["time_s"].sum():
+            figures["owned_share"] = float(own.loc[owned, "time_s"].sum() / total)
+    elif run.done("trace") and len(run.kernels):
         kernels = run.kernels
         figures["kernel_s"] = kernel_times(kernels.assign(module="", phase=""), [""])[""].get("", 0.0)
         owned = (kernels["module"] != UNATTRIBUTED) | (kernels["phase"] == "optimizer")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -16,7 +17,7 @@ from gpuprof import units
 from gpuprof.analysis.communication import account
 from gpuprof.analysis.consistency import withheld, withheld_of_step
 from gpuprof.analysis.counted import chosen
-from gpuprof.analysis.denominators import denominator, peak_dtype
+from gpuprof.analysis.denominators import denominator, of_ranks, peak_dtype
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Run, integers
@@ -25,6 +26,9 @@ RANK_COLUMNS = [
     "rank", "step_s", "compute_s", "exposed_s", "idle_s", "communication_s", "kernels", "flops", "flops_per_s", "mfu",
 ]  # fmt: skip
 """Columns of `by_rank`."""
+
+HELD_COLUMNS = ["timed_s", "peak_bytes", "sm_clock_mhz"]
+"""Columns of `by_rank` after those, of a job and its ranks."""
 
 LEAST_EXCESS = 0.01
 """Share of a step up to which ranks that compute for different times are even."""
@@ -52,11 +56,12 @@ class Straggler(NamedTuple):
 
 
 class _Slowest(NamedTuple):
-    """The rank that computes longest in a step, in nanoseconds."""
+    """The rank that computes longest in a step, or is idle longest, in nanoseconds."""
 
     rank: int
+    does: str  # computes, or is idle
     excess: int  # over the next
-    spread: int  # over the one that computes shortest
+    spread: int  # over the one that does so shortest
     wait: float  # of the others: what more communication they have in the open, in the mean
     step: int  # of the rank that takes longest
 
@@ -67,7 +72,7 @@ class _Slowest(NamedTuple):
         return self.excess > LEAST_EXCESS * self.step and self.excess >= LEAST_EXPLAINED * self.wait > 0
 
     def words(self) -> str:
-        excess = f"rank {self.rank} computes {units.duration(self.excess * 1e-9)} longer than the next"
+        excess = f"rank {self.rank} {self.does} {units.duration(self.excess * 1e-9)} longer than the next"
         if self.wait <= 0:
             return f"{excess}, and no other waits for it"
         return f"{excess}, where the others wait {units.duration(self.wait * 1e-9)}"
@@ -93,38 +98,50 @@ def rank_rows(run: Run, rank: int, step: int = 0) -> list[dict[str, Any]]:
     busy = found.compute_ns + found.exposed_ns
     timed = 0 if timed_s is None else round(timed_s * 1e9)
     step_ns = timed if timed >= busy else found.step_ns
-    amounts: list[tuple[str, str, int]] = [
-        ("step_ns", "", step_ns),
-        ("compute_ns", "", found.compute_ns),
-        ("communication_ns", "", found.communication_ns),
-        ("exposed_ns", "", found.exposed_ns),
-        ("idle_ns", "", step_ns - busy),
-        ("kernels", "", len(run.kernels)),
+    amounts = [
+        ("step_ns", step_ns),
+        ("compute_ns", found.compute_ns),
+        ("communication_ns", found.communication_ns),
+        ("exposed_ns", found.exposed_ns),
+        ("idle_ns", step_ns - busy),
+        ("kernels", len(run.kernels)),
     ]
-    ops = run.ops.assign(peak=list(map(peak_dtype, run.ops["dtype"], run.ops["kind"], [run] * len(run.ops))))
-    figures = () if withheld(run) else ("flops_causal", "flops_full", "flops_hardware")  # most of it is in graphs, say
-    for figure in figures:
+    times = [{"rank": rank, "quantity": quantity, "dtype": "", "amount": amount} for quantity, amount in amounts]
+    return [row | {"step": step} for row in (*times, *flops_rows(run, rank))]
+
+
+def flops_rows(run: Run, rank: int) -> list[dict[str, Any]]:
+    """The FLOPs among `rank_rows`, of no step; of a rank whose rates are withheld none."""
+    if withheld(run):  # most of it is in graphs, say
+        return []
+    peaks = {key: peak_dtype(*key, run) for key in set(zip(run.ops["dtype"], run.ops["kind"], strict=True))}
+    ops = run.ops.assign(peak=[peaks[key] for key in zip(run.ops["dtype"], run.ops["kind"], strict=True)])
+    found = []
+    for figure in ("flops_causal", "flops_full", "flops_hardware"):
         rows = ops if figure == "flops_hardware" else ops[ops["phase"].isin(_MODEL)]
         sums = rows[rows[figure].fillna(0) > 0].groupby("peak")[figure].sum()
-        amounts += [(figure, str(dtype), int(flops)) for dtype, flops in sums.items()]
-    return [
-        {"rank": rank, "step": step, "quantity": quantity, "dtype": dtype, "amount": amount}
-        for quantity, dtype, amount in amounts
-    ]
+        found += [
+            {"rank": rank, "quantity": figure, "dtype": str(dtype), "amount": int(flops)}
+            for dtype, flops in sums.items()
+        ]
+    return found
 
 
 def by_rank(run: Run, convention: str | None = None) -> pd.DataFrame:
     """One row per rank: of several recorded steps the one of median length, of an even number the shorter.
 
     Args:
-        run: one with several ranks.
+        run: one with several ranks, or of one rank of a job.
         convention: how FLOPs are counted, ``causal`` or ``full``. By default the one of the two that the run's own
             convention counts modules in.
 
     Returns:
-        Columns `RANK_COLUMNS`. exposed_s is communication that no computation hides: compute_s, exposed_s and idle_s
-        add up to step_s. flops are the model's that this rank does itself, flops_per_s and mfu over its own step and,
-        for mfu, the preferred peak. What is not known is missing, as are rates where no step was found.
+        Columns `RANK_COLUMNS`, and those of `HELD_COLUMNS` that are known of any rank. exposed_s is communication that
+        no computation hides: compute_s, exposed_s and idle_s add up to step_s. flops are the model's that this rank
+        does itself, flops_per_s and mfu over its own step and, for mfu, the preferred peak of its own device.
+        timed_s is that step, where on any rank it is another than step_s: the kernels of the traced one took longer.
+        sm_clock_mhz is the median in the timing window. What is not known is missing, as are rates where no step was
+        found.
 
     Raises:
         GpuprofError: the run has no ranks, or they have no FLOPs in this convention.
@@ -134,21 +151,60 @@ def by_rank(run: Run, convention: str | None = None) -> pd.DataFrame:
     how = chosen(run, convention)
     if convention not in (None, "causal", "full"):
         raise GpuprofError(f"ranks have no FLOPs in convention {convention}: give causal or full")
-    peaks = denominator(run)[1]
+    name, peaks = denominator(run)
+    own_peaks = {rank: of_rank.get(name, {}) for rank, of_rank in of_ranks(run).items()}
+    traced, held = _steps(run), _held(run)
     rows = []
-    for rank, steps in _steps(run).items():
-        figures = sorted(steps.values(), key=lambda one: one["step_ns", ""])[(len(steps) - 1) // 2]
+    for rank in sorted({*traced, *held}):
+        known = held.get(rank, {})
+        figures = dict(known)
+        if steps := traced.get(rank):
+            figures |= sorted(steps.values(), key=lambda one: one["step_ns", ""])[(len(steps) - 1) // 2]
         flops = {dtype: amount for (name, dtype), amount in figures.items() if name == f"flops_{how.modules_in}"}
-        step_s, total = figures["step_ns", ""] * 1e-9, sum(flops.values())
-        row: dict[str, Any] = {f"{name}_s": figures[f"{name}_ns", ""] * 1e-9 for name in _TIMES}
-        row |= {"rank": rank, "kernels": figures["kernels", ""], "flops": total or None}
-        if total and not withheld_of_step(run):
-            ideal_s = sum(amount / peaks.get(dtype, math.nan) for dtype, amount in flops.items())
+        times = {part: figures.get((f"{part}_ns", "")) for part in _TIMES}
+        row: dict[str, Any] = {f"{part}_s": None if ns is None else ns * 1e-9 for part, ns in times.items()}
+        timed_ns, total = known.get(("step_ns", "")), sum(flops.values())
+        step_s = row["step_s"] if timed_ns is None else timed_ns * 1e-9
+        row["timed_s"] = None if timed_ns is None else step_s
+        row |= {"rank": rank, "kernels": figures.get(("kernels", "")), "flops": total or None}
+        clock = known.get(("sm_clock_hz", ""))
+        row |= {"peak_bytes": known.get(("peak_bytes", "")), "sm_clock_mhz": clock and clock / 1e6}
+        if total and step_s and not withheld_of_step(run):
+            own = own_peaks.get(rank, peaks)
+            ideal_s = sum(amount / own.get(dtype, math.nan) for dtype, amount in flops.items())
             row |= {"flops_per_s": total / step_s, "mfu": ideal_s / step_s}
         rows.append(row)
-    table = pd.DataFrame(rows, columns=RANK_COLUMNS).astype({"flops_per_s": "float64", "mfu": "float64"})
-    table["flops"] = integers(table["flops"])
-    return table
+    table = pd.DataFrame(rows, columns=[*RANK_COLUMNS, *HELD_COLUMNS])
+    floats = (*(f"{part}_s" for part in _TIMES), "flops_per_s", "mfu", "timed_s", "sm_clock_mhz")
+    table = table.astype(dict.fromkeys(floats, "float64"))
+    if table["timed_s"].equals(table["step_s"]):
+        table["timed_s"] = math.nan
+    for count in ("kernels", "flops", "peak_bytes"):
+        table[count] = integers(table[count])
+    return table.drop(columns=[name for name in HELD_COLUMNS if table[name].isna().all()])
+
+
+def busy_of_ranks(run: Run) -> float | None:
+    """Seconds in which a device of a job is busy in a step, the mean of its ranks; None where none was traced."""
+    table = by_rank(run)
+    busy = (table["compute_s"] + table["exposed_s"]).dropna()
+    return float(busy.mean()) if len(busy) == len(table) > 0 else None
+
+
+def require_kernels(run: Run, what: str) -> None:
+    """Refuse a job where the kernels of a rank are asked for.
+
+    Args:
+        run: any.
+        what: is asked for.
+
+    Raises:
+        GpuprofError: it is a job, which has none; the file of a rank that has is named.
+    """
+    if run.is_job:
+        one = run.device["ranks"][0]["file"]
+        example = f", such as {one}" if one else ""
+        raise GpuprofError(f"{what}: the file of a job has no kernels, so give that of one of its ranks{example}")
 
 
 def straggler(run: Run) -> Straggler:
@@ -157,44 +213,70 @@ def straggler(run: Run) -> Straggler:
     In a step the slowest is the rank that computes longest. Its excess is what it computes longer than the next; the
     others' wait is what their exposed communication is longer than its own, in the mean. It holds them up where the
     excess is over `LEAST_EXCESS` of the step and at least `LEAST_EXPLAINED` of the wait, and it is named if it does so
-    in two of three steps, of at least `LEAST_STEPS` that were recorded of every rank.
+    in two of three steps, of at least `LEAST_STEPS` that were recorded of every rank. Where all compute equally long,
+    the same is asked of the time that their devices are idle: a rank that waits for its host or its input.
     """
     ranks = _steps(run)
     if len(ranks) < 2:
         return Straggler(None, "")
-    found = [_slowest(step, ranks) for step in sorted(set.intersection(*map(set, ranks.values())))]
+    common = sorted(set.intersection(*map(set, ranks.values())))
+    found = [_slowest(step, ranks, "compute_ns", "computes") for step in common]
     if not found:
         return Straggler(None, "No step was recorded of every rank, so none can be named.")
     if 2 * sum(one.uneven() for one in found) < len(found):
+        idle = [_slowest(step, ranks, "idle_ns", "is idle") for step in common]
+        rank, times = _holding_up(idle)
+        if len(idle) >= LEAST_STEPS and 3 * times >= 2 * len(idle):
+            words = _largest(one for one in idle if one.rank == rank).words()
+            why = "its host or its input holds them up, not its computation"
+            return Straggler(rank, f"Straggler: in {times} of {len(idle)} steps {words}: {why}.")
         return Straggler(None, f"Even: all ranks compute equally long, to {units.percent(LEAST_EXCESS)} of the step.")
-    held_up = Counter(one.rank for one in found if one.holds_up())
-    rank, times = next(iter(held_up.most_common(1)), (None, 0))
-    largest = max(found, key=lambda one: one.excess)
+    rank, times = _holding_up(found)
+    largest = _largest(found)
     if len(found) < LEAST_STEPS:
         few = f"{units.number(len(found), 'step')} of every rank, and {LEAST_STEPS} are needed to name one"
         return Straggler(None, f"Uneven, no single rank: {largest.words()}; known of {few}.")
     if 3 * times < 2 * len(found):
         return Straggler(None, f"Uneven, no single rank: in the worst of {len(found)} steps {largest.words()}.")
-    largest = max((one for one in found if one.rank == rank), key=lambda one: one.excess)
+    largest = _largest(one for one in found if one.rank == rank)
     return Straggler(rank, f"Straggler: in {times} of {len(found)} steps {largest.words()}.")
 
 
-def _slowest(step: int, ranks: dict[int, dict[int, _Figures]]) -> _Slowest:
-    compute = {rank: steps[step]["compute_ns", ""] for rank, steps in ranks.items()}
+def _slowest(step: int, ranks: dict[int, dict[int, _Figures]], quantity: str, does: str) -> _Slowest:
+    took = {rank: steps[step][quantity, ""] for rank, steps in ranks.items()}
     exposed = {rank: steps[step]["exposed_ns", ""] for rank, steps in ranks.items()}
-    last, *others = sorted(compute, key=lambda rank: -compute[rank])
+    last, *others = sorted(took, key=lambda rank: -took[rank])
     wait = sum(exposed[rank] - exposed[last] for rank in others) / len(others)
     longest = max(steps[step]["step_ns", ""] for steps in ranks.values())
-    return _Slowest(last, compute[last] - compute[others[0]], compute[last] - compute[others[-1]], wait, longest)
+    return _Slowest(last, does, took[last] - took[others[0]], took[last] - took[others[-1]], wait, longest)
+
+
+def _holding_up(found: list[_Slowest]) -> tuple[int | None, int]:
+    """The rank that holds up the others in most steps, and in how many."""
+    held_up = Counter(one.rank for one in found if one.holds_up())
+    return next(iter(held_up.most_common(1)), (None, 0))
+
+
+def _largest(found: Iterable[_Slowest]) -> _Slowest:
+    return max(found, key=lambda one: one.excess)
 
 
 _Figures = dict[tuple[str, str], int]  # amounts by quantity and dtype
 
 
 def _steps(run: Run) -> dict[int, dict[int, _Figures]]:
-    """The ``ranks`` table by rank and step."""
+    """The ``ranks`` table by rank and step; a rank without a step is not there."""
     found: dict[int, dict[int, _Figures]] = {}
-    columns = run.ranks[["rank", "step", "quantity", "dtype", "amount"]].itertuples(index=False, name=None)
-    for rank, step, quantity, dtype, amount in columns:
+    rows = run.ranks.loc[run.ranks["step"].notna(), ["rank", "step", "quantity", "dtype", "amount"]]
+    for rank, step, quantity, dtype, amount in rows.itertuples(index=False, name=None):
         found.setdefault(int(rank), {}).setdefault(int(step), {})[quantity, dtype] = int(amount)
+    return {rank: found[rank] for rank in sorted(found)}
+
+
+def _held(run: Run) -> dict[int, _Figures]:
+    """What the ``ranks`` table has of each rank and of no traced step."""
+    found: dict[int, _Figures] = {}
+    rows = run.ranks.loc[run.ranks["step"].isna(), ["rank", "quantity", "dtype", "amount"]]
+    for rank, quantity, dtype, amount in rows.itertuples(index=False, name=None):
+        found.setdefault(int(rank), {})[quantity, dtype] = int(amount)
     return {rank: found[rank] for rank in sorted(found)}

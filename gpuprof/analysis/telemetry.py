@@ -121,8 +121,16 @@ def energy_per_step_j(run: Run) -> float | None:
     Returns:
         None where it was not read, in a window under `TRUSTED_WINDOW_S`, and on a MIG slice, which shares the counter.
     """
+    if run.is_job:
+        return _of_all_ranks(run)
     energy_j, steps = _growth(run.telemetry, "energy"), _steps(run)
     return energy_j / steps if energy_j > 0 and steps and _of_this_run(run) else None
+
+
+def _of_all_ranks(run: Run) -> float | None:
+    """The energy of a step of a job; None where one of its ranks does not know its own."""
+    found = run.ranks.loc[run.ranks["quantity"] == "energy_uj", "amount"]
+    return int(found.sum()) * 1e-6 if len(found) == run.workload["world"] else None
 
 
 def flops_per_joule(run: Run, convention: str | None = None) -> float | None:

@@ -73,7 +73,8 @@ def headline(found: Budget) -> str:
 def text(found: Budget, view: View) -> str:
     """The parts as a waterfall, then rows by class or module, the owners of idle time and the hints."""
     parts: list[RenderableType] = [Text(subject(found.run), style="bold"), *_wrapped(headline(found), view), Text("")]
-    parts += [_waterfall(found, view), Text(""), _owners_of_time(found, view)]
+    parts += [_waterfall(found, view)]
+    parts += [] if found.run.is_job and view.by == "part" else [Text(""), _owners_of_time(found, view)]
     if owners := _idle(found, view):
         parts += [Text(""), owners]
     told: list[RenderableType] = []
@@ -97,10 +98,11 @@ def markdown(found: Budget, view: View) -> str:
     rows.append(["step", units.duration(found.step_s), "100.0 %", ""])
     by = _by(view)
     busy = [[by, "time", "share", "of it"], ["---", "---:", "---:", "---"]]
-    busy += [[label, time, share, of_it] for label, time, share, of_it in _busy(found, view)]
+    busy += list(map(list, _busy(found, view)))
     waited = [["waited for", "phase", "gaps", "time", "share", "most before"]]
     waited += [["---", "---", "---:", "---:", "---:", "---"], *map(list, _waited_for(found))]
-    sections = [f"{subject(found.run)}\n\n{headline(found)}\n", _piped(rows), _piped(busy)]
+    sections = [f"{subject(found.run)}\n\n{headline(found)}\n", _piped(rows)]
+    sections += [_piped(busy)] if len(busy) > 2 else []
     sections += [_piped(waited)] if len(waited) > 2 else []
     sections += ["".join(f"{n}. {_escaped(_sentence(hint))}\n" for n, hint in enumerate(hints(found), 1))]
     sections += ["".join(f"- {_escaped(note)}\n" for note in _notes(found, view))]
@@ -114,9 +116,10 @@ def csv(found: Budget, view: View) -> str:
 
 def json(found: Budget, view: View) -> str:
     """Raw figures: the step, its parts, rows by class or module, owners of idle time, hints; null where unknown."""
+    rows_of = view if view.by != "part" else View(by="class", top=view.top)
     tables = {
         "parts": found.parts,
-        "rows": frame(found, view if view.by != "part" else View(by="class", top=view.top)),
+        "rows": found.rows if found.run.is_job and view.by == "part" else frame(found, rows_of),
         "idle": idle_owners(found),
     }
     result = {
@@ -246,6 +249,8 @@ def _by(view: View) -> str:
 def _busy(found: Budget, view: View) -> Iterator[tuple[str, str, str, str]]:
     """Rows by class or module that lost most time, and what is left as one: label, time, share, largest parts."""
     by = _by(view)
+    if found.run.is_job and view.by == "part":
+        return
     rows = budget_by(found, by, view.depth)  # type: ignore[arg-type]  # it says itself what it knows
     top = view.top or _TOP.get(by, len(rows))
     rest = rows[top:]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -25,6 +26,7 @@ from gpuprof.analysis.modules import (
     totals,
     without_rule,
 )
+from gpuprof.analysis.ranks import by_rank
 from gpuprof.analysis.steps import traced
 from gpuprof.analysis.telemetry import (
     TRUSTED_WINDOW_S,
@@ -58,6 +60,8 @@ def header(run: Run, view: View, sums: dict[str, Any]) -> RenderableType:
 
 def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Workload", _workload(run)
+    if run.workload.get("world", 1) > 1:
+        yield "Job", _job(run)
     yield "Device", _device(run)
     convention = convention_of(run, view.convention)
     yield "Convention", f"{convention}: {CONVENTIONS[convention].title} 1 MAC = 2 FLOPs."
@@ -109,6 +113,8 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
     if (reason := withheld_of_kernels(run)) and not withheld(run):
         times = "times of modules, " if withheld_of_owners(run) else ""
         yield "Modules", f"{times}FLOP/s and MFU below the whole step {reason}"
+    if run.is_job and len(run.ranks) and (spread := _of_ranks(run, view)):
+        yield "Ranks", spread
     if run.done("counters"):
         yield "Executed", _executed(run)
     if watched := _telemetry(run, view):
@@ -117,6 +123,8 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
         yield "Kernels", _kernels(run, sums)
     if len(run.kernels) and (found := communication.account(run)).communication_ns:
         yield "Communication", _communication(run, found, sums["step_s"])
+    if len(run.collectives) and run.is_job:
+        yield "Communication", _of_job(run, sums["step_s"])
     if sums["peak_bytes"] is not None:
         yield "Memory", _memory(run, sums)
 
@@ -145,9 +153,10 @@ def _workload(run: Run) -> str:
     parts = [about["name"], about.get("architecture"), about["mode"], ", ".join(size), about.get("dtype")]
     parts += [f"{about['attention']} attention" if about.get("attention") else None]
     parts += [f"weights {about['weights']}" if about.get("weights") else None]
-    if len(run.ranks):
-        ranks = sorted(run.ranks["rank"].unique())
-        parts.append(f"rank {ranks[0]} of {len(ranks)} imported")
+    if about.get("ranks"):
+        parts.append(f"rank {run.ranks['rank'].min()} of {about['ranks']} imported")
+    if "rank" in about:
+        parts.append(f"rank {about['rank']} of {about['world']}")
     for key in ("checkpointing", "optimizer"):
         if about.get(key, "none") not in ("none", None):
             parts.append(f"{key} {about[key]}")
@@ -158,9 +167,47 @@ def _workload(run: Run) -> str:
     return " · ".join(part for part in parts if part)
 
 
+_SHARDED = {
+    "ddp": "parameters whole on every rank (DDP)", "fsdp": "parameters sharded (FSDP)", "tp": "tensor parallel",
+    "pp": "a pipeline of stages",
+}  # fmt: skip
+
+
+def _job(run: Run) -> str:
+    """How a job lies on its processes, and what each has of it."""
+    about = run.workload
+    mesh = ", ".join(f"{name} {size}" for name, size in (about.get("mesh") or {}).items())
+    parts = [units.number(about["world"], "rank"), f"mesh {mesh}" if mesh else "no mesh is known"]
+    parts += [_SHARDED[how] for how in about.get("parallel") or () if how in _SHARDED]
+    if run.is_job and (hosts := {one["environment"].get("host") for one in run.device["ranks"]} - {None}):
+        parts.append(units.number(len(hosts), "host"))
+    return " · ".join(parts)
+
+
+def _of_ranks(run: Run, view: View) -> str:
+    """The least, the median and the most of what the ranks of a job have."""
+    table = by_rank(run, view.convention if view.convention in ("causal", "full") else None)
+    if "timed_s" in table:
+        table["step_s"] = table["timed_s"].fillna(table["step_s"])
+    words: dict[str, tuple[str, Callable[[float], str]]] = {
+        "step_s": ("step", units.duration), "compute_s": ("computation", units.duration),
+        "exposed_s": ("exposed communication", units.duration), "mfu": ("MFU", units.percent),
+        "peak_bytes": ("peak memory", units.size), "sm_clock_mhz": ("SM clock", lambda mhz: f"{mhz:,.0f} MHz"),
+    }  # fmt: skip
+    said = []
+    for column, (name, write) in words.items():
+        known = table[column].dropna().astype("float64") if column in table else table["rank"].head(0)
+        if len(known):
+            said.append(f"{name} {' / '.join(write(figure) for figure in (known.min(), known.median(), known.max()))}")
+    return f"min / median / max: {'; '.join(said)}" if said else ""
+
+
 def _device(run: Run) -> str:
     device, software = run.device, run.environment
     name = device.get("name") or ("unknown GPU" if run.recorded else device.get("type"))
+    if run.is_job:
+        names = Counter(str(one["device"].get("name") or one["device"].get("type")) for one in device["ranks"])
+        name = ", ".join(f"{count} x {one}" for one, count in names.items())
     threads = f"{software['threads']} threads" if device.get("type") == "cpu" and software.get("threads") else None
     driver = f"driver {device['driver']}" if device.get("driver") else None
     versions = ", ".join(f"{name} {software[name]}" for name in ("torch", "transformers") if software.get(name))
@@ -175,6 +222,7 @@ def _parameters(sums: dict[str, Any]) -> str:
 
 def _step(run: Run, sums: dict[str, Any]) -> str:
     text = f"{units.duration(sums['step_s'])} median of {sums['steps']} (IQR {units.duration(sums['step_iqr_s'])})"
+    text += ", each of the rank that took longest for it" if run.is_job else ""
     if run.recorded:
         text = _recorded_step(run, sums)
     phases = by_phase(run)
@@ -205,7 +253,8 @@ def _recorded_step(run: Run, sums: dict[str, Any]) -> str:
 
 def _achieved(run: Run, view: View, sums: dict[str, Any]) -> str:
     least, known_part = at_least(run), known_of(run)
-    rate = f"{least}{units.si(sums['flops_per_s'], 'FLOP/s')} of model FLOPs over the step"
+    whose = "all ranks' model FLOPs over the slowest one's step" if run.is_job else "model FLOPs over the step"
+    rate = f"{least}{units.si(sums['flops_per_s'], 'FLOP/s')} of {whose}"
     rate += f"; {known_part}" if known_part else ""
     known = denominators(run)
     if not known:
@@ -221,6 +270,7 @@ def _achieved(run: Run, view: View, sums: dict[str, Any]) -> str:
         ]
         used = {dtype: peaks[dtype] for dtype in _dtypes(model) if dtype in peaks}
         peak = ", ".join(f"{dtype} {units.si(value, 'FLOP/s')}" for dtype, value in used.items())
+        peak += " of all ranks together" if run.is_job and peak else ""
         source = run.device.get("peak_source_measured") if name == "measured" else None
         known_from = f" [{source}]" if source else ""
         shares = f"MFU {least}{units.percent(parts[0])}, HFU {least}{units.percent(parts[1])}"
@@ -278,7 +328,8 @@ def _dtypes(ops: Any) -> list[str]:
 
 def _kernels(run: Run, sums: dict[str, Any]) -> str:
     what = "kernel time" if run.device.get("type") == "cuda" else "operator time"
-    text = f"{units.duration(sums['kernel_s'])} of {what} in the {traced(run)}"
+    whose = f"{'a' if run.is_job else 'the'} {traced(run)}{' of a rank, the mean of all' if run.is_job else ''}"
+    text = f"{units.duration(sums['kernel_s'])} of {what} in {whose}"
     if sums["step_s"]:
         whole = "it" if run.recorded else "the undisturbed one"
         text += f", {units.percent(sums['kernel_s'] / sums['step_s'])} of {whole}"
@@ -293,9 +344,20 @@ def _communication(run: Run, found: communication.Account, step_s: float | None)
     return f"{took} in the {traced(run)}; no computation hides {exposed}, {share} of the {whole}"
 
 
+def _of_job(run: Run, step_s: float | None) -> str:
+    table = by_rank(run)
+    took, exposed = (float(table[f"{part}_s"].mean()) for part in ("communication", "exposed"))
+    share = f", {units.percent(exposed / step_s)} of the step" if step_s else ""
+    return (
+        f"{units.duration(took)} in a traced step of a rank, the mean of all; no computation hides "
+        f"{units.duration(exposed)}{share}"
+    )
+
+
 def _memory(run: Run, sums: dict[str, Any]) -> str:
     cuda = run.device.get("type") == "cuda"
     text = f"peak {units.size(sums['peak_bytes'])} {'allocated' if cuda else 'resident set of the process'}"
+    text += f" on rank {run.passes['memory'].facts['rank']}, the most of all" if run.is_job else ""
     if sums["peak_reserved_bytes"]:
         text += f", {units.size(sums['peak_reserved_bytes'])} reserved"
     total = run.memory.loc[run.memory["quantity"] == "process_total", "bytes"]
@@ -322,6 +384,8 @@ def _of_kernel_time(share: Any) -> str:
 
 def times_of(run: Run) -> str:
     """What the times of modules are of, in words."""
+    if run.is_job:
+        return "FLOPs are those of all ranks together, times the mean of one traced step of each"
     return f"Times are of {'the' if (what := traced(run)) == 'recording' else 'one'} {what}"
 
 
@@ -342,12 +406,12 @@ def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableTyp
                 f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
             )
             lines.append(f"Causality unknown, attention counted full: {some}.")
-    if run.done("trace"):
+    if run.done("trace") or len(run.busy):
         lines.append(
             f"{times_of(run)}: the union of the intervals of a module's kernels, backward with recompute. "
             "FLOPs are of the forward. Folded layers show their mean ± standard deviation."
         )
-        if sums["step_s"] and sums["kernel_s"] > SLOWED * sums["step_s"]:
+        if sums["step_s"] and (sums["kernel_s"] or 0) > SLOWED * sums["step_s"]:
             lines.append("Tracing slowed the step: read times below the whole as shares, not as seconds.")
     lines += untold(run)
     for dtype, spread in run.device.get("peak_spread", {}).items():
@@ -362,7 +426,8 @@ def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableTyp
             f"{row['module'] or '(root)'}, {row['launches']} launches."
         )
     lines += [f"Warning: {text}" for text in dict.fromkeys((*run.warnings, *inconsistencies(run)))]
-    lines += [f"Invalid for tracking: {reason}" for reason in invalid_reasons(run.telemetry)]
+    reasons = run.doubts["invalid"] if run.is_job else invalid_reasons(run.telemetry)
+    lines += [f"Invalid for tracking: {reason}" for reason in reasons]
     for name, outcome in run.passes.items():
         if outcome.status == "skipped":
             lines.append(f"Pass {name} skipped: {outcome.reason}; {outcome.remedy}")

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
+from gpuprof.analysis.collectives import JOB_COLUMNS, ON_A_CPU
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.executed import ALONE, KERNEL_COLUMNS
 from gpuprof.analysis.known_flops import known_of
@@ -32,7 +33,7 @@ _CUT = 22  # characters that names are cut to before a column is left out
 def text(run: Run, view: View) -> str:
     """An aligned table; columns that do not fit the width are left out, the rightmost first."""
     raw = frame(run, view)
-    rows = _readable(raw)
+    rows = _rows(run, view, raw)
     columns = {str(column): [units.shortened(value, _WIDEST) for value in rows[column]] for column in rows}
     grid, note = aligned(columns, view.width, set(filter(_is_text, columns)), list(columns)[:0:-1])
     return to_text(grid, view) + "".join(f"{line}\n" for line in (note, *_notes(run, view, raw)) if line)
@@ -79,7 +80,7 @@ def aligned(
 def markdown(run: Run, view: View) -> str:
     """A Markdown table with readable figures."""
     raw = frame(run, view)
-    rows, notes = _readable(raw), [_cell(note) for note in _notes(run, view, raw) if note]
+    rows, notes = _rows(run, view, raw), [_cell(note) for note in _notes(run, view, raw) if note]
     lines = [list(map(str, rows.columns)), [("---" if _is_text(c) else "---:") for c in rows]]
     lines += [[_cell(value) for value in row] for row in rows.itertuples(index=False)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "".join(f"\n{note}\n" for note in notes)
@@ -108,7 +109,8 @@ def _notes(run: Run, view: View, rows: pd.DataFrame) -> list[str]:
     known = known_of(run) if view.by == "convention" or ("mfu" in rows and not alone) else ""
     figures = "FLOPs" if view.by == "convention" else "FLOP/s and MFU"
     least = f"{figures} are at least that: {known}." if known else ""
-    return [alone, least, straggler(run).text if view.by == "rank" else ""]
+    of_calls = ON_A_CPU if list(rows) == JOB_COLUMNS and run.device.get("type") == "cpu" else ""
+    return [alone, least, straggler(run).text if view.by == "rank" else of_calls]
 
 
 def _why_withheld(run: Run, rows: pd.DataFrame) -> str:
@@ -130,8 +132,18 @@ def _cell(value: str) -> str:
 
 def _is_text(column: Any) -> bool:
     return column in (
-        "module", "class", "op", "ops", "kernel", "phase", "kind", "convention", "because", "causes", "name",
+        "module", "class", "op", "ops", "kernel", "phase", "kind", "convention", "because", "causes", "name", "group",
     )  # fmt: skip
+
+
+def _rows(run: Run, view: View, raw: pd.DataFrame) -> pd.DataFrame:
+    """The rows for people; below those of ranks the least, the median and the most of all of them."""
+    rows = _readable(raw)
+    if view.by != "rank" or len(whole := frame(run, View("rank", convention=view.convention))) < 2:
+        return rows
+    figures = whole.drop(columns="rank").astype("float64")
+    spread = pd.DataFrame([figures.min(), figures.median(), figures.max()])
+    return pd.concat([rows, _readable(spread.assign(rank=["min", "median", "max"]))], ignore_index=True)[list(rows)]
 
 
 def _readable(rows: pd.DataFrame) -> pd.DataFrame:
@@ -144,13 +156,15 @@ def _readable(rows: pd.DataFrame) -> pd.DataFrame:
 def readable(column: Any, value: Any) -> str:
     """A figure as its column's name says: seconds, FLOP/s, a share, bytes or a count."""
     name = str(column)
-    if _is_text(name):
+    if _is_text(name) or isinstance(value, str):
         return "(root)" if name == "module" and value == "" else str(value)
     number = None if value is None or pd.isna(value) else float(value)
     if name.endswith("_s") and "per_s" not in name:
         return units.duration(number)
     if name.startswith("flops_per_s"):
         return units.si(number, "FLOP/s")
+    if name in ("algbw", "busbw"):
+        return units.si(number, "B/s")
     if name.startswith("mfu") or name.endswith("share") or name == "residual":
         return units.percent(number)
     if name == "factor":

@@ -27,6 +27,9 @@ _COLUMNS = {
 }  # fmt: skip
 """Figures of a line and their widths; executed is what counters say over the counted hardware FLOPs."""
 
+_RANKS = 8
+"""Ranks that are told one by one below the tree."""
+
 _GIVE_WAY = ("MACs", "of params", "of FLOPs", "FLOP/s")
 """Figures left out of a narrow report, in this order, so that names keep some room."""
 
@@ -71,7 +74,9 @@ def render(run: Run, view: View) -> str:
         cells = _cells(Node(UNATTRIBUTED, rest), sums, lost)
         grid.add_row(Text(UNATTRIBUTED), *(cells[name] for name in columns))
     tree = to_text(Group(header(run, view, sums), Text(""), grid), view)
-    ranks = f"\n{tables.text(run, View('rank', width=view.width, color=view.color))}" if len(run.ranks) else ""
+    several = run.ranks["rank"].nunique()
+    top = None if several <= _RANKS else 0  # of many the least, the median and the most
+    ranks = f"\n{tables.text(run, View('rank', top=top, width=view.width, color=view.color))}" if several else ""
     return tree + ranks + to_text(Group(*footer(run, view, sums)), view)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from gpuprof.analysis import modules
+from gpuprof.analysis.collectives import by_collective
 from gpuprof.analysis.communication import collectives
 from gpuprof.analysis.conventions import beside
 from gpuprof.analysis.executed import counters_only, executed_by_kernel, executed_by_module
@@ -33,7 +34,7 @@ BY: dict[str, Callable[[Run, str | None], pd.DataFrame]] = {
     "op": modules.by_op,
     "kernel": _by_kernel,
     "phase": modules.by_phase,
-    "communication": lambda run, convention: collectives(run),
+    "communication": lambda run, convention: by_collective(run) if run.is_job else collectives(run),
     "rank": by_rank,
     "convention": lambda run, convention: beside(run),
     "executed": _executed,

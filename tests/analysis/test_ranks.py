@@ -138,6 +138,25 @@ def test_the_straggler_is_told_by_computation(steps, rank, words):
     assert found.text.startswith(words) or words in found.text
 
 
+def test_a_rank_that_waits_for_its_input_is_no_slow_device():
+    """All compute 100 ns of 250; rank 1's device is idle for 90 ns more, and the others wait as long for it."""
+    rows = [
+        figures
+        for number in range(3)
+        for rank, (waits, step_ns) in enumerate([(145, 250), (55, 250), (145, 250)])
+        for figures in rank_rows(one_rank(100, waits, step_ns), rank, number)
+    ]
+    run = one_rank(100, 50)
+    run.ranks = table("ranks", rows)
+    assert straggler(run) == (
+        1,
+        "Straggler: in 3 of 3 steps rank 1 is idle 90.00 ns longer than the next, where the others wait 90.00 ns: its "
+        "host or its input holds them up, not its computation.",
+    )
+    run.ranks = run.ranks[run.ranks["step"] < 2]
+    assert straggler(run).text == "Even: all ranks compute equally long, to 1.0 % of the step."
+
+
 def test_the_length_of_a_step_tells_nothing():
     """Rank 0 has the longer step, for it waits for rank 1 and then is idle."""
     run = job(*[[(100, 80), (150, 5)]] * 3)

@@ -1,0 +1,158 @@
+"""A job of ranks whose figures are worked out by hand, in nanoseconds."""
+
+import json
+
+import pytest
+from runs import gpu_run, rank_run, row
+
+import gpuprof
+from gpuprof.analysis.modules import totals
+from gpuprof.analysis.ranks import by_rank
+from gpuprof.job import assemble, part
+from gpuprof.record import table
+
+NS = 1e-9
+
+
+def job_of(*runs):
+    return assemble(json.loads(json.dumps(part(run))) for run in runs)
+
+
+def two():
+    """Rank 1 computes 30 ns longer, and its step takes 20 longer."""
+    return rank_run(0), rank_run(1, compute=130, waits=20, step_ns=180, peak_bytes=3000)
+
+
+def test_operators_add_up_to_the_flop():
+    job, (first, second) = job_of(*two()), two()
+
+    for column in ("calls", "flops_causal", "flops_full", "flops_hardware", "bytes"):
+        assert job.ops[column].sum() == first.ops[column].sum() + second.ops[column].sum()
+    forward = row(job.ops, module="fc", phase="forward")
+    assert (forward["flops_causal"], forward["flops_full"], forward["calls"]) == (4000, 6000, 2)
+    assert row(job.ops, kind="communication")["group"] == "dp"
+    assert len(job.ops) == len(first.ops)
+
+
+def test_what_one_rank_does_not_know_is_not_known_of_the_job():
+    first, second = two()
+    second.ops = table("ops", [
+        one | {"vector_flops": None} if one["phase"] == "forward" else one for one in second.ops.to_dict("records")
+    ])  # fmt: skip
+    assert job_of(first, second).ops["vector_flops"].isna().tolist() == [True, False, False, False]
+
+
+def test_the_mfu_of_a_job_is_of_the_slowest_rank_and_all_peaks():
+    # each rank does 2000 FLOPs at 100 and 1000 at 50 FLOP/ns: 40 ns of 180, whatever the faster one waits
+    sums = totals(job_of(*two()))
+    assert (sums["flops"], sums["step_s"]) == (6000, pytest.approx(180 * NS))
+    assert sums["mfu"] == pytest.approx(40 / 180)
+    assert sums["flops_per_s"] == pytest.approx(6000 / (180 * NS))
+    ranks = by_rank(job_of(*two()))
+    assert ranks["mfu"].tolist() == pytest.approx([40 / 160, 40 / 180])
+    assert ranks["peak_bytes"].tolist() == [1000, 3000]
+
+
+def test_the_mfu_of_unlike_devices():
+    # 3000 FLOPs each, on 100 and 50 FLOP/ns, and on twice that: 6000 FLOPs of 4000 at 300 and 2000 at 150 are 26.7 ns
+    first, second = two()
+    second.device["peaks"] = {"datasheet": {"bfloat16": 200e9, "float32": 100e9}}
+    job = job_of(first, second)
+    assert totals(job)["mfu"] == pytest.approx((4000 / 300 + 2000 / 150) / 180)
+    assert by_rank(job)["mfu"].tolist() == pytest.approx([40 / 160, 20 / 180])
+
+
+def test_a_peak_that_one_device_lacks_is_none_of_the_job():
+    first, second = two()
+    second.device["peaks"] = {"datasheet": {"bfloat16": 100e9}}
+    job = job_of(first, second)
+    assert job.device["peaks"] == {"datasheet": {"bfloat16": 200e9}}
+    assert totals(job)["mfu"] is None
+
+
+def test_a_given_peak_is_that_of_each_rank():
+    runs = two()
+    for run in runs:
+        run.settings["peak_tflops"] = 0.1  # 100 FLOP/ns: 3000 FLOPs in 30 ns
+    job = job_of(*runs)
+    assert totals(job)["mfu"] == pytest.approx(30 / 180)
+    assert by_rank(job)["mfu"].tolist() == pytest.approx([30 / 160, 30 / 180])
+
+
+def test_a_timed_step_is_that_of_the_rank_that_took_longest_for_it():
+    first, second = two()
+    first.samples.loc[first.samples["step"] == 2, "time_s"] *= 2
+    steps = job_of(first, second).samples
+    assert steps.loc[steps["phase"] == "step", "time_s"].tolist() == pytest.approx([180 * NS, 180 * NS, 320 * NS])
+    assert steps.loc[steps["phase"] == "forward", "time_s"].tolist() == pytest.approx([90 * NS, 90 * NS, 120 * NS])
+
+
+def test_memory_is_of_the_rank_with_most():
+    job = job_of(*two())
+    assert totals(job)["peak_bytes"] == 3000
+    assert job.passes["memory"].facts["rank"] == 1
+
+
+def test_ranks_come_in_any_order():
+    first, second = two()
+    assert job_of(second, first).to_dict() == job_of(first, second).to_dict()
+
+
+def test_files_of_ranks(tmp_path):
+    paths = [run.save(tmp_path / f"run.rank{rank}.json.gz") for rank, run in enumerate(two())]
+
+    job = gpuprof.read_job(paths)
+
+    assert job.is_job
+    assert [one["file"] for one in job.device["ranks"]] == ["run.rank0.json.gz", "run.rank1.json.gz"]
+    assert [one["device"]["uuid"] for one in job.device["ranks"]] == ["GPU-0", "GPU-1"]
+    assert job.kernels.empty
+    again = gpuprof.load(job.save(tmp_path / "run.json"))
+    assert again.to_dict() == job.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        ([], "no rank given: give the file of every rank of a job"),
+        ([rank_run(0), rank_run(0)], "rank 0 is there twice: give one run of each rank"),
+        ([rank_run(0, world=4), rank_run(2, world=4)],
+         "ranks 1, 3 of 4 are missing: a job is the sum of all its ranks, so give the file of each"),
+        ([rank_run(1)], "rank 0 of 2 is missing: a job is the sum of all its ranks, so give the file of each"),
+        ([gpu_run()], "this run is of a single process, and not of one of its ranks: give the files of the ranks"),
+        ([rank_run(0), rank_run(1, world=3)],
+         "these ranks are not of one job: world is 2 on rank 0 and 3 on rank 1: give files that one run made"),
+        ([rank_run(0), rank_run(1, name="other")],
+         "these ranks are not of one job: name is net on rank 0 and other on rank 1: give files that one run made"),
+        ([rank_run(0), rank_run(1, mesh={"tp": 2})],
+         "these ranks are not of one job: mesh is {'dp': 2} on rank 0 and {'tp': 2} on rank 1: give files that one run "
+         "made"),
+    ],
+)  # fmt: skip
+def test_what_is_no_job_is_refused_in_one_line(runs, said):
+    with pytest.raises(gpuprof.GpuprofError) as refused:
+        job_of(*runs)
+    assert str(refused.value) == said
+
+
+def test_other_versions_are_no_job(tmp_path):
+    first, second = two()
+    second.environment["torch"] = "2.12.0"
+    with pytest.raises(gpuprof.GpuprofError, match=r"torch is 2\.13\.0 on rank 0 and 2\.12\.0 on rank 1"):
+        job_of(first, second)
+    paths = [run.save(tmp_path / f"{name}.json") for name, run in (("a", rank_run(1)), ("b", rank_run(1)))]
+    with pytest.raises(gpuprof.GpuprofError, match=r"rank 1 is there twice \(a.json and b.json\)"):
+        gpuprof.read_job(paths)
+    whole = job_of(*two()).save(tmp_path / "run.json")
+    with pytest.raises(gpuprof.GpuprofError, match=r"run\.json is of a whole job, and not of one of its ranks"):
+        gpuprof.read_job([whole])
+
+
+def test_the_mfu_of_a_rank_whose_trace_was_slowed_is_of_its_timed_step():
+    # 40 ns of a step of 100, where the kernels of the traced one took 150
+    ranks = by_rank(job_of(rank_run(0, step_ns=100), rank_run(1)))
+    assert ranks["mfu"].tolist() == pytest.approx([40 / 100, 40 / 160])
+    first = ranks.iloc[0]
+    assert (first["step_s"], first["timed_s"]) == (pytest.approx(150 * NS), pytest.approx(100 * NS))
+    assert first["compute_s"] + first["exposed_s"] + first["idle_s"] == pytest.approx(first["step_s"], rel=1e-12)
+    assert "timed_s" not in by_rank(job_of(*two()))
