@@ -120,7 +120,10 @@ def owners(events, **how):
 
 
 def test_gradients_that_are_sent_are_no_module_s():
-    """DDP sends a bucket in the hook of the last gradient in it; a product's own node sends for its module."""
+    """DDP sends a bucket in the hook of the last gradient in it; a product's own node sends for its module.
+
+    What FSDP's first version scatters in such a hook is the gradient of one unit.
+    """
     events = [
         Event(f"{NODE_PREFIX}MmBackward0", NODE, 1, 0, 40, number=7),
         Event("MmBackward0", FUNCTION, 1, 1, 39, number=7),
@@ -129,12 +132,14 @@ def test_gradients_that_are_sent_are_no_module_s():
         Event(f"{NODE_PREFIX}torch::autograd::AccumulateGrad", NODE, 1, 50, 90),
         Event("aten::detach", OPERATOR, 1, 55, 60),
         Event("c10d::allreduce_", OPERATOR, 1, 65, 80),
+        Event("c10d::_reduce_scatter_base_", OPERATOR, 1, 82, 88),
     ]
     assert owners(events) == [
         ("_c10d_functional::all_reduce", "layer", "backward"),
         ("aten::mm", "layer", "backward"),
         ("aten::detach", "layer", "backward"),
         ("c10d::allreduce_", "(gradient all-reduce)", "backward"),
+        ("c10d::_reduce_scatter_base_", "layer", "backward"),
     ]
 
 
