@@ -377,8 +377,8 @@ class _Place:
         """What is booked now.
 
         Args:
-            reduces: whether the operator is an all-reduce: a bucket of gradients is sent when the last of them is there,
-                and that is not this one's module's work.
+            reduces: whether the operator is an all-reduce: a bucket of gradients is sent when the last of them is
+                there, and that is not this one's module's work.
         """
         node = torch._C._current_autograd_node()
         scope, phase = self._of_module(node)
