@@ -176,7 +176,8 @@ def _plan(model: nn.Module) -> dict[str, str]:
         GpuprofError: transformers has no plan for the model, or one that torch has no styles for.
     """
     name = type(model).__name__
-    wanted = dict(getattr(model, "_tp_plan", None) or {})
+    # older releases leave out of a model's plan what its class says of the head
+    wanted = {**(getattr(type(model), "_tp_plan", None) or {}), **(getattr(model, "_tp_plan", None) or {})}
     if not wanted:
         raise GpuprofError(f"--parallel tp: transformers has no plan of tensor parallelism for {name}; use ddp or fsdp")
     modules = dict(model.named_modules())
