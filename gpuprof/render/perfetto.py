@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gpuprof import units
 from gpuprof.analysis.collectives import Alignment, alignment
 from gpuprof.analysis.counted import convention_of
 from gpuprof.analysis.ranks import require_kernels
@@ -56,12 +57,14 @@ def _of_ranks(job: Run, view: View, aligned: Alignment) -> Iterator[dict[str, An
     """A process of the trace for each rank, with the tracks of its phases, modules and kernels; from 0 on."""
     if view.folder is None:
         require_kernels(job, "a trace")
+    within = units.duration(aligned.residual_ns * 1e-9)
     first_ns = min(aligned.offset_ns.values())
     thread = 0
     for run in rank_files(job, view.folder or Path()):
         rank = run.workload["rank"]
         host = run.environment.get("host")
-        yield from _process(rank, f"rank {rank}: {run.device.get('name')}" + (f" on {host}" if host else ""))
+        name = f"rank {rank}: {run.device.get('name')}" + (f" on {host}" if host else "")
+        yield from _process(rank, f"{name}, aligned within {within}" if aligned.offset_ns[rank] else name)
         names = {_PHASES: "phases of ", _MODULES: "modules of ", _KERNELS: ""}
         for process, track, events in _tracks(run, view):
             thread += 1
