@@ -137,9 +137,8 @@ def test_ranks_are_aligned_through_others():
             name = "c10d::allreduce_" if number < 3 else "_c10d_functional::all_reduce"
             at = {"op": name, "call": 3 + number, "start_ns": 600 + begin[rank] + 20 * number, "duration_ns": 9}
             kernels.append(tp[0] | at)
-        again = run.ops[run.ops["kind"] == "communication"].assign(
-            group="tp", op="_c10d_functional::all_reduce.default"
-        )
+        other = {"group": "tp", "op": "_c10d_functional::all_reduce.default"}
+        again = run.ops[run.ops["kind"] == "communication"].assign(**other)
         run.ops = gpuprof.record.table("ops", [*run.ops.to_dict("records"), *again.to_dict("records")])
         run.kernels = gpuprof.record.table("kernels", kernels)
         runs.append(run)
