@@ -130,6 +130,11 @@ class Sizes:
         if missing:
             raise GpuprofError(f"no prediction without the {missing[0]} pass: profile again with it")
         about = run.workload
+        if about.get("world", 1) > 1:
+            raise GpuprofError(
+                f"the run is of a job of {about['world']} processes, and a prediction is of one that holds the whole "
+                "model: profile the model in one process, without --parallel"
+            )
         if model is None and about.get("source") not in ("preset", "hub"):
             raise GpuprofError(
                 "the run does not say where its model is: give it with --model (a directory or file.py:function)"

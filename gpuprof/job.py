@@ -6,6 +6,8 @@ by module, phase and operator, so that ranks send one another little and a job's
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -57,6 +59,32 @@ def read_job(paths: Iterable[str | os.PathLike[str]]) -> Run:
         GpuprofError: a file is none of a rank, or they are not those of one job, each once.
     """
     return assemble(map(_read, paths))
+
+
+def gather(run: Run, file: str = "") -> Run | None:
+    """Make the run of the job from the runs that `gpuprof.profile` gave its ranks, while their processes are there.
+
+    Every rank has to call it. They send one another their sums only, no kernels.
+
+    Args:
+        run: of this rank; of a process that stands alone the job is the run itself.
+        file: name of the file that it is saved in, beside that of the job.
+
+    Returns:
+        On rank 0 the job, on the others None.
+
+    Raises:
+        GpuprofError: a rank is lost, or their runs are not of one job.
+    """
+    from gpuprof.parallel.join import join  # needs torch, and only here
+
+    control = join()
+    if control.alone:
+        return run
+    parts = control.gather("gathering the job", gzip.compress(json.dumps(part(run, file)).encode(), 1))
+    return control.together(
+        "making the job", lambda: assemble(map(json.loads, map(gzip.decompress, parts))) if control.rank == 0 else None
+    )
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:

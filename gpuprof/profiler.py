@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-import cmath
-import itertools
-import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import torch
 from torch.nn.parameter import is_lazy
 
+from gpuprof import __version__
 from gpuprof.analysis.consistency import inconsistencies, unchecked  # against the layers: here a run has just been made
 from gpuprof.analysis.denominators import peak_dtype
+from gpuprof.analysis.ranks import LEAST_STEPS, rank_rows
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import ceiling_cache
 from gpuprof.hardware.ceilings import DTYPES, cpu_ceilings, measure_copy
 from gpuprof.hardware.checkup import require_internals
 from gpuprof.hardware.device import describe, environment
 from gpuprof.launches import merge, repeat
-from gpuprof.passes import counters, counting, memory, steady, telemetry, timing, trace
+from gpuprof.parallel.control import TIMEOUT_S, Control
+from gpuprof.parallel.join import join
+from gpuprof.parallel.layout import layout
+from gpuprof.parallel.same_model import same_model
+from gpuprof.passes import counting
 from gpuprof.passes.failure import StepFailure, explain, let_go, short
 from gpuprof.passes.modes import modes_as_before
 from gpuprof.passes.options import DEFAULT_PASSES, check
 from gpuprof.passes.preserve import preserved
-from gpuprof.passes.seeding import seed_all
-from gpuprof.record import UNATTRIBUTED, PassOutcome, Run
+from gpuprof.passes.table import PASSES, Measuring, Pass, Progress
+from gpuprof.record import UNATTRIBUTED, PassOutcome, Run, table
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.workload import Options, Workload, build, from_module
@@ -39,20 +43,8 @@ from gpuprof.workload.workload import call_arguments
 # replayed again and again for the counters of another dtype
 _WORTH_COUNTING = 1e-4
 
-_MAY_TAKE_TURNS = ("module", "file")
-"""Sources of workloads whose steps may differ in turn, by the step or by what the model keeps."""
-
-_ATTACHED = (
-    "an earlier trace of this process left CUPTI attached, so the timed steps may be slower: time in a fresh process"
-)
-
-_PROFILED = "a torch.profiler of your own is recording"
-
 _alone = threading.RLock()
 """What the passes patch is the whole process's, and other work beside a step is in its time."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a pass, what is done of it and how much there is."""
 
 
 def profile(
@@ -73,11 +65,15 @@ def profile(
     launches: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    rank_timeout: float = TIMEOUT_S,
     **options: Any,
 ) -> Run:
     """Measure a step of a model, forward and backward, per module.
 
     The model is as before afterwards: parameters, gradients, buffers, flags, hooks and random states.
+
+    Where `torch.distributed` has a default group, every process of it has to call this: they go through the passes in
+    step, and each gets the run of its own rank; `gpuprof.gather` makes the job's of them.
 
     Args:
         model: a module, or the name of a model as on the command line.
@@ -98,6 +94,7 @@ def profile(
         launches: fresh processes that the timing pass is repeated in, for a named model; in this one unless given.
         seed: of every step, so that each pass repeats the same one.
         progress: told how far each pass is.
+        rank_timeout: in a job of several processes, seconds after which a rank that does not come is given up.
         options: fields of `gpuprof.workload.Options`, for a named model.
 
     Raises:
@@ -105,6 +102,7 @@ def profile(
     """
     how: dict[str, Any] = {
         "warmup": warmup, "steps": steps, "seed": seed, "convention": convention, "peak_tflops": peak_tflops,
+        "rank_timeout": rank_timeout,
     }  # fmt: skip
     passes = check(passes, warmup, steps, peak_tflops, counter_level, launches)
     if launches is not None and not isinstance(model, str):
@@ -113,7 +111,7 @@ def profile(
         chosen = _options(mode=mode, seed=seed, optimizer=optimizer or "none", **options)
         if launches:
             return _launched(model, chosen, passes, launches, counter_level, progress, how)
-        workload = build(model, chosen)
+        workload = join(rank_timeout).together("making the model", lambda: build(model, chosen))
     elif isinstance(optimizer, str):
         raise GpuprofError(
             f"optimizer {optimizer!r}: for a given module, give a torch.optim.Optimizer on its parameters"
@@ -179,20 +177,26 @@ def run_passes(
     counter_level: str = "minimal",
     seed: int = 0,
     progress: Progress | None = None,
+    rank_timeout: float = TIMEOUT_S,
 ) -> Run:
     """Run the passes over a workload, each alone with its step; see `profile` for the arguments.
 
     A pass that fails is recorded with its reason and the others still deliver. Threads take turns.
     """
     require_internals()
+    control = join(rank_timeout)
     cuda = workload.device.type == "cuda"
     wanted = check(passes, warmup, steps, peak_tflops, counter_level)
     fitting_convention(convention, workload.description.get("facts"), workload.description["name"])
     warmup = (5 if cuda else 1) if warmup is None else warmup
     steps = (20 if cuda else 3) if steps is None else steps
-    tell = progress or (lambda name, done, total: None)
+    settings = {"warmup": warmup, "steps": steps, "seed": seed, "passes": sorted(wanted), "convention": convention}
+    control.same("versions", {"gpuprof": __version__, "torch": torch.__version__})
+    control.same("settings", settings)
+    lies = layout(workload.model)
+    same_model(control, workload.model, lies)
     run = Run(
-        workload=workload.description,
+        workload=workload.description | lies,
         device=describe(workload.device),
         environment=environment() | {"flop_rules": RULES_VERSION},
         settings={
@@ -203,91 +207,24 @@ def run_passes(
             "seed": seed,
         },
     )
+    measuring = Measuring(
+        workload, run, wanted, warmup, steps, seed, counter_level,
+        multiplied=lambda: _multiplied(run, least=_WORTH_COUNTING),
+        tell=progress or (lambda name, done, total: None),
+        traced_steps=1 if control.alone else LEAST_STEPS,
+    )  # fmt: skip
     failures: list[StepFailure] = []
-
-    def seeded() -> None:
-        seed_all(seed)
-
-    def attempt(name: str, total: int, body: Callable[[], PassOutcome]) -> None:
-        tell(name, 0, total)
-        start = time.perf_counter()
-        try:
-            with modes_as_before():
-                outcome = body()
-        except Exception as error:
-            failure = explain(error, workload)
-            failures.append(failure)
-            outcome = PassOutcome("failed", failure.reason, failure.remedy)
-            let_go(error)
-            if cuda:
-                torch.cuda.empty_cache()
-        outcome.seconds = round(time.perf_counter() - start, 3)
-        run.passes[name] = outcome
-        tell(name, total, total)
-
-    def count_pass() -> PassOutcome:
-        counted, difference = steady.count_steady(workload, seeded)
-        run.ops, run.tree = counted.ops, counted.tree
-        run.warnings += [*difference, *_bounds(counted.outcome), *_loss_warning(counted.result)]
-        return counted.outcome
-
-    def time_pass() -> PassOutcome:
-        if trace.cupti_attached(workload.device):
-            run.warnings.append(_ATTACHED)
-        if torch.autograd._profiler_enabled():
-            run.warnings.append(f"{_PROFILED}, so the timed steps may be slower: call gpuprof outside of it")
-        done = iter(range(1, warmup + steps + 1))
-        with telemetry.watch(workload.device) if "telemetry" in wanted else nullcontext() as watched:
-            run.samples, outcome = timing.measure(
-                workload, warmup, steps, seeded, lambda: tell("time", next(done), warmup + steps)
-            )
-        if watched is not None:
-            run.telemetry, run.passes["telemetry"] = watched.rows(), watched.outcome
-        return outcome
-
-    def trace_pass() -> PassOutcome:
-        if torch.autograd._profiler_enabled():  # and would lose all it has
-            return PassOutcome("skipped", f"{_PROFILED}, and there can be but one", "call gpuprof outside of it")
-        if run.done("count") and run.workload["source"] in _MAY_TAKE_TURNS:
-            for _ in range(_further(warmup + steps if "time" in wanted else 0)):
-                seeded()
-                workload.step()
-        run.kernels, run.estimates, outcome = trace.trace(workload, seeded)
-        return outcome
-
-    def memory_pass() -> PassOutcome:
-        if not any(run.done(name) for name in ("count", "time", "trace")):  # their first steps are not looked at
-            seeded()
-            workload.step()
-        run.memory, run.timeline, outcome = memory.measure(workload, seeded)
-        return outcome
-
-    def counters_pass() -> PassOutcome:
-        if not run.done("count"):
-            return PassOutcome("skipped", "what to collect is known from the counting pass", "add count to --passes")
-        dtypes = _multiplied(run, least=_WORTH_COUNTING)
-        run.counters, outcome = counters.measure(workload, run.ops, dtypes, counter_level, seed)
-        run.warnings += [f"counters: {text}" for text in outcome.facts.get("differences", ())]
-        return outcome
-
-    bodies = {
-        "count": count_pass,
-        "time": time_pass,
-        "trace": trace_pass,
-        "memory": memory_pass,
-        "counters": counters_pass,
-    }
     unkept = ""
     try:
         with _alone, preserved(workload), torch.cuda.device(workload.device) if cuda else nullcontext():
-            for name, body in bodies.items():
-                if name in wanted:
-                    attempt(name, warmup + steps if name == "time" else 1, body)
+            for one in PASSES:
+                if one.name in wanted:
+                    run.passes[one.name] = _attempted(one, measuring, failures, control)
     except Exception as error:  # not of a pass: after an error of the device, nothing can be copied back
         unkept = f"what the step changes could not be kept and put back: {type(error).__name__}: {short(error)}"
         if not failures:
             raise GpuprofError(unkept) from error
-    if failures and (unkept or not any(run.done(name) for name in bodies)):
+    if failures and (unkept or not any(run.done(one.name) for one in PASSES)):
         raise GpuprofError(f"{failures[0].line}; {unkept}" if unkept else failures[0].line) from failures[0].error
     if "telemetry" in wanted and "telemetry" not in run.passes:
         reason, remedy = "telemetry is read around the timing pass, which did not end", "see its reason"
@@ -295,28 +232,72 @@ def run_passes(
             reason, remedy = "telemetry is read around the timing pass, which was not asked for", "add time to --passes"
         run.passes["telemetry"] = PassOutcome("skipped", reason, remedy)
     if workload.device.type in DTYPES and wanted & {"time", "trace"}:
-        tell("ceiling", 0, 1)
+        measuring.tell("ceiling", 0, 1)
         _add_ceilings(run)
-        tell("ceiling", 1, 1)
+        measuring.tell("ceiling", 1, 1)
     run.tree = _with_all_owners(run, workload.model)
-    run.warnings += _never_made(workload.model)
+    if not (control.alone or run.kernels.empty):
+        run.ranks = table("ranks", list(_of_rank(run, control.rank, measuring)))
+    run.warnings += [*_never_made(workload.model), *control.late]
+    control.late.clear()
     run.warnings += [f"the {name} pass failed: {o.reason}" for name, o in run.passes.items() if o.status == "failed"]
     _say_what_is_withheld(run)
     return run
 
 
+def _attempted(one: Pass, measuring: Measuring, failures: list[StepFailure], control: Control) -> PassOutcome:
+    """Run one pass, in step with the other ranks, and say how it ended for all; why it failed is added to the failures.
+
+    What it measured counts only if it was done on every rank.
+    """
+    if control.left or control.lost:
+        why = control.who_is_gone() or control.left
+        return PassOutcome("skipped", f"the process groups of the job are no more: {why}", "see the pass that failed")
+    total, run = measuring.length(one.name), measuring.run
+    measuring.tell(one.name, 0, total)
+    what, start, outcomes = f"the {one.name} pass", time.perf_counter(), []
+    missing = one.missing(measuring)
+    for rank, said in enumerate(control.agree(what, missing and [missing.reason, missing.remedy])):
+        if said and not control.lost:
+            return missing or PassOutcome("skipped", f"rank {rank}: {said[0]}", said[1])
+
+    def body() -> None:
+        with modes_as_before():
+            measuring.warm_up(one.before(measuring))
+            outcomes.append(one.run(measuring))
+
+    def words(error: Exception) -> tuple[str, str]:
+        reason, remedy, _ = explain(error, measuring.workload)
+        return reason, remedy
+
+    report, error = control.reported(what, body, words)
+    if error is not None:
+        let_go(error)
+        if measuring.workload.device.type == "cuda" and not control.left:
+            torch.cuda.empty_cache()
+    failed = control.first_failure(control.agree(f"the end of {what}", report))
+    if failed is None:
+        outcome = outcomes[0]
+    else:
+        outcome = PassOutcome("failed", failed["reason"], failed["remedy"])
+        failures.append(StepFailure(failed["reason"], failed["remedy"], error or GpuprofError(failed["reason"])))
+        for name in one.tables:
+            setattr(run, name, table(name, []))
+    outcome.seconds = round(time.perf_counter() - start, 3)
+    measuring.tell(one.name, total, total)
+    return outcome
+
+
+def _of_rank(run: Run, rank: int, measuring: Measuring) -> Iterator[dict[str, Any]]:
+    """Rows of the ``ranks`` table for each step that was traced; the times of all are beside the same timed step."""
+    yield from rank_rows(run, rank)
+    for step, traced in enumerate(measuring.further, start=1):
+        yield from rank_rows(replace(run, kernels=traced.kernels, estimates=traced.estimates), rank, step)
+
+
 def _say_what_is_withheld(run: Run) -> None:
     found = inconsistencies(run) or filter(None, [unchecked(run)])
     run.warnings += [line for line in found if line not in run.warnings]
-
-
-def _further(between: int) -> int:
-    """Steps to run before those of the trace, its warm-up and the traced one, when so many came since the counted one.
-
-    The traced step is then so many after the counted one that no number from 2 to 6 divides it: steps that differ in
-    turn, in a cycle as short as that, are at another one there.
-    """
-    return next(more for more in itertools.count() if math.gcd(between + more + 2, 60) == 1)
 
 
 def _multiplied(run: Run, least: float = 0.0) -> list[str]:
@@ -363,24 +344,6 @@ def _add_ceilings(run: Run) -> None:
         run.device["peaks"]["measured"] = {dtype: entry["flops_per_s"] for dtype, entry in known.items()}
         run.device["peak_source_measured"] = source
         run.device["peak_spread"] = {dtype: entry["spread"] for dtype, entry in known.items()}
-
-
-def _bounds(outcome: PassOutcome) -> list[str]:
-    """Operators of which shapes alone were known."""
-    return [
-        f"{op} is counted at an upper bound, sequences as long as the longest: its offsets have no values"
-        for op in outcome.facts.get("ops_bounded", ())
-    ]
-
-
-def _loss_warning(result: Any) -> list[str]:
-    """A loss that is not finite is measured all the same, and said."""
-    if not isinstance(result, torch.Tensor) or result.numel() != 1 or result.device.type == "meta":
-        return []
-    value = result.detach().item()
-    if cmath.isfinite(value):  # a step may also return one number that is complex, whole or a bool
-        return []
-    return [f"the loss is {value}: measured anyway, but kernels may be faster or slower on such values"]
 
 
 def _with_all_owners(run: Run, model: torch.nn.Module) -> pd.DataFrame:

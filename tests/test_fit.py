@@ -197,3 +197,9 @@ def test_what_is_missing_is_said(tiny):
         forecast(run, "batch_size", model=model)
     with pytest.raises(gpuprof.GpuprofError, match="without the memory pass"):
         Sizes(gpuprof.count(model, batch_size=2), model)
+
+
+def test_a_rank_of_a_job_is_no_whole_model(text_run):
+    sharded = dataclasses.replace(text_run, workload=text_run.workload | {"world": 2, "parallel": ["fsdp"]})
+    with pytest.raises(gpuprof.GpuprofError, match=r"^the run is of a job of 2 processes, and a prediction is of one"):
+        forecast(sharded)

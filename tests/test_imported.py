@@ -400,7 +400,8 @@ def test_gradients_that_are_sent_are_no_module_s(tmp_path):
 
     run = gpuprof.read_trace(t.save(tmp_path / "trace.json"))
 
-    assert ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", "(unattributed)", "backward") in [row[:3] for row in places(run)]
+    sent = ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", "(gradient all-reduce)", "backward")
+    assert sent in [row[:3] for row in places(run)]
 
 
 @pytest.mark.parametrize("peak", [-1.0, 0.0, float("inf"), float("nan")])

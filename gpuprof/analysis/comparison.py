@@ -22,7 +22,7 @@ from gpuprof.analysis.operators import plain_op
 from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
-from gpuprof.paths import layer_of
+from gpuprof.paths import layer_of, unsharded, unwrapped
 from gpuprof.record import ALL, Run, integers
 
 LAUNCH_COLUMNS = [
@@ -292,10 +292,15 @@ def _parts(rows: pd.DataFrame, run: Run, by: By) -> list[pd.Series]:
         return [rows["kernel"]]
     if by == "op-kernel":
         return [rows["op"].map(plain_op), rows["kernel"]]
+    # a model is the same in a wrapper, and sharded
+    paths = unwrapped(run.tree["module"], run.tree["class"])
+    modules = rows["module"].map(lambda path: paths.get(path, path))
     if by == "layer":
-        layers = {module: layer_of(module, run.recorded) for module in rows["module"].unique()}
-        return [rows["module"].map(layers).rename("layer"), rows["phase"]]
-    if by == "class":
-        classes = dict(zip(run.tree["module"], run.tree["class"], strict=True))
-        return [rows["module"].map(classes).fillna("").rename("class"), rows["phase"]]
-    return [rows["module"], rows["phase"]]
+        layers = {module: layer_of(module, run.recorded) for module in modules.unique()}
+        return [modules.map(layers).rename("layer"), rows["phase"]]
+    if by == "class":  # of what is in a wrapper: it comes after that
+        classes = {
+            paths[path]: unsharded(name) for path, name in zip(run.tree["module"], run.tree["class"], strict=True)
+        }
+        return [modules.map(classes).fillna("").rename("class"), rows["phase"]]
+    return [modules, rows["phase"]]

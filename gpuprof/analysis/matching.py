@@ -6,6 +6,7 @@ import re
 
 import pandas as pd
 
+from gpuprof.paths import unsharded, unwrapped
 from gpuprof.record import Run
 
 _CONTAINERS = {"model", "vision_model", "transformer", "base_model", "module"}
@@ -46,11 +47,12 @@ class _Lines:
         figures = zip(params["value"], params["precision"], strict=True)
         self.claimed = dict(zip(params["module"], figures, strict=True))
         self.paths = list(run.tree["module"])
+        self.bare = unwrapped(run.tree["module"], run.tree["class"])
         self.model_classes = dict(zip(self.paths, run.tree["class"], strict=True))
         self.params = dict(zip(self.paths, (int(value) for value in run.tree["params"]), strict=True))
         self.endings: dict[str, list[str]] = {}
         for path in self.paths:
-            parts = _key(path).split(".")
+            parts = _key(self.bare[path]).split(".")
             for start in range(len(parts)):
                 self.endings.setdefault(".".join(parts[start:]), []).append(path)
 
@@ -71,14 +73,15 @@ class _Lines:
         for start in range(len(parts)):
             end = ".".join(parts[start:])
             for path in self.endings.get(end, []):
-                if (start or _key(path) == end) and self.fits(path, module):
+                if (start or _key(self.bare[path]) == end) and self.fits(path, module):
                     return path
         return None
 
     def in_order(self, module: str, first: int) -> int | None:
         for place, path in enumerate(self.paths[first:], start=first):
-            same_depth = path.count(".") == module.count(".")
-            if path and same_depth and self.same_class(path, module) and self.fits(path, module):
+            bare = self.bare[path]
+            same_depth = bare.count(".") == module.count(".")
+            if bare and same_depth and self.same_class(path, module) and self.fits(path, module):
                 return place
         return None
 
@@ -99,5 +102,5 @@ def _key(path: str) -> str:
 
 def _stem(name: str) -> str:
     """A class without what releases of a library change of its name."""
-    name = re.sub(r"(Flash|Sdpa|Eager)?Attention2?$", "Attention", str(name))
+    name = re.sub(r"(Flash|Sdpa|Eager)?Attention2?$", "Attention", unsharded(str(name)))
     return re.sub(r"^Pytorch|Activation$", "", name)

@@ -22,7 +22,7 @@ from gpuprof.analysis.kernel_time import busy_seconds
 from gpuprof.analysis.operators import input_shapes, kinds, plain_op
 from gpuprof.analysis.ranks import require_kernels
 from gpuprof.errors import GpuprofError
-from gpuprof.record import UNATTRIBUTED, Run, integers
+from gpuprof.record import NOBODYS, Run, integers
 from gpuprof.theory.rules import PRODUCTS
 
 BY = ("op", "class", "module", "kernel")
@@ -234,7 +234,7 @@ def _keyed(run: Run, rows: pd.DataFrame, by: str, known: dict[str, str]) -> pd.D
     elif by == "kernel":
         keys = zip(rows.get("kernel", [""] * len(rows)), [""] * len(rows), kind, strict=True)
     else:
-        classes = dict(zip(run.tree["module"], run.tree["class"], strict=True)) | {UNATTRIBUTED: UNATTRIBUTED}
+        classes = dict(zip(run.tree["module"], run.tree["class"], strict=True)) | {name: name for name in NOBODYS}
         names = rows["module"].map(classes) if by == "class" else rows["module"]
         sort = ["matmul" if one in PRODUCTS else one if one == "communication" else "vector" for one in kind]
         keys = zip(names, rows["phase"], sort, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated, Any, NoReturn
@@ -32,6 +33,7 @@ from gpuprof.cli.show import show
 from gpuprof.cli.sweep import sweep
 from gpuprof.cli.validate import validate
 from gpuprof.errors import GpuprofError
+from gpuprof.parallel.launch import speaks
 from gpuprof.signals import exit_on_sigterm
 
 app = typer.Typer(
@@ -91,8 +93,9 @@ def main() -> None:
             sys.exit(error.exit_code)
         said = " ".join(error.format_message().split()).removesuffix(".")
         _end(f"{said} (see '{error.ctx.command_path if error.ctx else 'gpuprof'} --help')", error.exit_code)
-    except KeyboardInterrupt:
-        _end("interrupted", 130)
+    except KeyboardInterrupt as interrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher hands on what the terminal has sent already
+        _end(f"interrupted (on {interrupt})" if str(interrupt) else "interrupted", 130)
     except BrokenPipeError:  # the reader of a pipe has seen enough
         _close_output()
         sys.exit(0)
@@ -111,5 +114,6 @@ def _close_output() -> None:
 
 
 def _end(message: str, status: int) -> NoReturn:
-    print(f"gpuprof: {message}", file=sys.stderr)
+    if speaks():  # of several processes one says it
+        print(f"gpuprof: {message}", file=sys.stderr)
     sys.exit(status)

@@ -16,6 +16,7 @@ import typer
 from gpuprof.cli import options as o
 from gpuprof.cli.check import Format, FormatOption, Output, Top, conclude
 from gpuprof.errors import GpuprofError
+from gpuprof.parallel.launch import refuse_job
 
 if TYPE_CHECKING:
     from gpuprof.record import Run
@@ -38,6 +39,7 @@ def ab(
 
     The shell runs them, with {out} replaced by the file that the run is to be saved to, or -o FILE appended.
     """
+    refuse_job("ab")
     from gpuprof.cli.output import check_output
 
     check_output(output)

@@ -14,6 +14,7 @@ import typer
 
 from gpuprof.cli import options as o
 from gpuprof.errors import GpuprofError
+from gpuprof.parallel.launch import refuse_job
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,7 @@ def ceilings(
 
     They are kept, and from then on a run on this device is also held against them: the denominator 'measured'.
     """
+    refuse_job("ceilings")
     from gpuprof.cli.output import check_output, in_color, progress, terminal_width
     from gpuprof.workload.options import check_device, resolve_device
 

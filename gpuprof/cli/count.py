@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gpuprof.cli import options as o
 from gpuprof.cli.output import deliver
+from gpuprof.parallel.launch import refuse_job
 
 if TYPE_CHECKING:
     from gpuprof.record import Run
@@ -32,6 +33,7 @@ def count(
     verbose: o.Verbose = False,
 ) -> None:
     """Count a model's FLOPs, forward and backward, per module, without weights and without running it."""
+    refuse_job("count", "under torchrun 'profile --passes count' counts what each rank does")
     chosen = o.plain(locals())
     o.check_workload(model, chosen, weightless=True)
     for name in ("output", "quiet", "verbose"):

@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpuprof.cli.job import joined
+from gpuprof.parallel.launch import speaks
+
 if TYPE_CHECKING:
     from gpuprof.hardware.checkup import Finding
+
+
+_RANK_TIMEOUT_S = 60.0
 
 
 class Format(enum.StrEnum):
@@ -23,12 +29,21 @@ def doctor(
 ) -> None:
     """Say what this machine can measure, and what to do about what it cannot.
 
-    Nothing is changed. Exits with 1 where not even a step can be counted and timed.
+    Nothing is changed. Exits with 1 where not even a step can be counted and timed. Under torchrun every rank is
+    looked at, and one that differs from the others is named.
     """
     from gpuprof.hardware import checkup
 
     findings = checkup.examine()
     usable = checkup.works(findings)
+    with joined(None, _RANK_TIMEOUT_S) as control:
+        if control is not None:
+            from gpuprof.parallel.checkup import examine_ranks
+
+            findings += examine_ranks(control)
+            usable &= all(finding.ok for finding in findings if finding.group == "ranks")
+    if not speaks():
+        raise typer.Exit(0 if usable else 1)
     if format is Format.json:
         import dataclasses
         import json

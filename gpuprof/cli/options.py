@@ -46,6 +46,15 @@ class Optimizer(StrEnum):
     sgd = "sgd"
 
 
+class Parallel(StrEnum):
+    """Torch's ways to shard a model."""
+
+    none = "none"
+    ddp = "ddp"
+    fsdp = "fsdp"
+    tp = "tp"
+
+
 class Format(StrEnum):
     """How to print a table."""
 
@@ -195,6 +204,15 @@ Freeze = Annotated[
     typer.Option(
         metavar="GLOB",
         help="Modules or parameters to freeze, e.g. 'model.layers.*'; repeatable.",
+        rich_help_panel=_WORKLOAD,
+    ),
+]
+ParallelOption = Annotated[
+    Parallel,
+    typer.Option(
+        "--parallel",
+        help="Under torchrun: how a named model is sharded over the processes. Under ddp and fsdp each has a batch of "
+        "its own.",
         rich_help_panel=_WORKLOAD,
     ),
 ]

@@ -82,12 +82,17 @@ def deliver(make: Callable[[], Run], output: Path | None, quiet: bool, verbose: 
         if not quiet:
             print(f"\nStored as {stored}: look again with 'gpuprof history show {stored} --store {opened.name}'")
     if verbose:
-        for name, outcome in run.passes.items():
-            about = "; ".join(part for part in (outcome.reason, outcome.remedy) if part)
-            print(f"{name}: {outcome.status} in {outcome.seconds:.1f} s {about} {outcome.facts or ''}".rstrip())
+        print_outcomes(run)
     if quiet:
         for line in run.warnings:
             print(f"gpuprof: {line}", file=sys.stderr)
+
+
+def print_outcomes(run: Run) -> None:
+    """How each pass ended, a line each."""
+    for name, outcome in run.passes.items():
+        about = "; ".join(part for part in (outcome.reason, outcome.remedy) if part)
+        print(f"{name}: {outcome.status} in {outcome.seconds:.1f} s {about} {outcome.facts or ''}".rstrip())
 
 
 def commit() -> str:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuprof.cli import options as o
+from gpuprof.cli.job import deliver as deliver_job
+from gpuprof.cli.job import joined, own_device
 from gpuprof.cli.output import deliver, progress
+from gpuprof.errors import GpuprofError
 
 if TYPE_CHECKING:
     from gpuprof.record import Run
@@ -29,6 +32,7 @@ def profile(
     checkpointing: o.CheckpointingOption = o.Checkpointing.none,
     optimizer: o.OptimizerOption = o.Optimizer.none,
     freeze: o.Freeze = None,
+    parallel: o.ParallelOption = o.Parallel.none,
     seed: o.Seed = 0,
     trust_remote_code: o.TrustRemoteCode = False,
     warmup: Annotated[
@@ -62,6 +66,14 @@ def profile(
     ] = None,
     peak_tflops: o.PeakTflops = None,
     convention: o.ConventionOption = o.Convention.causal,
+    rank_timeout: Annotated[
+        float,
+        typer.Option(
+            min=1.0,
+            help="Under torchrun: seconds after which a rank that does not come is given up.",
+            rich_help_panel=_MEASURING,
+        ),
+    ] = 300.0,
     output: o.OutputFile = None,
     store: o.Store = None,
     quiet: o.Quiet = False,
@@ -69,21 +81,33 @@ def profile(
 ) -> None:
     """Run a model's real forward and backward, and report time, FLOPs and MFU per module."""
     chosen = o.plain(locals())
-    from gpuprof.passes.options import check
-
-    o.check_workload(model, chosen)
     for name in ("output", "store", "quiet", "verbose", "counters"):
         del chosen[name]
     chosen["passes"] = o.names(passes)
     if counters:
         chosen["passes"].append("counters")
         chosen["counter_level"] = counters.value
-    check(chosen["passes"], warmup, steps, peak_tflops, launches=launches)
+
+    def check_options() -> None:
+        from gpuprof.passes.options import check
+
+        o.check_workload(model, chosen)
+        check(chosen["passes"], warmup, steps, peak_tflops, launches=launches)
 
     def make() -> Run:
         from gpuprof.profiler import profile
 
         return profile(**chosen, progress=tell)
 
-    with progress(quiet) as tell:
-        deliver(make, output, quiet, verbose, store)
+    with joined(device, rank_timeout) as control:
+        if control is None:
+            check_options()
+            with progress(quiet) as tell:
+                deliver(make, output, quiet, verbose, store)
+            return
+        if launches is not None:
+            raise GpuprofError("--launches repeats one process: leave it out under torchrun")
+        chosen["device"] = own_device(device)
+        control.together("reading the options", check_options)
+        with progress(quiet or control.rank != 0) as tell:
+            deliver_job(make, control, output, quiet, verbose, store)

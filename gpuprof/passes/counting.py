@@ -17,9 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpuprof.attribution import NOWHERE, Ownership, Scope, in_backward, named_paths, observed
 from gpuprof.errors import GpuprofError
+from gpuprof.parallel.layout import short_names
+from gpuprof.parallel.units import unit_of
 from gpuprof.passes.control_flow import plain_control_flow
 from gpuprof.passes.flex import flex_attention_booked
 from gpuprof.passes.inputs import observed_inputs
+from gpuprof.passes.kept import elements_bytes
 from gpuprof.passes.modes import unseen
 from gpuprof.passes.operators import is_composite, is_question, nested_kernel
 from gpuprof.passes.phases import Phase, observed_phases
@@ -31,9 +34,10 @@ from gpuprof.passes.specs import (
     torch_free,
 )  # fmt: skip
 from gpuprof.paths import ancestors
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import GRADIENT_ALLREDUCE, PassOutcome, table
 from gpuprof.theory import rule_for
 from gpuprof.theory.attention import AttentionFacts
+from gpuprof.theory.names import communicates
 from gpuprof.theory.nested import nested_in
 from gpuprof.theory.priced import FIGURES, Described, describe, tensor_specs
 from gpuprof.workload import Workload
@@ -55,6 +59,10 @@ _JAGGED_PRODUCTS = {
     _bmm.default: (_bmm.default, 0),
     _matmul_backward.default: (_matmul_backward.default, 1),
 }
+_GROUPS = ("group_name", "process_group", "group")
+"""What arguments are called that name the process group of a collective."""
+_label_begins = torch.ops.profiler._record_function_enter_new.default
+_label_ends = torch.ops.profiler._record_function_exit._RecordFunction
 _multi_head = torch.nn.functional.multi_head_attention_forward
 
 
@@ -92,7 +100,11 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
         torch.autograd.set_multithreading_enabled(False),
         observed(model, scope_of, through_compiled=True, again=lambda: attending) as ownership,
         observed_phases(workload, lambda name: place.phase_changed(name)) as phase,
-        unseen(attending := _AttentionCalls(ownership, place := _Place(ownership, phase), fuse=execute is not None)),
+        unseen(
+            attending := _AttentionCalls(
+                ownership, place := _Place(ownership, phase, unit_of(model)), fuse=execute is not None
+            )
+        ),
         _Counter(place, execute or _run, mark) as counter,
         flex_attention_booked(counter.book),
         plain_control_flow(),
@@ -101,7 +113,7 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
         result = _with_room(workload.step)
         given = inputs()
     _refuse_other_threads(ownership)
-    rows, causality, row_of = counter.rows(workload.device.type)
+    rows, causality, row_of = counter.rows(workload.device.type, short_names(model))
     calls: dict[str, int] = {}
     for call in ownership.calls:
         if not call.in_backward:
@@ -145,7 +157,8 @@ def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[s
     """The ``tree`` table: one row per module, parameters of its children included, each parameter once.
 
     A module that several share has a row under each that called it, and one where it is first. Parameters that a lazy
-    module has not made have no size, and are none yet.
+    module has not made have no size, and are none yet. They are those of the model, their bytes those that this process
+    holds of them.
 
     Args:
         model: the model.
@@ -169,8 +182,8 @@ def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[s
                 "calls": calls.get(path, 0),
                 "params": sum(p.numel() for p in params),
                 "trainable_params": sum(p.numel() for p in trainable),
-                "param_bytes": sum(p.numel() * p.element_size() for p in params),
-                "trainable_bytes": sum(p.numel() * p.element_size() for p in trainable),
+                "param_bytes": elements_bytes(params),
+                "trainable_bytes": elements_bytes(trainable),
                 "causality": causality.get(path, ""),
             }
         )
@@ -215,7 +228,7 @@ class _Counter(TorchDispatchMode):
         self._numbers: dict[_Signature, int] = {}
         self._outputs: list[Any] = []
         self._composite: dict[Any, bool] = {}
-        self._reads: dict[Any, bool] = {}
+        self._known: dict[Any, tuple[bool, bool]] = {}  # whether its rule reads values, and whether it communicates
         self._place = place
         self._execute = execute
         self._mark = mark
@@ -254,11 +267,12 @@ class _Counter(TorchDispatchMode):
         self, func: Any, args: tuple[Any, ...], run: Callable[[], Any], kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Count a call of an operator, and return what ``run`` computes for it."""
-        scope, phase = self._place()
-        values = self._reads.get(func)
-        if values is None:
-            rule = rule_for(_name(func))
-            values = self._reads[func] = rule is not None and rule.values
+        known = self._known.get(func)
+        if known is None:
+            rule = rule_for(name := _name(func))
+            known = self._known[func] = rule is not None and rule.values, communicates(name)
+        values, sends = known
+        scope, phase = self._place(sends)
         # args before the call: in-place operators may change the metadata of what they are given
         values = values and decide(args)
         given = spec_of(args, values), spec_of(tuple(kwargs.items()), values) if kwargs else ()
@@ -272,13 +286,24 @@ class _Counter(TorchDispatchMode):
         else:
             with self._mark(number):
                 out = run()
+        if func is _label_begins:
+            self._place.label_begins(args[0])
+        elif func is _label_ends:
+            self._place.label_ends()
         self.calls[number] += 1
         if self.calls[number] == 1:
             self._outputs[number] = spec_of(out)
         return out
 
-    def rows(self, device: str) -> tuple[list[dict[str, Any]], dict[str, str], list[int]]:
-        """Rows of the ``ops`` table, the causality of modules that attend (known or unknown), rows by signature."""
+    def rows(
+        self, device: str, short_name: Callable[[str], str]
+    ) -> tuple[list[dict[str, Any]], dict[str, str], list[int]]:
+        """Rows of the ``ops`` table, the causality of modules that attend (known or unknown), rows by signature.
+
+        Args:
+            device: type of the device.
+            short_name: of a process group, by the name that torch gives it.
+        """
         merged: dict[Any, dict[str, Any]] = {}
         causality: dict[str, str] = {}
         row_of: list[int] = []
@@ -294,7 +319,8 @@ class _Counter(TorchDispatchMode):
                 causality[module] = "unknown"
             elif found.causality:
                 causality.setdefault(module, found.causality)
-            key = module, signature.phase, *found[:5]
+            group = short_name(_group(signature)) if found.kind == "communication" else ""
+            key = module, signature.phase, *found[:5], group
             if key not in merged:
                 merged[key] = {**dict(zip(_ROW, key, strict=True)), "calls": 0}
             merged[key]["calls"] += self.calls[number]
@@ -320,21 +346,59 @@ class _Counter(TorchDispatchMode):
         return found
 
 
-_ROW = ("module", "phase", "op", "kind", "shapes", "dtype", "priced")
+_ROW = ("module", "phase", "op", "kind", "shapes", "dtype", "priced", "group")
+
+
+def _group(signature: _Signature) -> str:
+    """The process group that a collective is given, by torch's name; empty where it is given none."""
+    names = [argument.name for argument in signature.func._schema.arguments]
+    given = dict(zip(names, signature.args, strict=False)) | dict(signature.kwargs)
+    return next((given[name] for name in _GROUPS if isinstance(given.get(name), str)), "")
+
+
+_GRADIENTS = Scope(GRADIENT_ALLREDUCE)
+_NUMBERLESS = 1 << 63
+"""From there on are the numbers of nodes that have none, as AccumulateGrad."""
 
 
 class _Place:
     """Owner and phase of the operator that runs now."""
 
-    def __init__(self, ownership: Ownership, phase: Phase) -> None:
+    def __init__(self, ownership: Ownership, phase: Phase, unit_of: Callable[[str], str | None]) -> None:
         self.ownership = ownership
         self.phase = phase
+        self._unit_of = unit_of
+        self._labels: list[Scope | None] = []  # of each that is open the unit, or that of the one around
         self._last_owner = NOWHERE
         # what runs a backward: nothing, or the node that holds a checkpoint's own
         self._runners: dict[int, Scope] = {}
 
-    def __call__(self) -> tuple[Scope, str]:
+    def __call__(self, sends: bool = False) -> tuple[Scope, str]:
+        """What is booked now.
+
+        Args:
+            sends: whether the operator communicates: a bucket of gradients is sent when the last of them is there, and
+                that is not this one's module's work.
+        """
         node = torch._C._current_autograd_node()
+        scope, phase = self._of_module(node)
+        if self._labels and self._labels[-1] is not None:
+            return self._labels[-1], phase
+        if sends and phase == "backward" and (node is None or node._sequence_nr() >= _NUMBERLESS):
+            return _GRADIENTS, phase
+        return scope, phase
+
+    def label_begins(self, label: str) -> None:
+        """A label of anybody's: FSDP says in its own which unit it works for."""
+        unit = self._unit_of(label)
+        self._labels.append(Scope(unit) if unit is not None else self._labels[-1] if self._labels else None)
+
+    def label_ends(self) -> None:
+        """The last one that began ends."""
+        if self._labels:
+            self._labels.pop()
+
+    def _of_module(self, node: Any) -> tuple[Scope, str]:
         running = self.ownership.running()
         if node is None or self.phase.name == "optimizer":  # which a hook may step in the middle of a backward
             return running or NOWHERE, self.phase.name
@@ -359,7 +423,7 @@ class _Place:
     def _owner(self, node: Any) -> Scope:
         runner = self._runners.setdefault(torch._C._current_graph_task_id(), self._last_owner)
         number = node._sequence_nr()
-        if number >= 1 << 63:  # AccumulateGrad has no number: it follows the node whose gradient it takes
+        if number >= _NUMBERLESS:  # AccumulateGrad has no number: it follows the node whose gradient it takes
             return self._last_owner
         return self.ownership.maker(self.ownership.thread(), number) or runner
 

@@ -8,19 +8,30 @@ from contextlib import contextmanager
 
 import torch
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gpuprof.attribution import Ownership, in_backward
+from gpuprof.passes.specs import is_wrapper
 from gpuprof.record import UNATTRIBUTED
 
 
 def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors that hold the elements: of a class that has none itself, those in it; a DTensor has its shard."""
     if is_lazy(tensor):  # not made yet
         return ()
+    if is_wrapper(type(tensor)) and is_traceable_wrapper_subclass(tensor):
+        inside = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        return tuple(part for one in inside if isinstance(one, torch.Tensor) for part in _parts(one))
     return (tensor._indices(), tensor._values()) if tensor.layout == torch.sparse_coo else (tensor,)
 
 
+def elements_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the elements of tensors that this process holds: of a DTensor those of its shard, without padding."""
+    return sum(part.numel() * part.element_size() for tensor in tensors for part in _parts(tensor))
+
+
 def total_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of tensors, each storage once."""
+    """Bytes of tensors, each storage once: those that this process holds, with the padding of an uneven shard."""
     storages = [part.untyped_storage() for tensor in tensors for part in _parts(tensor)]
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
@@ -38,7 +49,7 @@ class Held:
 
     def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
         """Never count the storages of these, which live as long."""
-        self._known.update(tensor.untyped_storage()._cdata for tensor in tensors if not is_lazy(tensor))
+        self._known.update(part.untyped_storage()._cdata for tensor in tensors for part in _parts(tensor))
 
     def add(self, tensor: torch.Tensor) -> int:
         """Count a tensor; returns how many bytes of it are new."""
@@ -72,11 +83,15 @@ class Kept(Held):
 
 @contextmanager
 def kept_for_backward(model: torch.nn.Module, ownership: Ownership, kept: Kept) -> Iterator[None]:
-    """Count what autograd keeps for the backward; parameters and buffers are not activations."""
+    """Count what autograd keeps for the backward; parameters and buffers are not activations.
+
+    Nor are parameters that FSDP has gathered for a module and that are none of the model's while it is at rest.
+    """
     kept.leave_out((*model.parameters(), *model.buffers()))
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        new = kept.add(tensor)
+        whole = tensor if tensor._base is None else tensor._base
+        new = 0 if isinstance(whole, torch.nn.Parameter) else kept.add(tensor)
         if new and not in_backward():  # what a recomputation keeps is gone again before the next one
             scope = ownership.running()
             module = UNATTRIBUTED if scope is None else scope.module

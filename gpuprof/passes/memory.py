@@ -63,6 +63,12 @@ def measure(workload: Workload, before_step: Callable[[], None]) -> tuple[pd.Dat
     def before_update(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         states.setdefault(id(optimizer), (optimizer, total_bytes(_state(optimizer))))
 
+    def enter_phase(name: str) -> None:
+        for parameter in model.parameters():  # FSDP sets those of its shards itself, where no hook tells
+            if parameter.grad is not None:
+                gradients.add(parameter.grad)
+        meter.enter_phase(name)
+
     def got_gradient(module: str, parameter: torch.Tensor) -> None:
         if parameter.grad is not None:
             gradients.add(parameter.grad)
@@ -70,16 +76,16 @@ def measure(workload: Workload, before_step: Callable[[], None]) -> tuple[pd.Dat
 
     with ExitStack() as stack:
         ownership = stack.enter_context(observed(model, mark=meter.module))
-        stack.enter_context(observed_phases(workload, meter.enter_phase))
+        stack.enter_context(observed_phases(workload, enter_phase))
         stack.enter_context(kept_for_backward(model, ownership, kept))
         stack.callback(register_optimizer_step_pre_hook(before_update).remove)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and not is_lazy(parameter):
                 hook = partial(got_gradient, name.rpartition(".")[0])
                 stack.callback(parameter.register_post_accumulate_grad_hook(hook).remove)
-        meter.enter_phase("forward")
+        enter_phase("forward")
         result = workload.step()
-        meter.enter_phase("")
+        enter_phase("")
     del result
 
     def module_of(index: int) -> str:

@@ -59,11 +59,16 @@ def decide(args: tuple[Any, ...]) -> bool:
 
 
 def unpacked(value: torch.ScriptObject) -> Any:
-    """What the packed parameters of a quantized operator hold: weight and bias, or those of each product of a cell."""
+    """What the packed parameters of a quantized operator hold: weight and bias, or those of each product of a cell.
+
+    Of a process group the name, which functional collectives are given in its place.
+    """
     if hasattr(value, "unpack"):
         return value.unpack()
     if value._type().name() == "CellParamsBase":  # type: ignore[attr-defined]
         return value.__getstate__()[0][-1]  # type: ignore[index]
+    if value._type().name() == "ProcessGroup":  # type: ignore[attr-defined]
+        return torch.distributed.ProcessGroup.unbox(value).group_name
     return str(value)
 
 

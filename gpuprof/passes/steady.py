@@ -19,6 +19,7 @@ import torch
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
+from gpuprof.parallel.layout import first_steps
 from gpuprof.passes import counting
 from gpuprof.passes.failure import let_go
 from gpuprof.passes.objects import attributes
@@ -35,9 +36,9 @@ _TOLD = re.compile(r"config$|.*_hooks($|_)").match
 def count_steady(workload: Workload, before_step: Callable[[], None]) -> tuple[counting.Counted, list[str]]:
     """Count a step that is not the first.
 
-    The first is only run. Without weights running is as dear as counting, and there are steps that only counting can
-    run (flex_attention has no backward on a CPU): there the first is counted, and another one if it left something in
-    the model.
+    The first is only run, with DDP the second too. Without weights running is as dear as counting, and there are steps
+    that only counting can run (flex_attention has no backward on a CPU): there the first is counted, and another one
+    if it left something in the model.
 
     Args:
         workload: what to run.
@@ -82,9 +83,12 @@ def count_steady(workload: Workload, before_step: Callable[[], None]) -> tuple[c
 
 def _warmed_up(workload: Workload, before_step: Callable[[], None]) -> str | None:
     """What `counting.warm_up` returns; None where the step cannot be run so."""
-    before_step()
+    inputs = ""
     try:
-        return counting.warm_up(workload)
+        for _ in range(first_steps(workload.model)):
+            before_step()
+            inputs = counting.warm_up(workload)
+        return inputs
     except NotImplementedError as error:  # if counting has nothing in its place, that raises it again
         let_go(error)
         return None

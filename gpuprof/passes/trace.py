@@ -15,6 +15,8 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from gpuprof.attribution import Ownership, observed
 from gpuprof.hardware import kineto
+from gpuprof.parallel.layout import first_steps
+from gpuprof.parallel.units import unit_of
 from gpuprof.passes.operators import is_composite_name
 from gpuprof.passes.phases import observed_phases
 from gpuprof.record import PassOutcome, table
@@ -49,13 +51,13 @@ class Traced(NamedTuple):
 
 
 def trace(workload: Workload, before_step: Callable[[], None]) -> Traced:
-    """Trace one step, after one warm-up step under the profiler.
+    """Trace one step, after one warm-up step under the profiler, of DDP two.
 
     Args:
         workload: what to run.
         before_step: run before each step (seeding).
     """
-    return ingest(*record(workload, before_step))
+    return ingest(*record(workload, before_step), unit_of(workload.model))
 
 
 def record(workload: Workload, before_step: Callable[[], None]) -> tuple[profile, Ownership]:
@@ -74,7 +76,7 @@ def record(workload: Workload, before_step: Callable[[], None]) -> tuple[profile
         with _RecordFunctionFast(PHASE_MARK + name):
             pass
 
-    # the first step under the profiler pays for its start-up and is thrown away
+    # what comes first under the profiler pays for its start-up and is thrown away
     plan = schedule(wait=0, warmup=1, active=1, repeat=1)
     with (
         kineto.quiet(),
@@ -86,8 +88,9 @@ def record(workload: Workload, before_step: Callable[[], None]) -> tuple[profile
             experimental_config=_ExperimentalConfig(profile_all_threads=True),  # else only this one and autograd's
         ) as profiler,
     ):
-        before_step()
-        workload.step()
+        for _ in range(first_steps(model)):
+            before_step()
+            workload.step()
         if cuda:  # kernels of the first step must not run on into the second's record
             torch.cuda.synchronize(workload.device)
         profiler.step()
@@ -110,13 +113,13 @@ def cupti_attached(device: torch.device) -> bool:
     return _cuda_traced and device.type == "cuda" and os.environ.get("TEARDOWN_CUPTI") != "1"
 
 
-def ingest(profiler: profile, ownership: Ownership) -> Traced:
-    """The ``kernels`` and ``estimates`` tables of a recorded step."""
+def ingest(profiler: profile, ownership: Ownership, unit: Callable[[str], str | None] = lambda label: None) -> Traced:
+    """The ``kernels`` and ``estimates`` tables of a recorded step; ``unit`` as of `attribute`."""
     collecting = gc.isenabled()
     gc.disable()  # it would walk over hundreds of thousands of new tuples again and again, and find nothing
     try:
         events = read(profiler)
-        found = attribute(events, *owners(events, ownership), is_composite=is_composite_name)
+        found = attribute(events, *owners(events, ownership), is_composite=is_composite_name, unit_of=unit)
         if any(event.kind == COMPILED for event in events):
             found.facts["compiled"] = True  # its operators are not those that a step without compilation calls
         outcome = PassOutcome("done", facts=found.facts)

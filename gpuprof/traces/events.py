@@ -23,6 +23,8 @@ OPTIMIZER = "optimizer"
 """A step of an optimizer, which torch labels."""
 MODE = "mode"
 """A dispatch mode of the user's own, or of a library's, does something in an operator's place."""
+SUBCLASS = "subclass"
+"""A class of tensors, such as DTensor, does so for what it was given."""
 COMPILED = "compiled"
 """A region that torch.compile has taken over."""
 RANGE = "range"
@@ -39,7 +41,7 @@ PHASE_MARK = "gpuprof:phase:"
 NODE_PREFIX = "autograd::engine::evaluate_function: "
 
 _OPTIMIZER = "Optimizer.step#"
-_MODE = "PythonDispatchMode"
+_TAKE_OVER = {"PythonDispatchMode": MODE, "PythonSubclass": SUBCLASS}
 _COMPILED = "Torch-Compiled Region"
 _OPERATOR = re.compile(r"[A-Za-z_]\w*::[A-Za-z_]\w*(\.\w+)?$").match
 _NODE = re.compile(r"[A-Z]\w*Backward\d*$|torch::autograd::AccumulateGrad$").match
@@ -128,8 +130,8 @@ def host_kind(name: str, label: bool = False, of_node: bool = False) -> str:
         return FUNCTION
     if name.startswith(_OPTIMIZER):
         return OPTIMIZER
-    if name == _MODE:
-        return MODE
+    if name in _TAKE_OVER:
+        return _TAKE_OVER[name]
     if name.startswith(_COMPILED):
         return COMPILED
     if label:

@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from gpuprof.record import UNATTRIBUTED
+from gpuprof.record import GRADIENT_ALLREDUCE, UNATTRIBUTED
 from gpuprof.theory import rule_for
 from gpuprof.theory.names import communicates
 from gpuprof.theory.rules import PRODUCTS
@@ -25,6 +25,7 @@ from gpuprof.traces.events import (
     PHASE_MARK,
     RANGE,
     RUNTIME,
+    SUBCLASS,
     WAIT,
     Event,
     launches_graph,
@@ -62,10 +63,11 @@ class _Frame:
 class _Node:
     """A running autograd node, in which a function of somebody's own may run a forward again."""
 
-    __slots__ = ("called", "holds_nodes", "makes_nodes", "owner", "pending", "without_graph")
+    __slots__ = ("called", "follows", "holds_nodes", "makes_nodes", "owner", "pending", "without_graph")
 
-    def __init__(self, owner: str) -> None:
+    def __init__(self, owner: str, follows: bool) -> None:
         self.owner = owner
+        self.follows = follows  # the one whose gradient it takes
         self.called = False  # a module, in this node
         self.pending: list[OpCall] = []  # operators since then
         self.makes_nodes: list[OpCall] = []  # operators that do, as a forward's
@@ -146,6 +148,7 @@ def attribute(
     maker: Callable[[int, int], str | None],
     is_composite: Callable[[str], bool],
     marked: bool = True,
+    unit_of: Callable[[str], str | None] = lambda label: None,
 ) -> Attributed:
     """Give every kernel to an operator call, and every operator call to a module and a phase.
 
@@ -161,6 +164,7 @@ def attribute(
         is_composite: whether an operator is merely composed of others.
         marked: whether gpuprof marked the phases and what runs again. Without, all outside nodes and optimizers is
             forward, and in a node runs again what makes nodes itself where others of its operators do not.
+        unit_of: module that a label names as what it is for, None where it names none.
     """
     host = [e for e in events if e.kind not in (KERNEL, WAIT)]
     if marked:
@@ -230,8 +234,9 @@ def attribute(
                 last_owner = around.owner if made_by is None else made_by
             if around.node is not None:
                 around.node.holds_nodes = True
-            frame = _Frame(end, last_owner, "backward", _Node(last_owner), name=name.removeprefix(NODE_PREFIX))
-            nodes.append(frame.node)  # type: ignore[arg-type]
+            node = _Node(last_owner, name.endswith(_FOLLOWS))
+            frame = _Frame(end, last_owner, "backward", node, name=name.removeprefix(NODE_PREFIX))
+            nodes.append(node)
         elif kind == OPTIMIZER and around.node is not None:  # called by a hook, for one parameter perhaps
             frame = _Frame(end, UNATTRIBUTED, "optimizer", around.node, name=name)
         elif kind == OPTIMIZER and not marked:
@@ -240,8 +245,9 @@ def attribute(
         elif kind == OPERATOR and name not in composed and index not in taken_over:
             of_closure = start < closure_end and around.phase == "optimizer" and number >= 0
             # a bucket of gradients is sent when the last of them is there: it is not that one's module's work
-            sent = around.node is not None and around.owner == around.node.owner and communicates(name)
-            owner = UNATTRIBUTED if sent else around.owner
+            held = around.node
+            sent = held is not None and held.follows and around.owner == held.owner and communicates(name)
+            owner = GRADIENT_ALLREDUCE if sent else around.owner
             call = OpCall(len(op_calls), event, owner, phase if of_closure else around.phase or phase)
             op_calls.append(call)
             if around.phase == "backward" and around.node is not None and around.node.called:
@@ -250,7 +256,8 @@ def attribute(
                 around.node.runs(call, event)
             frame = _Frame(end, around.owner, call.phase, around.node, call)
         else:
-            frame = _Frame(end, around.owner, around.phase, around.node, name=name)
+            unit = unit_of(name) if kind == RANGE else None
+            frame = _Frame(end, around.owner if unit is None else unit, around.phase, around.node, name=name)
         if flops and index not in taken_over:
             within = frame.call.name if frame.call is not None else ""
             owner = UNATTRIBUTED if frame.owner == _UNKNOWN else frame.owner
@@ -328,8 +335,10 @@ def _taken_over(host: list[Event], operators: set[str]) -> set[int]:
     """Operators, by their place among the events, in whose place a dispatch mode or a tensor does something.
 
     It calls them again, inside, or not at all: selective checkpointing hands out what it has saved; the operator
-    began, and nothing of it ran. No operator of ``aten`` communicates: where one does, it was given a tensor of a class
-    that waits for its elements or sends them first, a DTensor say, and then calls the operator.
+    began, and nothing of it ran. A class of tensors calls it on those that it holds, a DTensor on the shard of this
+    rank; a nested tensor, of which a trace knows no shape, is what the operator works on itself. No operator of
+    ``aten`` communicates: where one does, it was given a tensor of a class that waits for its elements or sends them
+    first, and then calls the operator.
 
     Args:
         host: by thread and start, a range before what is inside it.
@@ -337,11 +346,13 @@ def _taken_over(host: list[Event], operators: set[str]) -> set[int]:
     """
     found: set[int] = set()
     messages = {name for name in operators if communicates(name)}
-    if not messages and not any(event.kind == MODE for event in host):
+    if not messages and not any(event.kind in (MODE, SUBCLASS) for event in host):
         return found
     for _, event, around in _nested(host):
-        if event.kind == MODE and around and around[-1][1].kind == OPERATOR:
-            found.add(around[-1][0])
+        if event.kind in (MODE, SUBCLASS) and around and around[-1][1].kind == OPERATOR:
+            place, outer = around[-1]
+            if event.kind == MODE or any(outer.shapes[:1]):
+                found.add(place)
         elif event.kind == OPERATOR and event.name in messages:
             found.update(place for place, outer in around if outer.kind == OPERATOR and outer.name[:6] == "aten::")
     return found

@@ -45,8 +45,14 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
 
 
-def from_preset(name: str, options: Options, device: torch.device) -> Loaded:
+def from_preset(name: str, options: Options, device: torch.device, place: torch.device) -> Loaded:
     """Builds a preset with random weights, or with none on the `meta` device.
+
+    Args:
+        name: Of the preset.
+        options: The user's.
+        device: Where the model works, which decides its dtype.
+        place: Where it is built.
 
     Raises:
         GpuprofError: There is no such preset, or the options do not fit the model.
@@ -57,41 +63,42 @@ def from_preset(name: str, options: Options, device: torch.device) -> Loaded:
         config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
         config.architectures = [preset["architecture"]]
         default = torch.float32 if device.type == "cpu" else torch.bfloat16
-        model = _construct(_model_class(config, name, options), config, options, device, default)
+        model = _construct(_model_class(config, name, options), config, options, place, default)
     return Loaded(model, name, "preset", _unloaded(device), defaults=preset.get("defaults", {}))
 
 
-def from_pretrained(location: str, options: Options, device: torch.device) -> Loaded:
+def from_pretrained(location: str, options: Options, device: torch.device, place: torch.device) -> Loaded:
     """Builds what a local directory or a Hub id holds: its weights where there are any, else random ones.
 
     Args:
         location: A directory with a `config.json`, or `owner/name` on the Hub or in its local cache.
         options: The user's.
-        device: Where the model goes; on `meta` no weights are read.
+        device: Where the model works, which decides its dtype; for `meta` no weights are read.
+        place: Where it is built.
 
     Raises:
         GpuprofError: There is no configuration, it names no model class, or the weights do not load.
     """
     folder = Path(location).expanduser() if Path(location).expanduser().is_dir() else None
     source = "directory" if folder is not None else "hub"
-    place = str(folder or location)
+    found = str(folder or location)
     with quiet():
-        config = _load_config(place, source, options)
+        config = _load_config(found, source, options)
         model_class = _model_class(config, location, options)
         # On a CPU the half precisions are slow and often missing, so there a checkpoint is widened.
         default = torch.float32 if device.type == "cpu" else _own_dtype(config)
         has_weights = folder is None or any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES)
         notes: list[str] = []
         if device.type == "meta" or not has_weights:
-            model, weights = _construct(model_class, config, options, device, default), _unloaded(device)
+            model, weights = _construct(model_class, config, options, place, default), _unloaded(device)
             if weights == "random":
                 notes.append(f"no weights in {location}: they are random")
         else:
-            model, missing = _load_weights(model_class, config, place, options, device, default)
+            model, missing = _load_weights(model_class, config, found, options, place, default)
             weights = "loaded"
             if missing:
                 notes.append(f"{len(missing)} tensors are not among the weights, so random: {', '.join(missing[:3])}")
-        tokenizer = None if device.type == "meta" else _load_tokenizer(place, options)
+        tokenizer = None if device.type == "meta" else _load_tokenizer(found, options)
     name = folder.resolve().name if folder is not None else location
     return Loaded(model, name, source, weights, tokenizer, notes=notes)
 
@@ -132,16 +139,16 @@ def _construct(model_class: Any, config: Any, options: Options, device: torch.de
 
 
 def _load_weights(
-    model_class: Any, config: Any, place: str, options: Options, device: torch.device, default: torch.dtype
+    model_class: Any, config: Any, found: str, options: Options, device: torch.device, default: torch.dtype
 ) -> tuple[Any, list[str]]:
-    """A model with the weights at `place`, and the names of those that are not there."""
+    """A model with the weights that were `found`, and the names of those that are not there."""
     attention = {"attn_implementation": options.attention} if options.attention else {}
     dtype = resolve_dtype(options.dtype) or default
     # Weights that are missing are random, and those are to be the same each time.
     torch.manual_seed(options.seed)
     try:
         model, info = model_class.from_pretrained(
-            place,
+            found,
             config=config,
             dtype=dtype,
             output_loading_info=True,
@@ -150,11 +157,11 @@ def _load_weights(
         )
         model = model.to(device)
     except Exception as error:  # whatever a broken file, a foreign format or a full device raises
-        _check_room(error, f"the weights of {place} are loaded", device, dtype)
-        raise GpuprofError(f"the weights of {place} do not load: {first_line(error)}") from error
+        _check_room(error, f"the weights of {found} are loaded", device, dtype)
+        raise GpuprofError(f"the weights of {found} do not load: {first_line(error)}") from error
     missing = sorted(info["missing_keys"])
     if len(missing) >= len(list(model.parameters())):
-        raise GpuprofError(f"the weights of {place} do not load: none of them belongs to {model_class.__name__}")
+        raise GpuprofError(f"the weights of {found} do not load: none of them belongs to {model_class.__name__}")
     return model, missing
 
 

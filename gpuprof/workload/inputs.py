@@ -25,6 +25,7 @@ def make_inputs(
     tokenizer: Any = None,
     device: torch.device,
     weightless: bool = False,
+    number: int = 0,
 ) -> Inputs:
     """Makes seeded inputs that fit a transformers model.
 
@@ -36,6 +37,7 @@ def make_inputs(
         tokenizer: Where there is one, the text inputs are real text.
         device: Where the inputs go.
         weightless: Floating inputs become `meta` tensors, and integer inputs stay on the CPU.
+        number: Which of the batches of a job; each is another one.
 
     Returns:
         The inputs of the step, labels included in train mode if the model takes any. In generate mode they
@@ -44,7 +46,7 @@ def make_inputs(
     Raises:
         GpuprofError: An option does not fit the model, or the kind of model is not known.
     """
-    maker = Maker(model, options, defaults or {}, tokenizer, device, weightless)
+    maker = Maker(model, options, defaults or {}, tokenizer, device, weightless, number)
     if maker.generating:
         if not model.can_generate():
             raise GpuprofError(f"{maker.architecture} cannot --mode generate: it is no decoder; use --mode forward")

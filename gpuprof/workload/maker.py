@@ -47,7 +47,7 @@ class Inputs:
 
 @dataclass
 class Maker:
-    """Makes tensors for one model, and knows what the user asked for."""
+    """Makes tensors for one model, and knows what the user asked for; of the batches of a job that of this number."""
 
     model: Any
     options: Options
@@ -55,6 +55,7 @@ class Maker:
     tokenizer: Any
     device: torch.device
     weightless: bool
+    number: int = 0
     random: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +65,7 @@ class Maker:
                 "architecture, or write a function that returns the model and a step, and give it as file.py:function"
             )
         # On the CPU, so that every device gets the same inputs.
-        self.random = torch.Generator().manual_seed(self.options.seed)
+        self.random = torch.Generator().manual_seed(self.options.seed + self.number)
         self.config = self.model.config
         self.text_config = ask(self.config, "text_config") or self.config
         self.architecture = type(self.model).__name__
@@ -129,7 +130,8 @@ class Maker:
             allowed = ordinary.nonzero().flatten()
             ids = allowed[torch.randint(len(allowed), (batch, length), generator=self.random)]
         else:
-            ids = torch.tensor([_tokenize(self.tokenizer, start, length) for start in range(batch)])
+            first = self.number * batch
+            ids = torch.tensor([_tokenize(self.tokenizer, start, length) for start in range(first, first + batch)])
             if int(ids.max()) >= self.text_config.vocab_size:
                 raise GpuprofError(
                     "the tokenizer is not the model's: it gives tokens beyond the vocabulary of "

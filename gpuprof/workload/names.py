@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -33,6 +35,8 @@ def check(reference: str, options: Options, *, weightless: bool = False) -> str:
             "MODEL --passes count' runs it"
         )
     kind = _kind(reference)
+    if options.parallel != "none":
+        _check_parallel(reference, kind, options.parallel, weightless)
     if kind == "file":
         if options.mode == "generate":
             raise GpuprofError("--mode generate is for Hugging Face models; let the function return a step instead")
@@ -42,6 +46,29 @@ def check(reference: str, options: Options, *, weightless: bool = False) -> str:
     if kind == "directory" and not (Path(reference).expanduser() / "config.json").is_file():
         raise GpuprofError(f"no config.json in {reference}: it is no Hugging Face model directory")
     return kind
+
+
+def _check_parallel(reference: str, kind: str, how: str, weightless: bool) -> None:
+    """Refuse to shard what is not a named model that runs in several processes.
+
+    Raises:
+        GpuprofError: it is not.
+    """
+    if weightless:
+        raise GpuprofError(f"--parallel {how} shards a model that runs: a count without weights is of the whole model")
+    if kind == "file":
+        raise GpuprofError(f"--parallel {how} is for a model by name: {reference} shards its model itself")
+    distributed = sys.modules.get("torch.distributed")  # where nobody has loaded it, there is no group
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        world = distributed.get_world_size()
+    else:
+        given = os.environ.get("WORLD_SIZE", "1")
+        world = int(given) if given.isdecimal() else 1
+    if world < 2:
+        raise GpuprofError(
+            f"--parallel {how} needs several processes: run it as 'torchrun --nproc-per-node N -m gpuprof profile "
+            f"{reference} --parallel {how}'"
+        )
 
 
 def _kind(reference: str) -> str:

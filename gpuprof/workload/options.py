@@ -26,6 +26,7 @@ CHOICES = {
     "attention": (None, "eager", "sdpa", "flash_attention_2", "flex_attention"),
     "checkpointing": ("none", "reentrant", "non-reentrant"),
     "optimizer": ("none", "adamw", "sgd"),
+    "parallel": ("none", "ddp", "fsdp", "tp"),
     "dtype": (None, *DTYPES),
 }
 SIZES = ("batch_size", "seq_len", "prompt_len", "new_tokens", "image_crops")
@@ -49,6 +50,8 @@ class Options:
         checkpointing: Activation checkpointing: `none`, `reentrant` or `non-reentrant`.
         optimizer: `none`, `adamw` or `sgd`; for train mode.
         freeze: Patterns (`fnmatch`) of module or parameter paths that are not trained.
+        parallel: How a named model is sharded over the processes of a job: `none`, `ddp`, `fsdp` (each process has a
+            batch of its own, of `batch_size`) or `tp` (all share one batch).
         seed: Seed of the random weights and of the inputs.
         trust_remote_code: Whether the code in a model's own repository may run.
 
@@ -68,6 +71,7 @@ class Options:
     checkpointing: str = "none"
     optimizer: str = "none"
     freeze: tuple[str, ...] = ()
+    parallel: str = "none"
     seed: int = 0
     trust_remote_code: bool = False
 
@@ -89,6 +93,10 @@ class Options:
             for name in ("optimizer", "checkpointing", "freeze"):
                 if getattr(self, name) not in ("none", ()):
                     raise GpuprofError(f"{flag(name)} is for --mode train: --mode {self.mode} trains nothing")
+        if self.mode != "train" and self.parallel == "ddp":
+            raise GpuprofError(
+                f"--parallel ddp averages gradients, and --mode {self.mode} has none: leave it out, or use fsdp or tp"
+            )
         if self.mode != "generate" and self.new_tokens is not None:
             raise GpuprofError(f"--new-tokens is for --mode generate, not --mode {self.mode}")
         if self.mode == "generate" and self.seq_len is not None:

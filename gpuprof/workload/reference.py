@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gpuprof.errors import GpuprofError, first_line
-from gpuprof.workload import steps, training, userfile
+from gpuprof.workload import parallel, steps, training, userfile
 from gpuprof.workload.names import check
 from gpuprof.workload.options import Options, dtype_name, resolve_device, resolve_dtype
 from gpuprof.workload.workload import Workload, describe_inputs, from_module
@@ -46,40 +46,52 @@ def build(reference: str, options: Options, *, weightless: bool = False) -> Work
     load: Callable[..., huggingface.Loaded] = (
         huggingface.from_preset if kind == "preset" else huggingface.from_pretrained
     )
-    loaded = load(reference, options, device)
-    model = loaded.model
+    number = parallel.batch_number(options)
+    loaded = load(reference, options, device, parallel.construction_device(options, device))
+    bare = loaded.model
     try:
         inputs = make_inputs(
-            model,
+            bare,
             options,
             defaults=loaded.defaults,
             tokenizer=loaded.tokenizer,
             device=device,
             weightless=weightless,
+            number=number,
         )
     except (RuntimeError, MemoryError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GpuprofError(f"the inputs cannot be made ({reason}): lower --batch-size or --seq-len") from error
-    optimizer = training.prepare(model, options)
+    training.prepare(bare, options)
     description: dict[str, Any] = {
         "name": loaded.name,
         "source": loaded.source,
-        "architecture": type(model).__name__,
-        **asdict(options),
+        "architecture": type(bare).__name__,
+        **_described(options),
         **inputs.sizes,
-        "freeze": list(options.freeze),
-        "dtype": dtype_name(model.dtype),
-        "attention": model.config._attn_implementation,
+        "dtype": dtype_name(bare.dtype),
+        "attention": bare.config._attn_implementation,
         "device": str(device),
         "weights": loaded.weights,
         **describe_inputs((), inputs.kwargs),
         "tokens_per_step": inputs.tokens_per_step,
         "samples_per_step": inputs.sizes["batch_size"],
-        "notes": loaded.notes,
+        "notes": [*loaded.notes, *parallel.notes(options, inputs.sizes["batch_size"])],
     }
-    description["facts"] = architecture_facts(model, description)
+    # formulas count a whole step, of which a process does its part under tensor parallelism
+    description["facts"] = None if options.parallel == "tp" else architecture_facts(bare, description)
+    alone = _make_step(bare, inputs, options, description, None, weightless=weightless)
+    model = parallel.shard(bare, options, device, alone)
+    optimizer = training.make_optimizer(model, options.optimizer)
     step = _make_step(model, inputs, options, description, optimizer, weightless=weightless)
     return Workload(model, step, description, device, optimizer, owned=True, recipe=(reference, options))
+
+
+def _described(options: Options) -> dict[str, Any]:
+    """Options as a description has them; how a model is sharded is told by its modules."""
+    described = asdict(options) | {"freeze": list(options.freeze)}
+    del described["parallel"]
+    return described
 
 
 def _require_transformers() -> None:
@@ -139,9 +151,9 @@ def _from_file(reference: str, options: Options, *, weightless: bool) -> Workloa
 
     if given.step is None:
         given = userfile.place(given, device, resolve_dtype(options.dtype))
-        training_optimizer = training.prepare(given.model, options)
+        training.prepare(given.model, options)
         if options.mode == "train":
-            given.optimizer = given.optimizer or training_optimizer
+            given.optimizer = given.optimizer or training.make_optimizer(given.model, options.optimizer)
         else:
             given.optimizer = given.loss = None
     workload = from_module(
@@ -155,9 +167,7 @@ def _from_file(reference: str, options: Options, *, weightless: bool) -> Workloa
     )
     path, _, function = reference.rpartition(":")
     known = {key: value for key, value in workload.description.items() if value is not None}
-    workload.description = (
-        asdict(options) | {"freeze": list(options.freeze), "loss": None, "tokens_per_step": None} | known
-    )
+    workload.description = _described(options) | {"loss": None, "tokens_per_step": None} | known
     workload.description |= {
         "name": f"{Path(path).name}:{function}",
         "source": "file",

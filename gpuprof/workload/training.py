@@ -11,8 +11,8 @@ from gpuprof.errors import GpuprofError
 from gpuprof.workload.options import Options
 
 
-def prepare(model: torch.nn.Module, options: Options) -> torch.optim.Optimizer | None:
-    """Sets a model up for its mode, and makes the optimizer if one is asked for.
+def prepare(model: torch.nn.Module, options: Options) -> None:
+    """Sets a model up for its mode; an optimizer is made after that, of the parameters as they are sharded.
 
     Raises:
         GpuprofError: A pattern of `freeze` matches nothing, nothing is left to train, or the model has no
@@ -21,7 +21,6 @@ def prepare(model: torch.nn.Module, options: Options) -> torch.optim.Optimizer |
     model.train(options.mode == "train")
     freeze(model, options.freeze)
     checkpoint(model, options.checkpointing)
-    return make_optimizer(model, options.optimizer)
 
 
 def freeze(model: torch.nn.Module, patterns: tuple[str, ...]) -> None:

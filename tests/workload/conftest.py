@@ -1,6 +1,7 @@
 """The presets' architectures with a few thousand parameters, as Hugging Face directories."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -72,22 +73,23 @@ SMALLER = {
 }
 
 
+def write_tiny(folder, name, **changes):
+    """Writes a shrunken preset as `config.json` below a folder; gives its directory."""
+    preset = load_preset(name)
+    config = dict(preset["config"])
+    for key, value in (SMALLER[name] | changes).items():
+        config[key] = config.get(key, {}) | value if isinstance(value, dict) else value
+    config["architectures"] = [preset["architecture"]]
+    directory = folder / f"tiny-{name}"
+    directory.mkdir(exist_ok=True, parents=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    return str(directory)
+
+
 @pytest.fixture
 def tiny(tmp_path):
     """Writes a shrunken preset as `config.json`; gives the directory."""
-
-    def write(name, **changes):
-        preset = load_preset(name)
-        config = dict(preset["config"])
-        for key, value in (SMALLER[name] | changes).items():
-            config[key] = config.get(key, {}) | value if isinstance(value, dict) else value
-        config["architectures"] = [preset["architecture"]]
-        folder = tmp_path / f"tiny-{name}"
-        folder.mkdir(exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(config))
-        return str(folder)
-
-    return write
+    return partial(write_tiny, tmp_path)
 
 
 @pytest.fixture(autouse=True)

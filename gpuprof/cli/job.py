@@ -1,0 +1,109 @@
+"""A verb in several processes that torchrun or the like started: one report, a file of each rank, and the job's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpuprof.cli.output import check_output, commit, print_outcomes, print_report
+from gpuprof.errors import GpuprofError
+from gpuprof.parallel import launch
+
+if TYPE_CHECKING:
+    from gpuprof.parallel.control import Control
+    from gpuprof.record import Run
+
+
+@contextmanager
+def joined(device: str | None, rank_timeout: float) -> Iterator[Control | None]:
+    """The control channel of the job; None of a process that was started alone."""
+    if launch.world_size() == 1:
+        yield None
+        return
+    from gpuprof.parallel.join import started
+
+    with started(device, rank_timeout) as control:
+        yield control
+
+
+def own_device(device: str | None) -> str | None:
+    """The device of this rank: of the GPUs of its host the one of its number."""
+    import torch
+
+    if torch.cuda.is_available() and device in (None, "cuda"):
+        return f"cuda:{launch.local_rank()}"
+    return device
+
+
+def rank_file(output: Path, rank: int) -> Path:
+    """The file of one rank beside that of the job: ``run.rank3.json`` beside ``run.json``."""
+    end = "".join(output.suffixes[-2:]) if output.suffix == ".gz" else output.suffix
+    return output.with_name(f"{output.name.removesuffix(end)}.rank{rank}{end}")
+
+
+def deliver(
+    make: Callable[[], Run], control: Control, output: Path | None, quiet: bool, verbose: bool, store: str | None
+) -> None:
+    """Make the run of this rank, save it, and on rank 0 save, store and print what the job is.
+
+    Raises:
+        GpuprofError: it failed, on one rank or on all; with the same words on every rank.
+    """
+    control.together("checking where to write", lambda: _check(control, output, store))
+    run = make()
+    if control.lost:
+        _save_what_there_is(run, control, output)
+    from gpuprof.job import gather, summed
+
+    file = "" if output is None else rank_file(output, control.rank).name
+    run = summed(run, file)
+    job = gather(run, file)
+    if job is not None and not quiet:
+        print_report(job)
+    if output is not None:
+        control.together("saving", lambda: run.save(rank_file(output, control.rank)))
+        control.together("saving the job", lambda: job.save(output) if job is not None else None)
+    if store is not None:
+        control.together("storing", lambda: _store(job, store, quiet) if job is not None else None)
+    if job is None:
+        return
+    if output is not None and not quiet:
+        print(f"\nSaved to {output}, with a file of each rank beside it: look again with 'gpuprof show {output}'")
+    if verbose:
+        print_outcomes(run)
+    if quiet:
+        for line in job.warnings:
+            print(f"gpuprof: {line}", file=sys.stderr)
+
+
+def _check(control: Control, output: Path | None, store: str | None) -> None:
+    check_output(output)
+    if store is not None and control.rank == 0:
+        from gpuprof.history import open_store  # needs SQLAlchemy
+
+        open_store(store).close()
+
+
+def _store(job: Run, store: str, quiet: bool) -> None:
+    from gpuprof.history import open_store
+
+    with open_store(store) as opened:
+        stored = opened.add(job, commit())[:12]
+    if not quiet:
+        print(f"\nStored as {stored}: look again with 'gpuprof history show {stored} --store {opened.name}'")
+
+
+def _save_what_there_is(run: Run, control: Control, output: Path | None) -> None:
+    """A job that has lost a rank has no figures of its own; this rank's passes before that are kept.
+
+    Raises:
+        GpuprofError: always: which rank is lost.
+    """
+    lost, kept = control.who_is_gone(), ""
+    if output is not None:
+        run.save(rank_file(output, control.rank))
+        kept = f"; what the others measured until then is in {rank_file(output, control.rank)} and the like"
+    raise GpuprofError(f"{lost}{kept}")

@@ -1,0 +1,1 @@
+"""Processes of one job, through torch.distributed: the group that they share and how the model lies on it."""

@@ -1,0 +1,332 @@
+"""The control channel between the processes of a job: they go through every pass in step, and none waits without end.
+
+Messages go through the store of `torch.distributed`, under keys of gpuprof's own, and never through a process group: so
+they are no kernels, never come between the collectives of the step, and still arrive when a group is broken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from gpuprof.errors import GpuprofError, first_line
+from gpuprof.parallel import launch
+
+T = TypeVar("T")
+
+TIMEOUT_S = 300.0
+"""Seconds that a rank is waited for, unless told otherwise."""
+
+LATE_S = 10.0
+"""Seconds from which it is told that a rank came later than the others."""
+
+_PATIENCE = 1.2
+"""Of the time-out, until a rank is given up: its own collectives may end by the time-out first, and it says so."""
+
+_POLL_S = 0.02
+_WATCH_S = 1.0
+_FAREWELL_S = 5.0
+
+DONE, FAILED, INTERRUPTED, GONE = "done", "failed", "interrupted", "gone"
+
+
+def _words(error: Exception) -> tuple[str, str]:
+    said = str(error) if isinstance(error, GpuprofError) else f"{type(error).__name__}: {first_line(error)}"
+    return said, ""
+
+
+class Report(dict[str, Any]):
+    """How something ended on one rank: status, reason, remedy, and seconds since all ranks began with it."""
+
+    @property
+    def bad(self) -> bool:
+        """Whether that ends it for all."""
+        return self["status"] in (FAILED, INTERRUPTED, GONE)
+
+
+class Control:
+    """This process among those of its job; one that stands alone has a world of 1, and agrees with itself.
+
+    Attributes:
+        rank: number of this process.
+        world: number of processes.
+        timeout_s: how long a rank is waited for.
+        lost: why a rank is no longer waited for, by its number.
+        left: why the process groups are no longer there; empty while they are.
+        late: who came late to what, a line each.
+    """
+
+    def __init__(self, store: Any = None, rank: int = 0, world: int = 1, timeout_s: float = TIMEOUT_S) -> None:
+        self.rank, self.world, self.timeout_s = rank, world, timeout_s
+        self.lost: dict[int, str] = {}
+        self.left = ""
+        self.late: list[str] = []
+        self._store = store
+        self._round = 0
+        self._waited = 0.0
+        self._before = "the start"
+        self._places: list[dict[str, Any]] = []
+        self._leaving = threading.Lock()
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other process."""
+        return self.world == 1
+
+    def meet(self) -> None:
+        """Wait until every rank is there, and know where each is."""
+        self._places = self.agree("the start", {"host": _host(), "pid": os.getpid()})
+
+    def agree(self, what: str, mine: Any) -> list[Any]:
+        """What every rank says of it, in the order of ranks; None of one that is lost.
+
+        Args:
+            what: in words; the same on every rank.
+            mine: what this one says, in JSON's types. A `Report` that is bad makes the groups be left, where others
+                still wait in a collective for this rank.
+
+        Raises:
+            GpuprofError: ranks are at different points of their program.
+        """
+        if self.alone:
+            return [mine]
+        self._round += 1
+        self._store.set(self._key(self.rank), json.dumps({"what": what, "value": mine, "waited": self._waited}))
+        start, said = time.monotonic(), {}
+        pause = _POLL_S / 10
+        bad_since = start if isinstance(mine, Report) and mine.bad else None
+        while missing := [rank for rank in range(self.world) if rank not in said and rank not in self.lost]:
+            for rank in missing:
+                if self._store.check([self._key(rank)]):
+                    said[rank] = json.loads(self._store.get(self._key(rank)))
+                elif self._is_gone(rank):
+                    self._lose(rank, f"its process {self._places[rank]['pid']} ended")
+                elif time.monotonic() - start > _PATIENCE * self.timeout_s:
+                    self._lose(rank, f"it did not come to {what} within {self.timeout_s:g} s")
+                if bad_since is None and rank in said and _is_bad(said[rank]["value"]):
+                    bad_since = time.monotonic()
+            if bad_since is not None and time.monotonic() - bad_since > self._grace_s:
+                self.leave("a rank failed while others waited for it")
+            time.sleep(pause)
+            pause = min(2 * pause, _POLL_S)
+        self._waited = time.monotonic() - start
+        for rank, message in said.items():
+            if message["what"] != what:
+                raise GpuprofError(
+                    f"rank {rank} is at {message['what']} while rank {self.rank} is at {what}: every rank has to call "
+                    "gpuprof at the same point, with the same arguments"
+                )
+        waits = {rank: message["waited"] for rank, message in said.items()}
+        if len(waits) > 1 and max(waits.values()) - min(waits.values()) > LATE_S and not self.lost:
+            last = min(waits, key=lambda rank: waits[rank])
+            self.late.append(f"rank {last} came {max(waits.values()):.0f} s after the others to {self._before}")
+        self._before = what
+        return [said[rank]["value"] if rank in said else None for rank in range(self.world)]
+
+    def together(self, what: str, body: Callable[[], T]) -> T:
+        """Do something on every rank; if it fails on one, it fails on all.
+
+        Raises:
+            GpuprofError: it failed here, or on another rank, which is named.
+            KeyboardInterrupt: another rank was interrupted.
+        """
+        if self.alone:
+            return body()
+        self.agree(what, None)
+        found: list[T] = []
+        report, error = self.reported(what, lambda: found.append(body()))
+        reports = self.agree(f"the end of {what}", report)
+        failed = self.first_failure(reports)
+        if failed is None:
+            return found[0]
+        raise GpuprofError(failed["reason"]) from error
+
+    def gather(self, what: str, mine: bytes) -> Iterator[bytes]:
+        """What every rank sends to rank 0, in the order of ranks, one at a time; on the others nothing.
+
+        Raises:
+            GpuprofError: a rank is lost.
+        """
+        place = f"{self._round + 1}/sent"
+        self._store.set(f"{place}/{self.rank}", mine)
+        self.agree(what, None)
+        if self.lost:
+            raise GpuprofError(self.who_is_gone())
+        return (self._store.get(f"{place}/{rank}") for rank in range(self.world if self.rank == 0 else 0))
+
+    def same(self, what: str, mine: dict[str, Any]) -> None:
+        """Refuse ranks that differ.
+
+        Args:
+            what: in words.
+            mine: facts of this rank, in JSON's types.
+
+        Raises:
+            GpuprofError: a rank says something else than rank 0.
+        """
+        first, *others = self.agree(f"the {what}", mine)
+        for rank, other in enumerate(others, start=1):
+            for name, value in (first or {}).items():
+                if other is not None and other[name] != value:
+                    raise GpuprofError(
+                        f"rank {rank} has {name} {other[name]}, rank 0 has {name} {value}: the ranks of a job need the "
+                        f"same {what}"
+                    )
+
+    def reported(
+        self, what: str, body: Callable[[], Any], words: Callable[[Exception], tuple[str, str]] = _words
+    ) -> tuple[Report, Exception | None]:
+        """Do this rank's part of something that all have begun: how it ended, and the exception that it ended with.
+
+        Meanwhile the groups are left if another rank fails, so that no collective waits for it any longer.
+
+        Args:
+            what: in words.
+            body: this rank's part.
+            words: reason and remedy of an exception.
+        """
+        start = time.monotonic()
+        with self._watching():
+            try:
+                body()
+                return Report(status=DONE, seconds=time.monotonic() - start), None
+            except Exception as error:
+                seconds = time.monotonic() - start
+                reason, remedy = words(error)
+                return Report(status=FAILED, reason=reason, remedy=remedy, seconds=seconds), error
+            except BaseException as error:  # Ctrl-C: the others need not wait to see it
+                if isinstance(error, KeyboardInterrupt) and not self.alone:
+                    self._round += 1
+                    told = {"what": f"the end of {what}", "value": Report(status=INTERRUPTED), "waited": 0.0}
+                    self._store.set(self._key(self.rank), json.dumps(told))
+                    self.leave("interrupted")
+                raise
+
+    def first_failure(self, reports: list[Report | None]) -> Report | None:
+        """The report that says why something failed for all, its reason naming the rank; None where it did not.
+
+        A rank whose collective broke only because another failed comes after that one.
+
+        Raises:
+            KeyboardInterrupt: a rank was interrupted.
+        """
+        for rank, reason in self.lost.items():
+            return Report(status=GONE, reason=f"rank {rank} is lost: {reason}", remedy="")
+        bad = {rank: Report(report) for rank, report in enumerate(reports) if report and Report(report).bad}
+        for rank, report in bad.items():
+            if report["status"] == INTERRUPTED:
+                raise KeyboardInterrupt(f"rank {rank}")
+        if not bad:
+            return None
+        first = min(bad, key=lambda rank: bad[rank]["seconds"])
+        if len(bad) == self.world and len({report["reason"] for report in bad.values()}) == 1:
+            return bad[first]
+        return Report(bad[first], reason=f"rank {first}: {bad[first]['reason']}")
+
+    def leave(self, why: str) -> None:
+        """End this process's groups: on NCCL its own collectives end by that, on gloo those of the ranks that wait."""
+        with self._leaving:
+            if self.left or self.alone:
+                return
+            self.left = why
+            if dist.is_initialized():
+                dist.distributed_c10d._abort_process_group()
+
+    def part(self) -> None:
+        """Say goodbye: the process that keeps the store ends after the others have read what it holds."""
+        if self.alone:
+            return
+        self._store.set(f"bye/{self.rank}", "")
+        end = time.monotonic() + _FAREWELL_S
+        others = [rank for rank in range(self.world) if rank not in self.lost]
+        while self.rank == 0 and time.monotonic() < end and not all(self._store.check([f"bye/{r}"]) for r in others):
+            time.sleep(_POLL_S)
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Look, once a second and in a thread of its own, whether another rank has failed or is gone."""
+        if self.alone:
+            yield
+            return
+        over = threading.Event()
+        store = self._store.clone()  # a connection of its own: the other one may be in use
+        key = self._round + 1
+
+        def bad(rank: int) -> bool:
+            place = f"{key}/{rank}"
+            return _is_bad(json.loads(store.get(place))["value"]) if store.check([place]) else self._is_gone(rank)
+
+        def watch() -> None:
+            since = None
+            while not over.wait(_WATCH_S):
+                if since is None and any(bad(rank) for rank in range(self.world) if rank != self.rank):
+                    since = time.monotonic()
+                # on gloo it is the rank that failed whose leaving ends what this one waits in: it comes first
+                if since is not None and time.monotonic() - since > self._grace_s:
+                    self.leave("another rank failed")
+                    return
+
+        thread = threading.Thread(target=watch, name="gpuprof-control", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    @property
+    def _grace_s(self) -> float:
+        """How long ranks are given to fail as another did, before the groups are left."""
+        return min(10.0, self.timeout_s / 30)
+
+    def _key(self, rank: int) -> str:
+        return f"{self._round}/{rank}"
+
+    def _lose(self, rank: int, why: str) -> None:
+        self.lost[rank] = why
+        launch.gone.add(rank)
+
+    def _is_gone(self, rank: int) -> bool:
+        """Whether the process of a rank on this very host has ended; of another host nobody here can tell."""
+        if not self._places or self._places[rank] is None or self._places[rank]["host"] != _host():
+            return False
+        return not _lives(self._places[rank]["pid"])
+
+    def who_is_gone(self) -> str:
+        """The ranks whose processes have ended, in words; empty where all live, as far as can be told."""
+        for rank in range(self.world):
+            if rank not in self.lost and self._is_gone(rank):
+                self._lose(rank, f"its process {self._places[rank]['pid']} ended")
+        return ", ".join(f"rank {rank} is lost: {why}" for rank, why in sorted(self.lost.items()))
+
+
+def _is_bad(value: Any) -> bool:
+    return isinstance(value, dict) and "status" in value and Report(value).bad
+
+
+def _host() -> str:
+    """This host, and within it the name space that numbers of processes are of."""
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        space = 0
+    return f"{socket.gethostname()}/{space}"
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody asked for yet does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except FileNotFoundError:
+        return not os.path.isdir("/proc/self")  # a system without it: nobody can tell
+    except OSError:
+        return True

@@ -1,0 +1,213 @@
+"""The passes in the order in which they run, all of one shape: what each needs, the steps before it, and how it runs.
+
+What the processes of a job have to do in step is said here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import cmath
+import itertools
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from gpuprof.passes import counters, memory, steady, telemetry, timing, trace
+from gpuprof.passes.seeding import seed_all
+from gpuprof.record import PassOutcome, Run
+from gpuprof.workload import Workload
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a pass, what is done of it and how much there is."""
+
+_MAY_TAKE_TURNS = ("module", "file")
+"""Sources of workloads whose steps may differ in turn, by the step or by what the model keeps."""
+
+_ATTACHED = (
+    "an earlier trace of this process left CUPTI attached, so the timed steps may be slower: time in a fresh process"
+)
+
+_PROFILED = "a torch.profiler of your own is recording"
+
+
+@dataclass
+class Measuring:
+    """What the passes work on, and add what they find to.
+
+    Attributes:
+        workload: the step.
+        run: what is known so far.
+        wanted: names of the passes that were asked for.
+        warmup: steps before the clock counts.
+        steps: timed steps.
+        seed: of every step.
+        counter_level: what the counters pass collects.
+        multiplied: dtypes that the step multiplies in, once it is counted.
+        tell: told how far each pass is.
+        traced_steps: how many steps the trace pass records: several tell whether it is always the same rank of a job
+            that is late.
+        further: the trace of each step after the first.
+    """
+
+    workload: Workload
+    run: Run
+    wanted: set[str]
+    warmup: int
+    steps: int
+    seed: int
+    counter_level: str
+    multiplied: Callable[[], list[str]]
+    tell: Progress
+    traced_steps: int = 1
+    further: list[trace.Traced] = field(default_factory=list)
+
+    def seeded(self) -> None:
+        """Set every random state to where each step begins."""
+        seed_all(self.seed)
+
+    def warm_up(self, steps: int) -> None:
+        """Run steps that nobody looks at."""
+        for _ in range(steps):
+            self.seeded()
+            self.workload.step()
+
+    def length(self, name: str) -> int:
+        """How many steps a pass tells of as it goes."""
+        return self.warmup + self.steps if name == "time" else 1
+
+
+def _nothing(_: Measuring) -> PassOutcome | None:
+    return None
+
+
+def _no_steps(_: Measuring) -> int:
+    return 0
+
+
+class Pass(NamedTuple):
+    """One pass.
+
+    Attributes:
+        name: of `gpuprof.passes.options.PASSES`.
+        run: does it, adds its tables to the run and says how it ended.
+        missing: what it needs and is not there, as the outcome of a pass that is skipped; None where it can run.
+        before: how many steps that nobody looks at have to be run before.
+        tables: of the run, that it fills.
+    """
+
+    name: str
+    run: Callable[[Measuring], PassOutcome]
+    tables: tuple[str, ...]
+    missing: Callable[[Measuring], PassOutcome | None] = _nothing
+    before: Callable[[Measuring], int] = _no_steps
+
+
+def _count(measuring: Measuring) -> PassOutcome:
+    run = measuring.run
+    counted, difference = steady.count_steady(measuring.workload, measuring.seeded)
+    run.ops, run.tree = counted.ops, counted.tree
+    run.warnings += [*difference, *_bounds(counted.outcome), *_loss_warning(counted.result)]
+    return counted.outcome
+
+
+def _time(measuring: Measuring) -> PassOutcome:
+    run, workload, total = measuring.run, measuring.workload, measuring.length("time")
+    if trace.cupti_attached(workload.device):
+        run.warnings.append(_ATTACHED)
+    if torch.autograd._profiler_enabled():
+        run.warnings.append(f"{_PROFILED}, so the timed steps may be slower: call gpuprof outside of it")
+    done = iter(range(1, total + 1))
+    with telemetry.watch(workload.device) if "telemetry" in measuring.wanted else nullcontext() as watched:
+        run.samples, outcome = timing.measure(
+            workload, measuring.warmup, measuring.steps, measuring.seeded,
+            lambda: measuring.tell("time", next(done), total),
+        )  # fmt: skip
+    if watched is not None:
+        run.telemetry, run.passes["telemetry"] = watched.rows(), watched.outcome
+    return outcome
+
+
+def _other_profiler(_: Measuring) -> PassOutcome | None:
+    if torch.autograd._profiler_enabled():  # and would lose all it has
+        return PassOutcome("skipped", f"{_PROFILED}, and there can be but one", "call gpuprof outside of it")
+    return None
+
+
+def _between(measuring: Measuring) -> int:
+    """Steps to run before those of the trace, its warm-up and the traced one.
+
+    The traced step is then so many after the counted one that no number from 2 to 6 divides it: steps that differ in
+    turn, in a cycle as short as that, are at another one there.
+    """
+    run = measuring.run
+    if not (run.done("count") and run.workload["source"] in _MAY_TAKE_TURNS):
+        return 0
+    timed = measuring.length("time") if "time" in measuring.wanted else 0
+    return next(more for more in itertools.count() if math.gcd(timed + more + 2, 60) == 1)
+
+
+def _trace(measuring: Measuring) -> PassOutcome:
+    run = measuring.run
+    run.kernels, run.estimates, outcome = trace.trace(measuring.workload, measuring.seeded)
+    while len(measuring.further) < measuring.traced_steps - 1:
+        measuring.further.append(trace.trace(measuring.workload, measuring.seeded))
+    return outcome
+
+
+def _first(measuring: Measuring) -> int:
+    """The first step is no step as the others are, and those of the passes before are not looked at."""
+    return 0 if any(measuring.run.done(name) for name in ("count", "time", "trace")) else 1
+
+
+def _memory(measuring: Measuring) -> PassOutcome:
+    run = measuring.run
+    run.memory, run.timeline, outcome = memory.measure(measuring.workload, measuring.seeded)
+    return outcome
+
+
+def _uncounted(measuring: Measuring) -> PassOutcome | None:
+    if measuring.run.workload.get("world", 1) > 1:
+        return PassOutcome("skipped", "Nsight Compute replays kernels of one process", "profile without torchrun")
+    if measuring.run.done("count"):
+        return None
+    return PassOutcome("skipped", "what to collect is known from the counting pass", "add count to --passes")
+
+
+def _counters(measuring: Measuring) -> PassOutcome:
+    run = measuring.run
+    run.counters, outcome = counters.measure(
+        measuring.workload, run.ops, measuring.multiplied(), measuring.counter_level, measuring.seed
+    )
+    run.warnings += [f"counters: {text}" for text in outcome.facts.get("differences", ())]
+    return outcome
+
+
+PASSES = (
+    Pass("count", _count, ("ops", "tree")),
+    Pass("time", _time, ("samples", "telemetry")),
+    Pass("trace", _trace, ("kernels", "estimates"), missing=_other_profiler, before=_between),
+    Pass("memory", _memory, ("memory", "timeline"), before=_first),
+    Pass("counters", _counters, ("counters",), missing=_uncounted),
+)
+"""Every pass, in order; telemetry is read around the timing pass."""
+
+
+def _bounds(outcome: PassOutcome) -> list[str]:
+    """Operators of which shapes alone were known."""
+    return [
+        f"{op} is counted at an upper bound, sequences as long as the longest: its offsets have no values"
+        for op in outcome.facts.get("ops_bounded", ())
+    ]
+
+
+def _loss_warning(result: Any) -> list[str]:
+    """A loss that is not finite is measured all the same, and said."""
+    if not isinstance(result, torch.Tensor) or result.numel() != 1 or result.device.type == "meta":
+        return []
+    value = result.detach().item()
+    if cmath.isfinite(value):  # a step may also return one number that is complex, whole or a bool
+        return []
+    return [f"the loss is {value}: measured anyway, but kernels may be faster or slower on such values"]
