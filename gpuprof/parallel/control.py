@@ -250,8 +250,9 @@ class Control:
                 dist.distributed_c10d._abort_process_group()
 
     def part(self) -> None:
-        """Say goodbye and wait for that of the others: who ends after it is not lost. Rank 0 may keep the store: it is
-        the last to go.
+        """Say goodbye and wait for that of the others: who ends after it is not lost.
+
+        Rank 0, which may keep the store, is the last to go.
         """
         if self.alone:
             return

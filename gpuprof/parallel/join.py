@@ -113,6 +113,6 @@ def started(device: str | None, timeout_s: float = TIMEOUT_S) -> Iterator[Contro
 
 
 def _part(control: Control) -> None:
-    """End in order: a launcher that sees the first rank end with an error must not end those that still have to say it."""
+    """End in order: a launcher that sees one rank end with an error must not end those that still have to say so."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     control.part()

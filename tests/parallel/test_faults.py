@@ -11,8 +11,8 @@ from gpuprof import load, read_job
 FAULTY = Path(__file__).parent / "faulty.py"
 TIMEOUT_S = 8.0
 
-PASS_OF_STEP = {"count": 0, "time": 3, "trace": 9, "memory": 17}
-"""A step of each pass: three to count one behind DDP's two first ones, four timed ones, three times two traced ones."""
+PASS_OF_STEP = {"count": 0, "time": 4, "trace": 9, "memory": 14}
+"""A step of each pass: the first three are for counting one, then come four with a clock, seven for three traces."""
 
 
 def job(function, *more, limit=None, **environment):

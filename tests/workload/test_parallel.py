@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from workload.conftest import DECODER, write_tiny
 
 import gpuprof
-from gpuprof.analysis.replication import replication
+from gpuprof.analysis.replication import model_flops, replication
 from gpuprof.errors import GpuprofError
 from gpuprof.passes.unsharded import count_unsharded
 from gpuprof.record import Run, columns, table
@@ -219,7 +219,7 @@ def test_all_ranks_together_do_what_the_unsharded_model_does(ranks, tmp_path, ho
     options = Options(parallel=how, batch_size=2, seq_len=16)
 
     whole = count_unsharded((write_tiny(tmp_path, "smollm2-135m"), options))
-    found = replication(job, whole, batches)
+    found = replication(job, model_flops(whole), batches)
 
     # older releases make the rotary angles by a product, which both ranks of a batch do
     angles = int(whole.loc[whole["module"] == "model.rotary_emb", "flops_causal"].sum())
