@@ -207,7 +207,8 @@ class Store:
             runs = levels.standing(runs[runs["id"].isin(launches)]).set_index("id")
             chosen = levels.window(runs, pd.Series(launches, dtype="int64"))
             frame = _frame(connection, _launches(*valid, _LAUNCHES.c.run.in_(list(chosen.index))))
-        chosen = chosen.assign(**{name: [known[own][name] for own in chosen["fingerprint"]] for name in allowed})
+        allowed_to = {name: [known[own].get(name, "") for own in chosen["fingerprint"]] for name in allowed}
+        chosen = chosen.assign(**allowed_to)
         frame = frame.join(chosen[["level", "held", "noise", "began", *allowed]], on="run")
         return levels.to_newest(frame, [name for name in METRICS if name not in comparison.UNSCALED])
 

@@ -180,6 +180,28 @@ def _busy_row(module: str, phase: str, op: str, kernels: int, nanoseconds: int) 
     return {"module": module, "phase": phase, "op": op, "ranks": 1, "kernels": kernels, **times}
 
 
+def rank_files(job: Run, folder: Path) -> Iterator[Run]:
+    """The runs of a job's ranks, one after the other, from the files beside that of the job.
+
+    Args:
+        job: of them all.
+        folder: where its file is.
+
+    Raises:
+        GpuprofError: a file is not there, or is of something else; it is named.
+    """
+    for one in job.device["ranks"]:
+        rank, path = one["rank"], folder / one["file"]
+        if not one["file"]:
+            raise GpuprofError(f"this job does not say where the run of rank {rank} was saved: show each by itself")
+        if not path.is_file():
+            raise GpuprofError(f"{path} is not there, the file of rank {rank}: put it beside that of the job")
+        run = load(path)
+        if run.workload.get("rank") != rank or run.environment.get("date") != one["environment"].get("date"):
+            raise GpuprofError(f"{path} is not of rank {rank} of this job: put the file there that it was made of")
+        yield run
+
+
 def assemble(parts: Iterable[dict[str, Any]]) -> Run:
     """The run of a job from what `part` gives of each of its ranks, in any order; of each only its share is kept.
 

@@ -277,7 +277,7 @@ def _attempted(one: Pass, measuring: Measuring, failures: list[StepFailure], con
             torch.cuda.empty_cache()
     failed = control.first_failure(control.agree(f"the end of {what}", report))
     if failed is None:
-        outcome = outcomes[0]
+        outcome, control.measured = outcomes[0], True
     else:
         outcome = PassOutcome("failed", failed["reason"], failed["remedy"])
         failures.append(StepFailure(failed["reason"], failed["remedy"], error or GpuprofError(failed["reason"])))

@@ -108,24 +108,26 @@ def counters_row(op, kernel, *, tensor=None, column="tensor_bfloat16", instructi
     return {"number": 0, **owner, "kernel": kernel, "grid": grid, "block": "128x1x1", "duration_ns": 1000, **figures}
 
 
-def rank_run(rank, *, world=2, compute=100, waits=50, step_ns=160, peak_bytes=1000, **about) -> Run:
+def rank_run(rank, *, world=2, compute=100, waits=50, step_ns=160, peak_bytes=1000, sends=None, **about) -> Run:
     """One rank of a data-parallel job, on a device of 100 FLOP/ns in bfloat16 and 50 in float32.
 
     Three products take ``compute``; an all-reduce of 64 bytes begins 10 ns before their end and takes ``waits`` longer.
+    Or there are several, at (start, duration) of ``sends``.
     """
+    sends = [(compute - 10, waits + 10)] if sends is None else sends
     kernels = [
         kernel_row("fc", "forward", "aten::mm", 0, compute - 40, call=0),
         kernel_row("fc", "recompute", "aten::mm", compute - 40, 20, call=1),
         kernel_row("fc", "backward", "aten::mm", compute - 20, 20, call=2),
-        kernel_row("(unattributed)", "backward", "c10d::allreduce_", compute - 10, waits + 10, kernel="ncclDevKernel",
-                   call=3, stream="9") | {"shapes": "16"},
+        *(kernel_row("(unattributed)", "backward", "c10d::allreduce_", start, duration, kernel="ncclDevKernel",
+                     call=3 + number, stream="9") | {"shapes": "16"} for number, (start, duration) in enumerate(sends)),
     ]  # fmt: skip
     ops = [
         ops_row("fc", "forward", "aten::mm.default", 2000, full=3000, hardware=4000),
         ops_row("fc", "backward", "aten::mm.default", 1000, dtype="float32"),
         ops_row("fc", "recompute", "aten::mm.default", 500),
         ops_row("(unattributed)", "backward", "c10d::allreduce_.default", 0, kind="communication", dtype="float32")
-        | {"shapes": "16 -> 16", "bytes": 64, "group": "dp"},
+        | {"shapes": "16 -> 16", "calls": len(sends), "bytes": 64 * len(sends), "group": "dp"},
     ]  # fmt: skip
     phases = {"step": step_ns, "forward": compute - 40, "backward": step_ns - compute + 40}
     return Run(

@@ -3,9 +3,10 @@ import json
 import stat
 
 import pytest
-from runs import gpu_run
+from runs import gpu_run, rank_run
 
 import gpuprof
+from gpuprof.job import assemble, part
 from gpuprof.record import SCHEMA_VERSION, TABLES
 
 
@@ -100,7 +101,7 @@ def test_every_column_is_described():
         assert all(columns.values())
 
 
-@pytest.mark.parametrize(("name", "since"), [("counters", 2), ("ranks", 3)])
+@pytest.mark.parametrize(("name", "since"), [("counters", 2), ("ranks", 3), ("busy", 4), ("collectives", 4)])
 def test_a_run_from_before_there_was_a_table_still_loads(tmp_path, name, since):
     data = gpu_run().to_dict() | {"schema_version": since - 1}
     del data[name]
@@ -110,6 +111,39 @@ def test_a_run_from_before_there_was_a_table_still_loads(tmp_path, name, since):
     path.write_text(json.dumps(data | {"schema_version": since}))
     with pytest.raises(gpuprof.GpuprofError, match="missing or broken"):
         gpuprof.load(path)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "fault"),
+    [
+        (["workload", "world"], 0, "a world that is no number of processes"),
+        (["workload", "world"], "2", "a world that is no number of processes"),
+        (["workload", "mesh"], {"dp": 0}, "a mesh without sizes"),
+        (["workload", "rank"], 2, "rank 2 of 2"),
+        (["device", "ranks"], [], "not the 2 ranks that the job has"),
+        (["device", "ranks"], None, "not the 2 ranks that the job has"),
+        (["device", "ranks", 1, "file"], None, "the file of rank 1 has no name"),
+        (["device", "ranks", 1, "device"], None, "rank 1 says nothing of itself"),
+        (["doubts"], {}, "a job that does not say what its ranks doubt"),
+        (["doubts"], {"moods": []}, "doubts of what nobody knows"),
+        (["doubts", "invalid"], "no", "doubts.invalid is no list of texts"),
+        (["ranks", "amount", 0], None, "ranks has a figure or a time of a step missing"),
+        (["busy", "total_ns", 0], None, "busy has a time missing"),
+        (["busy", "ranks", 0], 0, "busy has a time missing"),
+        (["busy", "module", 0], "gone", "rows of modules that it has not"),
+        (["collectives", "start_ns", 0], None, "collectives has a place or a time missing"),
+        (["collectives", "duration_ns", 0], -1, "collectives has a place or a time missing"),
+    ],
+)
+def test_what_is_broken_in_a_job_is_refused_where_it_is_read(tmp_path, where, value, fault):
+    job = assemble(part(rank_run(rank)) for rank in range(2))
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(changed(job, where, value)))
+
+    with pytest.raises(gpuprof.GpuprofError) as refused:
+        gpuprof.load(path)
+
+    assert str(refused.value) == (f"{path} is a gpuprof run with a part missing or broken ({fault}): profile again")
 
 
 def changed(run, where, value):

@@ -259,7 +259,7 @@ def _of_job(
 ) -> Budget:
     """The budget of a job: what its ranks' devices do in the step of the slowest of them."""
     if ceilings is not None:
-        require_kernels(run, "rates of single products")
+        require_kernels(run, "a budget with ceilings")
     reason = withheld_of_step(run)
     ops = counted(run, convention)
     model = ops[ops["phase"].isin(["forward", "backward"])]

@@ -29,6 +29,7 @@ from gpuprof.analysis.consistency import withheld_of_step
 from gpuprof.analysis.known_flops import known_of
 from gpuprof.analysis.levels import BEGAN, to_newest
 from gpuprof.analysis.noise import BETWEEN_RUNS, FEWEST_RUNS, FLOOR, WINDOW, Modes, Runs, modes
+from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.regression import (
     DRIFT,
     FEWEST,
@@ -205,7 +206,7 @@ def moved(base: Sequence[Run], head: Sequence[Run], by: By = "module", margin: f
         and losses cancel but for `CANCEL`. The largest difference first, by op-kernel that of an operator and below it
         those of its kernels; none without a trace.
     """
-    sides = [[kernel_seconds(run, by) for run in runs if run.done("trace")] for runs in (base, head)]
+    sides = [[kernel_seconds(run, by) for run in runs if run.done("trace") or run.is_job] for runs in (base, head)]
     if not all(sides):
         return pd.DataFrame(columns=[*KEYS[by], *MOVED_COLUMNS])
     before, after = (pd.concat(steps, axis=1, ignore_index=True) for steps in sides)
@@ -320,6 +321,9 @@ def compare(
     Raises:
         GpuprofError: they do not compare otherwise, nothing was timed in a measured one, or there is no such field.
     """
+    for name in by:
+        for run in (base, head) if "kernel" in KEYS[name] else ():
+            require_kernels(run, f"what moved by {name}")
     prints = fingerprint(base), fingerprint(head)
     across, recorded = prints[0]["device"] != prints[1]["device"], base.recorded or head.recorded
     if not (across or recorded):
@@ -584,7 +588,9 @@ def _concluded(
     """The verdicts as one, with what moved between the runs; arguments as in `Check` and `moved`."""
     said = {verdict.status for verdict in found if verdict.metric in decides}
     status = next((name for name in (REGRESSION, DRIFT, INCONCLUSIVE, IMPROVEMENT) if name in said), PASS)
-    tables: dict[str, pd.DataFrame] = {name: moved(base, head, name, margin) for name in by}
+    of_jobs = head[-1].is_job  # which have no kernels by name
+    asked = [name for name in by if not (of_jobs and "kernel" in KEYS[name])]
+    tables: dict[str, pd.DataFrame] = {name: moved(base, head, name, margin) for name in asked}
     sides = (("baseline", base[-1]), ("head", head[-1]))
     unknown = [f"MFU of the {side} {reason}." for side, run in sides if (reason := withheld_of_step(run))]
     unknown += [f"MFU of the {side} is at least that: {known}." for side, run in sides if (known := known_of(run))]

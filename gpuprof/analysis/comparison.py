@@ -15,13 +15,15 @@ from gpuprof.analysis.consistency import owned_kernels, withheld_of_step
 from gpuprof.analysis.counted import convention_of, counted, whole_step
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds, sm_clock_hz
 from gpuprof.analysis.executed import counters_only
+from gpuprof.analysis.kernel_time import own_of_ranks
 from gpuprof.analysis.known_flops import priced_share
 from gpuprof.analysis.memory import peak
 from gpuprof.analysis.operators import plain_op
+from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import layer_of, unsharded, unwrapped
-from gpuprof.record import Run, integers
+from gpuprof.record import ALL, Run, integers
 
 LAUNCH_COLUMNS = [
     "launch", "step_s", "step_iqr_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "samples_per_s",
@@ -108,6 +110,8 @@ def _of_all(run: Run) -> tuple[dict[str, Any], dict[str, float]]:
     """What every launch of a run has in common, and `_flops_and_ideal`'s seconds."""
     flops, ideal = _flops_and_ideal(run)
     kernels = len(run.kernels) if run.done("trace") and len(run.kernels) else None
+    if run.is_job and len(run.busy):
+        kernels = int(run.busy.loc[run.busy["op"] != ALL, "kernels"].sum())
     shared = {"flops": flops, "kernels": kernels, "peak_bytes": peak(run)["bytes"], "priced_share": priced_share(run)}
     return shared, ideal
 
@@ -125,7 +129,7 @@ def _figures(launch: Run, ideal: dict[str, float]) -> dict[str, Any]:
         **{f"mfu_{name}": seconds / step_s for name, seconds in ideal.items() if seconds > 0},  # nor a NaN
         "energy_j": energy_per_step_j(launch),
         "reference_per_s": 1 / median["reference"] if "reference" in median else None,
-        "invalid": "; ".join(invalid_reasons(launch.telemetry)),
+        "invalid": "; ".join(launch.doubts["invalid"] if launch.is_job else invalid_reasons(launch.telemetry)),
     }
 
 
@@ -177,7 +181,10 @@ def workload_key(run: Run) -> str:
 
 
 def fingerprint(run: Run) -> dict[str, str]:
-    """All that has to be the same for two runs to compare, by field; empty where it is not known."""
+    """All that has to be the same for two runs to compare, by field; empty where it is not known.
+
+    Of a job and its ranks there are more fields than of a single process: world, rank, mesh and parallel.
+    """
     device, environment = run.device, run.environment
     fields = {
         "workload": workload_key(run),
@@ -191,7 +198,21 @@ def fingerprint(run: Run) -> dict[str, str]:
         **{name: environment.get(name) for name in ("cuda", "cublas", "cudnn", "torch", "transformers")},
         **{name: environment.get(name) for name in ("allow_tf32_matmul", "allow_tf32_cudnn")},
     }
+    if run.workload.get("world", 1) > 1:
+        fields |= _place(run)
     return {name: "" if value is None else str(value) for name, value in fields.items()}
+
+
+def _place(run: Run) -> dict[str, Any]:
+    """What a run of a job or of one of its ranks has to have in common with another, beside what any has."""
+    about = run.workload
+    mesh = ", ".join(f"{name} {size}" for name, size in (about.get("mesh") or {}).items())
+    fields = {"world": about["world"], "rank": about.get("rank"), "mesh": mesh}
+    fields["parallel"] = ", ".join(about.get("parallel") or ())
+    if run.is_job:
+        devices = [one["device"] for one in run.device["ranks"]]
+        fields["uuid"] = ", ".join(str(device["uuid"]) for device in devices if device.get("uuid"))
+    return fields
 
 
 def differences(base: Mapping[str, str], head: Mapping[str, str], allowed: Collection[str] = ()) -> list[str]:
@@ -205,13 +226,14 @@ def differences(base: Mapping[str, str], head: Mapping[str, str], allowed: Colle
     Raises:
         GpuprofError: there is no such field.
     """
-    unknown = sorted(set(allowed) - set(head))
+    fields = list(dict.fromkeys([*head, *base]))
+    unknown = sorted(set(allowed) - set(fields))
     if unknown:
-        raise GpuprofError(f"no field {', '.join(unknown)} to allow: there are {', '.join(head)}")
+        raise GpuprofError(f"no field {', '.join(unknown)} to allow: there are {', '.join(fields)}")
     return [
-        f"{name} ({base.get(name) or 'unknown'} against {value or 'unknown'})"
-        for name, value in head.items()
-        if name not in allowed and base.get(name, "") != value
+        f"{name} ({base.get(name) or 'unknown'} against {head.get(name) or 'unknown'})"
+        for name in fields
+        if name not in allowed and base.get(name, "") != head.get(name, "")
     ]
 
 
@@ -224,8 +246,13 @@ def kernel_seconds(run: Run, by: By) -> pd.DataFrame:
 
     Returns:
         A row per part, a column per traced step: of every launch that has one, else (and `BY_NAME`) the run's
-        own. No columns without a trace.
+        own. No columns without a trace. Of a job the mean of its ranks.
+
+    Raises:
+        GpuprofError: the run is of a job, and a part is a kernel.
     """
+    if run.is_job:
+        return _own(run, by).groupby(_parts(_own(run, by), run, by), sort=False)["time_s"].sum().to_frame()
     rows = run.launches[run.launches["quantity"] == "kernel_s"]
     if rows.empty or by in BY_NAME:
         kernels = owned_kernels(run)
@@ -235,13 +262,26 @@ def kernel_seconds(run: Run, by: By) -> pd.DataFrame:
 
 
 def own_counts(run: Run, by: By) -> pd.DataFrame:
-    """What a part does by itself: columns kernels (of the traced step) and flops (model FLOPs; none by kernel)."""
+    """What a part does by itself: columns kernels (of the traced step) and flops (model FLOPs; none by kernel).
+
+    Of a job those of all its ranks.
+    """
     kernels = owned_kernels(run)
+    if run.is_job:
+        kernels = _own(run, by)
+        kernels = kernels.loc[kernels.index.repeat(kernels["all_kernels"])]
     counts = {"kernels": kernels.groupby(_parts(kernels, run, by), sort=False).size().astype("Int64")}
     if "kernel" not in KEYS[by] and run.done("count"):
         ops = counted(run)
         counts["flops"] = ops.groupby(_parts(ops, run, by), sort=False)["flops"].sum(min_count=1)
     return pd.DataFrame(counts).reindex(columns=["kernels", "flops"])
+
+
+def _own(run: Run, by: By) -> pd.DataFrame:
+    """Own work of the modules of a job, by phase and operator."""
+    if "kernel" in KEYS[by]:
+        require_kernels(run, f"what moved by {by}")
+    return own_of_ranks(run)
 
 
 def _parts(rows: pd.DataFrame, run: Run, by: By) -> list[pd.Series]:

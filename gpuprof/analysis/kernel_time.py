@@ -38,11 +38,14 @@ def of_ranks(run: Run) -> dict[str, dict[str, float]]:
 
 
 def own_of_ranks(run: Run) -> pd.DataFrame:
-    """A module's own work by phase and operator, of a job: with kernels and time_s (durations), means of its ranks."""
+    """A module's own work by phase and operator, of a job: means of its ranks of kernels and time_s (durations).
+
+    And all_kernels, those of all ranks.
+    """
     rows = run.busy[run.busy["op"] != ALL].set_index(["module", "phase", "op"])
     world = run.workload["world"]
     kernels, time_s = rows["kernels"].astype("float64") / world, rows["total_ns"].astype("float64") * 1e-9 / world
-    return pd.DataFrame({"kernels": kernels, "time_s": time_s}).reset_index()
+    return pd.DataFrame({"kernels": kernels, "time_s": time_s, "all_kernels": rows["kernels"]}).reset_index()
 
 
 def busy_seconds(kernels: pd.DataFrame) -> float:

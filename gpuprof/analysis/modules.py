@@ -258,7 +258,7 @@ def by_kernel(run: Run, convention: str | None = None) -> pd.DataFrame:
     Raises:
         GpuprofError: the run is of a job.
     """
-    require_kernels(run, "kernels by name")
+    require_kernels(run, "a table by kernel")
     kind = run.kernels["op"].map(plain_op).map(kinds(run)).mask(communicating(run.kernels), "communication")
     grouped = run.kernels.assign(kind=kind).groupby("kernel", sort=False)
     table = pd.DataFrame(

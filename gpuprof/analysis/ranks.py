@@ -201,10 +201,18 @@ def require_kernels(run: Run, what: str) -> None:
     Raises:
         GpuprofError: it is a job, which has none; the file of a rank that has is named.
     """
+    refuse_job(run, f"{what} needs kernels, and the file of a job has none")
+
+
+def refuse_job(run: Run, why: str) -> None:
+    """Refuse a job where that of a rank is wanted.
+
+    Raises:
+        GpuprofError: it is one; with the reason, and a file that is of a rank.
+    """
     if run.is_job:
-        one = run.device["ranks"][0]["file"]
-        example = f", such as {one}" if one else ""
-        raise GpuprofError(f"{what}: the file of a job has no kernels, so give that of one of its ranks{example}")
+        file = run.device["ranks"][0]["file"]
+        raise GpuprofError(f"{why}: give the file of one of its ranks{f', such as {file}' if file else ''}")
 
 
 def straggler(run: Run) -> Straggler:

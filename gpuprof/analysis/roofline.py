@@ -20,6 +20,7 @@ from gpuprof.analysis.denominators import denominators, peak_dtype
 from gpuprof.analysis.executed import counters_only, executed_by_kernel, flops_by_dtype
 from gpuprof.analysis.kernel_time import busy_seconds
 from gpuprof.analysis.operators import input_shapes, kinds, plain_op
+from gpuprof.analysis.ranks import require_kernels
 from gpuprof.errors import GpuprofError
 from gpuprof.record import NOBODYS, Run, integers
 from gpuprof.theory.rules import PRODUCTS
@@ -127,6 +128,7 @@ def roofline(run: Run, by: str = "op", denominator: str | None = None) -> pd.Dat
     """
     if by not in BY:
         raise GpuprofError(f"no roofline by {by!r}: known are {', '.join(BY)}")
+    require_kernels(run, "a roofline")
     if counters_only(run):
         return _of_counters(run, by, chosen_roofs(run, denominator))
     missing = [name for name in ("count", "trace") if not run.done(name)]

@@ -18,6 +18,7 @@ from gpuprof.analysis import readings
 from gpuprof.analysis.counted import convention_of
 from gpuprof.analysis.executed import executed_flops
 from gpuprof.analysis.matching import match
+from gpuprof.analysis.ranks import refuse_job
 from gpuprof.analysis.readings import TOTAL
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
@@ -75,6 +76,7 @@ def validate(report: pd.DataFrame | str | os.PathLike[str], run: Run) -> Validat
     claims = report if isinstance(report, pd.DataFrame) else read_report(report)
     if not run.done("count"):
         raise GpuprofError("this run was not counted: make one with 'gpuprof count', or with count among --passes")
+    refuse_job(run, "a report is of the model of one process, and a job counts all its ranks")
     if run.recorded:
         raise GpuprofError(
             "a recorded trace has no parameters and no paths of modules to hold a report against: "

@@ -78,6 +78,7 @@ def show(
         convention=convention.value if convention else None,
         width=terminal_width(),
         color=in_color() and output is None,
+        folder=run.parent,
     )
     text = render(load(run), chosen.value, view)
     if output is None:

@@ -159,7 +159,7 @@ def text(run: Run, view: View) -> str:
         f"Ratios are backward / forward, {ASSUMED} is what is assumed; recompute is in none of them. "
         "Hardware counts what a fused attention backward computes again."
     ]
-    if not run.done("trace"):
+    if not run.done("trace") and run.busy.empty:
         note.append("No times: the run was not traced.")
     notes = [Text(line) for part in note for line in textwrap.wrap(part, view.width)]
     return to_text(Group(lines, Text(""), grid, Text(""), *notes), view)

@@ -16,6 +16,7 @@ from gpuprof import units
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.known_flops import known_of, none_known
 from gpuprof.analysis.modules import convention_by_module, convention_of, counted, totals
+from gpuprof.analysis.ranks import refuse_job
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.render.view import View
 from gpuprof.theory import CONVENTIONS
@@ -50,6 +51,7 @@ def render(run: Run, view: View) -> str:
     In a calflops convention it says what calflops would, its assumed backward included; in any other the counts of that
     convention and the backward that ran.
     """
+    refuse_job(run, "calflops' layout is of the model of one process, and a job counts all its ranks")
     convention = convention_of(run, view.convention)
     sums = _totals(run, convention)
     modules = convention_by_module(run, convention)

@@ -123,6 +123,7 @@ def _sentences(run: Run) -> Iterator[str]:
     if figures["bytes"] is None:
         return
     what = "allocated" if run.device.get("type") == "cuda" else "resident set of the process"
+    what += f" on rank {run.passes['memory'].facts['rank']}, the most of all" if run.is_job else ""
     text = f"Peak {units.size(figures['bytes'])} {what}, {_where(figures['phase'], figures['module'])}"
     if figures["capacity_bytes"]:
         text += f"; {units.percent(figures['bytes'] / figures['capacity_bytes'])} of the device's "

@@ -10,6 +10,7 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.budget import budget
+from gpuprof.analysis.collectives import ON_A_CPU, by_collective
 from gpuprof.analysis.communication import collectives
 from gpuprof.analysis.consistency import inconsistencies, withheld_of_kernels
 from gpuprof.analysis.executed import counters_only
@@ -23,7 +24,7 @@ from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.render.backward import verdict
 from gpuprof.render.header import times_of
-from gpuprof.render.tables import plain, readable
+from gpuprof.render.tables import plain, readable, spread
 from gpuprof.render.tree import build, has_rate, walk
 from gpuprof.theory import CONVENTIONS
 
@@ -63,6 +64,7 @@ def render_page(run: Run, convention: str | None = None, command: str = "") -> s
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
+    invalid = run.doubts["invalid"] if run.is_job else invalid_reasons(run.telemetry)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     sections = list(_sections(run, convention, command))
@@ -76,7 +78,7 @@ def render_page(run: Run, convention: str | None = None, command: str = "") -> s
         cards=list(_cards(run, convention)),
         warnings=[
             *dict.fromkeys((*run.warnings, *inconsistencies(run))),
-            *(f"Invalid for tracking: {reason}" for reason in invalid_reasons(run.telemetry)),
+            *(f"Invalid for tracking: {reason}" for reason in invalid),
         ],
         untold=untold(run),
         sections=sections,
@@ -86,7 +88,9 @@ def render_page(run: Run, convention: str | None = None, command: str = "") -> s
 
 def _subtitle(run: Run) -> str:
     about, env = run.workload, run.environment
-    parts = [about.get("architecture"), about.get("mode"), about.get("dtype"), run.device.get("name")]
+    world = about.get("world", 1)
+    ranks = f"rank {about['rank']} of {world}" if "rank" in about else f"{world} ranks" if world > 1 else ""
+    parts = [about.get("architecture"), about.get("mode"), about.get("dtype"), ranks, run.device.get("name")]
     return " · ".join(str(part) for part in (*parts, env.get("date")) if part)
 
 
@@ -102,10 +106,11 @@ def _cards(run: Run, convention: str | None) -> Iterator[dict[str, str]]:
     elif sums["withheld"] and (sums["step_s"] is not None or run.recorded):
         yield {"name": "MFU and FLOP/s", "figure": units.MISSING, "about": sums["withheld"]}
     if sums["step_s"] is not None:
-        spread = f"median of {sums['steps']} steps, IQR {units.duration(sums['step_iqr_s'])}"
-        spread = "of one recorded step" if run.recorded and sums["steps"] == 1 else spread
-        spread += f"; {host}" if (host := host_steps(run)) else ""
-        yield {"name": "Step", "figure": units.duration(sums["step_s"]), "about": spread}
+        about = f"median of {sums['steps']} steps, IQR {units.duration(sums['step_iqr_s'])}"
+        about = "of one recorded step" if run.recorded and sums["steps"] == 1 else about
+        about += f"; {host}" if (host := host_steps(run)) else ""
+        about += ", each of the slowest rank" if run.is_job else ""
+        yield {"name": "Step", "figure": units.duration(sums["step_s"]), "about": about}
     if sums["flops"] is not None:
         back = f"{sums['backward_ratio']:.3f} x the forward in the backward" if sums["backward_ratio"] else "a forward"
         if sums["ratio_withheld"] and sums["flops_backward"]:
@@ -116,6 +121,7 @@ def _cards(run: Run, convention: str | None) -> Iterator[dict[str, str]]:
         yield {"name": "Achieved", "figure": f"{at_least(run)}{units.si(sums['flops_per_s'], 'FLOP/s')}", "about": rate}
     if sums["peak_bytes"] is not None:
         what = "allocated at the peak" if run.device.get("type") == "cuda" else "resident set of the process"
+        what += f" of rank {run.passes['memory'].facts['rank']}, the most of all" if run.is_job else ""
         yield {"name": "Memory", "figure": units.size(sums["peak_bytes"]), "about": what}
     if sums["params"] is not None:
         trained = f"{units.si(sums['trainable_params'])} trained"
@@ -130,14 +136,17 @@ def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[s
     from gpuprof.render import page_charts
 
     modules = by_module(run, convention)
-    if run.done("count") and run.done("trace") and len(run.kernels):
+    if run.done("count") and (len(run.busy) if run.is_job else run.done("trace") and len(run.kernels)):
         found = budget(run, convention)
         yield _section(
             "budget", "Where the time went", " ".join(_budget_words(found)), figure=page_charts.waterfall(found)
         )
         best = hints(found)
         told = [{"gain": units.percent(h.gain_share), "text": h.text, "action": h.action} for h in best]
-        yield _section("hints", "What to change first", "" if told else "No hint has evidence in this run.", hints=told)
+        text = "" if told else "No hint has evidence in this run."
+        if run.is_job:
+            text = "Hints are told by kernels: the page of a rank's own file has them."
+        yield _section("hints", "What to change first", text, hints=told)
     if picture := page_charts.icicle(modules):
         text = f"As wide as the kernel time, coloured by MFU; click to go in. {times_of(run)}."
         yield _section("time", "Time by module", text, figure=picture)
@@ -157,11 +166,15 @@ def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[s
         what = "allocated by torch" if run.device.get("type") == "cuda" else "resident set of the process"
         text = f"In use is the {what}; by size are the tensors themselves. 'gpuprof memory' has the account."
         yield _section("memory", "Memory", text, figure=picture)
-    if len(messages := collectives(run)):
+    if len(messages := by_collective(run) if run.is_job else collectives(run)):
         text = "Exposed is what no computation hides; of what is perhaps communication, by its name, nobody knows."
+        text = _OF_JOB if run.is_job else text
+        text += f" {ON_A_CPU}" if run.is_job and run.device.get("type") == "cpu" else ""
         yield _section("communication", "Communication", text, table=_flat(messages))
-    if len(run.ranks):
-        yield _section("ranks", "Ranks", straggler(run).text, table=_flat(by_rank(run)))
+    if run.ranks["rank"].nunique() > 1:
+        of_ranks = by_rank(run)
+        picture = page_charts.ranks(of_ranks)
+        yield _section("ranks", "Ranks", straggler(run).text, figure=picture, table=_flat(of_ranks, summary=True))
     if run.done("count"):
         yield _section("operators", "Operators", table=_flat(by_op(run, convention)))
     if run.done("trace") and len(run.kernels):
@@ -223,10 +236,17 @@ def _tree_row(columns: Iterable[str], depth: int, label: str, figures: dict[str,
     return {"depth": depth, "path": path, "class": kind, "parent": parent, "cells": cells}
 
 
-def _flat(frame: pd.DataFrame) -> dict[str, Any]:
-    """A table whose rows stand alone."""
+_OF_JOB = (
+    "Calls and bytes are of one rank; latency is what the fastest rank takes for a call, skew what the slowest takes "
+    "longer; algbw is bytes over latency, busbw that of the bus as nccl-tests has it; exposed is what no computation "
+    "hides, the mean of the ranks."
+)
+
+
+def _flat(frame: pd.DataFrame, summary: bool = False) -> dict[str, Any]:
+    """A table whose rows stand alone; of ranks, with ``summary``, the least, the median and the most below them."""
     rows = []
-    for row in frame.to_dict(orient="records"):
+    for row in [*frame.to_dict(orient="records"), *(spread(frame).to_dict(orient="records") if summary else [])]:
         values = {str(name): plain(value) for name, value in row.items()}
         cells = [{"text": readable(n, v), "value": "" if v is None else v} for n, v in values.items()]
         rows.append({"depth": None, "cells": cells})
@@ -249,6 +269,9 @@ def _provenance(run: Run, convention: str | None, command: str) -> dict[str, Any
         **{f"environment: {key}": value for key, value in run.environment.items() if _short(value)},
         **{f"settings: {key}": value for key, value in run.settings.items() if _short(value)},
     }
+    for one in run.device["ranks"] if run.is_job else ():
+        names = (one["file"], one["device"].get("name"), one["device"].get("uuid"), one["environment"].get("host"))
+        facts[f"rank {one['rank']}"] = ", ".join(str(name) for name in names if name)
     for key, outcome in run.passes.items():
         about = "; ".join(part for part in (outcome.reason, outcome.remedy) if part)
         facts[f"pass: {key}"] = f"{outcome.status} in {outcome.seconds:g} s {about}".strip()

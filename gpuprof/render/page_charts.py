@@ -210,6 +210,38 @@ def telemetry(run: Run) -> go.Figure | None:
     return _laid_out(figure, height=360, legend=_LEGEND)
 
 
+def ranks(table: pd.DataFrame) -> go.Figure | None:
+    """What the device of each rank does in its step, a bar for each; None where nothing was traced.
+
+    Args:
+        table: of `gpuprof.analysis.ranks.by_rank`.
+    """
+    parts = {
+        "compute_s": ("computation", _BLUE),
+        "exposed_s": ("exposed communication", _ORANGE),
+        "idle_s": ("idle", _GREY),
+    }
+    if table[list(parts)].isna().all(axis=None):
+        return None
+    figure = go.Figure()
+    names = [f"rank {rank}" for rank in table["rank"]]
+    for column, (name, color) in parts.items():
+        hover = [f"{name} {units.duration(time_s)}" for time_s in table[column]]
+        figure.add_bar(
+            y=names, x=1e3 * table[column], name=name, orientation="h", marker={"color": color}, hovertext=hover,
+            hoverinfo="y+text",
+        )  # fmt: skip
+    figure.update_layout(barmode="stack")
+    figure.update_xaxes(title_text="ms of a step")
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return _laid_out(
+        figure,
+        height=max(300, 140 + 26 * len(names)),
+        margin={**_MARGIN, "t": 50},
+        legend=_LEGEND | {"traceorder": "normal"},
+    )
+
+
 _LEGEND = {"orientation": "h", "y": 1.08, "x": 0}
 
 

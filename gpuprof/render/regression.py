@@ -343,6 +343,8 @@ def _title(check: Check, by: str, table: pd.DataFrame, shown: int) -> str:
     if check.base.recorded or check.head.recorded:
         return f"Own kernel time that moved, by {by}{which}"
     steps = ", of one traced step per run" if by in BY_NAME else ""
+    if check.head.is_job:
+        return f"Own kernel time per step, the mean of the ranks, that moved, by {by}{which}"
     return f"Own kernel time per step that moved, by {by}{steps}{which}"
 
 

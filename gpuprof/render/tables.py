@@ -141,9 +141,14 @@ def _rows(run: Run, view: View, raw: pd.DataFrame) -> pd.DataFrame:
     rows = _readable(raw)
     if view.by != "rank" or len(whole := frame(run, View("rank", convention=view.convention))) < 2:
         return rows
-    figures = whole.drop(columns="rank").astype("float64")
-    spread = pd.DataFrame([figures.min(), figures.median(), figures.max()])
-    return pd.concat([rows, _readable(spread.assign(rank=["min", "median", "max"]))], ignore_index=True)[list(rows)]
+    return pd.concat([rows, _readable(spread(whole))], ignore_index=True)
+
+
+def spread(ranks: pd.DataFrame) -> pd.DataFrame:
+    """The least, the median and the most of each figure of a table by rank, in its columns."""
+    figures = ranks.drop(columns="rank").astype("float64")
+    found = pd.DataFrame([figures.min(), figures.median(), figures.max()])
+    return found.assign(rank=["min", "median", "max"])[list(ranks)]
 
 
 def _readable(rows: pd.DataFrame) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
@@ -54,6 +55,7 @@ class View:
         convention: how attention is counted. None for the run's own.
         width: columns of text.
         color: whether to colour text.
+        folder: where the files of a job's ranks lie. None where it is not known.
     """
 
     by: str = "module"
@@ -63,6 +65,7 @@ class View:
     convention: str | None = None
     width: int = 120
     color: bool = False
+    folder: Path | None = None
 
 
 def frame(run: Run, view: View) -> pd.DataFrame:
