@@ -241,6 +241,14 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
     for name in most:
         if name in passes:
             passes[name].facts["rank"] = most[name][1]
+    done = {name for name, outcome in passes.items() if outcome.status == "done"}
+    if "time" not in done:  # what some of the ranks have is not of the job
+        samples.clear()
+    if "memory" not in done:
+        most.pop("memory")
+    if "trace" not in done:
+        busy.clear()
+        gathered["collectives"].clear()
     remedy = f"that of a rank has its own: {ranks[0]['file']}" if ranks[0]["file"] else "save those of the ranks"
     for name in {"trace", "counters"} & passes.keys():
         if passes[name].status == "done":

@@ -1,23 +1,62 @@
-"""What it costs to make the run of a job from the saved runs of its ranks: seconds, and memory at its peak.
+"""What many ranks cost: what gpuprof adds to a step under DDP, and the run of a job made of its ranks' files.
 
-A preset is profiled once on this CPU, and its run saved as that of every rank. They are gathered in a process of its
-own, whose imports count as memory and not as time; so does reading one of the files alone, beside which that is held.
+Steps: two processes on this CPU run one step of a model under DDP, by turns in a plain loop and in gpuprof's timing
+pass, which has nothing attached. The rounds of either are held against those of the other beside it.
+
+Files: a preset is profiled once on this CPU, and its run saved as that of every rank. They are gathered in a process
+of its own, whose imports count as memory and not as time; beside it stands what loading one of the files takes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import gpuprof
 from gpuprof.job import summed
 
-MOST_S, MOST_BYTES = 5.0, 1e9
+MOST_S, MOST_BYTES, MOST_ADDED = 5.0, 1e9, 0.05
+
+STEPPING = """
+import json, sys, time
+import torch, torch.distributed as dist
+import gpuprof
+
+rounds, steps = map(int, sys.argv[1:3])
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+layers = [layer for _ in range(3) for layer in (torch.nn.Linear(768, 768), torch.nn.ReLU())]
+model, x = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(*layers)), torch.randn(256, 768)
+
+def step():
+    model(x).square().mean().backward()
+    model.zero_grad()
+
+def plain():
+    times = []
+    for number in range(steps + 2):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return times[2:]
+
+def inside():
+    run = gpuprof.profile(model, step=step, passes=["time"], warmup=2, steps=steps, peak_tflops=1.0)
+    return run.samples.loc[run.samples["phase"] == "step", "time_s"].tolist()
+
+found = [(plain(), inside()) if number % 2 else (inside(), plain())[::-1] for number in range(rounds)]
+if dist.get_rank() == 0:
+    print("\\n" + json.dumps(found))
+dist.barrier()
+dist.destroy_process_group()
+"""
 
 GATHERING = """
 import json, resource, sys, time
@@ -58,14 +97,43 @@ def gather(paths: list[Path], out: Path) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
+def held_against(rounds: int, steps: int) -> tuple[float, float, list[float]]:
+    """Seconds of a step in a plain loop and in the timing pass, medians of all, and the ratio of each round's."""
+    with tempfile.TemporaryDirectory() as name:
+        script = Path(name) / "stepping.py"
+        script.write_text(STEPPING)
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, str(rounds), str(steps)], check=True, capture_output=True, text=True, env=environment
+        )
+    found = json.loads(done.stdout.splitlines()[-1])
+    plain, inside = (median(time_s for one in found for time_s in one[side]) for side in (0, 1))
+    return plain, inside, sorted(median(one[1]) / median(one[0]) for one in found)
+
+
+def bench_steps(rounds: int, steps: int) -> dict[str, Any]:
+    """What the timing pass adds to a step; something where the rounds agree in it."""
+    plain, inside, ratios = held_against(rounds, steps)
+    low, high = (ratios[round(at * (len(ratios) - 1))] for at in (0.25, 0.75))
+    print(
+        f"a step under DDP on two ranks: {plain * 1e3:.2f} ms in a plain loop, {inside * 1e3:.2f} ms in the timing pass"
+    )
+    print(f"ratio of {rounds} rounds of {steps} steps: median {median(ratios):.3f}, quartiles {low:.3f} to {high:.3f}")
+    return {"plain_s": plain, "inside_s": inside, "ratios": ratios, "quartiles": [low, high]}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="as 'gpuprof profile' takes it")
     parser.add_argument("--seq-len", type=int, default=64)
     parser.add_argument("--run", type=Path, metavar="FILE", help="a saved run instead of profiling one")
     parser.add_argument("--ranks", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=15, help="of steps, by turns; 0 for the files alone")
+    parser.add_argument("--steps", type=int, default=10, help="of a round")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     args = parser.parse_args()
+    steps = bench_steps(args.rounds, args.steps) if args.rounds else None
     run = gpuprof.load(args.run) if args.run else gpuprof.profile(args.model, batch_size=1, seq_len=args.seq_len)
     flops = int(run.ops["flops_causal"].sum())
     with tempfile.TemporaryDirectory() as name:
@@ -84,8 +152,9 @@ def main() -> int:
     print(f"peak memory {figures['peak_bytes'] / 1e6:.0f} MB (below {MOST_BYTES / 1e6:.0f} MB)")
     print(f"the job saved in {figures['saved_s']:.2f} s, loaded in {figures['loaded_s']:.2f} s")
     if args.json:
-        args.json.write_text(json.dumps({"ranks": args.ranks, **figures}, indent=1) + "\n")
-    return int(figures["gathered_s"] >= MOST_S or figures["peak_bytes"] >= MOST_BYTES)
+        args.json.write_text(json.dumps({"ranks": args.ranks, **figures, "steps": steps}, indent=1) + "\n")
+    added = steps is not None and median(steps["ratios"]) >= 1 + MOST_ADDED and steps["quartiles"][0] > 1
+    return int(figures["gathered_s"] >= MOST_S or figures["peak_bytes"] >= MOST_BYTES or added)
 
 
 if __name__ == "__main__":

@@ -156,3 +156,55 @@ def test_the_mfu_of_a_rank_whose_trace_was_slowed_is_of_its_timed_step():
     assert (first["step_s"], first["timed_s"]) == (pytest.approx(150 * NS), pytest.approx(100 * NS))
     assert first["compute_s"] + first["exposed_s"] + first["idle_s"] == pytest.approx(first["step_s"], rel=1e-12)
     assert "timed_s" not in by_rank(job_of(*two()))
+
+
+def test_what_some_ranks_have_is_not_of_the_job():
+    first, second = two()
+    for name in ("count", "time", "trace", "memory"):
+        second.passes[name] = gpuprof.record.PassOutcome("failed", "out of memory")
+    job = job_of(first, second)
+    assert (job.passes["trace"].status, job.passes["trace"].reason) == ("failed", "rank 1: out of memory")
+    for name in ("ops", "samples", "memory", "busy", "collectives"):
+        assert getattr(job, name).empty
+    sums = totals(job)
+    assert [sums[name] for name in ("flops", "step_s", "mfu", "kernel_s", "peak_bytes")] == [None] * 5
+
+
+def test_warnings_name_the_ranks_that_have_them():
+    first, second = two()
+    first.warnings = ["the loss is nan", "both"]
+    second.warnings = ["both"]
+    assert job_of(first, second).warnings == ["rank 0: the loss is nan", "both"]
+
+
+def test_samples_of_a_job_are_those_of_all_batches():
+    assert job_of(*two()).workload["samples_per_step"] == 4
+    shared = [rank_run(rank, mesh={"tp": 2}, parallel=["tp"]) for rank in range(2)]
+    assert job_of(*shared).workload["tokens_per_step"] == 8
+    mixed = [rank_run(rank, world=4, mesh={"dp": 2, "tp": 2}, parallel=["fsdp", "tp"]) for rank in range(4)]
+    assert job_of(*mixed).workload["tokens_per_step"] == 16
+    unknown = [rank_run(rank, mesh={}, parallel=["tp"]) for rank in range(2)]
+    assert job_of(*unknown).workload["tokens_per_step"] is None
+
+
+def test_stages_of_a_pipeline_have_one_tree():
+    """Each rank has the root and its own stage: the root of the job holds both."""
+    first, second = (rank_run(rank, mesh={"pp": 2}, parallel=["pp"]) for rank in range(2))
+    second.tree = table("tree", [
+        one | {"module": one["module"].replace("fc", "out"), "params": 30, "param_bytes": 60}
+        for one in second.tree.to_dict("records")
+    ])  # fmt: skip
+    for name in ("ops", "kernels"):
+        rows = getattr(second, name).to_dict("records")
+        setattr(second, name, table(name, [one | {"module": one["module"].replace("fc", "out")} for one in rows]))
+    tree = job_of(first, second).tree.set_index("module")["params"].to_dict()
+    assert tree == {"": 40, "fc": 10, "out": 30}
+
+
+def test_a_formula_is_none_of_a_job():
+    runs = two()
+    for run in runs:
+        run.settings["convention"] = "palm"
+    job = job_of(*runs)
+    assert job.settings["convention"] == "full"
+    assert job.warnings == ["palm is a formula of one process's model: the job is counted full"]

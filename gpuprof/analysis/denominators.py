@@ -75,8 +75,8 @@ def sm_clock_hz(run: Run) -> float | None:
     Of a job that of the rank with the lowest: the others wait for it.
     """
     if run.is_job:
-        lowest = run.ranks.loc[run.ranks["quantity"] == "sm_clock_hz", "amount"].min()
-        return None if pd.isna(lowest) else float(lowest)
+        known = run.ranks.loc[run.ranks["quantity"] == "sm_clock_hz", "amount"]
+        return float(known.min()) if len(known) == run.workload["world"] else None
     telemetry = run.telemetry
     clocks = telemetry.loc[telemetry["quantity"] == "sm_clock", ["unit", "value"]].dropna()
     if clocks.empty:

@@ -63,6 +63,8 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
     yield "Workload", _workload(run)
     if run.workload.get("world", 1) > 1:
         yield "Job", _job(run)
+    if run.workload.get("unsharded"):
+        yield "Replication", sentence(run.workload["unsharded"], run.workload["world"])
     yield "Device", _device(run)
     convention = convention_of(run, view.convention)
     yield "Convention", f"{convention}: {CONVENTIONS[convention].title} 1 MAC = 2 FLOPs."

@@ -18,6 +18,7 @@ from gpuprof.analysis.hints import hints
 from gpuprof.analysis.known_flops import at_least, known_of
 from gpuprof.analysis.modules import by_kernel, by_module, by_op, convention_of, totals
 from gpuprof.analysis.ranks import by_rank, straggler
+from gpuprof.analysis.replication import sentence
 from gpuprof.analysis.telemetry import invalid_reasons
 from gpuprof.analysis.untold import host_steps, untold
 from gpuprof.errors import GpuprofError
@@ -174,7 +175,10 @@ def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[s
     if run.ranks["rank"].nunique() > 1:
         of_ranks = by_rank(run)
         picture = page_charts.ranks(of_ranks)
-        yield _section("ranks", "Ranks", straggler(run).text, figure=picture, table=_flat(of_ranks, summary=True))
+        said = [straggler(run).text]
+        if run.workload.get("unsharded"):
+            said.append(f"Replication: {sentence(run.workload['unsharded'], run.workload['world'])}.")
+        yield _section("ranks", "Ranks", " ".join(said), figure=picture, table=_flat(of_ranks, summary=True))
     if run.done("count"):
         yield _section("operators", "Operators", table=_flat(by_op(run, convention)))
     if run.done("trace") and len(run.kernels):

@@ -73,6 +73,15 @@ def test_the_header_names_the_job(job):
     assert "peak 2.930 KiB allocated on rank 1, the most of all" in text
 
 
+def test_what_ranks_repeat_is_named(job):
+    job.workload["unsharded"] = {
+        "flops": 5000, "replicas": 1, "convention": "causal", "repeated": {"fc": 1000}, "missing": {},
+    }  # fmt: skip
+    said = "all ranks together 6,000 FLOPs (causal), the unsharded model 5,000; repeated on 2 ranks: fc 1,000"
+    assert f"Replication    {said}\n" in render(job, "tree", View(width=160))
+    assert f"Replication: {said}." in render_page(job)
+
+
 def test_ranks_one_by_one_and_together(folder):
     lines = shown("show", folder / "run.json", "--by", "rank").splitlines()
     assert [line.split()[0] for line in lines[:6]] == ["rank", "0", "1", "min", "median", "max"]
