@@ -468,9 +468,11 @@ def ranks(folder: Path) -> Facts:
     backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     for name, shard in {"ddp": _data_parallel, "fsdp": _fully_sharded}.items():
-        plain = build("qwen2-0.5b", Options(device="cuda", batch_size=2, seq_len=512, dtype="bfloat16"))
-        flops = _sums(run_passes(plain, passes=("count",)))
-        workload = _sharded(plain.model, shard)
+        model = build("qwen2-0.5b", Options(device="cuda", batch_size=2, seq_len=512, dtype="bfloat16")).model
+        ids = torch.randint(0, model.config.vocab_size, (2, 512), device=next(model.parameters()).device)
+        batch = {"input_ids": ids, "labels": ids}
+        flops = _sums(run_passes(from_module(model, kwargs=batch), passes=("count",)))
+        workload = from_module(shard(model), kwargs=batch)
         run = run_passes(workload, warmup=2, steps=10)
         found = account(run)
         facts["cases"][name] = {
@@ -479,19 +481,15 @@ def ranks(folder: Path) -> Facts:
             "adds_up": found.compute_ns + found.exposed_ns + found.idle_ns == found.step_ns,
             "collectives": json.loads(collectives(run).to_json(orient="records")),
             "kernels": sorted({row for row in run.kernels["kernel"] if "nccl" in row.lower()}),
-            "without_rule": run.passes["count"].facts["ops_without_rule"],
+            "without_rule": run.passes["count"].facts.get("ops_without_rule"),
+            "outcomes": {name: [one.status, one.reason] for name, one in run.passes.items()},
             "mismatches": mismatches(run),
         }
-        del plain, workload, run
+        del model, workload, run
         gc.collect()
     dist.destroy_process_group()
     good = [case["same_flops"] and case["adds_up"] and not case["without_rule"] for case in facts["cases"].values()]
     return facts | {"passed": all(good)}
-
-
-def _sharded(model: torch.nn.Module, shard: Callable[[torch.nn.Module], torch.nn.Module]) -> Workload:
-    ids = torch.randint(0, model.config.vocab_size, (2, 512), device=next(model.parameters()).device)
-    return from_module(shard(model), kwargs={"input_ids": ids, "labels": ids})
 
 
 def _data_parallel(model: torch.nn.Module) -> torch.nn.Module:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gpuprof.errors import GpuprofError
+from gpuprof.paths import unsharded
 from gpuprof.theory.nested import packed_shape
 from gpuprof.workload.nested import part_shapes
 from gpuprof.workload.options import CHOICES, Options, dtype_name
@@ -87,9 +88,9 @@ def from_module(
     parameter = next(model.parameters(), None)
     device = _device(model, [*args, *kwargs.values()])
     description: dict[str, Any] = {
-        "name": name or type(model).__name__,
+        "name": name or _class_name(model),
         "source": "module",
-        "architecture": type(model).__name__,
+        "architecture": _class_name(model),
         "mode": mode,
         "dtype": None if parameter is None else dtype_name(parameter.dtype),
         "device": str(device),
@@ -107,6 +108,13 @@ def from_module(
     else:
         step = forward_step(model, args, kwargs)
     return Workload(model, step, description, device, optimizer)
+
+
+def _class_name(model: torch.nn.Module) -> str:
+    """The class that the user wrote, whatever shards it."""
+    while isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        model = model.module
+    return unsharded(type(model).__name__)
 
 
 def call_arguments(
