@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gpuprof.analysis.validation import Validation, validate
     from gpuprof.errors import GpuprofError
     from gpuprof.imported import read_trace
-    from gpuprof.job import read_job
+    from gpuprof.job import gather, read_job
     from gpuprof.profiler import count, profile
     from gpuprof.record import Run, load
     from gpuprof.reports import read_report
@@ -28,6 +28,7 @@ __all__ = [
     "Validation",
     "count",
     "flop_rule",
+    "gather",
     "load",
     "profile",
     "read_job",
@@ -44,6 +45,7 @@ _HOMES = {
     "Validation": "gpuprof.analysis.validation",
     "count": "gpuprof.profiler",
     "flop_rule": "gpuprof.theory.rules",
+    "gather": "gpuprof.job",
     "load": "gpuprof.record",
     "profile": "gpuprof.profiler",
     "read_job": "gpuprof.job",
