@@ -81,7 +81,11 @@ def place(given: Given, device: torch.device, dtype: torch.dtype | None) -> Give
     """Moves a model and its tensors to a device, and to a dtype where one is given.
 
     On `meta` only floating inputs go: models look at the values of integers to decide what to do.
+
+    Raises:
+        GpuprofError: The model is sharded already, and neither its buckets nor its shards would move with it.
     """
+    _refuse_moving(given.model, device, dtype)
     given.model.to(dtype=dtype)
     if device.type == "meta":
         drop_values(given.model, given.optimizer)
@@ -113,6 +117,21 @@ def place(given: Given, device: torch.device, dtype: torch.dtype | None) -> Give
         return value
 
     return replace(given, args=move(given.args), kwargs=move(given.kwargs))
+
+
+def _refuse_moving(model: torch.nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
+    parameters = list(model.parameters())
+    wrapped = any(isinstance(module, torch.nn.parallel.DistributedDataParallel) for module in model.modules())
+    if not (wrapped or any(hasattr(parameter, "device_mesh") for parameter in parameters)):
+        return
+    there = next((one.device.type for one in parameters if one.device.type not in (device.type, "meta")), None)
+    if there is not None and device.type != "meta":
+        raise GpuprofError(
+            f"the model is sharded on {there}, from where it cannot move to {device.type}: put it there before it is "
+            f"sharded (torch.cuda.current_device() is the GPU of this process), or give --device {there}"
+        )
+    if dtype is not None and any(one.is_floating_point() and one.dtype != dtype for one in parameters):
+        raise GpuprofError("--dtype cannot reach a model that is sharded already: let the file make it in that dtype")
 
 
 def _import(path: Path) -> Any:

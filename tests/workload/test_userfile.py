@@ -2,9 +2,11 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from gpuprof.errors import GpuprofError
 from gpuprof.workload import Options, build
+from gpuprof.workload.userfile import Given, place
 from gpuprof.workload.weightless import Weightless
 
 HEAD = "import torch\nfrom torch import nn\n"
@@ -53,6 +55,21 @@ def test_a_step_of_its_own(write):
     assert build(reference, Options()).step() == 11
     with pytest.raises(GpuprofError, match="gives a step of its own, which gpuprof cannot count"):
         build(reference, Options(), weightless=True)
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_a_model_that_is_sharded_stays_where_and_as_it_is(write):
+    wrapped = write("def make():\n    return nn.parallel.DistributedDataParallel(nn.Linear(4, 3)), torch.ones(2, 4)\n")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert build(wrapped, Options(device="cpu", dtype="float32")).model.module.weight.dtype == torch.float32
+        with pytest.raises(GpuprofError, match="--dtype cannot reach a model that is sharded already"):
+            build(wrapped, Options(device="cpu", dtype="bfloat16"))
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 3))
+        with pytest.raises(GpuprofError, match="sharded on cpu, from where it cannot move to cuda"):
+            place(Given(model), torch.device("cuda"), None)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_options_reach_a_function_that_takes_them(write):
