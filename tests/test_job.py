@@ -6,12 +6,18 @@ import pytest
 from runs import gpu_run, rank_run, row
 
 import gpuprof
+from gpuprof.analysis.conventions import fitting
 from gpuprof.analysis.modules import totals
 from gpuprof.analysis.ranks import by_rank
 from gpuprof.job import assemble, part
 from gpuprof.record import table
 
 NS = 1e-9
+FACTS = {
+    "kind": "decoder", "mode": "train", "layers": 2, "attention_layers": 2, "causal": True, "hidden": 8, "heads": 2,
+    "head_dim": 4, "v_head_dim": 4, "batch": 1, "seq": 4, "params": 100, "trainable_params": 100,
+    "embedding_params": 10, "token_embedding_params": 10, "head_params": 10, "tied": False, "pooled": False, "head": "lm_head",
+}  # fmt: skip
 
 
 def job_of(*runs):
@@ -208,3 +214,14 @@ def test_a_formula_is_none_of_a_job():
     job = job_of(*runs)
     assert job.settings["convention"] == "full"
     assert job.warnings == ["palm is a formula of one process's model: the job is counted full"]
+
+
+def test_a_formula_fits_no_part_of_a_model():
+    how = {"facts": FACTS}
+    job = job_of(*(rank_run(rank, **how) for rank in range(2)))
+    with pytest.raises(gpuprof.GpuprofError, match="palm does not fit net: it is a formula of one process's model"):
+        totals(job, "palm")
+    assert "palm" not in fitting(job)
+    with pytest.raises(gpuprof.GpuprofError, match="it is a formula of the whole model, of which this rank has a part"):
+        totals(rank_run(0, parallel=["tp"], **how), "palm")
+    assert totals(rank_run(0, **how), "palm")["flops"] > 0
