@@ -26,6 +26,7 @@ from gpuprof.analysis.known_flops import matmul_kernels
 from gpuprof.analysis.memory import peak
 from gpuprof.analysis.operators import plain_op
 from gpuprof.analysis.ranks import flops_rows, rank_rows
+from gpuprof.analysis.replication import replication
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
@@ -288,6 +289,8 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
     )
     if job.done("count"):
         job.ops = _ops(ops)
+        if whole := job.workload.pop("whole_model", None):
+            job.workload["unsharded"] = replication(job, whole["flops"], whole["batches"])
     return _in_a_convention(job)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from gpuprof import __version__
 from gpuprof.analysis.consistency import inconsistencies, unchecked  # against the layers: here a run has just been made
 from gpuprof.analysis.denominators import peak_dtype
 from gpuprof.analysis.ranks import LEAST_STEPS, rank_rows
+from gpuprof.analysis.replication import model_flops
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import ceiling_cache
 from gpuprof.hardware.ceilings import DTYPES, cpu_ceilings, measure_copy
@@ -33,10 +35,12 @@ from gpuprof.passes.modes import modes_as_before
 from gpuprof.passes.options import DEFAULT_PASSES, check
 from gpuprof.passes.preserve import preserved
 from gpuprof.passes.table import PASSES, Measuring, Pass, Progress
+from gpuprof.passes.unsharded import count_unsharded
 from gpuprof.record import UNATTRIBUTED, PassOutcome, Run, table
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.workload import Options, Workload, build, from_module
+from gpuprof.workload.parallel import replicas
 from gpuprof.workload.workload import call_arguments
 
 # of the FLOPs: with the rotary angles of newer transformers, float32 products of one column, every kernel would be
@@ -121,7 +125,21 @@ def profile(
             raise GpuprofError(f"{', '.join(options)}: only for a model given by name; here the module says it")
         args, keywords = call_arguments(model, inputs, kwargs)
         workload = from_module(model, args, keywords, loss=loss, mode=mode, optimizer=optimizer, step=step)
-    return run_passes(workload, passes=passes, counter_level=counter_level, progress=progress, **how)
+    run = run_passes(workload, passes=passes, counter_level=counter_level, progress=progress, **how)
+    if workload.recipe is not None and workload.recipe[1].parallel != "none" and run.done("count"):
+        _add_whole_model(run, workload.recipe)
+    return run
+
+
+def _add_whole_model(run: Run, recipe: tuple[str, Options]) -> None:
+    """On rank 0, what the model does that nobody has sharded: `gpuprof.job` holds the sum of all ranks against it."""
+    if run.workload["rank"] == 0:
+        try:
+            once = model_flops(count_unsharded(recipe, recipe[1].seed))
+        except GpuprofError as error:  # flex_attention needs values, say
+            run.warnings.append(f"the unsharded model was not counted: {error}")
+        else:
+            run.workload["whole_model"] = {"flops": once, "batches": replicas(recipe[1])}
 
 
 def _launched(
@@ -198,7 +216,9 @@ def run_passes(
     run = Run(
         workload=workload.description | lies,
         device=describe(workload.device),
-        environment=environment() | {"flop_rules": RULES_VERSION},
+        environment=environment()
+        | {"flop_rules": RULES_VERSION}
+        | ({} if control.alone else {"host": platform.node()}),
         settings={
             "convention": convention,
             "peak_tflops": peak_tflops,
@@ -277,7 +297,7 @@ def _attempted(one: Pass, measuring: Measuring, failures: list[StepFailure], con
             torch.cuda.empty_cache()
     failed = control.first_failure(control.agree(f"the end of {what}", report))
     if failed is None:
-        outcome = outcomes[0]
+        outcome, control.measured = outcomes[0], True
     else:
         outcome = PassOutcome("failed", failed["reason"], failed["remedy"])
         failures.append(StepFailure(failed["reason"], failed["remedy"], error or GpuprofError(failed["reason"])))

@@ -24,12 +24,16 @@ from typing import Any, NamedTuple
 import pytest
 import study_backward
 import torch
+import torch.distributed as dist
 from gpu_results import explained
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers.models.llama import modeling_llama  # noqa: F401  # imported here, forks need not
 from transformers.models.llava_onevision import modeling_llava_onevision  # noqa: F401
 from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 from transformers.models.siglip import modeling_siglip  # noqa: F401
 
+from gpuprof.analysis.communication import account, collectives
 from gpuprof.analysis.consistency import mismatches
 from gpuprof.analysis.modules import totals, union_ns
 from gpuprof.analysis.telemetry import invalid_reasons, summary
@@ -41,7 +45,7 @@ from gpuprof.passes import telemetry, trace
 from gpuprof.profiler import count, run_passes
 from gpuprof.record import UNATTRIBUTED, Run, load
 from gpuprof.traces.events import CALL, KERNEL, NODE, Event
-from gpuprof.workload import Options, Workload, build
+from gpuprof.workload import Options, Workload, build, from_module
 
 Facts = dict[str, Any]
 
@@ -445,6 +449,68 @@ def _kept_tables(folder: Path, name: str) -> Iterator[None]:
         ncu.read_csv = read
 
 
+# a group of processes
+
+
+WITH_TWO_GPUS = (
+    "exposed communication of NCCL, and a rank's wait inside its kernels",
+    "the straggler of real ranks, by computation",
+    "bandwidth of collectives on NVLink beside its datasheet",
+    "how a job ends in which a rank dies while the others wait inside a kernel of NCCL",
+    "the clocks and the power of two GPUs that work on one step",
+)
+"""What one GPU cannot settle; `torchrun --nproc-per-node 2 -m gpuprof profile qwen2-0.5b --parallel fsdp` shows it."""
+
+
+def ranks(folder: Path) -> Facts:
+    """DDP and FSDP2 through NCCL in a group of one: collectives as they are counted, traced and owned."""
+    facts: Facts = {"with_two_gpus": WITH_TWO_GPUS, "cases": {}}
+    backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    for name, shard in {"ddp": _data_parallel, "fsdp": _fully_sharded}.items():
+        plain = build("qwen2-0.5b", Options(device="cuda", batch_size=2, seq_len=512, dtype="bfloat16"))
+        flops = _sums(run_passes(plain, passes=("count",)))
+        workload = _sharded(plain.model, shard)
+        run = run_passes(workload, warmup=2, steps=10)
+        found = account(run)
+        facts["cases"][name] = {
+            "run": saved(run, folder, f"ranks-{name}"),
+            "same_flops": _sums(run) == flops,
+            "adds_up": found.compute_ns + found.exposed_ns + found.idle_ns == found.step_ns,
+            "collectives": json.loads(collectives(run).to_json(orient="records")),
+            "kernels": sorted({row for row in run.kernels["kernel"] if "nccl" in row.lower()}),
+            "without_rule": run.passes["count"].facts["ops_without_rule"],
+            "mismatches": mismatches(run),
+        }
+        del plain, workload, run
+        gc.collect()
+    dist.destroy_process_group()
+    good = [case["same_flops"] and case["adds_up"] and not case["without_rule"] for case in facts["cases"].values()]
+    return facts | {"passed": all(good)}
+
+
+def _sharded(model: torch.nn.Module, shard: Callable[[torch.nn.Module], torch.nn.Module]) -> Workload:
+    ids = torch.randint(0, model.config.vocab_size, (2, 512), device=next(model.parameters()).device)
+    return from_module(shard(model), kwargs={"input_ids": ids, "labels": ids})
+
+
+def _data_parallel(model: torch.nn.Module) -> torch.nn.Module:
+    return torch.nn.parallel.DistributedDataParallel(model)
+
+
+def _fully_sharded(model: torch.nn.Module) -> torch.nn.Module:
+    mesh = init_device_mesh(next(model.parameters()).device.type, (1,), mesh_dim_names=("dp",))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def _sums(run: Run) -> dict[str, int]:
+    """FLOPs of each phase."""
+    sums = run.ops.groupby("phase")["flops_full"].sum()
+    return {str(phase): int(flops) for phase, flops in sums.items() if flops}
+
+
 # repeatability
 
 
@@ -511,6 +577,7 @@ CHECKS: dict[str, Check] = {
     "link-reentrant": Check(
         _link("link-reentrant", checkpointing="reentrant"), 8, 40, "kernel to module: reentrant checkpointing"
     ),
+    "ranks": Check(ranks, 20, 60, "NCCL in a group of one: DDP and FSDP2, collectives counted, traced and owned"),
     "repeatability": Check(repeatability, 25, 60, "the same workload in three fresh processes"),
     "counters-siglip-flash": Check(
         functools.partial(executed, "siglip_layers_flash", "counters-siglip-flash"), 50, 120,

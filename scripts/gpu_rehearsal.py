@@ -133,6 +133,9 @@ class _Event:
     def synchronize(self) -> None:
         pass
 
+    def wait(self, *_: Any) -> None:
+        pass
+
     def elapsed_time(self, other: _Event) -> float:
         return (other.at - self.at) * 1e3
 
@@ -156,6 +159,8 @@ def _cuda(uuid: str) -> None:
     for name, answer in instead.items():
         setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
     torch.cuda.Event = _Event  # type: ignore[assignment,misc]
+    for name in ("Stream", "stream", "current_stream"):  # FSDP gathers on streams of its own
+        setattr(torch.cuda, name, getattr(torch.cpu, name))
     for name in ("range_push", "range_pop"):
         setattr(torch.cuda.nvtx, name, lambda *_: None)
     for name in ("start", "stop"):

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 import gpuprof
-from gpuprof.analysis.replication import replication, sentence
+from gpuprof.analysis.replication import model_flops, replication, sentence
 from gpuprof.passes.unsharded import count_unsharded
 from gpuprof.record import Run, load, write_atomically
 from gpuprof.workload import Options, Workload, build
@@ -148,7 +148,7 @@ def finding(name: str, seq_len: int, folder: Path) -> dict[str, Any]:
     options = Options(seq_len=seq_len, optimizer="adamw", **variant.options)
     batches = 1 if how == "tp" else variant.world
     whole = count_unsharded((MODEL, replace(options, parallel="none")))
-    unsharded = replication(job, whole, batches)
+    unsharded = replication(job, model_flops(whole), batches)
     return {
         "variant": name,
         "what": variant.what,

@@ -13,8 +13,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import gpuprof
 from gpuprof.analysis.communication import account, collectives
 from gpuprof.analysis.modules import without_rule
+from gpuprof.parallel.units import unit_of
 from gpuprof.record import table
-from gpuprof.traces.events import OPERATOR, Event
+from gpuprof.traces.events import FUNCTION, NODE, NODE_PREFIX, OPERATOR, RANGE, SUBCLASS, Event, host_kind
 from gpuprof.traces.owners import attribute
 
 WEIGHTS = (64 * 256 + 256 + 256 * 64 + 64) * 4  # bytes of both layers
@@ -111,3 +112,90 @@ def test_an_operator_that_waits_first_is_those_that_it_calls():
         ("aten::mul", 63, 10),
         ("c10d::allreduce_", 85, 9),
     ]
+
+
+def owners(events, **how):
+    rows = attribute(events, [], lambda thread, number: {7: "layer"}.get(number), lambda name: False, **how).kernels
+    return [(row["op"], row["module"], row["phase"]) for row in rows]
+
+
+def test_gradients_that_are_sent_are_no_module_s():
+    """DDP sends a bucket in the hook of the last gradient in it; a product's own node sends for its module.
+
+    What FSDP's first version scatters in such a hook is the gradient of one unit.
+    """
+    events = [
+        Event(f"{NODE_PREFIX}MmBackward0", NODE, 1, 0, 40, number=7),
+        Event("MmBackward0", FUNCTION, 1, 1, 39, number=7),
+        Event("_c10d_functional::all_reduce", OPERATOR, 1, 5, 15),
+        Event("aten::mm", OPERATOR, 1, 20, 30),
+        Event(f"{NODE_PREFIX}torch::autograd::AccumulateGrad", NODE, 1, 50, 90),
+        Event("aten::detach", OPERATOR, 1, 55, 60),
+        Event("c10d::allreduce_", OPERATOR, 1, 65, 80),
+        Event("c10d::_reduce_scatter_base_", OPERATOR, 1, 82, 88),
+    ]
+    assert owners(events) == [
+        ("_c10d_functional::all_reduce", "layer", "backward"),
+        ("aten::mm", "layer", "backward"),
+        ("aten::detach", "layer", "backward"),
+        ("c10d::allreduce_", "(gradient all-reduce)", "backward"),
+        ("c10d::_reduce_scatter_base_", "layer", "backward"),
+    ]
+
+
+def test_a_label_that_names_a_unit_owns_what_is_in_it():
+    """Of labels inside each other the innermost that names one; what is in none is the node's."""
+    kinds = [host_kind(name, label=True) for name in ("FSDP::pre_backward (b)", "FSDP::pre_backward", "step::one")]
+    assert kinds == [RANGE] * 3
+    events = [
+        Event(f"{NODE_PREFIX}MmBackward0", NODE, 1, 0, 90, number=7),
+        Event("FSDP::pre_backward (b)", RANGE, 1, 5, 60),
+        Event("c10d::_allgather_base_", OPERATOR, 1, 10, 15),
+        Event("FSDP::backward_prefetch for a", RANGE, 1, 20, 50),
+        Event("step::one", RANGE, 1, 25, 40),
+        Event("c10d::_allgather_base_", OPERATOR, 1, 30, 35),
+        Event("aten::mm", OPERATOR, 1, 70, 80),
+    ]
+    units = {"FSDP::pre_backward (b)": "b", "FSDP::backward_prefetch for a": "a"}
+    assert owners(events, unit_of=units.get) == [
+        ("c10d::_allgather_base_", "b", "backward"),
+        ("c10d::_allgather_base_", "a", "backward"),
+        ("aten::mm", "layer", "backward"),
+    ]
+
+
+def test_an_operator_on_shards_is_that_on_the_shard_of_this_rank():
+    """A class of tensors takes it over; of a nested tensor a trace has no shape, and it stays what was called."""
+    for shapes, op_at in (([[128, 64]], 20), ([[]], 0)):
+        events = [
+            Event("aten::mm", OPERATOR, 1, 0, 90, shapes=shapes),
+            Event("PythonSubclass", SUBCLASS, 1, 5, 80),
+            Event("aten::mm", OPERATOR, 1, 20, 60, shapes=[[128, 32]]),
+        ]
+        found = attribute([Event("aten::t", OPERATOR, 1, -1, 0), *events], [], lambda *_: None, lambda name: False)
+        rows = [row for row in found.kernels if row["op"] == "aten::mm"]
+        assert [row["start_ns"] for row in rows] == [op_at + 1]
+    assert host_kind("PythonSubclass") == SUBCLASS
+
+
+@pytest.mark.usefixtures("world")
+def test_units_by_the_labels_of_fsdp():
+    """A name is from the root on; several modules in one unit are what they are in; no root, no unit."""
+    model = nn.ModuleDict({"body": nn.Sequential(net(), net(), nn.Sequential(net()))})
+    mesh = init_device_mesh("cpu", (2,))
+    for part in (model["body"][0], model["body"]):
+        fully_shard(part, mesh=mesh)
+    unit = unit_of(model)
+
+    assert unit("FSDP::all_gather (0)") == unit("FSDP::backward_prefetch for 0") == "body.0"
+    assert unit("FSDP::post_backward_reduce (0) [pg=2]") == "body.0"
+    assert unit("FSDP::root_pre_forward") == unit("FSDP::post_backward_rs_wait ()") == "body"
+    assert unit("FSDP::all_gather (2.0, 2.0.0)") == "body.2.0"
+    assert unit("FSDP::all_gather (0, 2.0)") == "body"
+    for label in ("FSDP::all_gather (nowhere)", "FSDP::backward_prefetch for None", "step", "FSDP::step (0) and more"):
+        assert unit(label) is None
+
+    rootless = nn.Sequential(net(), net())
+    for part in rootless:
+        fully_shard(part, mesh=mesh)
+    assert unit_of(rootless)("FSDP::all_gather") is None

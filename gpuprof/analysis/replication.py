@@ -16,12 +16,27 @@ from gpuprof.record import Run
 _NAMED = 3  # modules in a line; the others are added up
 
 
-def replication(job: Run, whole: pd.DataFrame, replicas: int) -> dict[str, Any]:
+def model_flops(ops: pd.DataFrame, bare: dict[str, str] | None = None) -> dict[str, int]:
+    """Model FLOPs (causal) of each module itself.
+
+    Args:
+        ops: a run's.
+        bare: other names for paths: those without wrappers.
+    """
+    rows = ops[ops["phase"].isin(["forward", "backward"])]
+    sums: dict[str, int] = {}
+    for path, flops in zip(rows["module"], rows["flops_causal"], strict=True):
+        path = (bare or {}).get(path, path)
+        sums[path] = sums.get(path, 0) + (0 if pd.isna(flops) else int(flops))
+    return sums
+
+
+def replication(job: Run, once: dict[str, int], replicas: int) -> dict[str, Any]:
     """Model FLOPs of a job against those of the unsharded model.
 
     Args:
         job: the run of all ranks, whose ``ops`` are their sum.
-        whole: ``ops`` of a step of the unsharded model on the batch of one rank.
+        once: what `model_flops` says of a step of the unsharded model on the batch of one rank.
         replicas: how many such batches a step of the job works on.
 
     Returns:
@@ -29,8 +44,7 @@ def replication(job: Run, whole: pd.DataFrame, replicas: int) -> dict[str, Any]:
         module what the job does more, ``repeated``, and less, ``missing``: ``flops + repeated - missing`` is the sum of
         all ranks. Recompute is in neither.
     """
-    done = _by_module(job.ops, unwrapped(job.tree["module"], job.tree["class"]))
-    once = _by_module(whole, {})
+    done = model_flops(job.ops, unwrapped(job.tree["module"], job.tree["class"]))
     more = {path: done.get(path, 0) - replicas * once.get(path, 0) for path in {**once, **done}}
     return {
         "flops": replicas * sum(once.values()),
@@ -73,13 +87,3 @@ def _largest(flops: dict[str, int]) -> str:
     if rest := ordered[_NAMED:]:
         named.append(f"{len(rest)} more {sum(count for _, count in rest):,}")
     return ", ".join(named)
-
-
-def _by_module(ops: pd.DataFrame, bare: dict[str, str]) -> dict[str, int]:
-    """Model FLOPs of each module itself, by its bare path where it has one."""
-    rows = ops[ops["phase"].isin(["forward", "backward"])]
-    sums: dict[str, int] = {}
-    for path, flops in zip(rows["module"], rows["flops_causal"], strict=True):
-        path = bare.get(path, path)
-        sums[path] = sums.get(path, 0) + (0 if pd.isna(flops) else int(flops))
-    return sums

@@ -62,6 +62,7 @@ class Control:
         lost: why a rank is no longer waited for, by its number.
         left: why the process groups are no longer there; empty while they are.
         late: who came late to what, a line each.
+        measured: whether a pass is done, so that there is something to keep.
     """
 
     def __init__(self, store: Any = None, rank: int = 0, world: int = 1, timeout_s: float = TIMEOUT_S) -> None:
@@ -69,6 +70,7 @@ class Control:
         self.lost: dict[int, str] = {}
         self.left = ""
         self.late: list[str] = []
+        self.measured = False
         self._store = store
         self._round = 0
         self._waited = 0.0
@@ -98,6 +100,13 @@ class Control:
         """
         if self.alone:
             return [mine]
+        try:
+            return self._agreed(what, mine)
+        except dist.DistError:  # of the store: nothing can be agreed on any more
+            self._lose(0, "it kept the store of the job, which does not answer any more")
+            return [mine if rank == self.rank else None for rank in range(self.world)]
+
+    def _agreed(self, what: str, mine: Any) -> list[Any]:
         self._round += 1
         self._store.set(self._key(self.rank), json.dumps({"what": what, "value": mine, "waited": self._waited}))
         start, said = time.monotonic(), {}
@@ -241,14 +250,26 @@ class Control:
                 dist.distributed_c10d._abort_process_group()
 
     def part(self) -> None:
-        """Say goodbye: the process that keeps the store ends after the others have read what it holds."""
+        """Say goodbye and wait for that of the others: who ends after it is not lost.
+
+        Rank 0, which may keep the store, is the last to go.
+        """
         if self.alone:
             return
-        self._store.set(f"bye/{self.rank}", "")
         end = time.monotonic() + _FAREWELL_S
-        others = [rank for rank in range(self.world) if rank not in self.lost]
-        while self.rank == 0 and time.monotonic() < end and not all(self._store.check([f"bye/{r}"]) for r in others):
-            time.sleep(_POLL_S)
+        try:
+            self._store.set(f"bye/{self.rank}", "")
+            others = [rank for rank in range(self.world) if rank not in self.lost]
+            while time.monotonic() < end and not all(map(self._has_parted, others)):
+                time.sleep(_POLL_S)
+            if self.rank != 0:
+                self._store.set(f"gone/{self.rank}", "")
+            while (
+                self.rank == 0 and time.monotonic() < end and not self._store.check([f"gone/{r}" for r in others if r])
+            ):
+                time.sleep(_POLL_S)
+        except dist.DistError:  # whoever keeps the store is gone
+            return
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
@@ -267,7 +288,11 @@ class Control:
         def watch() -> None:
             since = None
             while not over.wait(_WATCH_S):
-                if since is None and any(bad(rank) for rank in range(self.world) if rank != self.rank):
+                try:
+                    failed = any(bad(rank) for rank in range(self.world) if rank != self.rank)
+                except dist.DistError:
+                    failed = True
+                if failed and since is None:
                     since = time.monotonic()
                 # on gloo it is the rank that failed whose leaving ends what this one waits in: it comes first
                 if since is not None and time.monotonic() - since > self._grace_s:
@@ -294,17 +319,26 @@ class Control:
         self.lost[rank] = why
         launch.gone.add(rank)
 
+    def ended(self) -> list[int]:
+        """Ranks on this host whose processes have ended; asks no other process, so a signal handler may call it."""
+        here = [rank for rank, place in enumerate(self._places) if place and place["host"] == _host()]
+        return [rank for rank in here if not _lives(self._places[rank]["pid"])]
+
     def _is_gone(self, rank: int) -> bool:
         """Whether the process of a rank on this very host has ended; of another host nobody here can tell."""
-        if not self._places or self._places[rank] is None or self._places[rank]["host"] != _host():
-            return False
-        return not _lives(self._places[rank]["pid"])
+        return rank in self.ended() and not self._has_parted(rank)
+
+    def _has_parted(self, rank: int) -> bool:
+        return bool(self._store.check([f"bye/{rank}"]))
 
     def who_is_gone(self) -> str:
         """The ranks whose processes have ended, in words; empty where all live, as far as can be told."""
-        for rank in range(self.world):
-            if rank not in self.lost and self._is_gone(rank):
-                self._lose(rank, f"its process {self._places[rank]['pid']} ended")
+        try:
+            for rank in range(self.world):
+                if rank not in self.lost and self._is_gone(rank):
+                    self._lose(rank, f"its process {self._places[rank]['pid']} ended")
+        except dist.DistError:
+            self._lose(0, "it kept the store of the job, which does not answer any more")
         return ", ".join(f"rank {rank} is lost: {why}" for rank, why in sorted(self.lost.items()))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ import torch.distributed as dist
 
 # defaults of its functions are the default group that is there when it is loaded: what holds a group keeps gloo's
 # connections open after the group has been left, and other ranks waiting (torch 2.13); torch.compile loads it
-import torch.distributed.nn.functional  # noqa: F401
+import torch.distributed.nn.functional
 
 from gpuprof.errors import GpuprofError, first_line
 from gpuprof.parallel import launch
@@ -88,15 +90,19 @@ def started(device: str | None, timeout_s: float = TIMEOUT_S) -> Iterator[Contro
             "ranks with torchrun"
         ) from error
     control = join(timeout_s)
+    # a launcher ends all where one rank has died: what was measured until then is still to be saved
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: None if control.measured and control.ended() else sys.exit(128 + number)
+    )
     try:
         yield control
-        control.part()
+        _part(control)
     except GpuprofError:
-        control.part()
+        _part(control)
         raise
-    except SystemExit as end:  # a launcher ends all where one rank has died: say which
+    except SystemExit as end:
         if gone := control.who_is_gone():
-            raise GpuprofError(f"{gone}; the launcher ended the others") from end
+            raise GpuprofError(gone) from end
         raise
     finally:
         global _now
@@ -104,3 +110,9 @@ def started(device: str | None, timeout_s: float = TIMEOUT_S) -> Iterator[Contro
         if dist.is_initialized():
             # never waits: others may be gone
             dist.distributed_c10d._abort_process_group() if control.lost else dist.destroy_process_group()
+
+
+def _part(control: Control) -> None:
+    """End in order: a launcher that sees one rank end with an error must not end those that still have to say so."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    control.part()

@@ -62,9 +62,9 @@ def short_names(model: torch.nn.Module) -> Callable[[str], str]:
 
     Returns:
         A function to the dimension of the mesh that a group is, else ``world`` if it is of all processes, else
-        ``ranks 0,2`` by its members; of a group that is none any more its own name.
+        ``ranks 0,2`` by its members; of a group that is none any more its own name, and of none none.
     """
-    known: dict[str, str] = {}
+    known = {"": ""}
     if _in_job():
         known |= {group.group_name: name for name, group in _dimensions(_parts(model))}
 

@@ -42,8 +42,8 @@ def _named(label: str, root: str, paths: dict[str, bool]) -> str | None:
     found = _LABEL(label)
     if found is None:
         return None
-    names = [name for name in (found["unit"] or found["target"] or "").split(", ") if name != "None"]
-    whole = [f"{root}.{name}" if root and name else root or name for name in names or [""]]
+    names = (found["unit"] or found["target"] or "").split(", ")  # None of a unit that has no name yet is no path
+    whole = [f"{root}.{name}" if root and name else root or name for name in names]
     path = whole[0]
     while any(one != path and not one.startswith(f"{path}.") for one in whole if path):  # one group of several modules
         path = path.rpartition(".")[0]

@@ -37,7 +37,7 @@ from gpuprof.paths import ancestors
 from gpuprof.record import GRADIENT_ALLREDUCE, PassOutcome, table
 from gpuprof.theory import rule_for
 from gpuprof.theory.attention import AttentionFacts
-from gpuprof.theory.names import communicates
+from gpuprof.theory.names import all_reduces
 from gpuprof.theory.nested import nested_in
 from gpuprof.theory.priced import FIGURES, Described, describe, tensor_specs
 from gpuprof.workload import Workload
@@ -228,7 +228,7 @@ class _Counter(TorchDispatchMode):
         self._numbers: dict[_Signature, int] = {}
         self._outputs: list[Any] = []
         self._composite: dict[Any, bool] = {}
-        self._known: dict[Any, tuple[bool, bool]] = {}  # whether its rule reads values, and whether it communicates
+        self._known: dict[Any, tuple[bool, bool]] = {}  # whether its rule reads values, whether it is an all-reduce
         self._place = place
         self._execute = execute
         self._mark = mark
@@ -270,9 +270,9 @@ class _Counter(TorchDispatchMode):
         known = self._known.get(func)
         if known is None:
             rule = rule_for(name := _name(func))
-            known = self._known[func] = rule is not None and rule.values, communicates(name)
-        values, sends = known
-        scope, phase = self._place(sends)
+            known = self._known[func] = rule is not None and rule.values, all_reduces(name)
+        values, reduces = known
+        scope, phase = self._place(reduces)
         # args before the call: in-place operators may change the metadata of what they are given
         values = values and decide(args)
         given = spec_of(args, values), spec_of(tuple(kwargs.items()), values) if kwargs else ()
@@ -373,18 +373,18 @@ class _Place:
         # what runs a backward: nothing, or the node that holds a checkpoint's own
         self._runners: dict[int, Scope] = {}
 
-    def __call__(self, sends: bool = False) -> tuple[Scope, str]:
+    def __call__(self, reduces: bool = False) -> tuple[Scope, str]:
         """What is booked now.
 
         Args:
-            sends: whether the operator communicates: a bucket of gradients is sent when the last of them is there, and
-                that is not this one's module's work.
+            reduces: whether the operator is an all-reduce: a bucket of gradients is sent when the last of them is
+                there, and that is not this one's module's work.
         """
         node = torch._C._current_autograd_node()
         scope, phase = self._of_module(node)
         if self._labels and self._labels[-1] is not None:
             return self._labels[-1], phase
-        if sends and phase == "backward" and (node is None or node._sequence_nr() >= _NUMBERLESS):
+        if reduces and phase == "backward" and (node is None or node._sequence_nr() >= _NUMBERLESS):
             return _GRADIENTS, phase
         return scope, phase
 

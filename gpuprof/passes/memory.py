@@ -64,7 +64,7 @@ def measure(workload: Workload, before_step: Callable[[], None]) -> tuple[pd.Dat
         states.setdefault(id(optimizer), (optimizer, total_bytes(_state(optimizer))))
 
     def enter_phase(name: str) -> None:
-        for parameter in model.parameters():  # FSDP sets those of its shards itself, where no hook tells
+        for parameter in model.parameters():  # DDP hands out those in its buckets after the last hook
             if parameter.grad is not None:
                 gradients.add(parameter.grad)
         meter.enter_phase(name)

@@ -26,9 +26,10 @@ def preserved(workload: Workload) -> Iterator[None]:
     """Put back, at the end, what the steps of a workload change.
 
     Gradients (of the inputs too), training flags, ``requires_grad``, buffers, random states and which data a parameter
-    has always; values of parameters and optimizer state from copies in host memory, made when an optimizer first steps.
-    What a lazy module makes at its first call stays, as it was made. A workload made for this run alone (``owned``)
-    needs none of the copies: nobody sees it again.
+    has always; values of parameters and optimizer state from copies in host memory, made when an optimizer first steps,
+    and of gradients from copies made at once where DDP has them in its buckets. What a lazy module makes at its first
+    call stays, as it was made. A workload made for this run alone (``owned``) needs none of the copies: nobody sees it
+    again.
     """
     model = workload.model
     with undoing() as undo, ExitStack() as into:
@@ -46,6 +47,8 @@ def preserved(workload: Workload) -> Iterator[None]:
             for leaf in leaves:  # nobody wants them back, and they would stand beside those of every step
                 leaf.grad = None
         else:
+            if any(getattr(module, "gradient_as_bucket_view", False) for module in model.modules()):
+                copies.keep(leaf.grad for leaf in leaves)  # DDP has them in its buckets, which the next step fills
             grads.set_aside(leaves)
             undo(copies.put_back)
             copies.keep(model.buffers())

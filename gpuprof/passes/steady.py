@@ -36,7 +36,7 @@ _TOLD = re.compile(r"config$|.*_hooks($|_)").match
 def count_steady(workload: Workload, before_step: Callable[[], None]) -> tuple[counting.Counted, list[str]]:
     """Count a step that is not the first.
 
-    The first is only run, with DDP the second too. Without weights running is as dear as counting, and there are steps
+    The first is only run, as `first_steps` has it. Without weights running is as dear as counting, and there are steps
     that only counting can run (flex_attention has no backward on a CPU): there the first is counted, and another one
     if it left something in the model.
 

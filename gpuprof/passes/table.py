@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from gpuprof.parallel.layout import first_steps
 from gpuprof.passes import counters, memory, steady, telemetry, timing, trace
 from gpuprof.passes.seeding import seed_all
 from gpuprof.record import PassOutcome, Run
@@ -143,7 +144,9 @@ def _between(measuring: Measuring) -> int:
     turn, in a cycle as short as that, are at another one there.
     """
     run = measuring.run
-    if not (run.done("count") and run.workload["source"] in _MAY_TAKE_TURNS):
+    if not run.done("count"):
+        return 0 if run.done("time") else first_steps(measuring.workload.model) - 1
+    if run.workload["source"] not in _MAY_TAKE_TURNS:
         return 0
     timed = measuring.length("time") if "time" in measuring.wanted else 0
     return next(more for more in itertools.count() if math.gcd(timed + more + 2, 60) == 1)
@@ -159,7 +162,8 @@ def _trace(measuring: Measuring) -> PassOutcome:
 
 def _first(measuring: Measuring) -> int:
     """The first step is no step as the others are, and those of the passes before are not looked at."""
-    return 0 if any(measuring.run.done(name) for name in ("count", "time", "trace")) else 1
+    done = any(measuring.run.done(name) for name in ("count", "time", "trace"))
+    return 0 if done else first_steps(measuring.workload.model)
 
 
 def _memory(measuring: Measuring) -> PassOutcome:

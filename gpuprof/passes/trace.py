@@ -15,7 +15,6 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from gpuprof.attribution import Ownership, observed
 from gpuprof.hardware import kineto
-from gpuprof.parallel.layout import first_steps
 from gpuprof.parallel.units import unit_of
 from gpuprof.passes.operators import is_composite_name
 from gpuprof.passes.phases import observed_phases
@@ -51,7 +50,7 @@ class Traced(NamedTuple):
 
 
 def trace(workload: Workload, before_step: Callable[[], None]) -> Traced:
-    """Trace one step, after one warm-up step under the profiler, of DDP two.
+    """Trace one step, after one warm-up step under the profiler.
 
     Args:
         workload: what to run.
@@ -76,7 +75,7 @@ def record(workload: Workload, before_step: Callable[[], None]) -> tuple[profile
         with _RecordFunctionFast(PHASE_MARK + name):
             pass
 
-    # what comes first under the profiler pays for its start-up and is thrown away
+    # the first step under the profiler pays for its start-up and is thrown away
     plan = schedule(wait=0, warmup=1, active=1, repeat=1)
     with (
         kineto.quiet(),
@@ -88,9 +87,8 @@ def record(workload: Workload, before_step: Callable[[], None]) -> tuple[profile
             experimental_config=_ExperimentalConfig(profile_all_threads=True),  # else only this one and autograd's
         ) as profiler,
     ):
-        for _ in range(first_steps(model)):
-            before_step()
-            workload.step()
+        before_step()
+        workload.step()
         if cuda:  # kernels of the first step must not run on into the second's record
             torch.cuda.synchronize(workload.device)
         profiler.step()

@@ -184,7 +184,10 @@ def _job(run: Run) -> str:
     parts += [_SHARDED[how] for how in about.get("parallel") or () if how in _SHARDED]
     if run.is_job and (hosts := {one["environment"].get("host") for one in run.device["ranks"]} - {None}):
         parts.append(units.number(len(hosts), "host"))
-    return " · ".join(parts)
+    lines = [" · ".join(parts)]
+    if run.is_job and "unsharded" in about:
+        lines.append(sentence(about["unsharded"], about["world"]))
+    return "\n".join(lines)
 
 
 def _of_ranks(run: Run, view: View) -> str:

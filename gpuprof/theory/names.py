@@ -19,6 +19,7 @@ _COMMUNICATION = re.compile(
     re.VERBOSE,
 ).match
 _PERHAPS = re.compile("all_?reduce|all_?gather|reduce_?scatter|all_?to_?all", re.IGNORECASE).search
+_ALL_REDUCE = re.compile("all_?reduce", re.IGNORECASE).search
 
 
 @cache
@@ -34,6 +35,12 @@ def communicates(name: str) -> bool:
     """
     function = function_of(name)
     return bool(_COMMUNICATION(function)) and not _MULTIPLIED_TOO(function)
+
+
+@cache
+def all_reduces(name: str) -> bool:
+    """Whether it sums up over processes what each of them then has, as DDP does with gradients."""
+    return communicates(name) and bool(_ALL_REDUCE(name))
 
 
 def perhaps_communicates(name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from gpuprof.record import GRADIENT_ALLREDUCE, UNATTRIBUTED
 from gpuprof.theory import rule_for
-from gpuprof.theory.names import communicates
+from gpuprof.theory.names import all_reduces, communicates
 from gpuprof.theory.rules import PRODUCTS
 from gpuprof.traces.events import (
     CALL,
@@ -246,7 +246,7 @@ def attribute(
             of_closure = start < closure_end and around.phase == "optimizer" and number >= 0
             # a bucket of gradients is sent when the last of them is there: it is not that one's module's work
             held = around.node
-            sent = held is not None and held.follows and around.owner == held.owner and communicates(name)
+            sent = held is not None and held.follows and around.owner == held.owner and all_reduces(name)
             owner = GRADIENT_ALLREDUCE if sent else around.owner
             call = OpCall(len(op_calls), event, owner, phase if of_closure else around.phase or phase)
             op_calls.append(call)

@@ -74,7 +74,7 @@ def shard(model: Any, options: Options, device: torch.device, step: Callable[[],
     try:
         mesh = init_device_mesh(device.type, (world,), mesh_dim_names=(dimension,))
         if options.parallel == "ddp":
-            unused = _has_unused(model, step)
+            unused = _has_unused(model, step, mesh.get_group(), device)
             if unused and options.checkpointing == "reentrant":
                 raise GpuprofError(
                     f"--parallel ddp: {name} has parameters without a gradient, and DDP cannot look for them under "
@@ -103,15 +103,19 @@ def _world(how: str) -> int:
     return distributed.get_world_size()
 
 
-def _has_unused(model: nn.Module, step: Callable[[], Any]) -> bool:
-    """Whether a step leaves parameters without a gradient: DDP waits for it, unless it is told to look for them."""
+def _has_unused(model: nn.Module, step: Callable[[], Any], group: Any, device: torch.device) -> bool:
+    """Whether a step of any process leaves parameters without a gradient, for which DDP waits unless it is told."""
+    unused = False
     try:
         step()
+        unused = any(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     except Exception:  # it will fail in every pass too, and there the reason is told
-        return False
-    unused = any(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+        pass
     model.zero_grad(set_to_none=True)
-    return unused
+    # experts may have got a token here and none there, and DDP has to be told the same everywhere
+    flag = torch.tensor(int(unused), device=device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group)
+    return bool(flag)
 
 
 def _fully_shard(model: nn.Module, mesh: Any) -> None:
@@ -140,23 +144,30 @@ def _parallelize(model: nn.Module, mesh: Any) -> None:
     _check_divisible(model, plan, mesh.size())
     styles = _styles()
     tied = _tied(model)
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     # each process has made the same weights, so none needs to be told them
     parallelize_module(model, mesh, {path: styles[style]() for path, style in plan.items()}, src_data_rank=None)
     for (first, name), *others in tied:
         for module, also in others:
             setattr(module, also, getattr(first, name))
+    for name, parameter in model.named_parameters():  # some styles make all theirs trained
+        parameter.requires_grad_(trained[name])
 
 
 def _styles() -> dict[str, Callable[[], Any]]:
     """Torch's ways to shard a module, by the names that transformers gives them, older ones too."""
     from torch.distributed.tensor import Replicate
-    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel
 
     def gathered() -> Any:
         return ColwiseParallel(output_layouts=Replicate())
 
     def split() -> Any:
         return RowwiseParallel(input_layouts=Replicate())
+
+    def of_heads() -> Any:
+        # a norm of each of a rank's own heads; whichever dimension but the last they are said to be in
+        return SequenceParallel(sequence_dim=1, use_local_output=True)
 
     return {
         "colwise": ColwiseParallel,
@@ -166,6 +177,7 @@ def _styles() -> dict[str, Callable[[], Any]]:
         "rowwise_split_input": split,
         "rowwise_rep": split,
         "embedding_rowwise": split,
+        "replicated_with_grad_allreduce": of_heads,
     }
 
 
@@ -176,15 +188,17 @@ def _plan(model: nn.Module) -> dict[str, str]:
         GpuprofError: transformers has no plan for the model, or one that torch has no styles for.
     """
     name = type(model).__name__
-    wanted = dict(getattr(model, "_tp_plan", None) or {})
+    # older releases leave out of a model's plan what its class says of the head
+    wanted = {**(getattr(type(model), "_tp_plan", None) or {}), **(getattr(model, "_tp_plan", None) or {})}
     if not wanted:
         raise GpuprofError(f"--parallel tp: transformers has no plan of tensor parallelism for {name}; use ddp or fsdp")
     modules = dict(model.named_modules())
     plan = {path: wanted[layer_of(path)] for path in modules if layer_of(path) in wanted}
     known = _styles()
-    # of parameters that are no module's own, as those of experts, only the style tells
+    parameters = {layer_of(path) for path, _ in model.named_parameters()}
     for path, style in wanted.items():
-        if style not in known or path not in map(layer_of, modules):
+        # of experts it names parameters, and torch has styles for modules; what the model has not does not matter
+        if path in parameters or (style not in known and path in map(layer_of, modules)):
             raise GpuprofError(
                 f"--parallel tp: {name} wants {path} sharded as {style}, which torch.distributed.tensor.parallel has "
                 "no style for; use ddp or fsdp"

@@ -134,6 +134,8 @@ def _import(path: Path) -> Any:
 def _raised(label: str, error: Exception) -> GpuprofError:
     """The user's own exception in one line, with the line of the file that it came from."""
     lines = str(error).strip().splitlines()
+    if lines and "default process group twice" in lines[0]:
+        lines[0] += ": under torchrun gpuprof has made it; call it only where is_initialized() is false"
     return GpuprofError(f"{label} raised {type(error).__name__}: {lines[0] if lines else '(no message)'}")
 
 

@@ -3,7 +3,7 @@
 import pytest
 from runs import ops_row, tree_row
 
-from gpuprof.analysis.replication import replication, sentence
+from gpuprof.analysis.replication import model_flops, replication, sentence
 from gpuprof.record import Run, table
 
 UP = 2 * 128 * 64 * 256
@@ -29,7 +29,7 @@ def job(rows, wrapper=""):
     return Run({}, {}, {}, ops=table("ops", rows), tree=table("tree", tree))
 
 
-WHOLE = table("ops", step(UP, HEAD))
+WHOLE = model_flops(table("ops", step(UP, HEAD)))
 
 
 def test_a_head_that_both_ranks_compute():

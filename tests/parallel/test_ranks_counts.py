@@ -150,6 +150,7 @@ def profiled(model, passes=("count", "trace", "memory")):
         "memory": memory[memory["module"] == ""].set_index("quantity")["bytes"].to_dict(),
         "activations": memory[memory["quantity"] == "activations"].set_index("module")["bytes"].to_dict(),
         "tree": run.tree.set_index("module")[["params", "param_bytes"]].T.to_dict("list"),
+        "gradients_at_the_end": int(run.timeline["gradient_bytes"].iloc[-1]),
         "restored": same,
         "layout": layout(model),
     }
@@ -167,8 +168,9 @@ def ddp():
 
 
 def ddp_with_buffers():
+    """Gradients are views of the buckets: every step writes into those of the step before."""
     net = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), Net())
-    return profiled(nn.parallel.DistributedDataParallel(net))
+    return profiled(nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True))
 
 
 def fsdp():
@@ -258,7 +260,7 @@ def two_dimensions():
     in_tensors(net, whole["tp"])
     for layer in net.layers:
         fully_shard(layer, mesh=whole["dp"])
-    return profiled(fully_shard(net, mesh=whole["dp"]), ["count"])
+    return profiled(fully_shard(net, mesh=whole["dp"]), ["count", "memory"])
 
 
 OF_TWO = [
@@ -305,6 +307,7 @@ def test_what_holds_of_every_rank(two, case):
         assert {key: n for key, n in found["traced"].items() if "recompute|aten" not in key} == {
             key: n for key, n in found["counted"].items() if "recompute|aten" not in key
         }
+        assert found["gradients_at_the_end"] == found["memory"]["gradients"]
     assert two[0][case]["messages"] == two[1][case]["messages"]
 
 

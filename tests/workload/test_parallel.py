@@ -1,5 +1,6 @@
 """Named models sharded over two processes: figures worked out by hand for a llama of two layers."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -10,10 +11,10 @@ import torch
 from parallel.ranks import launch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from workload.conftest import write_tiny
+from workload.conftest import DECODER, write_tiny
 
 import gpuprof
-from gpuprof.analysis.replication import replication
+from gpuprof.analysis.replication import model_flops, replication
 from gpuprof.errors import GpuprofError
 from gpuprof.passes.unsharded import count_unsharded
 from gpuprof.record import Run, columns, table
@@ -128,6 +129,24 @@ def together():
     return {how: together_as(how) for how in ("ddp", "fsdp", "tp")}
 
 
+def normed():
+    """Norms of single heads, whose gradients come from all ranks' heads; some of them frozen."""
+    sizes = DECODER | {"head_dim": HEAD, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+    folder = Path(tiny("smollm2-135m"))
+    (folder / "config.json").write_text(json.dumps(sizes | {"tie_word_embeddings": False}))
+    options = SIZES | {"freeze": ("*.q_norm",)}
+    alone, sharded = (build(str(folder), Options(**options, parallel=how)) for how in ("none", "tp"))
+    alone.step(), sharded.step()
+    gradients = {name: p.grad for name, p in alone.model.named_parameters() if p.grad is not None}
+    found = {name: whole(p.grad) for name, p in sharded.model.named_parameters() if p.grad is not None}
+    return {
+        "same names": list(found) == list(gradients),
+        "k_norms": sum(name.endswith("k_norm.weight") for name in found),
+        "q_norms": sum(name.endswith("q_norm.weight") for name in found),
+        "apart": max(float((found[name] - gradient).abs().max()) for name, gradient in gradients.items()),
+    }
+
+
 def unused():
     """SigLIP's pooler is not in the loss: of its first step DDP would complain in the second."""
     workload = build(tiny("siglip-so400m-384"), Options(device="cpu", parallel="ddp"))
@@ -161,7 +180,7 @@ def refused():
 @pytest.fixture(scope="module")
 def ranks():
     """What each of two processes saw."""
-    return launch(__file__, ["ddp", "fsdp", "tp", "together", "unused", "generated", "refused"])
+    return launch(__file__, ["ddp", "fsdp", "tp", "together", "normed", "unused", "generated", "refused"])
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp", "tp"])
@@ -199,12 +218,14 @@ def test_all_ranks_together_do_what_the_unsharded_model_does(ranks, tmp_path, ho
     job = Run({}, {}, {}, ops=ops, tree=table("tree", ranks[0][how]["tree"]))
     options = Options(parallel=how, batch_size=2, seq_len=16)
 
-    found = replication(job, count_unsharded((write_tiny(tmp_path, "smollm2-135m"), options)), batches)
+    whole = count_unsharded((write_tiny(tmp_path, "smollm2-135m"), options))
+    found = replication(job, model_flops(whole), batches)
 
-    repeated = {path for path in found["repeated"] if not path.endswith("rotary_emb")}  # of older releases, a product
-    assert (repeated, found["missing"]) == (set(), {})
-    if not found["repeated"]:
-        assert found["flops"] == batches * 3 * MODEL
+    # older releases make the rotary angles by a product, which both ranks of a batch do
+    angles = int(whole.loc[whole["module"] == "model.rotary_emb", "flops_causal"].sum())
+    assert found["flops"] == batches * (3 * MODEL + angles)
+    assert found["repeated"] == ({"model.rotary_emb": angles} if angles and how == "tp" else {})
+    assert found["missing"] == {}
 
 
 def test_what_a_rank_holds(ranks):
@@ -245,6 +266,12 @@ def test_with_checkpoints_a_frozen_layer_and_an_optimizer(ranks, how):
         frozen = rank["together"][how]["without_gradient"]
         assert len(frozen) == 9
         assert all(name.startswith("model.layers.0.") for name in frozen)
+
+
+def test_norms_of_heads(ranks):
+    for rank in ranks:
+        assert (rank["normed"]["same names"], rank["normed"]["k_norms"], rank["normed"]["q_norms"]) == (True, 2, 0)
+        assert rank["normed"]["apart"] < 1e-5
 
 
 def test_parameters_that_get_no_gradient(ranks):
