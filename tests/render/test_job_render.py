@@ -239,3 +239,16 @@ def test_what_one_rank_doubts_is_withheld_of_the_job():
     assert gpuprof.analysis.modules.totals(job)["mfu"] is None
     text = render(job, "tree", View(width=200))
     assert "withheld: rank 1: aten::mm in the forward: counted 1 calls, traced 0" in text
+
+
+def test_in_a_folder_the_files_of_ranks_are_their_jobs(tmp_path):
+    for night in (1, 2):
+        paths = []
+        for rank in range(2):
+            run = rank_run(rank)
+            run.environment["date"] = f"2026-01-0{night}T00:00:0{rank}+00:00"  # rank 1 ended last
+            paths.append(run.save(tmp_path / f"{night}.rank{rank}.json"))
+        gpuprof.read_job(paths).save(tmp_path / f"{night}.json")
+    result = CliRunner().invoke(app, ["check", str(tmp_path)], env={"COLUMNS": "160"})
+    assert f"The head is {tmp_path / '2.json'}, the newest there." in result.stdout
+    assert "Baseline: 1 launch of 1 run" in result.stdout
