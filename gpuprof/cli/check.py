@@ -221,7 +221,7 @@ def _is_copy(run: Run, other: Run) -> bool:
 
 
 def _runs_in(folder: Path) -> tuple[dict[Path, Run], dict[Path, GpuprofError]]:
-    """The runs among the JSON files of a folder, not those of a job's ranks beside it; and what is wrong with the others."""
+    """The runs among the JSON files of a folder, without the ranks of jobs, and what is wrong with the other files."""
     from gpuprof.record import load
 
     runs: dict[Path, Run] = {}
