@@ -31,7 +31,20 @@ from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
-from gpuprof.record import ALL, DOUBTS, FACTS, TABLES, UNATTRIBUTED, PassOutcome, Run, columns, load, read, table
+from gpuprof.record import (
+    ALL,
+    DOUBTS,
+    FACTS,
+    TABLES,
+    UNATTRIBUTED,
+    PassOutcome,
+    Run,
+    columns,
+    load,
+    read,
+    table,
+    whole_file,
+)
 from gpuprof.theory import CONVENTIONS
 
 _VERSIONS = (
@@ -93,7 +106,14 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path).name
     data = read(path, _KEPT)
     _rank(data["workload"], file)
-    return data | {"file": file} if data["doubts"] else part(load(path), file)
+    if not data["doubts"]:
+        return part(load(path), file)
+    with whole_file(path):
+        needed = {"samples.time_s": data["samples"]["time_s"], "ranks.amount": data["ranks"]["amount"]}
+        for name, figures in (needed | {f"busy.{column}": figures for column, figures in data["busy"].items()}).items():
+            if None in figures:
+                raise ValueError(f"{name} has a figure missing")
+    return data | {"file": file}
 
 
 def part(run: Run, file: str = "") -> dict[str, Any]:

@@ -395,7 +395,7 @@ def load(path: str | os.PathLike[str]) -> Run:
             gpuprof.
     """
     data = read(path)
-    with _whole(path):
+    with whole_file(path):
         run = Run(
             **{key: data[key] for key in FACTS},
             passes={name: PassOutcome(**outcome) for name, outcome in data["passes"].items()},
@@ -435,18 +435,21 @@ def read(path: str | os.PathLike[str], tables: Iterable[str] = TABLES) -> dict[s
         raise GpuprofError(
             f"{path} has schema version {version}, this gpuprof reads up to {SCHEMA_VERSION}: upgrade gpuprof"
         )
-    with _whole(path):
+    with whole_file(path):
         if version < 1:
             raise ValueError(f"schema version {version}")
         data.setdefault("doubts", {})
         _check_facts(data)
         there = [name for name in tables if version >= _SINCE.get(name, 1)]
         facts = {key: data[key] for key in (*FACTS, "passes")}
+        for name, outcome in data["passes"].items():
+            if PassOutcome(**outcome).status not in ("done", "skipped", "failed"):
+                raise ValueError(f"the {name} pass neither ended nor did not")
         return facts | {name: _checked_columns(name, data[name]) for name in there}
 
 
 @contextmanager
-def _whole(path: str | os.PathLike[str]) -> Iterator[None]:
+def whole_file(path: str | os.PathLike[str]) -> Iterator[None]:
     """What is wrong inside a file is one line that names it."""
     try:
         yield

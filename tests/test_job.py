@@ -6,12 +6,19 @@ import pytest
 from runs import gpu_run, rank_run, row
 
 import gpuprof
+from gpuprof.analysis.conventions import fitting
 from gpuprof.analysis.modules import totals
 from gpuprof.analysis.ranks import by_rank
-from gpuprof.job import assemble, part
+from gpuprof.job import assemble, part, summed
 from gpuprof.record import table
 
 NS = 1e-9
+FACTS = {
+    "kind": "decoder", "mode": "train", "layers": 2, "attention_layers": 2, "causal": True, "hidden": 8, "heads": 2,
+    "head_dim": 4, "v_head_dim": 4, "batch": 1, "seq": 4, "params": 100, "trainable_params": 100,
+    "embedding_params": 10, "token_embedding_params": 10, "head_params": 10, "tied": False, "pooled": False,
+    "head": "lm_head",
+}  # fmt: skip
 
 
 def job_of(*runs):
@@ -208,3 +215,46 @@ def test_a_formula_is_none_of_a_job():
     job = job_of(*runs)
     assert job.settings["convention"] == "full"
     assert job.warnings == ["palm is a formula of one process's model: the job is counted full"]
+
+
+def test_a_formula_fits_no_part_of_a_model():
+    how = {"facts": FACTS}
+    job = job_of(*(rank_run(rank, **how) for rank in range(2)))
+    with pytest.raises(gpuprof.GpuprofError, match="palm does not fit net: it is a formula of one process's model"):
+        totals(job, "palm")
+    assert "palm" not in fitting(job)
+    with pytest.raises(gpuprof.GpuprofError, match="it is a formula of the whole model, of which this rank has a part"):
+        totals(rank_run(0, parallel=["tp"], **how), "palm")
+    assert totals(rank_run(0, **how), "palm")["flops"] > 0
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "fault"),
+    [
+        (["busy", "total_ns", 0], None, "busy.total_ns has a figure missing"),
+        (["samples", "time_s", 0], None, "samples.time_s has a figure missing"),
+        (["ranks", "amount", 0], None, "ranks.amount has a figure missing"),
+        (["passes", "count", "status"], "perhaps", "the count pass neither ended nor did not"),
+        (["ops", "calls", 0], "1", "ops.calls is no list of figures"),
+    ],
+)
+def test_a_broken_file_of_a_rank_is_named(tmp_path, where, value, fault):
+    paths = [summed(rank_run(rank)).save(tmp_path / f"run.rank{rank}.json") for rank in range(2)]
+    assert gpuprof.read_job(paths).to_dict() == job_files(tmp_path)
+    data = json.loads(paths[1].read_text())
+    part_of = data
+    for key in where[:-1]:
+        part_of = part_of[key]
+    part_of[where[-1]] = value
+    paths[1].write_text(json.dumps(data))
+    with pytest.raises(gpuprof.GpuprofError) as refused:
+        gpuprof.read_job(paths)
+    assert str(refused.value) == f"{paths[1]} is a gpuprof run with a part missing or broken ({fault}): profile again"
+
+
+def job_files(folder):
+    """The job of two ranks whose files were saved without their sums."""
+    plain = folder / "plain"
+    plain.mkdir()
+    paths = [rank_run(rank).save(plain / f"run.rank{rank}.json") for rank in range(2)]
+    return gpuprof.read_job(paths).to_dict()

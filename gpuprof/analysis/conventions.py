@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from gpuprof import units
-from gpuprof.analysis.counted import chosen, counted, formula_parts, whole_step
+from gpuprof.analysis.counted import chosen, counted, formula_parts, of_no_part, whole_step
 from gpuprof.analysis.known_flops import none_known
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Run
@@ -68,13 +68,13 @@ def beside(run: Run) -> pd.DataFrame:
 def fitting(run: Run) -> list[str]:
     """Names of the conventions that describe this run."""
     facts = run.workload.get("facts")
-    return [name for name, how in CONVENTIONS.items() if not how.applies_to(facts)]
+    return [name for name, how in CONVENTIONS.items() if not (of_no_part(run, how) or how.applies_to(facts))]
 
 
 def misfits(run: Run) -> dict[str, str]:
     """The others, each with the reason why it does not."""
     facts = run.workload.get("facts")
-    reasons = {name: how.applies_to(facts) for name, how in CONVENTIONS.items()}
+    reasons = {name: of_no_part(run, how) or how.applies_to(facts) for name, how in CONVENTIONS.items()}
     return {name: reason for name, reason in reasons.items() if reason}
 
 

@@ -9,9 +9,10 @@ import pandas as pd
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.denominators import denominator, ideal_seconds
 from gpuprof.analysis.known_flops import none_known
+from gpuprof.errors import GpuprofError
 from gpuprof.record import Run, integers
 from gpuprof.theory.architecture import Architecture
-from gpuprof.theory.conventions import DEFAULT_CONVENTION, Convention
+from gpuprof.theory.conventions import CONVENTIONS, DEFAULT_CONVENTION, Convention
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rows import Row, read_shapes
 
@@ -28,9 +29,22 @@ def chosen(run: Run, convention: str | None = None) -> Convention:
         GpuprofError: there is no such convention, or it is a formula that does not fit the model.
     """
     workload = run.workload
+    how = CONVENTIONS.get(convention_of(run, convention))
+    if how is not None and (reason := of_no_part(run, how)):
+        raise GpuprofError(f"convention {how.name} does not fit {workload.get('name') or 'this model'}: {reason}")
     return fitting_convention(
         convention_of(run, convention), workload.get("facts"), workload.get("name") or "this model"
     )
+
+
+def of_no_part(run: Run, how: Convention) -> str:
+    """Why a formula, of a whole model on one batch, is not of this run; empty where it may be, or there is none."""
+    if how.parts is None:
+        return ""
+    if run.is_job:
+        return "it is a formula of one process's model, and a job counts all its ranks"
+    shared = {"tp", "pp"} & set(run.workload.get("parallel") or ())
+    return "it is a formula of the whole model, of which this rank has a part" if shared else ""
 
 
 def formula_parts(run: Run, convention: str | None = None) -> dict[str, int] | None:

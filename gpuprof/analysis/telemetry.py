@@ -182,8 +182,10 @@ def tensor_activity(run: Run) -> TensorActivity | None:
 
     Returns:
         None where GPM, the clock, the rate per clock or the FLOPs are not known, in a window under `TRUSTED_WINDOW_S`,
-        and on a MIG slice, for GPM watches the whole GPU.
+        and on a MIG slice, for GPM watches the whole GPU; and of a job, whose ranks have one each.
     """
+    if run.is_job:
+        return None
     busy = run.telemetry.loc[run.telemetry["quantity"] == "gpm_tensor_active", "value"]
     peaks, steps = denominators(run).get("clock"), _steps(run)
     if busy.empty or not peaks or not steps or not run.done("count") or withheld(run) or not _of_this_run(run):

@@ -221,7 +221,7 @@ def _is_copy(run: Run, other: Run) -> bool:
 
 
 def _runs_in(folder: Path) -> tuple[dict[Path, Run], dict[Path, GpuprofError]]:
-    """The runs among the JSON files of a folder, and what is wrong with the other files."""
+    """The runs among the JSON files of a folder, without the ranks of jobs, and what is wrong with the other files."""
     from gpuprof.record import load
 
     runs: dict[Path, Run] = {}
@@ -232,4 +232,5 @@ def _runs_in(folder: Path) -> tuple[dict[Path, Run], dict[Path, GpuprofError]]:
                 runs[path] = load(path)
             except GpuprofError as error:
                 others[path] = error
-    return runs, others
+    of_jobs = {one["file"] for run in runs.values() if run.is_job for one in run.device["ranks"]}
+    return {path: run for path, run in runs.items() if path.name not in of_jobs}, others

@@ -304,7 +304,10 @@ def _telemetry(run: Run, view: View) -> str:
     state = []
     if known["sm_clock_mhz"]:
         highest = f" of {known['max_sm_clock_mhz']:,.0f}" if known["max_sm_clock_mhz"] else ""
-        state.append(f"SM clock {known['sm_clock_mhz']:,.0f}{highest} MHz")
+        lowest = "lowest " if run.is_job else ""
+        state.append(f"{lowest}SM clock {known['sm_clock_mhz']:,.0f}{highest} MHz")
+    if run.is_job and len(run.telemetry):
+        state.append(f"the rest of rank {run.passes['telemetry'].facts['rank']}, whose step is longest")
     if known["power_w"]:
         limit = f" of {known['power_limit_w']:,.0f} W" if known["power_limit_w"] else ""
         state.append(f"{known['power_w']:,.0f} W{limit}")

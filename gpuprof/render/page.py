@@ -186,7 +186,9 @@ def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[s
         many = f"The {_MOST_KERNELS} with most time of {len(kernels)}." if len(kernels) > _MOST_KERNELS else ""
         yield _section("kernels", "Kernels", many, table=_flat(kernels.head(_MOST_KERNELS)))
     if picture := page_charts.telemetry(run):
-        yield _section("telemetry", "Telemetry", figure=picture)
+        whose = run.passes["telemetry"].facts["rank"] if run.is_job else None
+        text = "" if whose is None else f"Of rank {whose}, whose step is longest."
+        yield _section("telemetry", "Telemetry", text, figure=picture)
     yield _section("provenance", "Provenance", table=_provenance(run, convention, command))
 
 

@@ -219,6 +219,7 @@ def test_the_clock_of_a_job_is_that_of_its_slowest_device():
     runs = []
     for rank, mhz in clocks.items():
         run = rank_run(rank)
+        run.passes["telemetry"] = gpuprof.record.PassOutcome("done")
         reading = {"time_s": 0.0, "quantity": "sm_clock", "unit": "MHz", "value": mhz}
         run.telemetry = gpuprof.record.table("telemetry", [reading])
         run.device |= {"flops_per_clock_per_sm": {"bfloat16": 10, "float32": 5}}
@@ -230,6 +231,10 @@ def test_the_clock_of_a_job_is_that_of_its_slowest_device():
     assert one["mfu_clock"] == pytest.approx((4000 / 165 + 2000 / 82.5) / 160)
     rows = json.loads(render(job, "json", View("rank")))
     assert [one["sm_clock_mhz"] for one in rows] == [1800, 1500]
+    assert "lowest SM clock 1,500 MHz, the rest of rank 0, whose step is longest" in render(
+        job, "tree", View(width=160)
+    )
+    assert "Of rank 0, whose step is longest." in render_page(job)
 
 
 def test_what_one_rank_doubts_is_withheld_of_the_job():
@@ -239,3 +244,16 @@ def test_what_one_rank_doubts_is_withheld_of_the_job():
     assert gpuprof.analysis.modules.totals(job)["mfu"] is None
     text = render(job, "tree", View(width=200))
     assert "withheld: rank 1: aten::mm in the forward: counted 1 calls, traced 0" in text
+
+
+def test_in_a_folder_the_files_of_ranks_are_their_jobs(tmp_path):
+    for night in (1, 2):
+        paths = []
+        for rank in range(2):
+            run = rank_run(rank)
+            run.environment["date"] = f"2026-01-0{night}T00:00:0{rank}+00:00"  # rank 1 ended last
+            paths.append(run.save(tmp_path / f"{night}.rank{rank}.json"))
+        gpuprof.read_job(paths).save(tmp_path / f"{night}.json")
+    result = CliRunner().invoke(app, ["check", str(tmp_path)], env={"COLUMNS": "160"})
+    assert f"The head is {tmp_path / '2.json'}, the newest there." in result.stdout
+    assert "Baseline: 1 launch of 1 run" in result.stdout
