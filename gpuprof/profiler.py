@@ -270,16 +270,18 @@ def _attempted(one: Pass, measuring: Measuring, failures: list[StepFailure], con
 
     What it measured counts only if it was done on every rank.
     """
-    if control.left or control.lost:
-        why = control.who_is_gone() or control.left
-        return PassOutcome("skipped", f"the process groups of the job are no more: {why}", "see the pass that failed")
     total, run = measuring.length(one.name), measuring.run
     measuring.tell(one.name, 0, total)
     what, start, outcomes = f"the {one.name} pass", time.perf_counter(), []
     missing = one.missing(measuring)
-    for rank, said in enumerate(control.agree(what, missing and [missing.reason, missing.remedy])):
-        if said and not control.lost:
-            return missing or PassOutcome("skipped", f"rank {rank}: {said[0]}", said[1])
+    ready = control.agree(what, {"left": control.left, "missing": missing and [missing.reason, missing.remedy]})
+    if why := control.who_is_gone() or next((said["left"] for said in ready if said["left"]), ""):
+        control.leave(why)
+        return PassOutcome("skipped", f"the process groups of the job are no more: {why}", "see the pass that failed")
+    for rank, said in enumerate(ready):
+        if said["missing"]:
+            reason, remedy = said["missing"]
+            return missing or PassOutcome("skipped", f"rank {rank}: {reason}", remedy)
 
     def body() -> None:
         with modes_as_before():

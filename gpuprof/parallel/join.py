@@ -38,15 +38,10 @@ def join(timeout_s: float = TIMEOUT_S) -> Control:
         GpuprofError: a rank did not come.
     """
     global _now, _group, _number
-    if _now is not None and (
-        _now.left or (dist.is_available() and dist.is_initialized() and _group() is dist.group.WORLD)
-    ):
+    grouped = dist.is_available() and dist.is_initialized()
+    if _now is not None and (_group() is dist.group.WORLD if grouped else _now.left):
         return _now
-    if (
-        not (dist.is_available() and dist.is_initialized())
-        or dist.get_world_size() == 1
-        or dist.get_backend() == "fake"
-    ):
+    if not grouped or dist.get_world_size() == 1 or dist.get_backend() == "fake":
         return Control()
     _number += 1
     store = dist.PrefixStore(f"gpuprof/{_number}", dist.distributed_c10d._get_default_store())
