@@ -12,7 +12,7 @@ from torch import nn
 import gpuprof
 from gpuprof.analysis.ranks import by_rank, straggler
 
-EXTRA_S = 0.06
+EXTRA_S = 0.15
 
 
 def _net():
@@ -111,6 +111,6 @@ def test_the_rank_that_computes_longer_holds_up_the_others(both):
 
 def test_a_rank_that_waits_for_its_input_does_not_compute_longer(both):
     found = both[0]["waits_for_input"]
-    assert found["rank"] == 1
+    assert found["rank"] == 1, found["text"]
     assert "idle" in found["text"]
     assert "computes" not in found["text"]
