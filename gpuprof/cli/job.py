@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuprof.cli.output import check_output, commit, print_outcomes, print_report
+from gpuprof.cli.output import check_output, check_store, keep, print_outcomes, print_report
 from gpuprof.errors import GpuprofError
 from gpuprof.parallel import launch
 
@@ -67,7 +67,7 @@ def deliver(
         control.together("saving", lambda: run.save(rank_file(output, control.rank)))
         control.together("saving the job", lambda: job.save(output) if job is not None else None)
     if store is not None:
-        control.together("storing", lambda: _store(job, store, quiet) if job is not None else None)
+        control.together("storing", lambda: keep(job, store, quiet) if job is not None else None)
     if job is None:
         return
     if output is not None and not quiet:
@@ -82,18 +82,7 @@ def deliver(
 def _check(control: Control, output: Path | None, store: str | None) -> None:
     check_output(output)
     if store is not None and control.rank == 0:
-        from gpuprof.history import open_store  # needs SQLAlchemy
-
-        open_store(store).close()
-
-
-def _store(job: Run, store: str, quiet: bool) -> None:
-    from gpuprof.history import open_store
-
-    with open_store(store) as opened:
-        stored = opened.add(job, commit())[:12]
-    if not quiet:
-        print(f"\nStored as {stored}: look again with 'gpuprof history show {stored} --store {opened.name}'")
+        check_store(store)
 
 
 def _save_what_there_is(run: Run, control: Control, output: Path | None) -> None:

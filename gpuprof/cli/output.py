@@ -61,9 +61,7 @@ def deliver(make: Callable[[], Run], output: Path | None, quiet: bool, verbose: 
     """Make the run, save it, and print its report."""
     check_output(output)
     if store is not None:
-        from gpuprof.history import open_store  # needs SQLAlchemy
-
-        open_store(store).close()  # what is wrong with it is better known before an hour of measuring
+        check_store(store)
     try:
         run = make()
     except GpuprofError as error:
@@ -77,15 +75,29 @@ def deliver(make: Callable[[], Run], output: Path | None, quiet: bool, verbose: 
         if output is not None:
             print(f"\nSaved to {output}: look again with 'gpuprof show {output}'")
     if store is not None:  # last: a store that is gone by now must not cost the report
-        with open_store(store) as opened:
-            stored = opened.add(run, commit())[:12]
-        if not quiet:
-            print(f"\nStored as {stored}: look again with 'gpuprof history show {stored} --store {opened.name}'")
+        keep(run, store, quiet)
     if verbose:
         print_outcomes(run)
     if quiet:
         for line in run.warnings:
             print(f"gpuprof: {line}", file=sys.stderr)
+
+
+def check_store(store: str) -> None:
+    """Find out what is wrong with a store before an hour of measuring."""
+    from gpuprof.history import open_store  # needs SQLAlchemy
+
+    open_store(store).close()
+
+
+def keep(run: Run, store: str, quiet: bool) -> None:
+    """Add a run to a store, and say as what."""
+    from gpuprof.history import open_store
+
+    with open_store(store) as opened:
+        stored = opened.add(run, commit())[:12]
+    if not quiet:
+        print(f"\nStored as {stored}: look again with 'gpuprof history show {stored} --store {opened.name}'")
 
 
 def print_outcomes(run: Run) -> None:
