@@ -157,10 +157,10 @@ def main() -> None:
         "command": " ".join([".venv/bin/python scripts/study_histories_oracle.py", *histories.options(sys.argv[1:])]),
         "device": "none: the figures depend on the histories alone",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "series": histories.SOURCES,
+        "series": "CUDA.jl's gh-pages, MIT",
         "launches a night": LAUNCHES,
         "margin": MARGIN,
-        "seconds": round(time.perf_counter() - begin),
+        "seconds": round(time.perf_counter() - begin, 1),
     }
     folder = arguments.results / f"{str(about['date'])[:10]}-histories-oracle"
     folder.mkdir(parents=True, exist_ok=True)
