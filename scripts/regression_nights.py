@@ -89,9 +89,6 @@ NOISES: dict[str, tuple[str, Noise]] = {
 }  # fmt: skip
 """What launches differ by; every one but the first and Student's t has the second in it."""
 
-MODES = ("launch-modes", "night-modes", "comes-and-goes", "comes-and-stays")
-"""Of these `MORE` times as many histories are judged at the margin of 2 %, three and five launches a night."""
-MORE = 4
 
 CREEPS = {
     "+0.4 % a night for 40 nights": (0.004, 1, 40),
@@ -167,10 +164,7 @@ def crept(job: tuple[str, int, int, int]) -> dict[str, Any]:
 
 def nights(trials: int, seed: int, jobs: int) -> dict[str, list[dict[str, Any]]]:
     """Every noise and creep, with each number of launches a night, under each margin."""
-    still = [
-        (name, many, margin, trials * (MORE if name in MODES and many > 1 and margin == "2 %" else 1), seed)
-        for name in NOISES for many in LAUNCHES for margin in MARGINS
-    ]  # fmt: skip
+    still = [(name, many, margin, trials, seed) for name in NOISES for many in LAUNCHES for margin in MARGINS]
     slow = [(name, many, 5 * trials, seed) for name in CREEPS for many in LAUNCHES]
     with ProcessPoolExecutor(jobs) as pool:
         return {"still": list(pool.map(measure, still)), "creeps": list(pool.map(crept, slow))}

@@ -299,10 +299,6 @@ def tables(found: list[dict[str, Any]]) -> str:
 def night_tables(found: dict[str, list[dict[str, Any]]]) -> str:
     """What came of whole histories; all in percent."""
     text = f"## Night by night: {regression_nights.STILL} nights in which nothing changes, and a step of 3 %\n\n"
-    text += (
-        f"{regression_nights.MORE} times as many histories of {', '.join(regression_nights.MODES)} at 2 %, three and "
-        "five launches a night.\n\n"
-    )
     heads = ["noise, margin"]
     for many in regression_nights.LAUNCHES:
         heads += [f"{many} a night: alarms per 100 nights", "nights in alarm", "drift", "inconclusive", "3 % called"]
