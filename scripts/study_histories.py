@@ -408,8 +408,9 @@ def rule_on_nanogpt(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Counts within the groups, where nothing changes, and what is said of a code change, the slower side as the head.
 
-    Groups of one folder and GPU are versions of one code. The faster one's nights of five are the baseline, and each
-    night of five of the slower one is held against it by itself.
+    Groups of one folder and GPU are versions of one code. The faster one's nights of four are the baseline, for 20
+    launches are of five runs then, from which on the noise says what the margin is; each night of five of the slower
+    one is held against it by itself.
     """
     within = [(k, margin, figure) for k in launches for margin in bounds for figure in FIGURES]
     quiet = [
@@ -426,9 +427,8 @@ def rule_on_nanogpt(
             (faster, base), (slower, head) = sides
             change = statistics.median(head) / statistics.median(base) - 1
             about = {"base": faster, "head": slower, "figure": figure, "margin": margin, "change": round(change, 5)}
-            whole = len(base) // 5 * 5
             heads = [head[at : at + 5] for at in range(0, len(head) // 5 * 5, 5)]
-            pairs.append((about, [(nights_of(dated(base[:whole] + five), 5), bounds[margin]) for five in heads]))
+            pairs.append((about, [(versions_of(base, five), bounds[margin]) for five in heads]))
     said = iter(work(replay_one, quiet + [item for _, items in pairs for item in items]))
     still = []
     for k, margin, figure in within:
@@ -436,6 +436,12 @@ def rule_on_nanogpt(
         still.append({"launches": k, "margin": margin, "figure": figure, **added(counts)})
     changed = [about | {"verdicts": [next(said)[-1] for _ in items]} for about, items in pairs]
     return still, changed
+
+
+def versions_of(base: list[float], head: list[float]) -> list[tuple[datetime, list[float]]]:
+    """Nights of four of the one version, then all of the other as a night."""
+    nights = nights_of(dated(base), 4)
+    return [*nights, (dated([*base, *head])[-1][0], head)]
 
 
 def points_on_cudajl(

@@ -7,6 +7,7 @@ of no level, and is noise once a later one came back to it; what somebody left o
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from gpuprof.analysis.noise import WINDOW
@@ -44,8 +45,7 @@ def standing(runs: pd.DataFrame) -> pd.DataFrame:
         level.append(number)
     last = {number: at for at, number in enumerate(level) if held[at]}
     noise = [at <= last.get(number, -1) for at, number in enumerate(level)]
-    kinds = {"level": "int64", "held": "bool", "noise": "bool"}
-    return runs.assign(level=level, held=held, noise=noise).astype(kinds)
+    return runs.assign(level=np.array(level, "int64"), held=np.array(held, bool), noise=np.array(noise, bool))
 
 
 def window(runs: pd.DataFrame, launches: pd.Series) -> pd.DataFrame:
@@ -74,6 +74,8 @@ def to_newest(launches: pd.DataFrame, figures: list[str]) -> pd.DataFrame:
         launches: with level and held; those of a level of which none is held are left out.
         figures: columns to scale, each level to the median of what it holds.
     """
+    if launches["level"].nunique() == 1 and launches["held"].any():
+        return launches.reset_index(drop=True)
     launches = launches[launches["held"].groupby(launches["level"]).transform("any")].reset_index(drop=True)
     medians = launches[launches["held"]].groupby("level")[figures].median()
     # missing where nothing is known of what a level holds

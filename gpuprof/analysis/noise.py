@@ -42,6 +42,7 @@ _APART = 2.2  # spreads of both that two modes are apart
 _FEWEST = 8  # launches below which there are no modes
 _SHARE, _MODE_LAUNCHES = 0.08, 3  # the least part of a mode
 _FEWEST_PAIRS = 10
+_FASTER = 2.5  # standard errors by which a stretch is too fast for a mode
 _PURE = 0.9  # share of runs that are all in one mode, where runs have modes and not launches
 
 
@@ -194,15 +195,29 @@ class Past:
         self.grew = bool((runs.level & ~runs.began).any())
         self.since = _by_run(values - self.level, runs.run, runs.since)
         self.kept = [bool(run.any()) for run in _by_run(runs.noise, runs.run, runs.since)]
-        self.launches = np.concatenate(self.known)
-        self.modes = modes(self.launches)
+        self.modes = modes(np.concatenate(self.known))
         self.noise = noise_of(self.known, self.modes)
+        pure = [len(set(_nearest(run, self.modes.at).tolist())) == 1 for run in self.known]
+        # whole runs, rather than launch by launch
+        self.whole_modes = len(self.modes.at) > 1 and sum(pure) >= _PURE * len(pure)
+
+    @property
+    def newest(self) -> float:
+        """Where the newest half of the level is.
+
+        Where whole runs are in modes, by how far it left them: which mode it was in more often is chance.
+        """
+        launches = np.concatenate(self.reference)
+        if self.whole_modes:
+            launches = launches - self._mode(launches)
+            launches -= np.median(launches)
+        return self.level + float(np.median(launches[len(launches) // 2 :]))
 
     def stretch(self, sign: int, margin: float, level: float, blur: float = 0.0) -> Stretch | None:
         """The stretch of newest runs with the least chance that is beyond its threshold; None where none is.
 
         The fastest launch of each run is looked at as well: chance hardly ever leaves all launches of a run in a slow
-        mode, or each with its own mishap.
+        mode, or each with its own mishap. Of slower runs it says nothing where whole runs are in modes.
 
         Args:
             sign: 1 for worse, -1 for better.
@@ -211,7 +226,7 @@ class Past:
             blur: a standard error of the head that is not of this noise.
         """
         found = self._stretch(sign, margin, level - self.level, _median, blur)
-        if found is None or len(self.head) < 3:
+        if found is None or len(self.head) < 3 or (sign > 0 and self.whole_modes):
             return found
         middle = float(np.median([run.min() for run in self.reference]))
         fastest = self._stretch(sign, margin, middle, np.min, blur)
@@ -239,39 +254,39 @@ class Past:
         return worse if min(worse, tonight) > max(margin, 3 * error) else None
 
     def _stretch(self, sign: int, margin: float, level: float, figure: Figure, blur: float) -> Stretch | None:
-        moved = np.array([sign * (figure(run) - level) for run in [*self.since, self.head - self.level]])
-        before = np.array([sign * (figure(run) - level) for run in self.known])
+        newest = [*self.since, self.head - self.level]
+        moved = np.array([sign * (figure(run) - level) for run in newest])
         # an episode is no excuse of itself
         episode = 0
         while episode < len(self.since) and moved[-2 - episode] > margin:
             episode += 1
-        own = sum(self.kept[len(self.kept) - episode :])
-        before = before[: len(before) - own]
+        known = self.known[: len(self.known) - sum(self.kept[len(self.kept) - episode :])]
         if moved[-1] <= margin / 2:
             return None
         best: Stretch | None = None
-        once = None
         for count in range(1, min(episode + 1, _IN_A_ROW) + 1):
             error = hypot(self.noise.error(self.size, len(self.head), count), blur)
             worse = _lower_median(moved[-count:])
             threshold = max(margin, 2 * self.noise.spread / sqrt(count), 3 * error)
             if worse <= threshold:
                 continue
-            near = _ALIKE * self.noise.of_run(len(self.head)) / sqrt(count)
-            chance, alike = self._chance(self._of_this_mode(before, sign, worse, count), worse, count, near, 3 * error)
-            once = chance if count == 1 else once
-            slow = self._slow(sign, worse)
+            runs = self._of_this_mode(known, sign, newest[-count:])
+            before = np.array([sign * (figure(run) - level) for run in runs])
+            chance, alike = self._chance(before, worse, count, 3 * error)
+            once, _ = self._chance(before, worse, 1, 3 * error)
+            by_runs = max(chance, once**count)
+            slow = self._slow(runs, sign, worse)
             by_launches = self._by_launches(slow, figure) ** count
-            by_runs = max(chance, 0 if once is None else once**count)
             if best is None or max(by_runs, by_launches) < best.chance:
                 best = Stretch(
-                    count, worse, threshold, worse / error, max(by_runs, by_launches), alike, len(before),
+                    count, worse, threshold, worse / error, max(by_runs, by_launches), alike, len(known),
                     slow if by_launches > by_runs else 0.0,
                 )  # fmt: skip
         return best
 
-    def _chance(self, before: np.ndarray, worse: float, count: int, near: float, told: float) -> tuple[float, int]:
+    def _chance(self, before: np.ndarray, worse: float, count: int, told: float) -> tuple[float, int]:
         """How often as many runs in a row come out as slow, and how many stretches did."""
+        near = _ALIKE * self.noise.of_run(len(self.head)) / sqrt(count)
         windows = np.array([_lower_median(before[at : at + count]) for at in range(len(before) - count + 1)])
         windows = windows[windows <= _BEYOND * worse + near]
         alike = int((windows >= worse - near).sum())
@@ -280,13 +295,15 @@ class Past:
             chance *= (max(windows.max(initial=0.0), told) / worse) ** _TAIL
         return chance, alike
 
-    def _slow(self, sign: int, worse: float) -> float:
-        """Share of the baseline's launches that are as slow.
+    def _slow(self, runs: list[np.ndarray], sign: int, worse: float) -> float:
+        """Share of the launches of runs that are as slow.
 
         From their median on, where the fastest of runs are held against one another as well: it asks for modes and
         mishaps, which are as far from it as from the fastest; what the noise does is asked of the runs.
         """
-        return float((sign * self.launches >= worse - _ALIKE * self.noise.within).mean())
+        if not runs:
+            return 0.0
+        return float((sign * np.concatenate(runs) >= worse - _ALIKE * self.noise.within).mean())
 
     def _by_launches(self, slow: float, figure: Figure) -> float:
         """How often a run comes out as slow if its launches are any of those of the baseline."""
@@ -294,19 +311,24 @@ class Past:
         needed = size if figure is np.min else size // 2 + 1
         return sum(comb(size, many) * slow**many * (1 - slow) ** (size - many) for many in range(needed, size + 1))
 
-    def _of_this_mode(self, before: np.ndarray, sign: int, worse: float, count: int) -> np.ndarray:
-        """Without the runs of a slower mode that this stretch is too fast for: they do not explain it."""
-        if len(self.modes.at) > 1 and self._runs_have_modes():
-            own = self.noise.of_run(len(self.head))
-            for at in sign * self.modes.at:
-                if at > worse + 3 * own / sqrt(count):
-                    before = before[abs(before - at) > 4.5 * own]
-        return before
+    def _of_this_mode(self, runs: list[np.ndarray], sign: int, newest: list[np.ndarray]) -> list[np.ndarray]:
+        """Without the runs of the slower mode, if the newest are too fast for it: they do not explain them.
 
-    def _runs_have_modes(self) -> bool:
-        """Whether whole runs are in one mode or the other, rather than launch by launch."""
-        pure = [len(set(_nearest(run, self.modes.at).tolist())) == 1 for run in self.known]
-        return sum(pure) >= _PURE * len(pure)
+        By the means of the newest runs, each launch from the mode that is next to it: a run whose launches are in both
+        modes is no faster than these.
+        """
+        if not self.whole_modes:
+            return runs
+        place = np.median([sign * float((run - self._mode(run)).mean()) for run in newest])
+        error = sqrt((self.noise.between**2 + self.noise.within**2 / len(self.head)) / len(newest))
+        if place > -_FASTER * error:
+            return runs
+        slower = max(sign * self.modes.at)
+        return [run for run in runs if sign * self._mode(run)[0] < slower]
+
+    def _mode(self, launches: np.ndarray) -> np.ndarray:
+        """The place of the mode that is next to each launch."""
+        return self.modes.at[_nearest(launches, self.modes.at)]
 
 
 def _by_run(values: np.ndarray, run: np.ndarray, which: np.ndarray) -> list[np.ndarray]:

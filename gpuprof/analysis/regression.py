@@ -244,7 +244,7 @@ def _read(
         return reading
     way = 1 if worse > 0 else -1
     # better than the whole level is enough: its newest half may have got there already
-    against = max(sign * np.log(m0), sign * np.log(newest)) if way > 0 else sign * np.log(m0)
+    against = max(past.level, past.newest) if way > 0 else past.level
     stretch = past.stretch(way, margin, float(against), float(clock_error))
     if stretch is not None:
         stretch = stretch._replace(worse=way * _share(way * stretch.worse, better))

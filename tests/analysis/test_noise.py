@@ -157,11 +157,61 @@ def test_what_is_far_slower_explains_nothing():
 def test_runs_of_a_slower_mode_do_not_explain_what_is_too_fast_for_it():
     found = stretch(still(slow=(1, 5, 9, 13, 17), by=0.055), 0.03)
 
-    # 0.3 of a run in 25 others and one more, were it not that 15 of 90 launches might have come together
-    assert (found.alike, found.known, found.slow) == (0, 30, pytest.approx(1 / 6))
-    assert found.chance == pytest.approx((1 / 6) ** 3)
+    # 0.3 of a run in 25 others and one more; launches that came in whole slow runs do not come together by chance
+    assert (found.alike, found.known, found.slow) == (0, 30, 0)
+    assert found.chance == pytest.approx(0.3 / 26 * (3 * ERROR / 0.03) ** 3)
     # two such runs are no mode, and stay
     assert stretch(still(slow=(1, 5), by=0.055), 0.03).alike == 2
+
+
+@pytest.mark.parametrize(("errors", "alike"), [(2.4, 5), (2.6, 0)])
+def test_too_fast_for_a_mode_is_by_the_mean_of_a_run(errors, alike):
+    error = 0.003 / sqrt(3)
+
+    # with what they are held against higher, the modes stay where they are
+    for level in (0.0, 0.01):
+        found = stretch(still(slow=(1, 5, 9, 13, 17), by=0.04), 0.04 - errors * error, level=level)
+        assert found.alike == alike
+
+
+def test_two_runs_in_a_row_are_too_fast_for_a_mode_that_one_is_not():
+    slow = (1, 5, 8, 9, 10, 13, 17, 21)
+    one, two = (still(slow=slow, by=0.04, count=count) for count in (30, 31))
+    launches, runs = two
+    launches[-3:] = 0.0368
+
+    assert stretch(one, 0.0368).chance == pytest.approx(8.3 / 31)
+    found = stretch((launches, runs), 0.0368)
+    assert (found.runs, found.alike, found.known) == (2, 0, 30)
+
+
+def test_a_run_with_launches_in_both_modes_is_not_too_fast_for_one():
+    values, runs = still(slow=(1, 5, 9, 13, 17), by=0.04)
+
+    assert Past(values, np.array([0.04, 0.04, 0.0]), runs).stretch(1, 0.02, 0.0).alike == 5
+
+
+def test_launches_of_an_episode_are_no_excuse_of_it():
+    past = runs_of(*[np.zeros(5)] * 28, *[np.array([0, 0, 0.04, 0.04, 0.04])] * 2)
+
+    assert stretch(past, 0.04, launches=5).slow == 0
+
+
+def test_the_newest_half_of_a_level_by_its_launches():
+    values, runs = runs_of(*[np.zeros(3)] * 6, *[np.full(3, 0.004)] * 6)
+
+    assert Past(values, np.zeros(3), runs).newest == pytest.approx(0.004)
+
+
+def test_the_newest_half_of_whole_modes_is_by_how_far_it_left_them():
+    slow = [np.full(3, 0.0 if at in (0, 3, 6, 8) else 0.04) for at in range(9)]
+    values, runs = runs_of(*[np.zeros(3)] * 9, *slow)
+    past = Past(values, np.zeros(3), runs)
+    assert past.whole_modes
+    assert past.newest == past.level == 0
+
+    values[27:] += 0.005
+    assert Past(values, np.zeros(3), runs).newest == pytest.approx(0.0025)
 
 
 def test_runs_in_a_row_are_taken_together_and_are_no_excuse_of_themselves():
