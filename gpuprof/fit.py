@@ -95,10 +95,6 @@ def forecast(
     Raises:
         GpuprofError: see `Sizes`, `Sizes.at` and `Sizes.largest`; or the device's memory is not known.
     """
-    if run.workload.get("world", 1) > 1:
-        raise GpuprofError(
-            "a model that lies on several processes cannot be built again in one: predict from the run of one process"
-        )
     capacity = capacity or run.device.get("memory_bytes")
     if largest is not None and capacity is None:
         raise GpuprofError("how much memory this device has is not known: give it with --memory")

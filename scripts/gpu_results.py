@@ -356,6 +356,17 @@ def _repeatability(facts: Facts) -> str:
     return f"median steps of fresh processes {medians}: the farthest is {off} off the middle."
 
 
+def _ranks(facts: Facts) -> str:
+    said = []
+    for name, case in facts["cases"].items():
+        calls = ", ".join(f"{row['calls']} {row['name']}" for row in case["collectives"]) or "no collective"
+        kernels = units.number(len(case["kernels"]), "kernel") + " of NCCL by name"
+        same = "FLOPs as of the plain model" if case["same_flops"] else "FLOPs other than the plain model's"
+        adds_up = "times add up" if case["adds_up"] else "times do not add up"
+        said.append(f"{name}: {same}, {calls}, {kernels}, {adds_up}")
+    return f"{'; '.join(said)}. Two GPUs would show: {', '.join(facts['with_two_gpus'])}."
+
+
 SAYINGS: dict[str, Callable[[Facts], str]] = {
     "tests": lambda facts: f"the tests that need a GPU {'all pass' if facts['passed'] else 'do not all pass'}.",
     "doctor": _doctor,
@@ -370,6 +381,7 @@ SAYINGS: dict[str, Callable[[Facts], str]] = {
     "counters-qwen2": _executed,
     "counters-siglip": _executed,
     "counters-siglip-flash": _executed,
+    "ranks": _ranks,
     "repeatability": _repeatability,
     "recording": lambda facts: f"{facts['events']:,} events, {facts['on_device']:,} of them on the device.",
 }

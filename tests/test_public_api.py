@@ -13,6 +13,7 @@ NAMES = [
     "Validation",
     "count",
     "flop_rule",
+    "gather",
     "load",
     "profile",
     "read_job",

@@ -81,6 +81,7 @@ def _fork(rank: int, port: int, job: dict[str, Any]) -> int:
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["limit"], job["limit"]))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever starts this in the background has it ignored
     sys.argv = ["gpuprof", *job["command"]]
     from gpuprof import cli
 
