@@ -373,7 +373,7 @@ class Store:
             "workload": comparison.workload_key(run),
             "fingerprint": hashlib.sha256(facts.encode()).hexdigest()[:12],
             "facts": facts,
-            "device": run.device.get("name") or run.device["type"],
+            "device": ", ".join(filter(None, (run.device.get("name") or run.device["type"], run.of_job))),
             "verdict": "none",
             "accepted": _acceptable(noted.get("verdict", "none")),
             "decided": False,

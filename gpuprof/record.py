@@ -336,6 +336,14 @@ class Run:
         """Whether it is of a job as a whole, and not of one of its ranks."""
         return self.workload.get("world", 1) > 1 and "rank" not in self.workload
 
+    @property
+    def of_job(self) -> str:
+        """What it is of a job, in words: ``4 ranks`` or ``rank 1 of 4``; empty of a single process."""
+        world = self.workload.get("world", 1)
+        if "rank" in self.workload:
+            return f"rank {self.workload['rank']} of {world}"
+        return f"{world} ranks" if world > 1 else ""
+
     def to_dict(self) -> dict[str, Any]:
         """The run as JSON-ready values; tables column by column."""
         return {

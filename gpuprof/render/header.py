@@ -159,7 +159,7 @@ def _workload(run: Run) -> str:
     if about.get("ranks"):
         parts.append(f"rank {run.ranks['rank'].min()} of {about['ranks']} imported")
     if "rank" in about:
-        parts.append(f"rank {about['rank']} of {about['world']}")
+        parts.append(run.of_job)
     for key in ("checkpointing", "optimizer"):
         if about.get(key, "none") not in ("none", None):
             parts.append(f"{key} {about[key]}")
