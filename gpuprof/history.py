@@ -366,7 +366,7 @@ class Store:
         """Store a run with its content, unless it is there; whether it was not."""
         _check_verdict(noted.get("verdict", "none"))
         identity, facts = _identity(content), json.dumps(comparison.fingerprint(run), sort_keys=True)
-        row = {
+        row: dict[str, Any] = {
             "id": identity,
             "date": _date(run),
             "commit": "",

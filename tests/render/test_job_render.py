@@ -216,6 +216,15 @@ def test_jobs_on_other_meshes_do_not_compare(job, folder):
         compare(job, gpuprof.load(folder / "run.rank0.json"), allowed=("uuid",))
 
 
+def test_a_job_against_a_single_process(job):
+    alone = rank_run(0)
+    alone.workload = {name: value for name, value in alone.workload.items() if name in ("name", "mode", "dtype")}
+    for base, head in ((alone, job), (job, alone)):
+        found = compare(base, head, allowed=("world", "mesh", "parallel", "uuid"))
+        flops = next(one for one in found.verdicts if one.metric == "flops")
+        assert (flops.m0, flops.value) == tuple(3000 if run is alone else 6000 for run in (base, head))
+
+
 def test_the_clock_of_a_job_is_that_of_its_slowest_device():
     clocks = {0: 1800.0, 1: 1500.0}
     runs = []
