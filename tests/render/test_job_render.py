@@ -225,6 +225,13 @@ def test_a_job_against_a_single_process(job):
         assert (flops.m0, flops.value) == tuple(3000 if run is alone else 6000 for run in (base, head))
 
 
+def test_history_tells_a_job_from_its_ranks(folder, tmp_path):
+    store = tmp_path / "history.db"
+    shown("history", "import", "--store", store, folder / "run.json", folder / "run.rank1.json")
+    titles = [line for line in shown("history", "list", "--store", store).splitlines() if " on Toy GPU" in line]
+    assert sorted(title.partition(", ")[2] for title in titles) == ["2 ranks", "rank 1 of 2"]
+
+
 def test_the_clock_of_a_job_is_that_of_its_slowest_device():
     clocks = {0: 1800.0, 1: 1500.0}
     runs = []
