@@ -366,14 +366,14 @@ class Store:
         """Store a run with its content, unless it is there; whether it was not."""
         _check_verdict(noted.get("verdict", "none"))
         identity, facts = _identity(content), json.dumps(comparison.fingerprint(run), sort_keys=True)
-        row = {
+        row: dict[str, Any] = {
             "id": identity,
             "date": _date(run),
             "commit": "",
             "workload": comparison.workload_key(run),
             "fingerprint": hashlib.sha256(facts.encode()).hexdigest()[:12],
             "facts": facts,
-            "device": run.device.get("name") or run.device["type"],
+            "device": ", ".join(filter(None, (run.device.get("name") or run.device["type"], run.of_job))),
             "verdict": "none",
             "accepted": _acceptable(noted.get("verdict", "none")),
             "decided": False,

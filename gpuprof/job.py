@@ -281,7 +281,7 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
         passes=passes,
         warnings=_of_all([one["warnings"] for one in ranks]),
         doubts={name: _of_all([one["doubts"][name] for one in ranks]) for name in DOUBTS},
-        tree=_tree([trees[rank] for rank in sorted(trees)]),
+        tree=_tree([trees[rank] for rank in sorted(trees)], [_stage(one["workload"]) for one in ranks]),
         samples=table("samples", [row for _, (_, rows) in sorted(samples.items()) for row in rows]),
         busy=_busy_of_all(busy, len(ranks)),
         **{name: table(name, found) for name, (_, _, found) in most.items()},
@@ -389,15 +389,26 @@ def _by_rank(name: str, rows: dict[str, list[Any]]) -> pd.DataFrame:
     return frame.sort_values("rank", kind="stable", ignore_index=True)
 
 
-def _tree(trees: list[dict[str, list[Any]]]) -> pd.DataFrame:
+def _stage(workload: dict[str, Any]) -> int:
+    """Which stage of a pipeline a rank has; 0 where it has all of the model, or none is known."""
+    stages = workload.get("groups", {}).get("pp", [])
+    return stages.index(workload["rank"]) if workload["rank"] in stages else 0
+
+
+def _tree(trees: list[dict[str, list[Any]]], stages: list[int]) -> pd.DataFrame:
     """The union of the ranks' trees. Where a module is on several, it is as large as on the one where it is largest.
 
-    Stages of a pipeline have one root, so what a module has by itself, without its children, is what is compared.
+    Stages of a pipeline share names, at least that of the root, and no parameters: what their modules of one name have
+    by themselves, without their children, adds up.
+
+    Args:
+        trees: of each rank.
+        stages: of each rank which stage of a pipeline it has.
     """
     held = ("params", "trainable_params", "param_bytes", "trainable_bytes")
     rows: dict[str, dict[str, Any]] = {}
-    own: dict[str, dict[str, list[int | None]]] = {}
-    for tree in trees:
+    own: dict[str, dict[str, dict[int, list[int | None]]]] = {}  # by module, column and stage
+    for tree, stage in zip(trees, stages, strict=True):
         modules = tree["module"]
         for place, module in enumerate(modules):
             row = {column: tree[column][place] for column in TABLES["tree"]}
@@ -412,20 +423,27 @@ def _tree(trees: list[dict[str, list[Any]]]) -> pd.DataFrame:
                     inside[above] += sizes[module]
             for module, size in sizes.items():
                 alone = None if size is None else size - inside[module]
-                own.setdefault(module, {}).setdefault(column, []).append(alone)
+                own.setdefault(module, {}).setdefault(column, {}).setdefault(stage, []).append(alone)
     for column in held:
         sizes = {}
         for module in rows:
-            found = own[module][column]
-            sizes[module] = None if None in found else max(size for size in found if size is not None)
+            sizes[module] = _added_up(map(_largest, own[module][column].values()))
         for module in sorted(rows, key=lambda path: (path != "", path.count(".")), reverse=True):
             above = module.rpartition(".")[0]
             if module and above in sizes:
-                both = (sizes[above], sizes[module])
-                sizes[above] = None if None in both else sum(both)
+                sizes[above] = _added_up((sizes[above], sizes[module]))
         for module, row in rows.items():
             row[column] = sizes[module]
     return table("tree", list(rows.values()))
+
+
+def _largest(sizes: list[int | None]) -> int | None:
+    return None if None in sizes else max(size for size in sizes if size is not None)
+
+
+def _added_up(sizes: Iterable[int | None]) -> int | None:
+    found = list(sizes)
+    return None if None in found else sum(size for size in found if size is not None)
 
 
 def _passes(ranks: list[dict[str, Any]]) -> dict[str, PassOutcome]:

@@ -336,6 +336,14 @@ class Run:
         """Whether it is of a job as a whole, and not of one of its ranks."""
         return self.workload.get("world", 1) > 1 and "rank" not in self.workload
 
+    @property
+    def of_job(self) -> str:
+        """What it is of a job, in words: ``4 ranks`` or ``rank 1 of 4``; empty of a single process."""
+        world = self.workload.get("world", 1)
+        if "rank" in self.workload:
+            return f"rank {self.workload['rank']} of {world}"
+        return f"{world} ranks" if world > 1 else ""
+
     def to_dict(self) -> dict[str, Any]:
         """The run as JSON-ready values; tables column by column."""
         return {
@@ -472,7 +480,7 @@ def _check_facts(data: dict[str, Any]) -> None:
     names = (data["workload"]["name"], data["workload"]["mode"], data["device"]["type"])
     if not all(isinstance(name, str) and name for name in names):
         raise ValueError("no name, mode or device")
-    _check_job(data["workload"], data["device"], data["doubts"])
+    _check_job(data)
     if data["doubts"] and set(data["doubts"]) != set(DOUBTS):
         raise ValueError("doubts of what nobody knows")
     lists = {"warnings": data["warnings"], **{f"doubts.{name}": found for name, found in data["doubts"].items()}}
@@ -488,31 +496,51 @@ def _check_facts(data: dict[str, Any]) -> None:
     )
     if not all(isinstance(one, str) for one in words) or not all(type(steps) is int for steps in numbers.values()):
         raise ValueError("the inputs of a step are none")
-    for peaks in data["device"].get("peaks", {}).values():
+    devices = [data["device"], *(one["device"] for one in data["device"].get("ranks", ()))]
+    for peaks in [known for device in devices for known in device.get("peaks", {}).values()]:
         if not all(_is_number(peak) and peak > 0 for peak in peaks.values()):
             raise ValueError("device.peaks holds what is no peak")
 
 
-def _check_job(workload: dict[str, Any], device: dict[str, Any], doubts: dict[str, Any]) -> None:
+def _check_job(data: dict[str, Any]) -> None:
     """That a rank's place in its job is one, and that a job knows all its ranks."""
-    world, mesh = workload.get("world", 1), workload.get("mesh", {})
+    workload = data["workload"]
+    world, mesh, groups = workload.get("world", 1), workload.get("mesh", {}), workload.get("groups", {})
     if type(world) is not int or world < 1:
         raise ValueError("a world that is no number of processes")
+    of_job = world > 1 and "rank" not in workload
     if "rank" in workload and (type(workload["rank"]) is not int or not 0 <= workload["rank"] < world):
         raise ValueError(f"rank {workload['rank']} of {world}")
     if not isinstance(mesh, dict) or not all(type(size) is int and size > 0 for size in mesh.values()):
         raise ValueError("a mesh without sizes")
-    if world > 1 and "rank" not in workload:
-        if not doubts:
-            raise ValueError("a job that does not say what its ranks doubt")
-        ranks = device.get("ranks")
-        if not isinstance(ranks, list) or [one["rank"] for one in ranks] != list(range(world)):
-            raise ValueError(f"not the {world} ranks that the job has")
-        for one in ranks:
-            if not all(isinstance(one[part], dict) for part in ("device", "environment", "passes")):
-                raise ValueError(f"rank {one['rank']} says nothing of itself")
-            if not isinstance(one["file"], str):
-                raise ValueError(f"the file of rank {one['rank']} has no name")
+    for members in [one for lists in groups.values() for one in (lists if of_job else [lists])]:
+        if not isinstance(members, list) or not all(type(rank) is int and 0 <= rank < world for rank in members):
+            raise ValueError("a process group that is no list of ranks")
+    if not all(isinstance(how, str) for how in workload.get("parallel", ())):
+        raise ValueError("workload.parallel is no list of texts")
+    if of_job:
+        _check_ranks(data, world)
+
+
+def _check_ranks(data: dict[str, Any], world: int) -> None:
+    """What a job says of each of its ranks."""
+    if not data["doubts"]:
+        raise ValueError("a job that does not say what its ranks doubt")
+    ranks = data["device"].get("ranks")
+    if not isinstance(ranks, list) or [one["rank"] for one in ranks] != list(range(world)):
+        raise ValueError(f"not the {world} ranks that the job has")
+    for one in ranks:
+        if not all(isinstance(one[part], dict) for part in ("device", "environment", "passes")):
+            raise ValueError(f"rank {one['rank']} says nothing of itself")
+        if not isinstance(one["file"], str):
+            raise ValueError(f"the file of rank {one['rank']} has no name")
+    memory = data["passes"].get("memory", {})
+    if memory.get("status") == "done" and memory.get("facts", {}).get("rank") not in range(world):
+        raise ValueError("memory of no rank")
+    if unsharded := data["workload"].get("unsharded"):
+        counts = [unsharded["flops"], *unsharded["repeated"].values(), *unsharded["missing"].values()]
+        if not all(_is_number(count, _LARGEST) for count in counts) or unsharded["replicas"] not in range(1, world + 1):
+            raise ValueError("workload.unsharded is no count of FLOPs")
 
 
 def _is_number(value: Any, most: int = 2**63) -> bool:
@@ -553,12 +581,16 @@ def _check_tables(run: Run) -> None:
     missing = ranks[["rank", "quantity", "amount"]].isna().any(axis=None)
     if missing or not (ranks.loc[ranks["quantity"] == "step_ns", "amount"] > 0).all():
         raise ValueError("ranks has a figure or a time of a step missing")
-    if any(set(RANK_QUANTITIES) - set(given) for _, given in ranks.groupby(["rank", "step"])["quantity"]):
+    times = ranks[ranks["dtype"] == ""].groupby(["rank", "step"])["quantity"]
+    if len(times) < ranks.groupby(["rank", "step"]).ngroups or any(
+        set(RANK_QUANTITIES) - set(given) for _, given in times
+    ):
         raise ValueError("ranks has a step without one of its times")
     given = run.collectives.drop(columns="bytes")
     if given.isna().any(axis=None) or (given[["number", "start_ns", "duration_ns", "exposed_ns"]] < 0).any(axis=None):
         raise ValueError("collectives has a place or a time missing")
-    if run.busy.isna().any(axis=None) or (run.busy["ranks"] < 1).any():
+    times = run.busy[["kernels", "total_ns", "least_ns", "most_ns"]]
+    if run.busy.isna().any(axis=None) or (run.busy["ranks"] < 1).any() or (times < 0).any(axis=None):
         raise ValueError("busy has a time missing")
 
 

@@ -208,6 +208,18 @@ def test_stages_of_a_pipeline_have_one_tree():
     assert tree == {"": 40, "fc": 10, "out": 30}
 
 
+def test_modules_of_one_name_in_two_stages_are_two():
+    """Stages 0 and 1 on two ranks each, which hold the same."""
+    stages = {"dp": 2, "pp": 2}
+    ranks = [
+        rank_run(
+            rank, world=4, mesh=stages, parallel=["ddp", "pp"], groups={"dp": [0, 1], "pp": [rank % 2, rank % 2 + 2]}
+        )
+        for rank in range(4)
+    ]
+    assert job_of(*ranks).tree.set_index("module")["params"].to_dict() == {"": 20, "fc": 20}
+
+
 def test_a_formula_is_none_of_a_job():
     runs = two()
     for run in runs:

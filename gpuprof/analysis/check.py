@@ -542,7 +542,7 @@ def _newest(runs: Sequence[Run], allowed: Collection[str]) -> tuple[list[Run], p
         invalid += [text for text in frame["invalid"] if text]
         if len(valid):
             used.insert(0, run)
-            facts = {name: fingerprint(run)[name] for name in allowed}
+            facts = {name: fingerprint(run).get(name, "") for name in allowed}  # of a job there are more
             frames.insert(0, valid.assign(run=-len(frames), date=_date(run), **facts))
         if len(used) == WINDOW:
             break

@@ -21,8 +21,6 @@ ACCOUNT_COLUMNS = ["moment", *EXPECTED, "expected", "before", "workspace", "meas
 MODULE_COLUMNS = ["module", "class", "parameters", "gradients", "activations", "retained", "peak_above_entry"]
 """Columns of `by_module`, likewise."""
 
-NO_TIMELINE = "this run has no memory timeline: profile it again with the memory pass"
-
 _STEPS = ("forward", "backward", "optimizer")
 _AFTER = ("optimizer", "other")
 """Phases in which the optimizer has its state, if it had none before."""
@@ -33,6 +31,15 @@ class _Moment(NamedTuple):
 
     parts: dict[str, int]
     measured: int
+
+
+def no_timeline(run: Run) -> str:
+    """Why a run has none, and what to do."""
+    if run.is_job:
+        rank = run.device["ranks"][run.passes["memory"].facts["rank"]] if run.done("memory") else run.device["ranks"][0]
+        file = f", {rank['file']}" if rank["file"] else ""
+        return f"the file of a job has no memory timeline: that of rank {rank['rank']} may have one{file}"
+    return "this run has no memory timeline: profile it again with the memory pass"
 
 
 def account(run: Run) -> pd.DataFrame:

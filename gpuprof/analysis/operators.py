@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuprof.record import Run
+from gpuprof.record import ALL, Run
 from gpuprof.theory import rule_for
 
 
@@ -14,7 +14,7 @@ def plain_op(op: str) -> str:
 def kinds(run: Run) -> dict[str, str]:
     """Kind of each plain operator of a run; of those that only the trace saw by their rule, empty without one."""
     known = {plain_op(op): kind for op, kind in zip(run.ops["op"], run.ops["kind"], strict=True)}
-    for op in run.kernels["op"].map(plain_op).unique():
+    for op in {*run.kernels["op"].map(plain_op), *run.busy["op"]} - {ALL}:
         if op not in known:
             rule = rule_for(op)
             known[op] = rule.kind if rule else ""

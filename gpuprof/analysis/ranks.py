@@ -130,6 +130,8 @@ def flops_rows(run: Run, rank: int) -> list[dict[str, Any]]:
 def by_rank(run: Run, convention: str | None = None) -> pd.DataFrame:
     """One row per rank: of several recorded steps the one of median length, of an even number the shorter.
 
+    Of those that are as long, as all are where the step was timed apart, the one in which the device is busy that long.
+
     Args:
         run: one with several ranks, or of one rank of a job.
         convention: how FLOPs are counted, ``causal`` or ``full``. By default the one of the two that the run's own
@@ -159,7 +161,7 @@ def by_rank(run: Run, convention: str | None = None) -> pd.DataFrame:
         known = held.get(rank, {})
         figures = dict(known)
         if steps := traced.get(rank):
-            figures |= sorted(steps.values(), key=lambda one: one["step_ns", ""])[(len(steps) - 1) // 2]
+            figures |= sorted(steps.values(), key=_length)[(len(steps) - 1) // 2]
         flops = {dtype: amount for (name, dtype), amount in figures.items() if name == f"flops_{how.modules_in}"}
         times = {part: figures.get((f"{part}_ns", "")) for part in _TIMES}
         row: dict[str, Any] = {f"{part}_s": None if ns is None else ns * 1e-9 for part, ns in times.items()}
@@ -270,6 +272,11 @@ def _largest(found: Iterable[_Slowest]) -> _Slowest:
 
 
 _Figures = dict[tuple[str, str], int]  # amounts by quantity and dtype
+
+
+def _length(step: _Figures) -> tuple[int, int]:
+    """Of a step and, where that is as long as others, of what the device does in it."""
+    return step["step_ns", ""], -step["idle_ns", ""]
 
 
 def _steps(run: Run) -> dict[int, dict[int, _Figures]]:

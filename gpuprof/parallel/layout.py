@@ -33,8 +33,9 @@ def layout(model: torch.nn.Module) -> dict[str, Any]:
     """Where this process stands in its job and how the model lies on it, as `Run.workload` has it; JSON-ready.
 
     Returns:
-        Empty in a single process. Else ``world``, ``rank``; ``mesh``, sizes by dimension, the outermost first, empty
-        where it is not known; ``groups``, ranks of each process group that this process is in, by short name;
+        Empty in a single process. Else ``world``, ``rank``; ``mesh``, sizes by dimension, the outermost first where one
+        mesh has them all, empty where it is not known; ``groups``, ranks of each process group that this process is in,
+        by short name;
         ``parallel``, of ddp, fsdp, tp and pp those that are found.
     """
     if not _in_job():

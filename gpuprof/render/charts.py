@@ -147,9 +147,8 @@ def subject(run: Run) -> str:
         device = f"CPU ({device}, {threads} thread{'' if threads == 1 else 's'})"
     size = [f"batch {about['batch_size']}"] if about.get("batch_size") else []
     size += [f"sequence {about['seq_len']}"] if about.get("seq_len") else []
-    world = about.get("world", 1)
-    ranks = f"rank {about['rank']} of {world}" if "rank" in about else f"{world} ranks" if world > 1 else ""
-    return " · ".join(str(part) for part in (about.get("name"), *size, about.get("dtype"), ranks, device) if part)
+    parts = (about.get("name"), *size, about.get("dtype"), run.of_job, device)
+    return " · ".join(str(part) for part in parts if part)
 
 
 def _title(run: Run) -> str:

@@ -159,7 +159,7 @@ def _workload(run: Run) -> str:
     if about.get("ranks"):
         parts.append(f"rank {run.ranks['rank'].min()} of {about['ranks']} imported")
     if "rank" in about:
-        parts.append(f"rank {about['rank']} of {about['world']}")
+        parts.append(run.of_job)
     for key in ("checkpointing", "optimizer"):
         if about.get(key, "none") not in ("none", None):
             parts.append(f"{key} {about[key]}")
@@ -211,7 +211,9 @@ def _device(run: Run) -> str:
     if run.is_job:
         names = Counter(str(one["device"].get("name") or one["device"].get("type")) for one in device["ranks"])
         name = ", ".join(f"{count} x {one}" for one, count in names.items())
-    threads = f"{software['threads']} threads" if device.get("type") == "cpu" and software.get("threads") else None
+    threads = (
+        units.number(software["threads"], "thread") if device.get("type") == "cpu" and software.get("threads") else None
+    )
     driver = f"driver {device['driver']}" if device.get("driver") else None
     versions = ", ".join(f"{name} {software[name]}" for name in ("torch", "transformers") if software.get(name))
     return " · ".join(part for part in (name, threads, driver, versions, software.get("date")) if part)

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.memory import NO_TIMELINE, account, by_module, peak, running
+from gpuprof.analysis.memory import account, by_module, no_timeline, peak, running
 from gpuprof.analysis.modules import by_module as module_table
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture
@@ -188,7 +188,7 @@ def _notes(run: Run) -> Iterator[str]:
     if cuda:
         yield "Retained and peak above entry are measured around the module's forward."
     if run.timeline.empty:
-        yield f"No peaks: {NO_TIMELINE}."
+        yield f"No peaks: {no_timeline(run)}."
 
 
 def _foretold(run: Run, forecast: Forecast) -> Iterator[str]:
@@ -250,7 +250,7 @@ def memory_chart(run: Run, path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     check_picture(path)
     if run.timeline.empty:
-        raise GpuprofError(NO_TIMELINE)
+        raise GpuprofError(no_timeline(run))
     from matplotlib.figure import Figure
 
     rows = run.timeline

@@ -25,7 +25,7 @@ from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.render.backward import verdict
 from gpuprof.render.header import times_of
-from gpuprof.render.tables import plain, readable, spread
+from gpuprof.render.tables import OF_A_JOB, plain, readable, spread
 from gpuprof.render.tree import build, has_rate, walk
 from gpuprof.theory import CONVENTIONS
 
@@ -89,9 +89,7 @@ def render_page(run: Run, convention: str | None = None, command: str = "") -> s
 
 def _subtitle(run: Run) -> str:
     about, env = run.workload, run.environment
-    world = about.get("world", 1)
-    ranks = f"rank {about['rank']} of {world}" if "rank" in about else f"{world} ranks" if world > 1 else ""
-    parts = [about.get("architecture"), about.get("mode"), about.get("dtype"), ranks, run.device.get("name")]
+    parts = [about.get("architecture"), about.get("mode"), about.get("dtype"), run.of_job, run.device.get("name")]
     return " · ".join(str(part) for part in (*parts, env.get("date")) if part)
 
 
@@ -169,18 +167,19 @@ def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[s
         yield _section("memory", "Memory", text, figure=picture)
     if len(messages := by_collective(run) if run.is_job else collectives(run)):
         text = "Exposed is what no computation hides; of what is perhaps communication, by its name, nobody knows."
-        text = _OF_JOB if run.is_job else text
+        text = OF_A_JOB["communication"] if run.is_job else text
         text += f" {ON_A_CPU}" if run.is_job and run.device.get("type") == "cpu" else ""
         yield _section("communication", "Communication", text, table=_flat(messages))
     if run.ranks["rank"].nunique() > 1:
         of_ranks = by_rank(run)
         picture = page_charts.ranks(of_ranks)
-        said = [straggler(run).text]
+        said = [straggler(run).text, *([OF_A_JOB["rank"]] if run.is_job else [])]
         if run.workload.get("unsharded"):
             said.append(f"Replication: {sentence(run.workload['unsharded'], run.workload['world'])}.")
         yield _section("ranks", "Ranks", " ".join(said), figure=picture, table=_flat(of_ranks, summary=True))
     if run.done("count"):
-        yield _section("operators", "Operators", table=_flat(by_op(run, convention)))
+        text = OF_A_JOB["op"] if run.is_job else ""
+        yield _section("operators", "Operators", text, table=_flat(by_op(run, convention)))
     if run.done("trace") and len(run.kernels):
         kernels = by_kernel(run)
         many = f"The {_MOST_KERNELS} with most time of {len(kernels)}." if len(kernels) > _MOST_KERNELS else ""
@@ -240,13 +239,6 @@ def _tree_row(columns: Iterable[str], depth: int, label: str, figures: dict[str,
         value = numbers[column]
         cells.append({"text": readable(column, value), "value": "" if value is None else value})
     return {"depth": depth, "path": path, "class": kind, "parent": parent, "cells": cells}
-
-
-_OF_JOB = (
-    "Calls and bytes are of one rank; latency is what the fastest rank takes for a call, skew what the slowest takes "
-    "longer; algbw is bytes over latency, busbw that of the bus as nccl-tests has it; exposed is what no computation "
-    "hides, the mean of the ranks."
-)
 
 
 def _flat(frame: pd.DataFrame, summary: bool = False) -> dict[str, Any]:

@@ -26,6 +26,27 @@ _READABLE = [
 ]  # fmt: skip
 """What people read of modules and classes; machines get every column."""
 
+_OF_MODULES = "FLOPs are those of all ranks together, times the mean of one traced step of each."
+OF_A_JOB = {
+    "module": _OF_MODULES,
+    "class": _OF_MODULES,
+    "op": "Calls, FLOPs and bytes are those of all ranks together, kernels and times the mean of one traced step.",
+    "phase": (
+        "FLOPs and bytes are those of all ranks together, times of kernels the mean of one traced step of each; time_s "
+        "is that of the rank that took longest."
+    ),
+    "communication": (
+        "Calls and bytes are of one rank; latency is what the fastest rank takes for a call, skew what the slowest "
+        "takes longer; algbw is bytes over latency, busbw that of the bus as nccl-tests has it; exposed is what no "
+        "computation hides, the mean of the ranks."
+    ),
+    "rank": (
+        "A rank's times are of one traced step, of several the one of median length, and idle what they leave of the "
+        "step; FLOPs are its own, MFU is over its own step and peak."
+    ),
+}
+"""What the figures of a job's tables are of, by what a row is."""
+
 _WIDEST = 56  # characters of a cell
 _CUT = 22  # characters that names are cut to before a column is left out
 
@@ -110,7 +131,8 @@ def _notes(run: Run, view: View, rows: pd.DataFrame) -> list[str]:
     figures = "FLOPs" if view.by == "convention" else "FLOP/s and MFU"
     least = f"{figures} are at least that: {known}." if known else ""
     of_calls = ON_A_CPU if list(rows) == JOB_COLUMNS and run.device.get("type") == "cpu" else ""
-    return [alone, least, straggler(run).text if view.by == "rank" else of_calls]
+    held_up = straggler(run).text if view.by == "rank" else ""
+    return [alone, least, held_up, OF_A_JOB.get(view.by, "") if run.is_job else "", of_calls]
 
 
 def _why_withheld(run: Run, rows: pd.DataFrame) -> str:

@@ -87,6 +87,14 @@ def test_of_several_steps_the_one_of_median_length_is_shown():
     assert by_rank(run)["step_s"].tolist() == pytest.approx([170 * NS] * 2)
 
 
+def test_of_steps_as_long_as_the_timed_one_that_of_median_work_is_shown():
+    run = one_rank(100, 50)
+    rows = [rank_rows(one_rank(compute, 50, 300), 0, step) for step, compute in enumerate((110, 190, 130))]
+    run.ranks = table("ranks", [row for step in rows for row in step])
+    found = by_rank(run).iloc[0]
+    assert (found["step_s"], found["compute_s"]) == (pytest.approx(300 * NS), pytest.approx(130 * NS))
+
+
 def test_what_is_not_known_of_a_rank_is_missing():
     run = job([(100, 50), (130, 20)])
     run.ranks = run.ranks[~run.ranks["quantity"].str.startswith("flops")]

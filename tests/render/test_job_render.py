@@ -105,7 +105,9 @@ def test_of_many_ranks_the_tree_tells_the_least_the_median_and_the_most():
 
 def test_collectives(folder):
     # the fastest takes 30 ns, the slower one 60, for 64 bytes; of two ranks the bus does what the algorithm does
-    head, line = (text.split() for text in shown("show", folder / "run.json", "--by", "communication").splitlines())
+    head, line, note = shown("show", folder / "run.json", "--by", "communication").splitlines()
+    assert note.startswith("Calls and bytes are of one rank; latency is what the fastest rank takes for a call")
+    head, line = head.split(), line.split()
     assert head == ["name", "group", "ranks", "calls", "bytes", "latency_s", "skew_s", "algbw", "busbw", "exposed_s"]
     assert line[:4] == ["c10d::allreduce", "dp", "2", "1"]
     assert " ".join(line[6:]) == "30.00 ns 30.00 ns 2.133 GB/s 2.133 GB/s 35.00 ns"
@@ -212,6 +214,22 @@ def test_jobs_on_other_meshes_do_not_compare(job, folder):
         compare(job, other)
     with pytest.raises(gpuprof.GpuprofError, match=r"rank \(unknown against 0\)"):
         compare(job, gpuprof.load(folder / "run.rank0.json"), allowed=("uuid",))
+
+
+def test_a_job_against_a_single_process(job):
+    alone = rank_run(0)
+    alone.workload = {name: value for name, value in alone.workload.items() if name in ("name", "mode", "dtype")}
+    for base, head in ((alone, job), (job, alone)):
+        found = compare(base, head, allowed=("world", "mesh", "parallel", "uuid"))
+        flops = next(one for one in found.verdicts if one.metric == "flops")
+        assert (flops.m0, flops.value) == tuple(3000 if run is alone else 6000 for run in (base, head))
+
+
+def test_history_tells_a_job_from_its_ranks(folder, tmp_path):
+    store = tmp_path / "history.db"
+    shown("history", "import", "--store", store, folder / "run.json", folder / "run.rank1.json")
+    titles = [line for line in shown("history", "list", "--store", store).splitlines() if " on Toy GPU" in line]
+    assert sorted(title.partition(", ")[2] for title in titles) == ["2 ranks", "rank 1 of 2"]
 
 
 def test_the_clock_of_a_job_is_that_of_its_slowest_device():
