@@ -54,13 +54,16 @@ def deliver(
     """
     control.together("checking where to write", lambda: _check(control, output, store))
     run = make()
-    if control.lost:
-        _save_what_there_is(run, control, output)
     from gpuprof.job import gather, summed
 
     file = "" if output is None else rank_file(output, control.rank).name
     run = summed(run, file)
-    job = gather(run, file)
+    try:
+        job = gather(run, file)
+    except GpuprofError:
+        if control.lost:
+            _save_what_there_is(run, control, output)
+        raise
     if job is not None and not quiet:
         print_report(job)
     if output is not None:

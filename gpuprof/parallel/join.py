@@ -87,7 +87,7 @@ def started(device: str | None, timeout_s: float = TIMEOUT_S) -> Iterator[Contro
     except Exception as error:  # no address, no port, no such backend, a rank that never came
         raise GpuprofError(
             f"rank {launch.rank()} of {launch.world_size()} could not join its job: {first_line(error)}: start all "
-            "ranks with torchrun"
+            "ranks with torchrun, or unset WORLD_SIZE to work in one process"
         ) from error
     control = join(timeout_s)
     # a launcher ends all where one rank has died: what was measured until then is still to be saved
@@ -97,8 +97,8 @@ def started(device: str | None, timeout_s: float = TIMEOUT_S) -> Iterator[Contro
     try:
         yield control
         _part(control)
-    except GpuprofError:
-        _part(control)
+    except GpuprofError as error:
+        _part(control, str(error))
         raise
     except SystemExit as end:
         if gone := control.who_is_gone():
@@ -112,7 +112,7 @@ def started(device: str | None, timeout_s: float = TIMEOUT_S) -> Iterator[Contro
             dist.distributed_c10d._abort_process_group() if control.lost else dist.destroy_process_group()
 
 
-def _part(control: Control) -> None:
+def _part(control: Control, why: str = "") -> None:
     """End in order: a launcher that sees one rank end with an error must not end those that still have to say so."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    control.part()
+    control.part(why)
