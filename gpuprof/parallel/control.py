@@ -266,6 +266,12 @@ class Control:
             if dist.is_initialized():
                 dist.distributed_c10d._abort_process_group()
 
+    def broken(self) -> str:
+        """Why nothing can be measured together any more, in words; empty where it can."""
+        if not (self.left or self.lost):
+            return ""
+        return f"the process groups of the job are no more: {self.who_is_gone() or self.left}"
+
     def part(self, why: str = "") -> None:
         """Say goodbye and wait for that of the others. Rank 0, which may keep the store, is the last to go.
 

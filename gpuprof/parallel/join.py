@@ -13,13 +13,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# defaults of its functions are the default group that is there when it is loaded: what holds a group keeps gloo's
-# connections open after the group has been left, and other ranks waiting (torch 2.13); torch.compile loads it
-import torch.distributed.nn.functional
-
 from gpuprof.errors import GpuprofError, first_line
 from gpuprof.parallel import launch
 from gpuprof.parallel.control import TIMEOUT_S, Control
+
+if dist.is_available():  # a torch can be built without
+    # defaults of its functions are the default group that is there when it is loaded: what holds a group keeps gloo's
+    # connections open after the group has been left, and other ranks waiting (torch 2.13); torch.compile loads it
+    import torch.distributed.nn.functional
 
 _now: Control | None = None  # of this process
 _group: Any = None  # the default group that it was made for, weakly: what else holds it keeps its connections open
@@ -38,15 +39,10 @@ def join(timeout_s: float = TIMEOUT_S) -> Control:
         GpuprofError: a rank did not come.
     """
     global _now, _group, _number
-    if _now is not None and (
-        _now.left or (dist.is_available() and dist.is_initialized() and _group() is dist.group.WORLD)
-    ):
+    there = dist.is_available() and dist.is_initialized()
+    if _now is not None and (_group() is dist.group.WORLD if there else _now.left):
         return _now
-    if (
-        not (dist.is_available() and dist.is_initialized())
-        or dist.get_world_size() == 1
-        or dist.get_backend() == "fake"
-    ):
+    if not there or dist.get_world_size() == 1 or dist.get_backend() == "fake":
         return Control()
     _number += 1
     store = dist.PrefixStore(f"gpuprof/{_number}", dist.distributed_c10d._get_default_store())

@@ -51,7 +51,7 @@ def _number(name: str, least: int = 0, default: int = 0) -> int:
     text = os.environ.get(name, "")
     if text and not (text.isdecimal() and int(text) >= least):
         raise GpuprofError(
-            f"{name}={text} in the environment is no number from {least} on: a launcher such as torchrun sets it; unset "
-            "it to work in one process"
+            f"{name}={text} in the environment is no number from {least} on: a launcher such as torchrun sets it; "
+            "unset it to work in one process"
         )
     return int(text) if text else default

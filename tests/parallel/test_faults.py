@@ -26,6 +26,7 @@ JOBS = {
         f"killed in {name}": job("killed", "-o", f"killed-{name}.json", AFTER=str(after))
         for name, after in PASS_OF_STEP.items()
     },
+    "killed at the end": job("killed_at_the_end", "-o", "end.json"),
     "raising": job("raising", "-o", "raising.json", AFTER="4"),
     "interrupted": job("interrupted", "-o", "interrupted.json", AFTER="4"),
     "missing data": job("missing_data", "-o", "missing.json"),
@@ -74,6 +75,17 @@ def test_a_rank_that_is_killed_is_named_and_what_the_others_measured_is_kept(end
     before = ["count", "time", "trace", "memory"][: list(PASS_OF_STEP).index(name)]
     assert passes[name] == "failed"
     assert [one for one, status in passes.items() if status == "done"] == before
+
+
+def test_a_rank_that_is_killed_after_the_passes_leaves_the_others_theirs_also_if_it_kept_the_store(ended, folder):
+    assert ended["killed at the end"]["status"] == [-9, 2]
+    assert lines(ended, "killed at the end", rank=1) == [
+        "gpuprof: rank 0 is lost: it kept the store of the job, which does not answer any more; what the others "
+        "measured until then is in end.rank1.json and the like"
+    ]
+    assert ended["killed at the end"]["seconds"] < TIMEOUT_S
+    assert [path.name for path in folder.glob("end*")] == ["end.rank1.json"]
+    assert {outcome.status for outcome in load(folder / "end.rank1.json").passes.values()} >= {"done"}
 
 
 def test_a_pass_that_fails_on_one_rank_fails_on_all(ended, folder):
