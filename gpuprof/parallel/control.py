@@ -78,7 +78,7 @@ class Control:
         self._before = "the start"
         self._places: list[dict[str, Any]] = []
         self._leaving = threading.Lock()
-        self._watched = store.clone() if store is not None else None  # a connection for `_watching`'s thread
+        self._watched: Any = store and store.clone()  # a connection for the thread of `_watching`
 
     @property
     def alone(self) -> bool:
