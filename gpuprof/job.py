@@ -94,6 +94,8 @@ def gather(run: Run, file: str = "") -> Run | None:
 
     control = join()
     if control.alone:
+        if "rank" in run.workload:
+            raise GpuprofError("the process group that this run is of is no more: gather before destroy_process_group")
         return run
     parts = control.gather("gathering the job", gzip.compress(json.dumps(part(run, file)).encode(), 1))
     return control.together(

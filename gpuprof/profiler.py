@@ -114,6 +114,8 @@ def profile(
     if isinstance(model, str):
         chosen = _options(mode=mode, seed=seed, optimizer=optimizer or "none", **options)
         if launches:
+            if not join(rank_timeout).alone:
+                raise GpuprofError("launches repeats one process: leave it out in a job of several")
             return _launched(model, chosen, passes, launches, counter_level, progress, how)
         workload = join(rank_timeout).together("making the model", lambda: build(model, chosen))
     elif isinstance(optimizer, str):
@@ -173,7 +175,7 @@ def count(
 ) -> Run:
     """Count a step without measuring it: a named model without weights, a given module by really running it once.
 
-    Arguments and errors are those of `profile`.
+    A named model is counted whole, by this process alone. Arguments and errors are those of `profile`.
     """
     if not isinstance(model, str):
         return profile(
@@ -181,7 +183,7 @@ def count(
             seed=seed, **options,
         )  # fmt: skip
     workload = build(model, _options(mode=mode, seed=seed, **options), weightless=True)
-    return run_passes(workload, passes=("count",), convention=convention, seed=seed)
+    return run_passes(workload, passes=("count",), convention=convention, seed=seed, alone=True)
 
 
 def run_passes(
@@ -196,22 +198,29 @@ def run_passes(
     seed: int = 0,
     progress: Progress | None = None,
     rank_timeout: float = TIMEOUT_S,
+    alone: bool = False,
 ) -> Run:
     """Run the passes over a workload, each alone with its step; see `profile` for the arguments.
 
-    A pass that fails is recorded with its reason and the others still deliver. Threads take turns.
+    A pass that fails is recorded with its reason and the others still deliver. Threads take turns. Where ``alone``,
+    other processes of a job have no part in it.
     """
     require_internals()
-    control = join(rank_timeout)
+    control = Control() if alone else join(rank_timeout)
+    if why := control.broken():
+        raise GpuprofError(f"{why}: make a new one with init_process_group, on every rank")
     cuda = workload.device.type == "cuda"
     wanted = check(passes, warmup, steps, peak_tflops, counter_level)
     fitting_convention(convention, workload.description.get("facts"), workload.description["name"])
     warmup = (5 if cuda else 1) if warmup is None else warmup
     steps = (20 if cuda else 3) if steps is None else steps
-    settings = {"warmup": warmup, "steps": steps, "seed": seed, "passes": sorted(wanted), "convention": convention}
+    settings = {
+        "mode": workload.description["mode"], "warmup": warmup, "steps": steps, "seed": seed, "passes": sorted(wanted),
+        "convention": convention,
+    }  # fmt: skip
     control.same("versions", {"gpuprof": __version__, "torch": torch.__version__})
     control.same("settings", settings)
-    lies = layout(workload.model)
+    lies = {} if alone else layout(workload.model)
     same_model(control, workload.model, lies)
     run = Run(
         workload=workload.description | lies,
@@ -240,12 +249,17 @@ def run_passes(
             for one in PASSES:
                 if one.name in wanted:
                     run.passes[one.name] = _attempted(one, measuring, failures, control)
+    except GpuprofError:  # ranks are not at the same point
+        raise
     except Exception as error:  # not of a pass: after an error of the device, nothing can be copied back
         unkept = f"what the step changes could not be kept and put back: {type(error).__name__}: {short(error)}"
         if not failures:
             raise GpuprofError(unkept) from error
-    if failures and (unkept or not any(run.done(one.name) for one in PASSES)):
+    done = any(run.done(one.name) for one in PASSES)
+    if failures and (unkept or not done):
         raise GpuprofError(f"{failures[0].line}; {unkept}" if unkept else failures[0].line) from failures[0].error
+    if not done and (why := control.broken()):
+        raise GpuprofError(why)
     if "telemetry" in wanted and "telemetry" not in run.passes:
         reason, remedy = "telemetry is read around the timing pass, which did not end", "see its reason"
         if "time" not in wanted:
@@ -275,9 +289,10 @@ def _attempted(one: Pass, measuring: Measuring, failures: list[StepFailure], con
     what, start, outcomes = f"the {one.name} pass", time.perf_counter(), []
     missing = one.missing(measuring)
     ready = control.agree(what, {"left": control.left, "missing": missing and [missing.reason, missing.remedy]})
-    if why := control.who_is_gone() or next((said["left"] for said in ready if said["left"]), ""):
-        control.leave(why)
-        return PassOutcome("skipped", f"the process groups of the job are no more: {why}", "see the pass that failed")
+    if left := next((said["left"] for said in ready if said and said["left"]), ""):
+        control.leave(left)
+    if why := control.broken():
+        return PassOutcome("skipped", why, "see the pass that failed")
     for rank, said in enumerate(ready):
         if said["missing"]:
             reason, remedy = said["missing"]

@@ -30,12 +30,17 @@ def joined(device: str | None, rank_timeout: float) -> Iterator[Control | None]:
 
 
 def own_device(device: str | None) -> str | None:
-    """The device of this rank: of the GPUs of its host the one of its number."""
+    """The device of this rank: of the GPUs of its host the one of its number.
+
+    Raises:
+        GpuprofError: another GPU was asked for, which ranks would share: their collectives fail or hang.
+    """
     import torch
 
-    if torch.cuda.is_available() and device in (None, "cuda"):
-        return f"cuda:{launch.local_rank()}"
-    return device
+    own = f"cuda:{launch.local_rank()}"
+    if device is not None and device.startswith("cuda:") and device != own:
+        raise GpuprofError(f"--device {device}: by its LOCAL_RANK it has {own}: give --device cuda, or leave it out")
+    return own if torch.cuda.is_available() and device in (None, "cuda") else device
 
 
 def rank_file(output: Path, rank: int) -> Path:
@@ -54,13 +59,16 @@ def deliver(
     """
     control.together("checking where to write", lambda: _check(control, output, store))
     run = make()
-    if control.lost:
-        _save_what_there_is(run, control, output)
     from gpuprof.job import gather, summed
 
     file = "" if output is None else rank_file(output, control.rank).name
     run = summed(run, file)
-    job = gather(run, file)
+    try:
+        job = gather(run, file)
+    except GpuprofError:
+        if control.lost:
+            _save_what_there_is(run, control, output)
+        raise
     if job is not None and not quiet:
         print_report(job)
     if output is not None:

@@ -107,7 +107,7 @@ def profile(
             return
         if launches is not None:
             raise GpuprofError("--launches repeats one process: leave it out under torchrun")
-        chosen["device"] = own_device(device)
+        chosen["device"] = control.together("choosing the device", lambda: own_device(device))
         control.together("reading the options", check_options)
         with progress(quiet or control.rank != 0) as tell:
             deliver_job(make, control, output, quiet, verbose, store)

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -34,6 +34,7 @@ _PATIENCE = 1.2
 _POLL_S = 0.02
 _WATCH_S = 1.0
 _FAREWELL_S = 5.0
+_PIECE = 4 << 20  # bytes: TCPStore refuses messages above 8 MiB, and closes the connection
 
 DONE, FAILED, INTERRUPTED, GONE = "done", "failed", "interrupted", "gone"
 
@@ -77,6 +78,7 @@ class Control:
         self._before = "the start"
         self._places: list[dict[str, Any]] = []
         self._leaving = threading.Lock()
+        self._watched: Any = store and store.clone()  # a connection for the thread of `_watching`
 
     @property
     def alone(self) -> bool:
@@ -114,10 +116,11 @@ class Control:
         bad_since = start if isinstance(mine, Report) and mine.bad else None
         while missing := [rank for rank in range(self.world) if rank not in said and rank not in self.lost]:
             for rank in missing:
+                end = self._end_of(rank)  # looked at first: what it said before is in the store by now
                 if self._store.check([self._key(rank)]):
                     said[rank] = json.loads(self._store.get(self._key(rank)))
-                elif self._is_gone(rank):
-                    self._lose(rank, f"its process {self._places[rank]['pid']} ended")
+                elif end:
+                    self._lose(rank, end)
                 elif time.monotonic() - start > _PATIENCE * self.timeout_s:
                     self._lose(rank, f"it did not come to {what} within {self.timeout_s:g} s")
                 if bad_since is None and rank in said and _is_bad(said[rank]["value"]):
@@ -138,6 +141,8 @@ class Control:
             last = min(waits, key=lambda rank: waits[rank])
             self.late.append(f"rank {last} came {max(waits.values()):.0f} s after the others to {self._before}")
         self._before = what
+        if self._round > 1 and not self.lost:  # all are in this round, so all have read the one before
+            self._store.delete_key(f"{self._round - 1}/{self.rank}")
         return [said[rank]["value"] if rank in said else None for rank in range(self.world)]
 
     def together(self, what: str, body: Callable[[], T]) -> T:
@@ -165,11 +170,22 @@ class Control:
             GpuprofError: a rank is lost.
         """
         place = f"{self._round + 1}/sent"
-        self._store.set(f"{place}/{self.rank}", mine)
-        self.agree(what, None)
+        pieces = [mine[start : start + _PIECE] for start in range(0, len(mine), _PIECE)]
+        with suppress(dist.DistError):  # of the store: then nothing is agreed on either
+            for number, piece in enumerate(pieces):
+                self._store.set(f"{place}/{self.rank}/{number}", piece)
+        counts = self.agree(what, len(pieces))
         if self.lost:
             raise GpuprofError(self.who_is_gone())
-        return (self._store.get(f"{place}/{rank}") for rank in range(self.world if self.rank == 0 else 0))
+        return (self._received(f"{place}/{rank}", count) for rank, count in enumerate(counts) if self.rank == 0)
+
+    def _received(self, place: str, pieces: int) -> bytes:
+        """What a rank has sent, which is then no longer in the store."""
+        keys = [f"{place}/{number}" for number in range(pieces)]
+        found = b"".join(map(self._store.get, keys))
+        for key in keys:
+            self._store.delete_key(key)
+        return found
 
     def same(self, what: str, mine: dict[str, Any]) -> None:
         """Refuse ranks that differ.
@@ -215,7 +231,8 @@ class Control:
                 if isinstance(error, KeyboardInterrupt) and not self.alone:
                     self._round += 1
                     told = {"what": f"the end of {what}", "value": Report(status=INTERRUPTED), "waited": 0.0}
-                    self._store.set(self._key(self.rank), json.dumps(told))
+                    with suppress(dist.DistError):
+                        self._store.set(self._key(self.rank), json.dumps(told))
                     self.leave("interrupted")
                 raise
 
@@ -249,16 +266,23 @@ class Control:
             if dist.is_initialized():
                 dist.distributed_c10d._abort_process_group()
 
-    def part(self) -> None:
-        """Say goodbye and wait for that of the others: who ends after it is not lost.
+    def broken(self) -> str:
+        """Why nothing can be measured together any more, in words; empty where it can."""
+        if not (self.left or self.lost):
+            return ""
+        return f"the process groups of the job are no more: {self.who_is_gone() or self.left}"
 
-        Rank 0, which may keep the store, is the last to go.
+    def part(self, why: str = "") -> None:
+        """Say goodbye and wait for that of the others. Rank 0, which may keep the store, is the last to go.
+
+        Args:
+            why: the error that this rank ends with; a rank that ends without one is not lost.
         """
         if self.alone:
             return
         end = time.monotonic() + _FAREWELL_S
         try:
-            self._store.set(f"bye/{self.rank}", "")
+            self._store.set(f"bye/{self.rank}", why)
             others = [rank for rank in range(self.world) if rank not in self.lost]
             while time.monotonic() < end and not all(map(self._has_parted, others)):
                 time.sleep(_POLL_S)
@@ -278,12 +302,11 @@ class Control:
             yield
             return
         over = threading.Event()
-        store = self._store.clone()  # a connection of its own: the other one may be in use
-        key = self._round + 1
+        store, key = self._watched, self._round + 1
 
         def bad(rank: int) -> bool:
             place = f"{key}/{rank}"
-            return _is_bad(json.loads(store.get(place))["value"]) if store.check([place]) else self._is_gone(rank)
+            return _is_bad(json.loads(store.get(place))["value"]) if store.check([place]) else bool(self._end_of(rank))
 
         def watch() -> None:
             since = None
@@ -324,9 +347,16 @@ class Control:
         here = [rank for rank, place in enumerate(self._places) if place and place["host"] == _host()]
         return [rank for rank in here if not _lives(self._places[rank]["pid"])]
 
-    def _is_gone(self, rank: int) -> bool:
-        """Whether the process of a rank on this very host has ended; of another host nobody here can tell."""
-        return rank in self.ended() and not self._has_parted(rank)
+    def _end_of(self, rank: int) -> str:
+        """How the process of a rank on this very host ended, in words; empty where it did so in order, or lives.
+
+        Of another host nobody here can tell.
+        """
+        if rank not in self.ended():
+            return ""
+        if self._has_parted(rank):
+            return self._store.get(f"bye/{rank}").decode()
+        return f"its process {self._places[rank]['pid']} ended"
 
     def _has_parted(self, rank: int) -> bool:
         return bool(self._store.check([f"bye/{rank}"]))
@@ -335,8 +365,8 @@ class Control:
         """The ranks whose processes have ended, in words; empty where all live, as far as can be told."""
         try:
             for rank in range(self.world):
-                if rank not in self.lost and self._is_gone(rank):
-                    self._lose(rank, f"its process {self._places[rank]['pid']} ended")
+                if rank not in self.lost and (end := self._end_of(rank)):
+                    self._lose(rank, end)
         except dist.DistError:
             self._lose(0, "it kept the store of the job, which does not answer any more")
         return ", ".join(f"rank {rank} is lost: {why}" for rank, why in sorted(self.lost.items()))

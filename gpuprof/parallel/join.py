@@ -13,13 +13,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# defaults of its functions are the default group that is there when it is loaded: what holds a group keeps gloo's
-# connections open after the group has been left, and other ranks waiting (torch 2.13); torch.compile loads it
-import torch.distributed.nn.functional
-
 from gpuprof.errors import GpuprofError, first_line
 from gpuprof.parallel import launch
 from gpuprof.parallel.control import TIMEOUT_S, Control
+
+if dist.is_available():  # a torch can be built without
+    # defaults of its functions are the default group that is there when it is loaded: what holds a group keeps gloo's
+    # connections open after the group has been left, and other ranks waiting (torch 2.13); torch.compile loads it
+    import torch.distributed.nn.functional
 
 _now: Control | None = None  # of this process
 _group: Any = None  # the default group that it was made for, weakly: what else holds it keeps its connections open
@@ -38,10 +39,10 @@ def join(timeout_s: float = TIMEOUT_S) -> Control:
         GpuprofError: a rank did not come.
     """
     global _now, _group, _number
-    grouped = dist.is_available() and dist.is_initialized()
-    if _now is not None and (_group() is dist.group.WORLD if grouped else _now.left):
+    there = dist.is_available() and dist.is_initialized()
+    if _now is not None and (_group() is dist.group.WORLD if there else _now.left):
         return _now
-    if not grouped or dist.get_world_size() == 1 or dist.get_backend() == "fake":
+    if not there or dist.get_world_size() == 1 or dist.get_backend() == "fake":
         return Control()
     _number += 1
     store = dist.PrefixStore(f"gpuprof/{_number}", dist.distributed_c10d._get_default_store())
@@ -82,7 +83,7 @@ def started(device: str | None, timeout_s: float = TIMEOUT_S) -> Iterator[Contro
     except Exception as error:  # no address, no port, no such backend, a rank that never came
         raise GpuprofError(
             f"rank {launch.rank()} of {launch.world_size()} could not join its job: {first_line(error)}: start all "
-            "ranks with torchrun"
+            "ranks with torchrun, or unset WORLD_SIZE to work in one process"
         ) from error
     control = join(timeout_s)
     # a launcher ends all where one rank has died: what was measured until then is still to be saved
@@ -92,8 +93,8 @@ def started(device: str | None, timeout_s: float = TIMEOUT_S) -> Iterator[Contro
     try:
         yield control
         _part(control)
-    except GpuprofError:
-        _part(control)
+    except GpuprofError as error:
+        _part(control, str(error))
         raise
     except SystemExit as end:
         if gone := control.who_is_gone():
@@ -107,7 +108,7 @@ def started(device: str | None, timeout_s: float = TIMEOUT_S) -> Iterator[Contro
             dist.distributed_c10d._abort_process_group() if control.lost else dist.destroy_process_group()
 
 
-def _part(control: Control) -> None:
+def _part(control: Control, why: str = "") -> None:
     """End in order: a launcher that sees one rank end with an error must not end those that still have to say so."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    control.part()
+    control.part(why)

@@ -9,17 +9,20 @@ from gpuprof.errors import GpuprofError
 
 def world_size() -> int:
     """Processes of the job that this one was started as a part of; 1 of one that stands alone."""
-    return _number("WORLD_SIZE", 1)
+    return _number("WORLD_SIZE", least=1, default=1)
 
 
 def rank() -> int:
     """Number of this process in its job."""
-    return _number("RANK", 0)
+    number = _number("RANK")
+    if number >= world_size():
+        raise GpuprofError(f"RANK={number} in the environment is too high: {world_size()} processes are counted from 0")
+    return number
 
 
 def local_rank() -> int:
     """Number of this process on its host: of the GPU that it takes."""
-    return _number("LOCAL_RANK", 0)
+    return _number("LOCAL_RANK")
 
 
 gone: set[int] = set()
@@ -28,7 +31,10 @@ gone: set[int] = set()
 
 def speaks() -> bool:
     """Whether this process says what all have to say: the first that is still there."""
-    return rank() == min(set(range(world_size())) - gone, default=0)
+    try:
+        return world_size() == 1 or rank() == min(set(range(world_size())) - gone, default=0)
+    except GpuprofError:  # nobody can tell which this one is, and what is wrong has to be said
+        return True
 
 
 def refuse_job(what: str, instead: str = "start it without torchrun") -> None:
@@ -41,8 +47,11 @@ def refuse_job(what: str, instead: str = "start it without torchrun") -> None:
         raise GpuprofError(f"{what} is the work of one process: {instead}")
 
 
-def _number(name: str, default: int) -> int:
+def _number(name: str, least: int = 0, default: int = 0) -> int:
     text = os.environ.get(name, "")
-    if text and not text.isdecimal():
-        raise GpuprofError(f"{name}={text} in the environment is no number: a launcher such as torchrun sets it")
+    if text and not (text.isdecimal() and int(text) >= least):
+        raise GpuprofError(
+            f"{name}={text} in the environment is no number from {least} on: a launcher such as torchrun sets it; "
+            "unset it to work in one process"
+        )
     return int(text) if text else default

@@ -1,4 +1,4 @@
-"""Models whose step goes wrong on rank 1, after as many steps as the environment says."""
+"""Models whose step goes wrong, on rank 1 unless said, after as many steps as the environment says."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import gpuprof.job
 import gpuprof.profiler
 
 
@@ -38,6 +39,13 @@ def fine():
 
 def killed():
     return step_with(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def killed_at_the_end():
+    """Not rank 1 but the one that keeps the store of the job, as it makes the job of what all have sent."""
+    if dist.get_rank() == 0:
+        gpuprof.job.assemble = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+    return fine()
 
 
 def interrupted():

@@ -26,6 +26,7 @@ JOBS = {
         f"killed in {name}": job("killed", "-o", f"killed-{name}.json", AFTER=str(after))
         for name, after in PASS_OF_STEP.items()
     },
+    "killed at the end": job("killed_at_the_end", "--passes", "count", "-o", "end.json"),
     "raising": job("raising", "-o", "raising.json", AFTER="4"),
     "interrupted": job("interrupted", "-o", "interrupted.json", AFTER="4"),
     "missing data": job("missing_data", "-o", "missing.json"),
@@ -34,6 +35,7 @@ JOBS = {
     "other model": job("other_model"),
     "other version": job("other_version"),
     "second group": job("second_group"),
+    "one device": job("fine", "--device", "cuda:0"),
     "full disk": job("fine", "-o", "full.json", limit=4096),
     "fine": job("fine", "-o", "fine.json.gz"),
 }
@@ -76,6 +78,17 @@ def test_a_rank_that_is_killed_is_named_and_what_the_others_measured_is_kept(end
     assert [one for one, status in passes.items() if status == "done"] == before
 
 
+def test_a_rank_that_is_killed_after_the_passes_leaves_the_others_theirs_also_if_it_kept_the_store(ended, folder):
+    assert ended["killed at the end"]["status"] == [-9, 2]
+    assert lines(ended, "killed at the end", rank=1) == [
+        "gpuprof: rank 0 is lost: it kept the store of the job, which does not answer any more; what the others "
+        "measured until then is in end.rank1.json and the like"
+    ]
+    assert ended["killed at the end"]["seconds"] < TIMEOUT_S
+    assert [path.name for path in folder.glob("end*")] == ["end.rank1.json"]
+    assert load(folder / "end.rank1.json").done("count")
+
+
 def test_a_pass_that_fails_on_one_rank_fails_on_all(ended, folder):
     assert ended["raising"]["status"] == [0, 0]  # the counting pass has delivered
     for rank in (0, 1):
@@ -100,7 +113,7 @@ def test_an_interrupt_on_one_rank_ends_all(ended, folder):
 def test_what_ends_before_the_passes_names_the_rank(ended, folder):
     said = {
         name: (ended[name]["status"], lines(ended, name), lines(ended, name, rank=1))
-        for name in ("missing data", "other model", "other version", "second group")
+        for name in ("missing data", "other model", "other version", "second group", "one device")
     }
     assert said == {
         "missing data": (
@@ -128,6 +141,11 @@ def test_what_ends_before_the_passes_names_the_rank(ended, folder):
                 "gpuprof: faulty.py:second_group raised ValueError: trying to initialize the default process group "
                 "twice!: under torchrun gpuprof has made it; call it only where is_initialized() is false"
             ],
+            [],
+        ),
+        "one device": (
+            [2, 2],
+            ["gpuprof: rank 1: --device cuda:0: by its LOCAL_RANK it has cuda:1: give --device cuda, or leave it out"],
             [],
         ),
     }

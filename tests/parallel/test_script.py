@@ -1,6 +1,9 @@
 """gpuprof.profile inside a script whose processes share a group, and which of its ranks holds up the others."""
 
+import os
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import ranks
@@ -11,6 +14,7 @@ from torch import nn
 
 import gpuprof
 from gpuprof.analysis.ranks import by_rank, straggler
+from gpuprof.parallel.join import join
 
 EXTRA_S = 0.15
 
@@ -87,9 +91,53 @@ def waits_for_input():
     return _told(_shared(model, before=lambda: time.sleep(EXTRA_S) if late else None), model)
 
 
+def named_without_the_others():
+    """A named model is counted by the process that asks."""
+    if dist.get_rank() == 1:
+        return None
+    run = gpuprof.count("gpt2", seq_len=8)
+    return sorted({"world", "rank"} & run.workload.keys())
+
+
+def another_mode():
+    """What only one rank asks for ends on all before a step, and the next profile is as if nothing had been."""
+    model, batch = nn.parallel.DistributedDataParallel(_net()), torch.ones(4, 64)
+    with pytest.raises(gpuprof.GpuprofError) as raised:
+        gpuprof.profile(model, batch, mode="forward" if dist.get_rank() else "train", passes=["count"])
+    return [str(raised.value), gpuprof.profile(model, batch, passes=["count"]).done("count")]
+
+
+def large():
+    """Above what one message to the store may be; nothing of it stays there."""
+    control, store = join(), dist.distributed_c10d._get_default_store()
+    mine = bytes([65 + dist.get_rank()]) * (9 << 20)
+    control.agree("before", None)
+    keys = store.num_keys()
+    parts = [[len(part), part[:1].decode(), part[-1:].decode()] for part in control.gather("large", mine)]
+    control.agree("after", None)
+    return [parts, store.num_keys() - keys]
+
+
+def group_is_gone():
+    """Last of all: the group is another one afterwards."""
+    run = gpuprof.profile(_net(), torch.ones(4, 64), passes=["count"])
+    file = Path(tempfile.gettempdir()) / f"gpuprof-{os.environ['MASTER_PORT']}"
+    world = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
+    dist.barrier()
+    dist.destroy_process_group()
+    with pytest.raises(gpuprof.GpuprofError) as raised:
+        gpuprof.gather(run)
+    dist.init_process_group("gloo", init_method=f"file://{file}", **world)
+    job = gpuprof.gather(gpuprof.profile(_net(), torch.ones(4, 64), passes=["count"]))
+    dist.barrier()
+    file.unlink(missing_ok=True)
+    return [str(raised.value), job is not None]
+
+
 @pytest.fixture(scope="module")
 def both():
-    return ranks.launch(__file__, ["joined", "computes_longer", "waits_for_input"])
+    cases = ["joined", "computes_longer", "waits_for_input", "named_without_the_others", "another_mode", "large"]
+    return ranks.launch(__file__, [*cases, "group_is_gone"])
 
 
 def test_a_script_gets_the_run_of_its_rank_and_on_rank_0_the_job(both):
@@ -114,3 +162,22 @@ def test_a_rank_that_waits_for_its_input_does_not_compute_longer(both):
     assert found["rank"] == 1, found["text"]
     assert "idle" in found["text"]
     assert "computes" not in found["text"]
+
+
+def test_a_named_model_is_counted_by_one_rank_alone(both):
+    assert both[0]["named_without_the_others"] == []
+
+
+def test_ranks_that_do_not_do_the_same_are_told_before_a_step(both):
+    line = "rank 1 has mode forward, rank 0 has mode train: the ranks of a job need the same settings"
+    assert [one["another_mode"] for one in both] == [[line, True]] * 2
+
+
+def test_what_ranks_send_may_be_large_and_does_not_stay_in_the_store(both):
+    assert both[0]["large"] == [[[9 << 20, "A", "A"], [9 << 20, "B", "B"]], 0]
+    assert both[1]["large"][0] == []
+
+
+def test_without_its_group_a_rank_makes_no_job_and_a_new_group_is_joined(both):
+    line = "the process group that this run is of is no more: gather before destroy_process_group"
+    assert [one["group_is_gone"] for one in both] == [[line, True], [line, False]]
