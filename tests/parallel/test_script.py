@@ -109,13 +109,19 @@ def another_mode():
 
 def large():
     """Above what one message to the store may be; nothing of it stays there."""
-    control, store = join(), dist.distributed_c10d._get_default_store()
-    mine = bytes([65 + dist.get_rank()]) * (9 << 20)
-    control.agree("before", None)
-    keys = store.num_keys()
+    control, mine = join(), bytes([65 + dist.get_rank()]) * (9 << 20)
+    keys = _keys(control)
     parts = [[len(part), part[:1].decode(), part[-1:].decode()] for part in control.gather("large", mine)]
-    control.agree("after", None)
-    return [parts, store.num_keys() - keys]
+    return [parts, _keys(control) - keys]
+
+
+def _keys(control):
+    """How many there are in the store while no rank does anything."""
+    control.agree("counting keys", None)
+    dist.barrier()
+    keys = dist.distributed_c10d._get_default_store().num_keys()
+    dist.barrier()
+    return keys
 
 
 def group_is_gone():
@@ -174,8 +180,7 @@ def test_ranks_that_do_not_do_the_same_are_told_before_a_step(both):
 
 
 def test_what_ranks_send_may_be_large_and_does_not_stay_in_the_store(both):
-    assert both[0]["large"] == [[[9 << 20, "A", "A"], [9 << 20, "B", "B"]], 0]
-    assert both[1]["large"][0] == []
+    assert [one["large"] for one in both] == [[[[9 << 20, "A", "A"], [9 << 20, "B", "B"]], 0], [[], 0]]
 
 
 def test_without_its_group_a_rank_makes_no_job_and_a_new_group_is_joined(both):
