@@ -40,7 +40,7 @@ def doctor(
         if control is not None:
             from gpuprof.parallel.checkup import examine_ranks
 
-            findings += examine_ranks(control)
+            findings += examine_ranks(control, usable)
             usable &= all(finding.ok for finding in findings if finding.group == "ranks")
     if not speaks():
         raise typer.Exit(0 if usable else 1)

@@ -19,13 +19,14 @@ _SAME = ("device", "backend", "python", "torch", "transformers", "gpuprof", "dri
 """Facts that the ranks of a job have in common."""
 
 
-def examine_ranks(control: Control) -> list[Finding]:
+def examine_ranks(control: Control, usable: bool) -> list[Finding]:
     """One finding for each rank: where it is, and what of it differs from most of the others.
 
     Args:
         control: every rank calls this.
+        usable: whether this rank can profile at all, by its own findings.
     """
-    facts = control.together("looking at the rank", _facts)
+    facts = control.together("looking at the rank", _facts) | {"usable": usable}
     said = control.agree("what the ranks are", facts)
     usual = {name: Counter(one[name] for one in said if one).most_common(1)[0][0] for name in _SAME}
     return [_finding(control, rank, one, usual) for rank, one in enumerate(said)]
@@ -37,6 +38,8 @@ def _finding(control: Control, rank: int, facts: dict[str, Any] | None, usual: d
     odd = [name for name in _SAME if facts[name] != usual[name]]
     where = f"{facts['host']}, {facts['where']} {facts['device']}, {facts['backend']}"
     detail = where + "".join(f"; {name} {facts[name] or 'none'}, the others {usual[name] or 'none'}" for name in odd)
+    if not facts["usable"]:
+        return Finding("ranks", f"rank {rank}", False, f"{detail}; cannot profile", "run 'gpuprof doctor' on its host")
     remedy = "the ranks of a job need the same software and devices" if odd else ""
     return Finding("ranks", f"rank {rank}", not odd, detail, remedy)
 

@@ -7,6 +7,8 @@ import forked
 import pytest
 
 from gpuprof import load, read_job
+from gpuprof.parallel.checkup import _finding
+from gpuprof.parallel.control import Control
 
 FAULTY = Path(__file__).parent / "faulty.py"
 TIMEOUT_S = 8.0
@@ -38,6 +40,7 @@ JOBS = {
     "one device": job("fine", "--device", "cuda:0"),
     "full disk": job("fine", "-o", "full.json", limit=4096),
     "fine": job("fine", "-o", "fine.json.gz"),
+    "doctor": {"command": ["doctor"]},
 }
 
 
@@ -186,3 +189,22 @@ def test_the_job_is_the_sum_of_its_ranks(ended, folder):
     assert job.ranks.loc[job.ranks["quantity"] == "compute_ns"].groupby("rank")["step"].nunique().to_list() == [3, 3]
     again = read_job([folder / f"fine.rank{rank}.json.gz" for rank in (1, 0)])
     assert json.dumps(again.to_dict()["ops"]) == json.dumps(job.to_dict()["ops"])
+
+
+def test_the_doctor_looks_at_every_rank(ended):
+    assert ended["doctor"]["status"] == [0, 0]
+    said = ended["doctor"]["said"]
+    assert said[1] == ""
+    after = said[0][said[0].index("\nranks\n") :].splitlines()
+    assert [line.split()[:3] for line in after[2:4]] == [["ok", "rank", "0"], ["ok", "rank", "1"]]
+    assert all("cpu" in line and "gloo" in line for line in after[2:4])
+
+
+def test_the_odd_rank_is_named():
+    usual = dict.fromkeys(("device", "backend", "python", "torch", "transformers", "gpuprof", "driver", "NCCL"), "2.13")
+    facts = {**usual, "host": "node-b", "where": "cuda:3", "usable": True}
+    assert _finding(Control(), 3, facts, usual).ok
+    odd = _finding(Control(), 3, facts | {"torch": "2.12"}, usual)
+    assert (odd.ok, odd.name) == (False, "rank 3")
+    assert odd.detail == "node-b, cuda:3 2.13, 2.13; torch 2.12, the others 2.13"
+    assert _finding(Control(), 3, facts | {"usable": False}, usual).detail.endswith("; cannot profile")
