@@ -344,15 +344,18 @@ class Control:
 
     def ended(self) -> list[int]:
         """Ranks on this host whose processes have ended; asks no other process, so a signal handler may call it."""
-        here = [rank for rank, place in enumerate(self._places) if place and place["host"] == _host()]
-        return [rank for rank in here if not _lives(self._places[rank]["pid"])]
+        return [rank for rank in range(len(self._places)) if self._has_ended(rank)]
+
+    def _has_ended(self, rank: int) -> bool:
+        place = self._places[rank] if self._places else None
+        return place is not None and place["host"] == _host() and not _lives(place["pid"])
 
     def _end_of(self, rank: int) -> str:
         """How the process of a rank on this very host ended, in words; empty where it did so in order, or lives.
 
         Of another host nobody here can tell.
         """
-        if rank not in self.ended():
+        if not self._has_ended(rank):
             return ""
         if self._has_parted(rank):
             return self._store.get(f"bye/{rank}").decode()
