@@ -95,10 +95,10 @@ def forecast(
     Raises:
         GpuprofError: see `Sizes`, `Sizes.at` and `Sizes.largest`; or the device's memory is not known.
     """
+    sizes = Sizes(run, model)
     capacity = capacity or run.device.get("memory_bytes")
     if largest is not None and capacity is None:
         raise GpuprofError("how much memory this device has is not known: give it with --memory")
-    sizes = Sizes(run, model)
     if largest is None:
         return Forecast(sizes.at(batch_size, seq_len), None, sizes.miss, sizes.calibration)
     fit = sizes.largest(largest, int(capacity or 0), batch_size, seq_len)

@@ -190,7 +190,7 @@ def test_verbs_that_need_none_work(folder):
     assert "on rank 1, the most of all" in shown("memory", folder / "run.json")
     assert "No times" not in shown("backward", folder / "run.json")
     assert "causal" in shown("show", folder / "run.json", "--by", "convention")
-    assert refused("memory", folder / "run.json", "--fit", "batch").startswith("a model that lies on several processes")
+    assert refused("memory", folder / "run.json", "--fit", "batch").startswith("the run is of a job of 2 processes")
 
 
 def test_jobs_are_compared_by_the_slowest_rank(job, folder):
