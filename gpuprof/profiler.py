@@ -25,8 +25,9 @@ from gpuprof.hardware.ceilings import DTYPES, cpu_ceilings, measure_copy
 from gpuprof.hardware.checkup import require_internals
 from gpuprof.hardware.device import describe, environment
 from gpuprof.launches import merge, repeat
-from gpuprof.parallel.control import TIMEOUT_S, Control
+from gpuprof.parallel.control import Control
 from gpuprof.parallel.join import join
+from gpuprof.parallel.launch import TIMEOUT_S
 from gpuprof.parallel.layout import layout
 from gpuprof.parallel.same_model import same_model
 from gpuprof.passes import counting

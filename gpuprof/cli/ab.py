@@ -16,7 +16,7 @@ import typer
 from gpuprof.cli import options as o
 from gpuprof.cli.check import Format, FormatOption, Output, Top, conclude
 from gpuprof.errors import GpuprofError
-from gpuprof.parallel.launch import refuse_job
+from gpuprof.parallel.launch import require_one_process
 
 if TYPE_CHECKING:
     from gpuprof.record import Run
@@ -39,7 +39,7 @@ def ab(
 
     The shell runs them, with {out} replaced by the file that the run is to be saved to, or -o FILE appended.
     """
-    refuse_job("ab")
+    require_one_process("ab")
     from gpuprof.cli.output import check_output
 
     check_output(output)

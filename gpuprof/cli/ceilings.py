@@ -14,7 +14,7 @@ import typer
 
 from gpuprof.cli import options as o
 from gpuprof.errors import GpuprofError
-from gpuprof.parallel.launch import refuse_job
+from gpuprof.parallel.launch import require_one_process
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ def ceilings(
 
     They are kept, and from then on a run on this device is also held against them: the denominator 'measured'.
     """
-    refuse_job("ceilings")
+    require_one_process("ceilings")
     from gpuprof.cli.output import check_output, in_color, progress, terminal_width
     from gpuprof.workload.options import check_device, resolve_device
 

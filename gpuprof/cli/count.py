@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gpuprof.cli import options as o
 from gpuprof.cli.output import deliver
-from gpuprof.parallel.launch import refuse_job
+from gpuprof.parallel.launch import require_one_process
 
 if TYPE_CHECKING:
     from gpuprof.record import Run
@@ -33,7 +33,7 @@ def count(
     verbose: o.Verbose = False,
 ) -> None:
     """Count a model's FLOPs, forward and backward, per module, without weights and without running it."""
-    refuse_job("count", "under torchrun 'profile --passes count' counts what each rank does")
+    require_one_process("count", "under torchrun 'profile --passes count' counts what each rank does")
     chosen = o.plain(locals())
     o.check_workload(model, chosen, weightless=True)
     for name in ("output", "quiet", "verbose"):

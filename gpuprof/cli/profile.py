@@ -11,6 +11,7 @@ from gpuprof.cli.job import deliver as deliver_job
 from gpuprof.cli.job import joined, own_device
 from gpuprof.cli.output import deliver, progress
 from gpuprof.errors import GpuprofError
+from gpuprof.parallel.launch import TIMEOUT_S
 
 if TYPE_CHECKING:
     from gpuprof.record import Run
@@ -73,7 +74,7 @@ def profile(
             help="Under torchrun: seconds after which a rank that does not come is given up.",
             rich_help_panel=_MEASURING,
         ),
-    ] = 300.0,
+    ] = TIMEOUT_S,
     output: o.OutputFile = None,
     store: o.Store = None,
     quiet: o.Quiet = False,

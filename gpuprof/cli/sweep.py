@@ -14,7 +14,7 @@ import typer
 
 from gpuprof.cli import options as o
 from gpuprof.errors import GpuprofError
-from gpuprof.parallel.launch import refuse_job
+from gpuprof.parallel.launch import require_one_process
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +89,7 @@ def sweep(
 
     The same command goes on where it was interrupted.
     """
-    refuse_job("sweep")
+    require_one_process("sweep")
     given = o.plain(locals())
     from gpuprof.passes.options import check as check_passes
     from gpuprof.sweep import SIZES, SWEPT, check, grid, joined

@@ -19,11 +19,9 @@ import torch.distributed as dist
 
 from gpuprof.errors import GpuprofError, first_line
 from gpuprof.parallel import launch
+from gpuprof.parallel.launch import TIMEOUT_S
 
 T = TypeVar("T")
-
-TIMEOUT_S = 300.0
-"""Seconds that a rank is waited for, unless told otherwise."""
 
 LATE_S = 10.0
 """Seconds from which it is told that a rank came later than the others."""

@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 from gpuprof.errors import GpuprofError, first_line
 from gpuprof.parallel import launch
-from gpuprof.parallel.control import TIMEOUT_S, Control
+from gpuprof.parallel.control import Control
+from gpuprof.parallel.launch import TIMEOUT_S
 
 if dist.is_available():  # a torch can be built without
     # defaults of its functions are the default group that is there when it is loaded: what holds a group keeps gloo's

@@ -6,6 +6,9 @@ import os
 
 from gpuprof.errors import GpuprofError
 
+TIMEOUT_S = 300.0
+"""Seconds that a rank is waited for, unless told otherwise."""
+
 
 def world_size() -> int:
     """Processes of the job that this one was started as a part of; 1 of one that stands alone."""
@@ -37,7 +40,7 @@ def speaks() -> bool:
         return True
 
 
-def refuse_job(what: str, instead: str = "start it without torchrun") -> None:
+def require_one_process(what: str, instead: str = "start it without torchrun") -> None:
     """End what one process does alone, where several were started.
 
     Raises:

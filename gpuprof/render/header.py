@@ -69,7 +69,7 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
     convention = convention_of(run, view.convention)
     yield "Convention", f"{convention}: {CONVENTIONS[convention].title} 1 MAC = 2 FLOPs."
     if sums["params"] is not None:
-        yield "Parameters", _parameters(sums)
+        yield "Parameters", _parameters(run, sums)
     if run.done("count") and sums["flops"] is None:
         yield "FLOPs", "unknown: the recording has no shapes of operators that multiply"
     elif run.done("count"):
@@ -219,10 +219,15 @@ def _device(run: Run) -> str:
     return " · ".join(part for part in (name, threads, driver, versions, software.get("date")) if part)
 
 
-def _parameters(sums: dict[str, Any]) -> str:
+def _parameters(run: Run, sums: dict[str, Any]) -> str:
     text = f"{sums['params']:,}"
     frozen = sums["params"] - sums["trainable_params"]
-    return f"{text} ({sums['trainable_params']:,} trainable)" if frozen else text
+    text += f" ({sums['trainable_params']:,} trainable)" if frozen else ""
+    about = run.workload
+    of_stages = "pp" in (about.get("parallel") or ()) and "pp" not in about.get("groups", {})
+    if run.is_job and (of_stages or not about.get("mesh")):  # experts, or shards that are no DTensors
+        text += ", module by module of the rank that holds most: which of them ranks share is not known"
+    return text
 
 
 def _step(run: Run, sums: dict[str, Any]) -> str:

@@ -71,6 +71,15 @@ def test_the_header_names_the_job(job):
     assert "MFU 22.2 %" in text
     assert "step 160.0 ns / 170.0 ns / 180.0 ns; computation 100.0 ns / 115.0 ns / 130.0 ns" in text
     assert "peak 2.930 KiB allocated on rank 1, the most of all" in text
+    assert "which of them ranks share" not in text
+
+
+@pytest.mark.parametrize("known", [{"mesh": {}, "parallel": []}, {"parallel": ["pp"]}])
+def test_how_ranks_share_parameters_may_not_be_known(job, known):
+    """Shards that are no DTensors, and stages along a dimension of the mesh that is not called so."""
+    job.workload |= known
+    text = " ".join(render(job, "tree", View(width=160)).split())
+    assert "of the rank that holds most: which of them ranks share is not known" in text
 
 
 def test_what_ranks_repeat_is_named(job):
