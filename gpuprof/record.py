@@ -20,7 +20,7 @@ import pandas as pd
 from gpuprof.dates import in_utc
 from gpuprof.errors import ForeignFileError, GpuprofError, no_run
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 UNATTRIBUTED = "(unattributed)"
 """The module of time and work that belongs to no module, so that every total adds up."""
 GRADIENT_ALLREDUCE = "(gradient all-reduce)"
@@ -68,6 +68,56 @@ TABLES: dict[str, dict[str, str]] = {
         "stream": "CUDA stream, or thread",
         "start_ns": "start from the beginning of the traced step",
         "duration_ns": "duration",
+        "compiled": "of a kernel that compiled code calls its graph and call, GRAPH/KERNEL:NUMBER as in nodes; empty "
+        "otherwise. Its module and phase are those that all its owners are in",
+    },
+    "graphs": {
+        "graph": "number, in the order in which the trace pass compiled them",
+        "frame": "function that Dynamo made it of, and where",
+        "region": "path of the module whose forward that is; (unattributed) of any other function",
+        "direction": "forward, backward, or whole: of what needs no gradient",
+        "nodes": "operators in it",
+        "kernels": "calls of kernels in its code",
+        "calls": "calls in the traced step",
+        "cut": "why Dynamo ended it where it did; empty where the function returned",
+        "cut_at": "where that was",
+        "unmapped": "why its kernels were not given to its operators; empty where they were",
+    },
+    "nodes": {
+        "graph": "as in graphs",
+        "kernel": "call of a kernel that does it, KERNEL:NUMBER; empty where none does",
+        "repeat": "1 where a kernel does again what another one, which has it under 0, does too",
+        "module": "owner",
+        "phase": "as in ops",
+        "op": "as in ops, after what the compiler made of it",
+        "kind": "as in ops",
+        "shapes": "as in ops",
+        "dtype": "as in ops",
+        "calls": "calls in the traced step",
+        "flops_causal": "as in ops",
+        "flops_full": "as in ops",
+        "flops_hardware": "as in ops",
+        "vector_flops": "as in ops",
+        "bytes": "as in ops",
+        "moved": "bytes of one call of the kernel by which its time is split: what the owner's operators read that the "
+        "kernel did not make, each tensor once, and what they make that leaves it",
+    },
+    "compilations": {
+        "pass": "in which it happened",
+        "step": "number of the step of that pass, from 0 on; warm-up steps are below 0",
+        "frame": "as in graphs",
+        "direction": "forward, or backward where that was compiled by itself",
+        "reason": "of a recompilation the guard that failed; empty of the first of its function",
+        "cache": "hit, miss, or why neither; empty where it is not known",
+        "total_s": "seconds it took",
+        "dynamo_s": "those of them in Dynamo: tracing the Python of the function",
+        "inductor_s": "those in Inductor: code generation and compilers; missing where it is not known",
+    },
+    "breaks": {
+        "frame": "as in graphs",
+        "place": "file and line of what Dynamo could not trace",
+        "reason": "why",
+        "breaks": "how many times",
     },
     "estimates": {
         "module": "owner",
@@ -177,10 +227,13 @@ ALL = "*"
 RANK_QUANTITIES = ("step_ns", "compute_ns", "communication_ns", "exposed_ns", "idle_ns", "kernels")
 """What ``ranks`` holds of every step; FLOPs only where they are known."""
 
-_SINCE = {"counters": 2, "timeline": 2, "launches": 2, "ranks": 3, "busy": 4, "collectives": 4}
+_SINCE = {
+    "counters": 2, "timeline": 2, "launches": 2, "ranks": 3, "busy": 4, "collectives": 4, "graphs": 5, "nodes": 5,
+    "compilations": 5, "breaks": 5,
+}  # fmt: skip
 """Schema version that a table came with."""
 
-_DEFAULTS = {"launch": 0, "within": "", "group": ""}
+_DEFAULTS = {"launch": 0, "within": "", "group": "", "compiled": ""}
 """What a column holds where nothing is said of it, as in runs from before there was one."""
 
 _INTEGERS = {
@@ -190,13 +243,13 @@ _INTEGERS = {
     "tensor_bfloat16", "tensor_float16", "tensor_tf32", "tensor_float64", "tensor_float8", "scalar_float16",
     "scalar_float32", "scalar_float64", "tensor_instructions", "dram_read_bytes", "dram_written_bytes", "peak_bytes",
     "reserved_bytes", "kept_bytes", "gradient_bytes", "rank", "amount", "ranks", "kernels", "total_ns", "least_ns",
-    "most_ns", "exposed_ns",
+    "most_ns", "exposed_ns", "graph", "nodes", "repeat", "moved", "breaks",
 }  # fmt: skip
 
 _COUNTS = {"flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes", "flops_profiler", "amount"}
 """Integers of any size: a step of the largest models is beyond 64 bits."""
 
-_FLOATS = {"time_s", "value"}
+_FLOATS = {"time_s", "value", "total_s", "dynamo_s", "inductor_s"}
 
 
 def table(name: str, rows: list[dict[str, Any]] | dict[str, list[Any]]) -> pd.DataFrame:
@@ -284,8 +337,9 @@ class Run:
         warnings: what the user should know, one line each.
         doubts: of a rank or a job why figures of it are withheld, a list for each of `DOUBTS`; of any other
             run it is found out when it is asked for.
-        tree, ops, kernels, estimates, counters, samples, launches, ranks, busy, collectives, memory, timeline,
-            telemetry: the raw tables; busy and collectives are of ranks and jobs, and a job has no kernels.
+        tree, ops, kernels, graphs, nodes, compilations, breaks, estimates, counters, samples, launches, ranks, busy,
+            collectives, memory, timeline, telemetry: the raw tables; graphs, nodes, compilations and breaks are of
+            steps that torch.compile took part in; busy and collectives of ranks and jobs, and a job has no kernels.
     """
 
     workload: dict[str, Any]
@@ -298,6 +352,10 @@ class Run:
     tree: pd.DataFrame = field(default_factory=lambda: table("tree", []))
     ops: pd.DataFrame = field(default_factory=lambda: table("ops", []))
     kernels: pd.DataFrame = field(default_factory=lambda: table("kernels", []))
+    graphs: pd.DataFrame = field(default_factory=lambda: table("graphs", []))
+    nodes: pd.DataFrame = field(default_factory=lambda: table("nodes", []))
+    compilations: pd.DataFrame = field(default_factory=lambda: table("compilations", []))
+    breaks: pd.DataFrame = field(default_factory=lambda: table("breaks", []))
     estimates: pd.DataFrame = field(default_factory=lambda: table("estimates", []))
     counters: pd.DataFrame = field(default_factory=lambda: table("counters", []))
     samples: pd.DataFrame = field(default_factory=lambda: table("samples", []))
@@ -570,7 +628,8 @@ def _check_tables(run: Run) -> None:
     samples = run.samples
     steps = samples.loc[samples["phase"].isin(["step", "reference"])]
     modules = {*run.tree["module"], *NOBODYS}
-    owners = {*run.ops["module"], *run.kernels["module"], *run.counters["module"], *run.busy["module"]} - {ALL}
+    booked = (run.ops, run.kernels, run.nodes, run.counters, run.busy)
+    owners = {module for rows in booked for module in rows["module"]} - {ALL}
     if not owners <= modules:
         raise ValueError("rows of modules that it has not")
     if not {*samples["launch"]} <= {*steps.loc[steps["phase"] == "step", "launch"]}:

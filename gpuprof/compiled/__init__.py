@@ -1,0 +1,1 @@
+"""What torch.compile makes of a step: captured while it compiles, and given to the modules that it came from."""
