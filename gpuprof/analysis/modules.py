@@ -17,6 +17,7 @@ from gpuprof.analysis.kernel_time import kernel_times, of_ranks, own_of_ranks, u
 from gpuprof.analysis.known_flops import none_known
 from gpuprof.analysis.operators import kinds, plain_op
 from gpuprof.analysis.ranks import busy_of_ranks, require_kernels
+from gpuprof.analysis.shares import split_kernels, untimed
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.unpriced import ratio_withheld
 from gpuprof.paths import ancestors
@@ -69,11 +70,13 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
     if run.done("count") and not none_known(run):
         _add_counts(table, counted(run, convention), paths, run.kernels if run.recorded else None)
     if run.done("trace") or len(run.busy):
-        unknown = bool(withheld_of_owners(run))
         times = of_ranks(run) if run.is_job else kernel_times(owned_kernels(run), paths)
+        unknown = untimed(run, {path for path, of_phases in times.items() if any(of_phases.values())})
+        if withheld_of_owners(run):
+            unknown = {*paths} - {UNATTRIBUTED}
         for phase in _MODULE_PHASES:
             found = pd.array([times.get(path, {}).get(phase, 0.0) for path in paths], dtype="Float64")
-            found[unknown & (table.index != UNATTRIBUTED)] = pd.NA
+            found[table.index.isin(unknown)] = pd.NA
             table[f"time_{phase}_s"] = found
     if run.done("counters"):
         executed = executed_flops(run).to_dict()
@@ -177,7 +180,7 @@ def by_class(run: Run, convention: str | None = None) -> pd.DataFrame:
     sums = modules[outermost]
     columns = [c for c in MODULE_COLUMNS[2:] if not c.startswith(("mfu", "flops_per_s"))]
     table = sums.groupby("class", sort=False)[columns].sum(min_count=1)
-    for column in table.columns[table.columns.str.startswith("flops_executed")]:  # in part is not known
+    for column in table.columns[table.columns.str.startswith(("flops_executed", "time_"))]:  # in part is not known
         unknown = sums[column].isna().groupby(sums["class"], sort=False).any()
         table[column] = table[column].mask(unknown)
     table.insert(0, "modules", modules.groupby("class", sort=False).size())
@@ -186,8 +189,8 @@ def by_class(run: Run, convention: str | None = None) -> pd.DataFrame:
     table["flops_per_s_backward"] = _rate(run, table["flops_backward"], table["time_backward_s"])
     # ideal times follow from MFU x time, module by module
     ideal = (sums["mfu"] * (sums["time_forward_s"] + sums["time_recompute_s"] + sums["time_backward_s"])).fillna(0)
-    table["mfu"] = _ratio(ideal.groupby(sums["class"], sort=False).sum(), times.sum(axis=1, min_count=1))
-    table["time_s"] = times.sum(axis=1, min_count=1)
+    table["mfu"] = _ratio(ideal.groupby(sums["class"], sort=False).sum(), times.sum(axis=1, skipna=False))
+    table["time_s"] = times.sum(axis=1, skipna=False)
     return table.reset_index().sort_values(["time_s", "flops_forward"], ascending=False, ignore_index=True)
 
 
@@ -294,7 +297,8 @@ def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
     for name, quantile in (("time_q1_s", 0.25), ("time_q3_s", 0.75)):
         table[name] = times.quantile(quantile).reindex(table.index)
     if run.done("trace") or len(run.busy):
-        seconds = of_ranks(run).get(ALL, {}) if run.is_job else kernel_times(run.kernels.assign(module=""), [""])[""]
+        kernels = split_kernels(run)
+        seconds = of_ranks(run).get(ALL, {}) if run.is_job else kernel_times(kernels.assign(module=""), [""])[""]
         table["kernel_time_s"] = pd.array([seconds.get(phase) for phase in table.index], dtype="Float64")
         messages = run.kernels[communicating(run.kernels)]
         if len(messages):
@@ -396,7 +400,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
         if total := own["time_s"].sum():
             figures["owned_share"] = float(own.loc[owned, "time_s"].sum() / total)
     elif run.done("trace") and len(run.kernels):
-        kernels = run.kernels
+        kernels = split_kernels(run)
         figures["kernel_s"] = kernel_times(kernels.assign(module="", phase=""), [""])[""].get("", 0.0)
         owned = (kernels["module"] != UNATTRIBUTED) | (kernels["phase"] == "optimizer")
         if total := kernels["duration_ns"].sum():  # of a recording in whole microseconds, all may have taken none
