@@ -15,9 +15,6 @@ from gpuprof.analysis.once import once
 from gpuprof.paths import ancestors
 from gpuprof.record import Run
 
-GENERATED = "inductor::"
-"""What the operators of kernels that a compiler wrote begin with."""
-
 
 def split_ns(duration: int, weights: Sequence[int]) -> list[int]:
     """A duration in whole parts that add up to it, each within one of its exact share.
