@@ -14,7 +14,7 @@ from gpuprof.analysis.operators import GENERATED
 from gpuprof.analysis.shares import owners
 from gpuprof.record import Run, integers
 
-COLUMNS = ["modules", "graph", "flops", "vector_flops", "bytes", "flops_per_s", "bytes_per_s"]
+COLUMNS = ["owners", "graph", "flops", "vector_flops", "bytes", "flops_per_s", "bytes_per_s"]
 """Columns of `of_compiled`."""
 
 
@@ -33,7 +33,7 @@ def of_compiled(run: Run, names: Sequence[tuple[str, int | None]], convention: s
         convention: how FLOPs are counted; the run's own by default.
 
     Returns:
-        Columns `COLUMNS`, a row for each of the names. ``modules`` are its owners, each with its share of the time, the
+        Columns `COLUMNS`, a row for each of the names. ``owners`` are its modules, each with its share of the time, the
         largest first, or ``(fused: a, b)`` of those that cannot be told apart. ``flops`` and ``vector_flops`` are those
         of its operators, ``bytes`` what these read that the kernel did not make and leave behind, each owner's; rates
         are over its time. Of a call of several kernels they are the longest one's. They are missing of a kernel that
@@ -63,7 +63,7 @@ def of_compiled(run: Run, names: Sequence[tuple[str, int | None]], convention: s
             does.pop(key, None)
     rows = []
     for key in names:
-        row: dict[str, Any] = {"modules": _told(whose[key]), "graph": key[1], **does.get(key, {})}
+        row: dict[str, Any] = {"owners": _told(whose[key]), "graph": key[1], **does.get(key, {})}
         for rate, amount in (("flops_per_s", row.get("flops")), ("bytes_per_s", row.get("bytes"))):
             row[rate] = amount / (took[key] * 1e-9) if amount and took[key] else None
         rows.append(row)
@@ -107,6 +107,6 @@ def _told(shares: dict[str, int]) -> str:
 
 
 def _typed(name: str, values: list[Any]) -> Any:
-    if name == "modules":
+    if name == "owners":
         return pd.array(values, dtype="object")
     return pd.array(values, dtype="Float64") if name.endswith("_per_s") else integers(values)
