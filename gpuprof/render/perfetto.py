@@ -122,7 +122,8 @@ def _kernel(parts: Sequence[Kernel]) -> dict[str, Any]:
         about = {name: about[name] for name in ("op", "shapes")}
         about |= {name: (part.end_ns - part.start_ns) / 1000 for name, part in owners}
     known = [part.flops for part in parts if part.flops is not None]
-    flops = {"flops of the call": sum(known)} if len(known) == len(parts) and sum(known) else {}
+    whole_flops = sum(known) if len(known) == len(parts) else 0
+    flops = {"flops of the call": whole_flops} if whole_flops else {}
     return {"name": kernel.kernel, "cat": "kernel", "times": (kernel.start_ns, last.end_ns), "args": about | flops}
 
 
