@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from torch._C._profiler import _ExperimentalConfig, _RecordFunctionFast
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from gpuprof.attribution import Ownership, observed
+from gpuprof.compiled.capture import Captured, captured
+from gpuprof.compiled.lowered import lowered
 from gpuprof.hardware import kineto
 from gpuprof.parallel.units import unit_of
 from gpuprof.passes.operators import is_composite_name
@@ -22,8 +25,9 @@ from gpuprof.record import PassOutcome, table
 from gpuprof.traces.events import (
     CALL,
     CALL_MARK,
-    COMPILED,
     FUNCTION,
+    KERNEL_MARK,
+    MARK,
     NODE,
     OPERATOR,
     PHASE_MARK,
@@ -38,6 +42,8 @@ from gpuprof.traces.owners import attribute
 from gpuprof.workload import Workload
 
 _cuda_traced = False  # in this process
+_MOST_SETTLING = 8
+"""Steps after which something that is compiled in each is recorded all the same."""
 _BACKWARD_FUNCTION, _USER_SCOPE = 1, 7  # of torch's RecordScope
 
 
@@ -46,17 +52,46 @@ class Traced(NamedTuple):
 
     kernels: pd.DataFrame
     estimates: pd.DataFrame
+    graphs: pd.DataFrame
+    nodes: pd.DataFrame
     outcome: PassOutcome
 
 
 def trace(workload: Workload, before_step: Callable[[], None]) -> Traced:
-    """Trace one step, after one warm-up step under the profiler.
+    """Trace one step; as `traces` of one."""
+    return traces(workload, before_step, 1)[0]
+
+
+def traces(workload: Workload, before_step: Callable[[], None], steps: int) -> list[Traced]:
+    """Trace steps, each after one warm-up step under the profiler. What is compiled in them is compiled afresh.
 
     Args:
         workload: what to run.
         before_step: run before each step (seeding).
+        steps: how many.
     """
-    return ingest(*record(workload, before_step), unit_of(workload.model))
+    with captured(workload.model) as compiled:
+        if torch._dynamo.utils.counters["stats"]:  # something was compiled in this process; and is not, while recorded
+            _settle(workload, before_step, compiled)
+        found: list[Traced] = []
+        while len(found) < steps:
+            before = compiled.compilations
+            recorded = record(workload, before_step)
+            if compiled.compilations > before:
+                _settle(workload, before_step, compiled)
+                recorded = record(workload, before_step)
+            found.append(ingest(*recorded, unit_of(workload.model), compiled))
+        return found
+
+
+def _settle(workload: Workload, before_step: Callable[[], None], compiled: Captured) -> None:
+    """Run steps until nothing is compiled in one any more."""
+    for _ in range(_MOST_SETTLING):
+        before = compiled.compilations
+        before_step()
+        workload.step()
+        if compiled.compilations == before:
+            return
 
 
 def record(workload: Workload, before_step: Callable[[], None]) -> tuple[profile, Ownership]:
@@ -111,17 +146,32 @@ def cupti_attached(device: torch.device) -> bool:
     return _cuda_traced and device.type == "cuda" and os.environ.get("TEARDOWN_CUPTI") != "1"
 
 
-def ingest(profiler: profile, ownership: Ownership, unit: Callable[[str], str | None] = lambda label: None) -> Traced:
-    """The ``kernels`` and ``estimates`` tables of a recorded step; ``unit`` as of `attribute`."""
+def ingest(
+    profiler: profile,
+    ownership: Ownership,
+    unit: Callable[[str], str | None] = lambda label: None,
+    compiled: Captured | None = None,
+) -> Traced:
+    """The tables of a recorded step; ``unit`` as of `attribute`, ``compiled`` what was captured of it."""
     collecting = gc.isenabled()
     gc.disable()  # it would walk over hundreds of thousands of new tuples again and again, and find nothing
     try:
         events = read(profiler)
-        found = attribute(events, *owners(events, ownership), is_composite=is_composite_name, unit_of=unit)
-        if any(event.kind == COMPILED for event in events):
-            found.facts["compiled"] = True  # its operators are not those that a step without compilation calls
-        outcome = PassOutcome("done", facts=found.facts)
-        return Traced(table("kernels", found.kernels), table("estimates", found.estimates), outcome)
+        called = Counter(event.name[len(KERNEL_MARK) :] for event in events if event.kind == MARK)
+        made = lowered(compiled.graphs if compiled is not None else [], called)
+        found = attribute(
+            events,
+            *owners(events, ownership),
+            is_composite=is_composite_name,
+            unit_of=unit,
+            kernel_at=made.kernel_calls.__getitem__,
+        )
+        if compiled is not None and compiled.without_cuda_graphs:
+            found.facts["without_cuda_graphs"] = True
+        return Traced(
+            table("kernels", found.kernels), table("estimates", found.estimates), table("graphs", made.graphs),
+            table("nodes", made.nodes), PassOutcome("done", facts=found.facts),
+        )  # fmt: skip
     finally:
         if collecting:
             gc.enable()
