@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,8 +23,10 @@ from gpuprof.compiled.afresh import Backend, compiled_afresh
 from gpuprof.compiled.caches import empty_caches
 from gpuprof.compiled.stacks import innermost, module_of, names_in
 from gpuprof.record import UNATTRIBUTED
+from gpuprof.theory.attention import AttentionFacts
 from gpuprof.traces.events import KERNEL_MARK
 from gpuprof.undo import patched
+from gpuprof.workload.causality import attention_facts
 
 _SETTINGS = {
     "trace.provenance_tracking_level": 1,  # which operators are in which kernel
@@ -31,6 +34,10 @@ _SETTINGS = {
     "triton.cudagraphs": False,  # in which the profiler would see no launches
     "force_disable_caches": True,  # what is in them has no marks, and what has must not get there
 }
+
+
+_CALLS = torch.nn.Module.__call__.__code__.co_filename
+"""Where modules are called, each in a function that names it ``self``."""
 
 
 @dataclass
@@ -43,7 +50,7 @@ class Frame:
         paths: of the modules that its operators name.
         cut: why Dynamo ended the graph where it did; empty where the function returned.
         cut_at: file and line of that.
-        of_module: sequence numbers of operators that are the region's own, and in none of the modules in it.
+        of_region: sequence numbers of operators that are the function's own, and in none of the modules that it calls.
     """
 
     name: str
@@ -51,7 +58,7 @@ class Frame:
     paths: dict[str, str]
     cut: str = ""
     cut_at: str = ""
-    of_module: set[int] = field(default_factory=set)
+    of_region: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -76,31 +83,37 @@ class Graph:
         name = innermost(meta.get("nn_module_stack")) or innermost(meta.get("fwd_nn_module_stack"))
         if name is not None:
             return self.frame.paths.get(name)
-        if self.direction == "backward" and meta.get("seq_nr") not in self.frame.of_module:
-            return None
-        return None if self.frame.region == UNATTRIBUTED else self.frame.region
+        called = meta.get("seq_nr") in self.frame.of_region if self.direction == "backward" else "stack_trace" in meta
+        return self.frame.region if called else None
 
 
 class Captured:
     """What has been compiled so far.
 
     Attributes:
+        device: type of the device.
         graphs: in the order in which code was made of them.
         compilations: how many graphs of Dynamo's were given to Inductor.
         without_cuda_graphs: whether something was compiled that runs as CUDA graphs where it is not captured.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, device: str) -> None:
+        self.device = device
         self.graphs: list[Graph] = []
         self.compilations = 0
         self.without_cuda_graphs = False
         self._numbers: dict[Any, int] = {}  # by Inductor's own object
         self._frames: dict[Any, Frame] = {}
         self._paths: dict[torch.nn.Module, str] = {}
-        for path, module in named_paths(model):
+        self._modules = dict(named_paths(model))
+        for path, module in self._modules.items():
             self._paths.setdefault(module, path)
         self._traced = threading.local()
         self._ready = False
+
+    def facts(self, path: str) -> AttentionFacts | None:
+        """What is known of the attention products of a module."""
+        return attention_facts(self._modules[path], path) if path in self._modules else None
 
     def traced(self, frame: Any) -> None:
         """Dynamo is about to trace a frame."""
@@ -111,18 +124,28 @@ class Captured:
         self.compilations += 1
         frame = self._traced.frame
         code, variables, outer = frame.f_code, frame.f_locals, frame.f_globals
-        itself = variables.get(code.co_varnames[0]) if code.co_varnames else None
         modules = {name: module_of(name, variables, outer) for name in names_in(graph)}
         cut: Any = getattr(graph, "compile_subgraph_reason", None)
         cut = cut if cut is not None and cut.graph_break else None
         stack = cut.user_stack if cut else ()
         self._frames[CompileContext.current_compile_id()] = Frame(
             f"{code.co_name} ({os.path.basename(code.co_filename)}:{code.co_firstlineno})",
-            self._paths.get(itself, UNATTRIBUTED) if isinstance(itself, torch.nn.Module) else UNATTRIBUTED,
+            self._running(),
             {name: self._paths[module] for name, module in modules.items() if module in self._paths},
             cut.reason if cut else "",
             f"{os.path.basename(stack[-1].filename)}:{stack[-1].lineno}" if stack else "",
         )
+
+    def _running(self) -> str:
+        """Path of the module whose call is the innermost of this thread."""
+        frame: Any = sys._getframe()
+        while frame is not None:
+            if frame.f_code.co_filename == _CALLS:
+                path = self._paths.get(frame.f_locals.get("self"))  # type: ignore[call-overload]
+                if path is not None:
+                    return path
+            frame = frame.f_back
+        return UNATTRIBUTED
 
     def calls(self, lowered: Any, kernel: str, nodes: list[str]) -> str:
         """Inductor writes a call of a kernel into the code of a graph; returns the mark for it."""
@@ -140,17 +163,17 @@ class Captured:
         if direction == "forward":
             for node in nodes.nodes:
                 if node.op == "call_function" and not node.meta.get("nn_module_stack"):
-                    frame.of_module.add(node.meta.get("seq_nr"))
+                    frame.of_region.add(node.meta.get("seq_nr"))
             for node in nodes.nodes:
                 if node.meta.get("nn_module_stack"):
-                    frame.of_module.discard(node.meta.get("seq_nr"))
+                    frame.of_region.discard(node.meta.get("seq_nr"))
         return Graph(frame, direction, copy.copy(nodes), {})
 
 
 @contextmanager
-def captured(model: torch.nn.Module) -> Iterator[Captured]:
+def captured(model: torch.nn.Module, device: str) -> Iterator[Captured]:
     """Capture whatever is compiled by Inductor and called in here; nothing of it is left afterwards."""
-    found = Captured(model)
+    found = Captured(model, device)
 
     with ExitStack() as into:
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from gpuprof.attribution import Ownership, observed
 from gpuprof.compiled.capture import Captured, captured
-from gpuprof.compiled.lowered import lowered
+from gpuprof.compiled.lowered import Lowered
 from gpuprof.hardware import kineto
 from gpuprof.parallel.units import unit_of
 from gpuprof.passes.operators import is_composite_name
@@ -26,8 +26,6 @@ from gpuprof.traces.events import (
     CALL,
     CALL_MARK,
     FUNCTION,
-    KERNEL_MARK,
-    MARK,
     NODE,
     OPERATOR,
     PHASE_MARK,
@@ -42,8 +40,8 @@ from gpuprof.traces.owners import attribute
 from gpuprof.workload import Workload
 
 _cuda_traced = False  # in this process
-_MOST_SETTLING = 8
-"""Steps after which something that is compiled in each is recorded all the same."""
+_MOST_RECORDED = 4
+"""Steps after which one in which something is compiled is taken all the same."""
 _BACKWARD_FUNCTION, _USER_SCOPE = 1, 7  # of torch's RecordScope
 
 
@@ -70,28 +68,26 @@ def traces(workload: Workload, before_step: Callable[[], None], steps: int) -> l
         before_step: run before each step (seeding).
         steps: how many.
     """
-    with captured(workload.model) as compiled:
-        if torch._dynamo.utils.counters["stats"]:  # something was compiled in this process; and is not, while recorded
-            _settle(workload, before_step, compiled)
-        found: list[Traced] = []
-        while len(found) < steps:
-            before = compiled.compilations
-            recorded = record(workload, before_step)
-            if compiled.compilations > before:
-                _settle(workload, before_step, compiled)
-                recorded = record(workload, before_step)
-            found.append(ingest(*recorded, unit_of(workload.model), compiled))
-        return found
+    with captured(workload.model, workload.device.type) as compiled:
+        return [
+            ingest(*_recorded(workload, before_step, compiled), unit_of(workload.model), compiled) for _ in range(steps)
+        ]
 
 
-def _settle(workload: Workload, before_step: Callable[[], None], compiled: Captured) -> None:
-    """Run steps until nothing is compiled in one any more."""
-    for _ in range(_MOST_SETTLING):
+def _recorded(workload: Workload, before_step: Callable[[], None], compiled: Captured) -> tuple[profile, Ownership]:
+    """A step in which nothing is compiled, if there is one: that is done in the warm-up step before."""
+    before = 0
+
+    def begins() -> None:
+        nonlocal before
         before = compiled.compilations
         before_step()
-        workload.step()
+
+    for _ in range(_MOST_RECORDED):
+        recorded = record(workload, begins)
         if compiled.compilations == before:
-            return
+            break
+    return recorded
 
 
 def record(workload: Workload, before_step: Callable[[], None]) -> tuple[profile, Ownership]:
@@ -157,20 +153,18 @@ def ingest(
     gc.disable()  # it would walk over hundreds of thousands of new tuples again and again, and find nothing
     try:
         events = read(profiler)
-        called = Counter(event.name[len(KERNEL_MARK) :] for event in events if event.kind == MARK)
-        made = lowered(compiled.graphs if compiled is not None else [], called)
+        made = Lowered(compiled.graphs, compiled.device, compiled.facts) if compiled is not None else None
         found = attribute(
-            events,
-            *owners(events, ownership),
-            is_composite=is_composite_name,
-            unit_of=unit,
-            kernel_at=made.kernel_calls.__getitem__,
-        )
+            events, *owners(events, ownership), is_composite=is_composite_name, unit_of=unit,
+            kernel_at=functools.cache(made.kernel_call) if made is not None else None,
+        )  # fmt: skip
         if compiled is not None and compiled.without_cuda_graphs:
             found.facts["without_cuda_graphs"] = True
         return Traced(
-            table("kernels", found.kernels), table("estimates", found.estimates), table("graphs", made.graphs),
-            table("nodes", made.nodes), PassOutcome("done", facts=found.facts),
+            table("kernels", found.kernels), table("estimates", found.estimates),
+            table("graphs", list(made.graphs(found.kernel_calls)) if made else []),
+            table("nodes", list(made.nodes(found.kernel_calls)) if made else []),
+            PassOutcome("done", facts=found.facts),
         )  # fmt: skip
     finally:
         if collecting:

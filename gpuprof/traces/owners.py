@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -170,12 +171,14 @@ class Attributed(NamedTuple):
         estimates: rows of ``estimates``.
         facts: what the trace says of itself.
         calls: of counted operators, by their number.
+        kernel_calls: how often compiled code called each kernel, by its key and the phase that the step was in.
     """
 
     kernels: list[dict[str, Any]]
     estimates: list[dict[str, Any]]
     facts: dict[str, Any]
     calls: list[OpCall]
+    kernel_calls: Counter[tuple[str, str]]
 
 
 def attribute(
@@ -227,6 +230,7 @@ def attribute(
     nodes: list[_Node] = []
     closure_end = 0  # of the optimizer that runs on this thread
     transformed = False
+    marks_of_kernels: Counter[tuple[str, str]] = Counter()
     regions: list[tuple[Event, str]] = []  # that torch.compile has taken over, and who calls them
 
     def maker_of(node: int) -> str | None:
@@ -267,7 +271,9 @@ def attribute(
         elif kind == PHASE:
             continue
         elif kind == MARK:
-            around.kernel_call = kernel_at(name[len(KERNEL_MARK) :]) if kernel_at is not None else None
+            if kernel_at is not None:
+                around.kernel_call = kernel_at(name[len(KERNEL_MARK) :])
+                marks_of_kernels[around.kernel_call.key, around.phase or phase] += 1
             continue
         elif around.kernel_call is not None and _is_generated(event, around.kernel_call):
             site = around.kernel_call
@@ -347,7 +353,7 @@ def attribute(
         {"module": module, "phase": where, "op": op, "within": within, "calls": times, "flops_profiler": flops}
         for (module, where, op, within), (times, flops) in estimates.items()
     ]
-    return Attributed(kernels, rows, facts, op_calls)
+    return Attributed(kernels, rows, facts, op_calls, marks_of_kernels)
 
 
 def _hidden(regions: list[tuple[Event, str]], host: list[Event], calls: list[OpCall]) -> list[str]:
