@@ -27,7 +27,7 @@ LAYERS = [
     ("calls", "traces"),
     ("attribution",),
     ("parallel",),
-    ("passes",),
+    ("passes", "compiled"),
     ("profiler", "launches", "imported"),
     ("sweep",),
     ("analysis",),
