@@ -26,6 +26,7 @@ LAYERS = [
     ("workload",),
     ("calls", "traces"),
     ("attribution",),
+    ("compiled",),
     ("parallel",),
     ("passes", "compiled"),
     ("profiler", "launches", "imported"),
