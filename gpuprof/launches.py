@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from gpuprof.analysis.shares import split_kernels
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Run, load, table
 from gpuprof.workload import Options
@@ -93,7 +94,7 @@ def merge(run: Run, repeated: list[Run]) -> None:
 
 def _rows(launch: int, run: Run) -> list[dict[str, Any]]:
     """What a launch says of modules and memory."""
-    times = run.kernels.groupby(["module", "phase"], sort=False)["duration_ns"].sum()
+    times = split_kernels(run).groupby(["module", "phase"], sort=False)["duration_ns"].sum()
     rows = [
         {"launch": launch, "module": module, "phase": phase, "quantity": "kernel_s", "value": int(ns) * 1e-9}
         for (module, phase), ns in times.items()

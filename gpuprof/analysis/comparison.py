@@ -268,8 +268,8 @@ def own_counts(run: Run, by: By) -> pd.DataFrame:
 
     Of a job those of all its ranks.
     """
-    kernels = _own(run, by) if run.is_job else owned_kernels(run).assign(all_kernels=1)
-    counts = {"kernels": kernels.groupby(_parts(kernels, run, by), sort=False)["all_kernels"].sum().astype("Int64")}
+    kernels, number = (_own(run, by), "all_kernels") if run.is_job else (owned_kernels(run), "kernels")
+    counts = {"kernels": kernels.groupby(_parts(kernels, run, by), sort=False)[number].sum().astype("Int64")}
     if "kernel" not in KEYS[by] and run.done("count"):
         ops = counted(run)
         counts["flops"] = ops.groupby(_parts(ops, run, by), sort=False)["flops"].sum(min_count=1)

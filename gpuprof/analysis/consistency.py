@@ -20,6 +20,7 @@ from gpuprof.analysis.denominators import WORDS, denominator, ideal_seconds
 from gpuprof.analysis.kernel_time import busy_seconds
 from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
+from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.theory import rule_for
@@ -73,8 +74,9 @@ def withheld_of_owners(run: Run) -> str:
 
 
 def owned_kernels(run: Run) -> pd.DataFrame:
-    """The ``kernels`` table, all of it of no module where the trace's owners are not those that were counted."""
-    return run.kernels.assign(module=UNATTRIBUTED) if withheld_of_owners(run) else run.kernels
+    """`split_kernels`, all of it of no module where the trace's owners are not those that were counted."""
+    kernels = split_kernels(run)
+    return kernels.assign(module=UNATTRIBUTED) if withheld_of_owners(run) else kernels
 
 
 def _reason(found: list[str]) -> str:

@@ -1,31 +1,104 @@
-"""Shares of a whole number that add up to it."""
+"""Whose a kernel of compiled code is: its time in parts, one for each module and phase that has work in it.
+
+An owner pays for the bytes of its operators that the kernel reads or leaves behind, the column ``moved`` of the table
+``nodes``: the kernel's time is split in that proportion.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+import itertools
+from collections.abc import Collection, Sequence
+
+import pandas as pd
+
+from gpuprof.analysis.once import once
+from gpuprof.paths import ancestors
+from gpuprof.record import Run
 
 
-def split_ns(duration: int, weights: Sequence[int | None]) -> list[int] | None:
-    """A duration in proportion to weights, in whole ns: each share is where the running sum of the exact ones is.
-
-    Exact shares are rounded down where they end, so that shares differ from them by less than 1 ns, a weight of 0 has
-    none, and they always add up.
+def split_ns(duration: int, weights: Sequence[int]) -> list[int]:
+    """A duration in whole parts that add up to it, each within one of its exact share.
 
     Args:
-        duration: in ns.
-        weights: bytes, say.
+        duration: in whole nanoseconds.
+        weights: of the parts; not all of them 0.
+    """
+    whole, ends = sum(weights), itertools.accumulate(weights, initial=0)
+    return [duration * end // whole - duration * begin // whole for begin, end in itertools.pairwise(ends)]
+
+
+def owners(run: Run) -> dict[str, dict[tuple[str, str], int | None]]:
+    """Bytes that each owner, a module and a phase, pays for in one call of a kernel of compiled code.
 
     Returns:
-        None where a weight is not known, or all are 0: there is no proportion.
+        By the kernel as ``kernels`` has it under ``compiled``, and by its owners in the order of their operators; None
+        of all its owners where the bytes of one operator are not known.
     """
-    known = [weight for weight in weights if weight is not None]
-    whole = sum(known)
-    if len(known) < len(weights) or not whole:
-        return None
-    ends = [0]
-    before = 0
-    for weight in known:
-        before += weight
-        ends.append(duration * before // whole)
-    return [end - begin for begin, end in pairwise(ends)]
+    found: dict[str, dict[tuple[str, str], int | None]] = {}
+    unknown = set()
+    nodes = run.nodes.loc[run.nodes["kernel"] != "", ["graph", "kernel", "module", "phase", "moved"]]
+    for graph, kernel, module, phase, moved in nodes.itertuples(index=False, name=None):
+        of_kernel = found.setdefault(f"{graph}/{kernel}", {})
+        if pd.isna(moved):
+            unknown.add(f"{graph}/{kernel}")
+        of_kernel[module, phase] = (of_kernel.get((module, phase)) or 0) + (0 if pd.isna(moved) else int(moved))
+    for kernel in unknown:
+        found[kernel] = dict.fromkeys(found[kernel])
+    return found
+
+
+@once
+def split_kernels(run: Run) -> pd.DataFrame:
+    """The ``kernels`` table with every kernel that has several owners in parts, one after the other.
+
+    Returns:
+        Its columns, and ``part`` (number of the part in its kernel), ``parts`` (how many there are, 1 of all others)
+        and ``kernels``: 1 of the part with most of its kernel, 0 of the others, so that a kernel counts once. Parts
+        have the module and the phase of their owner and add up to their kernel in nanoseconds. An owner that moves
+        nothing has no part; a kernel whose bytes are not known has one, of all its owners.
+    """
+    shares = {}
+    for kernel, of_owners in owners(run).items():
+        known = {owner: moved for owner, moved in of_owners.items() if moved}
+        if len(known) > 1 or (known and len(of_owners) > 1):
+            shares[kernel] = known
+    parts = [shares.get(kernel, {}) for kernel in run.kernels["compiled"]]
+    rows = run.kernels.loc[run.kernels.index.repeat([max(len(part), 1) for part in parts])].reset_index(drop=True)
+    if not shares:
+        return rows.assign(part=0, parts=1, kernels=1)
+    columns = {name: list(rows[name]) for name in ("module", "phase", "start_ns", "duration_ns")}
+    number, many, counts = [], list[int](), list[int]()
+    for part in parts:
+        at = len(number)
+        number += range(max(len(part), 1))
+        many += [max(len(part), 1)] * max(len(part), 1)
+        most = max(range(len(part)), key=list(part.values()).__getitem__, default=0)
+        counts += [int(index == most) for index in range(max(len(part), 1))]
+        if not part:
+            continue
+        start = columns["start_ns"][at]
+        times = split_ns(int(columns["duration_ns"][at]), list(part.values()))
+        for index, ((module, phase), took) in enumerate(zip(part, times, strict=True), at):
+            columns["module"][index], columns["phase"][index] = module, phase
+            columns["start_ns"][index], columns["duration_ns"][index] = start, took
+            start += took
+    for name in ("start_ns", "duration_ns"):
+        columns[name] = pd.array(columns[name], dtype="Int64")
+    return rows.assign(**columns, part=number, parts=many, kernels=counts)
+
+
+def untimed(run: Run, timed: Collection[str]) -> set[str]:
+    """Modules whose kernel time a trace of compiled code does not tell: nobody may take it for none.
+
+    What is inside a region that the trace pass could not look into, and in a trace that looked into none every module
+    without any time, which the region that it is in may have.
+
+    Args:
+        run: the run.
+        timed: modules that have kernel time, themselves or in their children.
+    """
+    facts = run.passes["trace"].facts if "trace" in run.passes else {}
+    regions = {*facts.get("hidden", ())}
+    if facts.get("compiled") and run.nodes.empty:
+        return {*run.tree["module"]} - {*timed}
+    return {module for module in run.tree["module"] if regions & {*ancestors(module)[1:]}}
