@@ -67,7 +67,7 @@ def split_kernels(run: Run) -> pd.DataFrame:
     if not shares:
         return rows.assign(part=0, parts=1, kernels=1)
     columns = {name: list(rows[name]) for name in ("module", "phase", "start_ns", "duration_ns")}
-    number, many, counts = [], list[int](), list[int]()
+    number, many, counts = list[int](), list[int](), list[int]()
     for part in parts:
         at = len(number)
         number += range(max(len(part), 1))

@@ -10,7 +10,7 @@ import copy
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch._guards import CompileContext
 
-from gpuprof.attribution import named_paths
+from gpuprof.attribution import Ownership, Scope, named_paths
 from gpuprof.compiled.afresh import Backend, compiled_afresh
 from gpuprof.compiled.caches import empty_caches
 from gpuprof.compiled.stacks import innermost, module_of, names_in
@@ -101,6 +101,7 @@ class Captured:
         self.device = device
         self.graphs: list[Graph] = []
         self.compilations = 0
+        self._ownership: Ownership | None = None  # of the step that is recorded now
         self.without_cuda_graphs = False
         self._numbers: dict[Any, int] = {}  # by Inductor's own object
         self._frames: dict[Any, Frame] = {}
@@ -109,7 +110,6 @@ class Captured:
         for path, module in self._modules.items():
             self._paths.setdefault(module, path)
         self._traced = threading.local()
-        self._ready = False
 
     def facts(self, path: str) -> AttentionFacts | None:
         """What is known of the attention products of a module."""
@@ -136,12 +136,31 @@ class Captured:
             f"{os.path.basename(stack[-1].filename)}:{stack[-1].lineno}" if stack else "",
         )
 
+    def calling(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
+        """What Dynamo is to call in place of the code of a graph: that, as a call of the module that calls it."""
+
+        def call(*args: Any) -> Any:
+            if self._ownership is None or (path := self._running()) == UNATTRIBUTED:
+                return compiled(*args)
+            return self._ownership.run(Scope(path), compiled, args, {})
+
+        return call
+
+    @contextmanager
+    def recorded(self, ownership: Ownership) -> Iterator[None]:
+        """A step is recorded, and its module calls are noted."""
+        self._ownership = ownership
+        try:
+            yield
+        finally:
+            self._ownership = None
+
     def _running(self) -> str:
         """Path of the module whose call is the innermost of this thread."""
         frame: Any = sys._getframe()
         while frame is not None:
             if frame.f_code.co_filename == _CALLS:
-                path = self._paths.get(frame.f_locals.get("self"))  # type: ignore[call-overload]
+                path = self._paths.get(frame.f_locals.get("self"))
                 if path is not None:
                     return path
             frame = frame.f_back
@@ -174,14 +193,17 @@ class Captured:
 def captured(model: torch.nn.Module, device: str) -> Iterator[Captured]:
     """Capture whatever is compiled by Inductor and called in here; nothing of it is left afterwards."""
     found = Captured(model, device)
+    made: list[tuple[Backend, Backend]] = []
 
     with ExitStack() as into:
 
         def backend_for(backend: Backend) -> Backend | None:
             if getattr(backend, "compiler_name", "") != "inductor":
                 return None
-            if not found._ready:
-                found._ready = True
+            for known, same in made:
+                if known == backend:  # code of one is taken for the other: equal blocks are compiled once
+                    return same
+            if not made:
                 into.enter_context(_marked(found))
             ours: Any = copy.copy(backend)
             found.without_cuda_graphs |= bool(ours.config.get("triton.cudagraphs"))
@@ -189,8 +211,9 @@ def captured(model: torch.nn.Module, device: str) -> Iterator[Captured]:
 
             def compile_graph(graph: torch.fx.GraphModule, inputs: Any, **rest: Any) -> Any:
                 found.compiles(graph)
-                return ours(graph, inputs, **rest)
+                return found.calling(ours(graph, inputs, **rest))
 
+            made.append((backend, compile_graph))
             return compile_graph
 
         into.enter_context(compiled_afresh(backend_for, found.traced))

@@ -6,7 +6,7 @@ import functools
 import gc
 import os
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -84,13 +84,15 @@ def _recorded(workload: Workload, before_step: Callable[[], None], compiled: Cap
         before_step()
 
     for _ in range(_MOST_RECORDED):
-        recorded = record(workload, begins)
+        recorded = record(workload, begins, compiled)
         if compiled.compilations == before:
             break
     return recorded
 
 
-def record(workload: Workload, before_step: Callable[[], None]) -> tuple[profile, Ownership]:
+def record(
+    workload: Workload, before_step: Callable[[], None], compiled: Captured | None = None
+) -> tuple[profile, Ownership]:
     """Run the step under the profiler; its events are still to be read."""
     global _cuda_traced
     cuda = workload.device.type == "cuda"
@@ -126,7 +128,8 @@ def record(workload: Workload, before_step: Callable[[], None]) -> tuple[profile
         before_step()
         with observed(model, mark=mark) as ownership, observed_phases(workload, mark_phase):
             mark_phase("forward")
-            workload.step()
+            with compiled.recorded(ownership) if compiled is not None else nullcontext():
+                workload.step()
             if cuda:
                 torch.cuda.synchronize(workload.device)
     _cuda_traced |= cuda

@@ -72,14 +72,14 @@ class KernelCall(NamedTuple):
         key: ``GRAPH/KERNEL:NUMBER``, as in the ``kernels`` table.
         kernel: name of a generated kernel; empty of an operator that is called as it is.
         op: what stands for the operator of a generated one.
-        module: owner, None where that is who calls the compiled code.
-        phase: likewise; empty where it is that of the step.
+        module: owner.
+        phase: empty where it is that of the step.
     """
 
     key: str
     kernel: str
     op: str
-    module: str | None
+    module: str
     phase: str
 
 
@@ -160,7 +160,7 @@ class OpCall:
     def called_by(self, site: KernelCall) -> None:
         """Compiled code calls it, on behalf of whom it says."""
         self.kernel_call = site
-        self.module, self.phase = site.module or self.module, site.phase or self.phase
+        self.module, self.phase = site.module, site.phase or self.phase
 
 
 class Attributed(NamedTuple):
@@ -171,14 +171,14 @@ class Attributed(NamedTuple):
         estimates: rows of ``estimates``.
         facts: what the trace says of itself.
         calls: of counted operators, by their number.
-        kernel_calls: how often compiled code called each kernel, by its key and the phase that the step was in.
+        kernel_calls: how often compiled code called each kernel, by its key.
     """
 
     kernels: list[dict[str, Any]]
     estimates: list[dict[str, Any]]
     facts: dict[str, Any]
     calls: list[OpCall]
-    kernel_calls: Counter[tuple[str, str]]
+    kernel_calls: Counter[str]
 
 
 def attribute(
@@ -188,7 +188,7 @@ def attribute(
     is_composite: Callable[[str], bool],
     marked: bool = True,
     unit_of: Callable[[str], str | None] = lambda label: None,
-    kernel_at: Callable[[str], KernelCall] | None = None,
+    kernel_at: Callable[[str, str, str], KernelCall] | None = None,
 ) -> Attributed:
     """Give every kernel to an operator call, and every operator call to a module and a phase.
 
@@ -205,7 +205,8 @@ def attribute(
         marked: whether gpuprof marked the phases and what runs again. Without, all outside nodes and optimizers is
             forward, and in a node runs again what makes nodes itself where others of its operators do not.
         unit_of: module that a label names as what it is for, None where it names none.
-        kernel_at: the call of a kernel by compiled code that a mark stands before, by its text.
+        kernel_at: the call of a kernel by compiled code that a mark stands before, by its text, the module that called
+            that code and the phase of the step.
     """
     host = [e for e in events if e.kind not in (KERNEL, WAIT)]
     if marked:
@@ -230,7 +231,7 @@ def attribute(
     nodes: list[_Node] = []
     closure_end = 0  # of the optimizer that runs on this thread
     transformed = False
-    marks_of_kernels: Counter[tuple[str, str]] = Counter()
+    kernel_calls: Counter[str] = Counter()
     regions: list[tuple[Event, str]] = []  # that torch.compile has taken over, and who calls them
 
     def maker_of(node: int) -> str | None:
@@ -272,16 +273,16 @@ def attribute(
             continue
         elif kind == MARK:
             if kernel_at is not None:
-                around.kernel_call = kernel_at(name[len(KERNEL_MARK) :])
-                marks_of_kernels[around.kernel_call.key, around.phase or phase] += 1
+                around.kernel_call = kernel_at(name[len(KERNEL_MARK) :], around.owner, around.phase or phase)
+                kernel_calls[around.kernel_call.key] += 1
             continue
         elif around.kernel_call is not None and _is_generated(event, around.kernel_call):
             site = around.kernel_call
-            owner, where = site.module or around.owner, site.phase or around.phase or phase
-            call = OpCall(len(op_calls), event, owner, where, site)
+            where = site.phase or around.phase or phase
+            call = OpCall(len(op_calls), event, site.module, where, site)
             call.name = site.op
             op_calls.append(call)
-            frame = _Frame(end, owner, where, around.node, call)
+            frame = _Frame(end, site.module, where, around.node, call)
         elif kind == NODE:
             if not name.endswith(_FOLLOWS):
                 made_by = maker_of(index)
@@ -353,7 +354,7 @@ def attribute(
         {"module": module, "phase": where, "op": op, "within": within, "calls": times, "flops_profiler": flops}
         for (module, where, op, within), (times, flops) in estimates.items()
     ]
-    return Attributed(kernels, rows, facts, op_calls, marks_of_kernels)
+    return Attributed(kernels, rows, facts, op_calls, kernel_calls)
 
 
 def _hidden(regions: list[tuple[Event, str]], host: list[Event], calls: list[OpCall]) -> list[str]:
@@ -369,11 +370,12 @@ def _hidden(regions: list[tuple[Event, str]], host: list[Event], calls: list[OpC
 
 
 def _is_generated(event: Event, site: KernelCall) -> bool:
-    """Whether an event is a generated kernel, or its launch, as the mark before it says.
+    """Whether an event is the generated kernel that the mark before it is for, or its launch.
 
-    On a CPU a name of the graph is before that of the kernel.
+    Its name may be another: on a CPU it has the graph's before it, and of several kernels that do the same on a GPU
+    the one that was fastest is run.
     """
-    return event.kind == RANGE and bool(site.kernel) and event.name.endswith(site.kernel)
+    return event.kind == RANGE and bool(site.kernel)
 
 
 def _marked(host: list[Event]) -> list[tuple[int, str]]:
