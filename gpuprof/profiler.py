@@ -19,6 +19,7 @@ from gpuprof.analysis.consistency import inconsistencies, unchecked  # against t
 from gpuprof.analysis.denominators import peak_dtype
 from gpuprof.analysis.ranks import LEAST_STEPS, rank_rows
 from gpuprof.analysis.replication import model_flops
+from gpuprof.compiled.regions import regions
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import ceiling_cache
 from gpuprof.hardware.ceilings import DTYPES, cpu_ceilings, measure_copy
@@ -223,8 +224,9 @@ def run_passes(
     control.same("settings", settings)
     lies = {} if alone else layout(workload.model)
     same_model(control, workload.model, lies)
+    compiled = regions(workload)
     run = Run(
-        workload=workload.description | lies,
+        workload=workload.description | lies | ({"compiled": compiled} if compiled else {}),
         device=describe(workload.device),
         environment=environment()
         | {"flop_rules": RULES_VERSION}

@@ -328,7 +328,8 @@ class Run:
 
     Attributes:
         workload: what was run: name, mode, every option, inputs, loss. In a job also ``world`` (number of processes),
-            ``mesh`` (sizes by dimension), ``groups`` and ``parallel``; of one of its ranks ``rank``.
+            ``mesh`` (sizes by dimension), ``groups`` and ``parallel``; of one of its ranks ``rank``. Where something is
+            compiled ``compiled``: how, by the path of each module that is, or ``(step)``.
         device: what it ran on, with the peaks known of it (FLOP/s); of a job those of all its ranks together, and a
             list ``ranks`` of what each said of itself, see `gpuprof.job`.
         environment: versions, date, settings that change speed.

@@ -154,9 +154,8 @@ def _between(measuring: Measuring) -> int:
 
 def _trace(measuring: Measuring) -> PassOutcome:
     run = measuring.run
-    run.kernels, run.estimates, outcome = trace.trace(measuring.workload, measuring.seeded)
-    while len(measuring.further) < measuring.traced_steps - 1:
-        measuring.further.append(trace.trace(measuring.workload, measuring.seeded))
+    first, *measuring.further = trace.traces(measuring.workload, measuring.seeded, measuring.traced_steps)
+    run.kernels, run.estimates, run.graphs, run.nodes, outcome = first
     return outcome
 
 
@@ -192,7 +191,7 @@ def _counters(measuring: Measuring) -> PassOutcome:
 PASSES = (
     Pass("count", _count, ("ops", "tree")),
     Pass("time", _time, ("samples", "telemetry")),
-    Pass("trace", _trace, ("kernels", "estimates"), missing=_other_profiler, before=_between),
+    Pass("trace", _trace, ("kernels", "estimates", "graphs", "nodes"), missing=_other_profiler, before=_between),
     Pass("memory", _memory, ("memory", "timeline"), before=_first),
     Pass("counters", _counters, ("counters",), missing=_uncounted),
 )

@@ -268,8 +268,8 @@ def _gained_title(table: pd.DataFrame, shown: int) -> str:
 
 
 _GAINED_NOTE = (
-    "In shared kernels is the part of the time with compilation that is a share of kernels with work of several modules. "
-    "FLOPs are those of matrix products, as the operators do them."
+    "In shared kernels is what of the time with compilation is a share of kernels with work of several modules. FLOPs "
+    "are those of matrix products, as the operators do them."
 )
 
 

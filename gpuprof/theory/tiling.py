@@ -19,6 +19,7 @@ from functools import cache
 from typing import NamedTuple
 
 from .attention import unmasked_pairs
+from .generated import TEMPLATE, generated
 from .rows import Shape, elements
 
 EXACT = "exact"
@@ -145,15 +146,15 @@ _FFT = re.compile(r"fft|cgemm", re.IGNORECASE)
 _FRAME = re.compile(r"(device_)?kernel2?|kentry", re.IGNORECASE)
 _PRODUCT = re.compile(
     r"(?<!fb)gemm|gemv|dot_kernel|nvjet|\dcudnn|scudnn|conv(?!er)|fprop|(?<![a-z])[dw]grad|cijk_\w*_mt\d|matmul|bmm_"
-    r"|triton_tem_|marlin|wvsplitk|fused_moe_kernel|fmoe_"  # templates of Inductor; products of vLLM and aiter
+    r"|marlin|wvsplitk|fused_moe_kernel|fmoe_"  # of vLLM and aiter
     r"|fmha|sdpa|flash_(fwd|bwd_d[qk])_|FlashAttn(Fwd|Bwd)Sm\d|attn_[fb]wd|bwd_kernel_(d[qk]|fuse)|unified_attention"
     r"|paged_attention|multihead_attention|(Prefill|Decode)With\w*KVCache",
     re.IGNORECASE,
 )
-# Pointwise and reducing kernels of Inductor are named after all that was fused away around them. Then steps before and
-# after products: of a split depth, of Winograd, of addresses, of layouts, of split keys, of an attention's gradients.
+# Steps before and after products: of a split depth, of Winograd, of addresses, of layouts, of split keys, of an
+# attention's gradients.
 _NO_PRODUCT = re.compile(
-    r"triton_(?!tem_)[a-z]+_|splitK_?reduce|reduce_?splitK|reduce_(1Block|wgrad)|winogradWgrad(Data|Delta|Output)"
+    r"splitK_?reduce|reduce_?splitK|reduce_(1Block|wgrad)|winogradWgrad(Data|Delta|Output)"
     r"|OffsetsKernel|gemm_?(pointers|starts)|repack|finalize_matmul|combine|fmhaReduc|attention\w*_reduce"
     r"|preprocess|OGradDotO|ConvertQGrad|AppendKV",
     re.IGNORECASE,
@@ -185,8 +186,11 @@ def tile_of(kernel: str) -> Tile | None:
 def multiplies(kernel: str) -> bool:
     """Whether a kernel's name says that it multiplies matrices; the reduction after a split-K product does not.
 
-    Namespaces and the types among its arguments say nothing, unless the function is a mere frame around them.
+    Namespaces and the types among its arguments say nothing, unless the function is a mere frame around them. Of what
+    Inductor generates, templates multiply: other kernels are named after all that was fused around them too.
     """
+    if made := generated(kernel):
+        return made.work == TEMPLATE
     function = _function(kernel)
     said = kernel if _FRAME.fullmatch(function) else function
     return bool(_PRODUCT.search(said)) and not _NO_PRODUCT.search(said)

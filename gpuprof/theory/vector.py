@@ -144,6 +144,8 @@ _FILLS = """
 
 # No FLOPs; as much is read as is written, and the indices.
 _GATHERS = "index gather index_select embedding take take_along_dim _unsafe_index _unsafe_masked_index"
+GATHERS = frozenset(f"aten::{name}" for name in _GATHERS.split())
+"""Operators that read of their first argument only as much as they write."""
 
 # Nothing is computed and nothing moves.
 _VIEWS = """
@@ -186,11 +188,13 @@ def _with_in_place(text: str) -> list[str]:
     return [spelling for name in text.split() for spelling in (name, f"{name}_")]
 
 
-def _per_output(flops: int) -> Callable[..., Cost]:
+def per_output(flops: int) -> Callable[..., Cost]:
+    """A rule of so many vector FLOPs for each element of the first result."""
     return lambda *args, out, **_: Cost(vector=flops * _first(out))
 
 
-def _per_input(flops: int) -> Callable[..., Cost]:
+def per_input(flops: int) -> Callable[..., Cost]:
+    """A rule of so many vector FLOPs for each element of the first argument."""
     return lambda *args, out, **_: Cost(vector=flops * _first(args))
 
 
@@ -206,13 +210,13 @@ def _foreach_in_place(flops: int) -> Callable[..., Cost]:
 
 
 for _flops, _text in _PER_OUTPUT.items():
-    _register(_with_in_place(_text), _per_output(_flops))
+    _register(_with_in_place(_text), per_output(_flops))
 for _flops, _text in _PER_INPUT.items():
-    _register(_with_in_place(_text), _per_input(_flops))
+    _register(_with_in_place(_text), per_input(_flops))
 for _flops, _text in _PER_GRADIENT.items():
-    _register(_text.split(), _per_input(_flops))
+    _register(_text.split(), per_input(_flops))
 for _flops, _text in _PER_OUTPUT_GRADIENT.items():
-    _register(_text.split(), _per_output(_flops))
+    _register(_text.split(), per_output(_flops))
 for _flops, _text in _FOREACH.items():
     _register([f"_foreach_{name}" for name in _text.split()], _foreach(_flops))
     _register([f"_foreach_{name}_" for name in _text.split()], _foreach_in_place(_flops))
@@ -224,7 +228,7 @@ _PROFILER = ("_record_function_enter", "_record_function_enter_new", "_record_fu
 flop_rule(*(f"profiler::{name}" for name in _PROFILER), kind="view")(lambda *args, out, **_: Cost())
 
 
-@flop_rule(*(f"aten::{name}" for name in _GATHERS.split()), kind="movement")
+@flop_rule(*GATHERS, kind="movement")
 def _gather(source: TensorSpec, *indices: Any, out: TensorSpec, **_: Any) -> Cost:
     return Cost(nbytes=bytes_of(indices) + 2 * out.nbytes)
 
@@ -349,7 +353,7 @@ def _nll_loss_backward(
     return Cost(vector=target.numel, nbytes=bytes_of(grad, target, out))
 
 
-def _window(size: Any, dims: int) -> int:
+def window(size: Any, dims: int) -> int:
     """Elements of a pooling window, whose size may be given once for all dimensions."""
     sizes = [size] if isinstance(size, int) else list(size)
     return math.prod(sizes) if len(sizes) > 1 else sizes[0] ** dims
@@ -365,11 +369,11 @@ _POOLS = {
 
 def _pool(dims: int) -> Callable[..., Cost]:
     # One comparison or addition for each element of each window.
-    return lambda x, kernel, *args, out, **_: Cost(vector=_first(out) * _window(kernel, dims))
+    return lambda x, kernel, *args, out, **_: Cost(vector=_first(out) * window(kernel, dims))
 
 
 def _pool_backward(dims: int) -> Callable[..., Cost]:
-    return lambda grad, x, kernel, *args, out, **_: Cost(vector=grad.numel * _window(kernel, dims))
+    return lambda grad, x, kernel, *args, out, **_: Cost(vector=grad.numel * window(kernel, dims))
 
 
 for _dims, _text in _POOLS.items():
