@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from math import isnan, nan
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -28,7 +27,7 @@ from gpuprof.analysis.comparison import (
     untimed,
 )
 from gpuprof.analysis.consistency import withheld_of_step
-from gpuprof.analysis.gained import gained
+from gpuprof.analysis.gained import OF_MODULES, OfModules, gained
 from gpuprof.analysis.known_flops import known_of
 from gpuprof.analysis.levels import BEGAN, to_newest
 from gpuprof.analysis.noise import BETWEEN_RUNS, FEWEST_RUNS, FLOOR, WINDOW, Modes, Runs, modes
@@ -353,14 +352,14 @@ def compare(
 
 def _compiled_or_not(base: Run, head: Run, by: Collection[By], margin: float, allowed: Collection[str]) -> Check:
     """A run beside the same compiled: no verdict, as compilation is no change of the code, and what it gained."""
-    _comparable(head, [base], {*allowed, "compile"})
+    plain = [replace(run, workload={**run.workload, "compiled": None}) for run in (base, head)]
+    _comparable(plain[1], plain[:1], allowed)
     before, after = (found if len(found := launches(run)) else untimed(run) for run in (base, head))
     why = f"of one model with compilation and without: {NO_VERDICT}"
     found = [replace(verdict, status=INCONCLUSIVE, why=why) for verdict in verdicts(before, after, margin)]
-    of_modules: tuple[Literal["module", "layer", "class"], ...] = ("module", "layer", "class")
-    asked = [name for name in by if name not in of_modules]
+    asked = [name for name in by if name not in OF_MODULES]
     concluded = _concluded(found, [base], [head], [], margin, (), asked)
-    part = next((name for name in of_modules if name in by), "layer")
+    part: OfModules = next((name for name in OF_MODULES if name in by), "layer")
     table = gained(*((base, head) if compiled(head) else (head, base)), part)
     return replace(concluded, status=INCONCLUSIVE, gained=table)
 

@@ -185,8 +185,7 @@ def workload_key(run: Run) -> str:
 def fingerprint(run: Run) -> dict[str, str]:
     """All that has to be the same for two runs to compare, by field; empty where it is not known.
 
-    Of a job and its ranks there are more fields than of a single process: world, rank, mesh and parallel; and of one
-    that was compiled there is compile.
+    Of a job and its ranks there are more fields than of a single process: world, rank, mesh and parallel.
     """
     device, environment = run.device, run.environment
     fields = {
@@ -203,8 +202,6 @@ def fingerprint(run: Run) -> dict[str, str]:
     }
     if run.workload.get("world", 1) > 1:
         fields |= _place(run)
-    if how := run.workload.get("compile") or ("yes" if compiled(run) else ""):
-        fields["compile"] = how
     return {name: "" if value is None else str(value) for name, value in fields.items()}
 
 

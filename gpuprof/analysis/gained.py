@@ -21,10 +21,13 @@ GAINED_COLUMNS = [
 ]  # fmt: skip
 """Columns of `gained` after the one that says which part: the machine-readable contract."""
 
-By = Literal["module", "layer", "class"]
+OfModules = Literal["module", "layer", "class"]
+
+OF_MODULES: tuple[OfModules, ...] = ("module", "layer", "class")
+"""Of what kernel time is told by, those that a model has with compilation and without."""
 
 
-def gained(eager: Run, head: Run, by: By = "layer") -> pd.DataFrame:
+def gained(eager: Run, head: Run, by: OfModules = "layer") -> pd.DataFrame:
     """Kernel time of each part's own work without compilation and with it, all phases together.
 
     Args:
@@ -86,12 +89,12 @@ def _placed(run: Run, places: Mapping[str, str]) -> Run:
     return replace(run, **tables)
 
 
-def _flops(run: Run, by: By) -> pd.Series:
+def _flops(run: Run, by: OfModules) -> pd.Series:
     ops = ran(run)
     return ops.groupby(parts_of(ops, run, by)[0], sort=False)["flops_hardware"].sum(min_count=1)
 
 
-def _fused(run: Run, by: By) -> pd.Series:
+def _fused(run: Run, by: OfModules) -> pd.Series:
     kernels = owned_kernels(run)
     times = kernels["duration_ns"].astype("float64")
     part = parts_of(kernels, run, by)[0]

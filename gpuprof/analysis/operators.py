@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from gpuprof.record import ALL, Run
-from gpuprof.theory import generated, rule_for
+from gpuprof.theory import rule_for
+from gpuprof.theory.generated import generated
 from gpuprof.theory.rules import PRODUCTS
 
 GENERATED = "inductor::"
