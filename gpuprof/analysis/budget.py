@@ -154,8 +154,9 @@ def budget(
     unknown = {part for part, column in _BOUNDS.items() if column not in ops}
     unknown |= set() if name and not reason and not none_known(run) else {"ideal"}
     facts = {"peaks": peaks, "bandwidth": bandwidth, "flops": whole_step(run, everything, convention)["flops"]}
-    again = everything.loc[everything["phase"] == "recompute", "flops_hardware"].sum()
-    facts |= {"withheld": reason, "again": float(again)}
+    again = everything[everything["phase"] == "recompute"]
+    facts |= {"withheld": reason, "again": float(again["flops_hardware"].sum())}
+    facts["vector"] = float(again["vector_flops"].sum()) if len(run.nodes) else 0.0
     facts["unseen"] = step_s - float(kernels[["own_s", "idle_s"]].to_numpy().sum())
     parts = pd.DataFrame({"part": PARTS})
     parts["title"] = [_title(part, run, unknown) for part in PARTS]
@@ -613,7 +614,8 @@ def _what(part: str, run: Run, ops: pd.DataFrame, kernels: pd.DataFrame, facts: 
     if part == "memory":
         return f"{took} in {many}"
     if part == "recompute":
-        return f"{units.si(facts['again'], 'FLOPs')} once more"
+        vector = f" and about {units.si(facts['vector'], 'FLOPs')} of vector work" if facts["vector"] else ""
+        return f"{units.si(facts['again'], 'FLOPs')}{vector} once more"
     if part == "communication":
         return f"of {units.duration(busy_seconds(mine))} in all"
     if part == "other":

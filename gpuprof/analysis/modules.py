@@ -221,7 +221,7 @@ def _ordered(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
 
 KERNEL_COLUMNS = [
-    "kernel", "owners", "kernels", "time_s", "time_share", "flops", "flops_per_s", "bytes", "bytes_per_s", "kind",
+    "kernel", "owners", "time_s", "flops", "bytes", "flops_per_s", "bytes_per_s", "time_share", "kernels", "kind",
     "vector_flops", "median_s", "ops", "graph",
 ]  # fmt: skip
 """Columns of `by_kernel` where code was compiled."""
