@@ -27,7 +27,7 @@ from gpuprof.analysis.known_flops import at_least, none_known
 from gpuprof.analysis.operators import kinds, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.ranks import by_rank, require_kernels, straggler
-from gpuprof.analysis.shares import split_kernels
+from gpuprof.analysis.shares import regions, split_kernels
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.untold import untold
 from gpuprof.errors import GpuprofError
@@ -149,6 +149,8 @@ def budget(
     else:
         _add_bounds(ops, run, known.get("clock") if name == "datasheet" else None, bandwidth, ceilings)
     kernels, step_s, notes = _timed(_classified(run, everything, convention, scores), run)
+    if places := regions(run):  # bounds are of the modules that have the time
+        ops["module"], kernels["module"] = (rows["module"].replace(places) for rows in (ops, kernels))
     rows = _rows(kernels, step_s, ops, cuda)
     sums = rows.groupby("part")["time_s"].sum()
     unknown = {part for part, column in _BOUNDS.items() if column not in ops}

@@ -10,9 +10,9 @@ import pandas as pd
 
 from gpuprof.analysis.comparison import kernel_seconds, own_counts, parts_of
 from gpuprof.analysis.consistency import owned_kernels
-from gpuprof.analysis.modules import by_module
 from gpuprof.analysis.ran import ran
-from gpuprof.paths import ancestors, unwrapped
+from gpuprof.analysis.shares import regions
+from gpuprof.paths import unwrapped
 from gpuprof.record import Run, integers
 
 GAINED_COLUMNS = [
@@ -44,7 +44,7 @@ def gained(eager: Run, head: Run, by: OfModules = "layer") -> pd.DataFrame:
     """
     if not (eager.done("trace") and head.done("trace")):
         return pd.DataFrame(columns=[by, *GAINED_COLUMNS])
-    places = _seen(head)
+    places = _told(head)
     runs = {"eager": _placed(eager, places), "compiled": _placed(head, places)}
     columns = {}
     for side, run in runs.items():
@@ -65,15 +65,10 @@ def gained(eager: Run, head: Run, by: OfModules = "layer") -> pd.DataFrame:
     return table.loc[order, GAINED_COLUMNS].rename_axis(by).reset_index()
 
 
-def _seen(run: Run) -> dict[str, str]:
-    """Modules that the trace could not tell apart, without their wrappers, by the region that has their time."""
-    paths, times = unwrapped(run.tree["module"], run.tree["class"]), by_module(run).set_index("module")
-    untold = set(times.index[times["time_forward_s"].isna()])
-    return {
-        paths[path]: paths[next((above for above in ancestors(path) if above not in untold), "")]
-        for path in run.tree["module"]
-        if path in untold
-    }
+def _told(run: Run) -> dict[str, str]:
+    """Modules that the trace could not tell apart by the region that has their time, both without their wrappers."""
+    bare = unwrapped(run.tree["module"], run.tree["class"])
+    return {bare[path]: bare[region] for path, region in regions(run).items()}
 
 
 def _placed(run: Run, places: Mapping[str, str]) -> Run:

@@ -102,3 +102,10 @@ def untimed(run: Run, timed: Collection[str]) -> set[str]:
     if facts.get("compiled") and run.nodes.empty:
         return {*run.tree["module"]} - {*timed}
     return {module for module in run.tree["module"] if regions & {*ancestors(module)[1:]}}
+
+
+def regions(run: Run) -> dict[str, str]:
+    """Modules whose kernel time a trace of compiled code does not tell, by the region that has it."""
+    timed = {path for module in set(split_kernels(run)["module"]) for path in ancestors(module)}
+    unknown = untimed(run, timed)
+    return {path: next((above for above in ancestors(path) if above not in unknown), "") for path in unknown}

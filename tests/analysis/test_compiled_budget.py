@@ -130,3 +130,15 @@ def test_a_roofline_of_what_ran():
     assert (module["flops"], module["bytes"], module["time_s"]) == (70, 32, pytest.approx(10e-9))
     kernel = row(roofline(compiled_run(), "kernel"), name="triton_poi_fused_gelu_0")
     assert (kernel["flops"], kernel["bytes"], kernel["time_s"]) == (250, 96, pytest.approx(30e-9))
+
+
+def test_modules_that_were_not_looked_into_are_their_region_s():
+    run = compiled_run()
+    run.kernels.loc[run.kernels["compiled"] != "", ["module", "compiled"]] = ["", ""]
+    run.nodes = table("nodes", [])
+
+    rows = budget_by(budget(run))
+
+    times = {name: round(time * 1e9, 6) for name, time in zip(rows["module"], rows["time_s"], strict=True)}
+    assert times == {"": 201.0, "(unattributed)": 59.0, "head": 40.0}
+    assert row(rows, module="")["ideal_s"] == pytest.approx(30e-9)
