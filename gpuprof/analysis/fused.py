@@ -71,8 +71,11 @@ def of_compiled(run: Run, names: Sequence[tuple[str, int | None]], convention: s
 
 
 def lines(run: Run) -> list[str]:
-    """What is to be known of the kernels of a compiled step and of whose they are, a sentence each; else none."""
-    facts = run.passes["trace"].facts if "trace" in run.passes else {}
+    """What is to be known of the kernels of a compiled step and of whose they are, a sentence each; else none.
+
+    Of a recording `gpuprof.analysis.untold.untold` says it.
+    """
+    facts = run.passes["trace"].facts if run.done("trace") and not run.recorded else {}
     said = []
     if facts.get("without_cuda_graphs"):
         said.append("The step runs in CUDA graphs; the traced one ran the same kernels without them.")
