@@ -20,14 +20,15 @@ import pandas as pd
 import torch._dynamo.utils as dynamo
 from torch._dynamo.callback import CallbackArgs, CallbackTrigger, callback_handler
 
-from gpuprof.compiled.caches import empty_caches
+from gpuprof.compiled.afresh import Backend, compiled_afresh
+from gpuprof.compiled.caches import clear_caches, empty_caches
 from gpuprof.record import table
 from gpuprof.undo import patched, undoing
 
 WARM = "warm"
 """The pass of what is compiled once more, with caches that hold it."""
 
-_CACHE = re.compile(r"(?:autograd|fx_graph)_cache_(\w+)").fullmatch
+_CACHE = re.compile(r"(autograd|fx_graph)_cache_(\w+)").fullmatch
 _GUARD = re.compile(r"^\d+/\d+: (?P<guard>.*?)(?:\s+#.*?(?P<place>[^/\s#]+:\d+) in \S+)?\s*$").match
 _EXPLANATION = re.compile(r"^\s*Explanation: (.*)$", re.MULTILINE).search
 
@@ -37,12 +38,12 @@ class Watch:
     """What has been compiled so far.
 
     Attributes:
-        compiling: told of how many compilations are done, and have begun, whenever one begins or ends.
+        tell: told of ``compiling``, how many compilations are over and how many have begun.
         begun: compilations and recordings of CUDA graphs so far.
         rows: of the table ``compilations``.
     """
 
-    compiling: Callable[[int, int], None]
+    tell: Callable[[str, int, int], None] = lambda name, done, total: None
     begun: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     _in_pass: str = ""
@@ -50,8 +51,8 @@ class Watch:
     _ended: int = 0
     _since: float = 0.0
     _breaks: dict[str, Counter[tuple[str, str, str]]] = field(default_factory=dict)
-    _frames: dict[str, str] = field(default_factory=dict)  # by the id of a compilation
-    _caches: list[str] = field(default_factory=list)  # what was said of them since the last compilation
+    _frames: dict[str, str] = field(default_factory=dict)  # by the first part of the id of their compilations
+    _caches: list[tuple[str, str]] = field(default_factory=list)  # what each said since the last compilation
     _skipped: int = 0  # graphs that were to be CUDA graphs, and are none
 
     def begin(self, name: str) -> None:
@@ -76,31 +77,63 @@ class Watch:
         names = ("frame", "place", "reason")
         return table("breaks", [dict(zip(names, key, strict=True)) | {"breaks": n} for key, n in most.items()])
 
-    def in_timed_steps(self) -> list[dict[str, Any]]:
-        """Rows of what was compiled in a timed step."""
-        return [row for row in self.rows if (row.get("step") or 0) >= 0 and row.get("step") is not None]
+    def in_timed_steps(self) -> str:
+        """What was compiled in timed steps, and why; empty where nothing was."""
+        found = [row for row in self.rows if row["step"] is not None]
+        if not found:
+            return ""
+        first = next((row for row in found if row["reason"]), found[0])
+        did = "compiled" if first["direction"] else "recorded a CUDA graph of"
+        others = len({row["frame"] for row in found}) - 1
+        why = f" as it failed {first['reason']}" if first["reason"] else ""
+        return (
+            f"torch.compile {did} {first['frame'] or 'a function'}{f' and {others} more' if others else ''} in "
+            f"{len({row['step'] for row in found})} of the timed steps{why}: what they took is the time of no step; "
+            "give more warm-up steps, or mark as dynamic what varies"
+        )
+
+    def gave_up(self) -> list[str]:
+        """Functions that run as they are after they were compiled too often, a line each."""
+        return [
+            f"torch.compile gave up {row['frame']}, which now runs as it is: {row['gave_up']}"
+            for row in self.rows
+            if "recompile limit" in row["gave_up"] and row["pass"] != WARM
+        ]
+
+    def once_more(self, step: Callable[[], Any]) -> None:
+        """Run a step and compile anew what is compiled in it, from caches that hold it, if they were empty before."""
+        if not any(row["cache"].startswith("miss") for row in self.rows):
+            return
+        before, self._in_pass = self._in_pass, WARM
+        try:
+            with compiled_afresh(_again):
+                clear_caches()  # those in memory: another process has none
+                step()
+        finally:
+            self._in_pass = before
 
     def starts(self, _: CallbackArgs) -> None:
         """Dynamo's callback."""
         self.begun += 1
         self._since = time.perf_counter()
-        self.compiling(self._ended, self.begun)
+        self.tell("compiling", self._ended, self.begun)
 
     def ends(self, about: CallbackArgs) -> None:
         """Dynamo's callback."""
         self._ended += 1
         if about.callback_trigger == CallbackTrigger.CUDAGRAPH_RECORDING:
             self._add(
-                frame=self._frames.get(about.compile_id, ""), cuda_graph="recorded",
+                frame=self._frames.get(about.compile_id.partition("/")[0], ""), cuda_graph="recorded",
                 total_s=time.perf_counter() - self._since,
             )  # fmt: skip
-        self.compiling(self._ended, self.begun)
+        self.tell("compiling", self._ended, self.begun)
 
     def says(self, event: str, about: dict[str, Any]) -> None:
         """A cache was asked."""
         if found := _CACHE(event):
             reason = about.get("cache_bypass_reason")
-            self._caches.append(f"{found[1]}: {' '.join(str(reason).split())}" if reason else found[1])
+            said = f"{found[2]}: {' '.join(str(reason).split())}" if reason else found[2]
+            self._caches.append((found[1], said))
 
     def breaks_at(self, reasons: Sequence[Any], frame: str) -> None:
         """Where Dynamo ended graphs of a function."""
@@ -111,7 +144,7 @@ class Watch:
         """A compilation is over, well or not."""
         if metrics.is_runtime:  # of CUDA graphs and kernels that choose among themselves when they run
             return
-        number = str(metrics.compile_id)
+        number = str(metrics.compile_id).partition("/")[0]
         if metrics.co_name is not None:
             where = f"{os.path.basename(metrics.co_filename or '')}:{metrics.co_firstlineno}"
             self._frames[number] = f"{metrics.co_name} ({where})"
@@ -129,12 +162,15 @@ class Watch:
         )
 
     def _add(self, **row: Any) -> None:
-        self.rows.append({"pass": self._in_pass, "step": self._step, **row})
+        empty = dict.fromkeys(("direction", "reason", "cache", "cuda_graph", "gave_up"), "")
+        self.rows.append({"pass": self._in_pass, "step": self._step, **empty, **row})
 
     def _cache(self) -> str:
-        """What the last compilation had of the caches: where several were asked, a hit is of all the code there is."""
+        """What the last compilation had of the caches: a hit is of all its graphs, by AOTAutograd or by Inductor."""
         said, self._caches = self._caches, []
-        return next((one for one in said if one == "hit"), said[-1] if said else "")
+        found = [what for cache, what in said if cache == "fx_graph" or what == "hit"] or [what for _, what in said]
+        refused = [f"AOTAutograd {what}" for cache, what in said if cache != "fx_graph" and ": " in what]
+        return "; ".join([next((one for one in found if one != "hit"), found[0]), *refused[:1]]) if found else ""
 
     def _cuda_graph(self, reason: str | None) -> str:
         skips = dynamo.counters["inductor"]["cudagraph_skips"]
@@ -145,9 +181,9 @@ class Watch:
 
 
 @contextmanager
-def watched(compiling: Callable[[int, int], None]) -> Iterator[Watch]:
+def watched(tell: Callable[[str, int, int], None]) -> Iterator[Watch]:
     """Watch whatever is compiled in here. From the first time on Inductor's caches are others, empty at first."""
-    watch = Watch(compiling)
+    watch = Watch(tell)
     with undoing() as undo, ExitStack() as into:
 
         def starts(about: CallbackArgs) -> None:
@@ -186,20 +222,25 @@ def watched(compiling: Callable[[int, int], None]) -> Iterator[Watch]:
         yield watch
 
 
+def _again(backend: Backend) -> Backend:
+    return lambda graph, inputs, **rest: backend(graph, inputs, **rest)
+
+
 def place(stack: Sequence[traceback.FrameSummary]) -> str:
     """File and line of the innermost of these frames; empty where there is none."""
     return f"{os.path.basename(stack[-1].filename)}:{stack[-1].lineno}" if stack else ""
 
 
 def in_short(reason: str) -> str:
-    """What Dynamo could not do, and its explanation, without hints and links, in one line."""
+    """What Dynamo could not do, and the first sentence of its explanation, without hints and links, in one line."""
     first, explanation = reason.strip().partition("\n")[0], _EXPLANATION(reason)
-    return f"{first}: {explanation[1]}" if explanation else first
+    return f"{first}: {explanation[1].partition('. ')[0].rstrip('.')}" if explanation else first
 
 
 def guards(reason: str) -> str:
     """Guards that failed, as Dynamo has them, each with its place: ``len(l) == 1 (net.py:27)``."""
-    found = [known for line in reason.splitlines() if (known := _GUARD(line))]
+    known = [_GUARD(line) for line in reason.splitlines()]
+    found = [one for one in known if one and "New backend: gpuprof." not in one["guard"]]  # compiled afresh, by us
     return "; ".join(f"{one['guard']} ({one['place']})" if one["place"] else one["guard"] for one in found)
 
 
