@@ -19,16 +19,17 @@ from gpuprof.errors import GpuprofError
 from gpuprof.hardware.peaks import check_peak
 from gpuprof.record import PassOutcome, Run, table
 from gpuprof.theory.conventions import convention as fitting_convention
+from gpuprof.theory.generated import generated
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.traces.chrome import Recorded, read
 from gpuprof.traces.composite import is_composite
 from gpuprof.traces.device import device_names, device_of
-from gpuprof.traces.events import launches_graph
+from gpuprof.traces.events import Event, launches_graph
 from gpuprof.traces.foreign import kind_of
 from gpuprof.traces.ncu_table import read_table
 from gpuprof.traces.ops import ops_of
 from gpuprof.traces.owners import Attributed, attribute
-from gpuprof.traces.scopes import Scopes, makers, scopes_of
+from gpuprof.traces.scopes import Scopes, graphs_of, makers, outside_operators, scopes_of
 from gpuprof.traces.step_events import events_of
 from gpuprof.traces.steps import EARLY, OUTSIDE, Step, Steps, Window, steps_of, window_of
 
@@ -168,11 +169,42 @@ def _run(recorded: Recorded, step: Step, settings: dict[str, Any], device_name: 
         window = window_of(recorded, steps, step)
         scopes = scopes_of(recorded, window.host)
         host, device = events_of(recorded, window, scopes)
-        found = attribute([*host, *device], scopes.calls, makers(host, scopes.calls), is_composite, marked=False)
+        maker = makers(host, scopes.calls)
+        found = attribute([*host, *device], scopes.calls, maker, is_composite, marked=False)
+        _name_generated(found)
+        found.facts.update(_compiled(host, scopes, maker, found, len(recorded.device.start) > 0))
     finally:
         if collecting:
             gc.enable()
     return _assembled(recorded, steps, window, scopes, found, settings, device_name, name)
+
+
+def _compiled(
+    host: list[Event], scopes: Scopes, maker: Callable[[int, int], str | None], found: Attributed, on_device: bool
+) -> dict[str, Any]:
+    """What is said of compiled regions: of each its path, and the keys of its graphs by direction.
+
+    On a CPU also the nanoseconds in their graphs that no operator took, where these have no event of a fused kernel.
+    """
+    if not scopes.regions:
+        return {}
+    facts: dict[str, Any] = {"compiled": True, "regions": graphs_of(host, scopes, maker)}
+    if not (on_device or any(generated(call.name) for call in found.calls)):
+        facts["unseen_ns"] = outside_operators(host, found.calls)
+    return facts
+
+
+def _name_generated(found: Attributed) -> None:
+    """Kernels that Inductor generated get one operator for all of the same work, whatever graph they are of.
+
+    torch before 2.2 records no call of them, only the kernels.
+    """
+    for call in found.calls:
+        call.name = op.op if (op := generated(call.name)) else call.name
+    for row in found.kernels:
+        by_itself = row["call"] is None and not launches_graph(row["op"])
+        if made := generated(row["op"]) or (generated(row["kernel"]) if by_itself else None):
+            row["op"] = made.op
 
 
 def _assembled(
@@ -186,7 +218,8 @@ def _assembled(
     ops, count = ops_of(recorded, found.calls, kernels)
     device = device_of(recorded, window, device_name)
     modes = {call.phase for call in found.calls} | set(kernels["phase"])
-    roots = [path for path in scopes.classes if "." not in path] if scopes.what == "modules" else []
+    roots = [path for path in scopes.classes if "." not in path and path not in scopes.regions]
+    roots = roots if scopes.what == "modules" else []
     run = Run(
         workload={
             "name": name or (scopes.classes[roots[0]] if len(roots) == 1 else _stem(recorded.path)),
@@ -251,7 +284,8 @@ def _facts(recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, fou
     took = device.end - device.start
     early, outside = steps.of_device == EARLY, steps.of_device == OUTSIDE
     outside &= len(steps.numbers) > 0 and window.step != "all"
-    shapeless = {call.number for call in found.calls if call.inputs < 0 or not recorded.inputs[call.inputs].shapes}
+    with_shapes = {number for number, inputs in enumerate(recorded.inputs) if inputs.shapes}
+    shapeless = {call.number for call in found.calls if call.inputs not in with_shapes and generated(call.name) is None}
     facts: dict[str, Any] = {
         "recorded": True,
         "early_kernels": int(early.sum()),

@@ -207,7 +207,8 @@ def compiled_run() -> Run:
         clock += duration
     whole = {"region": "", "cut": "", "cut_at": "", "unmapped": "", "calls": 1, "frame": "forward (net.py:14)"}
     return Run(
-        workload={"name": "net", "mode": "train", "dtype": "bfloat16", "tokens_per_step": 8, "samples_per_step": 2},
+        workload={"name": "net", "mode": "train", "dtype": "bfloat16", "tokens_per_step": 8, "samples_per_step": 2,
+                  "compiled": {"": "inductor, mode default"}},
         device={"type": "cuda", "name": "Toy GPU", "peaks": {"datasheet": {"bfloat16": 100e9}},
                 "memory_bandwidth": 10e9},
         environment={"torch": "2.13.0", "date": "2026-01-02T03:04:05+00:00"},
@@ -225,3 +226,22 @@ def compiled_run() -> Run:
         samples=table("samples", [{"step": n, "phase": p, "time_s": t} for n in range(3)
                                   for p, t in (("step", 300e-9), ("forward", 150e-9), ("backward", 150e-9))]),
     )  # fmt: skip
+
+
+def eager_run() -> Run:
+    """The same model without compilation: an operator is a kernel, and the step takes 426 ns."""
+    run = compiled_run()
+    took = {"norm": (90, 30), "act": (60, 45), "fc": (20, 20), "head": (8, 16)}  # ns of a kernel, by phase
+    kernels, clock = [], 0
+    for op in run.ops.to_dict("records"):
+        for _ in range(op["calls"]):
+            duration = took[op["module"]][op["phase"] == "backward"]
+            name = op["op"].partition(".")[0]
+            kernels.append(kernel_row(op["module"], op["phase"], name, clock, duration, call=len(kernels)))
+            clock += duration
+    run.kernels = table("kernels", kernels)
+    run.nodes, run.graphs = table("nodes", []), table("graphs", [])
+    run.passes = run.passes | {"trace": PassOutcome("done")}
+    del run.workload["compiled"]
+    run.samples["time_s"] *= 1.42
+    return run

@@ -205,6 +205,11 @@ def fingerprint(run: Run) -> dict[str, str]:
     return {name: "" if value is None else str(value) for name, value in fields.items()}
 
 
+def compiled(run: Run) -> bool:
+    """Whether compiled code ran in the traced step."""
+    return "trace" in run.passes and bool(run.passes["trace"].facts.get("compiled"))
+
+
 def _place(run: Run) -> dict[str, Any]:
     """What a run of a job or of one of its ranks has to have in common with another, beside what any has."""
     about = run.workload
@@ -254,12 +259,12 @@ def kernel_seconds(run: Run, by: By) -> pd.DataFrame:
         GpuprofError: the run is of a job, and a part is a kernel.
     """
     if run.is_job:
-        return _own(run, by).groupby(_parts(_own(run, by), run, by), sort=False)["time_s"].sum().to_frame()
+        return _own(run, by).groupby(parts_of(_own(run, by), run, by), sort=False)["time_s"].sum().to_frame()
     rows = run.launches[run.launches["quantity"] == "kernel_s"]
     if rows.empty or by in BY_NAME:
         kernels = owned_kernels(run)
         rows = kernels.assign(launch=0, value=kernels["duration_ns"].astype("float64") * 1e-9)
-    sums = rows.groupby([*_parts(rows, run, by), rows["launch"]], sort=False)["value"].sum()
+    sums = rows.groupby([*parts_of(rows, run, by), rows["launch"]], sort=False)["value"].sum()
     return sums.unstack("launch", fill_value=0.0)
 
 
@@ -269,10 +274,10 @@ def own_counts(run: Run, by: By) -> pd.DataFrame:
     Of a job those of all its ranks.
     """
     kernels, number = (_own(run, by), "all_kernels") if run.is_job else (owned_kernels(run), "kernels")
-    counts = {"kernels": kernels.groupby(_parts(kernels, run, by), sort=False)[number].sum().astype("Int64")}
+    counts = {"kernels": kernels.groupby(parts_of(kernels, run, by), sort=False)[number].sum().astype("Int64")}
     if "kernel" not in KEYS[by] and run.done("count"):
         ops = counted(run)
-        counts["flops"] = ops.groupby(_parts(ops, run, by), sort=False)["flops"].sum(min_count=1)
+        counts["flops"] = ops.groupby(parts_of(ops, run, by), sort=False)["flops"].sum(min_count=1)
     return pd.DataFrame(counts).reindex(columns=["kernels", "flops"])
 
 
@@ -283,7 +288,7 @@ def _own(run: Run, by: By) -> pd.DataFrame:
     return own_of_ranks(run)
 
 
-def _parts(rows: pd.DataFrame, run: Run, by: By) -> list[pd.Series]:
+def parts_of(rows: pd.DataFrame, run: Run, by: By) -> list[pd.Series]:
     """What each row belongs to, a series for each of the `KEYS`."""
     if by == "op":
         return [rows["op"].map(plain_op)]

@@ -92,6 +92,11 @@ def priced(run: Run, ops: pd.DataFrame, convention: str | None = None) -> pd.Dat
     return ops
 
 
+def hardware(run: Run, convention: str | None = None) -> pd.DataFrame:
+    """The rows whose ``flops_hardware`` are what was done: as counted, of a compiled run those that ran."""
+    return priced(run, ran(run), convention) if len(run.nodes) else counted(run, convention)
+
+
 def read_rows(run: Run, ops: pd.DataFrame | None = None) -> list[Row]:
     """The ``ops`` table, or other rows in its columns, as rules see it, row by row."""
     classes = dict(zip(run.tree["module"], run.tree["class"], strict=True))

@@ -12,9 +12,9 @@ from gpuprof.analysis.consistency import owned_kernels
 from gpuprof.analysis.counted import priced
 from gpuprof.analysis.operators import GENERATED
 from gpuprof.analysis.shares import owners
-from gpuprof.record import Run, integers
+from gpuprof.record import UNATTRIBUTED, Run, integers
 
-COLUMNS = ["modules", "graph", "flops", "vector_flops", "bytes", "flops_per_s", "bytes_per_s"]
+COLUMNS = ["owners", "graph", "flops", "vector_flops", "bytes", "flops_per_s", "bytes_per_s"]
 """Columns of `of_compiled`."""
 
 
@@ -33,7 +33,7 @@ def of_compiled(run: Run, names: Sequence[tuple[str, int | None]], convention: s
         convention: how FLOPs are counted; the run's own by default.
 
     Returns:
-        Columns `COLUMNS`, a row for each of the names. ``modules`` are its owners, each with its share of the time, the
+        Columns `COLUMNS`, a row for each of the names. ``owners`` are its modules, each with its share of the time, the
         largest first, or ``(fused: a, b)`` of those that cannot be told apart. ``flops`` and ``vector_flops`` are those
         of its operators, ``bytes`` what these read that the kernel did not make and leave behind, each owner's; rates
         are over its time. Of a call of several kernels they are the longest one's. They are missing of a kernel that
@@ -63,11 +63,57 @@ def of_compiled(run: Run, names: Sequence[tuple[str, int | None]], convention: s
             does.pop(key, None)
     rows = []
     for key in names:
-        row: dict[str, Any] = {"modules": _told(whose[key]), "graph": key[1], **does.get(key, {})}
+        row: dict[str, Any] = {"owners": _told(whose[key]), "graph": key[1], **does.get(key, {})}
         for rate, amount in (("flops_per_s", row.get("flops")), ("bytes_per_s", row.get("bytes"))):
             row[rate] = amount / (took[key] * 1e-9) if amount and took[key] else None
         rows.append(row)
     return pd.DataFrame({name: _typed(name, [row.get(name) for row in rows]) for name in COLUMNS})
+
+
+def lines(run: Run) -> list[str]:
+    """What is to be known of the kernels of a compiled step and of whose they are, a sentence each; else none."""
+    facts = run.passes["trace"].facts if "trace" in run.passes else {}
+    said = []
+    if facts.get("without_cuda_graphs"):
+        said.append("The step runs in CUDA graphs; the traced one ran the same kernels without them.")
+    whole = int(run.kernels["duration_ns"].sum())
+    if not facts.get("compiled") or not whole:
+        return said
+    if run.nodes.empty:
+        return [*said, "Compiled code was not looked into: modules that it hides have no times."]
+    kernels, unknown = owned_kernels(run), {one for one, of in owners(run).items() if None in of.values()}
+    compiled, hidden = kernels["compiled"] != "", kernels["compiled"].isin(_hidden(run))
+    nobodys, several = kernels["module"] == UNATTRIBUTED, kernels["parts"] > 1
+    fused = kernels["compiled"].isin(unknown) & ~hidden
+    shares = {
+        "{} of it has one module": compiled & ~(several | fused | nobodys | hidden),
+        "{} is split over the modules fused in a kernel, by the bytes that each moves": several & ~nobodys,
+        "{} is of fused modules and cannot be split": fused,
+        "{} is of regions whose modules cannot be told": hidden,
+        "{} is of no module": compiled & nobodys & ~fused & ~hidden,
+    }
+    times = {text: int(kernels.loc[rows, "duration_ns"].sum()) / whole for text, rows in shares.items()}
+    told = [text.format(units.percent(share)) for text, share in times.items() if share]
+    said.append(f"Compiled code has {units.percent(sum(times.values()))} of the kernel time: {', '.join(told)}.")
+    if again := int(kernels.loc[compiled & (kernels["phase"] == "recompute"), "duration_ns"].sum()):
+        rows = run.nodes[(run.nodes["phase"] == "recompute") & (run.nodes["repeat"] == 0)]
+        flops, vector = (int(rows[name].sum()) for name in ("flops_hardware", "vector_flops"))
+        products = f"{units.si(flops, 'FLOPs')} of products and " if flops else ""
+        said.append(
+            f"In the backward it computes again what the forward did: {products}about {units.si(vector, 'FLOPs')} of "
+            f"vector work, in {units.percent(again / whole)} of the kernel time."
+        )
+    for path in facts.get("hidden", ()):
+        reasons = run.graphs.loc[(run.graphs["region"] == path) & (run.graphs["unmapped"] != ""), "unmapped"]
+        why = f": {'; '.join(dict.fromkeys(reasons))}" if len(reasons) else ""
+        said.append(f"Modules inside {path or '(root)'} cannot be told apart and have no times{why}.")
+    return said
+
+
+def _hidden(run: Run) -> set[str]:
+    """Kernels of graphs whose kernels were not given to their operators, as ``kernels`` has them."""
+    unmapped = set(run.graphs.loc[run.graphs["unmapped"] != "", "graph"])
+    return {one for one in run.kernels["compiled"] if one and int(one.partition("/")[0]) in unmapped}
 
 
 def _does(
@@ -107,6 +153,6 @@ def _told(shares: dict[str, int]) -> str:
 
 
 def _typed(name: str, values: list[Any]) -> Any:
-    if name == "modules":
+    if name == "owners":
         return pd.array(values, dtype="object")
     return pd.array(values, dtype="Float64") if name.endswith("_per_s") else integers(values)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.consistency import owned_kernels, withheld_of_kernels, withheld_of_owners, withheld_of_step
-from gpuprof.analysis.counted import chosen, convention_of, counted, priced, whole_step
+from gpuprof.analysis.counted import chosen, convention_of, counted, hardware, priced, whole_step
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.executed import executed_flops
 from gpuprof.analysis.fused import graphs, of_compiled
@@ -72,9 +72,8 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
     if run.done("count") and not none_known(run):
         _add_counts(table, counted(run, convention), paths, run.kernels if run.recorded else None)
         if len(run.nodes):
-            hardware = ran(run).groupby("module")["flops_hardware"].sum()
             sums = dict.fromkeys(paths, 0)
-            for module, flops in hardware.items():
+            for module, flops in ran(run).groupby("module")["flops_hardware"].sum().items():
                 for path in ancestors(module):
                     sums[path] += int(flops)
             unknown = untimed(run, paths)
@@ -222,7 +221,7 @@ def _ordered(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
 
 KERNEL_COLUMNS = [
-    "kernel", "modules", "kernels", "time_s", "time_share", "flops", "flops_per_s", "bytes", "bytes_per_s", "kind",
+    "kernel", "owners", "time_s", "flops", "bytes", "flops_per_s", "bytes_per_s", "time_share", "kernels", "kind",
     "vector_flops", "median_s", "ops", "graph",
 ]  # fmt: skip
 """Columns of `by_kernel` where code was compiled."""
@@ -406,7 +405,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
         figures |= {name: None if pd.isna(root[name]) else int(root[name]) for name in ("params", "trainable_params")}
     if run.done("count"):
         ops = counted(run, convention)
-        hardware = priced(run, ran(run), convention) if len(run.nodes) else ops
+        done = hardware(run, convention)
         phases = ops.groupby("phase")["flops"].sum()
         forward, backward = (int(phases.get(phase, 0)) for phase in ("forward", "backward"))
         figures |= {
@@ -415,7 +414,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
             "flops_recompute": int(phases.get("recompute", 0)),
             "flops_backward": backward,
             **whole_step(run, ops, convention),
-            "flops_hardware": int(hardware["flops_hardware"].sum()),
+            "flops_hardware": int(done["flops_hardware"].sum()),
             "vector_flops": int(ops["vector_flops"].sum()),
             "backward_ratio": backward / forward if forward and backward and not figures["ratio_withheld"] else None,
         }
@@ -439,7 +438,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
             figures |= {
                 "flops_per_s": None if reason or figures["flops"] is None else figures["flops"] / step_s,
                 "mfu": _known_share(model["ideal_s"].sum(skipna=False) * scale, step_s),
-                "hfu": _known_share(hardware["hardware_ideal_s"].sum(skipna=False), step_s),
+                "hfu": _known_share(done["hardware_ideal_s"].sum(skipna=False), step_s),
             }
     if run.is_job and len(run.busy):
         figures["kernel_s"] = busy_of_ranks(run)

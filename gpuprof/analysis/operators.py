@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpuprof.record import ALL, Run
 from gpuprof.theory import rule_for
+from gpuprof.theory.generated import generated
 from gpuprof.theory.rules import PRODUCTS
 
 GENERATED = "inductor::"
@@ -20,8 +21,8 @@ def plain_op(op: str) -> str:
 def kinds(run: Run) -> dict[str, str]:
     """Kind of each plain operator of a run; of those that only the trace saw by their rule, empty without one.
 
-    What a compiler wrote is of the strongest kind of the operators in it, a product before all others. Where they are
-    not known, its templates are products, which the name of the kernel says, and all else is vector work.
+    What a compiler wrote is of the strongest kind of the operators in it, a product before all others, or where they
+    are not known of the one that its name says.
     """
     known = {plain_op(op): kind for op, kind in zip(run.ops["op"], run.ops["kind"], strict=True)}
     known |= _of_generated(run)
@@ -42,8 +43,8 @@ def _of_generated(run: Run) -> dict[str, str]:
         nodes.setdefault(f"{graph}/{kernel}", set()).add(kind)
     found: dict[str, set[str]] = {}
     for op, name, compiled in set(kernels[["op", "kernel", "compiled"]].itertuples(index=False, name=None)):
-        by_name = {"matmul" if "_tem_" in name else "vector"}
-        found.setdefault(plain_op(op), set()).update(nodes.get(compiled, by_name))
+        by_name = generated(name) or generated(op)
+        found.setdefault(plain_op(op), set()).update(nodes.get(compiled, {by_name.kind} if by_name else ()))
     return {op: next((kind for kind in _STRONGEST if kind in among), "") for op, among in found.items()}
 
 

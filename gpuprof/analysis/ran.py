@@ -8,6 +8,7 @@ import pandas as pd
 
 from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
+from gpuprof.analysis.shares import owners
 from gpuprof.record import Run, integers
 
 _COUNTS = ("calls", "flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes")
@@ -20,16 +21,26 @@ def ran(run: Run) -> pd.DataFrame:
     The others are as they were counted, so far as the trace has calls of them outside compiled code.
 
     Returns:
-        The columns of ``ops``, and ``within``, the plain operator of the kernel that does the work: of a compiled one
-        that is the kernel's, and empty where no kernel was traced. Of a run without compiled graphs the table itself.
+        The columns of ``ops``; ``compiled``, the kernel that does the work as ``kernels`` has it, empty outside
+        compiled code; and ``within``, the plain operator that this kernel is booked on, empty where none was traced.
+        Of a compiled operator ``bytes`` are those that its kernel moves for it, missing where its time is not split.
+        Of a run without compiled graphs the table itself.
     """
-    counted = run.ops.assign(within=[plain_op(op) for op in run.ops["op"]])
+    counted = run.ops.assign(compiled="", within=[plain_op(op) for op in run.ops["op"]])
     if run.nodes.empty:
         return counted
     launched = dict(zip(run.kernels["compiled"], run.kernels["op"], strict=True))
-    nodes = run.nodes[run.nodes["repeat"] == 0]
+    unmapped = set(run.graphs.loc[run.graphs["unmapped"] != "", "graph"])
+    nodes = run.nodes[run.nodes["repeat"] == 0].copy()
     kernels = [f"{graph}/{kernel}" for graph, kernel in zip(nodes["graph"], nodes["kernel"], strict=True)]
-    nodes = nodes.assign(group="", within=[plain_op(launched.get(kernel, "")) for kernel in kernels])
+    nodes["compiled"], nodes["within"] = kernels, [plain_op(launched.get(kernel, "")) for kernel in kernels]
+    untold = {kernel for kernel, of_owners in owners(run).items() if None in of_owners.values()}
+    figures = nodes[["compiled", "kernel", "graph", "moved", "calls"]].itertuples(index=False, name=None)
+    nodes["bytes"] = [
+        None if compiled in untold or (not kernel and graph in unmapped) else int(moved) * int(calls) if kernel else 0
+        for compiled, kernel, graph, moved, calls in figures
+    ]
+    nodes["group"] = ""
     rows = [*_outside(run, counted), *nodes[list(counted)].to_dict("records")]
     columns: dict[str, Any] = {name: [row[name] for row in rows] for name in counted}
     return pd.DataFrame({name: integers(values) if name in _COUNTS else values for name, values in columns.items()})

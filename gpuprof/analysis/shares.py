@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Sequence
 
+import numpy as np
 import pandas as pd
 
 from gpuprof.analysis.once import once
@@ -60,31 +61,30 @@ def split_kernels(run: Run) -> pd.DataFrame:
     shares = {}
     for kernel, of_owners in owners(run).items():
         known = {owner: moved for owner, moved in of_owners.items() if moved}
-        if len(known) > 1 or (known and len(of_owners) > 1):
+        if known and len(of_owners) > 1:
             shares[kernel] = known
-    parts = [shares.get(kernel, {}) for kernel in run.kernels["compiled"]]
-    rows = run.kernels.loc[run.kernels.index.repeat([max(len(part), 1) for part in parts])].reset_index(drop=True)
+    split = [shares.get(kernel, {}) for kernel in run.kernels["compiled"]]
+    many = [max(len(part), 1) for part in split]
+    rows = run.kernels.loc[run.kernels.index.repeat(many)].reset_index(drop=True)
+    rows = rows.assign(part=[part for parts in many for part in range(parts)], parts=np.repeat(many, many), kernels=1)
     if not shares:
-        return rows.assign(part=0, parts=1, kernels=1)
-    columns = {name: list(rows[name]) for name in ("module", "phase", "start_ns", "duration_ns")}
-    number, many, counts = list[int](), list[int](), list[int]()
-    for part in parts:
-        at = len(number)
-        number += range(max(len(part), 1))
-        many += [max(len(part), 1)] * max(len(part), 1)
-        most = max(range(len(part)), key=list(part.values()).__getitem__, default=0)
-        counts += [int(index == most) for index in range(max(len(part), 1))]
-        if not part:
-            continue
-        start = columns["start_ns"][at]
-        times = split_ns(int(columns["duration_ns"][at]), list(part.values()))
-        for index, ((module, phase), took) in enumerate(zip(part, times, strict=True), at):
-            columns["module"][index], columns["phase"][index] = module, phase
-            columns["start_ns"][index], columns["duration_ns"][index] = start, took
-            start += took
+        return rows
+    columns = {name: list(rows[name]) for name in ("module", "phase", "start_ns", "duration_ns", "kernels")}
+    at = 0
+    for part, number in zip(split, many, strict=True):
+        if part:
+            start, weights = columns["start_ns"][at], list(part.values())
+            for index, time in enumerate(split_ns(int(columns["duration_ns"][at]), weights), at):
+                columns["start_ns"][index], columns["duration_ns"][index] = start, time
+                start += time
+            most = weights.index(max(weights))
+            columns["kernels"][at : at + number] = [int(index == most) for index in range(number)]
+            for name, values in zip(("module", "phase"), zip(*part, strict=True), strict=True):
+                columns[name][at : at + number] = values
+        at += number
     for name in ("start_ns", "duration_ns"):
         columns[name] = pd.array(columns[name], dtype="Int64")
-    return rows.assign(**columns, part=number, parts=many, kernels=counts)
+    return rows.assign(**columns)
 
 
 def untimed(run: Run, timed: Collection[str]) -> set[str]:
@@ -102,3 +102,10 @@ def untimed(run: Run, timed: Collection[str]) -> set[str]:
     if facts.get("compiled") and run.nodes.empty:
         return {*run.tree["module"]} - {*timed}
     return {module for module in run.tree["module"] if regions & {*ancestors(module)[1:]}}
+
+
+def regions(run: Run) -> dict[str, str]:
+    """Modules whose kernel time a trace of compiled code does not tell, by the region that has it."""
+    timed = {path for module in set(split_kernels(run)["module"]) for path in ancestors(module)}
+    unknown = untimed(run, timed)
+    return {path: next((above for above in ancestors(path) if above not in unknown), "") for path in unknown}

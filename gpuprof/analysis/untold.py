@@ -30,8 +30,8 @@ def untold(run: Run) -> list[str]:
         return []
     facts = run.passes["trace"].facts
     looks = (
-        _shapes, _modules, _graphs, _launchers, _without_flops, _unread, _masks, _not_run, _device, _outside, _left_out,
-        _accuracy,
+        _shapes, _modules, _regions, _unseen, _graphs, _launchers, _without_flops, _unread, _masks, _not_run, _device,
+        _outside, _left_out, _accuracy,
     )  # fmt: skip
     return [sentence for look in looks for sentence in look(run, facts)]
 
@@ -67,6 +67,24 @@ def _modules(run: Run, facts: dict[str, Any]) -> Iterator[str]:
         if facts.get("scopes") == "labels":
             text += "; what stands for modules here are labels (record_function)"
     yield from _share_of(run, nowhere, text)
+
+
+def _regions(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+    paths = set(facts.get("regions", ()))
+    inside = int(run.kernels.loc[run.kernels["module"].isin(paths), "duration_ns"].sum())
+    yield from _share_of(
+        run, inside,
+        f"{{}} of the kernel time is in {units.number(len(paths), 'compiled region')}: modules inside are unknown; "
+        "gpuprof profile --compile tells them",
+    )  # fmt: skip
+
+
+def _unseen(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+    if unseen := facts.get("unseen_ns", 0):
+        yield (
+            f"Compiled code took {units.duration(unseen * 1e-9, 3)} outside its operators: kernels fused for a CPU are "
+            "recorded where torch._inductor.config.cpp.enable_kernel_profile was set when they were compiled."
+        )
 
 
 def _graphs(run: Run, facts: dict[str, Any]) -> Iterator[str]:

@@ -16,8 +16,6 @@ _FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "", "TRITON_CACHE_DIR": "triton"}
 @contextmanager
 def empty_caches() -> Iterator[None]:
     """Nothing that was compiled before is found in here, and nothing of it after; what is loaded goes on to run."""
-    from torch._inductor.utils import clear_caches  # which is slow to import, and most steps never need it
-
     with TemporaryDirectory(prefix="gpuprof-", ignore_cleanup_errors=True) as folder, undoing() as undo:
         for name, inside in _FOLDERS.items():
             undo(_put_back, name, os.environ.get(name))
@@ -25,6 +23,13 @@ def empty_caches() -> Iterator[None]:
         undo(clear_caches)
         clear_caches()
         yield
+
+
+def clear_caches() -> None:
+    """Forget what Inductor has in memory; what is loaded goes on to run."""
+    from torch._inductor.utils import clear_caches  # which is slow to import, and most steps never need it
+
+    clear_caches()
 
 
 def _put_back(name: str, value: str | None) -> None:

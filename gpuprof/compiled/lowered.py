@@ -7,7 +7,8 @@ runs it again in the backward. Each of these is a graph of its own in the tables
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from gpuprof.compiled.capture import Graph
@@ -46,19 +47,28 @@ class Lowered:
     def __init__(self, graphs: list[Graph], device: str, facts: Callable[[str], AttentionFacts | None]) -> None:
         self._graphs = graphs
         self._numbers: dict[_Called, int] = {}
+        self._calls: Counter[str] = Counter()  # of kernels, by their keys
+        self._known: dict[tuple[str, str, str], KernelCall] = {}
         self._nodes = [
             operators(graph.nodes, number, graph.kernels, graph.direction, graph.owner, device=device, facts=facts)
             for number, graph in enumerate(graphs)
         ]
 
     def kernel_call(self, mark: str, caller: str, phase: str) -> KernelCall:
-        """Whose work a kernel is.
+        """The next call of a kernel in the step: whose work it is.
 
         Args:
             mark: ``GRAPH/KERNEL:NUMBER``, the graph as it was captured.
             caller: module that calls the graph.
             phase: that the step is in.
         """
+        found = self._known.get((mark, caller, phase))
+        if found is None:
+            found = self._known[mark, caller, phase] = self._kernel_call(mark, caller, phase)
+        self._calls[found.key] += 1
+        return found
+
+    def _kernel_call(self, mark: str, caller: str, phase: str) -> KernelCall:
         number, _, kernel = mark.partition("/")
         graph, rows = self._graphs[int(number)], self._nodes[int(number)]
         static = any(row["phase"] != "forward" for row in rows)
@@ -75,26 +85,22 @@ class Lowered:
         module = _moved(module, graph.frame.region, region)
         return KernelCall(key, generated, _operator(generated), module, where if static else "")
 
-    def graphs(self, calls: Mapping[str, int]) -> Iterator[dict[str, Any]]:
-        """Rows of the ``graphs`` table.
-
-        Args:
-            calls: of each kernel in the traced step, by its key.
-        """
+    def graphs(self) -> Iterator[dict[str, Any]]:
+        """Rows of the ``graphs`` table: of those that the step has called."""
         for called, number in self._numbers.items():
             graph = self._graphs[called.place]
             unknown = strangers(graph.nodes, graph.kernels)
             yield {
                 "graph": number, "frame": graph.frame.name, "region": called.region, "direction": graph.direction,
                 "nodes": sum(node.op == "call_function" for node in graph.nodes.nodes), "kernels": len(graph.kernels),
-                "calls": self._calls(called, calls), "cut": graph.frame.cut, "cut_at": graph.frame.cut_at,
+                "calls": self._times(called), "cut": graph.frame.cut, "cut_at": graph.frame.cut_at,
                 "unmapped": f"operators that the graph has not: {', '.join(unknown)}" if unknown else "",
             }  # fmt: skip
 
-    def nodes(self, calls: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    def nodes(self) -> Iterator[dict[str, Any]]:
         """Rows of the ``nodes`` table, likewise."""
         for called, number in self._numbers.items():
-            region, times = self._graphs[called.place].frame.region, self._calls(called, calls)
+            region, times = self._graphs[called.place].frame.region, self._times(called)
             for row in self._nodes[called.place]:
                 figures = {name: None if row[name] is None else row[name] * times for name in FIGURES}
                 yield row | figures | {
@@ -102,9 +108,9 @@ class Lowered:
                     "phase": called.phase or row["phase"], "calls": row["calls"] * times,
                 }  # fmt: skip
 
-    def _calls(self, called: _Called, calls: Mapping[str, int]) -> int:
-        keys = (f"{self._numbers[called]}/{kernel}" for kernel in self._graphs[called.place].kernels)
-        return max((calls.get(key, 0) for key in keys), default=0)
+    def _times(self, called: _Called) -> int:
+        """How many times the step has called a graph."""
+        return max(self._calls[f"{self._numbers[called]}/{kernel}"] for kernel in self._graphs[called.place].kernels)
 
 
 def _moved(module: str, region: str, caller: str) -> str:

@@ -18,8 +18,16 @@ from gpuprof.record import PassOutcome, table
 from gpuprof.workload import Workload
 
 
+def warm_up(workload: Workload, steps: int, before_step: Callable[[], None], tick: Callable[[], None]) -> None:
+    """Run steps with nothing attached at all: what is compiled in them knows of nothing."""
+    for _ in range(steps):
+        before_step()
+        workload.step()
+        tick()
+
+
 def measure(
-    workload: Workload, warmup: int, steps: int, before_step: Callable[[], None], tick: Callable[[], None]
+    workload: Workload, steps: int, before_step: Callable[[int], None], tick: Callable[[], None]
 ) -> tuple[pd.DataFrame, PassOutcome]:
     """Time steps and their phases.
 
@@ -28,9 +36,8 @@ def measure(
 
     Args:
         workload: what to run.
-        warmup: steps that are not kept.
-        steps: steps that are.
-        before_step: run before every step, outside the clock (seeding).
+        steps: how many.
+        before_step: given the number of a step, run before it, outside the clock (seeding).
         tick: called after every step (progress).
 
     Returns:
@@ -44,16 +51,12 @@ def measure(
     references: list[tuple[int, float]] = []
     inputs: Counter[str] = Counter()
     marks: list[tuple[str, Any]] = []
-    for _ in range(warmup):  # with nothing attached at all: what is compiled in them knows of nothing
-        before_step()
-        workload.step()
-        tick()
     with (
         observed_inputs(workload, search=False) as given_now,
         observed_phases(workload, lambda name: marks.append((name, now()))) as phase,
     ):
         for index in range(steps):
-            before_step()
+            before_step(index)
             phase.start()
             marks = []
             if cuda and index == 0:
@@ -70,7 +73,7 @@ def measure(
         torch.cuda.synchronize(workload.device)
     rows = [row for number, marks in enumerate(steps_marks) for row in _durations(number, marks, cuda)]
     rows += [{"step": number, "phase": "reference", "time_s": seconds} for number, seconds in references]
-    facts = {"warmup": warmup, "steps": steps} | ({"inputs": dict(inputs)} if any(inputs) else {})
+    facts = {"steps": steps} | ({"inputs": dict(inputs)} if any(inputs) else {})
     return table("samples", rows), PassOutcome("done", facts=facts)
 
 

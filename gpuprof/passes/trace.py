@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 from collections.abc import Callable, Iterable
@@ -159,14 +158,14 @@ def ingest(
         made = Lowered(compiled.graphs, compiled.device, compiled.facts) if compiled is not None else None
         found = attribute(
             events, *owners(events, ownership), is_composite=is_composite_name, unit_of=unit,
-            kernel_at=functools.cache(made.kernel_call) if made is not None else None,
+            kernel_at=made.kernel_call if made is not None else None,
         )  # fmt: skip
         if compiled is not None and compiled.without_cuda_graphs:
             found.facts["without_cuda_graphs"] = True
         return Traced(
             table("kernels", found.kernels), table("estimates", found.estimates),
-            table("graphs", list(made.graphs(found.kernel_calls)) if made else []),
-            table("nodes", list(made.nodes(found.kernel_calls)) if made else []),
+            table("graphs", list(made.graphs()) if made is not None else []),
+            table("nodes", list(made.nodes()) if made is not None else []),
             PassOutcome("done", facts=found.facts),
         )  # fmt: skip
     finally:

@@ -32,7 +32,7 @@ _NAME = re.compile(
     rf"(?:triton_(?P<work>{'|'.join(_WORKS)})|(?P<language>cpp|pallas|{'|'.join(_TEMPLATES)}))_fused(?P<rest>\w*?)"
     r"(?P<cut>\.\.\.|…)?"
 )
-_INDUCTOR = re.compile(r"inductor::(?P<what>fused|template)(?P<rest>\w*)(?P<cut>\.\.\.)?")
+_INDUCTOR = re.compile(r"inductor::(?P<what>fused|template)(?P<rest>\w*?)(?P<cut>_and_more)?")
 # Templates by themselves, as where they are tried out against one another, and those of the C++ backend.
 _TRIED = re.compile(
     r"triton_(?P<name>(?:scaled_)?(?:grouped_)?(?:mm|bmm|addmm|baddbmm)|mm_plus_mm|flex_attention(?:_backward)?"
@@ -82,7 +82,7 @@ class Generated(NamedTuple):
     def op(self) -> str:
         """What stands for its operator: ``inductor::fused_gelu_view``, of a template ``inductor::template_mm``."""
         what = "inductor::template" if self.work == TEMPLATE else "inductor::fused"
-        return "_".join([what, *self.ops]) + ("..." if self.more else "")
+        return "_".join([what, *self.ops]) + ("_and_more" if self.more else "")
 
     @property
     def kind(self) -> str:

@@ -46,6 +46,8 @@ NODE_PREFIX = "autograd::engine::evaluate_function: "
 _OPTIMIZER = "Optimizer.step#"
 _TAKE_OVER = {"PythonDispatchMode": MODE, "PythonSubclass": SUBCLASS}
 _COMPILED = "Torch-Compiled Region"
+_CALLS_COMPILED = (_COMPILED, "CompiledFunction", "## Call CompiledFxGraph")
+_GRAPH = re.compile(r"## Call CompiledFxGraph (\S+) ##").fullmatch
 _OPERATOR = re.compile(r"[A-Za-z_]\w*::[A-Za-z_]\w*(\.\w+)?$").match
 _NODE = re.compile(r"[A-Z]\w*Backward\d*$|torch::autograd::AccumulateGrad$").match
 _RUNTIME = re.compile(r"(cuda|cu|hip)[A-Z]|INVALID$").match  # CUDA's own calls; INVALID where CUPTI knows no name
@@ -97,6 +99,23 @@ def is_node(name: str) -> bool:
 def launches_graph(name: str) -> bool:
     """Whether a call into the runtime launches a CUDA or HIP graph, all of whose kernels share its correlation."""
     return "GraphLaunch" in name
+
+
+def calls_compiled(name: str) -> int | None:
+    """Which of the ranges around compiled code it is, from 0 on the outermost; None of others.
+
+    That of Dynamo, around all that replaces a function's code, is in files from about 2023 on; that of AOTAutograd is
+    the forward of one graph alone, where there is a backward to it; that of Inductor, since 2024, one graph either way.
+    """
+    if name == "CompiledFunctionBackward":
+        return None
+    return next((place for place, begin in enumerate(_CALLS_COMPILED) if name.startswith(begin)), None)
+
+
+def graph_key(name: str) -> str | None:
+    """The key of a graph that Inductor compiled, by which its caches have it; None of what is no such graph's range."""
+    found = _GRAPH(name)
+    return found[1] if found else None
 
 
 class Inputs(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left, bisect_right
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -171,14 +170,12 @@ class Attributed(NamedTuple):
         estimates: rows of ``estimates``.
         facts: what the trace says of itself.
         calls: of counted operators, by their number.
-        kernel_calls: how often compiled code called each kernel, by its key.
     """
 
     kernels: list[dict[str, Any]]
     estimates: list[dict[str, Any]]
     facts: dict[str, Any]
     calls: list[OpCall]
-    kernel_calls: Counter[str]
 
 
 def attribute(
@@ -231,7 +228,6 @@ def attribute(
     nodes: list[_Node] = []
     closure_end = 0  # of the optimizer that runs on this thread
     transformed = False
-    kernel_calls: Counter[str] = Counter()
     regions: list[tuple[Event, str]] = []  # that torch.compile has taken over, and who calls them
 
     def maker_of(node: int) -> str | None:
@@ -274,7 +270,6 @@ def attribute(
         elif kind == MARK:
             if kernel_at is not None:
                 around.kernel_call = kernel_at(name[len(KERNEL_MARK) :], around.owner, around.phase or phase)
-                kernel_calls[around.kernel_call.key] += 1
             continue
         elif around.kernel_call is not None and _is_generated(event, around.kernel_call):
             site = around.kernel_call
@@ -354,7 +349,7 @@ def attribute(
         {"module": module, "phase": where, "op": op, "within": within, "calls": times, "flops_profiler": flops}
         for (module, where, op, within), (times, flops) in estimates.items()
     ]
-    return Attributed(kernels, rows, facts, op_calls, kernel_calls)
+    return Attributed(kernels, rows, facts, op_calls)
 
 
 def _hidden(regions: list[tuple[Event, str]], host: list[Event], calls: list[OpCall]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from gpuprof.errors import GpuprofError
 from gpuprof.theory import rule_for
+from gpuprof.theory.generated import TEMPLATE, Generated, generated
 from gpuprof.theory.priced import Described, describe
 from gpuprof.theory.results import result_of
 from gpuprof.theory.rules import MISSING, PRODUCTS, Missing, NotKnownError, TensorSpec
@@ -26,6 +27,7 @@ NO_RESULT = "the shape of its result cannot be told from its inputs"
 NOT_STORED = "what its sparse factor stores is not recorded"
 NO_RULE = "it has no FLOP rule"
 UNLIKE = "its inputs are unlike those that its FLOP rule knows"
+IN_TEMPLATE = "the sizes of what its template multiplies are not recorded"
 
 _DTYPES = {
     "bool": "bool", "unsigned char": "uint8", "signed char": "int8", "char": "int8", "short": "int16",
@@ -127,6 +129,8 @@ def described(name: str, inputs: Inputs | None, device: str, causal: bool | None
         Figures that the inputs do not tell are None: FLOPs of products with a reason in `Described.lacks`; vector FLOPs
         and bytes each by itself.
     """
+    if made := generated(name):
+        return _of_generated(name, made, inputs)
     rule = rule_for(name)
     if inputs is None or inputs.shapes is None:
         return _unknown(name, NO_SHAPES if rule else NO_RULE)
@@ -166,6 +170,21 @@ def _unknown(name: str, lacks: str, shapes: str = "", dtype: str = "") -> Descri
     adds = rule.kind == "vector" or "index_put" in name
     moved = (0, 0) if rule.kind == "view" else (None if adds else 0, None)
     return Described(name, rule.kind, shapes, dtype, (0, 0, 0, *moved), "")
+
+
+def _of_generated(name: str, made: Generated, inputs: Inputs | None) -> Described:
+    """A kernel that Inductor generated: what is no template has no matmul FLOPs, all else of it is not known.
+
+    A file may have the shapes of its arguments, but of the tensors as they are stored: what it reads of them, and as
+    which sizes, only its code says.
+    """
+    args = _arguments(name, inputs, _NUMBER) if inputs is not None and inputs.shapes is not None else []
+    known = describe(name, tuple(args), {}, MISSING, None, "")
+    if made.work == TEMPLATE:
+        return known._replace(kind=made.kind, lacks=IN_TEMPLATE)
+    if not made.kind:
+        return known._replace(lacks=NO_RULE)
+    return known._replace(kind=made.kind, priced=(0, 0, 0, 0 if made.kind == "movement" else None, None))
 
 
 def _priced(name: str, args: list[Any], out: Any, device: str) -> Described:

@@ -1,12 +1,15 @@
 """What work is booked on in a recording: ranges of modules, or where there are none labels, and the tree they make.
 
 A range of a module tells its class and a running number, not where the model keeps it, so a path here is the labels
-of the ranges around one another: ``BertModel_0.BertEncoder_0.BertLayer_3``.
+of the ranges around one another: ``BertModel_0.BertEncoder_0.BertLayer_3``. Regions that torch.compile has taken over
+are scopes too, below what calls them: no module inside has a range, but those that a graph break leaves to Python.
 """
 
 from __future__ import annotations
 
 import re
+import sys
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,12 +17,25 @@ import numpy as np
 
 from gpuprof.paths import ancestors
 from gpuprof.traces.chrome import LABEL, MODULE, Host, Recorded
-from gpuprof.traces.events import CALL, CALL_MARK, OPERATOR, RANGE, Event, host_kind
+from gpuprof.traces.events import (
+    CALL,
+    CALL_MARK,
+    NODE,
+    OPERATOR,
+    RANGE,
+    Event,
+    calls_compiled,
+    graph_key,
+    host_kind,
+)
+from gpuprof.traces.owners import OpCall
 
 _PREFIX = "nn.Module: "
 _NUMBERED = re.compile(r"(.+)_\d+").fullmatch
-# labels of profilers, data loaders, optimizers and process groups, which are no parts of a model
-_NO_SCOPE = re.compile(r"ProfilerStep#|Optimizer\.|enumerate\(|nccl:|gloo:|gpuprof[#:]|PyTorch Profiler").match
+# labels of profilers, data loaders, optimizers, process groups and compilers, which are no parts of a model
+_NO_SCOPE = re.compile(
+    r"ProfilerStep#|Optimizer\.|enumerate\(|nccl:|gloo:|gpuprof[#:]|PyTorch Profiler|## Call CompiledFxGraph"
+).match
 
 
 class Scopes(NamedTuple):
@@ -31,6 +47,7 @@ class Scopes(NamedTuple):
         calls: path of each call, and whether it is recomputation if it happens inside a backward: not that of a label.
         classes: class, or the label, by path.
         counts: calls by path.
+        regions: paths of those that torch.compile has taken over.
     """
 
     what: str
@@ -38,6 +55,7 @@ class Scopes(NamedTuple):
     calls: list[tuple[str, bool]]
     classes: dict[str, str]
     counts: dict[str, int]
+    regions: frozenset[str] = frozenset()
 
 
 def scopes_of(recorded: Recorded, rows: np.ndarray) -> Scopes:
@@ -51,26 +69,41 @@ def scopes_of(recorded: Recorded, rows: np.ndarray) -> Scopes:
     what, chosen = "modules", rows[host.category[rows] == MODULE]
     if not len(chosen):
         what, chosen = "labels", _labels(recorded, rows)
+    compiled = _regions(recorded, rows)
+    what = what if len(chosen) else ""
+    chosen = np.concatenate([chosen, compiled])
     if not len(chosen):
         return Scopes("", [], [], {}, {})
-    # of ranges of the same whole microseconds the outer one was called first
-    chosen = chosen[np.lexsort((host.python_id[chosen], -host.end[chosen], host.start[chosen], host.thread[chosen]))]
+    inner = np.isin(chosen, compiled)
+    # of ranges of the same whole microseconds the outer one was called first, and what calls a region is around it
+    keys = (host.python_id[chosen], inner, -host.end[chosen], host.start[chosen], host.thread[chosen])
+    chosen = chosen[np.lexsort(keys)]
+    names = set(host.name[compiled].tolist())
     texts = {name: _text(recorded.names[name]) for name in np.unique(host.name[chosen]).tolist()}
-    paths = _paths(host, chosen, texts)
+    paths = _paths(host, chosen, texts, names)
     events, calls = [], []
     classes: dict[str, str] = {}
     counts: dict[str, int] = {}
     for index, (row, path) in enumerate(zip(chosen.tolist(), paths, strict=True)):
         mark = f"{CALL_MARK}{index}"
         events.append(Event(mark, CALL, int(host.thread[row]) + 1, int(host.start[row]), int(host.end[row])))
-        calls.append((path, what == "modules"))
+        calls.append((path, what == "modules" and host.name[row] not in names))
         counts[path] = counts.get(path, 0) + 1
         classes.setdefault(path, _class(recorded.names[host.name[row]].removeprefix(_PREFIX), what))
     # in the order of their calls, but each after what it is in: that may be called outside the window
     in_turn = [paths[index] for index in np.argsort(host.start[chosen], kind="stable").tolist()]
     ordered = {above: "" for path in dict.fromkeys(in_turn) for above in ancestors(path)[-2::-1]}
     classes = {path: classes.get(path) or _class(path.rpartition(".")[2], what) for path in ordered}
-    return Scopes(what, events, calls, classes, counts)
+    regions = {path for row, path in zip(chosen.tolist(), paths, strict=True) if host.name[row] in names}
+    return Scopes(what, events, calls, classes, counts, frozenset(regions))
+
+
+def _regions(recorded: Recorded, rows: np.ndarray) -> np.ndarray:
+    """Ranges of compiled code: of the outermost kind that this recording has."""
+    kinds = {name: calls_compiled(recorded.names[name]) for name in np.unique(recorded.host.name[rows]).tolist()}
+    outermost = min((kind for kind in kinds.values() if kind is not None), default=None)
+    names = [name for name, kind in kinds.items() if kind is not None and kind == outermost]
+    return rows[np.isin(recorded.host.name[rows], names)]
 
 
 def _class(label: str, what: str) -> str:
@@ -96,13 +129,16 @@ def _text(name: str) -> str:
     return name.removeprefix(_PREFIX).replace(".", "_") or "_"
 
 
-def _paths(host: Host, rows: np.ndarray, texts: dict[int, str]) -> list[str]:
+def _paths(host: Host, rows: np.ndarray, texts: dict[int, str], regions: set[int]) -> list[str]:
     """Path of each range; one that stands alone, as when it is run again in a backward, has the path it had inside.
+
+    What a region calls, after a graph break, is below what called the region.
 
     Args:
         host: the host's events.
         rows: ranges by thread and start, one before what is inside it.
         texts: part of a path by name.
+        regions: names of those of compiled code.
     """
     paths: list[str] = []
     inside: dict[int, str] = {}  # the first path inside another range, by name
@@ -114,10 +150,12 @@ def _paths(host: Host, rows: np.ndarray, texts: dict[int, str]) -> list[str]:
             thread, stack = at, []
         while stack and stack[-1][0] <= start:
             stack.pop()
-        path = f"{stack[-1][1]}.{texts[name]}" if stack else texts[name]
-        if stack and texts[name] not in stack[-1][1].split("."):  # a module that calls itself is moved nowhere
+        around = stack[-1][1] if stack else ""
+        path = f"{around}.{texts[name]}" if around else texts[name]
+        # a module that calls itself is moved nowhere, nor is a region, which many modules may call
+        if around and texts[name] not in around.split(".") and name not in regions:
             inside.setdefault(name, path)
-        stack.append((end, path))
+        stack.append((end, around if name in regions else path))
         paths.append(path)
     moved = {texts[name]: path for name, path in inside.items()}
     return [_moved(path, moved) for path in paths]
@@ -154,3 +192,44 @@ def makers(events: list[Event], calls: list[tuple[str, bool]]) -> Callable[[int,
         elif event.forward_thread == 0 and event.number >= 0 and event.kind in (OPERATOR, RANGE):
             made[event.thread, event.number] = stack[-1][1] if stack else None
     return lambda thread, number: made.get((thread, number))
+
+
+def graphs_of(
+    events: list[Event], scopes: Scopes, maker: Callable[[int, int], str | None]
+) -> dict[str, dict[str, list[str]]]:
+    """Keys of the graphs that ran in each region, by its path and by direction, forward or backward.
+
+    Args:
+        events: of the host, by thread and start, a range before what is inside it.
+        scopes: as `scopes_of` found them.
+        maker: who made an autograd node.
+    """
+    found: dict[str, dict[str, list[str]]] = {path: {} for path in scopes.classes if path in scopes.regions}
+    stack: list[tuple[int, str | None, str]] = []
+    thread = None
+    for event in events:
+        if event.thread != thread:
+            thread, stack = event.thread, []
+        while stack and stack[-1][0] <= event.start:
+            stack.pop()
+        if event.kind == CALL:
+            direction = stack[-1][2] if stack else "forward"
+            stack.append((event.end, scopes.calls[int(event.name[len(CALL_MARK) :])][0], direction))
+        elif event.kind == NODE:
+            stack.append((event.end, maker(event.forward_thread, event.number), "backward"))
+        elif (key := graph_key(event.name)) and stack and stack[-1][1] in found:
+            keys = found[str(stack[-1][1])].setdefault(stack[-1][2], [])
+            if key not in keys:
+                keys.append(key)
+    return found
+
+
+def outside_operators(events: list[Event], calls: list[OpCall]) -> int:
+    """Nanoseconds in graphs that Inductor compiled, on the host, and in none of these calls of operators."""
+    graphs = sorted((event.thread, event.start, event.end) for event in events if graph_key(event.name))
+    outside = sum(end - start for _, start, end in graphs)
+    for call in calls:
+        place = bisect_right(graphs, (call.thread, call.start, sys.maxsize)) - 1
+        if place >= 0 and graphs[place][0] == call.thread and call.end <= graphs[place][2]:
+            outside -= call.end - call.start
+    return outside

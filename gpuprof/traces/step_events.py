@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from gpuprof.theory.generated import generated
 from gpuprof.traces import chrome
 from gpuprof.traces.chrome import Host, Recorded
-from gpuprof.traces.events import CALL, KERNEL, NODE, PHASE, RANGE, RUNTIME, Event, host_kind, is_node
+from gpuprof.traces.events import CALL, KERNEL, NODE, OPERATOR, PHASE, RANGE, RUNTIME, Event, host_kind, is_node
 from gpuprof.traces.scopes import Scopes, is_scope
 from gpuprof.traces.steps import Window, is_step
 
@@ -102,6 +103,8 @@ def _kind(name: str, category: int, of_node: bool, scopes: Scopes) -> str:
         kind = RANGE
     if kind == RANGE and (is_step(name) or (category == chrome.LABEL and is_scope(name, scopes.what))):
         return ""
+    if kind == RANGE and category == chrome.OPERATOR and generated(name) is not None:
+        return OPERATOR
     if kind == RUNTIME:  # the name of a call, but no call: those have a category of their own
         kind = RANGE
     return kind

@@ -14,18 +14,18 @@ def test_a_fused_kernel_has_its_modules_its_work_and_its_rates():
 
     assert list(frame) == KERNEL_COLUMNS
     fused = row(frame, kernel=NORM)
-    assert fused["modules"] == "norm 66.3 %, act 33.7 %"  # 67 and 34 of 101 ns
+    assert fused["owners"] == "norm 66.3 %, act 33.7 %"  # 67 and 34 of 101 ns
     assert (fused["flops"], fused["vector_flops"], fused["bytes"]) == (0, 60 + 20 + 90, 64 + 32 + 48)
     assert fused["bytes_per_s"] == pytest.approx(144 / 101e-9)
     assert pd.isna(fused["flops_per_s"])
     assert (fused["kernels"], fused["graph"], fused["kind"]) == (1, 0, "vector")
-    assert row(frame, kernel=GELU)["modules"] == "act 66.7 %, act (recompute) 33.3 %"
+    assert row(frame, kernel=GELU)["owners"] == "act 66.7 %, act (recompute) 33.3 %"
 
 
 def test_modules_that_cannot_be_told_apart_are_named():
     fused = row(by_kernel(compiled_run()), kernel=SUM)
 
-    assert fused["modules"] == "(fused: norm, fc)"
+    assert fused["owners"] == "(fused: norm, fc)"
     assert pd.isna(fused["bytes"])
     assert pd.isna(fused["bytes_per_s"])
     assert fused["vector_flops"] == 180
@@ -34,7 +34,7 @@ def test_modules_that_cannot_be_told_apart_are_named():
 def test_a_kernel_that_also_runs_outside_compiled_code_has_no_rate():
     gemm = row(by_kernel(compiled_run()), kernel="gemm")
 
-    assert gemm["modules"] == "fc 60.0 %, head 40.0 %"
+    assert gemm["owners"] == "fc 60.0 %, head 40.0 %"
     assert pd.isna(gemm["flops"])
     assert pd.isna(gemm["flops_per_s"])
 
