@@ -29,6 +29,7 @@ RECOMPUTED = "computed again in the backward"
 NOT_RECOMPUTED = "not computed again"
 ELEMENTWISE = "done as elementwise work"
 FUSED_ATTENTION = "fused attention"
+SQUARE = "the whole square of attention, for a mask that is a tensor"
 PADDED = "padded"
 MORE = "further products"
 UNUSED = "left out"
@@ -159,6 +160,8 @@ def _cause(phase: str, before: _Rows, after: _Rows) -> str:
     kinds = [{row["kind"] for row in rows if row["flops_hardware"]} for rows in (before, after)]
     if "attention" in kinds[1] - kinds[0]:
         return FUSED_ATTENTION
+    if "attention" in kinds[1] and _full(before) == _full(after):
+        return SQUARE
     if any(row["op"].startswith("aten::constant_pad_nd") for row in after) and come:
         return PADDED
     if sum(come.values()) > sum(missing.values()):
@@ -167,6 +170,11 @@ def _cause(phase: str, before: _Rows, after: _Rows) -> str:
     elementwise = Counter({2 * flops: calls for flops, calls in (_multiplied(after) - _multiplied(before)).items()})
     causes = ((ELEMENTWISE, missing & elementwise), (UNUSED, missing - elementwise))
     return ", ".join(cause for cause, found in causes if found)
+
+
+def _full(rows: _Rows) -> int | None:
+    """Matmul FLOPs of attention with its whole square."""
+    return _known_sum(row["flops_full"] for row in rows if row["kind"] == "attention")
 
 
 def _products(rows: _Rows) -> Counter[int]:

@@ -34,6 +34,7 @@ Owner = Callable[[Node], str | None]
 
 _OPTIMIZERS = os.path.join("torch", "optim", "")
 _COPY = torch.ops.aten.copy_.default  # into an argument, at the end of a graph
+_ADD = (torch.ops.aten.addmm.default, torch.ops.aten.baddbmm.default)  # what they add is their first argument
 _UNKNOWN = Missing(number=True)
 
 
@@ -97,7 +98,7 @@ def strangers(graph: Graph, kernels: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 def place(rows: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
-    """The module and phase that all owners of a kernel are in, views aside, which compute and move nothing.
+    """The module and phase that all owners of a kernel are in, but for those that compute and move nothing in it.
 
     Args:
         rows: those of ``nodes`` with this kernel.
@@ -107,7 +108,7 @@ def place(rows: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
         the backward where it is among them, else the first.
     """
     rows = list(rows)
-    working = [row for row in rows if row["kind"] != "view"] or rows
+    working = [row for row in rows if not _is_idle(row)] or rows
     phases = {row["phase"] for row in working}
     phase = "backward" if "backward" in phases else next((name for name in PHASES if name in phases), "other")
     above = [ancestors(row["module"]) for row in working if row["module"] not in NOBODYS]
@@ -116,12 +117,18 @@ def place(rows: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
     return next(path for path in above[0] if all(path in paths for paths in above)), phase
 
 
+def _is_idle(row: Mapping[str, Any]) -> bool:
+    """Whether it is a view, or a constant, which Inductor keeps only once for all that use it."""
+    return row["kind"] == "view" or (row["kind"] == "movement" and row["moved"] == 0)
+
+
 def owners(graph: Graph, owner: Owner) -> dict[Node, str]:
     """Path of the module of every operator of a graph.
 
     One that does not say it belongs to the owner of the input that was made last: so a sum of gradients, which the
-    engine also makes as soon as it has the last of them, inside the module that gave it. Without such an input it is
-    the owner of all that use it, else `UNATTRIBUTED`.
+    engine also makes as soon as it has the last of them, inside the module that gave it. Where Inductor made one with a
+    product of it, as of gradients of a tied weight, it is the product's. Without such an input it is the owner of all
+    that use it, else `UNATTRIBUTED`.
     """
     found: dict[Node, str] = {}
     order = {node: place for place, node in enumerate(graph.nodes)}
@@ -130,8 +137,10 @@ def owners(graph: Graph, owner: Owner) -> dict[Node, str]:
             path = owner(node)
             found[node] = UNATTRIBUTED if path is None else path
         else:
-            inputs = sorted((_maker(given) for given in node.all_input_nodes), key=order.__getitem__)
-            given = next((given for given in reversed(inputs) if given in found), None)
+            inputs = [
+                _maker(given) for given in node.all_input_nodes if node.target not in _ADD or given != node.args[0]
+            ]
+            given = next((one for one in sorted(inputs, key=order.__getitem__, reverse=True) if one in found), None)
             found |= {node: found[given]} if given is not None else {}
     for node in reversed(_nodes(graph)):
         if node not in found:

@@ -268,6 +268,13 @@ def _index_put(
     return Cost(vector=values.numel if accumulate else 0, nbytes=bytes_of(indices, values) + written)
 
 
+@flop_rule("aten::_unsafe_masked_index_put_accumulate", kind="movement")
+def _masked_index_put(
+    target: TensorSpec, mask: Any, indices: Any, values: TensorSpec, *_: Any, out: Any, **__: Any
+) -> Cost:
+    return Cost(vector=values.numel)
+
+
 @flop_rule("aten::scatter_", "aten::index_copy_", kind="movement")
 def _scatter(target: TensorSpec, dim: int, index: TensorSpec, source: Any = None, *_: Any, out: Any, **__: Any) -> Cost:
     # Written is where the indices point, one element for each; a scalar source takes no bytes.

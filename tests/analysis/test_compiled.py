@@ -62,6 +62,12 @@ def test_an_eager_run_has_no_such_table():
             [product("act", "forward", 500, op="aten::_scaled_dot_product_flash_attention.default", kind="attention")],
             "fused attention",
         ),
+        # a kernel that masks by itself leaves half of it out
+        (
+            [ops_row("act", "forward", "aten::_flash.default", 600, full=1000, kind="attention")],
+            [product("act", "forward", 1000, op="aten::_flash.default", kind="attention")],
+            "the whole square of attention, for a mask that is a tensor",
+        ),
         (
             [ops_row("act", "forward", "aten::mm.default", 600)],
             [

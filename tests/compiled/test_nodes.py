@@ -222,6 +222,18 @@ def test_a_sum_of_gradients_belongs_to_the_input_made_last():
     assert {row["phase"] for row in rows_of(graph, {}, "backward")} == {"backward"}
 
 
+def test_a_product_that_adds_a_gradient_belongs_to_the_module_of_its_factors():
+    graph = Graph()
+    grad, x = graph.given("tangents_1", 6, 4), graph.given("x", 4, 8)
+    logits = graph.add("logits", aten.neg.default, grad, module="lm_head", tag="is_backward")
+    table = graph.add("table", aten.mm.default, grad, x, module="embed", tag="is_backward")
+    tied = graph.add(
+        "tied", aten.addmm.default, table, logits, x, tag="is_backward", stack=False, is_gradient_acc=True
+    )  # fmt: skip
+
+    assert owners(graph, said)[tied] == "lm_head"
+
+
 def test_what_the_compiler_adds_belongs_to_its_input_or_to_its_users():
     graph = Graph()
     running, x = graph.given("running_mean", 8), graph.given("x", 4, 8)
@@ -309,9 +321,10 @@ def test_what_a_second_kernel_does_again_is_a_repeat_and_not_written_twice():
     ],
 )
 def test_the_place_of_a_kernel_is_the_one_that_its_owners_are_in(owned, found):
-    views = [{"module": "z", "phase": "forward", "kind": "view"}] if owned else []
+    idle = [("view", 0), ("movement", 0)] if owned else []
+    rows = [{"module": module, "phase": phase, "kind": "vector", "moved": 0} for module, phase in owned]
 
-    assert place([{"module": m, "phase": p, "kind": "vector"} for m, p in owned] + views) == found
+    assert place(rows + [{"module": "z", "phase": "forward", "kind": kind, "moved": at} for kind, at in idle]) == found
 
 
 class Net(nn.Module):
