@@ -79,7 +79,7 @@ def compiled_lines(run: Run) -> list[str]:
     again = table[(table["phase"] == "recompute") & (table["vector_flops_compiled"] > table["vector_flops_counted"])]
     if len(again):
         vector = int((again["vector_flops_compiled"] - again["vector_flops_counted"]).sum())
-        lines.append(f"  {units.si(vector, 'vector FLOP')} {RECOMPUTED}: {_named(again)}")
+        lines.append(f"  {units.si(vector, 'FLOP')} of elementwise work, {RECOMPUTED}: {_named(again)}")
     if len(unknown):
         lines.append(f"  not known: {_named(unknown)}")
     return lines
