@@ -26,7 +26,6 @@ LAYERS = [
     ("workload",),
     ("calls", "traces"),
     ("attribution",),
-    ("compiled",),
     ("parallel",),
     ("passes", "compiled"),
     ("profiler", "launches", "imported"),
@@ -41,7 +40,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # Run.modules() and Run.backward_ratios() are conveniences that reach up, when they are called; so do the profiler and
 # the import, to say in run.warnings what an analysis makes of the run that they have just made
-EXCEPTIONS = {("record", "analysis"), ("profiler", "analysis"), ("imported", "analysis")}
+EXCEPTIONS = {(name, "analysis") for name in ("record", "profiler", "launches", "imported")}
 
 TORCH_FREE = [
     "errors",

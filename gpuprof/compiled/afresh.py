@@ -45,7 +45,7 @@ def compiled_afresh(
     """
     plain = eval_frame._callback_from_stance
     ours: dict[Any, Any] = {}
-    backends: list[Backend] = []
+    backends: list[tuple[Backend, Backend | None]] = []
     codes: dict[CodeType, None] = {}
 
     def callback_for(chosen: Any) -> Any:
@@ -53,15 +53,20 @@ def compiled_afresh(
         if not isinstance(callback, convert_frame.CatchErrorsWrapper):  # nothing is compiled, or already by ours
             return callback
         if callback not in ours:
-            backend = backend_for(eval_frame.innermost_backend(callback))
-            if backend is None:
-                ours[callback] = callback
-            else:
-                backends.append(backend)
+            backend = in_place_of(eval_frame.innermost_backend(callback))
+            ours[callback] = callback
+            if backend is not None:
                 plain_one: Any = callback._torchdynamo_orig_backend
                 clone = plain_one._clone_with_backend(backend)
                 ours[callback] = _Noting(convert_frame.catch_errors_wrapper(clone, callback.hooks), note)
         return ours[callback]
+
+    def in_place_of(chosen: Backend) -> Backend | None:
+        for backend, one in backends:
+            if backend == chosen:  # code of one is taken for the other: equal blocks are compiled once
+                return one
+        backends.append((chosen, backend_for(chosen)))
+        return backends[-1][1]
 
     def note(frame: Any) -> None:
         codes[frame.f_code] = None
@@ -72,7 +77,7 @@ def compiled_afresh(
             yield
     finally:
         for code in codes:
-            _drop(code, backends)
+            _drop(code, [backend for _, backend in backends if backend is not None])
 
 
 class _Noting:

@@ -194,18 +194,17 @@ class Captured:
 def captured(model: torch.nn.Module, device: str) -> Iterator[Captured]:
     """Capture whatever is compiled by Inductor and called in here; nothing of it is left afterwards."""
     found = Captured(model, device)
-    made: list[tuple[Backend, Backend]] = []
+    marked = False
 
     with ExitStack() as into:
 
         def backend_for(backend: Backend) -> Backend | None:
             if getattr(backend, "compiler_name", "") != "inductor":
                 return None
-            for known, same in made:
-                if known == backend:  # code of one is taken for the other: equal blocks are compiled once
-                    return same
-            if not made:
+            nonlocal marked
+            if not marked:
                 into.enter_context(_marked(found))
+                marked = True
             ours: Any = copy.copy(backend)
             found.without_cuda_graphs |= bool(ours.config.get("triton.cudagraphs"))
             ours.config = ours.config | _SETTINGS
@@ -214,7 +213,6 @@ def captured(model: torch.nn.Module, device: str) -> Iterator[Captured]:
                 found.compiles(graph)
                 return found.calling(ours(graph, inputs, **rest))
 
-            made.append((backend, compile_graph))
             return compile_graph
 
         into.enter_context(compiled_afresh(backend_for, found.traced))
