@@ -83,7 +83,8 @@ class Graph:
         name = innermost(meta.get("nn_module_stack")) or innermost(meta.get("fwd_nn_module_stack"))
         if name is not None:
             return self.frame.paths.get(name)
-        called = meta.get("seq_nr") in self.frame.of_region if self.direction == "backward" else "stack_trace" in meta
+        in_forward = self.direction != "backward" or meta.get("partitioner_tag") == "is_forward"
+        called = "stack_trace" in meta if in_forward else meta.get("seq_nr") in self.frame.of_region
         return self.frame.region if called else None
 
 

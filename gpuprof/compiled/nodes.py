@@ -12,7 +12,7 @@ than the whole. Of a table that is looked up by places as much is read as comes 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import getitem
 from typing import Any
 
@@ -34,6 +34,9 @@ Owner = Callable[[Node], str | None]
 
 _OPTIMIZERS = os.path.join("torch", "optim", "")
 _COPY = torch.ops.aten.copy_.default  # into an argument, at the end of a graph
+_ADD = (torch.ops.aten.addmm.default, torch.ops.aten.baddbmm.default)  # what they add is their first argument
+_WITH_STATE = {"run_and_save_rng_state": 0, "run_with_rng_state": 1, "graphsafe_run_with_rng_state": 0}
+"""Operators that call another one with a state of random numbers, and where among their arguments that is."""
 _UNKNOWN = Missing(number=True)
 
 
@@ -97,7 +100,7 @@ def strangers(graph: Graph, kernels: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 def place(rows: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
-    """The module and phase that all owners of a kernel are in, views aside, which compute and move nothing.
+    """The module and phase that all owners of a kernel are in, but for those that compute and move nothing in it.
 
     Args:
         rows: those of ``nodes`` with this kernel.
@@ -107,21 +110,32 @@ def place(rows: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
         the backward where it is among them, else the first.
     """
     rows = list(rows)
-    working = [row for row in rows if row["kind"] != "view"] or rows
+    working = [row for row in rows if not _is_idle(row)] or rows
     phases = {row["phase"] for row in working}
     phase = "backward" if "backward" in phases else next((name for name in PHASES if name in phases), "other")
-    above = [ancestors(row["module"]) for row in working if row["module"] not in NOBODYS]
-    if not above or len(above) < len(working):
-        return UNATTRIBUTED, phase
-    return next(path for path in above[0] if all(path in paths for paths in above)), phase
+    return _common({row["module"] for row in working}), phase
+
+
+def _common(modules: Collection[str]) -> str:
+    """The lowest module that has all of these in it; `UNATTRIBUTED` where there is none."""
+    if not modules or not {*NOBODYS}.isdisjoint(modules):
+        return UNATTRIBUTED
+    first, *others = (ancestors(module) for module in modules)
+    return next(path for path in first if all(path in above for above in others))
+
+
+def _is_idle(row: Mapping[str, Any]) -> bool:
+    """Whether it is a view, or a constant, which Inductor keeps only once for all that use it."""
+    return row["kind"] == "view" or (row["kind"] == "movement" and row["moved"] == 0)
 
 
 def owners(graph: Graph, owner: Owner) -> dict[Node, str]:
     """Path of the module of every operator of a graph.
 
     One that does not say it belongs to the owner of the input that was made last: so a sum of gradients, which the
-    engine also makes as soon as it has the last of them, inside the module that gave it. Without such an input it is
-    the owner of all that use it, else `UNATTRIBUTED`.
+    engine also makes as soon as it has the last of them, inside the module that gave it. Where Inductor made one with a
+    product of it, as of gradients of a tied weight, it is the product's. Without such an input it is the module's that
+    all its users are in, as of seeds that Inductor makes at once for all that need one, else `UNATTRIBUTED`.
     """
     found: dict[Node, str] = {}
     order = {node: place for place, node in enumerate(graph.nodes)}
@@ -130,14 +144,14 @@ def owners(graph: Graph, owner: Owner) -> dict[Node, str]:
             path = owner(node)
             found[node] = UNATTRIBUTED if path is None else path
         else:
-            inputs = sorted((_maker(given) for given in node.all_input_nodes), key=order.__getitem__)
-            given = next((given for given in reversed(inputs) if given in found), None)
+            inputs = [
+                _maker(given) for given in node.all_input_nodes if node.target not in _ADD or given != node.args[0]
+            ]
+            given = next((one for one in sorted(inputs, key=order.__getitem__, reverse=True) if one in found), None)
             found |= {node: found[given]} if given is not None else {}
     for node in reversed(_nodes(graph)):
         if node not in found:
-            using = {found.get(user) for user in _users(node)}
-            path = using.pop() if len(using) == 1 else None
-            found[node] = UNATTRIBUTED if path is None else path
+            found[node] = _common({found[user] for user in _users(node) if user in found})
     return found
 
 
@@ -179,8 +193,9 @@ def _is_of_sizes(node: Node) -> bool:
 
 def _described(node: Node, device: str, facts: AttentionFacts | None) -> Described:
     """What its row says; FLOPs and bytes None where a size is not known."""
-    op = _name(node.target)
-    args, kwargs, out = _specs(node.args), dict(_specs(node.kwargs)), _specs(_value(node))
+    target, given, named, made = _call(node)
+    op = _name(target)
+    args, kwargs, out = _specs(given), dict(_specs(named)), _specs(made)
     specs = tensor_specs(args) + tensor_specs(tuple(kwargs.values()))
     if all(_is_known(spec) for spec in specs + tensor_specs((out,))):
         return describe(op, args, kwargs, out, facts, device)
@@ -189,6 +204,16 @@ def _described(node: Node, device: str, facts: AttentionFacts | None) -> Describ
     shapes = f"{shapes_text(list(map(_readable, specs)))} -> {shapes_text(list(map(_readable, results)))}"
     kind = rule.kind if rule else ""
     return Described(op, kind, shapes, dtype_of(specs + results), (0,) * 5 if kind == "view" else (None,) * 5, "")
+
+
+def _call(node: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:
+    """An operator, its arguments and what it makes: also of one that is called with a state of random numbers."""
+    made, name = _value(node), getattr(node.target, "_name", "")
+    if name in _WITH_STATE:
+        at = _WITH_STATE[name]
+        named = {name: value for name, value in node.kwargs.items() if name != "rng_state"}
+        return node.args[at], tuple(node.args[at + 1 :]), named, made[1] if name == "run_and_save_rng_state" else made
+    return node.target, node.args, dict(node.kwargs), made
 
 
 def _name(target: Any) -> str:

@@ -138,8 +138,8 @@ _FILLS = """
     fill_ fill zero_ zeros zeros_like ones ones_like full full_like new_zeros new_ones new_full arange
     linspace logspace eye scalar_tensor range rand rand_like randn randn_like randint randint_like randperm
     bernoulli_ uniform_ normal_ random_ exponential_ log_normal_ cauchy_ geometric_ trunc_normal_ normal
-    normal_functional hann_window hamming_window blackman_window kaiser_window bartlett_window tensor
-    _efficientzerotensor
+    normal_functional uniform exponential hann_window hamming_window blackman_window kaiser_window bartlett_window
+    tensor _efficientzerotensor
 """
 
 # No FLOPs; as much is read as is written, and the indices.
@@ -253,7 +253,13 @@ def _foreach_zero(targets: Any, *_: Any, out: Any, **__: Any) -> Cost:
     return Cost(nbytes=bytes_of(targets))
 
 
-@flop_rule("aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index_put", kind="movement")
+@flop_rule(
+    "aten::index_put_",
+    "aten::_index_put_impl_",
+    "aten::_unsafe_index_put",
+    "prims::_unsafe_index_put_",
+    kind="movement",
+)
 def _index_put(
     target: TensorSpec,
     indices: Any,
@@ -266,6 +272,13 @@ def _index_put(
     # The target is touched only where the indices point: written, and read first if values are added to it.
     written = values.nbytes * (2 if accumulate else 1)
     return Cost(vector=values.numel if accumulate else 0, nbytes=bytes_of(indices, values) + written)
+
+
+@flop_rule("aten::_unsafe_masked_index_put_accumulate", kind="movement")
+def _masked_index_put(
+    target: TensorSpec, mask: Any, indices: Any, values: TensorSpec, *_: Any, out: Any, **__: Any
+) -> Cost:
+    return Cost(vector=values.numel)
 
 
 @flop_rule("aten::scatter_", "aten::index_copy_", kind="movement")

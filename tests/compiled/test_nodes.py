@@ -5,6 +5,7 @@ import operator
 import pytest
 import torch
 import torch._inductor.inductor_prims
+import torch._prims.rng_prims
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -155,6 +156,36 @@ def test_a_fused_multiply_and_add_is_two():
     assert cost_of("prims::fma.default", (x, x, x), {}, x) == (Cost(vector=64), "vector")
 
 
+def test_a_fused_convolution_knows_its_weight_from_what_it_adds():
+    x, weight, bias, out = (TensorSpec(shape) for shape in ((2, 3, 8, 8), (4, 3, 3, 3), (4,), (2, 4, 6, 6)))
+    cost = Cost(full=2 * 288 * 27, vector=2 * 288)
+
+    for op, args in (
+        ("_convolution_pointwise", (x, out, weight, bias)),
+        ("_convolution_pointwise_", (out, x, weight, bias)),
+    ):
+        assert cost_of(f"mkldnn::{op}.binary", args, {}, out) == (cost, "convolution")
+
+
+def test_an_operator_with_a_state_of_random_numbers_is_that_operator():
+    graph = Graph()
+    heads = [graph.given(name, 1, 2, 16, 8) for name in "qkv"]
+    state = graph.given("state", 16, dtype=torch.uint8)
+    attend = aten._scaled_dot_product_flash_attention_for_cpu.default
+    made = (torch.empty(1, 2, 16, 8, device="meta"), torch.empty(1, 2, 16, device="meta"))
+    higher = torch._prims.rng_prims
+    for target, args, result in (
+        (higher.run_and_save_rng_state, (attend, *heads), (state.meta["val"], made)),
+        (higher.run_with_rng_state, (state, attend, *heads), made),
+    ):
+        node = graph.create_node("call_function", target, args)
+        node.meta |= {"val": result, "module": "attn", "nn_module_stack": {}}
+    (row,) = rows_of(graph, {})
+
+    assert (row["op"], row["calls"]) == ("aten::_scaled_dot_product_flash_attention_for_cpu.default", 2)
+    assert row["flops_hardware"] == 2 * (2 * 2 * 16 * 16 * (8 + 8))
+
+
 def mm_plus_mm(match, a, b, c, d):
     """As Inductor has it in a graph: a function, and no operator."""
 
@@ -222,21 +253,33 @@ def test_a_sum_of_gradients_belongs_to_the_input_made_last():
     assert {row["phase"] for row in rows_of(graph, {}, "backward")} == {"backward"}
 
 
+def test_a_product_that_adds_a_gradient_belongs_to_the_module_of_its_factors():
+    graph = Graph()
+    grad, x = graph.given("tangents_1", 6, 4), graph.given("x", 4, 8)
+    logits = graph.add("logits", aten.neg.default, grad, module="lm_head", tag="is_backward")
+    table = graph.add("table", aten.mm.default, grad, x, module="embed", tag="is_backward")
+    tied = graph.add(
+        "tied", aten.addmm.default, table, logits, x, tag="is_backward", stack=False, is_gradient_acc=True
+    )  # fmt: skip
+
+    assert owners(graph, said)[tied] == "lm_head"
+
+
 def test_what_the_compiler_adds_belongs_to_its_input_or_to_its_users():
     graph = Graph()
     running, x = graph.given("running_mean", 8), graph.given("x", 4, 8)
     seed = graph.add("seed", prims.inductor_seeds.default, 1, torch.device("meta"), stack=False)
     shared = graph.add("shared", aten.full_like.default, running, 0.0, stack=False)
-    mean = graph.add("mean", aten.mean.dim, x, [0], module="bn")
+    mean = graph.add("mean", aten.mean.dim, x, [0], module="net.bn")
     lookup = graph.add("lookup", prims.inductor_lookup_seed.default, seed, 0, module="drop")
-    graph.add("first", aten.add.Tensor, mean, shared, module="bn")
-    graph.add("second", aten.add.Tensor, mean, shared, module="head")
+    graph.add("first", aten.add.Tensor, mean, shared, module="net.bn")
+    graph.add("second", aten.add.Tensor, mean, shared, module="net.head")
     loss = graph.add("loss", aten.sum.default, mean)  # of a function that is no module's
     copied = graph.add("copied", aten.copy_.default, running, mean, stack=False, stack_trace="File net.py")
     found = owners(graph, said)
 
     assert [found[node] for node in (seed, lookup, shared, loss, copied)] == [
-        "drop", "drop", UNATTRIBUTED, UNATTRIBUTED, "bn",
+        "drop", "drop", "net", UNATTRIBUTED, "net.bn",
     ]  # fmt: skip
 
 
@@ -309,9 +352,10 @@ def test_what_a_second_kernel_does_again_is_a_repeat_and_not_written_twice():
     ],
 )
 def test_the_place_of_a_kernel_is_the_one_that_its_owners_are_in(owned, found):
-    views = [{"module": "z", "phase": "forward", "kind": "view"}] if owned else []
+    idle = [("view", 0), ("movement", 0)] if owned else []
+    rows = [{"module": module, "phase": phase, "kind": "vector", "moved": 0} for module, phase in owned]
 
-    assert place([{"module": m, "phase": p, "kind": "vector"} for m, p in owned] + views) == found
+    assert place(rows + [{"module": "z", "phase": "forward", "kind": kind, "moved": at} for kind, at in idle]) == found
 
 
 class Net(nn.Module):
