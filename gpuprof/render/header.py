@@ -132,7 +132,7 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
     if sums["kernel_s"] is not None:
         yield "Kernels", _kernels(run, sums)
     if compiled := compilation_lines(run):
-        yield "Compiled", "\n".join(compiled)
+        yield "Compilation", "\n".join(compiled)
     if len(run.kernels) and (found := communication.account(run)).communication_ns:
         yield "Communication", _communication(run, found, sums["step_s"])
     if len(run.collectives) and run.is_job:
@@ -143,7 +143,8 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
 
 def compilation_lines(run: Run) -> list[str]:
     """All that is to be known of the compiled code of a run, a line each; else none."""
-    return [*compile_lines(run), *lines(run), *compiled_lines(run)]
+    said = [*compile_lines(run), *lines(run), *compiled_lines(run)]
+    return [line[:1].upper() + line[1:] for line in said]
 
 
 def _formula(run: Run, convention: str, sums: dict[str, Any]) -> str:
