@@ -209,6 +209,15 @@ def test_a_template_multiplies_what_nobody_knows(tmp_path):
     assert "50.0 % of the matmul kernel time is of kernels whose FLOPs are not known" in " ".join(untold(run))
 
 
+def test_a_product_that_may_have_become_a_sum_is_said(tmp_path):
+    t = on_a_gpu("triton_red_fused_mm_silu_0", "triton_per_fused_addmm_native_layer_norm_1", "triton_poi_fused_mm_2")
+    said = [sentence for sentence in untold(gpuprof.read_trace(t.save(tmp_path / "t.json"))) if "as a sum" in sentence]
+    assert said == [
+        "20.0 % of the kernel time is of triton_red_fused_mm_silu_0: where a compiler wrote a product out as a sum its "
+        "FLOPs are in no count."
+    ]
+
+
 def test_a_kernel_that_only_moves_is_movement(tmp_path):
     run = gpuprof.read_trace(on_a_gpu("triton_poi_fused__to_copy_clone_0").save(tmp_path / "t.json"))
     row = by_op(run).set_index("op").loc["inductor::fused__to_copy_clone"]
