@@ -234,8 +234,7 @@ def by_op(run: Run, convention: str | None = None) -> pd.DataFrame:
     rule; ``flops_profiler`` where torch makes no estimate. Where code was compiled, calls and FLOPs are those of the
     model without compilation, as everywhere, times and kernels those of what ran: ``flops_compiled`` and
     ``vector_flops_compiled`` are what compiled kernels booked on the operator do, and rates are of what ran of it. Of
-    a job calls and FLOPs are those of all ranks, times and
-    kernels the mean of theirs.
+    a job calls and FLOPs are those of all ranks, times and kernels the mean of theirs.
     """
     ops = priced(run, run.ops, convention)
     ops["op"] = ops["op"].map(plain_op)
