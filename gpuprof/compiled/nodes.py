@@ -97,8 +97,9 @@ def _kernels_of(graph: Graph, kernels: Mapping[str, Sequence[str]]) -> dict[str,
     ops = {node.name: _plain(_name(_call(node)[0])) for node in _nodes(graph)}
     alone: dict[str, str] = {}
     for kernel, names in kernels.items():
-        parts = kernel.rpartition(":")[0].removesuffix(".default").split(".")
-        own = [name for name in names if len(parts) > 1 and name in ops and parts[-1].endswith(ops[name])]
+        parts = kernel.rpartition(":")[0].split(".")  # extern_kernels.mm, torch.ops.aten.sort.stable
+        function = parts[3] if parts[:2] == ["torch", "ops"] else parts[-1]
+        own = [name for name in names if len(parts) > 1 and name in ops and function.endswith(ops[name])]
         alone |= dict.fromkeys(own, kernel)
     found: dict[str, list[str]] = {}
     for kernel, names in kernels.items():
