@@ -61,15 +61,23 @@ class Call:
         self.range: AbstractContextManager[Any] | None = None
 
 
+Mark = Callable[[int], AbstractContextManager[Any]]
+"""Given the index of a call, a context to hold open while it runs (a range in the trace)."""
+
+
 class Ownership:
     """The module calls of a step, while they happen and afterwards.
+
+    Args:
+        mark: see `Mark`.
 
     Attributes:
         calls: every module call so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mark: Mark | None = None) -> None:
         self.calls: list[Call] = []
+        self._mark = mark
         self._stacks: dict[int, list[Call]] = {}
         # per thread: from this sequence number on, new nodes belong to that scope
         self._numbers: dict[int, list[int]] = {}
@@ -94,6 +102,21 @@ class Ownership:
         while stack and stack.pop() is not call:
             pass
         self._change(thread, stack[-1].scope if stack else None)
+
+    def run(self, scope: Scope, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call a module, marked."""
+        call = self.open(scope)
+        if self._mark is not None:
+            around = self._mark(len(self.calls) - 1)
+            around.__enter__()
+            call.range = around
+        try:
+            return function(*args, **kwargs)
+        finally:
+            if call.range is not None:
+                around, call.range = call.range, None
+                around.__exit__(None, None, None)
+            self.close(call)
 
     def _change(self, thread: int, scope: Scope | None) -> None:
         self._seen[thread] = torch.autograd._get_sequence_nr()
@@ -188,7 +211,7 @@ def inside_compiled(model: torch.nn.Module) -> set[torch.nn.Module]:
 def observed(
     model: torch.nn.Module,
     scope_of: Callable[[torch.nn.Module, str], Scope] = lambda _, path: Scope(path),
-    mark: Callable[[int], AbstractContextManager[Any]] | None = None,
+    mark: Mark | None = None,
     through_compiled: bool = False,
     again: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Iterator[Ownership]:
@@ -198,12 +221,12 @@ def observed(
         model: the model.
         scope_of: scope of a module under a path; by default the path alone. One that several share is booked under
             the path by which the module that runs calls it.
-        mark: given the index of a call, a context to hold open while it runs (a range in the trace).
+        mark: see `Mark`.
         through_compiled: see modules inside compiled regions too. Only where compilation is off for the while:
             otherwise no Python calls them, and such a region is owned by the module that is compiled.
         again: a context for what a checkpoint runs again: function modes are off inside a backward.
     """
-    ownership = Ownership()
+    ownership = Ownership(mark)
     paths = dict(named_paths(model))
     callers = _callers(paths)
     scopes: dict[torch.nn.Module, list[Scope]] = {}
@@ -211,32 +234,11 @@ def observed(
         scopes.setdefault(module, []).append(scope_of(module, path))
     hidden = set() if through_compiled else inside_compiled(model)
 
-    def start(scope: Scope) -> Call:
-        call = ownership.open(scope)
-        if mark is not None:
-            around = mark(len(ownership.calls) - 1)
-            around.__enter__()
-            call.range = around
-        return call
-
-    def end(call: Call) -> None:
-        if call.range is not None:
-            around, call.range = call.range, None
-            around.__exit__(None, None, None)
-        ownership.close(call)
-
-    def within(scope: Scope, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        call = start(scope)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            end(call)
-
     def called(module: torch.nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         scope, *others = scopes[module]
         if others and (running := ownership.running()) is not None:
             scope = min(scopes[module], key=lambda one: _distance(callers[one.module], running.module))
-        return within(scope, call, args, kwargs)
+        return ownership.run(scope, call, args, kwargs)
 
     def reopening(function: Callable[..., Any]) -> Callable[..., Any]:
         """A checkpointed function; run again in the backward, it is booked on the module that ran it first."""
@@ -249,7 +251,7 @@ def observed(
             if not in_backward():
                 return function(*args, **kwargs)
             with again():
-                return within(scope, function, args, kwargs)
+                return ownership.run(scope, function, args, kwargs)
 
         return run
 

@@ -185,7 +185,8 @@ def _busy(kernels: pd.DataFrame, paths: list[str]) -> Iterator[dict[str, Any]]:
     if kernels.empty:
         return
     op = kernels["op"].map({name: plain_op(name) for name in kernels["op"].unique()})
-    own = kernels.groupby([kernels["module"], kernels["phase"], op], sort=False)["duration_ns"].agg(["size", "sum"])
+    owners = kernels.groupby([kernels["module"], kernels["phase"], op], sort=False)
+    own = owners.agg({"kernels": "sum", "duration_ns": "sum"})
     counts: dict[tuple[str, str], int] = {}
     for (module, phase, name), number, nanoseconds in own.itertuples(name=None):
         yield _busy_row(module, phase, name, int(number), int(nanoseconds))
@@ -194,8 +195,9 @@ def _busy(kernels: pd.DataFrame, paths: list[str]) -> Iterator[dict[str, Any]]:
     for path, phases in kernel_times(kernels, paths).items():
         for phase, seconds in phases.items():
             yield _busy_row(path, phase, ALL, counts[path, phase], round(seconds * 1e9))
+    in_phase = kernels.groupby("phase")["kernels"].sum()
     for phase, seconds in kernel_times(kernels.assign(module=""), [""])[""].items():
-        yield _busy_row(ALL, phase, ALL, int((kernels["phase"] == phase).sum()), round(seconds * 1e9))
+        yield _busy_row(ALL, phase, ALL, int(in_phase[phase]), round(seconds * 1e9))
 
 
 def _busy_row(module: str, phase: str, op: str, kernels: int, nanoseconds: int) -> dict[str, Any]:
@@ -275,6 +277,9 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
     for name in {"trace", "counters"} & passes.keys():
         if passes[name].status == "done":
             passes[name] = PassOutcome("skipped", "the file of a job has no kernels", remedy)
+    hidden = {path for one in ranks for path in one["passes"].get("trace", {}).get("facts", {}).get("hidden", ())}
+    if hidden and "trace" in passes:
+        passes["trace"].facts["hidden"] = sorted(hidden)
     job = Run(
         workload=_workload([one["workload"] for one in ranks]),
         device=_device(ranks),

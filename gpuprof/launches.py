@@ -93,7 +93,10 @@ def merge(run: Run, repeated: list[Run]) -> None:
 
 def _rows(launch: int, run: Run) -> list[dict[str, Any]]:
     """What a launch says of modules and memory."""
-    times = run.kernels.groupby(["module", "phase"], sort=False)["duration_ns"].sum()
+    # an import against the direction of the layers: of a kernel of compiled code each module has a share
+    from gpuprof.analysis.shares import split_kernels
+
+    times = split_kernels(run).groupby(["module", "phase"], sort=False)["duration_ns"].sum()
     rows = [
         {"launch": launch, "module": module, "phase": phase, "quantity": "kernel_s", "value": int(ns) * 1e-9}
         for (module, phase), ns in times.items()

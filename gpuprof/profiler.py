@@ -19,6 +19,8 @@ from gpuprof.analysis.consistency import inconsistencies, unchecked  # against t
 from gpuprof.analysis.denominators import peak_dtype
 from gpuprof.analysis.ranks import LEAST_STEPS, rank_rows
 from gpuprof.analysis.replication import model_flops
+from gpuprof.compiled.regions import regions
+from gpuprof.compiled.watch import watched
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import ceiling_cache
 from gpuprof.hardware.ceilings import DTYPES, cpu_ceilings, measure_copy
@@ -223,8 +225,9 @@ def run_passes(
     control.same("settings", settings)
     lies = {} if alone else layout(workload.model)
     same_model(control, workload.model, lies)
+    compiled = regions(workload)
     run = Run(
-        workload=workload.description | lies,
+        workload=workload.description | lies | ({"compiled": compiled} if compiled else {}),
         device=describe(workload.device),
         environment=environment()
         | {"flop_rules": RULES_VERSION}
@@ -246,10 +249,15 @@ def run_passes(
     failures: list[StepFailure] = []
     unkept = ""
     try:
-        with _alone, preserved(workload), torch.cuda.device(workload.device) if cuda else nullcontext():
+        with (
+            _alone, preserved(workload), torch.cuda.device(workload.device) if cuda else nullcontext(),
+            watched(measuring.tell) as measuring.watch,
+        ):  # fmt: skip
             for one in PASSES:
                 if one.name in wanted:
+                    measuring.watch.begin(one.name)
                     run.passes[one.name] = _attempted(one, measuring, failures, control)
+            run.compilations, run.breaks = measuring.watch.compilations, measuring.watch.breaks
     except GpuprofError:  # ranks are not at the same point
         raise
     except Exception as error:  # not of a pass: after an error of the device, nothing can be copied back

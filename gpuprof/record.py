@@ -103,12 +103,14 @@ TABLES: dict[str, dict[str, str]] = {
         "kernel did not make, each tensor once, and what they make that leaves it",
     },
     "compilations": {
-        "pass": "in which it happened",
-        "step": "number of the step of that pass, from 0 on; warm-up steps are below 0",
-        "frame": "as in graphs",
-        "direction": "forward, or backward where that was compiled by itself",
-        "reason": "of a recompilation the guard that failed; empty of the first of its function",
-        "cache": "hit, miss, or why neither; empty where it is not known",
+        "pass": "in which it happened; warm where it is what was compiled before, once more, from caches that hold it",
+        "step": "number of the timed step; missing outside of them",
+        "frame": "as in graphs; empty where it is not known",
+        "direction": "forward, backward where that was compiled by itself; empty of the recording of a CUDA graph",
+        "reason": "of a recompilation the guards that failed; empty of the first of its function",
+        "cache": "hit, miss, or bypass and why; empty where none was asked",
+        "cuda_graph": "recorded, or why there is none though one was asked for; empty otherwise",
+        "gave_up": "why Dynamo gave the function up, which is not compiled then; empty where it did not",
         "total_s": "seconds it took",
         "dynamo_s": "those of them in Dynamo: tracing the Python of the function",
         "inductor_s": "those in Inductor: code generation and compilers; missing where it is not known",
@@ -328,7 +330,8 @@ class Run:
 
     Attributes:
         workload: what was run: name, mode, every option, inputs, loss. In a job also ``world`` (number of processes),
-            ``mesh`` (sizes by dimension), ``groups`` and ``parallel``; of one of its ranks ``rank``.
+            ``mesh`` (sizes by dimension), ``groups`` and ``parallel``; of one of its ranks ``rank``. Where something is
+            compiled ``compiled``: how, by the path of each module that is, or ``(step)``.
         device: what it ran on, with the peaks known of it (FLOP/s); of a job those of all its ranks together, and a
             list ``ranks`` of what each said of itself, see `gpuprof.job`.
         environment: versions, date, settings that change speed.

@@ -149,3 +149,99 @@ def rank_run(rank, *, world=2, compute=100, waits=50, step_ns=160, peak_bytes=10
         memory=table("memory", [{"module": "", "phase": "forward", "quantity": "allocated_peak", "source": "measured",
                                  "bytes": peak_bytes}]),
     )  # fmt: skip
+
+
+def node_row(graph, kernel, module, phase, op, moved, flops=0, *, kind="vector", vector=0, repeat=0, calls=1, nbytes=0):
+    return {
+        "graph": graph, "kernel": kernel, "repeat": repeat, "module": module, "phase": phase, "op": op, "kind": kind,
+        "shapes": "", "dtype": "bfloat16", "calls": calls, "flops_causal": flops, "flops_full": flops,
+        "flops_hardware": flops, "vector_flops": vector, "bytes": nbytes, "moved": moved,
+    }  # fmt: skip
+
+
+def compiled_run() -> Run:
+    """A norm, a GELU and a product in two compiled graphs, and a head that is not, on a device of 100 GFLOP/s.
+
+    Norm and GELU are one kernel in the forward, of 101 ns; in the backward GELU is computed again. Of one kernel the
+    bytes are not known.
+    """
+    modules = [("", "Net"), ("norm", "LayerNorm"), ("act", "GELU"), ("fc", "Linear"), ("head", "Linear")]
+    ops = [
+        ops_row("norm", "forward", "aten::native_layer_norm.default", 0, kind="vector", vector=80),
+        ops_row("act", "forward", "aten::gelu.default", 0, kind="vector", vector=90),
+        ops_row("fc", "forward", "aten::addmm.default", 1000),
+        ops_row("head", "forward", "aten::addmm.default", 400),
+        ops_row("head", "backward", "aten::mm.default", 800, calls=2),
+        ops_row("fc", "backward", "aten::mm.default", 2000, calls=2),
+        ops_row("act", "backward", "aten::gelu_backward.default", 0, kind="vector", vector=180),
+        ops_row("norm", "backward", "aten::native_layer_norm_backward.default", 0, kind="vector", vector=160),
+    ]
+    norm, gelu, bias = "triton_per_fused_native_layer_norm_gelu_0", "triton_poi_fused_gelu_0", "triton_red_fused_sum_1"
+    nodes = [
+        node_row(0, f"{norm}:1", "norm", "forward", "aten::var_mean.correction", 64, vector=60),
+        node_row(0, f"{norm}:1", "norm", "forward", "aten::mul.Tensor", 32, vector=20),
+        node_row(0, f"{norm}:1", "act", "forward", "aten::mul.Tensor", 48, vector=90),
+        node_row(0, "extern_kernels.addmm:2", "fc", "forward", "aten::addmm.default", 500, 1000, kind="matmul"),
+        node_row(1, "extern_kernels.mm:1", "fc", "backward", "aten::mm.default", 300, 1000, kind="matmul"),
+        node_row(1, "extern_kernels.mm:2", "fc", "backward", "aten::mm.default", 300, 1000, kind="matmul"),
+        node_row(1, f"{gelu}:3", "act", "recompute", "aten::erf.default", 32, vector=70),
+        node_row(1, f"{gelu}:3", "act", "backward", "aten::mul.Tensor", 64, vector=180),
+        node_row(1, f"{bias}:4", "norm", "backward", "aten::sum.dim_IntList", None, vector=150),
+        node_row(1, f"{bias}:4", "fc", "backward", "aten::sum.dim_IntList", 10, vector=30),
+    ]  # fmt: skip
+    launched = [
+        ("", "forward", "inductor::fused_native_layer_norm_gelu", norm, 101, f"0/{norm}:1"),
+        ("fc", "forward", "aten::addmm", "gemm", 20, "0/extern_kernels.addmm:2"),
+        ("head", "forward", "aten::addmm", "gemm", 8, ""),
+        ("head", "backward", "aten::mm", "gemm", 16, ""),
+        ("head", "backward", "aten::mm", "gemm", 16, ""),
+        ("fc", "backward", "aten::mm", "gemm", 20, "1/extern_kernels.mm:1"),
+        ("fc", "backward", "aten::mm", "gemm", 20, "1/extern_kernels.mm:2"),
+        ("act", "backward", "inductor::fused_gelu", gelu, 30, f"1/{gelu}:3"),
+        ("", "backward", "inductor::fused_sum", bias, 10, f"1/{bias}:4"),
+    ]  # fmt: skip
+    kernels, clock = [], 0
+    for call, (module, phase, op, name, duration, compiled) in enumerate(launched):
+        row = kernel_row(module, phase, op, clock, duration, kernel=name, call=call)
+        kernels.append(row | {"compiled": compiled})
+        clock += duration
+    whole = {"region": "", "cut": "", "cut_at": "", "unmapped": "", "calls": 1, "frame": "forward (net.py:14)"}
+    return Run(
+        workload={"name": "net", "mode": "train", "dtype": "bfloat16", "tokens_per_step": 8, "samples_per_step": 2,
+                  "compiled": {"": "inductor, mode default"}},
+        device={"type": "cuda", "name": "Toy GPU", "peaks": {"datasheet": {"bfloat16": 100e9}},
+                "memory_bandwidth": 10e9},
+        environment={"torch": "2.13.0", "date": "2026-01-02T03:04:05+00:00"},
+        settings={"convention": "causal", "peak_tflops": None},
+        passes={name: PassOutcome("done") for name in ("count", "time")}
+        | {"trace": PassOutcome("done", facts={"compiled": True, "hidden": []})},
+        tree=table("tree", [tree_row(m, c, 10) for m, c in modules]),
+        ops=table("ops", ops),
+        kernels=table("kernels", kernels),
+        nodes=table("nodes", nodes),
+        graphs=table("graphs", [
+            whole | {"graph": 0, "direction": "forward", "nodes": 4, "kernels": 2},
+            whole | {"graph": 1, "direction": "backward", "nodes": 6, "kernels": 4},
+        ]),
+        samples=table("samples", [{"step": n, "phase": p, "time_s": t} for n in range(3)
+                                  for p, t in (("step", 300e-9), ("forward", 150e-9), ("backward", 150e-9))]),
+    )  # fmt: skip
+
+
+def eager_run() -> Run:
+    """The same model without compilation: an operator is a kernel, and the step takes 426 ns."""
+    run = compiled_run()
+    took = {"norm": (90, 30), "act": (60, 45), "fc": (20, 20), "head": (8, 16)}  # ns of a kernel, by phase
+    kernels, clock = [], 0
+    for op in run.ops.to_dict("records"):
+        for _ in range(op["calls"]):
+            duration = took[op["module"]][op["phase"] == "backward"]
+            name = op["op"].partition(".")[0]
+            kernels.append(kernel_row(op["module"], op["phase"], name, clock, duration, call=len(kernels)))
+            clock += duration
+    run.kernels = table("kernels", kernels)
+    run.nodes, run.graphs = table("nodes", []), table("graphs", [])
+    run.passes = run.passes | {"trace": PassOutcome("done")}
+    del run.workload["compiled"]
+    run.samples["time_s"] *= 1.42
+    return run

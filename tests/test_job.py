@@ -270,3 +270,14 @@ def job_files(folder):
     plain.mkdir()
     paths = [rank_run(rank).save(plain / f"run.rank{rank}.json") for rank in range(2)]
     return gpuprof.read_job(paths).to_dict()
+
+
+def test_what_is_hidden_on_a_rank_is_not_known_of_the_job():
+    first, second = two()
+    second.passes["trace"].facts["hidden"] = [""]
+
+    frame = job_of(first, second).modules().set_index("module")
+
+    assert frame.loc["fc", ["time_forward_s", "mfu"]].isna().all()
+    assert frame.loc["", "time_forward_s"] > 0
+    assert job_of(*two()).modules().set_index("module").loc["fc", "time_forward_s"] > 0

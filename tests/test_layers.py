@@ -27,7 +27,7 @@ LAYERS = [
     ("calls", "traces"),
     ("attribution",),
     ("parallel",),
-    ("passes",),
+    ("passes", "compiled"),
     ("profiler", "launches", "imported"),
     ("sweep",),
     ("analysis",),
@@ -39,8 +39,9 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # Run.modules() and Run.backward_ratios() are conveniences that reach up, when they are called; so do the profiler and
-# the import, to say in run.warnings what an analysis makes of the run that they have just made
-EXCEPTIONS = {("record", "analysis"), ("profiler", "analysis"), ("imported", "analysis")}
+# the import, to say in run.warnings what an analysis makes of the run that they have just made, and the launches, to
+# keep of each the times that its modules have in kernels that they share
+EXCEPTIONS = {(name, "analysis") for name in ("record", "profiler", "launches", "imported")}
 
 TORCH_FREE = [
     "errors",

@@ -234,7 +234,9 @@ def _quotient(above: float | None, below: float | None) -> float | None:
 def _hardware(run: Run) -> dict[tuple[str, str], int]:
     """Hardware FLOPs by module, children included, and phase."""
     sums: dict[tuple[str, str], int] = {}
-    for (module, phase), flops in run.ops.groupby(["module", "phase"])["flops_hardware"].sum().items():
+    for (module, phase), flops in (
+        counted(run, _convention(run)).groupby(["module", "phase"])["flops_hardware"].sum().items()
+    ):
         for path in ancestors(module):
             sums[path, phase] = sums.get((path, phase), 0) + int(flops)
     return sums
@@ -279,7 +281,8 @@ def _by_class(table: pd.DataFrame, parts: dict[str, _Part]) -> pd.DataFrame:
     ]
     columns = [c for c in RATIO_COLUMNS if c in table and c not in ("module", "class")]
     sums = table.loc[outermost].groupby("class", sort=False)[columns].sum(min_count=1)
-    for column in (f"flops_executed_{phase}" for phase in _PHASES):  # in part is not known
+    for column in (name.format(phase) for phase in _PHASES for name in ("flops_executed_{}", "time_{}_s")):
+        # in part is not known
         unknown = table.loc[outermost, column].isna().groupby(table.loc[outermost, "class"], sort=False).any()
         sums[column] = sums[column].mask(unknown)
     sums.insert(0, "modules", table.groupby("class", sort=False).size())

@@ -20,18 +20,21 @@ import pandas as pd
 from gpuprof import units
 from gpuprof.analysis.communication import PERHAPS, collectives, communicating
 from gpuprof.analysis.consistency import withheld_of_kernels, withheld_of_owners, withheld_of_step
-from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
+from gpuprof.analysis.counted import chosen, convention_of, counted, priced, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
 from gpuprof.analysis.kernel_time import busy_seconds, owned
 from gpuprof.analysis.known_flops import at_least, none_known
 from gpuprof.analysis.operators import kinds, plain_op
+from gpuprof.analysis.ran import ran
 from gpuprof.analysis.ranks import by_rank, require_kernels, straggler
+from gpuprof.analysis.shares import regions, split_kernels
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.untold import untold
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors, layer_of
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.theory.rows import Shape, read_shapes
+from gpuprof.theory.rules import PRODUCTS
 
 PARTS = (
     "ideal", "clock", "recompute", "matmul_shape", "matmul", "attention", "memory_bytes", "memory", "optimizer",
@@ -60,6 +63,9 @@ _BOUNDS = {"ideal": "ideal_s", "clock": "clock_s", "memory_bytes": "bytes_s", "m
 _WORK = {"matmul": "matmul", "convolution": "matmul", "recurrent": "matmul", "attention": "attention",
          "vector": "memory", "movement": "memory", "view": "memory", "communication": "communication"}  # fmt: skip
 """Kinds of operators as a budget has them; anything else is other."""
+
+_FIRST = ("matmul", "attention", "communication", "memory", "other")
+"""Which work a kernel of several is."""
 
 _ATTENTION_PRODUCTS = ("aten::bmm", "aten::baddbmm", "aten::matmul")
 _WITH_CEILING = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
@@ -143,12 +149,16 @@ def budget(
     else:
         _add_bounds(ops, run, known.get("clock") if name == "datasheet" else None, bandwidth, ceilings)
     kernels, step_s, notes = _timed(_classified(run, everything, convention, scores), run)
+    if places := regions(run):  # bounds are of the modules that have the time
+        ops["module"], kernels["module"] = (rows["module"].replace(places) for rows in (ops, kernels))
     rows = _rows(kernels, step_s, ops, cuda)
     sums = rows.groupby("part")["time_s"].sum()
     unknown = {part for part, column in _BOUNDS.items() if column not in ops}
     unknown |= set() if name and not reason and not none_known(run) else {"ideal"}
     facts = {"peaks": peaks, "bandwidth": bandwidth, "flops": whole_step(run, everything, convention)["flops"]}
-    facts["withheld"] = reason
+    again = everything[everything["phase"] == "recompute"]
+    facts |= {"withheld": reason, "again": float(again["flops_hardware"].sum())}
+    facts["vector"] = float(again["vector_flops"].sum()) if len(run.nodes) else 0.0
     facts["unseen"] = step_s - float(kernels[["own_s", "idle_s"]].to_numpy().sum())
     parts = pd.DataFrame({"part": PARTS})
     parts["title"] = [_title(part, run, unknown) for part in PARTS]
@@ -335,14 +345,43 @@ def _operators(
 ) -> pd.DataFrame:
     """The ``ops`` table in the convention, with ideal_s and hardware_s at these peaks, and the work."""
     ops = counted(run, convention)
+    if len(run.nodes):
+        ops = _with_compiled(run, ops, convention)
     sums = whole_step(run, ops, convention)
     # a formula's FLOPs run in the mix of dtypes that was counted
     scale = sums["flops"] / sums["counted_flops"] if sums["counted_flops"] else 1.0
     ops["ideal_s"] = ideal_seconds(ops, "flops", peaks, run) * scale
     ops["hardware_s"] = ideal_seconds(ops, "flops_hardware", peaks, run)
     ops["op"] = ops["op"].map(plain_op)
-    ops["work"] = ops["part"] = _work(ops, scores)
+    ops["work"] = _work(ops, scores)
+    if "compiled" in ops:
+        of_kernel = _of_kernels(ops[ops["compiled"] != ""])
+        owners = zip(*(ops[name] for name in ("compiled", "module", "phase", "work")), strict=True)
+        ops["work"] = [of_kernel.get((kernel, *owner), work) for kernel, *owner, work in owners]
+        ops["op"] = ops["op"].where(ops["compiled"] == "", ops["within"])
+    ops["part"] = ops["work"]
     return ops
+
+
+def _with_compiled(run: Run, ops: pd.DataFrame, convention: str | None) -> pd.DataFrame:
+    """What was counted, with the FLOPs of the model, and what ran, with what else it did.
+
+    Bytes of products stay those that were counted; a compiler moves those of all else.
+    """
+    did = priced(run, ran(run), convention)
+    products = [rows["kind"].isin(PRODUCTS) for rows in (ops, did)]
+    model = ops.assign(compiled="", within="", bytes=ops["bytes"].where(products[0], 0), flops_hardware=0)
+    did = did.assign(flops=0, macs=0, vector_flops=0, bytes=did["bytes"].where(~products[1], 0))
+    return pd.concat([model, did], ignore_index=True)
+
+
+def _of_kernels(ops: pd.DataFrame) -> dict[tuple[str, str, str], str]:
+    """The work that a kernel of compiled code does for each of its owners: the first of `_FIRST` in it."""
+    found: dict[tuple[str, str, str], str] = {}
+    for kernel, module, phase, work in ops[["compiled", "module", "phase", "work"]].itertuples(index=False, name=None):
+        for key in ((kernel, module, phase), (kernel, "", "")):
+            found[key] = min(found.get(key, work), work, key=_FIRST.index)
+    return found
 
 
 def _scores(run: Run) -> dict[str, set[Shape]]:
@@ -416,13 +455,19 @@ def _at_ceiling(row: dict[str, Any], rates: dict[tuple[Any, ...], float], run: R
 
 def _classified(run: Run, ops: pd.DataFrame, convention: str | None, scores: dict[str, set[Shape]]) -> pd.DataFrame:
     """The kernels by start, with what is known of their operators, and the part that their time falls under."""
-    kernels = run.kernels.sort_values("start_ns", kind="stable", ignore_index=True)
+    kernels = split_kernels(run).sort_values("start_ns", kind="stable", ignore_index=True)
     kernels["op"] = kernels["op"].map(plain_op)
     kernels["kind"] = kernels["op"].map(kinds(run))
     key = ["module", "phase", "op"]
     heaviest = ops.sort_values("bytes", na_position="first", kind="stable").drop_duplicates(key, keep="last")
     kernels["dtype"] = kernels[key].merge(heaviest[[*key, "dtype"]], on=key, how="left")["dtype"].fillna("")
     kernels["work"] = _work(kernels, scores)
+    if "compiled" in ops:
+        of_kernel = _of_kernels(ops[ops["compiled"] != ""])
+        owners = zip(*(kernels[name] for name in ("compiled", "module", "phase", "work")), strict=True)
+        kernels["work"] = [
+            of_kernel.get((kernel, *owner), of_kernel.get((kernel, "", ""), work)) for kernel, *owner, work in owners
+        ]
     if withheld_of_owners(run):
         kernels["module"] = UNATTRIBUTED
     phase = kernels["phase"]
@@ -526,7 +571,7 @@ def _what(part: str, run: Run, ops: pd.DataFrame, kernels: pd.DataFrame, facts: 
     mine = kernels[kernels["part"] == part]
     took = units.duration(float(mine["own_s"].sum()))
     cuda = run.device.get("type") == "cuda"
-    many = f"{len(mine):,} {'kernels' if cuda else 'operators'}"
+    many = f"{mine['kernels'].sum():,} {'kernels' if cuda else 'operators'}"
     if part == "ideal":
         priced = ops.loc[ops["ideal_s"] > 0, ["dtype", "kind", "flops"]]
         dtypes = [peak_dtype(dtype, kind, run) for dtype, kind in zip(priced["dtype"], priced["kind"], strict=True)]
@@ -571,8 +616,8 @@ def _what(part: str, run: Run, ops: pd.DataFrame, kernels: pd.DataFrame, facts: 
     if part == "memory":
         return f"{took} in {many}"
     if part == "recompute":
-        again = run.ops.loc[run.ops["phase"] == "recompute", "flops_hardware"].sum()
-        return f"{units.si(float(again), 'FLOPs')} once more"
+        vector = f" and about {units.si(facts['vector'], 'FLOPs')} of vector work" if facts["vector"] else ""
+        return f"{units.si(facts['again'], 'FLOPs')}{vector} once more"
     if part == "communication":
         return f"of {units.duration(busy_seconds(mine))} in all"
     if part == "other":

@@ -18,6 +18,7 @@ from gpuprof.analysis.comparison import (
     LAUNCH_COLUMNS,
     UNSCALED,
     By,
+    compiled,
     differences,
     fingerprint,
     kernel_seconds,
@@ -26,6 +27,7 @@ from gpuprof.analysis.comparison import (
     untimed,
 )
 from gpuprof.analysis.consistency import withheld_of_step
+from gpuprof.analysis.gained import OF_MODULES, OfModules, gained
 from gpuprof.analysis.known_flops import known_of
 from gpuprof.analysis.levels import BEGAN, to_newest
 from gpuprof.analysis.noise import BETWEEN_RUNS, FEWEST_RUNS, FLOOR, WINDOW, Modes, Runs, modes
@@ -252,6 +254,7 @@ class Check:
         base: the newest run of the baseline.
         head: the head, of several runs the newest.
         notes: what is to be known of it, a sentence each.
+        gained: table of `gpuprof.analysis.gained.gained`, where one of the two is the other compiled.
     """
 
     status: str
@@ -261,6 +264,7 @@ class Check:
     base: Run
     head: Run
     notes: list[str] = field(default_factory=list)
+    gained: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def deciding(self) -> list[Verdict]:  # noqa: D102  # among the attributes
@@ -308,7 +312,7 @@ def compare(
     """Set two runs beside one another: of one workload in one place as `check` does, else without a verdict.
 
     Runs of two devices are compared as such, and recordings whatever they are of: a trace does not say that it is of
-    the same workload.
+    the same workload. So are a model and the same compiled, by what that gained: its operators are others.
 
     Args:
         base: the one.
@@ -326,6 +330,8 @@ def compare(
             require_kernels(run, f"what moved by {name}")
     prints = fingerprint(base), fingerprint(head)
     across, recorded = prints[0]["device"] != prints[1]["device"], base.recorded or head.recorded
+    if not (across or recorded) and compiled(base) != compiled(head):
+        return _compiled_or_not(base, head, by, margin, allowed)
     if not (across or recorded):
         by_layer: tuple[By] = ("layer",)
         return check(head, [base], margin, allowed, by or by_layer)
@@ -342,6 +348,20 @@ def compare(
         notes.append("Their model FLOPs differ: they did not do the same work, or not all of it is known.")
     concluded = _concluded(found, [base], [head], notes, margin, (), by or ("op", "op-kernel"))
     return replace(concluded, status=INCONCLUSIVE)
+
+
+def _compiled_or_not(base: Run, head: Run, by: Collection[By], margin: float, allowed: Collection[str]) -> Check:
+    """A run beside the same compiled: no verdict, as compilation is no change of the code, and what it gained."""
+    plain = [replace(run, workload={**run.workload, "compiled": None}) for run in (base, head)]
+    _comparable(plain[1], plain[:1], allowed)
+    before, after = (found if len(found := launches(run)) else untimed(run) for run in (base, head))
+    why = f"of one model with compilation and without: {NO_VERDICT}"
+    found = [replace(verdict, status=INCONCLUSIVE, why=why) for verdict in verdicts(before, after, margin)]
+    asked = [name for name in by if name not in OF_MODULES]
+    concluded = _concluded(found, [base], [head], [], margin, (), asked)
+    part: OfModules = next((name for name in OF_MODULES if name in by), "layer")
+    table = gained(*((base, head) if compiled(head) else (head, base)), part)
+    return replace(concluded, status=INCONCLUSIVE, gained=table)
 
 
 def against(

@@ -168,12 +168,14 @@ def workload_key(run: Run) -> str:
     """A name for the workload that is the same wherever and whenever it runs, in characters that suit a file's name.
 
     Its words are for people; the eight digits at its end are a hash of all that makes the workload: model and sizes,
-    dtype, attention, checkpointing, optimizer, what is frozen, inputs, and the architecture.
+    dtype, attention, checkpointing, optimizer, what is frozen, how it is compiled, inputs, and the architecture.
     """
     about = run.workload
     # several recorded steps taken as one are no slower than each of them
-    whole = {"step": "all"} if about.get("step") == "all" else {}
-    text = json.dumps({name: about.get(name) for name in _IDENTITY} | whole, sort_keys=True, default=str)
+    more = {"step": "all"} if about.get("step") == "all" else {}
+    if about.get("compiled"):
+        more["compiled"] = about["compiled"]
+    text = json.dumps({name: about.get(name) for name in _IDENTITY} | more, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     sizes = [f"{word}{about[name]}" for name, word in _SIZES.items() if about.get(name)]
     words = [about.get("name"), about.get("mode"), *sizes, about.get("dtype"), about.get("attention"), digest]
@@ -201,6 +203,12 @@ def fingerprint(run: Run) -> dict[str, str]:
     if run.workload.get("world", 1) > 1:
         fields |= _place(run)
     return {name: "" if value is None else str(value) for name, value in fields.items()}
+
+
+def compiled(run: Run) -> bool:
+    """Whether something in the workload is compiled."""
+    traced = "trace" in run.passes and run.passes["trace"].facts.get("compiled")
+    return bool(run.workload.get("compiled") or traced)
 
 
 def _place(run: Run) -> dict[str, Any]:
@@ -252,12 +260,12 @@ def kernel_seconds(run: Run, by: By) -> pd.DataFrame:
         GpuprofError: the run is of a job, and a part is a kernel.
     """
     if run.is_job:
-        return _own(run, by).groupby(_parts(_own(run, by), run, by), sort=False)["time_s"].sum().to_frame()
+        return _own(run, by).groupby(parts_of(_own(run, by), run, by), sort=False)["time_s"].sum().to_frame()
     rows = run.launches[run.launches["quantity"] == "kernel_s"]
     if rows.empty or by in BY_NAME:
         kernels = owned_kernels(run)
         rows = kernels.assign(launch=0, value=kernels["duration_ns"].astype("float64") * 1e-9)
-    sums = rows.groupby([*_parts(rows, run, by), rows["launch"]], sort=False)["value"].sum()
+    sums = rows.groupby([*parts_of(rows, run, by), rows["launch"]], sort=False)["value"].sum()
     return sums.unstack("launch", fill_value=0.0)
 
 
@@ -266,11 +274,11 @@ def own_counts(run: Run, by: By) -> pd.DataFrame:
 
     Of a job those of all its ranks.
     """
-    kernels = _own(run, by) if run.is_job else owned_kernels(run).assign(all_kernels=1)
-    counts = {"kernels": kernels.groupby(_parts(kernels, run, by), sort=False)["all_kernels"].sum().astype("Int64")}
+    kernels, number = (_own(run, by), "all_kernels") if run.is_job else (owned_kernels(run), "kernels")
+    counts = {"kernels": kernels.groupby(parts_of(kernels, run, by), sort=False)[number].sum().astype("Int64")}
     if "kernel" not in KEYS[by] and run.done("count"):
         ops = counted(run)
-        counts["flops"] = ops.groupby(_parts(ops, run, by), sort=False)["flops"].sum(min_count=1)
+        counts["flops"] = ops.groupby(parts_of(ops, run, by), sort=False)["flops"].sum(min_count=1)
     return pd.DataFrame(counts).reindex(columns=["kernels", "flops"])
 
 
@@ -281,7 +289,7 @@ def _own(run: Run, by: By) -> pd.DataFrame:
     return own_of_ranks(run)
 
 
-def _parts(rows: pd.DataFrame, run: Run, by: By) -> list[pd.Series]:
+def parts_of(rows: pd.DataFrame, run: Run, by: By) -> list[pd.Series]:
     """What each row belongs to, a series for each of the `KEYS`."""
     if by == "op":
         return [rows["op"].map(plain_op)]

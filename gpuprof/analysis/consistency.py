@@ -20,6 +20,8 @@ from gpuprof.analysis.denominators import WORDS, denominator, ideal_seconds
 from gpuprof.analysis.kernel_time import busy_seconds
 from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
+from gpuprof.analysis.ran import ran
+from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.theory import rule_for
@@ -73,8 +75,9 @@ def withheld_of_owners(run: Run) -> str:
 
 
 def owned_kernels(run: Run) -> pd.DataFrame:
-    """The ``kernels`` table, all of it of no module where the trace's owners are not those that were counted."""
-    return run.kernels.assign(module=UNATTRIBUTED) if withheld_of_owners(run) else run.kernels
+    """`split_kernels`, all of it of no module where the trace's owners are not those that were counted."""
+    kernels = split_kernels(run)
+    return kernels.assign(module=UNATTRIBUTED) if withheld_of_owners(run) else kernels
 
 
 def _reason(found: list[str]) -> str:
@@ -328,10 +331,11 @@ def _too_fast(run: Run) -> Iterator[str]:
     name, peaks = denominator(run)
     if not _judged(run, name):
         return
-    work = run.ops[["module", "phase"]].assign(ideal_s=ideal_seconds(run.ops, "flops_hardware", peaks, run))
+    ops = ran(run)
+    work = ops[["module", "phase"]].assign(ideal_s=ideal_seconds(ops, "flops_hardware", peaks, run))
     ideal = work.groupby(["module", "phase"])["ideal_s"].sum(min_count=1)
     shares = {}
-    for key, group in run.kernels.groupby(["module", "phase"], sort=False):
+    for key, group in split_kernels(run).groupby(["module", "phase"], sort=False):
         seconds = busy_seconds(group)
         shares[key] = ideal.get(key, 0.0) / seconds if seconds else 0.0
     for (module, phase), share in sorted(shares.items(), key=lambda item: -item[1]):

@@ -9,6 +9,7 @@ import pandas as pd
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.denominators import denominator, ideal_seconds
 from gpuprof.analysis.known_flops import none_known
+from gpuprof.analysis.ran import ran
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Run, integers
 from gpuprof.theory.architecture import Architecture
@@ -56,19 +57,29 @@ def formula_parts(run: Run, convention: str | None = None) -> dict[str, int] | N
 def counted(run: Run, convention: str | None = None) -> pd.DataFrame:
     """The ``ops`` table with the figures of the convention.
 
-    In a formula, which knows only the whole step, the rows are counted as its `Convention.modules_in` says.
+    In a formula, which knows only the whole step, the rows are counted as its `Convention.modules_in` says. What
+    compiled code computes again its compiler chose: of that the rows are those that `ran`.
 
     Returns:
         The table with columns ``flops``, ``macs``, ``ideal_s`` and ``hardware_ideal_s``. Where the convention takes
         the backward for a multiple of the forward, the rows end with that backward, and the one that ran is 0.
     """
-    ops = run.ops.copy()
+    if run.nodes.empty:
+        return priced(run, run.ops, convention)
+    again = ran(run)
+    rows = [run.ops[run.ops["phase"] != "recompute"], again.loc[again["phase"] == "recompute", list(run.ops)]]
+    return priced(run, pd.concat(rows, ignore_index=True), convention)
+
+
+def priced(run: Run, ops: pd.DataFrame, convention: str | None = None) -> pd.DataFrame:
+    """The same of other rows of a run than those of ``ops``, in its columns."""
+    ops = ops.copy()
     how = chosen(run, convention)
     if how.rule is None:
         ops["flops"] = ops[f"flops_{how.modules_in}"]
         ops["macs"] = ops["flops"] // 2
     else:
-        counts = [how.rule(row) for row in read_rows(run)]
+        counts = [how.rule(row) for row in read_rows(run, ops)]
         ops["flops"] = integers(count.flops for count in counts)
         ops["macs"] = integers(count.macs for count in counts)
     if how.recompute_in_backward:
@@ -81,14 +92,19 @@ def counted(run: Run, convention: str | None = None) -> pd.DataFrame:
     return ops
 
 
-def read_rows(run: Run) -> list[Row]:
-    """The ``ops`` table as rules see it, row by row."""
+def hardware(run: Run, convention: str | None = None) -> pd.DataFrame:
+    """The rows whose ``flops_hardware`` are what was done: as counted, of a compiled run those that ran."""
+    return priced(run, ran(run), convention) if len(run.nodes) else counted(run, convention)
+
+
+def read_rows(run: Run, ops: pd.DataFrame | None = None) -> list[Row]:
+    """The ``ops`` table, or other rows in its columns, as rules see it, row by row."""
     classes = dict(zip(run.tree["module"], run.tree["class"], strict=True))
     attending = set(run.tree.loc[run.tree["causality"] != "", "module"])
     device = run.device.get("type", "")
     columns = ["module", "phase", "op", "kind", "shapes", "calls", "flops_causal", "flops_full"]
-    rows = []
-    for module, phase, op, kind, shapes, calls, causal, full in run.ops[columns].itertuples(index=False, name=None):
+    rows, rows_of = [], run.ops if ops is None else ops
+    for module, phase, op, kind, shapes, calls, causal, full in rows_of[columns].itertuples(index=False, name=None):
         inputs, results = read_shapes(shapes)
         row = Row(
             op=op.partition(".")[0],

@@ -15,6 +15,7 @@ from gpuprof.analysis.budget import LAUNCH_GAP_S, Budget, idle_owners
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
 from gpuprof.analysis.kernel_time import busy_seconds
+from gpuprof.analysis.operators import GENERATED
 from gpuprof.analysis.steps import traced
 from gpuprof.analysis.telemetry import limits
 from gpuprof.theory.rows import read_shapes
@@ -29,6 +30,7 @@ LEAST_GAIN = 0.005
 _FACTORS = {"aten::mm": 0, "aten::addmm": 1, "aten::bmm": 0, "aten::baddbmm": 1}  # which input the left one is
 _MULTIPLE = 8  # of 16-bit sizes, for rows to start at 16 bytes
 _ATTENTION_PRODUCT = r"aten::(bmm|baddbmm|matmul)\b"
+_NOT_FUSED = rf"embedding|^{GENERATED}"  # lookups, and what is fused already
 _SMALL = 64  # a product with a side below this is short of work, however it is aligned
 
 
@@ -76,6 +78,11 @@ def _of_step(found: Budget, seconds: float) -> str:
 
 def _cuda(found: Budget) -> bool:
     return bool(found.run.device.get("type") == "cuda")
+
+
+def _compiled(found: Budget, fact: str = "compiled") -> bool:
+    """Whether the trace has compiled code, or says something else of it."""
+    return bool(found.run.passes["trace"].facts.get(fact))
 
 
 def _attention(found: Budget) -> _Found:
@@ -154,14 +161,16 @@ def _in_phase(phase: str) -> str:
 def _launches(found: Budget) -> _Found:
     """Gaps as short as a launch."""
     late = found.kernels[(found.kernels["idle_s"] > 0) & (found.kernels["gap_s"] <= LAUNCH_GAP_S)]
-    if late.empty or not _cuda(found):
+    if late.empty or not _cuda(found) or _compiled(found, "without_cuda_graphs"):  # with them it does not wait so
         return
     idle_s, kernels = float(late["idle_s"].sum()), found.kernels
+    number = int(kernels["kernels"].sum())
+    mean_s = float(kernels["own_s"].sum()) / number
     worst = idle_owners(found, LAUNCH_GAP_S).iloc[0]
     yield (
         f"the GPU waits for launches {_of_step(found, idle_s)}: {units.number(len(late), 'gap')} of "
-        f"{units.duration(idle_s / len(late))} between {units.number(len(kernels), 'kernel')} of "
-        f"{units.duration(float(kernels['own_s'].mean()))} on average, {units.percent(worst['idle_s'] / idle_s)} of it "
+        f"{units.duration(idle_s / len(late))} between {units.number(number, 'kernel')} of "
+        f"{units.duration(mean_s)} on average, {units.percent(worst['idle_s'] / idle_s)} of it "
         f"before those of {worst['owner'] or '(root)'}{_in_phase(worst['phase'])}",
         idle_s,
         "CUDA graphs, torch.compile(mode='reduce-overhead'), or more work per kernel",
@@ -190,7 +199,7 @@ def _host(found: Budget) -> _Found:
             f"the host takes {_of_step(found, idle_s)}, between operators: {units.duration(idle_s / len(late))} of "
             f"Python and dispatch before each of {len(late):,}, the longest ({most}) before {where}",
             idle_s,
-            "torch.compile, or more work per operator: a larger batch",
+            f"{'' if _compiled(found) else 'torch.compile, or '}more work per operator: a larger batch",
         )
 
 
@@ -230,7 +239,7 @@ def _optimizer(found: Budget) -> _Found:
     needed_bytes = 2 * int(run.tree["trainable_bytes"].iloc[0]) + int(sizes["gradients"])
     needed_bytes += 2 * int(sizes.get("optimizer_state", 0))
     needed = needed_bytes / found.bandwidth
-    many = units.number(len(kernels), "kernel" if _cuda(found) else "operator")
+    many = units.number(int(kernels["kernels"].sum()), "kernel" if _cuda(found) else "operator")
     yield (
         f"the optimizer takes {_of_step(found, seconds)} in {many}; reading gradients and state and "
         f"writing parameters and state once, {units.size(needed_bytes)}, needs {units.duration(needed)} at "
@@ -269,16 +278,17 @@ def _elementwise(found: Budget) -> _Found:
     if "bytes_s" not in found.ops:
         return
     kernels, ops = (
-        rows[(rows["part"] == "memory") & (rows["kind"] == "vector") & ~rows["op"].str.contains("embedding")]
+        rows[(rows["part"] == "memory") & (rows["kind"] == "vector") & ~rows["op"].str.contains(_NOT_FUSED)]
         for rows in (found.kernels, found.ops)
     )
     now, needed = float(kernels["own_s"].sum()), float(ops["bytes_s"].sum())
     if kernels.empty or ops["bytes"].isna().any():
         return
     classes = dict(zip(found.run.tree["module"], found.run.tree["class"], strict=True))
+    many = units.number(int(kernels["kernels"].sum()), "elementwise operator")
     by_class = kernels.groupby(kernels["module"].map(classes).fillna("no module"))["own_s"].sum()
     yield (
-        f"{units.number(len(kernels), 'elementwise operator')} take {_of_step(found, now)}, where their bytes need "
+        f"{many} take {_of_step(found, now)}, where their bytes need "
         f"{units.duration(needed)} at {units.si(found.bandwidth, 'B/s')}; {units.percent(by_class.max() / now)} of it "
         f"is in {by_class.idxmax()}",
         now - needed,

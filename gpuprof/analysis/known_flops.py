@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from gpuprof import units
@@ -27,7 +29,7 @@ def matmul_kernels(run: Run) -> pd.DataFrame:
     measured_on_cpu = run.device.get("type") == "cpu" and not run.recorded
     if not (run.done("count") and run.done("trace")) or measured_on_cpu:
         return run.kernels.head(0).assign(priced=False)
-    columns = ["op", "shapes", "kernel"]
+    columns = ["op", "shapes", "kernel", "compiled"]
     of_call = _flops_of_calls(run)
     found = {key: _of(key, of_call, run) for key in set(run.kernels[columns].itertuples(index=False, name=None))}
     each = [found[key] for key in run.kernels[columns].itertuples(index=False, name=None)]
@@ -70,29 +72,36 @@ def none_known(run: Run) -> bool:
     return bool(run.ops["flops_hardware"].isna().all()) or priced_share(run) == 0
 
 
-_ANY = "*"
+_ANY, _COMPILED = "*", "compiled"
 
 _OfCalls = dict[tuple[str, str], tuple[bool, bool]]
 """Whether the calls of an operator on such inputs have matmul FLOPs or would, and whether all of these are known."""
 
 
 def _flops_of_calls(run: Run) -> _OfCalls:
-    """By operator and shapes, and by operator alone, on `_ANY`."""
+    """By operator and shapes, by operator alone, on `_ANY`, and by the kernel of compiled code, on `_COMPILED`."""
     found: _OfCalls = {}
+
+    def add(key: tuple[str, str], kind: str, flops: Any) -> None:
+        known = not pd.isna(flops)
+        some, all_known = found.get(key, (False, True))
+        found[key] = (some or (flops > 0 if known else kind in PRODUCTS), all_known and known)
+
     rows = run.ops[["op", "kind", "shapes", "flops_hardware"]]
     for op, kind, shapes, flops in rows.itertuples(index=False, name=None):
-        known = not pd.isna(flops)
         for key in ((plain_op(op), input_shapes(shapes)), (plain_op(op), _ANY)):
-            some, all_known = found.get(key, (False, True))
-            found[key] = (some or (flops > 0 if known else kind in PRODUCTS), all_known and known)
+            add(key, kind, flops)
+    products = run.nodes.loc[run.nodes["kind"].isin(PRODUCTS), ["graph", "kernel", "kind", "flops_hardware"]]
+    for graph, kernel, kind, flops in products.itertuples(index=False, name=None):
+        add((f"{graph}/{kernel}", _COMPILED), kind, flops)
     return found
 
 
-def _of(key: tuple[str, str, str], of_call: _OfCalls, run: Run) -> tuple[bool, bool]:
+def _of(key: tuple[str, str, str, str], of_call: _OfCalls, run: Run) -> tuple[bool, bool]:
     """Whether a kernel multiplies, and whether the FLOPs of its call are known."""
-    op, shapes, kernel = key
+    op, shapes, kernel, compiled = key
     op = plain_op(op)
-    seen = of_call.get((op, shapes)) or of_call.get((op, _ANY))
+    seen = of_call.get((compiled, _COMPILED)) or of_call.get((op, shapes)) or of_call.get((op, _ANY))
     if seen is not None:
         return seen[0] or multiplies(kernel), seen[1]
     rule = rule_for(op)  # in place where it was counted out of place, say

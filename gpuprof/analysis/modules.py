@@ -10,13 +10,16 @@ import pandas as pd
 
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.consistency import owned_kernels, withheld_of_kernels, withheld_of_owners, withheld_of_step
-from gpuprof.analysis.counted import chosen, convention_of, counted, whole_step
+from gpuprof.analysis.counted import chosen, convention_of, counted, hardware, priced, whole_step
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.executed import executed_flops
+from gpuprof.analysis.fused import graphs, of_compiled
 from gpuprof.analysis.kernel_time import kernel_times, of_ranks, own_of_ranks, union_ns
 from gpuprof.analysis.known_flops import none_known
-from gpuprof.analysis.operators import kinds, plain_op
+from gpuprof.analysis.operators import GENERATED, kinds, plain_op
+from gpuprof.analysis.ran import ran
 from gpuprof.analysis.ranks import busy_of_ranks, require_kernels
+from gpuprof.analysis.shares import split_kernels, untimed
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.unpriced import ratio_withheld
 from gpuprof.paths import ancestors
@@ -68,12 +71,21 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
     ).set_index("module")
     if run.done("count") and not none_known(run):
         _add_counts(table, counted(run, convention), paths, run.kernels if run.recorded else None)
+        if len(run.nodes):
+            sums = dict.fromkeys(paths, 0)
+            for module, flops in ran(run).groupby("module")["flops_hardware"].sum().items():
+                for path in ancestors(module):
+                    sums[path] += int(flops)
+            unknown = untimed(run, paths)
+            table["flops_hardware"] = integers(None if path in unknown else sums[path] for path in paths)
     if run.done("trace") or len(run.busy):
-        unknown = bool(withheld_of_owners(run))
         times = of_ranks(run) if run.is_job else kernel_times(owned_kernels(run), paths)
+        unknown = untimed(run, {path for path, of_phases in times.items() if any(of_phases.values())})
+        if withheld_of_owners(run):
+            unknown = {*paths} - {UNATTRIBUTED}
         for phase in _MODULE_PHASES:
             found = pd.array([times.get(path, {}).get(phase, 0.0) for path in paths], dtype="Float64")
-            found[unknown & (table.index != UNATTRIBUTED)] = pd.NA
+            found[table.index.isin(unknown)] = pd.NA
             table[f"time_{phase}_s"] = found
     if run.done("counters"):
         executed = executed_flops(run).to_dict()
@@ -177,7 +189,7 @@ def by_class(run: Run, convention: str | None = None) -> pd.DataFrame:
     sums = modules[outermost]
     columns = [c for c in MODULE_COLUMNS[2:] if not c.startswith(("mfu", "flops_per_s"))]
     table = sums.groupby("class", sort=False)[columns].sum(min_count=1)
-    for column in table.columns[table.columns.str.startswith("flops_executed")]:  # in part is not known
+    for column in table.columns[table.columns.str.startswith(("flops_executed", "time_"))]:  # in part is not known
         unknown = sums[column].isna().groupby(sums["class"], sort=False).any()
         table[column] = table[column].mask(unknown)
     table.insert(0, "modules", modules.groupby("class", sort=False).size())
@@ -186,14 +198,14 @@ def by_class(run: Run, convention: str | None = None) -> pd.DataFrame:
     table["flops_per_s_backward"] = _rate(run, table["flops_backward"], table["time_backward_s"])
     # ideal times follow from MFU x time, module by module
     ideal = (sums["mfu"] * (sums["time_forward_s"] + sums["time_recompute_s"] + sums["time_backward_s"])).fillna(0)
-    table["mfu"] = _ratio(ideal.groupby(sums["class"], sort=False).sum(), times.sum(axis=1, min_count=1))
-    table["time_s"] = times.sum(axis=1, min_count=1)
+    table["mfu"] = _ratio(ideal.groupby(sums["class"], sort=False).sum(), times.sum(axis=1, skipna=False))
+    table["time_s"] = times.sum(axis=1, skipna=False)
     return table.reset_index().sort_values(["time_s", "flops_forward"], ascending=False, ignore_index=True)
 
 
 OP_COLUMNS = [
     "op", "kind", "calls", "flops", "flops_profiler", "time_s", "time_share", "flops_per_s", "mfu", "kernels",
-    "vector_flops", "bytes", "flops_full", "flops_hardware",
+    "vector_flops", "bytes", "flops_full", "flops_hardware", "flops_compiled", "vector_flops_compiled",
 ]  # fmt: skip
 """Columns of `by_op`, as far as the passes that give them ran."""
 
@@ -208,14 +220,23 @@ def _ordered(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return table[[column for column in columns if column in table]]
 
 
+KERNEL_COLUMNS = [
+    "kernel", "owners", "time_s", "flops", "bytes", "flops_per_s", "bytes_per_s", "time_share", "kernels", "kind",
+    "vector_flops", "median_s", "ops", "graph",
+]  # fmt: skip
+"""Columns of `by_kernel` where code was compiled."""
+
+
 def by_op(run: Run, convention: str | None = None) -> pd.DataFrame:
     """One row per operator: what it cost, how long it took, and what torch.profiler itself makes of it.
 
     Kernels that no operator launched come last, under an empty name. ``flops`` is missing where an operator has no
-    rule; ``flops_profiler`` where torch makes no estimate. Of a job calls and FLOPs are those of all ranks, times and
-    kernels the mean of theirs.
+    rule; ``flops_profiler`` where torch makes no estimate. Where code was compiled, calls and FLOPs are those of the
+    model without compilation, as everywhere, times and kernels those of what ran: ``flops_compiled`` and
+    ``vector_flops_compiled`` are what compiled kernels booked on the operator do, and rates are of what ran of it. Of
+    a job calls and FLOPs are those of all ranks, times and kernels the mean of theirs.
     """
-    ops = counted(run, convention)
+    ops = priced(run, run.ops, convention)
     ops["op"] = ops["op"].map(plain_op)
     grouped = ops.groupby("op", sort=False)
     table = pd.DataFrame(
@@ -241,8 +262,12 @@ def by_op(run: Run, convention: str | None = None) -> pd.DataFrame:
             run.estimates.groupby(run.estimates["op"].map(plain_op))["flops_profiler"].sum().reindex(table.index)
         )
     if "time_s" in table:
-        table["flops_per_s"] = _rate(run, table["flops"], table["time_s"])
-        table["mfu"] = _rate(run, table["ideal_s"], table["time_s"])
+        work = table
+        if len(run.nodes):
+            work = _of_compiled(run, convention).reindex(table.index)
+            table["flops_compiled"], table["vector_flops_compiled"] = work["compiled"], work["compiled_vector"]
+        table["flops_per_s"] = _rate(run, work["flops"], table["time_s"])
+        table["mfu"] = _rate(run, work["ideal_s"], table["time_s"])
         table = table.sort_values("time_s", ascending=False, na_position="last")
     # the backward may run operators in place that the counting pass saw run out of place: known all the same
     table["kind"] = table["kind"].fillna(kinds(run)).fillna("")
@@ -250,17 +275,33 @@ def by_op(run: Run, convention: str | None = None) -> pd.DataFrame:
     return _ordered(table.reset_index(), OP_COLUMNS)
 
 
+def _of_compiled(run: Run, convention: str | None) -> pd.DataFrame:
+    """What ran, by the plain operator that its kernels are booked on: FLOPs, ideal_s and those of compiled kernels."""
+    work = priced(run, ran(run), convention)
+    sums = work.groupby("within")[["flops", "ideal_s"]].sum()
+    launched = dict(zip(run.kernels["compiled"], run.kernels["op"].map(plain_op), strict=True))
+    nodes = run.nodes[(run.nodes["repeat"] == 0) & (run.nodes["kernel"] != "")]
+    ops = [launched.get(f"{one}/{kernel}", "") for one, kernel in zip(nodes["graph"], nodes["kernel"], strict=True)]
+    compiled = nodes.groupby(ops)[["flops_hardware", "vector_flops"]].sum(min_count=1)
+    sums = sums.reindex(sums.index.union(compiled.index))
+    return sums.assign(compiled=compiled["flops_hardware"], compiled_vector=compiled["vector_flops"])
+
+
 def by_kernel(run: Run, convention: str | None = None) -> pd.DataFrame:
     """One row per kernel name: times, the operators that launch it, and their kinds, communication by its own name too.
 
-    No FLOPs: an operator may launch several.
+    No FLOPs: an operator may launch several. Where code was compiled, a row is a kernel of one graph, with the columns
+    of `gpuprof.analysis.fused.of_compiled`.
 
     Raises:
         GpuprofError: the run is of a job.
     """
     require_kernels(run, "a table by kernel")
     kind = run.kernels["op"].map(plain_op).map(kinds(run)).mask(communicating(run.kernels), "communication")
-    grouped = run.kernels.assign(kind=kind).groupby("kernel", sort=False)
+    compiled = len(run.nodes) > 0
+    key = ["kernel", "graph"] if compiled else ["kernel"]
+    kernels = run.kernels.assign(kind=kind, graph=pd.array(graphs(run), dtype="Int64"))
+    grouped = kernels.groupby(key, sort=False, dropna=False)
     table = pd.DataFrame(
         {
             "ops": grouped["op"].agg(_words),
@@ -272,7 +313,12 @@ def by_kernel(run: Run, convention: str | None = None) -> pd.DataFrame:
     )
     total = table["time_s"].sum()
     table["time_share"] = table["time_s"] / total if total else math.nan
-    return table.sort_values("time_s", ascending=False).reset_index()
+    table = table.sort_values("time_s", ascending=False).reset_index()
+    if not compiled:
+        return table
+    graph = [None if pd.isna(number) else int(number) for number in table.pop("graph")]
+    names = list(zip(table["kernel"], graph, strict=True))
+    return pd.concat([table, of_compiled(run, names, convention)], axis=1)[KERNEL_COLUMNS]
 
 
 def _words(names: pd.Series) -> str:
@@ -289,12 +335,15 @@ def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
     table = pd.DataFrame(index=pd.Index(list(PHASES), name="phase"))
     for name in (*_COUNTS, "ideal_s"):
         table[name] = ops[name].sum(min_count=1).reindex(table.index)
+    if len(run.nodes):
+        table["flops_hardware"] = ran(run).groupby("phase")["flops_hardware"].sum(min_count=1).reindex(table.index)
     table["time_s"] = pd.Series({phase: step_seconds(run, phase) for phase in table.index}, dtype="float64")
     times = run.samples.groupby("phase")["time_s"]
     for name, quantile in (("time_q1_s", 0.25), ("time_q3_s", 0.75)):
         table[name] = times.quantile(quantile).reindex(table.index)
     if run.done("trace") or len(run.busy):
-        seconds = of_ranks(run).get(ALL, {}) if run.is_job else kernel_times(run.kernels.assign(module=""), [""])[""]
+        kernels = split_kernels(run)
+        seconds = of_ranks(run).get(ALL, {}) if run.is_job else kernel_times(kernels.assign(module=""), [""])[""]
         table["kernel_time_s"] = pd.array([seconds.get(phase) for phase in table.index], dtype="Float64")
         messages = run.kernels[communicating(run.kernels)]
         if len(messages):
@@ -308,7 +357,7 @@ def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
 def without_rule(run: Run) -> pd.DataFrame:
     """Operators that no rule prices: their calls and their share of kernel time (missing without a trace)."""
     table = by_op(run)
-    missing = table[(table["kind"] == "") & (table["op"] != "")]
+    missing = table[(table["kind"] == "") & (table["op"] != "") & ~table["op"].str.startswith(GENERATED)]
     if run.recorded:  # what cannot be read has a rule, and what launches kernels without an operator needs none
         unread = set(map(plain_op, run.passes["count"].facts.get("ops_unread", ())))
         missing = missing[missing["calls"].notna() & ~missing["op"].isin(unread)]
@@ -355,6 +404,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
         figures |= {name: None if pd.isna(root[name]) else int(root[name]) for name in ("params", "trainable_params")}
     if run.done("count"):
         ops = counted(run, convention)
+        done = hardware(run, convention)
         phases = ops.groupby("phase")["flops"].sum()
         forward, backward = (int(phases.get(phase, 0)) for phase in ("forward", "backward"))
         figures |= {
@@ -363,7 +413,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
             "flops_recompute": int(phases.get("recompute", 0)),
             "flops_backward": backward,
             **whole_step(run, ops, convention),
-            "flops_hardware": int(ops["flops_hardware"].sum()),
+            "flops_hardware": int(done["flops_hardware"].sum()),
             "vector_flops": int(ops["vector_flops"].sum()),
             "backward_ratio": backward / forward if forward and backward and not figures["ratio_withheld"] else None,
         }
@@ -387,7 +437,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
             figures |= {
                 "flops_per_s": None if reason or figures["flops"] is None else figures["flops"] / step_s,
                 "mfu": _known_share(model["ideal_s"].sum(skipna=False) * scale, step_s),
-                "hfu": _known_share(ops["hardware_ideal_s"].sum(skipna=False), step_s),
+                "hfu": _known_share(done["hardware_ideal_s"].sum(skipna=False), step_s),
             }
     if run.is_job and len(run.busy):
         figures["kernel_s"] = busy_of_ranks(run)
@@ -396,7 +446,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
         if total := own["time_s"].sum():
             figures["owned_share"] = float(own.loc[owned, "time_s"].sum() / total)
     elif run.done("trace") and len(run.kernels):
-        kernels = run.kernels
+        kernels = split_kernels(run)
         figures["kernel_s"] = kernel_times(kernels.assign(module="", phase=""), [""])[""].get("", 0.0)
         owned = (kernels["module"] != UNATTRIBUTED) | (kernels["phase"] == "optimizer")
         if total := kernels["duration_ns"].sum():  # of a recording in whole microseconds, all may have taken none

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from gpuprof.record import ALL, Run
 from gpuprof.theory import rule_for
+from gpuprof.theory.generated import generated
+from gpuprof.theory.rules import PRODUCTS
+
+GENERATED = "inductor::"
+"""What the operators of kernels begin with that a compiler wrote."""
+
+_STRONGEST = (*PRODUCTS, "communication", "vector", "movement", "view")
 
 
 def plain_op(op: str) -> str:
@@ -12,13 +19,33 @@ def plain_op(op: str) -> str:
 
 
 def kinds(run: Run) -> dict[str, str]:
-    """Kind of each plain operator of a run; of those that only the trace saw by their rule, empty without one."""
+    """Kind of each plain operator of a run; of those that only the trace saw by their rule, empty without one.
+
+    What a compiler wrote is of the strongest kind of the operators in it, a product before all others, or where they
+    are not known of the one that its name says.
+    """
     known = {plain_op(op): kind for op, kind in zip(run.ops["op"], run.ops["kind"], strict=True)}
+    known |= _of_generated(run)
     for op in {*run.kernels["op"].map(plain_op), *run.busy["op"]} - {ALL}:
         if op not in known:
             rule = rule_for(op)
             known[op] = rule.kind if rule else ""
     return known
+
+
+def _of_generated(run: Run) -> dict[str, str]:
+    kernels = run.kernels[run.kernels["op"].str.startswith(GENERATED)]
+    if kernels.empty:
+        return {}
+    nodes: dict[str, set[str]] = {}
+    rows = run.nodes[["graph", "kernel", "kind"]]
+    for graph, kernel, kind in rows.itertuples(index=False, name=None):
+        nodes.setdefault(f"{graph}/{kernel}", set()).add(kind)
+    found: dict[str, set[str]] = {}
+    for op, name, compiled in set(kernels[["op", "kernel", "compiled"]].itertuples(index=False, name=None)):
+        by_name = generated(name) or generated(op)
+        found.setdefault(plain_op(op), set()).update(nodes.get(compiled, {by_name.kind} if by_name else ()))
+    return {op: next((kind for kind in _STRONGEST if kind in among), "") for op, among in found.items()}
 
 
 def input_shapes(shapes: str) -> str:

@@ -20,7 +20,9 @@ from gpuprof.analysis.denominators import denominators, peak_dtype
 from gpuprof.analysis.executed import counters_only, executed_by_kernel, flops_by_dtype
 from gpuprof.analysis.kernel_time import busy_seconds
 from gpuprof.analysis.operators import input_shapes, kinds, plain_op
+from gpuprof.analysis.ran import ran
 from gpuprof.analysis.ranks import require_kernels
+from gpuprof.analysis.shares import split_kernels
 from gpuprof.errors import GpuprofError
 from gpuprof.record import NOBODYS, Run, integers
 from gpuprof.theory.rules import PRODUCTS
@@ -138,7 +140,7 @@ def roofline(run: Run, by: str = "op", denominator: str | None = None) -> pd.Dat
         raise GpuprofError(f"no roofline, FLOP/s are {reason}")
     ceilings = chosen_roofs(run, denominator)
     known = kinds(run)
-    kernels = _keyed(run, run.kernels, by, known)
+    kernels = _keyed(run, split_kernels(run), by, known)
     work = _keyed(run, _work(run, ceilings), by, known)
     if by == "kernel":
         work = _of_kernels(work, kernels)
@@ -208,8 +210,9 @@ def _held_against(row: dict[str, Any], compute_s: float | None, ceilings: Roofs)
 
 
 def _work(run: Run, ceilings: Roofs) -> pd.DataFrame:
-    """The ``ops`` table with the FLOPs that count here, and the time they take at the peak of their dtype."""
-    ops = run.ops.copy()
+    """What ran, under the operator of its kernel, with the FLOPs that count here, and their time at the peak."""
+    ops = ran(run)
+    ops = ops.assign(op=ops["op"].where(ops["compiled"] == "", ops["within"]))
     products = ops["kind"].isin(PRODUCTS)
     figures = zip(products, ops["flops_hardware"], ops["vector_flops"], strict=True)
     ops["flops"] = integers(flops if product else vector for product, flops, vector in figures)
@@ -244,6 +247,7 @@ def _keyed(run: Run, rows: pd.DataFrame, by: str, known: dict[str, str]) -> pd.D
 def _of_kernels(work: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFrame:
     """What each operator call does, booked on its longest kernel."""
     place = ["module", "phase", "op", "shapes"]
+    compiled, work = (work[(work["compiled"] != "") == compiled] for compiled in (True, False))
     work = work.assign(shapes=[input_shapes(shapes) for shapes in work["shapes"]])
     figures = ["flops", "bytes", "compute_s"]
     sums = work.groupby(place)[[*figures, "calls"]].sum(min_count=1)
@@ -251,7 +255,9 @@ def _of_kernels(work: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFrame:
     for name in ("flops", "bytes"):
         each[name] = [_each(whole, calls) for whole, calls in zip(sums[name], sums["calls"], strict=True)]
     longest = kernels.sort_values("duration_ns", ascending=False, kind="stable").drop_duplicates("call")
-    return longest[[*place, "key"]].merge(each.reset_index(), on=place, how="left")
+    outside = longest[longest["compiled"] == ""]
+    within = compiled.assign(key=compiled["compiled"].map(longest.set_index("compiled")["key"].to_dict()))
+    return pd.concat([outside[[*place, "key"]].merge(each.reset_index(), on=place, how="left"), within])
 
 
 def _each(whole: Any, calls: Any) -> Any:

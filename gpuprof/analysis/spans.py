@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from gpuprof.analysis.consistency import owned_kernels
-from gpuprof.analysis.counted import chosen, counted
+from gpuprof.analysis.counted import chosen, counted, priced
 from gpuprof.analysis.operators import input_shapes, plain_op
+from gpuprof.analysis.ran import ran
 from gpuprof.paths import ancestors
 from gpuprof.record import Run
 from gpuprof.theory import rule_for
@@ -18,12 +19,14 @@ _MULTIPLY = ("matmul", "convolution", "attention", "recurrent")
 
 
 class Kernel(NamedTuple):
-    """One row of the ``kernels`` table.
+    """One row of the ``kernels`` table, or the part of one that is one owner's.
 
     Attributes:
         module, phase, op, kernel, call, shapes: as there; ``call`` is None where no operator launched it.
         start_ns, end_ns: from the beginning of the step.
-        flops: model FLOPs of the operator call that it belongs to, None where they are not known.
+        flops: model FLOPs of the operator call that it belongs to, None where they are not known; of a part those of
+            its owner.
+        part: number of the part, 0 of a whole kernel.
     """
 
     module: str
@@ -35,6 +38,7 @@ class Kernel(NamedTuple):
     start_ns: int
     end_ns: int
     flops: int | None
+    part: int = 0
 
 
 class Span(NamedTuple):
@@ -54,6 +58,11 @@ class Span(NamedTuple):
     kernels: Sequence[Kernel]
 
     @property
+    def launched(self) -> int:
+        """How many kernels there are, of which some may be others' in part."""
+        return len(whole(self.kernels))
+
+    @property
     def busy_ns(self) -> int:
         """Time in which one of its kernels ran."""
         return sum(kernel.end_ns - kernel.start_ns for kernel in self.kernels)
@@ -61,7 +70,7 @@ class Span(NamedTuple):
     @property
     def flops(self) -> int | None:
         """Model FLOPs of its operator calls; None where one of them is not known."""
-        calls = {kernel.call: kernel.flops for kernel in self.kernels if kernel.call is not None}
+        calls = {(kernel.call, kernel.part): kernel.flops for kernel in self.kernels if kernel.call is not None}
         known = [flops for flops in calls.values() if flops is not None]
         return sum(known) if len(known) == len(calls) else None
 
@@ -76,17 +85,34 @@ def lanes(run: Run, convention: str | None = None) -> dict[tuple[str, int], list
         convention: how FLOPs are counted; the run's own by default.
     """
     found: dict[tuple[str, int], list[Kernel]] = {}
-    flops = _flops_per_call(run, convention)
+    flops, compiled = _flops_per_call(run, convention), _flops_of_compiled(run, convention)
     for row in owned_kernels(run).sort_values("start_ns", kind="stable").to_dict(orient="records"):
         start, call = int(row["start_ns"]), None if pd.isna(row["call"]) else int(row["call"])
         kernel = Kernel(
             row["module"], row["phase"], row["op"], row["kernel"], call, row["shapes"], start,
-            start + int(row["duration_ns"]), _flops_of(row, flops) if run.done("count") else None,
+            start + int(row["duration_ns"]), None, int(row["part"]),
         )  # fmt: skip
+        if row["compiled"] in compiled:
+            of_owners = compiled[row["compiled"]]
+            kernel = kernel._replace(flops=of_owners.get((kernel.module, kernel.phase) if row["parts"] > 1 else None))
+        elif run.done("count"):
+            kernel = kernel._replace(flops=_flops_of(row, flops))
         number = 1
         while (lane := found.setdefault((row["stream"], number), [])) and lane[-1].end_ns > start:
             number += 1
         lane.append(kernel)
+    return found
+
+
+def whole(kernels: Sequence[Kernel]) -> list[list[Kernel]]:
+    """Kernels of a lane with the parts of each together."""
+    found: list[list[Kernel]] = []
+    for kernel in kernels:
+        before = found[-1][-1] if found else None
+        if before is not None and kernel.part > before.part and kernel.call == before.call:
+            found[-1].append(kernel)
+        else:
+            found.append([kernel])
     return found
 
 
@@ -135,6 +161,20 @@ def _flops_per_call(run: Run, convention: str | None) -> dict[tuple[str, str, st
     for row in ops[(ops["calls"] > 0) & ops["flops"].notna()].to_dict(orient="records"):
         shapes = found.setdefault((row["module"], row["phase"], plain_op(row["op"])), {})
         shapes.setdefault(input_shapes(row["shapes"]), set()).add(int(row["flops"]) // int(row["calls"]))
+    return found
+
+
+def _flops_of_compiled(run: Run, convention: str | None) -> dict[str, dict[tuple[str, str] | None, int | None]]:
+    """FLOPs of one call of each kernel of compiled code, by its owners, and under None of all of them."""
+    found: dict[str, dict[tuple[str, str] | None, int | None]] = {}
+    if not run.done("count"):
+        return found
+    ops = priced(run, ran(run), convention)
+    for row in ops[(ops["compiled"] != "") & (ops["calls"] > 0)].to_dict(orient="records"):
+        sums = found.setdefault(row["compiled"], {})
+        for key in ((row["module"], row["phase"]), None):
+            before, flops = sums.get(key, 0), row["flops"]
+            sums[key] = None if before is None or pd.isna(flops) else before + int(flops) // int(row["calls"])
     return found
 
 

@@ -55,6 +55,16 @@ class Parallel(StrEnum):
     tp = "tp"
 
 
+class Compile(StrEnum):
+    """Modes of torch.compile."""
+
+    none = "none"
+    default = "default"
+    reduce_overhead = "reduce-overhead"
+    max_autotune = "max-autotune"
+    max_autotune_no_cudagraphs = "max-autotune-no-cudagraphs"
+
+
 class Format(StrEnum):
     """How to print a table."""
 
@@ -214,6 +224,12 @@ ParallelOption = Annotated[
         help="Under torchrun: how a named model is sharded over the processes. Under ddp and fsdp each has a batch of "
         "its own.",
         rich_help_panel=_WORKLOAD,
+    ),
+]
+CompileOption = Annotated[
+    Compile,
+    typer.Option(
+        "--compile", help="Compile the model with torch.compile, in this mode of it.", rich_help_panel=_WORKLOAD
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of weights, inputs and every step.", rich_help_panel=_WORKLOAD)]

@@ -34,6 +34,7 @@ def profile(
     optimizer: o.OptimizerOption = o.Optimizer.none,
     freeze: o.Freeze = None,
     parallel: o.ParallelOption = o.Parallel.none,
+    compile: o.CompileOption = o.Compile.none,
     seed: o.Seed = 0,
     trust_remote_code: o.TrustRemoteCode = False,
     warmup: Annotated[

@@ -53,6 +53,7 @@ def sweep(
     attention: Annotated[str | None, _list("eager, sdpa, flash_attention_2, flex_attention.")] = None,
     checkpointing: Annotated[str | None, _list("none, reentrant, non-reentrant.")] = None,
     optimizer: Annotated[str | None, _list("none, adamw, sgd.")] = None,
+    compile: Annotated[str | None, _list("none, default, reduce-overhead, max-autotune.")] = None,
     mode: Annotated[str | None, _list("train, forward, generate.")] = None,
     device: o.Device = None,
     freeze: o.Freeze = None,

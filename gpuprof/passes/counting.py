@@ -24,7 +24,7 @@ from gpuprof.passes.flex import flex_attention_booked
 from gpuprof.passes.inputs import observed_inputs
 from gpuprof.passes.kept import elements_bytes
 from gpuprof.passes.modes import unseen
-from gpuprof.passes.operators import is_composite, is_question, nested_kernel
+from gpuprof.passes.operators import is_composite, is_question, name_of, nested_kernel
 from gpuprof.passes.phases import Phase, observed_phases
 from gpuprof.passes.specs import (
     decide,
@@ -269,7 +269,7 @@ class _Counter(TorchDispatchMode):
         """Count a call of an operator, and return what ``run`` computes for it."""
         known = self._known.get(func)
         if known is None:
-            rule = rule_for(name := _name(func))
+            rule = rule_for(name := name_of(func))
             known = self._known[func] = rule is not None and rule.values, all_reduces(name)
         values, reduces = known
         scope, phase = self._place(reduces)
@@ -336,7 +336,7 @@ class _Counter(TorchDispatchMode):
         device: str,
     ) -> Described:  # fmt: skip
         args, kwargs = torch_free(given), dict(torch_free(named))
-        found = describe(_name(func), args, kwargs, torch_free(made), facts, device)
+        found = describe(name_of(func), args, kwargs, torch_free(made), facts, device)
         if any(spec.stored is not None for spec in tensor_specs((args, tuple(kwargs.values())))):
             self.sparse.add(found.op.partition(".")[0])
         if next(nested_in((args, tuple(kwargs.values()))), None) is not None:
@@ -475,9 +475,3 @@ class _AttentionCalls(TorchFunctionMode):
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
-
-
-def _name(func: Any) -> str:
-    if isinstance(func, torch._ops.OpOverload):
-        return f"{func.namespace}::{func._opname}.{func._overloadname}"
-    return f"higher_order::{getattr(func, '_name', func)}"

@@ -11,6 +11,13 @@ _COMPOSITE = "CompositeImplicitAutograd"
 _BACKENDS = ("CPU", "CUDA")
 
 
+def name_of(func: Any) -> str:
+    """``namespace::name.overload`` of an operator, by which rules know it; of a higher-order one its own name."""
+    if isinstance(func, torch._ops.OpOverload):
+        return f"{func.namespace}::{func._opname}.{func._overloadname}"
+    return f"higher_order::{getattr(func, '_name', func)}"
+
+
 @functools.cache
 def is_composite(overload: str) -> bool:
     """Whether ``namespace::name.overload`` only calls others; one with a kernel of its own beside that does not."""

@@ -8,18 +8,26 @@ from __future__ import annotations
 import cmath
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
+from gpuprof.compiled.afresh import compiled_afresh
+from gpuprof.compiled.regions import STEP
+from gpuprof.compiled.watch import Watch, again
+from gpuprof.errors import GpuprofError
 from gpuprof.parallel.layout import first_steps
 from gpuprof.passes import counters, memory, steady, telemetry, timing, trace
+from gpuprof.passes.failure import explain, let_go
 from gpuprof.passes.seeding import seed_all
 from gpuprof.record import PassOutcome, Run
 from gpuprof.workload import Workload
+
+_MOST_WINDOWS, _WINDOWS_OF_JOB = 5, 3
+"""How often is warmed up where something is compiled: the code, for more shapes once they change, and CUDA graphs."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a pass, what is done of it and how much there is."""
@@ -51,6 +59,7 @@ class Measuring:
         traced_steps: how many steps the trace pass records: several tell whether it is always the same rank of a job
             that is late.
         further: the trace of each step after the first.
+        watch: sees what is compiled.
     """
 
     workload: Workload
@@ -63,6 +72,7 @@ class Measuring:
     multiplied: Callable[[], list[str]]
     tell: Progress
     traced_steps: int = 1
+    watch: Watch = field(default_factory=Watch)
     further: list[trace.Traced] = field(default_factory=list)
 
     def seeded(self) -> None:
@@ -70,10 +80,26 @@ class Measuring:
         seed_all(self.seed)
 
     def warm_up(self, steps: int) -> None:
-        """Run steps that nobody looks at."""
-        for _ in range(steps):
-            self.seeded()
-            self.workload.step()
+        """Run steps that nobody looks at, and as many again as long as something is compiled in them."""
+        for window in range(_MOST_WINDOWS):
+            before = self.watch.begun
+            timing.warm_up(self.workload, steps, self.seeded, lambda: None)
+            if not self.again(window, before):
+                return
+
+    def again(self, window: int, before: int) -> bool:
+        """Whether to warm up once more after the window with this number, as something was compiled in it.
+
+        In a job every rank has to do the same, and what is compiled may differ: there it goes by what is compiled at
+        all, and a fixed number.
+
+        Args:
+            window: from 0 on.
+            before: how much had been compiled when it began.
+        """
+        if self.run.workload.get("world", 1) > 1:
+            return "compiled" in self.run.workload and window < _WINDOWS_OF_JOB - 1
+        return self.watch.begun > before and window < _MOST_WINDOWS - 1
 
     def length(self, name: str) -> int:
         """How many steps a pass tells of as it goes."""
@@ -120,14 +146,39 @@ def _time(measuring: Measuring) -> PassOutcome:
         run.warnings.append(_ATTACHED)
     if torch.autograd._profiler_enabled():
         run.warnings.append(f"{_PROFILED}, so the timed steps may be slower: call gpuprof outside of it")
-    done = iter(range(1, total + 1))
-    with telemetry.watch(workload.device) if "telemetry" in measuring.wanted else nullcontext() as watched:
-        run.samples, outcome = timing.measure(
-            workload, measuring.warmup, measuring.steps, measuring.seeded,
-            lambda: measuring.tell("time", next(done), total),
-        )  # fmt: skip
+    compiled = measuring.watch
+    for window in range(_MOST_WINDOWS):
+        before, done = compiled.begun, iter(range(1, total + 1))
+
+        def tick(done: Iterator[int] = done) -> None:
+            measuring.tell("time", next(done), total)
+
+        # the energy of what is compiled is none of the steps
+        with telemetry.watch(workload.device) if "telemetry" in measuring.wanted else nullcontext() as watched:
+            timing.warm_up(workload, measuring.warmup, measuring.seeded, tick)
+            if measuring.again(window, before):
+                continue
+
+            def before_step(number: int) -> None:
+                measuring.seeded()
+                compiled.number(number)
+
+            whole = STEP in run.workload.get("compiled", ())
+            run.samples, outcome = timing.measure(workload, measuring.steps, before_step, tick, phases=not whole)
+        break
+    compiled.number(None)
+    outcome.facts = {"warmup": measuring.warmup * (window + 1)} | outcome.facts
+    run.warnings += compiled.gave_up()
+    if why := compiled.in_timed_steps():
+        raise GpuprofError(why)
     if watched is not None:
         run.telemetry, run.passes["telemetry"] = watched.rows(), watched.outcome
+    if run.workload.get("world", 1) == 1:  # ranks may differ in what they have compiled
+        try:
+            compiled.once_more(lambda: timing.warm_up(workload, 1, measuring.seeded, lambda: None))
+        except Exception as error:  # for want of memory, say; the steps were timed before
+            run.warnings.append(f"what is compiled could not be compiled once more: {explain(error, workload).line}")
+            let_go(error)
     return outcome
 
 
@@ -148,15 +199,17 @@ def _between(measuring: Measuring) -> int:
         return 0 if run.done("time") else first_steps(measuring.workload.model) - 1
     if run.workload["source"] not in _MAY_TAKE_TURNS:
         return 0
-    timed = measuring.length("time") if "time" in measuring.wanted else 0
+    timed = 0
+    if "time" in measuring.wanted:
+        facts = run.passes["time"].facts
+        timed = facts["warmup"] + facts["steps"] if facts else measuring.length("time")
     return next(more for more in itertools.count() if math.gcd(timed + more + 2, 60) == 1)
 
 
 def _trace(measuring: Measuring) -> PassOutcome:
     run = measuring.run
-    run.kernels, run.estimates, outcome = trace.trace(measuring.workload, measuring.seeded)
-    while len(measuring.further) < measuring.traced_steps - 1:
-        measuring.further.append(trace.trace(measuring.workload, measuring.seeded))
+    first, *measuring.further = trace.traces(measuring.workload, measuring.seeded, measuring.traced_steps)
+    run.kernels, run.estimates, run.graphs, run.nodes, outcome = first
     return outcome
 
 
@@ -168,7 +221,13 @@ def _first(measuring: Measuring) -> int:
 
 def _memory(measuring: Measuring) -> PassOutcome:
     run = measuring.run
-    run.memory, run.timeline, outcome = memory.measure(measuring.workload, measuring.seeded)
+    whole = STEP in run.workload.get("compiled", ())  # compiled anew with all that looks at it, which is not to stay
+    with compiled_afresh(again) if whole else nullcontext():
+        for window in range(_MOST_WINDOWS):  # what is compiled in the step takes memory of its own
+            before = measuring.watch.begun
+            run.memory, run.timeline, outcome = memory.measure(measuring.workload, measuring.seeded)
+            if not measuring.again(window, before):
+                break
     return outcome
 
 
@@ -192,7 +251,7 @@ def _counters(measuring: Measuring) -> PassOutcome:
 PASSES = (
     Pass("count", _count, ("ops", "tree")),
     Pass("time", _time, ("samples", "telemetry")),
-    Pass("trace", _trace, ("kernels", "estimates"), missing=_other_profiler, before=_between),
+    Pass("trace", _trace, ("kernels", "estimates", "graphs", "nodes"), missing=_other_profiler, before=_between),
     Pass("memory", _memory, ("memory", "timeline"), before=_first),
     Pass("counters", _counters, ("counters",), missing=_uncounted),
 )

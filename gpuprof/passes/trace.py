@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -14,6 +14,8 @@ from torch._C._profiler import _ExperimentalConfig, _RecordFunctionFast
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from gpuprof.attribution import Ownership, observed
+from gpuprof.compiled.capture import Captured, captured
+from gpuprof.compiled.lowered import Lowered
 from gpuprof.hardware import kineto
 from gpuprof.parallel.units import unit_of
 from gpuprof.passes.operators import is_composite_name
@@ -22,7 +24,6 @@ from gpuprof.record import PassOutcome, table
 from gpuprof.traces.events import (
     CALL,
     CALL_MARK,
-    COMPILED,
     FUNCTION,
     NODE,
     OPERATOR,
@@ -38,6 +39,8 @@ from gpuprof.traces.owners import attribute
 from gpuprof.workload import Workload
 
 _cuda_traced = False  # in this process
+_MOST_RECORDED = 4
+"""Steps after which one in which something is compiled is taken all the same."""
 _BACKWARD_FUNCTION, _USER_SCOPE = 1, 7  # of torch's RecordScope
 
 
@@ -46,20 +49,49 @@ class Traced(NamedTuple):
 
     kernels: pd.DataFrame
     estimates: pd.DataFrame
+    graphs: pd.DataFrame
+    nodes: pd.DataFrame
     outcome: PassOutcome
 
 
 def trace(workload: Workload, before_step: Callable[[], None]) -> Traced:
-    """Trace one step, after one warm-up step under the profiler.
+    """Trace one step; as `traces` of one."""
+    return traces(workload, before_step, 1)[0]
+
+
+def traces(workload: Workload, before_step: Callable[[], None], steps: int) -> list[Traced]:
+    """Trace steps, each after one warm-up step under the profiler. What is compiled in them is compiled afresh.
 
     Args:
         workload: what to run.
         before_step: run before each step (seeding).
+        steps: how many.
     """
-    return ingest(*record(workload, before_step), unit_of(workload.model))
+    with captured(workload.model, workload.device.type) as compiled:
+        return [
+            ingest(*_recorded(workload, before_step, compiled), unit_of(workload.model), compiled) for _ in range(steps)
+        ]
 
 
-def record(workload: Workload, before_step: Callable[[], None]) -> tuple[profile, Ownership]:
+def _recorded(workload: Workload, before_step: Callable[[], None], compiled: Captured) -> tuple[profile, Ownership]:
+    """A step in which nothing is compiled, if there is one: that is done in the warm-up step before."""
+    before = 0
+
+    def begins() -> None:
+        nonlocal before
+        before = compiled.compilations
+        before_step()
+
+    for _ in range(_MOST_RECORDED):
+        recorded = record(workload, begins, compiled)
+        if compiled.compilations == before:
+            break
+    return recorded
+
+
+def record(
+    workload: Workload, before_step: Callable[[], None], compiled: Captured | None = None
+) -> tuple[profile, Ownership]:
     """Run the step under the profiler; its events are still to be read."""
     global _cuda_traced
     cuda = workload.device.type == "cuda"
@@ -95,7 +127,8 @@ def record(workload: Workload, before_step: Callable[[], None]) -> tuple[profile
         before_step()
         with observed(model, mark=mark) as ownership, observed_phases(workload, mark_phase):
             mark_phase("forward")
-            workload.step()
+            with compiled.recorded(ownership) if compiled is not None else nullcontext():
+                workload.step()
             if cuda:
                 torch.cuda.synchronize(workload.device)
     _cuda_traced |= cuda
@@ -111,17 +144,30 @@ def cupti_attached(device: torch.device) -> bool:
     return _cuda_traced and device.type == "cuda" and os.environ.get("TEARDOWN_CUPTI") != "1"
 
 
-def ingest(profiler: profile, ownership: Ownership, unit: Callable[[str], str | None] = lambda label: None) -> Traced:
-    """The ``kernels`` and ``estimates`` tables of a recorded step; ``unit`` as of `attribute`."""
+def ingest(
+    profiler: profile,
+    ownership: Ownership,
+    unit: Callable[[str], str | None] = lambda label: None,
+    compiled: Captured | None = None,
+) -> Traced:
+    """The tables of a recorded step; ``unit`` as of `attribute`, ``compiled`` what was captured of it."""
     collecting = gc.isenabled()
     gc.disable()  # it would walk over hundreds of thousands of new tuples again and again, and find nothing
     try:
         events = read(profiler)
-        found = attribute(events, *owners(events, ownership), is_composite=is_composite_name, unit_of=unit)
-        if any(event.kind == COMPILED for event in events):
-            found.facts["compiled"] = True  # its operators are not those that a step without compilation calls
-        outcome = PassOutcome("done", facts=found.facts)
-        return Traced(table("kernels", found.kernels), table("estimates", found.estimates), outcome)
+        made = Lowered(compiled.graphs, compiled.device, compiled.facts) if compiled is not None else None
+        found = attribute(
+            events, *owners(events, ownership), is_composite=is_composite_name, unit_of=unit,
+            kernel_at=made.kernel_call if made is not None else None,
+        )  # fmt: skip
+        if compiled is not None and compiled.without_cuda_graphs:
+            found.facts["without_cuda_graphs"] = True
+        return Traced(
+            table("kernels", found.kernels), table("estimates", found.estimates),
+            table("graphs", list(made.graphs()) if made is not None else []),
+            table("nodes", list(made.nodes()) if made is not None else []),
+            PassOutcome("done", facts=found.facts),
+        )  # fmt: skip
     finally:
         if collecting:
             gc.enable()

@@ -25,6 +25,6 @@ def count_unsharded(recipe: tuple[str, Options], seed: int = 0) -> pd.DataFrame:
         GpuprofError: the model cannot be counted without weights.
     """
     reference, options = recipe
-    workload = build(reference, replace(options, parallel="none"), weightless=True)
+    workload = build(reference, replace(options, parallel="none", compile="none"), weightless=True)
     counted, _ = count_steady(workload, lambda: seed_all(seed))
     return counted.ops

@@ -14,8 +14,10 @@ from rich.text import Text
 from gpuprof import units
 from gpuprof.analysis import communication
 from gpuprof.analysis.consistency import SLOWED, inconsistencies, withheld, withheld_of_kernels, withheld_of_owners
+from gpuprof.analysis.counted import hardware
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds
 from gpuprof.analysis.executed import executed_whole, not_collected
+from gpuprof.analysis.fused import lines
 from gpuprof.analysis.known_flops import at_least, known_of
 from gpuprof.analysis.memory import account
 from gpuprof.analysis.modules import (
@@ -92,10 +94,11 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
             if how.backward_factor is not None:
                 ratio = f" = {how.backward_factor} x forward as {convention} assumes, not counted"
             yield "Backward", f"{at_least(run)}{units.si(sums['flops_backward'], 'FLOPs')}{ratio}"
+        whose = "checkpoints and of what the compiler computes again" if len(run.nodes) else "checkpoints"
         if sums["flops_recompute"]:
             yield (
                 "Recompute",
-                f"{at_least(run)}{units.si(sums['flops_recompute'], 'FLOPs')} of checkpoints, not in the model's FLOPs",
+                f"{at_least(run)}{units.si(sums['flops_recompute'], 'FLOPs')} of {whose}, not in the model's FLOPs",
             )
         beyond = f"hardware {at_least(run)}{units.si(sums['flops_hardware'], 'FLOPs')}"
         if (run.ops["flops_hardware"] < run.ops["flops_full"]).any() and sums["flops_hardware"] < sums["flops"]:
@@ -124,6 +127,8 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
         yield "Telemetry", watched
     if sums["kernel_s"] is not None:
         yield "Kernels", _kernels(run, sums)
+    if compiled := lines(run):
+        yield "Compiled", " ".join(compiled)
     if len(run.kernels) and (found := communication.account(run)).communication_ns:
         yield "Communication", _communication(run, found, sums["step_s"])
     if len(run.collectives) and run.is_job:
@@ -270,13 +275,13 @@ def _achieved(run: Run, view: View, sums: dict[str, Any]) -> str:
     if not known:
         return f"{rate}; no MFU: {run.device.get('peak_remedy') or 'no peak is known of this device'}"
     ops = counted(run, view.convention)
-    model = ops[ops["phase"].isin(["forward", "backward"])]
+    model, done = ops[ops["phase"].isin(["forward", "backward"])], hardware(run, view.convention)
     formula = sums["flops"] / (sums["counted_flops"] or sums["flops"])
     lines = []
     for name, peaks in known.items():
         parts = [
             ideal_seconds(rows, column, peaks, run).sum(skipna=False) * scale / sums["step_s"]
-            for rows, column, scale in ((model, "flops", formula), (ops, "flops_hardware", 1.0))
+            for rows, column, scale in ((model, "flops", formula), (done, "flops_hardware", 1.0))
         ]
         used = {dtype: peaks[dtype] for dtype in _dtypes(model) if dtype in peaks}
         peak = ", ".join(f"{dtype} {units.si(value, 'FLOP/s')}" for dtype, value in used.items())

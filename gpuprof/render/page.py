@@ -14,6 +14,7 @@ from gpuprof.analysis.collectives import ON_A_CPU, by_collective
 from gpuprof.analysis.communication import collectives
 from gpuprof.analysis.consistency import inconsistencies, withheld_of_kernels
 from gpuprof.analysis.executed import counters_only
+from gpuprof.analysis.fused import lines
 from gpuprof.analysis.hints import hints
 from gpuprof.analysis.known_flops import at_least, known_of
 from gpuprof.analysis.modules import by_kernel, by_module, by_op, convention_of, totals
@@ -25,7 +26,7 @@ from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.render.backward import verdict
 from gpuprof.render.header import times_of
-from gpuprof.render.tables import OF_A_JOB, plain, readable, spread
+from gpuprof.render.tables import OF_A_JOB, OF_COMPILED, plain, readable, spread
 from gpuprof.render.tree import build, has_rate, walk
 from gpuprof.theory import CONVENTIONS
 
@@ -177,13 +178,19 @@ def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[s
         if run.workload.get("unsharded"):
             said.append(f"Replication: {sentence(run.workload['unsharded'], run.workload['world'])}.")
         yield _section("ranks", "Ranks", " ".join(said), figure=picture, table=_flat(of_ranks, summary=True))
+    if compiled := lines(run):
+        of_graphs = run.graphs.assign(region=run.graphs["region"].replace("", "(root)"))
+        shown = _flat(of_graphs) if len(of_graphs) else None
+        yield _section("compilation", "Compilation", " ".join(compiled), table=shown)
     if run.done("count"):
         text = OF_A_JOB["op"] if run.is_job else ""
+        text = OF_COMPILED["op"] if len(run.nodes) else text
         yield _section("operators", "Operators", text, table=_flat(by_op(run, convention)))
     if run.done("trace") and len(run.kernels):
-        kernels = by_kernel(run)
+        kernels = by_kernel(run, convention)
         many = f"The {_MOST_KERNELS} with most time of {len(kernels)}." if len(kernels) > _MOST_KERNELS else ""
-        yield _section("kernels", "Kernels", many, table=_flat(kernels.head(_MOST_KERNELS)))
+        many += f" {OF_COMPILED['kernel']}" if len(run.nodes) else ""
+        yield _section("kernels", "Kernels", many.strip(), table=_flat(kernels.head(_MOST_KERNELS)))
     if picture := page_charts.telemetry(run):
         whose = run.passes["telemetry"].facts["rank"] if run.is_job else None
         text = "" if whose is None else f"Of rank {whose}, whose step is longest."
@@ -247,6 +254,9 @@ def _flat(frame: pd.DataFrame, summary: bool = False) -> dict[str, Any]:
     for row in [*frame.to_dict(orient="records"), *(spread(frame).to_dict(orient="records") if summary else [])]:
         values = {str(name): plain(value) for name, value in row.items()}
         cells = [{"text": readable(n, v), "value": "" if v is None else v} for n, v in values.items()]
+        if "owners" in values:  # of a product that all modules call, all of them
+            owners = cells[list(values).index("owners")]
+            owners |= {"whole": owners["text"], "text": units.shortened(owners["text"], 60)}
         rows.append({"depth": None, "cells": cells})
     heads = [{"name": _heading(str(name)), "about": ""} for name in frame]
     return {"tree": False, "words": False, "heads": heads, "rows": rows}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from gpuprof import units
 from gpuprof.analysis.collectives import Alignment, alignment
 from gpuprof.analysis.counted import convention_of
 from gpuprof.analysis.ranks import require_kernels
-from gpuprof.analysis.spans import Kernel, Span, lanes, module_spans, phase_spans
+from gpuprof.analysis.spans import Kernel, Span, lanes, module_spans, phase_spans, whole
 from gpuprof.analysis.steps import traced
 from gpuprof.errors import GpuprofError
 from gpuprof.job import rank_files
@@ -94,7 +94,7 @@ def _tracks(run: Run, view: View) -> Iterator[tuple[int, str, list[dict[str, Any
         track = f"{'stream' if cuda else 'thread'} {stream}" + (f" ({number})" if number > 1 else "")
         yield _PHASES, track, [_phase(span) for span in phase_spans(lane)]
         yield _MODULES, track, [_module(span, classes) for span in module_spans(lane, view.depth)]
-        yield _KERNELS, track, [_kernel(kernel) for kernel in lane]
+        yield _KERNELS, track, [_kernel(parts) for parts in whole(lane)]
 
 
 def _named(what: str, process: int, thread: int, name: str) -> dict[str, Any]:
@@ -112,14 +112,23 @@ def _module(span: Span, classes: dict[str, str]) -> dict[str, Any]:
     return {"name": name, "cat": "module", "times": (span.start_ns, span.end_ns), "args": about | _figures(span)}
 
 
-def _kernel(kernel: Kernel) -> dict[str, Any]:
-    about = {"module": kernel.module or "(root)", "phase": kernel.phase, "op": kernel.op, "shapes": kernel.shapes}
-    flops = {"flops of the call": kernel.flops} if kernel.flops else {}
-    return {"name": kernel.kernel, "cat": "kernel", "times": (kernel.start_ns, kernel.end_ns), "args": about | flops}
+def _kernel(parts: Sequence[Kernel]) -> dict[str, Any]:
+    """A slice of a kernel; of one that is several modules' with the time of each."""
+    kernel, last = parts[0], parts[-1]
+    about: dict[str, Any] = {"module": kernel.module or "(root)", "phase": kernel.phase}
+    about |= {"op": kernel.op, "shapes": kernel.shapes}
+    if len(parts) > 1:
+        owners = [(f"{part.module or '(root)'} in the {part.phase}, us", part) for part in parts]
+        about = {name: about[name] for name in ("op", "shapes")}
+        about |= {name: (part.end_ns - part.start_ns) / 1000 for name, part in owners}
+    known = [part.flops for part in parts if part.flops is not None]
+    whole_flops = sum(known) if len(known) == len(parts) else 0
+    flops = {"flops of the call": whole_flops} if whole_flops else {}
+    return {"name": kernel.kernel, "cat": "kernel", "times": (kernel.start_ns, last.end_ns), "args": about | flops}
 
 
 def _figures(span: Span) -> dict[str, Any]:
-    busy = {"kernels": len(span.kernels), "kernel time, us": span.busy_ns / 1000}
+    busy = {"kernels": span.launched, "kernel time, us": span.busy_ns / 1000}
     return busy if span.flops is None else busy | {"flops": span.flops}
 
 

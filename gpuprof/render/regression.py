@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from math import nan
 from typing import Any
 from xml.etree import ElementTree
 
@@ -18,7 +19,7 @@ from rich.text import Text
 
 from gpuprof import units
 from gpuprof.analysis.check import DECIDES, NO_VERDICT, Check
-from gpuprof.analysis.comparison import BY_NAME, KEYS, fingerprint, workload_key
+from gpuprof.analysis.comparison import BY_NAME, KEYS, compiled, fingerprint, workload_key
 from gpuprof.analysis.regression import DRIFT, FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION, Verdict
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.render.console import to_text
@@ -169,9 +170,10 @@ def _raw(check: Check, view: View) -> dict[str, Any]:
         for one in check.verdicts
     ]
     moved = {by: _records(table, view.top) for by, table in check.moved.items()}
+    gained = {"gained": _records(check.gained, view.top)} if len(check.gained) else {}
     return {
-        "status": check.status, "verdict": verdict(check), "metrics": metrics, "moved": moved, "notes": check.notes,
-        "fingerprint": fingerprint(check.head),
+        "status": check.status, "verdict": verdict(check), "metrics": metrics, "moved": moved, **gained,
+        "notes": check.notes, "fingerprint": fingerprint(check.head),
     }  # fmt: skip
 
 
@@ -183,6 +185,8 @@ FORMATS: dict[str, Callable[[Check, View], str]] = {
 
 def summary(check: Check) -> str:
     """How the kernel time changed and what most of it is, in a sentence; empty without a trace of both."""
+    if len(check.gained):
+        return _compilation(check)
     by, table = next(iter(check.moved.items()), ("", pd.DataFrame()))
     if table.empty:
         return ""
@@ -207,6 +211,68 @@ def summary(check: Check) -> str:
     return f"{text}: {'; '.join(said)}" if said else text
 
 
+def _compilation(check: Check) -> str:
+    """What compilation gained, in a sentence, and of which parts."""
+    table = check.gained
+    eager, head = (check.head, check.base) if compiled(check.base) else (check.base, check.head)
+    steps = {id(run): seconds for run, seconds in ((check.base, "m0"), (check.head, "value"))}
+    step = next((one for one in check.verdicts if one.metric == "step_s"), None)
+    before, after = (getattr(step, steps[id(run)]) if step else nan for run in (eager, head))
+    what = "step" if step else "kernel time"
+    if not step:
+        before, after = (float(table[f"{side}_s"].sum()) for side in ("eager", "compiled"))
+    said = f"compilation: {what} {_times(before / after)}" if before and after else "compilation"
+    way, rows = ("gained", table) if after <= before else ("lost", table.iloc[::-1])
+    named = []
+    for row in rows.head(3).to_dict(orient="records"):
+        if row["gained_s"] > 0 if way == "gained" else row["gained_s"] < 0:
+            rate = "" if pd.isna(row["speedup"]) else f" ({_times(row['speedup'])})"
+            named.append(f"{_part(row)} {_signed(-row['gained_s'])}{rate}")
+    said += f", {units.duration(before)} -> {units.duration(after)}"
+    return f"{said}; most {way} in {', '.join(named)}" if named else said
+
+
+def _times(speedup: float) -> str:
+    """``1.42 x faster``, or ``1.10 x slower``."""
+    return f"{speedup:.2f} x faster" if speedup >= 1 else f"{1 / speedup:.2f} x slower"
+
+
+def _part(row: dict[Any, Any]) -> str:
+    name = row[next(iter(row))]
+    return str(name) or "(root)"
+
+
+_GAINED = ("eager", "compiled", "change", "speed-up", "shared kernels", "kernels", "FLOPs")
+
+
+def _gained_rows(table: pd.DataFrame, top: int) -> list[list[str]]:
+    """Cells of the parts whose time compilation changed most."""
+    order = table["gained_s"].abs().sort_values(ascending=False, kind="stable").index
+    rows = []
+    for row in table.loc[order].head(top).to_dict(orient="records"):
+        before, after = (units.si(_number(row[f"{side}_kernels"])) for side in ("eager", "compiled"))
+        flops = [_number(row[f"{side}_flops"]) or 0.0 for side in ("eager", "compiled")]
+        rows.append([
+            _part(row), units.duration(row["eager_s"]), units.duration(row["compiled_s"]), _signed(-row["gained_s"]),
+            units.MISSING if pd.isna(row["speedup"]) else f"{row['speedup']:.2f} x",
+            units.percent(row["fused_share"]) if row["fused_share"] > 0 else "",
+            before if before == after else f"{before} to {after}",
+            "same" if flops[0] == flops[1] else f"{units.si(flops[0])} to {units.si(flops[1])}",
+        ])  # fmt: skip
+    return rows
+
+
+def _gained_title(table: pd.DataFrame, shown: int) -> str:
+    which = f": the {shown} largest of {len(table)}" if len(table) > shown else ""
+    return f"Own kernel time per step without compilation and with it, by {next(iter(table))}{which}"
+
+
+_GAINED_NOTE = (
+    "In shared kernels is what of the time with compilation is a share of kernels with work of several modules. FLOPs "
+    "are those of matrix products, as the operators do them."
+)
+
+
 def _both_ways(table: pd.DataFrame) -> str:
     """What went either way; empty where all went one."""
     changes = table["change_s"]
@@ -228,6 +294,10 @@ def comparison_text(check: Check, view: View) -> str:
     judged, heads, rows = _compared(check)
     lines: list[RenderableType] = [_wrapped(f"{said}.", view), Text("")] if (said := summary(check)) else []
     lines += [_grid(heads, rows, view), Text("")] if rows else []
+    if rows := _gained_rows(check.gained, view.top or _TOP) if len(check.gained) else []:
+        by = next(iter(check.gained))
+        lines += [Text(_gained_title(check.gained, len(rows)), style="bold"), _grid((by, *_GAINED), rows, view)]
+        lines += [_wrapped(_GAINED_NOTE, view), Text("")]
     lines += _moved_text(check, view, compared=True)
     lines += [_wrapped(line, view) for line in _notes(check, judged)]
     return to_text(Group(*lines), view)
@@ -238,12 +308,16 @@ def comparison_markdown(check: Check, view: View) -> str:
     judged, heads, rows = _compared(check)
     notes = "".join(f"- {_escaped(line)}\n" for line in _notes(check, judged))
     said = [f"{_escaped(said)}.\n"] if (said := summary(check)) else []
+    if gained := _gained_rows(check.gained, view.top or _TOP) if len(check.gained) else []:
+        title = f"**{_gained_title(check.gained, len(gained))}**\n"
+        said += [title, _rows((next(iter(check.gained)), *_GAINED), gained), f"{_escaped(_GAINED_NOTE)}\n"]
     return "\n".join([*said, *([_rows(heads, rows)] if rows else []), *_moved_markdown(check, view, True), notes])
 
 
 def comparison_csv(check: Check, view: View) -> str:
     """What moved, with raw figures: exact integers, seconds, shares of 1; empty where unknown."""
-    tables = [table if view.top is None else table.head(view.top) for table in check.moved.values()]
+    parts = [check.gained] if len(check.gained) else []
+    tables = [table if view.top is None else table.head(view.top) for table in (*parts, *check.moved.values())]
     return "".join(table.to_csv(index=False, lineterminator="\n") for table in tables)
 
 

@@ -47,7 +47,19 @@ OF_A_JOB = {
 }
 """What the figures of a job's tables are of, by what a row is."""
 
-_WIDEST = 56  # characters of a cell
+OF_COMPILED = {
+    "op": (
+        "Calls, FLOPs and bytes are those of the model without compilation, times and kernels those of what ran; "
+        "flops_compiled and vector_flops_compiled are what compiled kernels do, and rates are of what ran."
+    ),
+    "kernel": (
+        "Owners are the modules that a kernel has work of, each with its share of the time by the bytes that it moves; "
+        "FLOPs and bytes are of the operators that the compiler left in it."
+    ),
+}
+"""What the figures of a compiled run's tables are of, by what a row is."""
+
+_WIDEST, _WIDEST_OF_TWO = 56, 30  # characters of a cell, and where kernels and their owners share the width
 _CUT = 22  # characters that names are cut to before a column is left out
 
 
@@ -55,7 +67,8 @@ def text(run: Run, view: View) -> str:
     """An aligned table; columns that do not fit the width are left out, the rightmost first."""
     raw = frame(run, view)
     rows = _rows(run, view, raw)
-    columns = {str(column): [units.shortened(value, _WIDEST) for value in rows[column]] for column in rows}
+    widest = _WIDEST_OF_TWO if "owners" in rows else _WIDEST
+    columns = {str(column): [units.shortened(value, widest) for value in rows[column]] for column in rows}
     grid, note = aligned(columns, view.width, set(filter(_is_text, columns)), list(columns)[:0:-1])
     return to_text(grid, view) + "".join(f"{line}\n" for line in (note, *_notes(run, view, raw)) if line)
 
@@ -132,7 +145,8 @@ def _notes(run: Run, view: View, rows: pd.DataFrame) -> list[str]:
     least = f"{figures} are at least that: {known}." if known else ""
     of_calls = ON_A_CPU if list(rows) == JOB_COLUMNS and run.device.get("type") == "cpu" else ""
     held_up = straggler(run).text if view.by == "rank" else ""
-    return [alone, least, held_up, OF_A_JOB.get(view.by, "") if run.is_job else "", of_calls]
+    of_rows = OF_A_JOB if run.is_job else OF_COMPILED if len(run.nodes) else {}
+    return [alone, least, held_up, of_rows.get(view.by, ""), of_calls]
 
 
 def _why_withheld(run: Run, rows: pd.DataFrame) -> str:
@@ -155,6 +169,7 @@ def _cell(value: str) -> str:
 def _is_text(column: Any) -> bool:
     return column in (
         "module", "class", "op", "ops", "kernel", "phase", "kind", "convention", "because", "causes", "name", "group",
+        "owners",
     )  # fmt: skip
 
 
@@ -190,7 +205,7 @@ def readable(column: Any, value: Any) -> str:
         return units.duration(number)
     if name.startswith("flops_per_s"):
         return units.si(number, "FLOP/s")
-    if name in ("algbw", "busbw"):
+    if name in ("algbw", "busbw", "bytes_per_s"):
         return units.si(number, "B/s")
     if name.startswith("mfu") or name.endswith("share") or name == "residual":
         return units.percent(number)

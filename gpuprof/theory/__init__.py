@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import attention, communication, convolution, inner, linalg, matmul, quantized, recurrent, varlen, vector
+from . import attention, communication, convolution, inner, linalg, matmul, prims, quantized, recurrent, varlen, vector
 from .architecture import Architecture
 from .attention import AttentionFacts, masked_matmul, unmasked_pairs, with_facts
 from .conventions import CONVENTIONS, DEFAULT_CONVENTION, Convention, convention
@@ -29,6 +29,7 @@ __all__ = [
     "linalg",
     "masked_matmul",
     "matmul",
+    "prims",
     "quantized",
     "recurrent",
     "rule_for",

@@ -66,6 +66,20 @@ def _forward(x: TensorSpec, weight: TensorSpec, bias: Any = None, *_: Any, out: 
     return Cost(full=convolution_flops(out, weight), vector=_bias(bias, out))
 
 
+@flop_rule("mkldnn::_convolution_pointwise.binary", kind="convolution")
+def _forward_binary(
+    x: TensorSpec, other: TensorSpec, weight: TensorSpec, bias: Any = None, *_: Any, out: TensorSpec, **__: Any
+) -> Cost:
+    return Cost(full=convolution_flops(out, weight), vector=out.numel + _bias(bias, out))
+
+
+@flop_rule("mkldnn::_convolution_pointwise_.binary", kind="convolution")
+def _forward_binary_in_place(
+    other: TensorSpec, x: TensorSpec, weight: TensorSpec, bias: Any = None, *_: Any, out: TensorSpec, **__: Any
+) -> Cost:
+    return Cost(full=convolution_flops(out, weight), vector=out.numel + _bias(bias, out))
+
+
 @flop_rule("aten::cudnn_convolution", kind="convolution")
 def _cudnn(x: TensorSpec, weight: TensorSpec, *_: Any, out: TensorSpec, **__: Any) -> int:
     return convolution_flops(out, weight)

@@ -172,6 +172,13 @@ def _linear(a: TensorSpec, weight: TensorSpec, bias: Any = None, *_: Any, out: T
     )
 
 
+@flop_rule("mkl::_mkl_linear")
+def _linear_packed(
+    a: TensorSpec, packed: TensorSpec, weight: TensorSpec, bias: Any = None, *_: Any, out: TensorSpec, **__: Any
+) -> Cost:
+    return Cost(full=matmul_flops(a, out.shape[-1]), vector=out.numel if bias is not None else 0)
+
+
 @flop_rule("mkldnn::_linear_pointwise.binary")
 def _linear_binary(
     a: TensorSpec, other: TensorSpec, weight: TensorSpec, bias: Any, *_: Any, out: TensorSpec, **__: Any

@@ -138,12 +138,14 @@ _FILLS = """
     fill_ fill zero_ zeros zeros_like ones ones_like full full_like new_zeros new_ones new_full arange
     linspace logspace eye scalar_tensor range rand rand_like randn randn_like randint randint_like randperm
     bernoulli_ uniform_ normal_ random_ exponential_ log_normal_ cauchy_ geometric_ trunc_normal_ normal
-    normal_functional hann_window hamming_window blackman_window kaiser_window bartlett_window tensor
-    _efficientzerotensor
+    normal_functional uniform exponential hann_window hamming_window blackman_window kaiser_window bartlett_window
+    tensor _efficientzerotensor
 """
 
 # No FLOPs; as much is read as is written, and the indices.
 _GATHERS = "index gather index_select embedding take take_along_dim _unsafe_index _unsafe_masked_index"
+GATHERS = frozenset(f"aten::{name}" for name in _GATHERS.split())
+"""Operators that read of their first argument only as much as they write."""
 
 # Nothing is computed and nothing moves.
 _VIEWS = """
@@ -186,11 +188,13 @@ def _with_in_place(text: str) -> list[str]:
     return [spelling for name in text.split() for spelling in (name, f"{name}_")]
 
 
-def _per_output(flops: int) -> Callable[..., Cost]:
+def per_output(flops: int) -> Callable[..., Cost]:
+    """A rule of so many vector FLOPs for each element of the first result."""
     return lambda *args, out, **_: Cost(vector=flops * _first(out))
 
 
-def _per_input(flops: int) -> Callable[..., Cost]:
+def per_input(flops: int) -> Callable[..., Cost]:
+    """A rule of so many vector FLOPs for each element of the first argument."""
     return lambda *args, out, **_: Cost(vector=flops * _first(args))
 
 
@@ -206,13 +210,13 @@ def _foreach_in_place(flops: int) -> Callable[..., Cost]:
 
 
 for _flops, _text in _PER_OUTPUT.items():
-    _register(_with_in_place(_text), _per_output(_flops))
+    _register(_with_in_place(_text), per_output(_flops))
 for _flops, _text in _PER_INPUT.items():
-    _register(_with_in_place(_text), _per_input(_flops))
+    _register(_with_in_place(_text), per_input(_flops))
 for _flops, _text in _PER_GRADIENT.items():
-    _register(_text.split(), _per_input(_flops))
+    _register(_text.split(), per_input(_flops))
 for _flops, _text in _PER_OUTPUT_GRADIENT.items():
-    _register(_text.split(), _per_output(_flops))
+    _register(_text.split(), per_output(_flops))
 for _flops, _text in _FOREACH.items():
     _register([f"_foreach_{name}" for name in _text.split()], _foreach(_flops))
     _register([f"_foreach_{name}_" for name in _text.split()], _foreach_in_place(_flops))
@@ -224,7 +228,7 @@ _PROFILER = ("_record_function_enter", "_record_function_enter_new", "_record_fu
 flop_rule(*(f"profiler::{name}" for name in _PROFILER), kind="view")(lambda *args, out, **_: Cost())
 
 
-@flop_rule(*(f"aten::{name}" for name in _GATHERS.split()), kind="movement")
+@flop_rule(*GATHERS, kind="movement")
 def _gather(source: TensorSpec, *indices: Any, out: TensorSpec, **_: Any) -> Cost:
     return Cost(nbytes=bytes_of(indices) + 2 * out.nbytes)
 
@@ -249,7 +253,13 @@ def _foreach_zero(targets: Any, *_: Any, out: Any, **__: Any) -> Cost:
     return Cost(nbytes=bytes_of(targets))
 
 
-@flop_rule("aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index_put", kind="movement")
+@flop_rule(
+    "aten::index_put_",
+    "aten::_index_put_impl_",
+    "aten::_unsafe_index_put",
+    "prims::_unsafe_index_put_",
+    kind="movement",
+)
 def _index_put(
     target: TensorSpec,
     indices: Any,
@@ -262,6 +272,13 @@ def _index_put(
     # The target is touched only where the indices point: written, and read first if values are added to it.
     written = values.nbytes * (2 if accumulate else 1)
     return Cost(vector=values.numel if accumulate else 0, nbytes=bytes_of(indices, values) + written)
+
+
+@flop_rule("aten::_unsafe_masked_index_put_accumulate", kind="movement")
+def _masked_index_put(
+    target: TensorSpec, mask: Any, indices: Any, values: TensorSpec, *_: Any, out: Any, **__: Any
+) -> Cost:
+    return Cost(vector=values.numel)
 
 
 @flop_rule("aten::scatter_", "aten::index_copy_", kind="movement")
@@ -349,7 +366,7 @@ def _nll_loss_backward(
     return Cost(vector=target.numel, nbytes=bytes_of(grad, target, out))
 
 
-def _window(size: Any, dims: int) -> int:
+def window(size: Any, dims: int) -> int:
     """Elements of a pooling window, whose size may be given once for all dimensions."""
     sizes = [size] if isinstance(size, int) else list(size)
     return math.prod(sizes) if len(sizes) > 1 else sizes[0] ** dims
@@ -365,11 +382,11 @@ _POOLS = {
 
 def _pool(dims: int) -> Callable[..., Cost]:
     # One comparison or addition for each element of each window.
-    return lambda x, kernel, *args, out, **_: Cost(vector=_first(out) * _window(kernel, dims))
+    return lambda x, kernel, *args, out, **_: Cost(vector=_first(out) * window(kernel, dims))
 
 
 def _pool_backward(dims: int) -> Callable[..., Cost]:
-    return lambda grad, x, kernel, *args, out, **_: Cost(vector=grad.numel * _window(kernel, dims))
+    return lambda grad, x, kernel, *args, out, **_: Cost(vector=grad.numel * window(kernel, dims))
 
 
 for _dims, _text in _POOLS.items():

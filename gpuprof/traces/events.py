@@ -27,6 +27,8 @@ SUBCLASS = "subclass"
 """A class of tensors, such as DTensor, does so for what it was given."""
 COMPILED = "compiled"
 """A region that torch.compile has taken over."""
+MARK = "mark"
+"""Compiled code is about to call a kernel, marked by gpuprof."""
 RANGE = "range"
 """Any other range on the host: a label, or a function of somebody's own, which may launch kernels."""
 KERNEL = "kernel"
@@ -38,6 +40,7 @@ RUNTIME = "runtime"
 
 CALL_MARK = "gpuprof#"
 PHASE_MARK = "gpuprof:phase:"
+KERNEL_MARK = "gpuprof:kernel:"
 NODE_PREFIX = "autograd::engine::evaluate_function: "
 
 _OPTIMIZER = "Optimizer.step#"
@@ -143,6 +146,8 @@ def host_kind(name: str, label: bool = False, of_node: bool = False) -> str:
         return CALL
     if name.startswith(PHASE_MARK):
         return PHASE
+    if name.startswith(KERNEL_MARK):
+        return MARK
     if name.startswith(NODE_PREFIX):
         return NODE
     if of_node:

@@ -14,8 +14,11 @@ from gpuprof.theory.rules import PRODUCTS
 from gpuprof.traces.events import (
     CALL,
     CALL_MARK,
+    COMPILED,
     FUNCTION,
     KERNEL,
+    KERNEL_MARK,
+    MARK,
     MODE,
     NODE,
     NODE_PREFIX,
@@ -47,7 +50,7 @@ _UNKNOWN = "(unknown)"
 class _Frame:
     """An open event of a thread, and who owns what happens in it."""
 
-    __slots__ = ("call", "end", "name", "node", "owner", "phase")
+    __slots__ = ("call", "end", "kernel_call", "name", "node", "owner", "phase")
 
     def __init__(
         self, end: int, owner: str, phase: str, node: _Node | None = None, call: OpCall | None = None, name: str = ""
@@ -58,6 +61,25 @@ class _Frame:
         self.node = node
         self.call = call
         self.name = name  # of what launches a kernel here, if no operator does
+        self.kernel_call: KernelCall | None = None  # the kernel that compiled code calls here now
+
+
+class KernelCall(NamedTuple):
+    """A call of a kernel by compiled code.
+
+    Attributes:
+        key: ``GRAPH/KERNEL:NUMBER``, as in the ``kernels`` table.
+        kernel: name of a generated kernel; empty of an operator that is called as it is.
+        op: what stands for the operator of a generated one.
+        module: owner.
+        phase: empty where it is that of the step.
+    """
+
+    key: str
+    kernel: str
+    op: str
+    module: str
+    phase: str
 
 
 class _Node:
@@ -110,20 +132,34 @@ class OpCall:
         thread: where it ran.
         start: nanoseconds.
         end: nanoseconds.
+        kernel_call: the call of a kernel that it is, or is part of, in compiled code.
     """
 
-    __slots__ = ("end", "inputs", "module", "name", "number", "phase", "shapes", "start", "thread")
+    __slots__ = ("end", "inputs", "kernel_call", "module", "name", "number", "phase", "shapes", "start", "thread")
 
-    def __init__(self, number: int, event: Event, module: str, phase: str) -> None:
+    def __init__(
+        self, number: int, event: Event, module: str, phase: str, kernel_call: KernelCall | None = None
+    ) -> None:
         self.number = number
         self.name = event.name
         self.module = module
         self.phase = phase
+        self.kernel_call = kernel_call
         self.shapes = event.shapes
         self.inputs = event.inputs
         self.thread = event.thread
         self.start = event.start
         self.end = event.end
+
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel that it is where there is no device: of a generated one its own."""
+        return (self.kernel_call.kernel if self.kernel_call is not None else "") or self.name
+
+    def called_by(self, site: KernelCall) -> None:
+        """Compiled code calls it, on behalf of whom it says."""
+        self.kernel_call = site
+        self.module, self.phase = site.module, site.phase or self.phase
 
 
 class Attributed(NamedTuple):
@@ -149,6 +185,7 @@ def attribute(
     is_composite: Callable[[str], bool],
     marked: bool = True,
     unit_of: Callable[[str], str | None] = lambda label: None,
+    kernel_at: Callable[[str, str, str], KernelCall] | None = None,
 ) -> Attributed:
     """Give every kernel to an operator call, and every operator call to a module and a phase.
 
@@ -165,6 +202,8 @@ def attribute(
         marked: whether gpuprof marked the phases and what runs again. Without, all outside nodes and optimizers is
             forward, and in a node runs again what makes nodes itself where others of its operators do not.
         unit_of: module that a label names as what it is for, None where it names none.
+        kernel_at: the call of a kernel by compiled code that a mark stands before, by its text, the module that called
+            that code and the phase of the step.
     """
     host = [e for e in events if e.kind not in (KERNEL, WAIT)]
     if marked:
@@ -189,6 +228,7 @@ def attribute(
     nodes: list[_Node] = []
     closure_end = 0  # of the optimizer that runs on this thread
     transformed = False
+    regions: list[tuple[Event, str]] = []  # that torch.compile has taken over, and who calls them
 
     def maker_of(node: int) -> str | None:
         if node not in numbers:
@@ -227,6 +267,17 @@ def attribute(
                 around.node.calls_again()
         elif kind == PHASE:
             continue
+        elif kind == MARK:
+            if kernel_at is not None:
+                around.kernel_call = kernel_at(name[len(KERNEL_MARK) :], around.owner, around.phase or phase)
+            continue
+        elif around.kernel_call is not None and _is_generated(event, around.kernel_call):
+            site = around.kernel_call
+            where = site.phase or around.phase or phase
+            call = OpCall(len(op_calls), event, site.module, where, site)
+            call.name = site.op
+            op_calls.append(call)
+            frame = _Frame(end, site.module, where, around.node, call)
         elif kind == NODE:
             if not name.endswith(_FOLLOWS):
                 made_by = maker_of(index)
@@ -249,6 +300,8 @@ def attribute(
             sent = held is not None and held.follows and around.owner == held.owner and all_reduces(name)
             owner = GRADIENT_ALLREDUCE if sent else around.owner
             call = OpCall(len(op_calls), event, owner, phase if of_closure else around.phase or phase)
+            if around.kernel_call is not None:
+                call.called_by(around.kernel_call)
             op_calls.append(call)
             if around.phase == "backward" and around.node is not None and around.node.called:
                 around.node.pending.append(call)
@@ -258,6 +311,10 @@ def attribute(
         else:
             unit = unit_of(name) if kind == RANGE else None
             frame = _Frame(end, around.owner if unit is None else unit, around.phase, around.node, name=name)
+            if kind == OPERATOR:  # composed of those that are counted
+                frame.kernel_call = around.kernel_call
+            elif kind == COMPILED:
+                regions.append((event, frame.owner))
         if flops and index not in taken_over:
             within = frame.call.name if frame.call is not None else ""
             owner = UNATTRIBUTED if frame.owner == _UNKNOWN else frame.owner
@@ -283,14 +340,37 @@ def attribute(
     first = min((row["start_ns"] for row in kernels), default=0)
     for row in kernels:
         row["start_ns"] -= first
-    facts = {"events": len(events), "kernels": len(kernels), "kernels_linked": linked}
+    facts: dict[str, Any] = {"events": len(events), "kernels": len(kernels), "kernels_linked": linked}
     facts |= {"unknown_owner_ns": unknown_ns} if unknown_ns else {}
     facts |= {"transformed": True} if transformed else {}
+    facts |= {"compiled": True} if regions else {}  # its operators are not those that an eager step calls
+    facts |= {"hidden": hidden} if (hidden := _hidden(regions, host, op_calls)) else {}
     rows = [
         {"module": module, "phase": where, "op": op, "within": within, "calls": times, "flops_profiler": flops}
         for (module, where, op, within), (times, flops) in estimates.items()
     ]
     return Attributed(kernels, rows, facts, op_calls)
+
+
+def _hidden(regions: list[tuple[Event, str]], host: list[Event], calls: list[OpCall]) -> list[str]:
+    """Who calls compiled code of which nobody knows what its kernels do: the modules inside have times, but which?"""
+    marks = sorted((event.thread, event.start) for event in host if event.kind == MARK)
+    work = sorted((call.thread, call.start) for call in calls)
+
+    def holds(places: list[tuple[int, int]], region: Event) -> bool:
+        first = bisect_left(places, (region.thread, region.start))
+        return first < len(places) and places[first] < (region.thread, region.end)
+
+    return sorted({owner for region, owner in regions if holds(work, region) and not holds(marks, region)})
+
+
+def _is_generated(event: Event, site: KernelCall) -> bool:
+    """Whether an event is the generated kernel that the mark before it is for, or its launch.
+
+    Its name may be another: on a CPU it has the graph's before it, and of several kernels that do the same on a GPU
+    the one that was fastest is run.
+    """
+    return event.kind == RANGE and bool(site.kernel)
 
 
 def _marked(host: list[Event]) -> list[tuple[int, str]]:
@@ -454,7 +534,16 @@ def _device_times(device: list[Event], launchers: dict[int, tuple[_Frame, str]])
         call = frame.call
         if call is not None:
             rows.append(
-                _kernel(call.module, call.phase, call.name, event.name, call.number, _shapes(call.shapes), event)
+                _kernel(
+                    call.module,
+                    call.phase,
+                    call.name,
+                    event.name,
+                    call.number,
+                    _shapes(call.shapes),
+                    event,
+                    call.kernel_call,
+                )
             )
         else:  # launched by a node or a function of the user's, with no operator between
             rows.append(_kernel(frame.owner, phase, frame.name, event.name, None, "", event))
@@ -463,15 +552,25 @@ def _device_times(device: list[Event], launchers: dict[int, tuple[_Frame, str]])
 
 def _operator_times(op_calls: list[OpCall]) -> list[dict[str, Any]]:
     """Without a device every operator call is its own kernel."""
-    return [_kernel(c.module, c.phase, c.name, c.name, c.number, _shapes(c.shapes), c) for c in op_calls]
+    return [
+        _kernel(c.module, c.phase, c.name, c.kernel, c.number, _shapes(c.shapes), c, c.kernel_call) for c in op_calls
+    ]
 
 
 def _kernel(
-    module: str, phase: str, op: str, name: str, call: int | None, shapes: str, at: Event | OpCall
+    module: str,
+    phase: str,
+    op: str,
+    name: str,
+    call: int | None,
+    shapes: str,
+    at: Event | OpCall,
+    kernel_call: KernelCall | None = None,
 ) -> dict[str, Any]:
     return {
         "module": module, "phase": phase, "op": op, "kernel": name, "call": call, "shapes": shapes,
         "stream": str(at.thread), "start_ns": at.start, "duration_ns": at.end - at.start,
+        "compiled": "" if kernel_call is None else kernel_call.key,
     }  # fmt: skip
 
 

@@ -34,6 +34,10 @@ def check(reference: str, options: Options, *, weightless: bool = False) -> str:
             "flex_attention cannot be counted without weights: --attention sdpa counts the same, and 'gpuprof profile "
             "MODEL --passes count' runs it"
         )
+    if weightless and options.compile != "none":
+        raise GpuprofError(
+            f"--compile {options.compile} is for a model that runs: a count without weights counts what is not compiled"
+        )
     kind = _kind(reference)
     if options.parallel != "none":
         _check_parallel(reference, kind, options.parallel, weightless)

@@ -27,6 +27,7 @@ CHOICES = {
     "checkpointing": ("none", "reentrant", "non-reentrant"),
     "optimizer": ("none", "adamw", "sgd"),
     "parallel": ("none", "ddp", "fsdp", "tp"),
+    "compile": ("none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     "dtype": (None, *DTYPES),
 }
 SIZES = ("batch_size", "seq_len", "prompt_len", "new_tokens", "image_crops")
@@ -52,6 +53,7 @@ class Options:
         freeze: Patterns (`fnmatch`) of module or parameter paths that are not trained.
         parallel: How a named model is sharded over the processes of a job: `none`, `ddp`, `fsdp` (each process has a
             batch of its own, of `batch_size`) or `tp` (all share one batch).
+        compile: Mode in which torch.compile compiles the model, as torch names it, or `none`.
         seed: Seed of the random weights and of the inputs.
         trust_remote_code: Whether the code in a model's own repository may run.
 
@@ -72,6 +74,7 @@ class Options:
     optimizer: str = "none"
     freeze: tuple[str, ...] = ()
     parallel: str = "none"
+    compile: str = "none"
     seed: int = 0
     trust_remote_code: bool = False
 

@@ -82,15 +82,16 @@ def build(reference: str, options: Options, *, weightless: bool = False) -> Work
     description["facts"] = None if options.parallel == "tp" else architecture_facts(bare, description)
     alone = _make_step(bare, inputs, options, description, None, weightless=weightless)
     model = parallel.shard(bare, options, device, alone)
+    training.compile_in_place(model, options)
     optimizer = training.make_optimizer(model, options.optimizer)
     step = _make_step(model, inputs, options, description, optimizer, weightless=weightless)
     return Workload(model, step, description, device, optimizer, owned=True, recipe=(reference, options))
 
 
 def _described(options: Options) -> dict[str, Any]:
-    """Options as a description has them; how a model is sharded is told by its modules."""
+    """Options as a description has them; how a model is sharded and compiled is told by its modules."""
     described = asdict(options) | {"freeze": list(options.freeze)}
-    del described["parallel"]
+    del described["parallel"], described["compile"]
     return described
 
 
@@ -146,6 +147,8 @@ def _from_file(reference: str, options: Options, *, weightless: bool) -> Workloa
     if given.step is not None and (weightless or options.optimizer != "none"):
         why = "count without weights" if weightless else f"add --optimizer {options.optimizer} to"
         raise GpuprofError(f"{reference} gives a step of its own, which gpuprof cannot {why}")
+    if given.step is not None and options.compile != "none":
+        raise GpuprofError(f"{reference} gives a step of its own: let it compile that, and leave --compile out")
     if given.optimizer is not None and options.optimizer != "none":
         raise GpuprofError(f"{reference} gives an optimizer of its own; leave --optimizer {options.optimizer} out")
 
@@ -156,6 +159,7 @@ def _from_file(reference: str, options: Options, *, weightless: bool) -> Workloa
             given.optimizer = given.optimizer or training.make_optimizer(given.model, options.optimizer)
         else:
             given.optimizer = given.loss = None
+        training.compile_in_place(given.model, options)
     workload = from_module(
         given.model,
         given.args,

@@ -1,4 +1,4 @@
-"""What training options do to a model: freezing, activation checkpointing, an optimizer."""
+"""What training options do to a model: freezing, activation checkpointing, an optimizer, compiling it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def prepare(model: torch.nn.Module, options: Options) -> None:
     model.train(options.mode == "train")
     freeze(model, options.freeze)
     checkpoint(model, options.checkpointing)
+
+
+def compile_in_place(model: torch.nn.Module, options: Options) -> None:
+    """Has torch.compile take over the calls of a model, if it is asked for; modules keep their paths."""
+    if options.compile != "none":
+        model.compile(mode=options.compile)
 
 
 def freeze(model: torch.nn.Module, patterns: tuple[str, ...]) -> None:

@@ -111,10 +111,17 @@ def from_module(
 
 
 def _class_name(model: torch.nn.Module) -> str:
-    """The class that the user wrote, whatever shards it."""
-    while isinstance(model, torch.nn.parallel.DistributedDataParallel):
-        model = model.module
+    """The class that the user wrote, whatever shards or compiles it."""
+    while (inner := _wrapped(model)) is not None:
+        model = inner
     return unsharded(type(model).__name__)
+
+
+def _wrapped(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The module that DDP, or torch.compile where it gives a new one, is put around; None of any other."""
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        return model.module
+    return model._orig_mod if isinstance(model, torch._dynamo.eval_frame.OptimizedModule) else None
 
 
 def call_arguments(
@@ -131,6 +138,8 @@ def call_arguments(
         GpuprofError: The forward takes a mapping neither way.
     """
     keywords = dict(kwargs or {})
+    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):  # its own forward takes anything
+        model = model._orig_mod
     if inputs is None:
         return (), keywords
     if isinstance(inputs, Mapping):  # ModelOutput and BatchEncoding are mappings too

@@ -168,10 +168,10 @@ def test_after_an_interrupt_in_the_middle_of_a_pass(training, name, where):
     assert run.done("trace")
 
 
-@pytest.mark.parametrize("broken", [counting.count, timing.measure, trace.trace, memory.measure])
+@pytest.mark.parametrize("broken", [counting.count, timing.measure, trace.traces, memory.measure])
 def test_after_an_error_of_our_own(training, monkeypatch, broken):
     model, optimizer, x = training
-    module = {counting.count: counting, timing.measure: timing, trace.trace: trace, memory.measure: memory}[broken]
+    module = {counting.count: counting, timing.measure: timing, trace.traces: trace, memory.measure: memory}[broken]
 
     def late(*args, **kwargs):
         broken(*args, **kwargs)

@@ -17,6 +17,7 @@ from gpuprof.workload import Options
         ({"mode": "forward", "checkpointing": "reentrant"}, "--checkpointing is for --mode train"),
         ({"new_tokens": 3}, "--new-tokens is for --mode generate, not --mode train"),
         ({"mode": "generate", "seq_len": 3}, "--seq-len is for --mode train and forward"),
+        ({"compile": "lite"}, "--compile 'lite' is not one of: none, default, reduce-overhead, max-autotune, max-a"),
     ],
 )
 def test_what_contradicts_is_refused(options, message):
