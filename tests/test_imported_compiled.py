@@ -213,8 +213,8 @@ def test_a_product_that_may_have_become_a_sum_is_said(tmp_path):
     t = on_a_gpu("triton_red_fused_mm_silu_0", "triton_per_fused_addmm_native_layer_norm_1", "triton_poi_fused_mm_2")
     said = [sentence for sentence in untold(gpuprof.read_trace(t.save(tmp_path / "t.json"))) if "as a sum" in sentence]
     assert said == [
-        "20.0 % of the kernel time is of triton_red_fused_mm_silu_0: where a compiler wrote a product out as a sum its "
-        "FLOPs are in no count."
+        "20.0 % of the kernel time is of triton_red_fused_mm_silu_0: where a compiler wrote a product out as a sum, "
+        "its FLOPs are in no count."
     ]
 
 

@@ -115,12 +115,12 @@ def _without_flops(run: Run, facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _as_sums(run: Run, facts: dict[str, Any]) -> Iterator[str]:
-    names = [name for name in run.kernels["kernel"].unique() if _perhaps_sums(name)]
-    times = run.kernels[run.kernels["kernel"].isin(names)].groupby("kernel")["duration_ns"].sum().nlargest(_NAMES)
+    kernels = run.kernels[run.kernels["kernel"].map(_perhaps_sums).astype(bool)]
+    times = kernels.groupby("kernel")["duration_ns"].sum().sort_values(ascending=False)
     yield from _share_of(
         run, int(times.sum()),
-        f"{{}} of the kernel time is of {_named(times.index)}: where a compiler wrote a product out as a sum its FLOPs "
-        "are in no count",
+        f"{{}} of the kernel time is of {_named(times.index)}: where a compiler wrote a product out as a sum, its "
+        "FLOPs are in no count",
     )  # fmt: skip
 
 
