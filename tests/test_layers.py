@@ -101,6 +101,8 @@ WRONG = [
     ["profile", "gpt2", "--dtype", "int3"],
     ["profile", "gpt2", "--seq-len", "0"],
     ["profile", "gpt2", "--steps", "0"],
+    ["profile", "gpt2", "--compile", "fast"],
+    ["sweep", "gpt2", "--compile", "none,fast", "-o", "points"],
     ["profile", "gpt2", "--passes", "count,speed"],
     ["profile", "gpt2", "--peak-tflops", "-1"],
     ["profile", "gpt2", "--launches", "0"],

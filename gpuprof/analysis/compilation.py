@@ -23,15 +23,12 @@ def compile_lines(run: Run) -> list[str]:
 def compile_seconds(run: Run) -> tuple[float | None, float | None]:
     """Seconds that the compilations of a step took with empty caches, and with caches that held them.
 
-    None where it is not known: the first where something was compiled before the run, or nothing by a compiler that
-    has caches.
+    None where it is not known: the first where something was compiled before the run.
     """
     cold, warm = _steps_own(run), run.compilations[run.compilations["pass"] == "warm"]
-    asked = cold[cold["cache"] != ""]
-    known = not asked.empty and set(warm["frame"]) <= set(cold["frame"])
-    empty = known and asked["cache"].str.startswith(("miss", "bypass")).all()
+    known = not cold.empty and set(warm["frame"]) <= set(cold["frame"])
     return (
-        float(cold["total_s"].sum()) if empty else None,
+        float(cold["total_s"].sum()) if known and not cold["cache"].str.startswith("hit").any() else None,
         float(warm["total_s"].sum()) if not warm.empty else None,
     )
 
@@ -52,6 +49,8 @@ def _how(run: Run) -> Iterator[str]:
 
 def _times(run: Run) -> Iterator[str]:
     cold, warm = compile_seconds(run)
+    if cold is None and not (run.done("time") or run.done("memory")):
+        return
     if cold is None:
         yield "time to compile: not known with empty caches, as it was compiled before the profile"
     else:

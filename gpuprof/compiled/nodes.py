@@ -63,10 +63,7 @@ def operators(
         device: type of the device.
         facts: of the attention module with this path.
     """
-    done_in: dict[str, list[str]] = {}
-    for kernel, names in kernels.items():
-        for name in dict.fromkeys(names):
-            done_in.setdefault(name, []).append(kernel)
+    done_in = _kernels_of(graph, kernels)
     owner_of = owners(graph, owner)
     phase_of = _phases(graph, direction)
     moved = _moved(graph, done_in, {node: (owner_of[node], phase_of(node)) for node in owner_of})
@@ -88,6 +85,34 @@ def operators(
                 rows[key] = dict(zip(_KEY, key, strict=True)) | {"calls": calls, "moved": bytes_moved}
                 rows[key] |= zip(FIGURES, figures, strict=True)
     return list(rows.values())
+
+
+def _kernels_of(graph: Graph, kernels: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The kernels that do a node, by its name.
+
+    A kernel of somebody's library does one operator, and is named after it. Inductor notes further ones where its
+    inputs are copied first, and the operator with that copy: neither does the other's work. One that only copies them
+    is the operator's too, which it does not do again.
+    """
+    ops = {node.name: _plain(_name(_call(node)[0])) for node in _nodes(graph)}
+    alone: dict[str, str] = {}
+    for kernel, names in kernels.items():
+        parts = kernel.rpartition(":")[0].split(".")  # extern_kernels.mm, torch.ops.aten.sort.stable
+        function = parts[3] if parts[:2] == ["torch", "ops"] else parts[-1]
+        own = [name for name in names if len(parts) > 1 and name in ops and function.endswith(ops[name])]
+        alone |= dict.fromkeys(own, kernel)
+    found: dict[str, list[str]] = {}
+    for kernel, names in kernels.items():
+        own = [name for name in names if alone.get(name) == kernel]
+        for name in dict.fromkeys(own or [name for name in names if name not in alone] or names):
+            found.setdefault(name, []).append(kernel)
+    for name, kernel in alone.items():
+        found[name].sort(key=kernel.__ne__)
+    return found
+
+
+def _plain(op: str) -> str:
+    return op.partition("::")[2].partition(".")[0]
 
 
 _KEY = ("graph", "kernel", "repeat", "module", "phase", "op", "kind", "shapes", "dtype")

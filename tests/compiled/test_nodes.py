@@ -340,6 +340,40 @@ def test_what_a_second_kernel_does_again_is_a_repeat_and_not_written_twice():
     assert moved_by(rows, "extern_kernels.mm:3") == {("d", "forward"): 3 * 256}
 
 
+def test_a_kernel_of_a_library_does_its_operator_alone():
+    graph = Graph()
+    grad, *heads = (graph.given(name, 1, 2, 16, 8) for name in ("grad", "q", "k", "v"))
+    scaled = graph.add("mul", aten.mul.Tensor, grad, 2.0, module="drop")
+    attend = aten._scaled_dot_product_flash_attention_for_cpu.default
+    graph.add("attend", attend, scaled, *heads[1:], 0.0, False, module="attn")
+    # as Inductor tells it where the input of attention is written first
+    both = ["mul", "attend"]
+    extern = "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:2"
+    rows = rows_of(graph, {"cpp_fused_mul_0:1": both, extern: both})
+
+    assert [(row["module"], row["kernel"], row["repeat"]) for row in rows] == [
+        ("drop", "cpp_fused_mul_0:1", 0), ("attn", extern, 0),
+    ]  # fmt: skip
+    assert moved_by(rows, "cpp_fused_mul_0:1") == {("drop", "forward"): 2 * 1024}
+
+
+def test_a_copy_of_an_input_is_the_operators_that_needs_it():
+    graph = Graph()
+    a, b = graph.given("a", 4, 8), graph.given("b", 8, 4)
+    graph.output(graph.add("mm", aten.mm.default, a, b, module="fc"))
+    rows = rows_of(graph, {"cpp_fused_mm_0:1": ["mm"], "extern_kernels.mm:2": ["mm"]})
+
+    assert [(row["kernel"], row["repeat"]) for row in rows] == [("extern_kernels.mm:2", 0), ("cpp_fused_mm_0:1", 1)]
+
+
+def test_a_kernel_that_is_not_named_after_its_operator_does_all_that_it_says():
+    graph = Graph()
+    graph.output(graph.add("seeds", prims.inductor_seeds.default, 2, torch.device("meta"), module="drop"))
+    (row,) = rows_of(graph, {"aten.randint.low_out:1": ["seeds"]})
+
+    assert (row["kernel"], row["moved"]) == ("aten.randint.low_out:1", 16)
+
+
 @pytest.mark.parametrize(
     ("owned", "found"),
     [
