@@ -77,7 +77,7 @@ def lines(run: Run) -> list[str]:
     """
     facts = run.passes["trace"].facts if run.done("trace") and not run.recorded else {}
     said = []
-    if facts.get("without_cuda_graphs"):
+    if facts.get("without_cuda_graphs") and not (run.compilations["cuda_graph"] == "recorded").any():
         said.append("The step runs in CUDA graphs; the traced one ran the same kernels without them.")
     whole = int(run.kernels["duration_ns"].sum())
     if not facts.get("compiled") or not whole:
@@ -95,13 +95,7 @@ def lines(run: Run) -> list[str]:
     if told := [text.format(units.percent(share)) for text, share in times.items() if share]:
         said.append(f"Compiled code has {units.percent(sum(times.values()))} of the kernel time: {', '.join(told)}.")
     if again := int(kernels.loc[compiled & (kernels["phase"] == "recompute"), "duration_ns"].sum()):
-        rows = run.nodes[(run.nodes["phase"] == "recompute") & (run.nodes["repeat"] == 0)]
-        flops, vector = (int(rows[name].sum()) for name in ("flops_hardware", "vector_flops"))
-        products = f"{units.si(flops, 'FLOPs')} of products and " if flops else ""
-        said.append(
-            f"In the backward it computes again what the forward did: {products}about {units.si(vector, 'FLOPs')} of "
-            f"vector work, in {units.percent(again / whole)} of the kernel time."
-        )
+        said.append(f"What it computes again in the backward takes {units.percent(again / whole)} of the kernel time.")
     lacking = run.graphs[run.graphs["unmapped"] != ""]
     said += [
         f"Not all kernels of graph {number}, {frame}, could be given to operators: {why}."

@@ -3,7 +3,9 @@ import json
 import pytest
 from runs import compiled_run, eager_run
 
+from gpuprof.analysis.budget import budget
 from gpuprof.analysis.fused import lines
+from gpuprof.analysis.modules import by_phase, totals
 from gpuprof.record import table
 from gpuprof.render import render
 from gpuprof.render.page import render_page
@@ -19,10 +21,9 @@ def test_the_header_says_whose_compiled_kernels_are():
 
     # 60 of 241 ns are products of one module, 101 + 30 split, 10 are not; 40 are outside
     assert (
-        "Compiled Compiled code has 83.4 % of the kernel time: 24.9 % of it has one module, 54.4 % is split over the "
-        "modules fused in a kernel, by the bytes that each moves, 4.1 % is of fused modules and cannot be split. In "
-        "the backward it computes again what the forward did: about 70 FLOPs of vector work, in 4.1 % of the kernel "
-        "time."
+        "Compiled code has 83.4 % of the kernel time: 24.9 % of it has one module, 54.4 % is split over the modules "
+        "fused in a kernel, by the bytes that each moves, 4.1 % is of fused modules and cannot be split. What it "
+        "computes again in the backward takes 4.1 % of the kernel time."
     ) in text
 
 
@@ -146,3 +147,20 @@ def test_modules_along_time_have_their_parts():
     assert (norm["ts"], norm["dur"], act["ts"], act["dur"]) == (0, 0.067, 0.067, 0.034)
     root = next(one for one in modules if one["args"]["module"] == "(root)")
     assert (root["args"]["kernels"], root["args"]["flops"]) == (3, 1400)
+
+
+def test_where_hardware_flops_are_not_known_there_is_no_hfu():
+    """A product ran outside compiled code that was not counted there: whose it is, or what, nobody knows."""
+    run = compiled_run()
+    run.kernels.loc[run.kernels["module"] == "head", "shapes"] = "7x7 7x7"
+
+    sums = totals(run)
+
+    assert (sums["flops_hardware"], sums["hfu"]) == (None, None)
+    assert sums["mfu"] == pytest.approx(0.14)
+    assert run.modules()["flops_hardware"].isna().all()
+    assert by_phase(run)["flops_hardware"].isna().all()
+    assert budget(run).hfu is None
+    text = words(render(run, "tree", View(width=120)))
+    assert "hardware -; vector" in text
+    assert "MFU 14.0 %, HFU - of datasheet" in text
