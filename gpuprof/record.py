@@ -29,6 +29,9 @@ GRADIENT_ALLREDUCE = "(gradient all-reduce)"
 NOBODYS = (UNATTRIBUTED, GRADIENT_ALLREDUCE)
 """Owners that are no module of the model."""
 
+WHOLE_STEP = "(step)"
+"""What a step that is compiled as a whole is called among the modules that are, in ``workload.compiled``."""
+
 PHASES = ("forward", "recompute", "backward", "optimizer", "other")
 
 TABLES: dict[str, dict[str, str]] = {
@@ -331,7 +334,7 @@ class Run:
     Attributes:
         workload: what was run: name, mode, every option, inputs, loss. In a job also ``world`` (number of processes),
             ``mesh`` (sizes by dimension), ``groups`` and ``parallel``; of one of its ranks ``rank``. Where something is
-            compiled ``compiled``: how, by the path of each module that is, or ``(step)``.
+            compiled ``compiled``: how, by the path of each module that is, or `WHOLE_STEP`.
         device: what it ran on, with the peaks known of it (FLOP/s); of a job those of all its ranks together, and a
             list ``ranks`` of what each said of itself, see `gpuprof.job`.
         environment: versions, date, settings that change speed.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from gpuprof import units
-from gpuprof.record import Run
+from gpuprof.record import WHOLE_STEP, Run
 
 _TOLD = 5
 """Breaks, recompilations and the like that are told one by one."""
@@ -41,7 +41,7 @@ def _steps_own(run: Run) -> pd.DataFrame:
 def _how(run: Run) -> Iterator[str]:
     by_how: dict[str, list[str]] = {}
     for path, how in run.workload.get("compiled", {}).items():
-        by_how.setdefault(how, []).append({"": "the model", "(step)": "the step"}.get(path, path))
+        by_how.setdefault(how, []).append({"": "the model", WHOLE_STEP: "the step"}.get(path, path))
     for how, paths in by_how.items():
         whole = ", ".join(paths) if len(paths) <= _TOLD else f"{', '.join(paths[:2])} and {len(paths) - 2} more modules"
         yield f"compiled: {whole} ({how})"

@@ -14,7 +14,7 @@ import pandas as pd
 
 from gpuprof.analysis.once import once
 from gpuprof.paths import ancestors
-from gpuprof.record import Run
+from gpuprof.record import WHOLE_STEP, Run
 
 
 def split_ns(duration: int, weights: Sequence[int]) -> list[int]:
@@ -91,7 +91,8 @@ def untimed(run: Run, timed: Collection[str]) -> set[str]:
     """Modules whose kernel time a trace of compiled code does not tell: nobody may take it for none.
 
     What is inside a region that the trace pass could not look into, and in a trace that looked into none every module
-    without any time, which the region that it is in may have.
+    without any time, which the region that it is in may have. So has a region what Python calls inside it: a module
+    that does work, of which there is none in compiled code, and that has no time.
 
     Args:
         run: the run.
@@ -101,7 +102,17 @@ def untimed(run: Run, timed: Collection[str]) -> set[str]:
     regions = {*facts.get("hidden", ())}
     if facts.get("compiled") and run.nodes.empty:
         return {*run.tree["module"]} - {*timed}
-    return {module for module in run.tree["module"] if regions & {*ancestors(module)[1:]}}
+    unknown = {module for module in run.tree["module"] if regions & {*ancestors(module)[1:]}}
+    if not run.nodes.empty:
+        works = run.ops.loc[run.ops["kind"] != "view", "module"]
+        counted, lowered = (
+            {above for module in set(modules) for above in ancestors(module)}
+            for modules in (works, run.nodes["module"])
+        )
+        roots = {"" if path == WHOLE_STEP else path for path in run.workload.get("compiled", ())}
+        inside = {module for module in counted if roots & {*ancestors(module)[1:]}}
+        unknown |= inside - lowered - {*timed}
+    return unknown
 
 
 def regions(run: Run) -> dict[str, str]:

@@ -9,20 +9,18 @@ import torch
 from torch._dynamo.eval_frame import OptimizedModule, innermost_backend
 
 from gpuprof.attribution import inside_compiled, named_paths
+from gpuprof.record import WHOLE_STEP
 from gpuprof.workload import Workload
-
-STEP = "(step)"
-"""What a step of the user's own is called among the regions."""
 
 
 def regions(workload: Workload) -> dict[str, str]:
-    """How each region is compiled, ``inductor, mode default``, by the path of its module, or `STEP`.
+    """How each region is compiled, ``inductor, mode default``, by the path of its module, or `WHOLE_STEP`.
 
     Functions that a step calls and that are no modules, such as that of an optimizer, nobody knows beforehand.
     """
     model = workload.model
     hidden = inside_compiled(model)
-    found = {STEP: _how(workload.step)} if _is_compiled(workload.step) else {}
+    found = {WHOLE_STEP: _how(workload.step)} if _is_compiled(workload.step) else {}
     for path, module in named_paths(model):
         if module in hidden:
             continue

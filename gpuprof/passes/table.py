@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 import torch
 
 from gpuprof.compiled.afresh import compiled_afresh
-from gpuprof.compiled.regions import STEP
 from gpuprof.compiled.watch import Watch, again
 from gpuprof.errors import GpuprofError
 from gpuprof.parallel.layout import first_steps
 from gpuprof.passes import counters, memory, steady, telemetry, timing, trace
 from gpuprof.passes.failure import explain, let_go
 from gpuprof.passes.seeding import seed_all
-from gpuprof.record import PassOutcome, Run
+from gpuprof.record import WHOLE_STEP, PassOutcome, Run
 from gpuprof.workload import Workload
 
 _MOST_WINDOWS, _WINDOWS_OF_JOB = 5, 3
@@ -163,7 +162,7 @@ def _time(measuring: Measuring) -> PassOutcome:
                 measuring.seeded()
                 compiled.number(number)
 
-            whole = STEP in run.workload.get("compiled", ())
+            whole = WHOLE_STEP in run.workload.get("compiled", ())
             run.samples, outcome = timing.measure(workload, measuring.steps, before_step, tick, phases=not whole)
         break
     compiled.number(None)
@@ -221,7 +220,9 @@ def _first(measuring: Measuring) -> int:
 
 def _memory(measuring: Measuring) -> PassOutcome:
     run = measuring.run
-    whole = STEP in run.workload.get("compiled", ())  # compiled anew with all that looks at it, which is not to stay
+    whole = WHOLE_STEP in run.workload.get(
+        "compiled", ()
+    )  # compiled anew with all that looks at it, which is not to stay
     with compiled_afresh(again) if whole else nullcontext():
         for window in range(_MOST_WINDOWS):  # what is compiled in the step takes memory of its own
             before = measuring.watch.begun

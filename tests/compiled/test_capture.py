@@ -1,0 +1,178 @@
+"""Kernels of compiled code go to the modules that they came from, whatever was compiled and whoever calls it."""
+
+import os
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch._inductor.codegen.wrapper import PythonWrapperCodegen
+from torch.utils.checkpoint import checkpoint
+
+import gpuprof
+from gpuprof.record import UNATTRIBUTED
+
+PASSES = ("count", "trace")
+WIDTH, BATCH = 16, 4
+PRODUCT = 2 * BATCH * WIDTH * WIDTH
+X = torch.ones(BATCH, WIDTH)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.act = nn.Linear(WIDTH, WIDTH), nn.GELU()
+
+    def forward(self, x):
+        return x + self.act(self.linear(x))
+
+
+class BrokenBlock(Block):
+    def forward(self, x):
+        x = self.linear(x)
+        torch._dynamo.graph_break()
+        return self.act(x)
+
+
+class Net(nn.Module):
+    def __init__(self, kind=Block, checkpointed=False):
+        super().__init__()
+        self.checkpointed = checkpointed
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.blocks = nn.ModuleList([kind(), kind()])
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointed else block(x)
+        return x
+
+
+def in_place(model):
+    for block in model.blocks:
+        block.compile()
+    return model
+
+
+def owners(run):
+    """Modules and phases that compiled kernels and products are booked on."""
+    rows = run.kernels[run.kernels["compiled"] != ""]
+    return {(row.module, row.phase) for row in rows.itertuples()}
+
+
+def products(run):
+    """FLOPs of products in compiled code."""
+    rows = run.nodes[(run.nodes["flops_hardware"] > 0) & (run.nodes["repeat"] == 0)]
+    return rows.groupby(["module", "phase"])["flops_hardware"].sum().to_dict()
+
+
+def of_linear(module):
+    return {(module, "forward"): PRODUCT, (module, "backward"): 2 * PRODUCT}
+
+
+@pytest.fixture(scope="module")
+def blocks():
+    return gpuprof.profile(in_place(Net()), X, passes=PASSES)
+
+
+def test_equal_blocks_are_compiled_once_and_each_has_its_own(blocks):
+    afresh = blocks.compilations[blocks.compilations["cache"] == "disabled"]
+    assert list(afresh["frame"].str.partition(" ")[0]) == ["forward", "forward"]
+    assert list(afresh["direction"]) == ["forward", "backward"]
+    assert list(zip(blocks.graphs["region"], blocks.graphs["direction"], strict=True)) == [
+        ("blocks.0", "forward"), ("blocks.1", "forward"), ("blocks.1", "backward"), ("blocks.0", "backward"),
+    ]  # fmt: skip
+    assert set(blocks.graphs["calls"]) == {1}
+    assert products(blocks) == of_linear("blocks.0.linear") | of_linear("blocks.1.linear")
+
+
+def test_compiled_code_does_what_was_counted(blocks):
+    assert set(blocks.kernels["module"]) <= {*blocks.tree["module"], UNATTRIBUTED}
+    modules = blocks.modules().set_index("module")
+    assert modules.loc["blocks.1.linear", "flops_forward"] == PRODUCT
+    assert (modules.loc[["blocks.0.linear", "blocks.1.linear"], "time_backward_s"] > 0).all()
+
+
+def test_a_model_that_breaks_inside_each_of_its_blocks():
+    model = Net(BrokenBlock)
+    model.compile()
+    run = gpuprof.profile(model, X, passes=PASSES)
+    assert products(run) == of_linear("blocks.0.linear") | of_linear("blocks.1.linear")
+    assert {module for module, _ in owners(run)} >= {"blocks.0.act", "blocks.1.act"}
+    assert set(run.graphs["region"]) == {"blocks.0", "blocks.1"}
+    modules = run.modules().set_index("module")
+    assert modules.loc["first", ["time_forward_s", "time_backward_s"]].isna().all()  # Python called it: the model's
+    assert (modules.loc["blocks.0.act", ["time_forward_s", "time_backward_s"]] > 0).all()
+    assert set(run.graphs.loc[run.graphs["cut"] != "", "cut_at"].str.partition(":")[0]) == {"test_capture.py"}
+
+
+def test_what_a_checkpoint_runs_again_is_recomputation():
+    run = gpuprof.profile(in_place(Net(checkpointed=True)), X, passes=PASSES)
+    again = {(f"blocks.{number}.linear", "recompute"): PRODUCT for number in range(2)}
+    assert products(run) == of_linear("blocks.0.linear") | of_linear("blocks.1.linear") | again
+
+
+def test_a_step_of_compiled_functions():
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    @torch.compile
+    def loss_of(x):
+        return model(x).square().mean()
+
+    update = torch.compile(optimizer.step)
+
+    def step():
+        loss = loss_of(X)
+        loss.backward()
+        update()
+        optimizer.zero_grad()
+        return loss
+
+    run = gpuprof.profile(model, step=step, optimizer=optimizer, passes=PASSES)
+    every = of_linear("first") | of_linear("blocks.0.linear") | of_linear("blocks.1.linear")
+    assert products(run) == every | {("first", "backward"): PRODUCT}  # nobody asks for the gradient of the input
+    rows = run.nodes[run.nodes["op"].str.startswith("aten::mean")]
+    assert set(zip(rows["module"], rows["phase"], strict=True)) == {(UNATTRIBUTED, "forward")}
+    assert (UNATTRIBUTED, "optimizer") in owners(run)
+
+
+def test_a_compiled_function_is_of_the_module_that_calls_it():
+    @torch.compile
+    def twice(x):
+        return torch.sin(x) * 2
+
+    class Calls(nn.Module):
+        def forward(self, x):
+            return twice(x)
+
+    run = gpuprof.profile(nn.Sequential(Calls(), Calls()), X, mode="forward", passes=PASSES)
+    assert owners(run) == {("0", "forward"), ("1", "forward")}
+
+
+def test_of_another_backend_only_the_region_is_known():
+    model = Net()
+    model.blocks[0].compile(backend="aot_eager")
+    run = gpuprof.profile(model, X, passes=PASSES)
+    assert run.passes["trace"].facts["hidden"] == ["blocks.0"]
+    modules = run.modules().set_index("module")
+    assert modules.loc[["blocks.0.linear", "blocks.0.act"], "time_forward_s"].isna().all()
+    assert modules.loc["blocks.0", "time_forward_s"] > 0
+    assert modules.loc["blocks.1.act", "time_forward_s"] > 0
+
+
+def test_nothing_is_left_and_a_second_profile_gives_the_same(blocks, monkeypatch):
+    folders = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
+    for name in folders:
+        monkeypatch.delenv(name, raising=False)
+    before = torch._inductor.config.get_config_copy(), torch._dynamo.config.get_config_copy()
+    write = PythonWrapperCodegen.write_provenance_debug_handle
+    run = gpuprof.profile(in_place(Net()), X, passes=PASSES)
+    after = torch._inductor.config.get_config_copy(), torch._dynamo.config.get_config_copy()
+    assert after == before
+    assert all("gpuprof-" not in os.environ.get(name, "") for name in folders)  # torch sets its own default
+    assert PythonWrapperCodegen.write_provenance_debug_handle is write
+    for name in ("graphs", "nodes"):
+        pd.testing.assert_frame_equal(getattr(run, name), getattr(blocks, name))
+    told = ["module", "phase", "op", "kernel", "call", "shapes", "compiled"]
+    pd.testing.assert_frame_equal(run.kernels[told], blocks.kernels[told])
