@@ -277,6 +277,9 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
     for name in {"trace", "counters"} & passes.keys():
         if passes[name].status == "done":
             passes[name] = PassOutcome("skipped", "the file of a job has no kernels", remedy)
+    hidden = {path for one in ranks for path in one["passes"].get("trace", {}).get("facts", {}).get("hidden", ())}
+    if hidden and "trace" in passes:
+        passes["trace"].facts["hidden"] = sorted(hidden)
     job = Run(
         workload=_workload([one["workload"] for one in ranks]),
         device=_device(ranks),

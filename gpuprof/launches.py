@@ -17,7 +17,6 @@ from typing import Any
 
 import pandas as pd
 
-from gpuprof.analysis.shares import split_kernels
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Run, load, table
 from gpuprof.workload import Options
@@ -94,6 +93,9 @@ def merge(run: Run, repeated: list[Run]) -> None:
 
 def _rows(launch: int, run: Run) -> list[dict[str, Any]]:
     """What a launch says of modules and memory."""
+    # an import against the direction of the layers: of a kernel of compiled code each module has a share
+    from gpuprof.analysis.shares import split_kernels
+
     times = split_kernels(run).groupby(["module", "phase"], sort=False)["duration_ns"].sum()
     rows = [
         {"launch": launch, "module": module, "phase": phase, "quantity": "kernel_s", "value": int(ns) * 1e-9}

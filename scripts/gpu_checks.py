@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gpu_workloads
 import pytest
 import study_backward
 import torch
@@ -34,7 +35,9 @@ from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 from transformers.models.siglip import modeling_siglip  # noqa: F401
 
 from gpuprof.analysis.communication import account, collectives
-from gpuprof.analysis.consistency import mismatches
+from gpuprof.analysis.compilation import compile_lines
+from gpuprof.analysis.compiled import compiled_lines
+from gpuprof.analysis.consistency import mismatches, owned_kernels
 from gpuprof.analysis.modules import totals, union_ns
 from gpuprof.analysis.telemetry import invalid_reasons, summary
 from gpuprof.cli.ceilings import measure as measure_ceilings
@@ -512,6 +515,38 @@ def _sums(run: Run) -> dict[str, int]:
 # repeatability
 
 
+def compiled(folder: Path) -> Facts:
+    """torch.compile on a GPU: each Triton kernel under its mark, all of the time owned, CUDA graphs left out."""
+    facts: Facts = {"cases": {}}
+    good = []
+    for mode in ("default", "reduce-overhead", "max-autotune-no-cudagraphs"):
+        options = Options(device="cuda", batch_size=2, seq_len=1024, dtype="bfloat16")
+        made = gpu_workloads.small_qwen2_layers(options)
+        made["model"].compile(mode=mode)
+        run = run_passes(from_module(made["model"], kwargs=made["inputs"]), passes=("count", "time", "trace"), steps=10)
+        kernels = run.kernels[run.kernels["compiled"] != ""]
+        named = [row.split("/")[1].rpartition(":")[0] for row in kernels["compiled"]]
+        triton = [(name, kernel) for name, kernel in zip(named, kernels["kernel"], strict=True) if "." not in name]
+        whole = int(run.kernels["duration_ns"].sum())
+        found = {
+            "run": saved(run, folder, f"compiled-{mode}"),
+            "outcomes": {name: [one.status, one.reason] for name, one in run.passes.items()},
+            "facts": run.passes["trace"].facts if run.done("trace") else {},
+            "triton_kernels": len(triton),
+            "named_otherwise": sorted({pair for pair in triton if pair[0] != pair[1]}),
+            "compiled_share": int(kernels["duration_ns"].sum()) / whole if whole else None,
+            "owned_share": totals(run)["owned_share"],
+            "adds_up": int(owned_kernels(run)["duration_ns"].sum()) == whole,
+            "lines": [*compile_lines(run), *compiled_lines(run)],
+            "warnings": run.warnings,
+        }
+        facts["cases"][mode] = found
+        good.append(found["adds_up"] and (found["owned_share"] or 0) >= 0.99 and not found["facts"].get("hidden"))
+        torch._dynamo.reset()
+        gc.collect()
+    return facts | {"passed": all(good)}
+
+
 def repeatability(folder: Path) -> Facts:
     """Launches of one workload, that keeps the GPU busy, in fresh processes: the spread of their median step."""
     found = []
@@ -575,6 +610,7 @@ CHECKS: dict[str, Check] = {
     "link-reentrant": Check(
         _link("link-reentrant", checkpointing="reentrant"), 8, 40, "kernel to module: reentrant checkpointing"
     ),
+    "compiled": Check(compiled, 60, 120, "torch.compile: Triton kernels given to modules, CUDA graphs left out"),
     "ranks": Check(ranks, 20, 60, "NCCL in a group of one: DDP and FSDP2, collectives counted, traced and owned"),
     "repeatability": Check(repeatability, 25, 60, "the same workload in three fresh processes"),
     "counters-siglip-flash": Check(

@@ -367,6 +367,19 @@ def _ranks(facts: Facts) -> str:
     return f"{'; '.join(said)}. Two GPUs would show: {', '.join(facts['with_two_gpus'])}."
 
 
+def _compiled(facts: Facts) -> str:
+    said = []
+    for mode, case in facts["cases"].items():
+        owned = units.percent(case["owned_share"]) if case["owned_share"] is not None else "nothing"
+        inside = units.percent(case["compiled_share"]) if case["compiled_share"] is not None else "nothing"
+        other = f", {len(case['named_otherwise'])} named otherwise" if case["named_otherwise"] else ""
+        said.append(
+            f"{mode}: {inside} of the kernel time in compiled code, {units.number(case['triton_kernels'], 'call')} of "
+            f"Triton kernels{other}, {owned} owned, parts {'add' if case['adds_up'] else 'do not add'} up"
+        )
+    return f"{'; '.join(said)}."
+
+
 SAYINGS: dict[str, Callable[[Facts], str]] = {
     "tests": lambda facts: f"the tests that need a GPU {'all pass' if facts['passed'] else 'do not all pass'}.",
     "doctor": _doctor,
@@ -381,6 +394,7 @@ SAYINGS: dict[str, Callable[[Facts], str]] = {
     "counters-qwen2": _executed,
     "counters-siglip": _executed,
     "counters-siglip-flash": _executed,
+    "compiled": _compiled,
     "ranks": _ranks,
     "repeatability": _repeatability,
     "recording": lambda facts: f"{facts['events']:,} events, {facts['on_device']:,} of them on the device.",

@@ -88,6 +88,36 @@ def test_a_file_gives_the_same_rows_as_the_profiler_s_binding(tmp_path):
     assert rows.to_dict("list") == ours.to_dict("list")
 
 
+def test_a_compiled_step_is_imported_with_its_regions_and_what_is_fused(tmp_path):
+    pytest.importorskip("msgspec")
+    net = torch.nn.Sequential(
+        torch.nn.LayerNorm(256), torch.nn.Linear(256, 512), torch.nn.GELU(), torch.nn.Linear(512, 256)
+    ).to("cuda", torch.bfloat16)
+    compiled, batch = torch.compile(net), torch.randn(64, 256, device="cuda", dtype=torch.bfloat16)
+
+    def step():
+        compiled(batch).float().sum().backward()
+
+    for _ in range(3):
+        step()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(record_shapes=True) as prof:
+        step()
+        torch.cuda.synchronize()
+    prof.export_chrome_trace(str(tmp_path / "trace.json"))
+    run = gpuprof.read_trace(tmp_path / "trace.json", step="all")
+
+    (region,) = run.passes["trace"].facts["regions"]
+    inside = run.kernels[run.kernels["module"] == region]
+    made = inside[inside["kernel"].str.startswith("triton_")]
+    assert set(inside["phase"]) == {"forward", "backward"}
+    assert made["op"].str.startswith("inductor::fused_").all()
+    assert made["call"].notna().all()
+    assert any("native_layer_norm" in op for op in made["op"])
+    assert any("gelu" in op for op in made["op"])
+    assert totals(run)["flops_forward"] == 2 * 2 * 64 * 256 * 512
+
+
 def test_every_matrix_product_has_two_in_the_backward_of_its_own_module():
     kernels = trace.trace(training(), lambda: None).kernels
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from runs import gpu_run, rank_run, row
+from runs import compiled_run, gpu_run, rank_run, row
 
 import gpuprof
 from gpuprof.analysis.conventions import fitting
@@ -270,3 +270,27 @@ def job_files(folder):
     plain.mkdir()
     paths = [rank_run(rank).save(plain / f"run.rank{rank}.json") for rank in range(2)]
     return gpuprof.read_job(paths).to_dict()
+
+
+def test_what_is_hidden_on_a_rank_is_not_known_of_the_job():
+    first, second = two()
+    second.passes["trace"].facts["hidden"] = [""]
+
+    frame = job_of(first, second).modules().set_index("module")
+
+    assert frame.loc["fc", ["time_forward_s", "mfu"]].isna().all()
+    assert frame.loc["", "time_forward_s"] > 0
+    assert job_of(*two()).modules().set_index("module").loc["fc", "time_forward_s"] > 0
+
+
+def test_a_kernel_that_modules_share_is_split_in_a_job_too_and_counts_once():
+    run = compiled_run()
+    run.workload |= {"world": 2, "rank": 0, "mesh": {"dp": 2}, "groups": {"dp": [0, 1]}, "parallel": ["ddp"]}
+
+    busy = summed(run).busy
+
+    own = busy[busy["op"] == "inductor::fused_native_layer_norm_gelu"].set_index("module")
+    assert own["total_ns"].to_dict() == {"norm": 67, "act": 34}
+    assert own["kernels"].to_dict() == {"norm": 1, "act": 0}
+    assert busy.loc[busy["op"] != "*", ["kernels", "total_ns"]].sum().tolist() == [9, 241]
+    assert row(busy, module="*", phase="recompute", op="*")["total_ns"] == 10

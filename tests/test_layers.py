@@ -39,7 +39,8 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # Run.modules() and Run.backward_ratios() are conveniences that reach up, when they are called; so do the profiler and
-# the import, to say in run.warnings what an analysis makes of the run that they have just made
+# the import, to say in run.warnings what an analysis makes of the run that they have just made, and the launches, to
+# keep of each the times that its modules have in kernels that they share
 EXCEPTIONS = {(name, "analysis") for name in ("record", "profiler", "launches", "imported")}
 
 TORCH_FREE = [
@@ -100,6 +101,8 @@ WRONG = [
     ["profile", "gpt2", "--dtype", "int3"],
     ["profile", "gpt2", "--seq-len", "0"],
     ["profile", "gpt2", "--steps", "0"],
+    ["profile", "gpt2", "--compile", "fast"],
+    ["sweep", "gpt2", "--compile", "none,fast", "-o", "points"],
     ["profile", "gpt2", "--passes", "count,speed"],
     ["profile", "gpt2", "--peak-tflops", "-1"],
     ["profile", "gpt2", "--launches", "0"],

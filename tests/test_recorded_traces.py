@@ -123,3 +123,26 @@ def test_two_ranks_of_a_job():
         found["step_s"].tolist()
     )
     assert found["flops"].tolist() == [60_487_168, 60_487_168]  # 2mnk of each mm, addmm and bmm of the files
+
+
+# Kernels launched inside the ranges of compiled code in the forward; in autograd's nodes of it and those that follow to
+# take gradients, but NCCL's; and of both those in graphs, each with their nanoseconds: by correlation and intervals.
+@pytest.mark.parametrize(
+    ("name", "step", "forward", "backward", "in_graphs"),
+    [
+        ("a100-compiled-graphs-2023", 551, (94, 3_307_000), (423, 25_263_000), (69, 21_097_000)),
+        ("mi300x-compiled-triton", None, (12, 12_549_021), (0, 0), (0, 0)),
+        ("b200-vllm-moe-tp8", None, (1, 1_984), (0, 0), (0, 0)),
+    ],
+)
+def test_regions_have_the_kernels_that_were_launched_in_them(name, step, forward, backward, in_graphs):
+    run = imported(name, step=step)
+    (region,) = run.passes["trace"].facts["regions"]
+    kernels = run.kernels[run.kernels["module"] == region]
+
+    def count(rows):
+        return len(rows), int(rows["duration_ns"].sum())
+
+    assert count(kernels[kernels["phase"] == "forward"]) == forward
+    assert count(kernels[kernels["phase"] == "backward"]) == backward
+    assert count(kernels[kernels["op"].str.contains("GraphLaunch")]) == in_graphs

@@ -19,6 +19,7 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.communication import PERHAPS, collectives, communicating
+from gpuprof.analysis.compiled import hardware_of_compiled
 from gpuprof.analysis.consistency import withheld_of_kernels, withheld_of_owners, withheld_of_step
 from gpuprof.analysis.counted import chosen, convention_of, counted, priced, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
@@ -165,6 +166,7 @@ def budget(
     parts["time_s"] = [float("nan") if part in unknown else float(sums.get(part, 0.0)) for part in PARTS]
     parts["share"] = parts["time_s"] / step_s
     parts["what"] = [_what(part, run, ops, kernels, facts) for part in PARTS]
+    did = run.nodes.empty or hardware_of_compiled(run) is not None
     peakless = sorted(set(ops.loc[ops["ideal_s"].isna(), "dtype"]))
     if reason:
         rates, are = ("MFU, FLOP/s and all", "are") if withheld_of_step(run) else ("All", "is")
@@ -180,7 +182,7 @@ def budget(
     return Budget(
         run=run, step_s=step_s, convention=convention_of(run, convention), denominator=name,
         mfu=_share(ideal_s, step_s),
-        hfu=_share(everything["hardware_s"].sum(skipna=False), step_s),
+        hfu=_share(everything["hardware_s"].sum(skipna=False), step_s) if did else None,
         bandwidth=bandwidth, parts=parts, rows=rows, ops=ops, kernels=kernels, notes=notes,
     )  # fmt: skip
 

@@ -206,8 +206,9 @@ def fingerprint(run: Run) -> dict[str, str]:
 
 
 def compiled(run: Run) -> bool:
-    """Whether compiled code ran in the traced step."""
-    return "trace" in run.passes and bool(run.passes["trace"].facts.get("compiled"))
+    """Whether something in the workload is compiled."""
+    traced = "trace" in run.passes and run.passes["trace"].facts.get("compiled")
+    return bool(run.workload.get("compiled") or traced)
 
 
 def _place(run: Run) -> dict[str, Any]:

@@ -71,49 +71,42 @@ def of_compiled(run: Run, names: Sequence[tuple[str, int | None]], convention: s
 
 
 def lines(run: Run) -> list[str]:
-    """What is to be known of the kernels of a compiled step and of whose they are, a sentence each; else none."""
-    facts = run.passes["trace"].facts if "trace" in run.passes else {}
+    """What is to be known of the kernels of a compiled step and of whose they are, a sentence each; else none.
+
+    Of a recording `gpuprof.analysis.untold.untold` says it.
+    """
+    facts = run.passes["trace"].facts if run.done("trace") and not run.recorded else {}
     said = []
-    if facts.get("without_cuda_graphs"):
+    if facts.get("without_cuda_graphs") and not (run.compilations["cuda_graph"] == "recorded").any():
         said.append("The step runs in CUDA graphs; the traced one ran the same kernels without them.")
     whole = int(run.kernels["duration_ns"].sum())
     if not facts.get("compiled") or not whole:
         return said
-    if run.nodes.empty:
-        return [*said, "Compiled code was not looked into: modules that it hides have no times."]
     kernels, unknown = owned_kernels(run), {one for one, of in owners(run).items() if None in of.values()}
-    compiled, hidden = kernels["compiled"] != "", kernels["compiled"].isin(_hidden(run))
-    nobodys, several = kernels["module"] == UNATTRIBUTED, kernels["parts"] > 1
-    fused = kernels["compiled"].isin(unknown) & ~hidden
+    compiled, fused = kernels["compiled"] != "", kernels["compiled"].isin(unknown)
+    nobodys, several = ~fused & (kernels["module"] == UNATTRIBUTED), kernels["parts"] > 1
     shares = {
-        "{} of it has one module": compiled & ~(several | fused | nobodys | hidden),
+        "{} of it has one module": compiled & ~(several | fused | nobodys),
         "{} is split over the modules fused in a kernel, by the bytes that each moves": several & ~nobodys,
         "{} is of fused modules and cannot be split": fused,
-        "{} is of regions whose modules cannot be told": hidden,
-        "{} is of no module": compiled & nobodys & ~fused & ~hidden,
+        "{} is of no module": compiled & nobodys,
     }
     times = {text: int(kernels.loc[rows, "duration_ns"].sum()) / whole for text, rows in shares.items()}
-    told = [text.format(units.percent(share)) for text, share in times.items() if share]
-    said.append(f"Compiled code has {units.percent(sum(times.values()))} of the kernel time: {', '.join(told)}.")
+    if told := [text.format(units.percent(share)) for text, share in times.items() if share]:
+        said.append(f"Compiled code has {units.percent(sum(times.values()))} of the kernel time: {', '.join(told)}.")
     if again := int(kernels.loc[compiled & (kernels["phase"] == "recompute"), "duration_ns"].sum()):
-        rows = run.nodes[(run.nodes["phase"] == "recompute") & (run.nodes["repeat"] == 0)]
-        flops, vector = (int(rows[name].sum()) for name in ("flops_hardware", "vector_flops"))
-        products = f"{units.si(flops, 'FLOPs')} of products and " if flops else ""
-        said.append(
-            f"In the backward it computes again what the forward did: {products}about {units.si(vector, 'FLOPs')} of "
-            f"vector work, in {units.percent(again / whole)} of the kernel time."
-        )
-    for path in facts.get("hidden", ()):
-        reasons = run.graphs.loc[(run.graphs["region"] == path) & (run.graphs["unmapped"] != ""), "unmapped"]
-        why = f": {'; '.join(dict.fromkeys(reasons))}" if len(reasons) else ""
-        said.append(f"Modules inside {path or '(root)'} cannot be told apart and have no times{why}.")
+        said.append(f"What it computes again in the backward takes {units.percent(again / whole)} of the kernel time.")
+    lacking = run.graphs[run.graphs["unmapped"] != ""]
+    said += [
+        f"Not all kernels of graph {number}, {frame}, could be given to operators: {why}."
+        for number, frame, why in lacking[["graph", "frame", "unmapped"]].itertuples(index=False, name=None)
+    ]
+    hidden = [path or "(root)" for path in facts.get("hidden", ())]
+    if hidden:
+        said.append(f"Modules inside {', '.join(hidden)} cannot be told apart and have no times.")
+    elif run.nodes.empty:
+        said.append("Compiled code was not looked into: modules that it hides have no times.")
     return said
-
-
-def _hidden(run: Run) -> set[str]:
-    """Kernels of graphs whose kernels were not given to their operators, as ``kernels`` has them."""
-    unmapped = set(run.graphs.loc[run.graphs["unmapped"] != "", "graph"])
-    return {one for one in run.kernels["compiled"] if one and int(one.partition("/")[0]) in unmapped}
 
 
 def _does(

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from gpuprof.analysis.communication import communicating
+from gpuprof.analysis.compiled import hardware_of_compiled
 from gpuprof.analysis.consistency import owned_kernels, withheld_of_kernels, withheld_of_owners, withheld_of_step
 from gpuprof.analysis.counted import chosen, convention_of, counted, hardware, priced, whole_step
 from gpuprof.analysis.denominators import denominator
@@ -76,7 +77,7 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
             for module, flops in ran(run).groupby("module")["flops_hardware"].sum().items():
                 for path in ancestors(module):
                     sums[path] += int(flops)
-            unknown = untimed(run, paths)
+            unknown = untimed(run, paths) if hardware_of_compiled(run) is not None else {*paths}
             table["flops_hardware"] = integers(None if path in unknown else sums[path] for path in paths)
     if run.done("trace") or len(run.busy):
         times = of_ranks(run) if run.is_job else kernel_times(owned_kernels(run), paths)
@@ -234,8 +235,7 @@ def by_op(run: Run, convention: str | None = None) -> pd.DataFrame:
     rule; ``flops_profiler`` where torch makes no estimate. Where code was compiled, calls and FLOPs are those of the
     model without compilation, as everywhere, times and kernels those of what ran: ``flops_compiled`` and
     ``vector_flops_compiled`` are what compiled kernels booked on the operator do, and rates are of what ran of it. Of
-    a job calls and FLOPs are those of all ranks, times and
-    kernels the mean of theirs.
+    a job calls and FLOPs are those of all ranks, times and kernels the mean of theirs.
     """
     ops = priced(run, run.ops, convention)
     ops["op"] = ops["op"].map(plain_op)
@@ -338,6 +338,8 @@ def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
         table[name] = ops[name].sum(min_count=1).reindex(table.index)
     if len(run.nodes):
         table["flops_hardware"] = ran(run).groupby("phase")["flops_hardware"].sum(min_count=1).reindex(table.index)
+        if hardware_of_compiled(run) is None:
+            table["flops_hardware"] = integers([None] * len(table))
     table["time_s"] = pd.Series({phase: step_seconds(run, phase) for phase in table.index}, dtype="float64")
     times = run.samples.groupby("phase")["time_s"]
     for name, quantile in (("time_q1_s", 0.25), ("time_q3_s", 0.75)):
@@ -414,7 +416,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
             "flops_recompute": int(phases.get("recompute", 0)),
             "flops_backward": backward,
             **whole_step(run, ops, convention),
-            "flops_hardware": int(done["flops_hardware"].sum()),
+            "flops_hardware": hardware_of_compiled(run) if len(run.nodes) else int(done["flops_hardware"].sum()),
             "vector_flops": int(ops["vector_flops"].sum()),
             "backward_ratio": backward / forward if forward and backward and not figures["ratio_withheld"] else None,
         }
@@ -432,13 +434,14 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
             amount = run.workload.get(f"{unit}_per_step")
             figures[f"{unit}_per_s"] = amount / step_s if amount else None
         if run.done("count"):
+            known = run.nodes.empty or figures["flops_hardware"] is not None
             model = ops[ops["phase"].isin(["forward", "backward"])]
             # a formula's FLOPs run in the mix of dtypes that was counted
             scale = figures["flops"] / figures["counted_flops"] if figures["counted_flops"] else 1.0
             figures |= {
                 "flops_per_s": None if reason or figures["flops"] is None else figures["flops"] / step_s,
                 "mfu": _known_share(model["ideal_s"].sum(skipna=False) * scale, step_s),
-                "hfu": _known_share(done["hardware_ideal_s"].sum(skipna=False), step_s),
+                "hfu": _known_share(done["hardware_ideal_s"].sum(skipna=False), step_s) if known else None,
             }
     if run.is_job and len(run.busy):
         figures["kernel_s"] = busy_of_ranks(run)

@@ -65,7 +65,7 @@ def split_kernels(run: Run) -> pd.DataFrame:
             shares[kernel] = known
     split = [shares.get(kernel, {}) for kernel in run.kernels["compiled"]]
     many = [max(len(part), 1) for part in split]
-    rows = run.kernels.loc[run.kernels.index.repeat(many)].reset_index(drop=True)
+    rows = run.kernels.iloc[np.repeat(np.arange(len(many)), many)].reset_index(drop=True)
     rows = rows.assign(part=[part for parts in many for part in range(parts)], parts=np.repeat(many, many), kernels=1)
     if not shares:
         return rows

@@ -9,6 +9,7 @@ from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.known_flops import known_of
 from gpuprof.record import Run
 from gpuprof.theory import rule_for
+from gpuprof.theory.generated import generated
 from gpuprof.theory.names import communicates
 from gpuprof.theory.rules import PRODUCTS
 
@@ -55,6 +56,6 @@ def reason(unpriced_ops: Iterable[str]) -> str:
     if not ops:
         return ""
     more = f" and {len(ops) - 1} more such" if len(ops) > 1 else ""
-    if rule_for(ops[0]):
+    if rule_for(ops[0]) or generated(ops[0]):
         return f"withheld: of {ops[0]}{more} FLOPs are not known of all calls"
     return f"withheld: {ops[0]}{more} may multiply and has no FLOP rule; give it one with @gpuprof.flop_rule"

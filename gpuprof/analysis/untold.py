@@ -12,6 +12,7 @@ from gpuprof.analysis.known_flops import NEARLY_ALL, matmul_kernels, priced_shar
 from gpuprof.analysis.operators import plain_op
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.theory.generated import REDUCTION, generated
 from gpuprof.traces.events import launches_graph
 
 _LEAST = 0.0005
@@ -30,8 +31,8 @@ def untold(run: Run) -> list[str]:
         return []
     facts = run.passes["trace"].facts
     looks = (
-        _shapes, _modules, _regions, _unseen, _graphs, _launchers, _without_flops, _unread, _masks, _not_run, _device,
-        _outside, _left_out, _accuracy,
+        _shapes, _modules, _regions, _unseen, _graphs, _launchers, _without_flops, _as_sums, _unread, _masks, _not_run,
+        _device, _outside, _left_out, _accuracy,
     )  # fmt: skip
     return [sentence for look in looks for sentence in look(run, facts)]
 
@@ -111,6 +112,22 @@ def _without_flops(run: Run, facts: dict[str, Any]) -> Iterator[str]:
             f"{units.percent(1 - share)} of the matmul kernel time is of kernels whose FLOPs are not known, "
             f"most of it {_named(times.index)}{bound}."
         )
+
+
+def _as_sums(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+    kernels = run.kernels[run.kernels["kernel"].map(_perhaps_sums).astype(bool)]
+    times = kernels.groupby("kernel")["duration_ns"].sum().sort_values(ascending=False)
+    yield from _share_of(
+        run, int(times.sum()),
+        f"{{}} of the kernel time is of {_named(times.index)}: where a compiler wrote a product out as a sum, its "
+        "FLOPs are in no count",
+    )  # fmt: skip
+
+
+def _perhaps_sums(kernel: str) -> bool:
+    """Whether a generated kernel may multiply without being a template: products with few rows are summed so."""
+    made = generated(kernel)
+    return made is not None and made.work in ("", REDUCTION) and not {"mm", "bmm", "mv", "dot"}.isdisjoint(made.ops)
 
 
 def _unread(run: Run, facts: dict[str, Any]) -> Iterator[str]:

@@ -6,7 +6,6 @@ runs it again in the backward. Each of these is a graph of its own in the tables
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -15,10 +14,9 @@ from gpuprof.compiled.capture import Graph
 from gpuprof.compiled.nodes import operators, place, strangers
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.theory.attention import AttentionFacts
+from gpuprof.theory.generated import generated
 from gpuprof.theory.priced import FIGURES
 from gpuprof.traces.owners import KernelCall
-
-_GENERATED = re.compile(r"(?:cpp|triton_[a-z]+)_(\w+?)(?:_\d+)?$").match
 
 
 class _Called(NamedTuple):
@@ -80,10 +78,11 @@ class Lowered:
         module, where = UNATTRIBUTED, ""
         if of_kernel := [row for row in rows if row["kernel"] == kernel]:
             module, where = place(of_kernel)
-        name = kernel.rpartition(":")[0]
-        generated = "" if "." in name else name
         module = _moved(module, graph.frame.region, region)
-        return KernelCall(key, generated, _operator(generated), module, where if static else "")
+        name = kernel.rpartition(":")[0]
+        if "." in name:  # extern_kernels.mm, torch.ops.aten.sort.stable: called as it is
+            return KernelCall(key, "", "", module, where if static else "")
+        return KernelCall(key, name, _operator(name), module, where if static else "")
 
     def graphs(self) -> Iterator[dict[str, Any]]:
         """Rows of the ``graphs`` table: of those that the step has called."""
@@ -124,7 +123,7 @@ def _moved(module: str, region: str, caller: str) -> str:
     return f"{caller}.{rest}" if caller else rest
 
 
-def _operator(generated: str) -> str:
-    """What stands for an operator where a kernel was generated: its name, without its language and number."""
-    found = _GENERATED(generated)
-    return f"inductor::{found[1] if found else generated}" if generated else ""
+def _operator(kernel: str) -> str:
+    """What stands for an operator where a kernel was generated, or written by the user in Triton."""
+    found = generated(kernel)
+    return found.op if found else f"inductor::{kernel}"

@@ -11,19 +11,26 @@ import re
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch._dynamo.utils as dynamo
+from torch._dynamo import trace_rules
 from torch._dynamo.callback import CallbackArgs, CallbackTrigger, callback_handler
 
+import gpuprof
 from gpuprof.compiled.afresh import Backend, compiled_afresh
 from gpuprof.compiled.caches import clear_caches, empty_caches
 from gpuprof.record import table
 from gpuprof.undo import patched, undoing
+
+_PACKAGE = Path(gpuprof.__file__).parent
+_OURS = [_PACKAGE / part for part in ("passes", "compiled", "attribution.py", "undo.py")]
+"""What may run inside a step: where that is compiled, it is not to be compiled with it."""
 
 WARM = "warm"
 """The pass of what is compiled once more, with caches that hold it."""
@@ -106,7 +113,7 @@ class Watch:
             return
         before, self._in_pass = self._in_pass, WARM
         try:
-            with compiled_afresh(_again):
+            with compiled_afresh(again):
                 clear_caches()  # those in memory: another process has none
                 step()
         finally:
@@ -207,6 +214,7 @@ def watched(tell: Callable[[str, int, int], None]) -> Iterator[Watch]:
             watch.says(event_name, metadata)
             told(event_name, metadata, time_ns)
 
+        into.enter_context(patched(trace_rules, {"SKIP_DIRS_RE": _skipping(_OURS)}))
         told = dynamo.CompileEventLogger.instant
         kept = dynamo._compilation_metrics
         metrics = Metrics(kept, maxlen=kept.maxlen)
@@ -222,7 +230,14 @@ def watched(tell: Callable[[str, int, int], None]) -> Iterator[Watch]:
         yield watch
 
 
-def _again(backend: Backend) -> Backend:
+def _skipping(files: Iterable[Path]) -> re.Pattern[str]:
+    """What tells Dynamo of files whose functions it leaves alone, with these among them."""
+    ours = "|".join(re.escape(file.as_posix()) for file in files)
+    return re.compile(f"{trace_rules.SKIP_DIRS_RE.pattern}|^({ours})")
+
+
+def again(backend: Backend) -> Backend:
+    """A backend that does the same, and is another one to Dynamo."""
     return lambda graph, inputs, **rest: backend(graph, inputs, **rest)
 
 

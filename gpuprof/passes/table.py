@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gpuprof.compiled.watch import Watch
+from gpuprof.compiled.afresh import compiled_afresh
+from gpuprof.compiled.regions import STEP
+from gpuprof.compiled.watch import Watch, again
 from gpuprof.errors import GpuprofError
 from gpuprof.parallel.layout import first_steps
 from gpuprof.passes import counters, memory, steady, telemetry, timing, trace
@@ -161,7 +163,8 @@ def _time(measuring: Measuring) -> PassOutcome:
                 measuring.seeded()
                 compiled.number(number)
 
-            run.samples, outcome = timing.measure(workload, measuring.steps, before_step, tick)
+            whole = STEP in run.workload.get("compiled", ())
+            run.samples, outcome = timing.measure(workload, measuring.steps, before_step, tick, phases=not whole)
         break
     compiled.number(None)
     outcome.facts = {"warmup": measuring.warmup * (window + 1)} | outcome.facts
@@ -218,11 +221,13 @@ def _first(measuring: Measuring) -> int:
 
 def _memory(measuring: Measuring) -> PassOutcome:
     run = measuring.run
-    for window in range(_MOST_WINDOWS):  # what is compiled in the step takes memory of its own
-        before = measuring.watch.begun
-        run.memory, run.timeline, outcome = memory.measure(measuring.workload, measuring.seeded)
-        if not measuring.again(window, before):
-            break
+    whole = STEP in run.workload.get("compiled", ())  # compiled anew with all that looks at it, which is not to stay
+    with compiled_afresh(again) if whole else nullcontext():
+        for window in range(_MOST_WINDOWS):  # what is compiled in the step takes memory of its own
+            before = measuring.watch.begun
+            run.memory, run.timeline, outcome = memory.measure(measuring.workload, measuring.seeded)
+            if not measuring.again(window, before):
+                break
     return outcome
 
 

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pandas as pd
@@ -27,7 +28,7 @@ def warm_up(workload: Workload, steps: int, before_step: Callable[[], None], tic
 
 
 def measure(
-    workload: Workload, steps: int, before_step: Callable[[int], None], tick: Callable[[], None]
+    workload: Workload, steps: int, before_step: Callable[[int], None], tick: Callable[[], None], phases: bool = True
 ) -> tuple[pd.DataFrame, PassOutcome]:
     """Time steps and their phases.
 
@@ -39,6 +40,7 @@ def measure(
         steps: how many.
         before_step: given the number of a step, run before it, outside the clock (seeding).
         tick: called after every step (progress).
+        phases: tell phases and inputs apart. Not where a step is compiled as a whole, which would be compiled anew.
 
     Returns:
         The ``samples`` table, in seconds, and the outcome; of a step that was given its fact ``inputs`` is the number
@@ -51,20 +53,23 @@ def measure(
     references: list[tuple[int, float]] = []
     inputs: Counter[str] = Counter()
     marks: list[tuple[str, Any]] = []
-    with (
-        observed_inputs(workload, search=False) as given_now,
-        observed_phases(workload, lambda name: marks.append((name, now()))) as phase,
-    ):
+    with ExitStack() as into:
+        given_now, phase = None, None
+        if phases:
+            given_now = into.enter_context(observed_inputs(workload, search=False))
+            phase = into.enter_context(observed_phases(workload, lambda name: marks.append((name, now()))))
         for index in range(steps):
             before_step(index)
-            phase.start()
+            if phase is not None:
+                phase.start()
             marks = []
             if cuda and index == 0:
                 torch.cuda.synchronize(workload.device)
-            marks.append(("forward", now()))
+            marks.append(("forward" if phases else "", now()))
             workload.step()
             marks.append(("", now()))
-            inputs[given_now().shapes] += 1
+            if given_now is not None:
+                inputs[given_now().shapes] += 1
             if reference is not None and (seconds := reference()):
                 references.append((index, seconds))
             steps_marks.append(marks)
@@ -94,5 +99,5 @@ def _durations(step: int, marks: list[tuple[str, Any]], cuda: bool) -> list[dict
         phases[name] = phases.get(name, 0.0) + between(start, end)
     total = between(marks[0][1], marks[-1][1])
     return [{"step": step, "phase": "step", "time_s": total}] + [
-        {"step": step, "phase": name, "time_s": seconds} for name, seconds in phases.items()
+        {"step": step, "phase": name, "time_s": seconds} for name, seconds in phases.items() if name
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from math import inf
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,8 @@ from rich.text import Text
 
 from gpuprof import units
 from gpuprof.analysis import communication
+from gpuprof.analysis.compilation import compile_lines
+from gpuprof.analysis.compiled import compiled_lines
 from gpuprof.analysis.consistency import SLOWED, inconsistencies, withheld, withheld_of_kernels, withheld_of_owners
 from gpuprof.analysis.counted import hardware
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds
@@ -101,7 +104,8 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
                 f"{at_least(run)}{units.si(sums['flops_recompute'], 'FLOPs')} of {whose}, not in the model's FLOPs",
             )
         beyond = f"hardware {at_least(run)}{units.si(sums['flops_hardware'], 'FLOPs')}"
-        if (run.ops["flops_hardware"] < run.ops["flops_full"]).any() and sums["flops_hardware"] < sums["flops"]:
+        skips = (run.ops["flops_hardware"] < run.ops["flops_full"]).any()
+        if skips and (sums["flops_hardware"] or inf) < sums["flops"]:
             beyond += " (fused causal attention skips what the full square counts)"
         # of a recording those of some are not known: GELU's, whose kind no file has, or of a long list of tensors
         untold = run.ops.loc[run.ops["kind"] == "vector", "vector_flops"].isna()
@@ -127,14 +131,20 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
         yield "Telemetry", watched
     if sums["kernel_s"] is not None:
         yield "Kernels", _kernels(run, sums)
-    if compiled := lines(run):
-        yield "Compiled", " ".join(compiled)
+    if compiled := compilation_lines(run):
+        yield "Compilation", "\n".join(compiled)
     if len(run.kernels) and (found := communication.account(run)).communication_ns:
         yield "Communication", _communication(run, found, sums["step_s"])
     if len(run.collectives) and run.is_job:
         yield "Communication", _of_job(run, sums["step_s"])
     if sums["peak_bytes"] is not None:
         yield "Memory", _memory(run, sums)
+
+
+def compilation_lines(run: Run) -> list[str]:
+    """All that is to be known of the compiled code of a run, a line each; else none."""
+    said = [*compile_lines(run), *lines(run), *compiled_lines(run)]
+    return [line[:1].upper() + line[1:] for line in said]
 
 
 def _formula(run: Run, convention: str, sums: dict[str, Any]) -> str:
@@ -283,6 +293,8 @@ def _achieved(run: Run, view: View, sums: dict[str, Any]) -> str:
             ideal_seconds(rows, column, peaks, run).sum(skipna=False) * scale / sums["step_s"]
             for rows, column, scale in ((model, "flops", formula), (done, "flops_hardware", 1.0))
         ]
+        if len(run.nodes) and sums["flops_hardware"] is None:
+            parts[1] = None
         used = {dtype: peaks[dtype] for dtype in _dtypes(model) if dtype in peaks}
         peak = ", ".join(f"{dtype} {units.si(value, 'FLOP/s')}" for dtype, value in used.items())
         peak += " of all ranks together" if run.is_job and peak else ""

@@ -14,7 +14,6 @@ from gpuprof.analysis.collectives import ON_A_CPU, by_collective
 from gpuprof.analysis.communication import collectives
 from gpuprof.analysis.consistency import inconsistencies, withheld_of_kernels
 from gpuprof.analysis.executed import counters_only
-from gpuprof.analysis.fused import lines
 from gpuprof.analysis.hints import hints
 from gpuprof.analysis.known_flops import at_least, known_of
 from gpuprof.analysis.modules import by_kernel, by_module, by_op, convention_of, totals
@@ -25,7 +24,7 @@ from gpuprof.analysis.untold import host_steps, untold
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.render.backward import verdict
-from gpuprof.render.header import times_of
+from gpuprof.render.header import compilation_lines, times_of
 from gpuprof.render.tables import OF_A_JOB, OF_COMPILED, plain, readable, spread
 from gpuprof.render.tree import build, has_rate, walk
 from gpuprof.theory import CONVENTIONS
@@ -178,10 +177,10 @@ def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[s
         if run.workload.get("unsharded"):
             said.append(f"Replication: {sentence(run.workload['unsharded'], run.workload['world'])}.")
         yield _section("ranks", "Ranks", " ".join(said), figure=picture, table=_flat(of_ranks, summary=True))
-    if compiled := lines(run):
+    if compiled := compilation_lines(run):
         of_graphs = run.graphs.assign(region=run.graphs["region"].replace("", "(root)"))
         shown = _flat(of_graphs) if len(of_graphs) else None
-        yield _section("compilation", "Compilation", " ".join(compiled), table=shown)
+        yield _section("compilation", "Compilation", lines=compiled, table=shown)
     if run.done("count"):
         text = OF_A_JOB["op"] if run.is_job else ""
         text = OF_COMPILED["op"] if len(run.nodes) else text

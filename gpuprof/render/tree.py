@@ -158,7 +158,7 @@ def _mean(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, float]]
     for column in figures:
         if _is_timed(column):
             values = pd.to_numeric(pd.Series([row[column] for row in rows], dtype="Float64"))
-            figures[column] = values.mean()
+            figures[column] = values.mean(skipna=column not in _TIMES)
             if column in _TIMES and values.mean() is not pd.NA and values.mean() > 0:
                 spread[column] = float(values.std(ddof=0) / values.mean())
     for phase in ("forward", "backward"):  # a rate of means, not a mean of rates

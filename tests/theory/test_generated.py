@@ -1,9 +1,19 @@
 """Names of kernels that Inductor generated, as recordings and generated code have them (torch 2.0 to 2.13)."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from gpuprof.theory.generated import _BESIDES, Generated, generated
 from gpuprof.theory.rules import _RULES
+from gpuprof.theory.tiling import multiplies
+
+TRITON = json.loads((Path(__file__).parents[1] / "data" / "compiled" / "triton-kernels.json").read_text())["cases"]
+WORKS = {
+    "pointwise": "pointwise", "reduction": "reduction", "persistent_reduction": "reduction", "template": "template",
+    "foreach": "foreach",
+}  # fmt: skip
 
 NAMES = {
     # of a GPU
@@ -127,3 +137,29 @@ def test_words_name_the_operators():
     assert generated("triton_poi_fused_gelu_view_1").words == "gelu, view"
     assert generated("triton_poi_fused_gelu_native_layer_no").words == "gelu and more"
     assert generated("triton_poi_fused_0").words == ""
+
+
+@pytest.mark.parametrize("case", TRITON, ids=[case["what"] for case in TRITON])
+def test_names_say_what_the_code_is_decorated_with(case):
+    for name, heuristics in case["kernels"].items():
+        assert generated(name).work == WORKS[heuristics]
+        assert multiplies(name) is (heuristics == "template")
+
+
+@pytest.mark.parametrize("case", TRITON, ids=[case["what"] for case in TRITON])
+def test_names_have_the_operators_that_the_nodes_were_made_of(case):
+    """Of the first call: a kernel that does again what another has done is called by that one's name."""
+    for graph in case["graphs"]:
+        calls = [call.rpartition(":") for call in graph]
+        assert [int(number) for *_, number in calls] == sorted(int(number) for *_, number in calls)
+        first = {name: graph[f"{name}:{number}"] for name, _, number in reversed(calls)}
+        for name, operators in first.items():
+            made = generated(name)
+            assert (made is not None) is (name in case["kernels"])
+            if made and made.ops:  # combined kernels of torch 2.13 name none
+                assert list(made.ops) == operators
+
+
+def test_most_of_them_name_operators():
+    names = [name for case in TRITON for name in case["kernels"]]
+    assert (len(names), sum(bool(generated(name).ops) for name in names)) == (60, 56)

@@ -1,0 +1,101 @@
+"""What torch.compile did in a run, in words: how long it took, what it broke at, and what it compiled again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from gpuprof import units
+from gpuprof.record import Run
+
+_TOLD = 5
+"""Breaks, recompilations and the like that are told one by one."""
+
+
+def compile_lines(run: Run) -> list[str]:
+    """What there is to say of compilation, one line each; nothing where nothing is compiled."""
+    if run.compilations.empty and not run.workload.get("compiled"):
+        return []
+    return [*_how(run), *_times(run), *_graphs(run), *_breaks(run), *_recompiled(run), *_cuda_graphs(run)]
+
+
+def compile_seconds(run: Run) -> tuple[float | None, float | None]:
+    """Seconds that the compilations of a step took with empty caches, and with caches that held them.
+
+    None where it is not known: the first where something was compiled before the run.
+    """
+    cold, warm = _steps_own(run), run.compilations[run.compilations["pass"] == "warm"]
+    known = not cold.empty and set(warm["frame"]) <= set(cold["frame"])
+    return (
+        float(cold["total_s"].sum()) if known and not cold["cache"].str.startswith("hit").any() else None,
+        float(warm["total_s"].sum()) if not warm.empty else None,
+    )
+
+
+def _steps_own(run: Run) -> pd.DataFrame:
+    """What the steps compiled by themselves, and nobody to look at it."""
+    return run.compilations[~run.compilations["pass"].isin(["warm", "trace"])]
+
+
+def _how(run: Run) -> Iterator[str]:
+    by_how: dict[str, list[str]] = {}
+    for path, how in run.workload.get("compiled", {}).items():
+        by_how.setdefault(how, []).append({"": "the model", "(step)": "the step"}.get(path, path))
+    for how, paths in by_how.items():
+        whole = ", ".join(paths) if len(paths) <= _TOLD else f"{', '.join(paths[:2])} and {len(paths) - 2} more modules"
+        yield f"compiled: {whole} ({how})"
+
+
+def _times(run: Run) -> Iterator[str]:
+    cold, warm = compile_seconds(run)
+    if cold is None and not (run.done("time") or run.done("memory")):
+        return
+    if cold is None:
+        yield "time to compile: not known with empty caches, as it was compiled before the profile"
+    else:
+        own = _steps_own(run)
+        parts = [f"{units.duration(own[name].sum())} in {words}" for name, words in _PARTS.items() if own[name].any()]
+        yield f"time to compile: {units.duration(cold)} with empty caches ({', '.join(parts)})"
+    if warm is not None:
+        yield f"compiled once more from the caches: {units.duration(warm)}"
+
+
+_PARTS = {"dynamo_s": "Dynamo", "inductor_s": "Inductor"}
+
+
+def _graphs(run: Run) -> Iterator[str]:
+    if not run.graphs.empty:
+        calls = int(run.graphs["calls"].sum())
+        yield f"{units.number(len(run.graphs), 'graph')} in {units.number(calls, 'call')} in the traced step"
+
+
+def _breaks(run: Run) -> Iterator[str]:
+    rows = run.breaks
+    if rows.empty:
+        if not run.compilations.empty:
+            yield "no graph breaks"
+        return
+    yield f"{units.number(int(rows['breaks'].sum()), 'graph break')}:"
+    for row in rows.head(_TOLD).itertuples():
+        yield f"  {row.place}: {row.reason}" + (f" ({row.breaks} times)" if row.breaks > 1 else "")
+    if len(rows) > _TOLD:
+        yield f"  and at {len(rows) - _TOLD} more places"
+
+
+def _recompiled(run: Run) -> Iterator[str]:
+    own = _steps_own(run)
+    for frame, rows in own[own["reason"] != ""].groupby("frame", sort=False):
+        first = rows["reason"].iloc[0]
+        yield f"{frame or 'a function'} recompiled {units.number(len(rows), 'time')}, first as it failed {first}"
+    for frame, rows in own[own["gave_up"] != ""].groupby("frame", sort=False):
+        yield f"{frame or 'a function'} not compiled: {rows['gave_up'].iloc[0]}"
+
+
+def _cuda_graphs(run: Run) -> Iterator[str]:
+    said = _steps_own(run)["cuda_graph"]
+    for what, times in said[said != ""].value_counts().items():
+        if what == "recorded":
+            yield f"{units.number(times, 'CUDA graph')} recorded; the trace pass runs the same kernels without them"
+        else:
+            yield f"CUDA graphs {what} ({units.number(times, 'graph')})"
