@@ -94,7 +94,7 @@ def _kernels_of(graph: Graph, kernels: Mapping[str, Sequence[str]]) -> dict[str,
     inputs are copied first, and the operator with that copy: neither does the other's work. One that only copies them
     is the operator's too, which it does not do again.
     """
-    ops = {node.name: _plain(_name(_call(node)[0])) for node in _nodes(graph)}
+    ops = {node.name: _plain(_name(_call(node)[0])) for node in _nodes(graph) if not _is_view(node)}
     alone: dict[str, str] = {}
     for kernel, names in kernels.items():
         parts = kernel.rpartition(":")[0].split(".")  # extern_kernels.mm, torch.ops.aten.sort.stable
@@ -104,7 +104,8 @@ def _kernels_of(graph: Graph, kernels: Mapping[str, Sequence[str]]) -> dict[str,
     found: dict[str, list[str]] = {}
     for kernel, names in kernels.items():
         own = [name for name in names if alone.get(name) == kernel]
-        for name in dict.fromkeys(own or [name for name in names if name not in alone] or names):
+        others = [name for name in names if name not in alone]
+        for name in dict.fromkeys(own or (others if not ops.keys().isdisjoint(others) else names)):
             found.setdefault(name, []).append(kernel)
     for name, kernel in alone.items():
         found[name].sort(key=kernel.__ne__)

@@ -360,10 +360,15 @@ def test_a_kernel_of_a_library_does_its_operator_alone():
 def test_a_copy_of_an_input_is_the_operators_that_needs_it():
     graph = Graph()
     a, b = graph.given("a", 4, 8), graph.given("b", 8, 4)
-    graph.output(graph.add("mm", aten.mm.default, a, b, module="fc"))
-    rows = rows_of(graph, {"cpp_fused_mm_0:1": ["mm"], "extern_kernels.mm:2": ["mm"]})
+    turned = graph.add("turned", aten.permute.default, a, [1, 0], module="act")
+    graph.output(
+        graph.add("mm", aten.mm.default, graph.add("back", aten.t.default, turned, module="act"), b, module="fc")
+    )
+    rows = rows_of(graph, {"cpp_fused_mm_0:1": ["turned", "mm"], "extern_kernels.mm:2": ["mm"]})
 
-    assert [(row["kernel"], row["repeat"]) for row in rows] == [("extern_kernels.mm:2", 0), ("cpp_fused_mm_0:1", 1)]
+    done = [(row["kernel"], row["repeat"]) for row in rows if row["module"] == "fc"]
+    assert done == [("extern_kernels.mm:2", 0), ("cpp_fused_mm_0:1", 1)]
+    assert place([row for row in rows if row["kernel"] == "cpp_fused_mm_0:1"]) == ("fc", "forward")
 
 
 def test_a_kernel_that_is_not_named_after_its_operator_does_all_that_it_says():
