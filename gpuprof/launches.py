@@ -87,6 +87,7 @@ def merge(run: Run, repeated: list[Run]) -> None:
         frames = [getattr(other, name).assign(launch=number) for number, other in enumerate(repeated, start=1)]
         rows = pd.concat(frames, ignore_index=True)
         setattr(run, name, table(name, {column: list(rows[column]) for column in rows}))
+    run.compilations, run.breaks = repeated[0].compilations, repeated[0].breaks  # each compiles the same by itself
     run.launches = table("launches", [row for number, other in enumerate(repeated, 1) for row in _rows(number, other)])
     run.warnings = list(dict.fromkeys([*run.warnings, *(line for other in repeated for line in other.warnings)]))
 

@@ -23,13 +23,15 @@ def compile_lines(run: Run) -> list[str]:
 def compile_seconds(run: Run) -> tuple[float | None, float | None]:
     """Seconds that the compilations of a step took with empty caches, and with caches that held them.
 
-    None where it is not known: the first where something was compiled before the run.
+    None where it is not known: the first where something was compiled before the run, the second where the caches did
+    not have all, as once Dynamo knows which shapes vary.
     """
     cold, warm = _steps_own(run), run.compilations[run.compilations["pass"] == "warm"]
+    missed = warm["cache"].str.startswith(("miss", "bypass")).any()
     known = not cold.empty and set(warm["frame"]) <= set(cold["frame"])
     return (
         float(cold["total_s"].sum()) if known and not cold["cache"].str.startswith("hit").any() else None,
-        float(warm["total_s"].sum()) if not warm.empty else None,
+        float(warm["total_s"].sum()) if warm["cache"].str.startswith("hit").any() and not missed else None,
     )
 
 
@@ -77,10 +79,11 @@ def _breaks(run: Run) -> Iterator[str]:
             yield "no graph breaks"
         return
     yield f"{units.number(int(rows['breaks'].sum()), 'graph break')}:"
-    for row in rows.head(_TOLD).itertuples():
-        yield f"  {row.place}: {row.reason}" + (f" ({row.breaks} times)" if row.breaks > 1 else "")
-    if len(rows) > _TOLD:
-        yield f"  and at {len(rows) - _TOLD} more places"
+    places = rows.groupby(["place", "reason"], sort=False)["breaks"].sum()
+    for (place, reason), times in places.head(_TOLD).items():
+        yield f"  {place}: {reason}" + (f" ({times} times)" if times > 1 else "")
+    if len(places) > _TOLD:
+        yield f"  and {units.number(len(places) - _TOLD, 'more place')}"
 
 
 def _recompiled(run: Run) -> Iterator[str]:

@@ -36,7 +36,7 @@ WARM = "warm"
 """The pass of what is compiled once more, with caches that hold it."""
 
 _CACHE = re.compile(r"(autograd|fx_graph)_cache_(\w+)").fullmatch
-_GUARD = re.compile(r"^\d+/\d+: (?P<guard>.*?)(?:\s+#.*?(?P<place>[^/\s#]+:\d+) in \S+)?\s*$").match
+_GUARD = re.compile(r"^\d+/\d+: (?P<guard>.*?)(?:\s+#.*?(?P<place>[^/\s#]+:\d+) in \S+.*)?\s*$").match
 _EXPLANATION = re.compile(r"^\s*Explanation: (.*)$", re.MULTILINE).search
 
 

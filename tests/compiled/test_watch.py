@@ -209,7 +209,7 @@ def test_a_compiled_step_is_compiled_without_us():
     )
     assert run.workload["compiled"] == {"(step)": "aot_eager"}
     assert set(run.samples["phase"]) == {"step", "reference"}  # to see phases would be to compile another step
-    ours = r"\((phases|preserve|attribution|watch|kept|memory|timing)\.py"
+    ours = r"\((?:phases|preserve|attribution|watch|kept|memory|timing)\.py"
     assert not run.compilations["frame"].str.contains(ours).any()
     compiled = utils.counters["stats"]["unique_graphs"]
     step()
@@ -243,6 +243,8 @@ def test_guards_in_short():
     assert guards("0/0: tensor 'x' size mismatch at index 0. expected 3, actual 5") == (
         "tensor 'x' size mismatch at index 0. expected 3, actual 5"
     )
+    hinted = "0/0: check(x), type=T  # name = f'{a}'  # transformers/utils/deprecation.py:126 in call (HINT: type T)"
+    assert guards(hinted) == "check(x), type=T (deprecation.py:126)"
     assert guards("0/0: BACKEND_MATCH failure: Cached backend: A. New backend: gpuprof.compiled.watch.again") == ""
     assert guards("") == ""
 
