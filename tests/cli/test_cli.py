@@ -71,6 +71,20 @@ def test_profile_then_show(gpuprof_cli, model, tmp_path):
     assert float(rows.loc["", "mfu"]) > 0
 
 
+def test_a_model_is_compiled_on_demand(gpuprof_cli, model, tmp_path):
+    out = tmp_path / "run.json"
+
+    gpuprof_cli(
+        "profile", model, "--compile", "default", "--mode", "forward", "--passes", "count,time", "-q", "-o", out
+    )
+    run = load(out)
+
+    assert run.workload["compiled"] == {"": "inductor, mode default"}
+    assert [*run.compilations["pass"]] == ["time", "warm"]
+    assert [*run.compilations["cache"]] == ["miss", "hit"]
+    assert run.passes["time"].facts == {"warmup": 2, "steps": 3}
+
+
 def test_count_needs_no_measuring(gpuprof_cli, tmp_path):
     made = gpuprof_cli("count", "smollm2-135m", "--seq-len", 16, "-o", tmp_path / "c.json.gz", "-q")
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from gpuprof.compiled.regions import regions
 from gpuprof.errors import GpuprofError
 from gpuprof.workload import Options, build
 from gpuprof.workload.userfile import Given, place
@@ -223,3 +224,21 @@ def test_a_container_stays_of_its_class_wherever_its_tensors_go(inputs, name, wr
         assert workload.description["samples_per_step"] == 2
     with Weightless():
         assert workload.step().device.type == "meta"  # as its input is
+
+
+def test_a_step_of_its_own_is_compiled_by_the_file(write):
+    reference = write(
+        "def make():\n    m = nn.Linear(4, 3)\n    return {'model': m, 'step': lambda: m(torch.ones(2, 4)).sum()}\n"
+    )
+
+    with pytest.raises(GpuprofError, match="gives a step of its own: let it compile that, and leave --compile out"):
+        build(reference, Options(compile="default"))
+
+
+def test_a_model_of_a_file_is_compiled_in_place(write):
+    reference = write("def make():\n    return nn.Linear(4, 3), torch.ones(2, 4)\n")
+    workload = build(reference, Options(compile="max-autotune"))
+
+    assert [path for path, _ in workload.model.named_modules()] == [""]
+    assert regions(workload) == {"": "inductor, mode max-autotune"}
+    assert "compile" not in workload.description

@@ -130,3 +130,12 @@ def test_in_place_slices_of_a_parameter(tmp_path):
         "forward": 2 * 4 * 8 * 8,
         "backward": 2 * 4 * 8 * 8,
     }
+
+
+def test_what_has_no_weights_is_not_compiled():
+    with pytest.raises(GpuprofError) as caught:
+        count("gpt2", compile="default")
+
+    assert str(caught.value) == (
+        "--compile default is for a model that runs: a count without weights counts what is not compiled"
+    )
