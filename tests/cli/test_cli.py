@@ -72,17 +72,16 @@ def test_profile_then_show(gpuprof_cli, model, tmp_path):
 
 
 def test_a_model_is_compiled_on_demand(gpuprof_cli, model, tmp_path):
-    out = tmp_path / "run.json"
+    out, options = tmp_path / "run.json", ("--mode", "forward", "--passes", "count,time", "-q")
 
-    gpuprof_cli(
-        "profile", model, "--compile", "default", "--mode", "forward", "--passes", "count,time", "-q", "-o", out
-    )
-    run = load(out)
+    done = gpuprof_cli("profile", f"{model}:net", "--compile", "default", *options, "-o", out)
+    assert done.returncode == 0, done.stderr
+    run = json.loads(out.read_text())
 
-    assert run.workload["compiled"] == {"": "inductor, mode default"}
-    assert [*run.compilations["pass"]] == ["time", "warm"]
-    assert [*run.compilations["cache"]] == ["miss", "hit"]
-    assert run.passes["time"].facts == {"warmup": 2, "steps": 3}
+    assert run["workload"]["compiled"] == {"": "inductor, mode default"}
+    assert run["compilations"]["pass"] == ["time", "warm"]
+    assert run["compilations"]["cache"] == ["miss", "hit"]
+    assert run["passes"]["time"]["facts"] == {"warmup": 2, "steps": 3}
 
 
 def test_count_needs_no_measuring(gpuprof_cli, tmp_path):
