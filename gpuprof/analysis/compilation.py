@@ -14,9 +14,11 @@ _TOLD = 5
 
 
 def compile_lines(run: Run) -> list[str]:
-    """What there is to say of compilation, one line each; nothing where nothing is compiled."""
+    """What there is to say of compilation, one line each; nothing where nothing is compiled. Of a job only how."""
     if run.compilations.empty and not run.workload.get("compiled"):
         return []
+    if run.is_job:  # each rank compiles by itself, and says so in its own run
+        return [*_how(run)]
     return [*_how(run), *_times(run), *_graphs(run), *_breaks(run), *_recompiled(run), *_cuda_graphs(run)]
 
 
@@ -24,13 +26,15 @@ def compile_seconds(run: Run) -> tuple[float | None, float | None]:
     """Seconds that the compilations of a step took with empty caches, and with caches that held them.
 
     None where it is not known: the first where something was compiled before the run, the second where the caches did
-    not have all, as once Dynamo knows which shapes vary.
+    not have all, as once Dynamo knows which shapes vary. Of graphs that are equal all but the first are found in caches
+    that were empty.
     """
-    cold, warm = _steps_own(run), run.compilations[run.compilations["pass"] == "warm"]
+    own, warm = _steps_own(run), run.compilations[run.compilations["pass"] == "warm"]
+    cold = own[own["pass"] == own["pass"].iloc[0]] if len(own) else own  # a later pass finds it in the caches
     missed = warm["cache"].str.startswith(("miss", "bypass")).any()
     known = not cold.empty and set(warm["frame"]) <= set(cold["frame"])
     return (
-        float(cold["total_s"].sum()) if known and not cold["cache"].str.startswith("hit").any() else None,
+        float(cold["total_s"].sum()) if known else None,
         float(warm["total_s"].sum()) if warm["cache"].str.startswith("hit").any() and not missed else None,
     )
 

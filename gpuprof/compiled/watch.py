@@ -255,7 +255,9 @@ def in_short(reason: str) -> str:
 def guards(reason: str) -> str:
     """Guards that failed, as Dynamo has them, each with its place: ``len(l) == 1 (net.py:27)``."""
     known = [_GUARD(line) for line in reason.splitlines()]
-    found = [one for one in known if one and "New backend: gpuprof." not in one["guard"]]  # compiled afresh, by us
+    # of other backends are what is compiled afresh, by us, and every graph that DDP cuts up for its buckets
+    others = ("New backend: gpuprof.", "New backend: torch._dynamo.backends.distributed.")
+    found = [one for one in known if one and not any(other in one["guard"] for other in others)]
     return "; ".join(f"{one['guard']} ({one['place']})" if one["place"] else one["guard"] for one in found)
 
 

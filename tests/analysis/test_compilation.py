@@ -43,6 +43,12 @@ def test_cold_and_warm():
     ]
 
 
+def test_of_equal_graphs_the_second_is_cold_too_and_later_passes_are_not():
+    equal, later = compilation("time", "forward", "hit", 0.25), compilation("memory", "forward", "hit", 2.0)
+
+    assert compile_seconds(compiled_run(*COLD, equal, WARM, later)) == (12.25, 0.5)
+
+
 def test_what_was_compiled_before_has_no_time():
     run = compiled_run(TRACED)
 
