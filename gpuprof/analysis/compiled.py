@@ -70,16 +70,16 @@ def compiled_lines(run: Run) -> list[str]:
     counted, compiled = (int(known[f"flops_{which}"].sum()) for which in ("counted", "compiled"))
     causes = known[known["cause"] != ""]
     if causes.empty:
-        lines = [f"Compiled code does the {units.si(counted, 'FLOP')} that were counted, each module its own."]
+        lines = [f"Compiled code does the {units.si(counted, 'FLOPs')} that were counted, each module its own."]
     else:
-        lines = [f"Compiled code does {units.si(compiled, 'FLOP')}, where {units.si(counted, 'FLOP')} were counted:"]
+        lines = [f"Compiled code does {units.si(compiled, 'FLOPs')}, where {units.si(counted, 'FLOPs')} were counted:"]
     for cause, rows in causes.groupby("cause", sort=False):
         more = int((rows["flops_compiled"] - rows["flops_counted"]).sum())
-        lines.append(f"  {units.si(abs(more), 'FLOP')} {'more' if more > 0 else 'less'}, {cause}: {_named(rows)}")
+        lines.append(f"  {units.si(abs(more), 'FLOPs')} {'more' if more > 0 else 'less'}, {cause}: {_named(rows)}")
     again = table[(table["phase"] == "recompute") & (table["vector_flops_compiled"] > table["vector_flops_counted"])]
     if len(again):
         vector = int((again["vector_flops_compiled"] - again["vector_flops_counted"]).sum())
-        lines.append(f"  {units.si(vector, 'FLOP')} of elementwise work, {RECOMPUTED}: {_named(again)}")
+        lines.append(f"  {units.si(vector, 'FLOPs')} of elementwise work, {RECOMPUTED}: {_named(again)}")
     if len(unknown):
         lines.append(f"  not known: {_named(unknown)}")
     return lines

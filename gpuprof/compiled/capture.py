@@ -35,7 +35,6 @@ _SETTINGS = {
     "force_disable_caches": True,  # what is in them has no marks, and what has must not get there
 }
 
-
 _CALLS = torch.nn.Module.__call__.__code__.co_filename
 """Where modules are called, each in a function that names it ``self``."""
 
@@ -167,19 +166,27 @@ class Captured:
             frame = frame.f_back
         return UNATTRIBUTED
 
-    def calls(self, lowered: Any, kernel: str, nodes: list[str]) -> str:
-        """Inductor writes a call of a kernel into the code of a graph; returns the mark for it."""
+    def calls(self, lowered: Any, kernel: str, nodes: list[str]) -> str | None:
+        """Inductor writes a call of a kernel into the code of a graph.
+
+        Returns:
+            The mark for it; None where somebody else has the code made, and for longer than this.
+        """
+        frame = self._frames.get(CompileContext.current_compile_id())
+        if frame is None:
+            return None
         number = self._numbers.get(lowered)
         if number is None:
             number = self._numbers[lowered] = len(self.graphs)
-            self.graphs.append(self._graph(lowered))
+            self.graphs.append(self._graph(lowered, frame))
         self.graphs[number].kernels[kernel] = nodes
         return f"{KERNEL_MARK}{number}/{kernel}"
 
-    def _graph(self, lowered: Any) -> Graph:
-        frame = self._frames[CompileContext.current_compile_id()]
-        nodes = lowered.module.graph
-        direction = "backward" if lowered.is_backward else "whole" if lowered.is_inference else "forward"
+    def _graph(self, lowered: Any, frame: Frame) -> Graph:
+        nodes, whole = lowered.module.graph, lowered
+        while (above := getattr(whole, "parent", None)) is not None:  # of a branch or a body
+            whole = above
+        direction = "backward" if whole.is_backward else "whole" if whole.is_inference else "forward"
         if direction == "forward":
             for node in nodes.nodes:
                 if node.op == "call_function" and not node.meta.get("nn_module_stack"):
@@ -187,7 +194,7 @@ class Captured:
             for node in nodes.nodes:
                 if node.meta.get("nn_module_stack"):
                     frame.of_region.discard(node.meta.get("seq_nr"))
-        return Graph(frame, direction, copy.copy(nodes), {})
+        return Graph(frame, direction, nodes, {})
 
 
 @contextmanager
@@ -206,7 +213,8 @@ def captured(model: torch.nn.Module, device: str) -> Iterator[Captured]:
                 into.enter_context(_marked(found))
                 marked = True
             ours: Any = copy.copy(backend)
-            found.without_cuda_graphs |= bool(ours.config.get("triton.cudagraphs"))
+            asked = ours.config.get("triton.cudagraphs", torch._inductor.config.triton.cudagraphs)
+            found.without_cuda_graphs |= bool(asked) and device == "cuda"
             ours.config = ours.config | _SETTINGS
 
             def compile_graph(graph: torch.fx.GraphModule, inputs: Any, **rest: Any) -> Any:
@@ -235,7 +243,8 @@ def _marked(found: Captured) -> Iterator[None]:
             return
         nodes = debug._inductor_triton_kernel_to_post_grad_node_info.get(f"{kernel}:{number}", ())
         mark = found.calls(V.graph, f"{kernel}:{number}", list(nodes))
-        self.writeline(f"with torch._C._profiler._RecordFunctionFast({mark!r}): pass")
+        if mark is not None:
+            self.writeline(f"with torch._C._profiler._RecordFunctionFast({mark!r}): pass")
 
     with empty_caches(), patched(PythonWrapperCodegen, {"write_provenance_debug_handle": write}):
         yield
