@@ -27,7 +27,7 @@ def test_compiled_code_that_does_what_was_counted():
     assert row(frame, module="fc", phase="backward")["flops_compiled"] == 2000
     assert row(frame, module="head", phase="backward")["flops_compiled"] == 800  # not compiled, and the same
     assert compiled_lines(run) == [
-        "Compiled code does the 4.200 KFLOP that were counted, each module its own.",
+        "Compiled code does the 4.200 KFLOPs that were counted, each module its own.",
         "  70 FLOPs of elementwise work, computed again in the backward: act",
     ]
     assert hardware_of_compiled(run) == 1000 + 2000 + 400 + 800
@@ -95,9 +95,9 @@ def test_the_lines_add_up_and_name_the_modules():
     )
 
     assert compiled_lines(run) == [
-        "Compiled code does 5.400 KFLOP, where 4.800 KFLOP were counted:",
+        "Compiled code does 5.400 KFLOPs, where 4.800 KFLOPs were counted:",
         "  600 FLOPs less, left out: act",
-        "  1.200 KFLOP more, computed again in the backward: act, fc",
+        "  1.200 KFLOPs more, computed again in the backward: act, fc",
         "  70 FLOPs of elementwise work, computed again in the backward: act",
     ]
     assert hardware_of_compiled(run) == 4200 + 1200
