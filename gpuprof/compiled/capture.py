@@ -208,16 +208,16 @@ def captured(model: torch.nn.Module, device: str) -> Iterator[Captured]:
         def backend_for(backend: Backend) -> Backend | None:
             if getattr(backend, "compiler_name", "") != "inductor":
                 return None
-            nonlocal marked
-            if not marked:
-                into.enter_context(_marked(found))
-                marked = True
             ours: Any = copy.copy(backend)
             asked = ours.config.get("triton.cudagraphs", torch._inductor.config.triton.cudagraphs)
             found.without_cuda_graphs |= bool(asked) and device == "cuda"
             ours.config = ours.config | _SETTINGS
 
             def compile_graph(graph: torch.fx.GraphModule, inputs: Any, **rest: Any) -> Any:
+                nonlocal marked
+                if not marked:  # not before Dynamo has said that it compiles: then caches may be put somewhere else
+                    into.enter_context(_marked(found))
+                    marked = True
                 found.compiles(graph)
                 return found.calling(ours(graph, inputs, **rest))
 
@@ -246,5 +246,9 @@ def _marked(found: Captured) -> Iterator[None]:
         if mark is not None:
             self.writeline(f"with torch._C._profiler._RecordFunctionFast({mark!r}): pass")
 
-    with empty_caches(), patched(PythonWrapperCodegen, {"write_provenance_debug_handle": write}):
+    with (
+        empty_caches(),
+        debug.reset_provenance_globals(),  # kernels of a backward are numbered on and on, and what is in them is kept
+        patched(PythonWrapperCodegen, {"write_provenance_debug_handle": write}),
+    ):
         yield
