@@ -140,6 +140,7 @@ def _covered(run: Run) -> set[tuple[str, str]]:
     facts = run.passes["trace"].facts if "trace" in run.passes else {}
     unmapped = run.graphs.loc[run.graphs["unmapped"] != "", "region"]
     hidden, regions = {*facts.get("hidden", ()), *unmapped}, {*run.graphs["region"]}
+    hidden |= {UNATTRIBUTED} if len(unmapped) else set()  # which has what could be given to nobody there
     modules = {*run.nodes["module"]}
     for module in {*run.ops["module"]} - modules:  # of which nothing may be left
         if UNATTRIBUTED in regions or regions & {*ancestors(module)}:

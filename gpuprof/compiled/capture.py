@@ -69,12 +69,14 @@ class Graph:
         direction: forward, backward, or whole: of what needs no gradient.
         nodes: its operators, as they are when code is made of them.
         kernels: names of the operators in each call of a kernel, in order, by ``KERNEL:NUMBER``.
+        body: whether it is a branch or the body of a loop in another graph.
     """
 
     frame: Frame
     direction: str
     nodes: torch.fx.Graph
     kernels: dict[str, list[str]]
+    body: bool = False
 
     def owner(self, node: torch.fx.Node) -> str | None:
         """Path of the module that an operator is of; None of those that nobody called, as a sum of gradients."""
@@ -179,22 +181,32 @@ class Captured:
         if number is None:
             number = self._numbers[lowered] = len(self.graphs)
             self.graphs.append(self._graph(lowered, frame))
-        self.graphs[number].kernels[kernel] = nodes
+        own, around = _names(lowered), {name for above in _above(lowered) for name in _names(above)}
+        self.graphs[number].kernels[kernel] = [name for name in nodes if name in own or name not in around]
         return f"{KERNEL_MARK}{number}/{kernel}"
 
     def _graph(self, lowered: Any, frame: Frame) -> Graph:
-        nodes, whole = lowered.module.graph, lowered
-        while (above := getattr(whole, "parent", None)) is not None:  # of a branch or a body
-            whole = above
+        nodes = lowered.module.graph
+        *_, whole = lowered, *_above(lowered)
         direction = "backward" if whole.is_backward else "whole" if whole.is_inference else "forward"
-        if direction == "forward":
+        if direction == "forward" and whole is lowered:  # operators of a branch have the number of what calls it
             for node in nodes.nodes:
                 if node.op == "call_function" and not node.meta.get("nn_module_stack"):
                     frame.of_region.add(node.meta.get("seq_nr"))
             for node in nodes.nodes:
                 if node.meta.get("nn_module_stack"):
                     frame.of_region.discard(node.meta.get("seq_nr"))
-        return Graph(frame, direction, nodes, {})
+        return Graph(frame, direction, nodes, {}, body=whole is not lowered)
+
+
+def _above(lowered: Any) -> Iterator[Any]:
+    """The graphs that a branch or a body is in, the innermost first."""
+    while (lowered := getattr(lowered, "parent", None)) is not None:
+        yield lowered
+
+
+def _names(lowered: Any) -> set[str]:
+    return {node.name for node in lowered.module.graph.nodes}
 
 
 @contextmanager

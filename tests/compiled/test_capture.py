@@ -11,6 +11,7 @@ from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch.utils.checkpoint import checkpoint
 
 import gpuprof
+from gpuprof.analysis.compiled import compiled_flops
 from gpuprof.record import UNATTRIBUTED
 
 PASSES = ("count", "trace")
@@ -149,6 +150,28 @@ def test_a_compiled_function_is_of_the_module_that_calls_it():
 
     run = gpuprof.profile(nn.Sequential(Calls(), Calls()), X, mode="forward", passes=PASSES)
     assert owners(run) == {("0", "forward"), ("1", "forward")}
+
+
+def test_a_branch_is_a_graph_of_its_own():
+    class Chooses(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other, self.last = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+        def forward(self, x):
+            return self.last(torch.cond(x.sum() > 0, lambda y: self.one(y).relu(), lambda y: self.other(y).sin(), (x,)))
+
+    model = Chooses()
+    model.compile()
+    run = gpuprof.profile(model, X, passes=PASSES)
+    made = products(run)
+    in_branch = {("one", "forward"): PRODUCT, ("", "recompute"): PRODUCT, (UNATTRIBUTED, "backward"): PRODUCT}
+    assert made == of_linear("last") | in_branch  # nobody asks for the gradient of the input
+    assert list(run.graphs["direction"]) == ["forward", "forward", "backward", "backward"]
+    assert list(run.graphs["unmapped"]) == ["", "", "", "torch notes no modules in the backward of a branch"]
+    reads = run.kernels[run.kernels["op"] == "aten::_local_scalar_dense"]  # to choose: no part of the kernel before
+    assert reads["compiled"].iloc[0] == ""
+    assert not (compiled_flops(run)["cause"] != "").any()  # whose the products of the backward are is not known
 
 
 def test_of_another_backend_only_the_region_is_known():
