@@ -119,6 +119,14 @@ def test_a_product_outside_that_was_not_counted_so_is_not_known():
     assert hardware_of_compiled(run) is None
 
 
+def test_without_a_count_nothing_is_compared():
+    run = compiled_run()
+    run.ops = table("ops", [])
+
+    assert compiled_flops(run).empty
+    assert compiled_lines(run) == []
+
+
 def test_what_python_called_inside_a_region_is_not_left_out():
     again = ops_row("fc", "forward", "aten::addmm.default", 1000)  # a second time, and that on the region
     run = changed(ops=[again], kernels=[kernel_row("", "forward", "aten::addmm", 900, 5, call=99)])

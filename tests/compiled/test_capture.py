@@ -152,6 +152,13 @@ def test_a_compiled_function_is_of_the_module_that_calls_it():
     assert owners(run) == {("0", "forward"), ("1", "forward")}
 
 
+def test_modules_are_seen_while_another_thread_compiles(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    run = gpuprof.count(Net(), X)
+    rows = run.ops[run.ops["op"] == "aten::addmm.default"]
+    assert list(rows["module"]) == ["first", "blocks.0.linear", "blocks.1.linear"]
+
+
 def test_a_branch_is_a_graph_of_its_own():
     class Chooses(nn.Module):
         def __init__(self):
