@@ -22,6 +22,7 @@ from gpuprof.attribution import Ownership, Scope, named_paths
 from gpuprof.compiled.afresh import Backend, compiled_afresh
 from gpuprof.compiled.caches import empty_caches
 from gpuprof.compiled.stacks import innermost, module_of, names_in
+from gpuprof.compiled.watch import in_short, place
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.theory.attention import AttentionFacts
 from gpuprof.traces.events import KERNEL_MARK
@@ -127,13 +128,12 @@ class Captured:
         modules = {name: module_of(name, variables, outer) for name in names_in(graph)}
         cut: Any = getattr(graph, "compile_subgraph_reason", None)
         cut = cut if cut is not None and cut.graph_break else None
-        stack = cut.user_stack if cut else ()
         self._frames[CompileContext.current_compile_id()] = Frame(
             f"{code.co_name} ({os.path.basename(code.co_filename)}:{code.co_firstlineno})",
             self._running(),
             {name: self._paths[module] for name, module in modules.items() if module in self._paths},
-            cut.reason if cut else "",
-            f"{os.path.basename(stack[-1].filename)}:{stack[-1].lineno}" if stack else "",
+            in_short(cut.reason) if cut else "",
+            place(cut.user_stack) if cut else "",
         )
 
     def calling(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
