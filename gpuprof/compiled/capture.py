@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -198,8 +198,16 @@ class Captured:
 
 
 @contextmanager
-def captured(model: torch.nn.Module, device: str) -> Iterator[Captured]:
-    """Capture whatever is compiled by Inductor and called in here; nothing of it is left afterwards."""
+def captured(
+    model: torch.nn.Module, device: str, caches: Callable[[], AbstractContextManager[None]] = empty_caches
+) -> Iterator[Captured]:
+    """Capture whatever is compiled by Inductor and called in here; nothing of it is left afterwards.
+
+    Args:
+        model: whose modules the operators are of.
+        device: type of the device.
+        caches: puts Inductor's caches elsewhere, once something is compiled.
+    """
     found = Captured(model, device)
     marked = False
 
@@ -210,6 +218,7 @@ def captured(model: torch.nn.Module, device: str) -> Iterator[Captured]:
                 return None
             nonlocal marked
             if not marked:
+                into.enter_context(caches())
                 into.enter_context(_marked(found))
                 marked = True
             ours: Any = copy.copy(backend)
@@ -229,7 +238,7 @@ def captured(model: torch.nn.Module, device: str) -> Iterator[Captured]:
 
 @contextmanager
 def _marked(found: Captured) -> Iterator[None]:
-    """Have Inductor write its marks, and keep what it compiles in a folder that is deleted afterwards."""
+    """Have Inductor write its marks."""
     # which most steps never need
     from torch._inductor import debug
     from torch._inductor.codegen.wrapper import PythonWrapperCodegen
@@ -246,5 +255,5 @@ def _marked(found: Captured) -> Iterator[None]:
         if mark is not None:
             self.writeline(f"with torch._C._profiler._RecordFunctionFast({mark!r}): pass")
 
-    with empty_caches(), patched(PythonWrapperCodegen, {"write_provenance_debug_handle": write}):
+    with patched(PythonWrapperCodegen, {"write_provenance_debug_handle": write}):
         yield
