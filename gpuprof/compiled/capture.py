@@ -179,8 +179,10 @@ class Captured:
         if number is None:
             number = self._numbers[lowered] = len(self.graphs)
             self.graphs.append(self._graph(lowered, frame))
-        self.graphs[number].kernels[kernel] = nodes
-        return f"{KERNEL_MARK}{number}/{kernel}"
+        kernels = self.graphs[number].kernels
+        call = f"{kernel}:{len(kernels) + 1}"  # Inductor's own number goes on from one backward to the next
+        kernels[call] = nodes
+        return f"{KERNEL_MARK}{number}/{call}"
 
     def _graph(self, lowered: Any, frame: Frame) -> Graph:
         nodes, whole = lowered.module.graph, lowered
@@ -251,7 +253,7 @@ def _marked(found: Captured) -> Iterator[None]:
         if number is None or V.graph.cpp_wrapper:
             return
         nodes = debug._inductor_triton_kernel_to_post_grad_node_info.get(f"{kernel}:{number}", ())
-        mark = found.calls(V.graph, f"{kernel}:{number}", list(nodes))
+        mark = found.calls(V.graph, kernel, list(nodes))
         if mark is not None:
             self.writeline(f"with torch._C._profiler._RecordFunctionFast({mark!r}): pass")
 
