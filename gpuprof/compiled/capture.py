@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -200,15 +200,12 @@ class Captured:
 
 
 @contextmanager
-def captured(
-    model: torch.nn.Module, device: str, caches: Callable[[], AbstractContextManager[None]] = empty_caches
-) -> Iterator[Captured]:
+def captured(model: torch.nn.Module, device: str) -> Iterator[Captured]:
     """Capture whatever is compiled by Inductor and called in here; nothing of it is left afterwards.
 
     Args:
         model: whose modules the operators are of.
         device: type of the device.
-        caches: puts Inductor's caches elsewhere, once something is compiled.
     """
     found = Captured(model, device)
     marked = False
@@ -218,17 +215,16 @@ def captured(
         def backend_for(backend: Backend) -> Backend | None:
             if getattr(backend, "compiler_name", "") != "inductor":
                 return None
-            nonlocal marked
-            if not marked:
-                into.enter_context(caches())
-                into.enter_context(_marked(found))
-                marked = True
             ours: Any = copy.copy(backend)
             asked = ours.config.get("triton.cudagraphs", torch._inductor.config.triton.cudagraphs)
             found.without_cuda_graphs |= bool(asked) and device == "cuda"
             ours.config = ours.config | _SETTINGS
 
             def compile_graph(graph: torch.fx.GraphModule, inputs: Any, **rest: Any) -> Any:
+                nonlocal marked
+                if not marked:  # not before Dynamo has said that it compiles: then caches may be put somewhere else
+                    into.enter_context(_marked(found))
+                    marked = True
                 found.compiles(graph)
                 return found.calling(ours(graph, inputs, **rest))
 
@@ -240,7 +236,7 @@ def captured(
 
 @contextmanager
 def _marked(found: Captured) -> Iterator[None]:
-    """Have Inductor write its marks."""
+    """Have Inductor write its marks, and keep what it compiles in a folder that is deleted afterwards."""
     # which most steps never need
     from torch._inductor import debug
     from torch._inductor.codegen.wrapper import PythonWrapperCodegen
@@ -257,5 +253,9 @@ def _marked(found: Captured) -> Iterator[None]:
         if mark is not None:
             self.writeline(f"with torch._C._profiler._RecordFunctionFast({mark!r}): pass")
 
-    with patched(PythonWrapperCodegen, {"write_provenance_debug_handle": write}):
+    with (
+        empty_caches(),
+        debug.reset_provenance_globals(),  # what is in the kernels of a backward is kept
+        patched(PythonWrapperCodegen, {"write_provenance_debug_handle": write}),
+    ):
         yield

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch._inductor import debug
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch.utils.checkpoint import checkpoint
 
@@ -165,13 +166,17 @@ def test_nothing_is_left_and_a_second_profile_gives_the_same(blocks, monkeypatch
     folders = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
     for name in folders:
         monkeypatch.delenv(name, raising=False)
-    before = torch._inductor.config.get_config_copy(), torch._dynamo.config.get_config_copy()
     write = PythonWrapperCodegen.write_provenance_debug_handle
-    run = gpuprof.profile(in_place(Net()), X, passes=PASSES)
+    model = in_place(Net())
+    model(X).mean().backward()  # compiled before the profile, which so has to compile for the trace alone
+    before = torch._inductor.config.get_config_copy(), torch._dynamo.config.get_config_copy()
+    kernels = debug._inductor_triton_kernel_to_post_grad_node_info.copy()
+    run = gpuprof.profile(model, X, passes=PASSES)
     after = torch._inductor.config.get_config_copy(), torch._dynamo.config.get_config_copy()
     assert after == before
     assert all("gpuprof-" not in os.environ.get(name, "") for name in folders)  # torch sets its own default
     assert PythonWrapperCodegen.write_provenance_debug_handle is write
+    assert debug._inductor_triton_kernel_to_post_grad_node_info == kernels
     for name in ("graphs", "nodes"):
         pd.testing.assert_frame_equal(getattr(run, name), getattr(blocks, name))
     told = ["module", "phase", "op", "kernel", "call", "shapes", "compiled"]
