@@ -55,8 +55,8 @@ def _how(run: Run) -> Iterator[str]:
 
 def _times(run: Run) -> Iterator[str]:
     cold, warm = compile_seconds(run)
-    if cold is None and not (run.done("time") or run.done("memory")):
-        return
+    if cold is None and (run.is_job or not (run.done("time") or run.done("memory"))):
+        return  # the file of a rank has its own
     if cold is None:
         yield "time to compile: not known with empty caches, as it was compiled before the profile"
     else:

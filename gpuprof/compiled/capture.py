@@ -22,6 +22,7 @@ from gpuprof.attribution import Ownership, Scope, named_paths
 from gpuprof.compiled.afresh import Backend, compiled_afresh
 from gpuprof.compiled.caches import empty_caches
 from gpuprof.compiled.stacks import innermost, module_of, names_in
+from gpuprof.compiled.watch import in_short, place
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.theory.attention import AttentionFacts
 from gpuprof.traces.events import KERNEL_MARK
@@ -129,13 +130,12 @@ class Captured:
         modules = {name: module_of(name, variables, outer) for name in names_in(graph)}
         cut: Any = getattr(graph, "compile_subgraph_reason", None)
         cut = cut if cut is not None and cut.graph_break else None
-        stack = cut.user_stack if cut else ()
         self._frames[CompileContext.current_compile_id()] = Frame(
             f"{code.co_name} ({os.path.basename(code.co_filename)}:{code.co_firstlineno})",
             self._running(),
             {name: self._paths[module] for name, module in modules.items() if module in self._paths},
-            cut.reason if cut else "",
-            f"{os.path.basename(stack[-1].filename)}:{stack[-1].lineno}" if stack else "",
+            in_short(cut.reason) if cut else "",
+            place(cut.user_stack) if cut else "",
         )
 
     def calling(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
@@ -182,8 +182,10 @@ class Captured:
             number = self._numbers[lowered] = len(self.graphs)
             self.graphs.append(self._graph(lowered, frame))
         own, around = _names(lowered), {name for above in _above(lowered) for name in _names(above)}
-        self.graphs[number].kernels[kernel] = [name for name in nodes if name in own or name not in around]
-        return f"{KERNEL_MARK}{number}/{kernel}"
+        kernels = self.graphs[number].kernels
+        call = f"{kernel}:{len(kernels) + 1}"  # Inductor's own number goes on from one backward to the next
+        kernels[call] = [name for name in nodes if name in own or name not in around]
+        return f"{KERNEL_MARK}{number}/{call}"
 
     def _graph(self, lowered: Any, frame: Frame) -> Graph:
         nodes = lowered.module.graph
@@ -211,7 +213,12 @@ def _names(lowered: Any) -> set[str]:
 
 @contextmanager
 def captured(model: torch.nn.Module, device: str) -> Iterator[Captured]:
-    """Capture whatever is compiled by Inductor and called in here; nothing of it is left afterwards."""
+    """Capture whatever is compiled by Inductor and called in here; nothing of it is left afterwards.
+
+    Args:
+        model: whose modules the operators are of.
+        device: type of the device.
+    """
     found = Captured(model, device)
     marked = False
 
@@ -254,13 +261,13 @@ def _marked(found: Captured) -> Iterator[None]:
         if number is None or V.graph.cpp_wrapper:
             return
         nodes = debug._inductor_triton_kernel_to_post_grad_node_info.get(f"{kernel}:{number}", ())
-        mark = found.calls(V.graph, f"{kernel}:{number}", list(nodes))
+        mark = found.calls(V.graph, kernel, list(nodes))
         if mark is not None:
             self.writeline(f"with torch._C._profiler._RecordFunctionFast({mark!r}): pass")
 
     with (
         empty_caches(),
-        debug.reset_provenance_globals(),  # kernels of a backward are numbered on and on, and what is in them is kept
+        debug.reset_provenance_globals(),  # what is in the kernels of a backward is kept
         patched(PythonWrapperCodegen, {"write_provenance_debug_handle": write}),
     ):
         yield

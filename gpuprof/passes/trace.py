@@ -59,21 +59,26 @@ def trace(workload: Workload, before_step: Callable[[], None]) -> Traced:
     return traces(workload, before_step, 1)[0]
 
 
-def traces(workload: Workload, before_step: Callable[[], None], steps: int) -> list[Traced]:
+def traces(workload: Workload, before_step: Callable[[], None], steps: int, alone: bool = True) -> list[Traced]:
     """Trace steps, each after one warm-up step under the profiler. What is compiled in them is compiled afresh.
 
     Args:
         workload: what to run.
         before_step: run before each step (seeding).
         steps: how many.
+        alone: whether no other process has to run as many steps as this one.
     """
+    tries = _MOST_RECORDED if alone else 1
     with captured(workload.model, workload.device.type) as compiled:
         return [
-            ingest(*_recorded(workload, before_step, compiled), unit_of(workload.model), compiled) for _ in range(steps)
+            ingest(*_recorded(workload, before_step, compiled, tries), unit_of(workload.model), compiled)
+            for _ in range(steps)
         ]
 
 
-def _recorded(workload: Workload, before_step: Callable[[], None], compiled: Captured) -> tuple[profile, Ownership]:
+def _recorded(
+    workload: Workload, before_step: Callable[[], None], compiled: Captured, tries: int
+) -> tuple[profile, Ownership]:
     """A step in which nothing is compiled, if there is one: that is done in the warm-up step before."""
     before = 0
 
@@ -82,7 +87,7 @@ def _recorded(workload: Workload, before_step: Callable[[], None], compiled: Cap
         before = compiled.compilations
         before_step()
 
-    for _ in range(_MOST_RECORDED):
+    for _ in range(tries):
         recorded = record(workload, begins, compiled)
         if compiled.compilations == before:
             break

@@ -75,6 +75,13 @@ def test_only_counted():
     assert compile_lines(run) == ["compiled: the model (inductor, mode default)"]
 
 
+def test_a_job_leaves_it_to_its_ranks():
+    run = compiled_run()
+    run.workload["world"] = 2
+
+    assert not any("time to compile" in line for line in compile_lines(run))
+
+
 def test_breaks_recompilations_and_cuda_graphs():
     again = compilation("time", "forward", "miss", 1.0, reason="x.size(0) == 8 (net.py:15)")
     given_up = compilation("time", "forward", "", 0.0, reason="y", gave_up="Dynamo recompile limit exceeded")

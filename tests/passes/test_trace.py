@@ -11,8 +11,8 @@ import gpuprof
 from gpuprof.analysis.modules import kernel_times, union_ns
 from gpuprof.passes import trace
 from gpuprof.record import TABLES, UNATTRIBUTED, table
-from gpuprof.traces.events import KERNEL, OPERATOR, Event, host_kind
-from gpuprof.traces.owners import attribute
+from gpuprof.traces.events import KERNEL, OPERATOR, RANGE, Event, host_kind
+from gpuprof.traces.owners import KernelCall, attribute
 from gpuprof.workload import from_module
 from gpuprof.workload.training import checkpoint
 
@@ -535,3 +535,87 @@ def test_an_empty_trace_is_empty():
     assert estimates.empty
     assert isinstance(kernels, pd.DataFrame)
     assert facts == {"events": 0, "kernels": 0, "kernels_linked": 0}
+
+
+# -- compiled code
+
+
+FUSED = KernelCall("0/triton_poi_fused_gelu_1:2", "triton_poi_fused_gelu_1", "inductor::fused_gelu", "act", "")
+PRODUCT = KernelCall("0/extern_kernels.addmm:1", "", "", "fc", "")
+AGAIN = KernelCall("1/triton_poi_fused_gelu_2:3", "triton_poi_fused_gelu_2", "inductor::fused_gelu", "act", "recompute")
+
+
+def compiled_layer(t):
+    """A product and a fused kernel of a compiled forward, and one of its backward, on a GPU."""
+
+    def mark(key):
+        return t.op(f"gpuprof:kernel:{key}")
+
+    t.phase("forward")
+    t.run(
+        t.call(
+            0,
+            t.op(
+                "Torch-Compiled Region: 0/0",
+                t.op(
+                    "## Call CompiledFxGraph None ##",
+                    mark(PRODUCT.key),
+                    t.op(
+                        "aten::addmm", t.kernel("split_k", 1000, 1100), t.kernel("reduce", 1100, 1110), shapes=[[2, 3]]
+                    ),
+                    mark(FUSED.key),
+                    t.op("triton_poi_fused_gelu_1", t.kernel("triton_poi_fused_gelu_1", 1110, 1150), kind=RANGE),
+                    kind=RANGE,
+                ),
+                t.op("aten::clone", t.kernel("copy", 1150, 1160)),
+            ),
+        )
+    )
+    t.phase("backward")
+    backward = t.op(
+        "## Call CompiledFxGraph None ##",
+        t.op(f"gpuprof:kernel:{AGAIN.key}", thread=DEVICE_THREAD),
+        t.op("other_name", t.kernel("triton_red_fused_gelu_2", 1200, 1240), kind=RANGE, thread=DEVICE_THREAD),
+        kind=RANGE,
+        thread=DEVICE_THREAD,
+    )
+    t.run(t.node("CompiledFunctionBackward", 10, backward))
+    return t
+
+
+def test_kernels_of_compiled_code_on_a_gpu_go_to_what_their_mark_says():
+    told = {call.key: call for call in (FUSED, PRODUCT, AGAIN)}
+    asked = []
+
+    def kernel_at(mark, caller, phase):
+        asked.append((mark, caller, phase))
+        return told[mark]
+
+    rows, _, facts, _ = attribute(
+        compiled_layer(Timeline()).events, [("layer", False)], lambda *_: "layer", COMPOSITE.__contains__,
+        kernel_at=kernel_at,
+    )  # fmt: skip
+    kernels = table("kernels", rows)
+    assert places(kernels) == [
+        ("split_k", "fc", "forward", "aten::addmm"),
+        ("reduce", "fc", "forward", "aten::addmm"),
+        ("triton_poi_fused_gelu_1", "act", "forward", "inductor::fused_gelu"),
+        ("copy", "layer", "forward", "aten::clone"),
+        ("triton_red_fused_gelu_2", "act", "recompute", "inductor::fused_gelu"),
+    ]
+    assert list(kernels["compiled"]) == [PRODUCT.key, PRODUCT.key, FUSED.key, "", AGAIN.key]
+    assert list(kernels["call"]) == [0, 0, 1, 2, 3]
+    assert asked == [
+        (PRODUCT.key, "layer", "forward"),
+        (FUSED.key, "layer", "forward"),
+        (AGAIN.key, "layer", "backward"),
+    ]
+    assert (facts["compiled"], "hidden" in facts) == (True, False)
+
+
+def test_compiled_code_without_marks_hides_what_is_in_it():
+    events = [event for event in compiled_layer(Timeline()).events if not event.name.startswith("gpuprof:kernel:")]
+    rows, _, facts, _ = attribute(events, [("layer", False)], lambda *_: "layer", COMPOSITE.__contains__)
+    assert facts["hidden"] == ["layer"]
+    assert {row["module"] for row in rows} == {"layer"}
+    assert {row["compiled"] for row in rows} == {""}
