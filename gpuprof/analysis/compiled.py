@@ -42,9 +42,9 @@ def compiled_flops(run: Run) -> pd.DataFrame:
         Columns `COLUMNS`. ``flops_*`` are the matmul FLOPs that the operators do (``flops_hardware``), missing where
         those of a product are not known. ``cause`` says why they differ, and is empty where they do not. Vector FLOPs
         are an estimate of the operators as they are: a norm's of one operator is not that of its parts. Without rows
-        of a run without compiled graphs.
+        of a run without compiled graphs or a count.
     """
-    if run.nodes.empty:
+    if run.nodes.empty or not run.done("count"):
         return pd.DataFrame({name: [] for name in COLUMNS})
     counted, compiled = (_by_place(rows) for rows in (run.ops, ran(run)))
     rows: list[dict[str, Any]] = []
@@ -61,7 +61,7 @@ def compiled_flops(run: Run) -> pd.DataFrame:
 
 
 def compiled_lines(run: Run) -> list[str]:
-    """What `compiled_flops` says, in a line for the whole and one for each cause; empty without compiled graphs."""
+    """What `compiled_flops` says, in a line for the whole and one for each cause; none where it has no rows."""
     table = compiled_flops(run)
     if table.empty:
         return []
