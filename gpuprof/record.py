@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -554,6 +555,11 @@ def _check_facts(data: dict[str, Any]) -> None:
     if data["environment"].get("date") not in (None, ""):
         in_utc(data["environment"]["date"])
     given = {name: data["passes"].get(name, {}).get("facts", {}) for name in ("count", "time")}
+    if not _is_texts(data["workload"].get("compiled", {})):
+        raise ValueError("workload.compiled does not say how")
+    hidden = data["passes"].get("trace", {}).get("facts", {}).get("hidden", [])
+    if not isinstance(hidden, list) or not all(isinstance(one, str) for one in hidden):
+        raise ValueError("the trace hides what is no module")
     words, numbers = (
         [given["count"].get(name, "") for name in ("inputs", "inputs_before")],
         given["time"].get("inputs", {}),
@@ -564,6 +570,11 @@ def _check_facts(data: dict[str, Any]) -> None:
     for peaks in [known for device in devices for known in device.get("peaks", {}).values()]:
         if not all(_is_number(peak) and peak > 0 for peak in peaks.values()):
             raise ValueError("device.peaks holds what is no peak")
+
+
+def _is_texts(of: Any) -> bool:
+    """Whether it is an object of texts."""
+    return isinstance(of, dict) and all(isinstance(one, str) for one in of.values())
 
 
 def _check_job(data: dict[str, Any]) -> None:
@@ -657,6 +668,33 @@ def _check_tables(run: Run) -> None:
     times = run.busy[["kernels", "total_ns", "least_ns", "most_ns"]]
     if run.busy.isna().any(axis=None) or (run.busy["ranks"] < 1).any() or (times < 0).any(axis=None):
         raise ValueError("busy has a time missing")
+    _check_compiled(run)
+
+
+def _check_compiled(run: Run) -> None:
+    """What times are split by and FLOPs are added up by, in the tables of what torch.compile made."""
+    graphs, nodes = run.graphs, run.nodes
+    numbers = set(graphs["graph"])
+    counts = graphs[["graph", "nodes", "kernels", "calls"]]
+    if counts.isna().any(axis=None) or (counts < 0).any(axis=None) or len(numbers) < len(graphs):
+        raise ValueError("graphs has no such figures, or a graph twice")
+    if not {*nodes["graph"]} <= numbers:
+        raise ValueError("nodes of graphs that it has not")
+    if nodes[["calls", "repeat"]].isna().any(axis=None) or not {*nodes["phase"]} <= {*PHASES}:
+        raise ValueError("nodes has a phase or its calls missing")
+    figures = nodes[[column for column in nodes if column in _INTEGERS]]
+    if (figures < 0).any(axis=None) or (nodes["calls"] < 1).any() or not {*nodes["repeat"]} <= {0, 1}:
+        raise ValueError("nodes has a figure out of range")
+    calls = [_CALL(key) for key in set(run.kernels["compiled"]) - {""}]
+    if not all(call and int(call[1]) in numbers for call in calls):
+        raise ValueError("kernels of graphs that it has not")
+    if (run.compilations[["total_s", "dynamo_s", "inductor_s"]] < 0).any(axis=None):
+        raise ValueError("compilations has a time out of range")
+    if run.breaks.isna().any(axis=None) or (run.breaks["breaks"] < 1).any():
+        raise ValueError("breaks has no number")
+
+
+_CALL = re.compile(r"(\d{1,18})/.*:\d+").fullmatch
 
 
 def columns(frame: pd.DataFrame) -> dict[str, list[Any]]:

@@ -3,7 +3,7 @@ import json
 import stat
 
 import pytest
-from runs import gpu_run, rank_run
+from runs import compiled_run, gpu_run, rank_run
 
 import gpuprof
 from gpuprof.job import assemble, part
@@ -207,6 +207,40 @@ def changed(run, where, value):
 def test_what_is_broken_inside_is_refused_where_it_is_read(tmp_path, where, value, fault):
     path = tmp_path / "run.json"
     path.write_text(json.dumps(changed(gpu_run(), where, value)))
+
+    with pytest.raises(gpuprof.GpuprofError) as refused:
+        gpuprof.load(path)
+
+    assert str(refused.value) == (f"{path} is a gpuprof run with a part missing or broken ({fault}): profile again")
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "fault"),
+    [
+        (["graphs", "graph", 1], 0, "graphs has no such figures, or a graph twice"),
+        (["graphs", "calls", 0], None, "graphs has no such figures, or a graph twice"),
+        (["nodes", "graph", 0], 7, "nodes of graphs that it has not"),
+        (["nodes", "graph", 0], None, "nodes of graphs that it has not"),
+        (["nodes", "module", 0], "gone", "rows of modules that it has not"),
+        (["nodes", "phase", 0], "sideways", "nodes has a phase or its calls missing"),
+        (["nodes", "calls", 0], None, "nodes has a phase or its calls missing"),
+        (["nodes", "calls", 0], 0, "nodes has a figure out of range"),
+        (["nodes", "moved", 0], -1, "nodes has a figure out of range"),
+        (["nodes", "moved", 0], 2**63, "nodes.moved is out of range"),
+        (["nodes", "repeat", 0], 2, "nodes has a figure out of range"),
+        (["nodes", "flops_hardware", 0], -4, "nodes has a figure out of range"),
+        (["kernels", "compiled", 0], "9/cpp_fused_0:1", "kernels of graphs that it has not"),
+        (["kernels", "compiled", 0], "cpp_fused_0", "kernels of graphs that it has not"),
+        (["kernels", "compiled", 0], "0/", "kernels of graphs that it has not"),
+        (["breaks"], {"frame": ["f"], "place": ["a:1"], "reason": ["x"], "breaks": [0]}, "breaks has no number"),
+        (["workload", "compiled"], ["the model"], "workload.compiled does not say how"),
+        (["workload", "compiled"], {"": 3}, "workload.compiled does not say how"),
+        (["passes", "trace", "facts"], {"hidden": 3}, "the trace hides what is no module"),
+    ],
+)
+def test_what_is_broken_in_compiled_code_is_refused_where_it_is_read(tmp_path, where, value, fault):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(changed(compiled_run(), where, value)))
 
     with pytest.raises(gpuprof.GpuprofError) as refused:
         gpuprof.load(path)

@@ -50,7 +50,7 @@ def _how(run: Run) -> Iterator[str]:
         by_how.setdefault(how, []).append({"": "the model", WHOLE_STEP: "the step"}.get(path, path))
     for how, paths in by_how.items():
         whole = ", ".join(paths) if len(paths) <= _TOLD else f"{', '.join(paths[:2])} and {len(paths) - 2} more modules"
-        yield f"compiled: {whole} ({how})"
+        yield f"Compiled: {whole} ({how})"
 
 
 def _times(run: Run) -> Iterator[str]:
@@ -58,13 +58,13 @@ def _times(run: Run) -> Iterator[str]:
     if cold is None and (run.is_job or not (run.done("time") or run.done("memory"))):
         return  # the file of a rank has its own
     if cold is None:
-        yield "time to compile: not known with empty caches, as it was compiled before the profile"
+        yield "Time to compile: not known with empty caches, as it was compiled before the profile"
     else:
         own = _steps_own(run)
         parts = [f"{units.duration(own[name].sum())} in {words}" for name, words in _PARTS.items() if own[name].any()]
-        yield f"time to compile: {units.duration(cold)} with empty caches ({', '.join(parts)})"
+        yield f"Time to compile: {units.duration(cold)} with empty caches ({', '.join(parts)})"
     if warm is not None:
-        yield f"compiled once more from the caches: {units.duration(warm)}"
+        yield f"Compiled once more from the caches: {units.duration(warm)}"
 
 
 _PARTS = {"dynamo_s": "Dynamo", "inductor_s": "Inductor"}
@@ -80,7 +80,7 @@ def _breaks(run: Run) -> Iterator[str]:
     rows = run.breaks
     if rows.empty:
         if not run.compilations.empty:
-            yield "no graph breaks"
+            yield "No graph breaks"
         return
     yield f"{units.number(int(rows['breaks'].sum()), 'graph break')}:"
     places = rows.groupby(["place", "reason"], sort=False)["breaks"].sum()

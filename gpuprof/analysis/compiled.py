@@ -43,9 +43,9 @@ def compiled_flops(run: Run) -> pd.DataFrame:
         those of a product are not known, or where Python may have called the module inside a region, which then has
         the product. ``cause`` says why they differ, and is empty where they do not. Vector FLOPs
         are an estimate of the operators as they are: a norm's of one operator is not that of its parts. Without rows
-        of a run without compiled graphs, or one that was not counted.
+        of a run without compiled graphs or a count.
     """
-    if run.nodes.empty or run.ops.empty:
+    if run.nodes.empty or not run.done("count"):
         return pd.DataFrame({name: [] for name in COLUMNS})
     counted, compiled = (_by_place(rows) for rows in (run.ops, ran(run)))
     strayed = _strayed(run)
@@ -65,7 +65,7 @@ def compiled_flops(run: Run) -> pd.DataFrame:
 
 
 def compiled_lines(run: Run) -> list[str]:
-    """What `compiled_flops` says, in a line for the whole and one for each cause; empty without compiled graphs."""
+    """What `compiled_flops` says, in a line for the whole and one for each cause; none where it has no rows."""
     table = compiled_flops(run)
     if table.empty:
         return []

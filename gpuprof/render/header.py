@@ -143,8 +143,7 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
 
 def compilation_lines(run: Run) -> list[str]:
     """All that is to be known of the compiled code of a run, a line each; else none."""
-    said = [*compile_lines(run), *lines(run), *compiled_lines(run)]
-    return [line[:1].upper() + line[1:] for line in said]
+    return [*compile_lines(run), *lines(run), *compiled_lines(run)]
 
 
 def _formula(run: Run, convention: str, sums: dict[str, Any]) -> str:

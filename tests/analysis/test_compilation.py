@@ -36,10 +36,10 @@ def test_cold_and_warm():
 
     assert compile_seconds(run) == (12.0, 0.5)
     assert compile_lines(run) == [
-        "compiled: the model (inductor, mode default)",
-        "time to compile: 12.00 s with empty caches (3.000 s in Dynamo, 6.000 s in Inductor)",
-        "compiled once more from the caches: 500.0 ms",
-        "no graph breaks",
+        "Compiled: the model (inductor, mode default)",
+        "Time to compile: 12.00 s with empty caches (3.000 s in Dynamo, 6.000 s in Inductor)",
+        "Compiled once more from the caches: 500.0 ms",
+        "No graph breaks",
     ]
 
 
@@ -54,7 +54,7 @@ def test_what_was_compiled_before_has_no_time():
 
     assert compile_seconds(run) == (None, None)
     assert compile_lines(run)[1] == (
-        "time to compile: not known with empty caches, as it was compiled before the profile"
+        "Time to compile: not known with empty caches, as it was compiled before the profile"
     )
 
 
@@ -72,14 +72,14 @@ def test_only_counted():
     run = compiled_run()
     run.passes = {"count": PassOutcome("done")}
 
-    assert compile_lines(run) == ["compiled: the model (inductor, mode default)"]
+    assert compile_lines(run) == ["Compiled: the model (inductor, mode default)"]
 
 
 def test_a_job_leaves_it_to_its_ranks():
     run = compiled_run()
     run.workload["world"] = 2
 
-    assert not any("time to compile" in line for line in compile_lines(run))
+    assert not any("Time to compile" in line for line in compile_lines(run))
 
 
 def test_breaks_recompilations_and_cuda_graphs():
@@ -108,6 +108,6 @@ def test_regions_are_told_by_how_they_are_compiled():
     run.workload["compiled"] = {f"layers.{number}": "inductor, mode default" for number in range(6)} | {"(step)": "X"}
 
     assert compile_lines(run)[:2] == [
-        "compiled: layers.0, layers.1 and 4 more modules (inductor, mode default)",
-        "compiled: the step (X)",
+        "Compiled: layers.0, layers.1 and 4 more modules (inductor, mode default)",
+        "Compiled: the step (X)",
     ]

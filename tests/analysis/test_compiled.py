@@ -33,6 +33,15 @@ def test_compiled_code_that_does_what_was_counted():
     assert hardware_of_compiled(run) == 1000 + 2000 + 400 + 800
 
 
+def test_what_was_not_counted_is_not_taken_for_none():
+    run = compiled_run()
+    del run.passes["count"]
+    run.ops = table("ops", [])
+
+    assert compiled_flops(run).empty
+    assert compiled_lines(run) == []
+
+
 def test_an_eager_run_has_no_such_table():
     assert compiled_flops(gpu_run()).empty
     assert compiled_lines(gpu_run()) == []
