@@ -21,7 +21,7 @@ from torch._guards import CompileContext
 from gpuprof.attribution import Ownership, Scope, named_paths
 from gpuprof.compiled.afresh import Backend, compiled_afresh
 from gpuprof.compiled.caches import empty_caches
-from gpuprof.compiled.stacks import innermost, module_of, names_in
+from gpuprof.compiled.stacks import module_of, names_in
 from gpuprof.compiled.watch import in_short, place
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.theory.attention import AttentionFacts
@@ -82,9 +82,9 @@ class Graph:
     def owner(self, node: torch.fx.Node) -> str | None:
         """Path of the module that an operator is of; None of those that nobody called, as a sum of gradients."""
         meta = node.meta
-        name = innermost(meta.get("nn_module_stack")) or innermost(meta.get("fwd_nn_module_stack"))
-        if name is not None:
-            return self.frame.paths.get(name)
+        if stack := meta.get("nn_module_stack") or meta.get("fwd_nn_module_stack"):
+            known = [self.frame.paths[name] for name, _ in stack.values() if name in self.frame.paths]
+            return known[-1] if known else self.frame.region  # one that the model does not list is of who calls it
         in_forward = self.direction != "backward" or meta.get("partitioner_tag") == "is_forward"
         called = "stack_trace" in meta if in_forward else meta.get("seq_nr") in self.frame.of_region
         return self.frame.region if called else None

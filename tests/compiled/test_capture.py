@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gpuprof
 from gpuprof.analysis.compiled import compiled_flops
+from gpuprof.compiled.capture import Frame, Graph
 from gpuprof.record import UNATTRIBUTED
 
 PASSES = ("count", "trace")
@@ -150,6 +151,15 @@ def test_a_compiled_function_is_of_the_module_that_calls_it():
 
     run = gpuprof.profile(nn.Sequential(Calls(), Calls()), X, mode="forward", passes=PASSES)
     assert owners(run) == {("0", "forward"), ("1", "forward")}
+
+
+def test_a_module_that_the_model_does_not_list_is_of_who_calls_it():
+    node = torch.fx.Graph().placeholder("x")
+    node.meta["nn_module_stack"] = {"1": ("L['self'].up", nn.Linear), "2": ("L['self'].plain[0]", nn.Linear)}
+    graph = {paths: Graph(Frame("", "net", {"L['self'].up": paths} if paths else {}), "forward", node.graph, {})
+             for paths in ("net.up", "")}  # fmt: skip
+    assert graph["net.up"].owner(node) == "net.up"
+    assert graph[""].owner(node) == "net"
 
 
 def test_modules_are_seen_while_another_thread_compiles(monkeypatch):
