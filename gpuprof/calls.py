@@ -40,7 +40,8 @@ def calls_through(around: Around, modules: Iterable[torch.nn.Module]) -> Iterato
 
     def through(plain: Callable[..., Any], kind: type) -> Callable[..., Any]:
         def _call_impl(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            number = vars(self).get(label) if type(self) is kind and not torch.compiler.is_compiling() else None
+            traced = torch.compiler.is_dynamo_compiling()  # is_compiling: also while another thread compiles
+            number = vars(self).get(label) if type(self) is kind and not traced else None
             if number is None:
                 return plain(self, *args, **kwargs)
             return around(listed[number], plain.__get__(self), args, kwargs)

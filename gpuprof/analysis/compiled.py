@@ -40,19 +40,23 @@ def compiled_flops(run: Run) -> pd.DataFrame:
 
     Returns:
         Columns `COLUMNS`. ``flops_*`` are the matmul FLOPs that the operators do (``flops_hardware``), missing where
-        those of a product are not known. ``cause`` says why they differ, and is empty where they do not. Vector FLOPs
+        those of a product are not known, or where Python may have called the module inside a region, which then has
+        the product. ``cause`` says why they differ, and is empty where they do not. Vector FLOPs
         are an estimate of the operators as they are: a norm's of one operator is not that of its parts. Without rows
         of a run without compiled graphs or a count.
     """
-    if run.nodes.empty or not run.done("count"):
+    if run.nodes.empty or run.ops.empty or not run.done("count"):
         return pd.DataFrame({name: [] for name in COLUMNS})
     counted, compiled = (_by_place(rows) for rows in (run.ops, ran(run)))
+    strayed = _strayed(run)
     rows: list[dict[str, Any]] = []
     for place in sorted({*counted, *compiled} & _covered(run), key=lambda place: (place[0], PHASES.index(place[1]))):
         before, after = counted.get(place, []), compiled.get(place, [])
         flops = [_flops(found) for found in (before, after)]
         vector = [_known_sum(row["vector_flops"] for row in found) for found in (before, after)]
         differ = None not in flops and flops[0] != flops[1]
+        if differ and strayed & {*ancestors(place[0])[1:]}:
+            flops[1], vector[1], differ = None, None, False
         cause = _cause(place[1], before, after) if differ else ""
         rows.append(dict(zip(COLUMNS, (*place, *flops, *vector, cause), strict=True)))
     return pd.DataFrame(
@@ -100,21 +104,25 @@ def hardware_of_compiled(run: Run) -> int | None:
         None without compiled graphs, where the FLOPs of a product are not known, or where one ran outside compiled
         code that was not counted so.
     """
-    if run.nodes.empty or _uncounted(run):
+    if run.nodes.empty or _strayed(run):
         return None
     return _flops(ran(run).to_dict("records"))
 
 
-def _uncounted(run: Run) -> bool:
-    """Whether a product ran outside compiled code that the count has not in this module, phase and these shapes."""
+def _strayed(run: Run) -> set[str]:
+    """Modules with a product outside compiled code that the count has not there, in this phase and these shapes.
+
+    So has a region what Python calls inside it.
+    """
     rows = run.ops[["module", "phase", "op", "shapes"]].itertuples(index=False, name=None)
     known = {(module, phase, plain_op(op), input_shapes(shapes)) for module, phase, op, shapes in rows}
     outside = run.kernels[(run.kernels["compiled"] == "") & run.kernels["call"].notna()]
+    found = set()
     for module, phase, op, shapes in outside[["module", "phase", "op", "shapes"]].itertuples(index=False, name=None):
         rule = rule_for(op)
         if rule is not None and rule.kind in PRODUCTS and (module, phase, plain_op(op), shapes) not in known:
-            return True
-    return False
+            found.add(module)
+    return found
 
 
 _Rows = list[dict[str, Any]]
@@ -132,6 +140,7 @@ def _covered(run: Run) -> set[tuple[str, str]]:
     facts = run.passes["trace"].facts if "trace" in run.passes else {}
     unmapped = run.graphs.loc[run.graphs["unmapped"] != "", "region"]
     hidden, regions = {*facts.get("hidden", ()), *unmapped}, {*run.graphs["region"]}
+    hidden |= {UNATTRIBUTED} if len(unmapped) else set()  # which has what could be given to nobody there
     modules = {*run.nodes["module"]}
     for module in {*run.ops["module"]} - modules:  # of which nothing may be left
         if UNATTRIBUTED in regions or regions & {*ancestors(module)}:

@@ -103,13 +103,12 @@ def untimed(run: Run, timed: Collection[str]) -> set[str]:
     if facts.get("compiled") and run.nodes.empty:
         return {*run.tree["module"]} - {*timed}
     unknown = {module for module in run.tree["module"] if regions & {*ancestors(module)[1:]}}
-    if not run.nodes.empty:
+    if roots := {"" if path == WHOLE_STEP else path for path in run.workload.get("compiled", ())}:
         works = run.ops.loc[run.ops["kind"] != "view", "module"]
         counted, lowered = (
             {above for module in set(modules) for above in ancestors(module)}
             for modules in (works, run.nodes["module"])
         )
-        roots = {"" if path == WHOLE_STEP else path for path in run.workload.get("compiled", ())}
         inside = {module for module in counted if roots & {*ancestors(module)[1:]}}
         unknown |= inside - lowered - {*timed}
     return unknown

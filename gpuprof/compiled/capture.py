@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch._guards import CompileContext
 from gpuprof.attribution import Ownership, Scope, named_paths
 from gpuprof.compiled.afresh import Backend, compiled_afresh
 from gpuprof.compiled.caches import empty_caches
-from gpuprof.compiled.stacks import innermost, module_of, names_in
+from gpuprof.compiled.stacks import module_of, names_in
 from gpuprof.compiled.watch import in_short, place
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.theory.attention import AttentionFacts
@@ -70,19 +70,21 @@ class Graph:
         direction: forward, backward, or whole: of what needs no gradient.
         nodes: its operators, as they are when code is made of them.
         kernels: names of the operators in each call of a kernel, in order, by ``KERNEL:NUMBER``.
+        body: whether it is a branch or the body of a loop in another graph.
     """
 
     frame: Frame
     direction: str
     nodes: torch.fx.Graph
     kernels: dict[str, list[str]]
+    body: bool = False
 
     def owner(self, node: torch.fx.Node) -> str | None:
         """Path of the module that an operator is of; None of those that nobody called, as a sum of gradients."""
         meta = node.meta
-        name = innermost(meta.get("nn_module_stack")) or innermost(meta.get("fwd_nn_module_stack"))
-        if name is not None:
-            return self.frame.paths.get(name)
+        if stack := meta.get("nn_module_stack") or meta.get("fwd_nn_module_stack"):
+            known = [self.frame.paths[name] for name, _ in stack.values() if name in self.frame.paths]
+            return known[-1] if known else self.frame.region  # one that the model does not list is of who calls it
         in_forward = self.direction != "backward" or meta.get("partitioner_tag") == "is_forward"
         called = "stack_trace" in meta if in_forward else meta.get("seq_nr") in self.frame.of_region
         return self.frame.region if called else None
@@ -179,36 +181,43 @@ class Captured:
         if number is None:
             number = self._numbers[lowered] = len(self.graphs)
             self.graphs.append(self._graph(lowered, frame))
+        own, around = _names(lowered), {name for above in _above(lowered) for name in _names(above)}
         kernels = self.graphs[number].kernels
         call = f"{kernel}:{len(kernels) + 1}"  # Inductor's own number goes on from one backward to the next
-        kernels[call] = nodes
+        kernels[call] = [name for name in nodes if name in own or name not in around]
         return f"{KERNEL_MARK}{number}/{call}"
 
     def _graph(self, lowered: Any, frame: Frame) -> Graph:
-        nodes, whole = lowered.module.graph, lowered
-        while (above := getattr(whole, "parent", None)) is not None:  # of a branch or a body
-            whole = above
+        nodes = lowered.module.graph
+        *_, whole = lowered, *_above(lowered)
         direction = "backward" if whole.is_backward else "whole" if whole.is_inference else "forward"
-        if direction == "forward":
+        if direction == "forward" and whole is lowered:  # operators of a branch have the number of what calls it
             for node in nodes.nodes:
                 if node.op == "call_function" and not node.meta.get("nn_module_stack"):
                     frame.of_region.add(node.meta.get("seq_nr"))
             for node in nodes.nodes:
                 if node.meta.get("nn_module_stack"):
                     frame.of_region.discard(node.meta.get("seq_nr"))
-        return Graph(frame, direction, nodes, {})
+        return Graph(frame, direction, nodes, {}, body=whole is not lowered)
+
+
+def _above(lowered: Any) -> Iterator[Any]:
+    """The graphs that a branch or a body is in, the innermost first."""
+    while (lowered := getattr(lowered, "parent", None)) is not None:
+        yield lowered
+
+
+def _names(lowered: Any) -> set[str]:
+    return {node.name for node in lowered.module.graph.nodes}
 
 
 @contextmanager
-def captured(
-    model: torch.nn.Module, device: str, caches: Callable[[], AbstractContextManager[None]] = empty_caches
-) -> Iterator[Captured]:
+def captured(model: torch.nn.Module, device: str) -> Iterator[Captured]:
     """Capture whatever is compiled by Inductor and called in here; nothing of it is left afterwards.
 
     Args:
         model: whose modules the operators are of.
         device: type of the device.
-        caches: puts Inductor's caches elsewhere, once something is compiled.
     """
     found = Captured(model, device)
     marked = False
@@ -218,17 +227,16 @@ def captured(
         def backend_for(backend: Backend) -> Backend | None:
             if getattr(backend, "compiler_name", "") != "inductor":
                 return None
-            nonlocal marked
-            if not marked:
-                into.enter_context(caches())
-                into.enter_context(_marked(found))
-                marked = True
             ours: Any = copy.copy(backend)
             asked = ours.config.get("triton.cudagraphs", torch._inductor.config.triton.cudagraphs)
             found.without_cuda_graphs |= bool(asked) and device == "cuda"
             ours.config = ours.config | _SETTINGS
 
             def compile_graph(graph: torch.fx.GraphModule, inputs: Any, **rest: Any) -> Any:
+                nonlocal marked
+                if not marked:  # not before Dynamo has said that it compiles: then caches may be put somewhere else
+                    into.enter_context(_marked(found))
+                    marked = True
                 found.compiles(graph)
                 return found.calling(ours(graph, inputs, **rest))
 
@@ -240,7 +248,7 @@ def captured(
 
 @contextmanager
 def _marked(found: Captured) -> Iterator[None]:
-    """Have Inductor write its marks."""
+    """Have Inductor write its marks, and keep what it compiles in a folder that is deleted afterwards."""
     # which most steps never need
     from torch._inductor import debug
     from torch._inductor.codegen.wrapper import PythonWrapperCodegen
@@ -257,5 +265,9 @@ def _marked(found: Captured) -> Iterator[None]:
         if mark is not None:
             self.writeline(f"with torch._C._profiler._RecordFunctionFast({mark!r}): pass")
 
-    with patched(PythonWrapperCodegen, {"write_provenance_debug_handle": write}):
+    with (
+        empty_caches(),
+        debug.reset_provenance_globals(),  # what is in the kernels of a backward is kept
+        patched(PythonWrapperCodegen, {"write_provenance_debug_handle": write}),
+    ):
         yield

@@ -89,11 +89,14 @@ class Lowered:
         for called, number in self._numbers.items():
             graph = self._graphs[called.place]
             unknown = strangers(graph.nodes, graph.kernels)
+            unmapped = f"operators that the graph has not: {', '.join(unknown)}" if unknown else ""
+            if graph.body and graph.direction == "backward":
+                unmapped = unmapped or "torch notes no modules in the backward of a branch"
             yield {
                 "graph": number, "frame": graph.frame.name, "region": called.region, "direction": graph.direction,
                 "nodes": sum(node.op == "call_function" for node in graph.nodes.nodes), "kernels": len(graph.kernels),
                 "calls": self._times(called), "cut": graph.frame.cut, "cut_at": graph.frame.cut_at,
-                "unmapped": f"operators that the graph has not: {', '.join(unknown)}" if unknown else "",
+                "unmapped": unmapped,
             }  # fmt: skip
 
     def nodes(self) -> Iterator[dict[str, Any]]:

@@ -37,6 +37,8 @@ _COPY = torch.ops.aten.copy_.default  # into an argument, at the end of a graph
 _ADD = (torch.ops.aten.addmm.default, torch.ops.aten.baddbmm.default)  # what they add is their first argument
 _WITH_STATE = {"run_and_save_rng_state": 0, "run_with_rng_state": 1, "graphsafe_run_with_rng_state": 0}
 """Operators that call another one with a state of random numbers, and where among their arguments that is."""
+_CONTROL_FLOW = ("cond", "while_loop", "invoke_subgraph")
+"""Operators that call graphs of their own, whose operators do the work."""
 _UNKNOWN = Missing(number=True)
 
 
@@ -204,11 +206,14 @@ def _phases(graph: Graph, direction: str) -> Callable[[Node], str]:
 
 
 def _nodes(graph: Graph) -> list[Node]:
-    """Operators of a graph: what takes a result of several apart, or computes with sizes alone, is none."""
+    """Operators of a graph: what takes a result apart, computes with sizes alone, or calls other graphs, is none."""
     return [
         node
         for node in graph.nodes
-        if node.op == "call_function" and node.target is not getitem and not _is_of_sizes(node)
+        if node.op == "call_function"
+        and node.target is not getitem
+        and getattr(node.target, "_name", "") not in _CONTROL_FLOW
+        and not _is_of_sizes(node)
     ]
 
 

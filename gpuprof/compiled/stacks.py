@@ -8,13 +8,9 @@ from typing import Any
 
 import torch
 
-_STEPS = re.compile(r"""\.?([A-Za-z_]\w*|\d+)|\[(?:'([^']*)'|"([^"]*)"|(\d+))\]""")
-"""One step of a name: an attribute or a child's name after a dot, a key or an index in brackets."""
-
-
-def innermost(stack: Mapping[str, tuple[str, Any]] | None) -> str | None:
-    """The name of the innermost module of a node's stack, e.g. ``L['self'].blocks.1.up``; None where there is none."""
-    return [*stack.values()][-1][0] if stack else None
+_STEPS = re.compile(r"""\.?([^.\[\]]+)|\[(?:'([^']*)'|"([^"]*)"|(\d+))\]""")
+"""One step of a name: an attribute or a child's name, which may have blanks in it, after a dot; a key or an index in
+brackets."""
 
 
 def names_in(graph: torch.fx.GraphModule) -> set[str]:

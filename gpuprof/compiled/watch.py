@@ -12,7 +12,7 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,11 @@ class Watch:
 
     Attributes:
         tell: told of ``compiling``, how many compilations are over and how many have begun.
-        caches: puts Inductor's caches elsewhere, for as long as this watches, if they are not yet.
         begun: compilations and recordings of CUDA graphs so far.
         rows: of the table ``compilations``.
     """
 
     tell: Callable[[str, int, int], None] = lambda name, done, total: None
-    caches: Callable[[], AbstractContextManager[None]] = nullcontext
     begun: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     _in_pass: str = ""
@@ -193,21 +191,12 @@ class Watch:
 def watched(tell: Callable[[str, int, int], None]) -> Iterator[Watch]:
     """Watch whatever is compiled in here. From the first time on Inductor's caches are others, empty at first."""
     watch = Watch(tell)
-    moved = False
     with undoing() as undo, ExitStack() as into:
 
-        def elsewhere() -> AbstractContextManager[None]:
-            nonlocal moved
-            if not moved:
-                moved = True
-                into.enter_context(empty_caches())
-            return nullcontext()
-
         def starts(about: CallbackArgs) -> None:
-            elsewhere()
+            if not watch.begun:
+                into.enter_context(empty_caches())
             watch.starts(about)
-
-        watch.caches = elsewhere
 
         seen = len(dynamo.graph_break_reasons)
 

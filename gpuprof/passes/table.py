@@ -207,10 +207,8 @@ def _between(measuring: Measuring) -> int:
 
 def _trace(measuring: Measuring) -> PassOutcome:
     run = measuring.run
-    first, *measuring.further = trace.traces(
-        measuring.workload, measuring.seeded, measuring.traced_steps, run.workload.get("world", 1) == 1,
-        measuring.watch.caches,
-    )  # fmt: skip
+    alone = run.workload.get("world", 1) == 1
+    first, *measuring.further = trace.traces(measuring.workload, measuring.seeded, measuring.traced_steps, alone)
     run.kernels, run.estimates, run.graphs, run.nodes, outcome = first
     return outcome
 

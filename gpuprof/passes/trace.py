@@ -14,7 +14,6 @@ from torch._C._profiler import _ExperimentalConfig, _RecordFunctionFast
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from gpuprof.attribution import Ownership, observed
-from gpuprof.compiled.caches import empty_caches
 from gpuprof.compiled.capture import Captured, captured
 from gpuprof.compiled.lowered import Lowered
 from gpuprof.hardware import kineto
@@ -60,13 +59,7 @@ def trace(workload: Workload, before_step: Callable[[], None]) -> Traced:
     return traces(workload, before_step, 1)[0]
 
 
-def traces(
-    workload: Workload,
-    before_step: Callable[[], None],
-    steps: int,
-    alone: bool = True,
-    caches: Callable[[], AbstractContextManager[None]] = empty_caches,
-) -> list[Traced]:
+def traces(workload: Workload, before_step: Callable[[], None], steps: int, alone: bool = True) -> list[Traced]:
     """Trace steps, each after one warm-up step under the profiler. What is compiled in them is compiled afresh.
 
     Args:
@@ -74,10 +67,9 @@ def traces(
         before_step: run before each step (seeding).
         steps: how many.
         alone: whether no other process has to run as many steps as this one.
-        caches: as of `captured`.
     """
     tries = _MOST_RECORDED if alone else 1
-    with captured(workload.model, workload.device.type, caches) as compiled:
+    with captured(workload.model, workload.device.type) as compiled:
         return [
             ingest(*_recorded(workload, before_step, compiled, tries), unit_of(workload.model), compiled)
             for _ in range(steps)

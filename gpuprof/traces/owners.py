@@ -278,6 +278,7 @@ def attribute(
             call.name = site.op
             op_calls.append(call)
             frame = _Frame(end, site.module, where, around.node, call)
+            around.kernel_call = None  # what follows is none of it: the host reads a result to choose a branch, say
         elif kind == NODE:
             if not name.endswith(_FOLLOWS):
                 made_by = maker_of(index)

@@ -128,8 +128,37 @@ def test_a_product_outside_that_was_not_counted_so_is_not_known():
     assert hardware_of_compiled(run) is None
 
 
+def test_without_a_count_nothing_is_compared():
+    run = compiled_run()
+    run.ops = table("ops", [])
+
+    assert compiled_flops(run).empty
+    assert compiled_lines(run) == []
+
+
+def test_what_python_called_inside_a_region_is_not_left_out():
+    again = ops_row("fc", "forward", "aten::addmm.default", 1000)  # a second time, and that on the region
+    run = changed(ops=[again], kernels=[kernel_row("", "forward", "aten::addmm", 900, 5, call=99)])
+    frame = compiled_flops(run)
+
+    assert row(frame, module="fc", phase="forward")["flops_counted"] == 2000
+    assert pd.isna(row(frame, module="fc", phase="forward")["flops_compiled"])
+    assert (frame["cause"] == "").all()
+    assert compiled_lines(run)[-1] == "  not known: fc"
+
+
 def test_regions_whose_insides_are_not_known_are_not_compared():
     run = compiled_run()
     run.passes["trace"].facts["hidden"] = ["fc"]
 
     assert "fc" not in set(compiled_flops(run)["module"])
+
+
+def test_a_region_that_dynamo_leaves_alone_hides_what_is_inside():
+    run = compiled_run()
+    run.kernels = table("kernels", [kernel_row("", "forward", "aten::addmm", 0, 5, call=0)])
+    run.nodes, run.graphs, run.passes["trace"].facts = table("nodes", []), table("graphs", []), {}
+    modules = run.modules().set_index("module")
+
+    assert modules.loc["", "time_forward_s"] == pytest.approx(5e-9)
+    assert modules.loc[["norm", "act", "fc", "head"], "time_forward_s"].isna().all()

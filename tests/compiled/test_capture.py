@@ -6,10 +6,13 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch._inductor import debug
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch.utils.checkpoint import checkpoint
 
 import gpuprof
+from gpuprof.analysis.compiled import compiled_flops
+from gpuprof.compiled.capture import Frame, Graph
 from gpuprof.record import UNATTRIBUTED
 
 PASSES = ("count", "trace")
@@ -150,6 +153,44 @@ def test_a_compiled_function_is_of_the_module_that_calls_it():
     assert owners(run) == {("0", "forward"), ("1", "forward")}
 
 
+def test_a_module_that_the_model_does_not_list_is_of_who_calls_it():
+    node = torch.fx.Graph().placeholder("x")
+    node.meta["nn_module_stack"] = {"1": ("L['self'].up", nn.Linear), "2": ("L['self'].plain[0]", nn.Linear)}
+    graph = {paths: Graph(Frame("", "net", {"L['self'].up": paths} if paths else {}), "forward", node.graph, {})
+             for paths in ("net.up", "")}  # fmt: skip
+    assert graph["net.up"].owner(node) == "net.up"
+    assert graph[""].owner(node) == "net"
+
+
+def test_modules_are_seen_while_another_thread_compiles(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    run = gpuprof.count(Net(), X)
+    rows = run.ops[run.ops["op"] == "aten::addmm.default"]
+    assert list(rows["module"]) == ["first", "blocks.0.linear", "blocks.1.linear"]
+
+
+def test_a_branch_is_a_graph_of_its_own():
+    class Chooses(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other, self.last = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+        def forward(self, x):
+            return self.last(torch.cond(x.sum() > 0, lambda y: self.one(y).relu(), lambda y: self.other(y).sin(), (x,)))
+
+    model = Chooses()
+    model.compile()
+    run = gpuprof.profile(model, X, passes=PASSES)
+    made = products(run)
+    in_branch = {("one", "forward"): PRODUCT, ("", "recompute"): PRODUCT, (UNATTRIBUTED, "backward"): PRODUCT}
+    assert made == of_linear("last") | in_branch  # nobody asks for the gradient of the input
+    assert list(run.graphs["direction"]) == ["forward", "forward", "backward", "backward"]
+    assert list(run.graphs["unmapped"]) == ["", "", "", "torch notes no modules in the backward of a branch"]
+    reads = run.kernels[run.kernels["op"] == "aten::_local_scalar_dense"]  # to choose: no part of the kernel before
+    assert reads["compiled"].iloc[0] == ""
+    assert not (compiled_flops(run)["cause"] != "").any()  # whose the products of the backward are is not known
+
+
 def test_of_another_backend_only_the_region_is_known():
     model = Net()
     model.blocks[0].compile(backend="aot_eager")
@@ -165,13 +206,17 @@ def test_nothing_is_left_and_a_second_profile_gives_the_same(blocks, monkeypatch
     folders = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
     for name in folders:
         monkeypatch.delenv(name, raising=False)
-    before = torch._inductor.config.get_config_copy(), torch._dynamo.config.get_config_copy()
     write = PythonWrapperCodegen.write_provenance_debug_handle
-    run = gpuprof.profile(in_place(Net()), X, passes=PASSES)
+    model = in_place(Net())
+    model(X).mean().backward()  # compiled before the profile, which so has to compile for the trace alone
+    before = torch._inductor.config.get_config_copy(), torch._dynamo.config.get_config_copy()
+    kernels = debug._inductor_triton_kernel_to_post_grad_node_info.copy()
+    run = gpuprof.profile(model, X, passes=PASSES)
     after = torch._inductor.config.get_config_copy(), torch._dynamo.config.get_config_copy()
     assert after == before
     assert all("gpuprof-" not in os.environ.get(name, "") for name in folders)  # torch sets its own default
     assert PythonWrapperCodegen.write_provenance_debug_handle is write
+    assert debug._inductor_triton_kernel_to_post_grad_node_info == kernels
     for name in ("graphs", "nodes"):
         pd.testing.assert_frame_equal(getattr(run, name), getattr(blocks, name))
     told = ["module", "phase", "op", "kernel", "call", "shapes", "compiled"]

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from gpuprof.compiled.stacks import innermost, module_of, names_in
+from gpuprof.compiled.stacks import module_of, names_in
 
 NET = nn.ModuleDict({"blocks": nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.GELU()) for _ in range(2)])})
+NET["a key"] = nn.ReLU()
 NET.plain = [NET["blocks"][1]]
 STEP = {"net": NET, "nets": {"a": NET}, "x": torch.ones(1)}
 
@@ -18,6 +19,7 @@ STEP = {"net": NET, "nets": {"a": NET}, "x": torch.ones(1)}
         ("L['self'].blocks.1.0", NET["blocks"][1][0]),
         ("L['self'].blocks._modules['1']._modules['0']", NET["blocks"][1][0]),
         ("L['self']._modules['blocks'][0][1]", NET["blocks"][0][1]),
+        ("L['self'].a key", NET["a key"]),
         ("L['self'].plain[0]", NET["blocks"][1]),
         ("G['step']['net'].blocks.0", NET["blocks"][0]),
         ('G["step"]["nets"]["a"]', NET),
@@ -29,11 +31,6 @@ STEP = {"net": NET, "nets": {"a": NET}, "x": torch.ones(1)}
 )
 def test_a_name_leads_to_its_module(name, module):
     assert module_of(name, {"self": NET}, {"step": STEP}) is module
-
-
-def test_the_innermost_is_the_last():
-    assert innermost({"a": ("L['self']", NET), "b": ("L['self'].blocks", NET)}) == "L['self'].blocks"
-    assert innermost({}) is innermost(None) is None
 
 
 def test_names_in_a_graph_and_in_the_functions_of_its_own():
