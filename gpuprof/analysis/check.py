@@ -49,6 +49,7 @@ from gpuprof.analysis.regression import (
     judge_interleaved,
 )
 from gpuprof.errors import GpuprofError
+from gpuprof.paths import unwrapped
 from gpuprof.record import Run, integers
 
 METRICS: dict[str, Better] = {
@@ -330,7 +331,7 @@ def compare(
             require_kernels(run, f"what moved by {name}")
     prints = fingerprint(base), fingerprint(head)
     across, recorded = prints[0]["device"] != prints[1]["device"], base.recorded or head.recorded
-    if not (across or recorded) and compiled(base) != compiled(head):
+    if not (across or recorded) and compiled(base) != compiled(head) and _modules(base) == _modules(head):
         return _compiled_or_not(base, head, by, margin, allowed)
     if not (across or recorded):
         by_layer: tuple[By] = ("layer",)
@@ -358,10 +359,17 @@ def _compiled_or_not(base: Run, head: Run, by: Collection[By], margin: float, al
     why = f"of one model with compilation and without: {NO_VERDICT}"
     found = [replace(verdict, status=INCONCLUSIVE, why=why) for verdict in verdicts(before, after, margin)]
     asked = [name for name in by if name not in OF_MODULES]
-    concluded = _concluded(found, [base], [head], [], margin, (), asked)
+    keys = {fingerprint(run)["workload"] for run in plain}
+    notes = ["Their workloads differ in more than compilation."] if len(keys) > 1 else []
+    concluded = _concluded(found, [base], [head], notes, margin, (), asked)
     part: OfModules = next((name for name in OF_MODULES if name in by), "layer")
     table = gained(*((base, head) if compiled(head) else (head, base)), part)
     return replace(concluded, status=INCONCLUSIVE, gained=table)
+
+
+def _modules(run: Run) -> set[str]:
+    """Paths of the modules of a model, whatever is put around it."""
+    return set(unwrapped(run.tree["module"], run.tree["class"]).values())
 
 
 def against(

@@ -119,3 +119,19 @@ def test_two_compiled_runs_compare_as_any_two():
 
     assert found.gained.empty
     assert set(found.moved) == {"layer"}
+
+
+def test_what_differs_beside_compilation_is_not_its_gain():
+    eager, head = eager_run(), compiled_run()
+    head.workload["name"] = "another file"
+
+    held = compare(eager, head, (), allowed=("workload",))
+    assert not held.gained.empty
+    assert held.notes == ["Their workloads differ in more than compilation."]
+
+    head.tree = table("tree", [*head.tree.to_dict("records"), head.tree.iloc[-1].to_dict() | {"module": "further"}])
+    assert compare(eager, head, (), allowed=("workload",)).gained.empty  # of another model
+
+
+def test_one_model_with_and_without_has_no_such_note():
+    assert compare(eager_run(), compiled_run()).notes == []
