@@ -45,7 +45,7 @@ def compiled_flops(run: Run) -> pd.DataFrame:
         are an estimate of the operators as they are: a norm's of one operator is not that of its parts. Without rows
         of a run without compiled graphs or a count.
     """
-    if run.nodes.empty or run.ops.empty or not run.done("count"):
+    if run.nodes.empty or run.ops.empty:
         return pd.DataFrame({name: [] for name in COLUMNS})
     counted, compiled = (_by_place(rows) for rows in (run.ops, ran(run)))
     strayed = _strayed(run)
