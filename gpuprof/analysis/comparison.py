@@ -178,7 +178,8 @@ def workload_key(run: Run) -> str:
     text = json.dumps({name: about.get(name) for name in _IDENTITY} | more, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     sizes = [f"{word}{about[name]}" for name, word in _SIZES.items() if about.get(name)]
-    words = [about.get("name"), about.get("mode"), *sizes, about.get("dtype"), about.get("attention"), digest]
+    how = "compiled" if about.get("compiled") else ""
+    words = [about.get("name"), about.get("mode"), *sizes, about.get("dtype"), about.get("attention"), how, digest]
     return "-".join(re.sub(r"[^\w.]+", "-", str(word)) for word in words if word)
 
 

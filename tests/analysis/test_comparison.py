@@ -109,6 +109,14 @@ def test_the_workload_key_is_of_the_workload_alone():
     assert workload_key(replace(run, workload={"name": "a/b.py:f", "mode": "train"})).startswith("a-b.py-f-train-")
 
 
+def test_the_workload_key_says_that_it_is_compiled():
+    run, compiled = gpu_run(), gpu_run()
+    compiled.workload["compiled"] = {"": "inductor, mode default"}
+    plain, key = workload_key(run), workload_key(compiled)
+    assert key.rpartition("-")[0] == f"{plain.rpartition('-')[0]}-compiled"
+    assert key.rpartition("-")[2] != plain.rpartition("-")[2]
+
+
 def test_fingerprints_differ_by_field():
     run, other = gpu_run(), gpu_run()
     other.device |= {"driver": "575.2", "uuid": "GPU-2"}
