@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 import gpuprof
@@ -97,7 +98,8 @@ def beside(name: str, eager: Run, compiled: Run) -> tuple[list[str], list[str]]:
         part = getattr(row, "class", row[1])
         speedup = f"{row.speedup:.2f} x" if row.speedup == row.speedup else ""
         shared = f"{row.fused_share:.0%}" if row.fused_share == row.fused_share else ""
-        same = "same" if row.eager_flops == row.compiled_flops else f"{row.eager_flops:,} to {row.compiled_flops:,}"
+        flops = [None if pd.isna(one) else int(one) for one in (row.eager_flops, row.compiled_flops)]
+        same = "" if None in flops else "same" if flops[0] == flops[1] else f"{flops[0]:,} to {flops[1]:,}"
         lines.append(
             f"| {part} | {duration(row.eager_s)} | {duration(row.compiled_s)} | {speedup} | {shared} "
             f"| {row.eager_kernels} to {row.compiled_kernels} | {same} |"
