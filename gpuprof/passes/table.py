@@ -221,9 +221,8 @@ def _first(measuring: Measuring) -> int:
 
 def _memory(measuring: Measuring) -> PassOutcome:
     run = measuring.run
-    whole = WHOLE_STEP in run.workload.get(
-        "compiled", ()
-    )  # compiled anew with all that looks at it, which is not to stay
+    # with all that looks at it such a step is compiled anew, and that is not to stay
+    whole = WHOLE_STEP in run.workload.get("compiled", ())
     with compiled_afresh(again) if whole else nullcontext():
         for window in range(_MOST_WINDOWS):  # what is compiled in the step takes memory of its own
             before = measuring.watch.begun
