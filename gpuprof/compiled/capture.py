@@ -10,7 +10,7 @@ import copy
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +50,7 @@ class Frame:
         paths: of the modules that its operators name.
         cut: why Dynamo ended the graph where it did; empty where the function returned.
         cut_at: file and line of that.
+        varies: whether the step calls it with other sizes than it was compiled for.
         of_region: sequence numbers of operators that are the function's own, and in none of the modules that it calls.
     """
 
@@ -58,6 +59,7 @@ class Frame:
     paths: dict[str, str]
     cut: str = ""
     cut_at: str = ""
+    varies: bool = False
     of_region: set[int] = field(default_factory=set)
 
 
@@ -122,7 +124,7 @@ class Captured:
         """Dynamo is about to trace a frame."""
         self._traced.frame = frame
 
-    def compiles(self, graph: torch.fx.GraphModule) -> None:
+    def compiles(self, graph: torch.fx.GraphModule) -> Frame:
         """Dynamo has made a graph of it, and gives it to the backend."""
         self.compilations += 1
         frame = self._traced.frame
@@ -130,19 +132,30 @@ class Captured:
         modules = {name: module_of(name, variables, outer) for name in names_in(graph)}
         cut: Any = getattr(graph, "compile_subgraph_reason", None)
         cut = cut if cut is not None and cut.graph_break else None
-        self._frames[CompileContext.current_compile_id()] = Frame(
+        made = self._frames[CompileContext.current_compile_id()] = Frame(
             f"{code.co_name} ({os.path.basename(code.co_filename)}:{code.co_firstlineno})",
             self._running(),
             {name: self._paths[module] for name, module in modules.items() if module in self._paths},
             in_short(cut.reason) if cut else "",
             place(cut.user_stack) if cut else "",
         )
+        return made
 
-    def calling(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
-        """What Dynamo is to call in place of the code of a graph: that, as a call of the module that calls it."""
+    def calling(self, compiled: Callable[..., Any], frame: Frame, inputs: Sequence[Any]) -> Callable[..., Any]:
+        """What Dynamo is to call in place of the code of a graph: that, as a call of the module that calls it.
+
+        Args:
+            compiled: the code.
+            frame: that it is of.
+            inputs: what it was compiled for.
+        """
+        sizes = _sizes(inputs)
 
         def call(*args: Any) -> Any:
-            if self._ownership is None or (path := self._running()) == UNATTRIBUTED:
+            if self._ownership is None:
+                return compiled(*args)
+            frame.varies |= _sizes(args) != sizes
+            if (path := self._running()) == UNATTRIBUTED:
                 return compiled(*args)
             return self._ownership.run(Scope(path), compiled, args, {})
 
@@ -211,6 +224,12 @@ def _names(lowered: Any) -> set[str]:
     return {node.name for node in lowered.module.graph.nodes}
 
 
+def _sizes(values: Sequence[Any]) -> list[Any]:
+    """Those of the arguments of a graph that are sizes, which Dynamo passes beside the tensors that have them."""
+    sizes = [value for value in values if isinstance(value, (int, torch.SymInt))]
+    return [size.node.hint if isinstance(size, torch.SymInt) else size for size in sizes]
+
+
 @contextmanager
 def captured(model: torch.nn.Module, device: str) -> Iterator[Captured]:
     """Capture whatever is compiled by Inductor and called in here; nothing of it is left afterwards.
@@ -237,8 +256,8 @@ def captured(model: torch.nn.Module, device: str) -> Iterator[Captured]:
                 if not marked:  # not before Dynamo has said that it compiles: then caches may be put somewhere else
                     into.enter_context(_marked(found))
                     marked = True
-                found.compiles(graph)
-                return found.calling(ours(graph, inputs, **rest))
+                frame = found.compiles(graph)
+                return found.calling(ours(graph, inputs, **rest), frame, inputs)
 
             return compile_graph
 

@@ -100,11 +100,14 @@ class Lowered:
             }  # fmt: skip
 
     def nodes(self) -> Iterator[dict[str, Any]]:
-        """Rows of the ``nodes`` table, likewise."""
+        """Rows of the ``nodes`` table, likewise. What graphs for several sizes do, called with such, is not known."""
         for called, number in self._numbers.items():
-            region, times = self._graphs[called.place].frame.region, self._times(called)
+            frame, times = self._graphs[called.place].frame, self._times(called)
+            region = frame.region
             for row in self._nodes[called.place]:
                 figures = {name: None if row[name] is None else row[name] * times for name in FIGURES}
+                if frame.varies and row["kind"] != "view":
+                    figures = dict.fromkeys([*FIGURES, "moved"])
                 yield row | figures | {
                     "graph": number, "module": _moved(row["module"], region, called.region),
                     "phase": called.phase or row["phase"], "calls": row["calls"] * times,

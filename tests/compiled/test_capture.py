@@ -191,6 +191,24 @@ def test_a_branch_is_a_graph_of_its_own():
     assert not (compiled_flops(run)["cause"] != "").any()  # whose the products of the backward are is not known
 
 
+def test_what_a_graph_for_several_sizes_does_is_known_of_one_alone():
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU())
+    compiled = torch.compile(model, dynamic=True)
+    asked = torch.ones(BATCH, WIDTH, requires_grad=True)
+
+    def step(*batches):
+        sum(compiled(batch).sum() for batch in batches).backward()
+
+    one = gpuprof.profile(compiled, step=lambda: step(asked, asked), passes=PASSES)
+    of_two = {(module, phase): 2 * flops for (module, phase), flops in of_linear("_orig_mod.0").items()}
+    assert products(one) == of_two
+    several = gpuprof.profile(compiled, step=lambda: step(asked, asked[:2]), passes=PASSES)
+    works = several.nodes[several.nodes["kind"] != "view"]
+    assert set(works["module"]) == {"_orig_mod.0", "_orig_mod.1"}
+    assert works[["flops_hardware", "vector_flops", "bytes", "moved"]].isna().all(axis=None)
+    assert {module for module, _ in owners(several)} >= {"_orig_mod.0", "_orig_mod.1"}
+
+
 def test_of_another_backend_only_the_region_is_known():
     model = Net()
     model.blocks[0].compile(backend="aot_eager")
