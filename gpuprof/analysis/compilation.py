@@ -19,7 +19,15 @@ def compile_lines(run: Run) -> list[str]:
         return []
     if run.is_job:  # each rank compiles by itself, and says so in its own run
         return [*_how(run)]
-    return [*_how(run), *_times(run), *_graphs(run), *_breaks(run), *_recompiled(run), *_cuda_graphs(run)]
+    return [
+        *_how(run),
+        *_times(run),
+        *_caches(run),
+        *_graphs(run),
+        *_breaks(run),
+        *_recompiled(run),
+        *_cuda_graphs(run),
+    ]
 
 
 def compile_seconds(run: Run) -> tuple[float | None, float | None]:
@@ -68,6 +76,21 @@ def _times(run: Run) -> Iterator[str]:
 
 
 _PARTS = {"dynamo_s": "Dynamo", "inductor_s": "Inductor"}
+
+
+def _caches(run: Run) -> Iterator[str]:
+    """What Inductor's caches had, and why they were not asked."""
+    warm = run.compilations[run.compilations["pass"] == "warm"]
+    found, refused = [], list[str]()
+    for rows, when in ((_steps_own(run), "empty at first"), (warm, "filled")):
+        asked = rows.loc[rows["cache"] != "", "cache"]
+        if len(asked):
+            times = asked.str.extract(r"^(\w+)")[0].value_counts(sort=False)
+            found.append(f"{when} {', '.join(f'{what} {number}' for what, number in times.items())}")
+        refused += [one for one in asked if ": " in one]
+    if found:
+        yield f"Caches: {'; '.join(found)}"
+    yield from (f"  {reason}" for reason in list(dict.fromkeys(refused))[:_TOLD])
 
 
 def _graphs(run: Run) -> Iterator[str]:
