@@ -82,11 +82,11 @@ def _caches(run: Run) -> Iterator[str]:
     """What Inductor's caches had, and why they were not asked."""
     warm = run.compilations[run.compilations["pass"] == "warm"]
     found, refused = [], list[str]()
-    for rows, when in ((_steps_own(run), "empty at first"), (warm, "filled")):
+    for rows, when in ((_steps_own(run), "while empty"), (warm, "once filled")):
         asked = rows.loc[rows["cache"] != "", "cache"]
         if len(asked):
             times = asked.str.extract(r"^(\w+)")[0].value_counts(sort=False)
-            found.append(f"{when} {', '.join(f'{what} {number}' for what, number in times.items())}")
+            found.append(f"{when} {', '.join(f'{number} x {what}' for what, number in times.items())}")
         refused += [one for one in asked if ": " in one]
     if found:
         yield f"Caches: {'; '.join(found)}"

@@ -39,7 +39,7 @@ def test_cold_and_warm():
         "Compiled: the model (inductor, mode default)",
         "Time to compile: 12.00 s with empty caches (3.000 s in Dynamo, 6.000 s in Inductor)",
         "Compiled once more from the caches: 500.0 ms",
-        "Caches: empty at first miss 2; filled hit 1",
+        "Caches: while empty 2 x miss; once filled 1 x hit",
         "No graph breaks",
     ]
 
@@ -48,7 +48,7 @@ def test_why_a_cache_was_not_asked():
     refused = compilation("time", "forward", "miss; AOTAutograd bypass: a hook", 1.0)
     run = compiled_run(refused, compilation("time", "forward", "hit", 1.0))
 
-    assert compile_lines(run)[2:4] == ["Caches: empty at first miss 1, hit 1", "  miss; AOTAutograd bypass: a hook"]
+    assert compile_lines(run)[2:4] == ["Caches: while empty 1 x miss, 1 x hit", "  miss; AOTAutograd bypass: a hook"]
 
 
 def test_of_equal_graphs_the_second_is_cold_too_and_later_passes_are_not():
@@ -102,7 +102,7 @@ def test_breaks_recompilations_and_cuda_graphs():
     )  # fmt: skip
 
     assert compile_lines(run)[2:] == [
-        "Caches: empty at first miss 4",
+        "Caches: while empty 4 x miss",
         "3 graph breaks:",
         "  net.py:20: print (3 times)",
         f"{FRAME} recompiled 2 times, first as it failed x.size(0) == 8 (net.py:15)",
