@@ -313,7 +313,8 @@ def test_control_flow_is_as_before_afterwards():
     model = Branches(BRANCHES["cond"][0])
     counted(model, given(3, 4))
     assert torch._higher_order_ops.cond.__globals__["cond_op"] is cond_op
-    run = gpuprof.profile(model, given(3, 4), passes=["count", "time"], warmup=0, steps=1, mode="forward")
+    # the first call of a branch is compiled, which is no part of a step's time
+    run = gpuprof.profile(model, given(3, 4), passes=["count", "time"], warmup=1, steps=1, mode="forward")
     assert run.warnings == []
 
 
