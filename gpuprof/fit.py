@@ -12,7 +12,7 @@ import numpy as np
 from gpuprof.analysis.memory import Prediction, made, predict
 from gpuprof.errors import GpuprofError
 from gpuprof.passes.simulated import Simulated, simulate
-from gpuprof.record import Run
+from gpuprof.record import FORWARD, Run
 from gpuprof.workload import Options, Workload, build
 
 What = Literal["batch_size", "seq_len"]
@@ -138,7 +138,7 @@ class Sizes:
         self.run, self.model = run, model or str(about["name"])
         self.batch_size: int | None = about.get("batch_size")
         self.seq_len: int | None = about.get("seq_len")
-        forward = run.ops[(run.ops["phase"] == "forward") & run.ops["op"].str.contains("::_scaled_dot_product")]
+        forward = run.ops[run.ops["phase"].isin(FORWARD) & run.ops["op"].str.contains("::_scaled_dot_product")]
         self._attention = dict(zip(forward["module"], forward["op"], strict=True))
         own = self._simulated(self.batch_size, self.seq_len)
         self._own = _peaks(np.array(own.live), own.phases)

@@ -21,7 +21,7 @@ import pandas as pd
 from gpuprof.dates import in_utc
 from gpuprof.errors import ForeignFileError, GpuprofError, no_run
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 UNATTRIBUTED = "(unattributed)"
 """The module of time and work that belongs to no module, so that every total adds up."""
 GRADIENT_ALLREDUCE = "(gradient all-reduce)"
@@ -33,7 +33,13 @@ NOBODYS = (UNATTRIBUTED, GRADIENT_ALLREDUCE)
 WHOLE_STEP = "(step)"
 """What a step that is compiled as a whole is called among the modules that are, in ``workload.compiled``."""
 
-PHASES = ("forward", "recompute", "backward", "optimizer", "other")
+FORWARD = ("forward", "encode", "prefill", "decode")
+"""Phases in which the model goes forward: the parts of a generation have names of their own."""
+
+MODEL = (*FORWARD, "backward")
+"""Phases whose FLOPs are the model's."""
+
+PHASES = (*FORWARD, "recompute", "backward", "optimizer", "other")
 
 TABLES: dict[str, dict[str, str]] = {
     "tree": {
@@ -49,7 +55,7 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "ops": {
         "module": "owner",
-        "phase": "forward, recompute, backward, optimizer, other",
+        "phase": "one of PHASES: forward, encode, prefill, decode, recompute, backward, optimizer, other",
         "op": "operator and overload",
         "kind": "matmul, convolution, attention, recurrent, vector, movement, view, communication; empty: no rule",
         "shapes": "shapes of the tensor inputs -> shapes of the tensor results",
@@ -162,6 +168,24 @@ TABLES: dict[str, dict[str, str]] = {
         "phase": "step (the whole of it), a phase, or reference: a fixed product after the step, on a CPU",
         "time_s": "seconds",
     },
+    "generation": {
+        "launch": "as in samples",
+        "step": "as in samples",
+        "part": "number of the part in its step, from 0: an encoding, a prefill or a piece of one, a step of decoding",
+        "phase": "encode, prefill or decode",
+        "samples": "sequences that it works on; missing where its inputs do not tell",
+        "positions": "positions of each that are new to it; likewise",
+        "start_s": "seconds since the telemetry's window opened; missing without one",
+        "time_s": "seconds, until the next part begins or the step ends",
+    },
+    "traffic": {
+        "module": "owner; * is the whole model",
+        "phase": "encode, prefill or decode",
+        "part": "as in generation: of the whole model a row for each part; missing of a module, whose rows are sums",
+        "what": "weights, cache read, cache written or activations",
+        "dtype": "dtype of what is stored",
+        "bytes": "bytes that must move in one step, see docs/generate.md",
+    },
     "memory": {
         "module": "path, or empty for the whole model",
         "phase": "as in ops, or empty",
@@ -228,14 +252,18 @@ TABLES: dict[str, dict[str, str]] = {
 """Columns of each raw table and what they mean."""
 
 ALL = "*"
-"""What ``busy`` has for an operator where all work of a module and its children is meant, and for all modules."""
+"""What ``busy`` has for an operator where all work of a module and its children is meant, and for all modules; what
+``traffic`` has for the whole model."""
+
+TRAFFIC = ("weights", "cache read", "cache written", "activations")
+"""What ``traffic`` tells apart."""
 
 RANK_QUANTITIES = ("step_ns", "compute_ns", "communication_ns", "exposed_ns", "idle_ns", "kernels")
 """What ``ranks`` holds of every step; FLOPs only where they are known."""
 
 _SINCE = {
     "counters": 2, "timeline": 2, "launches": 2, "ranks": 3, "busy": 4, "collectives": 4, "graphs": 5, "nodes": 5,
-    "compilations": 5, "breaks": 5,
+    "compilations": 5, "breaks": 5, "generation": 6, "traffic": 6,
 }  # fmt: skip
 """Schema version that a table came with."""
 
@@ -249,13 +277,13 @@ _INTEGERS = {
     "tensor_bfloat16", "tensor_float16", "tensor_tf32", "tensor_float64", "tensor_float8", "scalar_float16",
     "scalar_float32", "scalar_float64", "tensor_instructions", "dram_read_bytes", "dram_written_bytes", "peak_bytes",
     "reserved_bytes", "kept_bytes", "gradient_bytes", "rank", "amount", "ranks", "kernels", "total_ns", "least_ns",
-    "most_ns", "exposed_ns", "graph", "nodes", "repeat", "moved", "breaks",
+    "most_ns", "exposed_ns", "graph", "nodes", "repeat", "moved", "breaks", "part", "samples", "positions",
 }  # fmt: skip
 
 _COUNTS = {"flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes", "flops_profiler", "amount"}
 """Integers of any size: a step of the largest models is beyond 64 bits."""
 
-_FLOATS = {"time_s", "value", "total_s", "dynamo_s", "inductor_s"}
+_FLOATS = {"time_s", "start_s", "value", "total_s", "dynamo_s", "inductor_s"}
 
 
 def table(name: str, rows: list[dict[str, Any]] | dict[str, list[Any]]) -> pd.DataFrame:
@@ -344,9 +372,10 @@ class Run:
         warnings: what the user should know, one line each.
         doubts: of a rank or a job why figures of it are withheld, a list for each of `DOUBTS`; of any other
             run it is found out when it is asked for.
-        tree, ops, kernels, graphs, nodes, compilations, breaks, estimates, counters, samples, launches, ranks, busy,
-            collectives, memory, timeline, telemetry: the raw tables; graphs, nodes, compilations and breaks are of
-            steps that torch.compile took part in; busy and collectives of ranks and jobs, and a job has no kernels.
+        tree, ops, kernels, graphs, nodes, compilations, breaks, estimates, counters, samples, generation, traffic,
+            launches, ranks, busy, collectives, memory, timeline, telemetry: the raw tables; graphs, nodes, compilations
+            and breaks are of steps that torch.compile took part in; generation and traffic of generations; busy and
+            collectives of ranks and jobs, and a job has no kernels.
     """
 
     workload: dict[str, Any]
@@ -366,6 +395,8 @@ class Run:
     estimates: pd.DataFrame = field(default_factory=lambda: table("estimates", []))
     counters: pd.DataFrame = field(default_factory=lambda: table("counters", []))
     samples: pd.DataFrame = field(default_factory=lambda: table("samples", []))
+    generation: pd.DataFrame = field(default_factory=lambda: table("generation", []))
+    traffic: pd.DataFrame = field(default_factory=lambda: table("traffic", []))
     launches: pd.DataFrame = field(default_factory=lambda: table("launches", []))
     ranks: pd.DataFrame = field(default_factory=lambda: table("ranks", []))
     busy: pd.DataFrame = field(default_factory=lambda: table("busy", []))
@@ -645,7 +676,7 @@ def _check_tables(run: Run) -> None:
     samples = run.samples
     steps = samples.loc[samples["phase"].isin(["step", "reference"])]
     modules = {*run.tree["module"], *NOBODYS}
-    booked = (run.ops, run.kernels, run.nodes, run.counters, run.busy)
+    booked = (run.ops, run.kernels, run.nodes, run.counters, run.busy, run.traffic)
     owners = {module for rows in booked for module in rows["module"]} - {ALL}
     if not owners <= modules:
         raise ValueError("rows of modules that it has not")
@@ -669,6 +700,21 @@ def _check_tables(run: Run) -> None:
     if run.busy.isna().any(axis=None) or (run.busy["ranks"] < 1).any() or (times < 0).any(axis=None):
         raise ValueError("busy has a time missing")
     _check_compiled(run)
+    _check_generation(run)
+
+
+def _check_generation(run: Run) -> None:
+    """What times are divided by and bytes are added up by, in the tables of a generation."""
+    parts, traffic = run.generation, run.traffic
+    times = parts[["launch", "step", "part", "time_s"]]
+    if times.isna().any(axis=None) or (times < 0).any(axis=None) or not {*parts["phase"]} <= {*FORWARD}:
+        raise ValueError("generation has a part without its phase or time")
+    if ((parts["samples"] < 1) | (parts["positions"] < 0)).any():
+        raise ValueError("generation has a part of no sequences")
+    if traffic["bytes"].isna().any() or (traffic["bytes"] < 0).any() or not {*traffic["phase"]} <= {*FORWARD}:
+        raise ValueError("traffic has a row without its phase or bytes")
+    if not {*traffic["what"]} <= {*TRAFFIC}:
+        raise ValueError("traffic of what nobody knows")
 
 
 def _check_compiled(run: Run) -> None:

@@ -33,7 +33,7 @@ from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.untold import untold
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors, layer_of
-from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.record import MODEL, UNATTRIBUTED, Run
 from gpuprof.theory.rows import Shape, read_shapes
 from gpuprof.theory.rules import PRODUCTS
 
@@ -142,7 +142,7 @@ def budget(
     bandwidth = _bandwidth(run, ceilings)
     scores = _scores(run)
     everything = _operators(run, convention, peaks, scores)
-    ops = everything[everything["phase"].isin(["forward", "backward"])].copy()
+    ops = everything[everything["phase"].isin(MODEL)].copy()
     ideal_s = ops["ideal_s"].sum(skipna=False)
     reason = withheld_of_step(run) or withheld_of_kernels(run)
     if reason:
@@ -274,7 +274,7 @@ def _of_job(
         require_kernels(run, "a budget with ceilings")
     reason = withheld_of_step(run)
     ops = counted(run, convention)
-    model = ops[ops["phase"].isin(["forward", "backward"])]
+    model = ops[ops["phase"].isin(MODEL)]
     ideal_s = ideal_seconds(model, "flops", {} if reason else peaks, run).sum(skipna=False)
     hardware_s = ideal_seconds(ops, "flops_hardware", {} if reason else peaks, run).sum(skipna=False)
     table, notes = by_rank(run), []
@@ -475,7 +475,7 @@ def _classified(run: Run, ops: pd.DataFrame, convention: str | None, scores: dic
     phase = kernels["phase"]
     if chosen(run, convention).recompute_in_backward:
         phase = phase.replace("recompute", "backward")
-    kernels["part"] = kernels["work"].where(phase.isin(["forward", "backward"]), phase)
+    kernels["part"] = kernels["work"].where(phase.isin(MODEL), phase)
     kernels.loc[communicating(kernels), ["kind", "work", "part"]] = "communication"
     return kernels
 

@@ -23,7 +23,7 @@ from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import layer_of, unsharded, unwrapped
-from gpuprof.record import ALL, Run, integers
+from gpuprof.record import ALL, MODEL, Run, integers
 
 LAUNCH_COLUMNS = [
     "launch", "step_s", "step_iqr_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "samples_per_s",
@@ -139,7 +139,7 @@ def _flops_and_ideal(run: Run) -> tuple[int | None, dict[str, float]]:
         return None, {}
     ops = counted(run)
     sums = whole_step(run, ops)
-    model = ops[ops["phase"].isin(["forward", "backward"])]
+    model = ops[ops["phase"].isin(MODEL)]
     scale = sums["flops"] / sums["counted_flops"] if sums["counted_flops"] else 1.0
     known = {} if withheld_of_step(run) else denominators(run)
     ideal = {

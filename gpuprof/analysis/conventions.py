@@ -10,7 +10,7 @@ from gpuprof import units
 from gpuprof.analysis.counted import chosen, counted, formula_parts, of_no_part, whole_step
 from gpuprof.analysis.known_flops import none_known
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run
+from gpuprof.record import FORWARD, MODEL, Run
 from gpuprof.theory import CONVENTIONS, Architecture
 
 REFERENCE = "causal"
@@ -140,7 +140,7 @@ def _by_group(run: Run) -> dict[str, tuple[int, int]]:
     """Counted causal FLOPs of forward and backward, by the part of the model."""
     groups: dict[str, list[int]] = {}
     for group, phase, flops, _ in _rows(run, counted(run, REFERENCE)):
-        if phase in ("forward", "backward"):
+        if phase in MODEL:
             groups.setdefault(group, [0, 0])[phase == "backward"] += flops
     return {group: (forward, backward) for group, (forward, backward) in groups.items()}
 
@@ -178,7 +178,7 @@ def _of_rows(run: Run, name: str) -> dict[str, int]:
     found: dict[str, int] = {}
     again = {index for index, phase in enumerate(run.ops["phase"]) if phase == "recompute"}
     # a backward that is only assumed is no operator that ran: its forwards are compared, and counted as often
-    phases = ("forward",) if how.backward_factor is not None else ("forward", "backward")
+    phases = FORWARD if how.backward_factor is not None else MODEL
     for sign, ops in ((1, theirs), (-1, ours)):
         for group, phase, flops, index in _rows(run, ops):
             if phase in phases:

@@ -8,10 +8,11 @@ import pandas as pd
 
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.denominators import denominator, ideal_seconds
+from gpuprof.analysis.directions import direction
 from gpuprof.analysis.known_flops import none_known
 from gpuprof.analysis.ran import ran
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run, integers
+from gpuprof.record import FORWARD, MODEL, Run, integers
 from gpuprof.theory.architecture import Architecture
 from gpuprof.theory.conventions import CONVENTIONS, DEFAULT_CONVENTION, Convention
 from gpuprof.theory.conventions import convention as fitting_convention
@@ -109,7 +110,7 @@ def read_rows(run: Run, ops: pd.DataFrame | None = None) -> list[Row]:
         row = Row(
             op=op.partition(".")[0],
             kind=kind,
-            phase=phase,
+            phase=direction(phase),
             module_class=classes.get(module, ""),
             attends=module in attending,
             inputs=inputs,
@@ -125,7 +126,7 @@ def read_rows(run: Run, ops: pd.DataFrame | None = None) -> list[Row]:
 
 def _assumed_backward(ops: pd.DataFrame, factor: int) -> pd.DataFrame:
     """Rows of a backward that is so many times the forward, and nothing else."""
-    rows = ops[(ops["phase"] == "forward") & (ops["flops"].fillna(0) > 0)].copy()
+    rows = ops[ops["phase"].isin(FORWARD) & (ops["flops"].fillna(0) > 0)].copy()
     rows["phase"] = "backward"
     for column in ("flops", "macs"):
         rows[column] *= factor
@@ -146,6 +147,6 @@ def whole_step(run: Run, ops: pd.DataFrame, convention: str | None = None) -> di
     """
     if none_known(run):
         return {"flops": None, "counted_flops": 0}
-    rows = int(ops.loc[ops["phase"].isin(["forward", "backward"]), "flops"].sum())
+    rows = int(ops.loc[ops["phase"].isin(MODEL), "flops"].sum())
     parts = formula_parts(run, convention)
     return {"flops": rows if parts is None else sum(parts.values()), "counted_flops": rows}

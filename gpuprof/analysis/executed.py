@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
+from gpuprof.analysis.directions import directions
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware.counters import SCALAR_COLUMNS, TENSOR_COLUMNS, columns_of, names_of
 from gpuprof.paths import ancestors
@@ -190,13 +191,19 @@ def _kernel_column(name: str, values: list[Any]) -> Any:
 
 
 def executed_flops(run: Run, by: Literal["module", "class"] = "module") -> pd.Series:
-    """Executed matmul FLOPs by module (children included) or class and phase; missing where not known.
+    """Executed matmul FLOPs by module (children included) or class and direction; missing where not known in part.
 
     Args:
         run: the run.
         by: as in `executed_by_module`.
     """
-    return executed_by_module(run, by).set_index([by, "phase"])["flops_executed"]
+    table = executed_by_module(run, by)
+    table["phase"] = directions(table["phase"])
+    sums: dict[tuple[str, str], Any] = {}
+    for name, phase, flops in table[[by, "phase", "flops_executed"]].itertuples(index=False, name=None):
+        sums[name, phase] = sums.get((name, phase), 0) + flops  # missing and anything is missing
+    index = pd.MultiIndex.from_tuples(sums, names=[by, "phase"]) if sums else pd.MultiIndex([[], []], [[], []])
+    return pd.Series(integers(sums.values()), index=index, name="flops_executed")
 
 
 def _table(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
-from gpuprof.record import PHASES, UNATTRIBUTED, Run
+from gpuprof.record import FORWARD, PHASES, UNATTRIBUTED, Run
 
 EXPECTED = ("parameters", "buffers", "gradients", "optimizer_state", "activations")
 """What must be there by the sizes of tensors."""
@@ -21,7 +21,7 @@ ACCOUNT_COLUMNS = ["moment", *EXPECTED, "expected", "before", "workspace", "meas
 MODULE_COLUMNS = ["module", "class", "parameters", "gradients", "activations", "retained", "peak_above_entry"]
 """Columns of `by_module`, likewise."""
 
-_STEPS = ("forward", "backward", "optimizer")
+_STEPS = (*FORWARD, "backward", "optimizer")
 _AFTER = ("optimizer", "other")
 """Phases in which the optimizer has its state, if it had none before."""
 
@@ -234,11 +234,11 @@ def _measured(run: Run, phase: str, name: str) -> int | None:
 
 def _before(run: Run) -> int:
     """What was in use before the step and is neither parameter, buffer nor optimizer state; 0 if not known."""
-    entry = _measured(run, "forward", "entry")
-    if entry is None:
+    entries = [entry for phase in FORWARD if (entry := _measured(run, phase, "entry")) is not None]
+    if not entries:
         return 0
     sizes = _expected(run)
-    return max(entry - sum(sizes[name] for name in ("parameters", "buffers", "optimizer_state_before")), 0)
+    return max(entries[0] - sum(sizes[name] for name in ("parameters", "buffers", "optimizer_state_before")), 0)
 
 
 def _end(run: Run, phase: str) -> _Moment | None:
@@ -250,7 +250,7 @@ def _end(run: Run, phase: str) -> _Moment | None:
         kept, gradients = (int(ends[name].iloc[-1]) for name in ("kept_bytes", "gradient_bytes"))
     else:  # without a timeline the ends are clear: activations until the backward, gradients from then on
         sizes = _expected(run)
-        kept, gradients = (sizes["activations"], 0) if phase == "forward" else (0, sizes["gradients"])
+        kept, gradients = (sizes["activations"], 0) if phase in FORWARD else (0, sizes["gradients"])
     return _Moment(_parts(run, phase, kept, gradients), measured)
 
 

@@ -13,6 +13,7 @@ from gpuprof.analysis.compiled import hardware_of_compiled
 from gpuprof.analysis.consistency import owned_kernels, withheld_of_kernels, withheld_of_owners, withheld_of_step
 from gpuprof.analysis.counted import chosen, convention_of, counted, hardware, priced, whole_step
 from gpuprof.analysis.denominators import denominator
+from gpuprof.analysis.directions import directions
 from gpuprof.analysis.executed import executed_flops
 from gpuprof.analysis.fused import graphs, of_compiled
 from gpuprof.analysis.kernel_time import kernel_times, of_ranks, own_of_ranks, union_ns
@@ -24,7 +25,7 @@ from gpuprof.analysis.shares import split_kernels, untimed
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.unpriced import ratio_withheld
 from gpuprof.paths import ancestors
-from gpuprof.record import ALL, PHASES, UNATTRIBUTED, Run, integers
+from gpuprof.record import ALL, FORWARD, MODEL, PHASES, UNATTRIBUTED, Run, integers
 from gpuprof.theory import rule_for
 
 __all__ = [
@@ -80,7 +81,9 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
             unknown = untimed(run, paths) if hardware_of_compiled(run) is not None else {*paths}
             table["flops_hardware"] = integers(None if path in unknown else sums[path] for path in paths)
     if run.done("trace") or len(run.busy):
-        times = of_ranks(run) if run.is_job else kernel_times(owned_kernels(run), paths)
+        kernels = owned_kernels(run)
+        kernels["phase"] = directions(kernels["phase"])
+        times = of_ranks(run) if run.is_job else kernel_times(kernels, paths)
         unknown = untimed(run, {path for path, of_phases in times.items() if any(of_phases.values())})
         if withheld_of_owners(run):
             unknown = {*paths} - {UNATTRIBUTED}
@@ -157,14 +160,15 @@ def _add_counts(table: pd.DataFrame, ops: pd.DataFrame, paths: list[str], record
         unknown = [any((path, p) in untold for p in phases) for path in paths]
         return [None if not value and lacks else value for value, lacks in zip(found, unknown, strict=True)]
 
+    phases = {"forward": FORWARD, "recompute": ("recompute",), "backward": ("backward",)}
     for phase in _MODULE_PHASES:
-        table[f"flops_{phase}"] = integers(column("flops", [phase]))
-        table[f"vector_flops_{phase}"] = integers(column("vector_flops", [phase]))
+        table[f"flops_{phase}"] = integers(column("flops", phases[phase]))
+        table[f"vector_flops_{phase}"] = integers(column("vector_flops", phases[phase]))
     for phase in ("forward", "backward"):
-        table[f"flops_{phase}_full"] = integers(column("flops_full", [phase]))
-        table[f"ideal_{phase}_s"] = column("ideal_s", [phase])
+        table[f"flops_{phase}_full"] = integers(column("flops_full", phases[phase]))
+        table[f"ideal_{phase}_s"] = column("ideal_s", phases[phase])
     table["flops_hardware"] = integers(column("flops_hardware", PHASES))
-    table["macs"] = integers(column("macs", ["forward"]))
+    table["macs"] = integers(column("macs", FORWARD))
 
 
 def _ratio(numerator: pd.Series, denominator: pd.Series) -> pd.Series:
@@ -408,10 +412,10 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
     if run.done("count"):
         ops = counted(run, convention)
         done = hardware(run, convention)
-        phases = ops.groupby("phase")["flops"].sum()
+        phases = ops.groupby(directions(ops["phase"]))["flops"].sum()
         forward, backward = (int(phases.get(phase, 0)) for phase in ("forward", "backward"))
         figures |= {
-            "macs": int(ops.loc[ops["phase"] == "forward", "macs"].sum()),
+            "macs": int(ops.loc[ops["phase"].isin(FORWARD), "macs"].sum()),
             "flops_forward": forward,
             "flops_recompute": int(phases.get("recompute", 0)),
             "flops_backward": backward,
@@ -435,7 +439,7 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
             figures[f"{unit}_per_s"] = amount / step_s if amount else None
         if run.done("count"):
             known = run.nodes.empty or figures["flops_hardware"] is not None
-            model = ops[ops["phase"].isin(["forward", "backward"])]
+            model = ops[ops["phase"].isin(MODEL)]
             # a formula's FLOPs run in the mix of dtypes that was counted
             scale = figures["flops"] / figures["counted_flops"] if figures["counted_flops"] else 1.0
             figures |= {

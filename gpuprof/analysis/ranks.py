@@ -20,7 +20,7 @@ from gpuprof.analysis.counted import chosen
 from gpuprof.analysis.denominators import denominator, of_ranks, peak_dtype
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run, integers
+from gpuprof.record import MODEL, Run, integers
 
 RANK_COLUMNS = [
     "rank", "step_s", "compute_s", "exposed_s", "idle_s", "communication_s", "kernels", "flops", "flops_per_s", "mfu",
@@ -39,7 +39,6 @@ LEAST_EXPLAINED = 0.8
 LEAST_STEPS = 3
 """Steps from which one rank may be named, if it is the slowest in two of three."""
 
-_MODEL = ("forward", "backward")
 _TIMES = ("step", "compute", "exposed", "idle", "communication")
 
 
@@ -118,7 +117,7 @@ def flops_rows(run: Run, rank: int) -> list[dict[str, Any]]:
     ops = run.ops.assign(peak=[peaks[key] for key in zip(run.ops["dtype"], run.ops["kind"], strict=True)])
     found = []
     for figure in ("flops_causal", "flops_full", "flops_hardware"):
-        rows = ops if figure == "flops_hardware" else ops[ops["phase"].isin(_MODEL)]
+        rows = ops if figure == "flops_hardware" else ops[ops["phase"].isin(MODEL)]
         sums = rows[rows[figure].fillna(0) > 0].groupby("peak")[figure].sum()
         found += [
             {"rank": rank, "quantity": figure, "dtype": str(dtype), "amount": int(flops)}

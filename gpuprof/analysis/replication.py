@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from gpuprof.paths import layer_of, unwrapped
-from gpuprof.record import Run
+from gpuprof.record import MODEL, Run
 
 _NAMED = 3  # modules in a line; the others are added up
 
@@ -23,7 +23,7 @@ def model_flops(ops: pd.DataFrame, bare: dict[str, str] | None = None) -> dict[s
         ops: a run's.
         bare: other names for paths: those without wrappers.
     """
-    rows = ops[ops["phase"].isin(["forward", "backward"])]
+    rows = ops[ops["phase"].isin(MODEL)]
     sums: dict[str, int] = {}
     for path, flops in zip(rows["module"], rows["flops_causal"], strict=True):
         path = (bare or {}).get(path, path)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.known_flops import known_of
-from gpuprof.record import Run
+from gpuprof.record import MODEL, Run
 from gpuprof.theory import rule_for
 from gpuprof.theory.generated import generated
 from gpuprof.theory.names import communicates
@@ -35,7 +35,7 @@ def may_multiply(op: str) -> bool:
 def unpriced(run: Run) -> dict[str, list[str]]:
     """Such operators in the forward and backward, by the module that owns them: without a rule, or without shapes."""
     unknown = (run.ops["kind"] == "") | (run.ops["kind"].isin(PRODUCTS) & run.ops["flops_full"].isna())
-    rows = run.ops[unknown & run.ops["phase"].isin(["forward", "recompute", "backward"])]
+    rows = run.ops[unknown & run.ops["phase"].isin([*MODEL, "recompute"])]
     found: dict[str, list[str]] = {}
     for module, op in rows[["module", "op"]].drop_duplicates().itertuples(index=False, name=None):
         if rule_for(op) or may_multiply(op):

@@ -26,7 +26,7 @@ from gpuprof.hardware import nvml
 from gpuprof.hardware.device import uuid_of
 from gpuprof.passes.kept import Held, Kept, kept_for_backward, total_bytes
 from gpuprof.passes.phases import observed_phases
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import FORWARD, PassOutcome, table
 from gpuprof.workload import Workload
 
 
@@ -76,14 +76,14 @@ def measure(workload: Workload, before_step: Callable[[], None]) -> tuple[pd.Dat
 
     with ExitStack() as stack:
         ownership = stack.enter_context(observed(model, mark=meter.module))
-        stack.enter_context(observed_phases(workload, enter_phase))
+        phase = stack.enter_context(observed_phases(workload, enter_phase))
         stack.enter_context(kept_for_backward(model, ownership, kept))
         stack.callback(register_optimizer_step_pre_hook(before_update).remove)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and not is_lazy(parameter):
                 hook = partial(got_gradient, name.rpartition(".")[0])
                 stack.callback(parameter.register_post_accumulate_grad_hook(hook).remove)
-        enter_phase("forward")
+        enter_phase(phase.name)
         result = workload.step()
         enter_phase("")
     del result
@@ -138,7 +138,8 @@ class _Meter:
         reading = self._take_along()
         self._note(reading, "enter", index)
         again = in_backward()  # what runs again is part of the backward's peak, and none of the module's own
-        frame: dict[str, Any] = {"call": index, "entry": reading.now, "peak": 0, "reserved": 0}
+        within = self._phase if self._phase in FORWARD else "forward"
+        frame: dict[str, Any] = {"call": index, "within": within, "entry": reading.now, "peak": 0, "reserved": 0}
         if not again:
             self._open.append(frame)
         try:
@@ -212,15 +213,16 @@ class _Meter:
 
     def module_rows(self, module_of: Callable[[int], str]) -> list[dict[str, Any]]:
         """Rows of the ``memory`` table for each module: highest peak of its calls, sum of what they kept."""
-        modules: dict[str, dict[str, int]] = {}
+        modules: dict[tuple[str, str], dict[str, int]] = {}
         for frame in self._done:
             if "call" in frame:
-                entry = modules.setdefault(module_of(frame["call"]), {"peak_above_entry": 0, "retained": 0})
+                key = module_of(frame["call"]), frame["within"]
+                entry = modules.setdefault(key, {"peak_above_entry": 0, "retained": 0})
                 entry["peak_above_entry"] = max(entry["peak_above_entry"], frame["peak"] - frame["entry"])
                 entry["retained"] += frame["exit"] - frame["entry"]
         return [
-            _row(module, "forward", name, "measured", value)
-            for module, entries in modules.items()
+            _row(module, phase, name, "measured", value)
+            for (module, phase), entries in modules.items()
             for name, value in entries.items()
         ]
 

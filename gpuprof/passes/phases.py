@@ -1,9 +1,10 @@
-"""Which phase of the step is running: forward, backward, optimizer or other.
+"""Which phase of the step is running: forward, backward, optimizer or other, and in a generation which part of it.
 
 One mechanism for our own steps and for a user's: a call of the model, or of one of its direct children where a step
 calls these one by one, opens the forward; `torch.autograd`'s way into the engine opens and closes the backward;
 `torch.optim`'s global hooks the optimizer. What the loss needs after the model's call is still forward, and so is what
-goes on after a gradient that has a graph of its own (``create_graph=True``).
+goes on after a gradient that has a graph of its own (``create_graph=True``). In a generation every call of the model
+and of its encoder begins a part (see `gpuprof.passes.generation`), which lasts until the next.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch.optim.optimizer import (
 
 from gpuprof.attribution import in_backward, inside_compiled
 from gpuprof.calls import calls_through
+from gpuprof.passes.generation import Part, Parts
+from gpuprof.record import FORWARD
 from gpuprof.undo import patched, undoing
 from gpuprof.workload import Workload
 
@@ -30,28 +33,34 @@ class Phase:
     """The phase that runs now.
 
     Attributes:
-        name: forward, backward, optimizer or other.
+        name: forward, backward, optimizer or other; of a generation encode, prefill or decode.
         keeps_graph: the running backward builds a graph of itself (``create_graph=True``).
         open: phases that are open, the outermost first. They nest: an optimizer may call for a backward (L-BFGS), and
             a hook in a backward may step an optimizer.
+        first: the phase in which a step starts.
+        parts: of a generation, those of the step that have begun.
     """
 
     name: str = "forward"
     keeps_graph: bool = False
     open: list[str] = field(default_factory=lambda: ["other"])
+    first: str = "forward"
+    parts: list[Part] = field(default_factory=list)
 
     def start(self) -> None:
-        """A step starts, in the forward."""
-        self.name, self.keeps_graph, self.open = "forward", False, ["other"]
+        """A step starts."""
+        self.name, self.keeps_graph, self.open, self.parts = self.first, False, ["other"], []
 
 
 @contextmanager
 def observed_phases(workload: Workload, changed: Callable[[str], None] | None = None) -> Iterator[Phase]:
-    """Keep track of the phase, and call ``changed(name)`` at every change. The step starts in ``forward``.
+    """Keep track of the phase, and call ``changed(name)`` at every change, and where a part of a generation begins.
 
-    Everything is put back afterwards, also after an exception.
+    The step starts in the forward, a generation in what its first part is taken for. Everything is put back afterwards,
+    also after an exception.
     """
-    phase = Phase()
+    generating = Parts(workload) if workload.description.get("mode") == "generate" else None
+    phase = Phase() if generating is None else Phase(generating.first, first=generating.first)
 
     def enter(name: str) -> None:
         phase.name = name
@@ -90,19 +99,38 @@ def observed_phases(workload: Workload, changed: Callable[[str], None] | None = 
         end("optimizer")
 
     def forward_starts(_: torch.nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if not in_backward() and phase.name != "forward":
+        if not in_backward() and phase.name not in FORWARD:
             enter("forward")
         return call(*args, **kwargs)
 
+    inside = 0  # calls of what begins parts, in one another
+
+    def part_starts(module: torch.nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        nonlocal inside
+        assert generating is not None
+        if not inside:
+            if not phase.parts:
+                generating.start()
+            phase.parts.append(generating.part_of(module, args, kwargs))
+            enter(phase.parts[-1].phase)
+        inside += 1
+        try:
+            return call(*args, **kwargs)
+        finally:
+            inside -= 1
+
+    model = workload.model
     calling: list[torch.nn.Module] = []
-    if workload.description.get("step") == "given":  # gpuprof's own calls its model before all else, and never again
-        model = workload.model
-        hidden = inside_compiled(model)
-        calling = [module for module in dict.fromkeys((model, *model.children())) if module not in hidden]
+    if generating is not None:
+        calling = generating.modules
+    elif workload.description.get("step") == "given":  # gpuprof's own calls its model before all else, and never again
+        calling = [model, *model.children()]
+    hidden = inside_compiled(model) if calling else set()
+    calling = [module for module in dict.fromkeys(calling) if module not in hidden]
     with (
         undoing() as undo,
         patched(autograd, {"_engine_run_backward": backward}),
-        calls_through(forward_starts, calling),
+        calls_through(forward_starts if generating is None else part_starts, calling),
     ):
         undo(register_optimizer_step_pre_hook(optimizer_starts).remove)
         undo(register_optimizer_step_post_hook(optimizer_ends).remove)

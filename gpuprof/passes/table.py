@@ -163,7 +163,10 @@ def _time(measuring: Measuring) -> PassOutcome:
                 compiled.number(number)
 
             whole = WHOLE_STEP in run.workload.get("compiled", ())
-            run.samples, outcome = timing.measure(workload, measuring.steps, before_step, tick, phases=not whole)
+            run.samples, run.generation, outcome = timing.measure(
+                workload, measuring.steps, before_step, tick, phases=not whole,
+                opened=watched.opened if watched is not None else None,
+            )  # fmt: skip
         break
     compiled.number(None)
     outcome.facts = {"warmup": measuring.warmup * (window + 1)} | outcome.facts
@@ -250,8 +253,8 @@ def _counters(measuring: Measuring) -> PassOutcome:
 
 
 PASSES = (
-    Pass("count", _count, ("ops", "tree")),
-    Pass("time", _time, ("samples", "telemetry")),
+    Pass("count", _count, ("ops", "tree", "traffic")),
+    Pass("time", _time, ("samples", "generation", "telemetry")),
     Pass("trace", _trace, ("kernels", "estimates", "graphs", "nodes"), missing=_other_profiler, before=_between),
     Pass("memory", _memory, ("memory", "timeline"), before=_first),
     Pass("counters", _counters, ("counters",), missing=_uncounted),

@@ -30,13 +30,14 @@ class Telemetry:
     """What was read in one window.
 
     Attributes:
+        opened: when the window opened, by ``perf_counter``.
         outcome: how the pass ended; ``facts["failed_calls"]`` says why a call gave nothing, by its NVML name.
     """
 
     def __init__(self) -> None:
         self.outcome = PassOutcome("skipped", "the window has not closed")
         self._readings: list[tuple[float, str, float]] = []
-        self._begin = time.perf_counter()
+        self.opened = time.perf_counter()
 
     def rows(self) -> pd.DataFrame:
         """The ``telemetry`` table.
@@ -51,7 +52,7 @@ class Telemetry:
         return table("telemetry", rows)
 
     def _add(self, values: dict[str, float | None]) -> None:
-        at = time.perf_counter() - self._begin
+        at = time.perf_counter() - self.opened
         self._readings += [(at, quantity, value) for quantity, value in values.items() if value is not None]
 
 
@@ -111,7 +112,7 @@ def _sample(gpu: nvml.Nvml, record: Telemetry, stop: threading.Event, interval_s
 
 
 def _outcome(gpu: nvml.Nvml, record: Telemetry) -> PassOutcome:
-    seconds = time.perf_counter() - record._begin
+    seconds = time.perf_counter() - record.opened
     facts = {"readings": len(record._readings), "failed_calls": dict(gpu.failures)}
     if not record._readings:
         return PassOutcome("failed", "NVML answered none of the queries", _REMEDY, seconds, facts)

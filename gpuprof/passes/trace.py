@@ -130,8 +130,8 @@ def record(
             torch.cuda.synchronize(workload.device)
         profiler.step()
         before_step()
-        with observed(model, mark=mark) as ownership, observed_phases(workload, mark_phase):
-            mark_phase("forward")
+        with observed(model, mark=mark) as ownership, observed_phases(workload, mark_phase) as phase:
+            mark_phase(phase.name)
             with compiled.recorded(ownership) if compiled is not None else nullcontext():
                 workload.step()
             if cuda:

@@ -14,10 +14,11 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.consistency import withheld
+from gpuprof.analysis.directions import directions
 from gpuprof.analysis.known_flops import known_of, none_known
 from gpuprof.analysis.modules import convention_by_module, convention_of, counted, totals
 from gpuprof.analysis.ranks import refuse_job
-from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.record import FORWARD, UNATTRIBUTED, Run
 from gpuprof.render.view import View
 from gpuprof.theory import CONVENTIONS
 
@@ -67,13 +68,13 @@ def _totals(run: Run, convention: str) -> _Totals:
     ops = counted(run, convention)
     factor = CONVENTIONS[convention].backward_factor
     if factor is not None:  # such a counter sees the model alone
-        forward = ops[(ops["phase"] == "forward") & (ops["module"] != UNATTRIBUTED)]
+        forward = ops[ops["phase"].isin(FORWARD) & (ops["module"] != UNATTRIBUTED)]
         macs, flops = int(forward["macs"].sum()), int(forward["flops"].sum())
         return _Totals(macs, flops, factor * macs, factor * flops)
-    sums = ops.groupby("phase")[["macs", "flops"]].sum().reindex(["forward", "backward"], fill_value=0)
+    sums = ops.groupby(directions(ops["phase"]))[["macs", "flops"]].sum().reindex(["forward", "backward"], fill_value=0)
     macs, macs_backward = (int(value) for value in sums["macs"])
     flops, flops_backward = (int(value) for value in sums["flops"])
-    homeless = ops.loc[(ops["phase"] == "forward") & (ops["module"] == UNATTRIBUTED), "flops"].sum()
+    homeless = ops.loc[ops["phase"].isin(FORWARD) & (ops["module"] == UNATTRIBUTED), "flops"].sum()
     return _Totals(macs, flops, macs_backward, flops_backward, int(homeless))
 
 

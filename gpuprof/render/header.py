@@ -43,7 +43,7 @@ from gpuprof.analysis.telemetry import (
     tensor_activity,
 )
 from gpuprof.analysis.untold import host_steps, untold
-from gpuprof.record import Run
+from gpuprof.record import MODEL, Run
 from gpuprof.render.view import View
 from gpuprof.theory import CONVENTIONS
 
@@ -284,7 +284,7 @@ def _achieved(run: Run, view: View, sums: dict[str, Any]) -> str:
     if not known:
         return f"{rate}; no MFU: {run.device.get('peak_remedy') or 'no peak is known of this device'}"
     ops = counted(run, view.convention)
-    model, done = ops[ops["phase"].isin(["forward", "backward"])], hardware(run, view.convention)
+    model, done = ops[ops["phase"].isin(MODEL)], hardware(run, view.convention)
     formula = sums["flops"] / (sums["counted_flops"] or sums["flops"])
     lines = []
     for name, peaks in known.items():

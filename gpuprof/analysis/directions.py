@@ -1,0 +1,19 @@
+"""Which way a phase goes: the parts of a generation are forwards, for whatever asks for the forward alone."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from gpuprof.record import FORWARD
+
+_FORWARDS = dict.fromkeys(FORWARD, "forward")
+
+
+def direction(phase: str) -> str:
+    """``forward`` of every phase in which the model goes forward; of any other the phase itself."""
+    return _FORWARDS.get(phase, phase)
+
+
+def directions(phases: pd.Series) -> pd.Series:
+    """The same of a column."""
+    return phases.replace(_FORWARDS)
