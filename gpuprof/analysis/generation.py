@@ -102,7 +102,7 @@ def generation(run: Run) -> Generation | None:
         decode_tokens_per_s=sequences / tpot_s if sequences and tpot_s else None,
         joules_per_token=energy_j / tokens if energy_j and tokens else None,
         cache_bytes_per_token=_growth(run, sequences),
-        cache_bytes=(run.passes["count"].facts.get("cache") or {}).get("bytes") if run.done("count") else None,
+        cache_bytes=next(iter(_held(run)[-1:]), None),
     )
 
 
@@ -187,7 +187,7 @@ def withheld_of_bytes(run: Run) -> str:
         return reason
     if run.generation.empty or run.traffic.empty:
         return ""
-    counted = _parts_of(run.traffic[run.traffic["module"] == ALL].drop_duplicates("part"))
+    counted = _counted_parts(run)
     for _, step in run.generation.groupby(["launch", "step"]):
         if (timed := _parts_of(step)) != counted:
             return f"withheld: the counted step has {_words(counted)}, a timed one {_words(timed)}"
@@ -245,6 +245,10 @@ def parts(run: Run) -> pd.DataFrame:
 
 def _parts_of(rows: pd.DataFrame) -> list[str]:
     return [str(phase) for phase in rows.sort_values("part")["phase"]]
+
+
+def _counted_parts(run: Run) -> list[str]:
+    return _parts_of(run.traffic[run.traffic["module"] == ALL].drop_duplicates("part"))
 
 
 def _words(phases: list[str]) -> str:
@@ -339,15 +343,19 @@ def _agree(values: pd.Series) -> bool:
     return not values.isna().any() and values.nunique() == 1
 
 
-def _growth(run: Run, sequences: int | None) -> int | None:
-    """Bytes that a cache grew by from one step of decoding to the next, the last two, per sequence and position.
+def _held(run: Run) -> list[int]:
+    """Bytes that the cache holds after each part of the counted step; empty where they are not known."""
+    facts = run.passes["count"].facts if run.done("count") else {}
+    return (facts.get("cache") or {}).get("bytes") or []
 
-    By what is read and not by what is written: a state of a recurrent layer is written whole and does not grow.
+
+def _growth(run: Run, sequences: int | None) -> int | None:
+    """Bytes that the cache grows by, per sequence and position, in the last part, if that is a step of decoding.
+
+    By what is held and not by what is written: a state of a recurrent layer is written whole and does not grow.
     """
-    rows = _traffic(run, whole=True)
-    counted = [*dict.fromkeys(rows.loc[rows["phase"] == "decode", "part"].sort_values())]
-    if len(counted) < 2 or counted[-1] - counted[-2] != 1 or not sequences:
+    held, counted = _held(run), _counted_parts(run)
+    if len(held) < 2 or len(held) != len(counted) or counted[-1] != "decode" or not sequences:
         return None
-    read = rows[rows["what"] == "cache read"].groupby("part")["bytes"].sum()
-    grown = int(read.get(counted[-1], 0)) - int(read.get(counted[-2], 0))
+    grown = held[-1] - held[-2]
     return grown // sequences if grown % sequences == 0 else None
