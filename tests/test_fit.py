@@ -8,6 +8,7 @@ from workload.conftest import SMALLER
 import gpuprof
 from gpuprof.analysis.memory import predict
 from gpuprof.fit import Sizes, forecast
+from gpuprof.passes.simulated import simulate
 from gpuprof.workload import load_preset
 
 TEXT = {"batch_size": 2, "seq_len": 16}
@@ -77,7 +78,7 @@ def test_activations_of_another_size_are_those_that_a_real_step_keeps_to_the_byt
     real = activations(measured(model, ["memory"], **options | others))
 
     assert sizes.miss == 0
-    assert sizes._simulated(others["batch_size"], others.get("seq_len", sizes.seq_len)).kept == real
+    assert simulate(sizes._built(sizes.own | others), sizes._attention).kept == real
     assert sizes.at(**others).activations == sum(real.values()) > 0
 
 

@@ -111,13 +111,14 @@ def _what(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, bool]:
     """Shapes of all tensors in the arguments and the arguments that are a choice, ``8x64 args[1]=3``; if any tensor."""
     named = {**{f"args[{place}]": value for place, value in enumerate(args)}, **kwargs}
     been: set[int] = set()
-    shapes = [_shape(tensor) for value in named.values() for tensor in _tensors(value, been, _DEEPEST)]
+    shapes = [_shape(tensor) for value in named.values() for tensor in tensors_in(value, been)]
     choices = [f"{name}={value}" for name, value in named.items() if isinstance(value, _CHOICES)]
     return " ".join([*(shapes or ["no tensor"]), *choices]), bool(shapes)
 
 
-def _tensors(value: Any, been: set[int], depth: int) -> Iterator[torch.Tensor]:
-    """Every tensor in containers and plain objects, each of these once."""
+def tensors_in(value: Any, been: set[int] | None = None, depth: int = _DEEPEST) -> Iterator[torch.Tensor]:
+    """Every tensor in containers and plain objects, each of these once; ``been`` are those that it has been in."""
+    been = set() if been is None else been
     if isinstance(value, torch.Tensor):
         yield value
         return
@@ -131,7 +132,7 @@ def _tensors(value: Any, been: set[int], depth: int) -> Iterator[torch.Tensor]:
     else:
         items = [item for _, item in attributes(value)]
     for item in items:
-        yield from _tensors(item, been, depth - 1)
+        yield from tensors_in(item, been, depth - 1)
 
 
 def _shape(tensor: torch.Tensor) -> str:
