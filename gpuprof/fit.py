@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from gpuprof.analysis.generation import generation
 from gpuprof.analysis.memory import Prediction, made, predict
 from gpuprof.errors import GpuprofError
 from gpuprof.passes.simulated import simulate
@@ -34,8 +35,7 @@ class Sized:
         prompt_len: positions of a generation's prompt, likewise.
         new_tokens: tokens that it generates, likewise.
         activations: bytes that its forward keeps for the backward.
-        cache: bytes that the cache of a generation holds where the peak is predicted, at the end of that phase; None
-            where there is none.
+        cache: bytes that the cache of a generation holds at the end of each of its phases.
         prediction: of the step's peak.
     """
 
@@ -44,7 +44,7 @@ class Sized:
     prompt_len: int | None
     new_tokens: int | None
     activations: int
-    cache: int | None
+    cache: dict[str, int]
     prediction: Prediction
 
 
@@ -80,7 +80,7 @@ class Forecast:
 
     sized: Sized | None
     fit: Fit | None
-    miss: int
+    miss: int | None
     calibration: float
 
 
@@ -149,7 +149,8 @@ class Sizes:
 
     Attributes:
         own: the sizes of the run; None for those that it does not have.
-        miss: activations simulated less those recorded, in bytes, at the run's own size; 0 is exact.
+        miss: activations simulated less those recorded, in bytes, at the run's own size, and of a generation what
+            its cache holds at the end; 0 is exact, None where there is nothing to compare.
         calibration: what the run made in its backward (or forward) over what is simulated of it.
 
     Raises:
@@ -177,12 +178,18 @@ class Sizes:
         self._attention = dict(zip(forward["module"], forward["op"], strict=True))
         own = self._step(self.own)
         self._own = own.peaks
-        recorded = int(run.memory.loc[run.memory["quantity"] == "activations", "bytes"].sum())
-        self.miss = own.kept - recorded
+        self.miss = self._miss(own)
         measured = made(run)
         phase = "backward" if "backward" in measured else max(measured, key=lambda name: measured[name], default="")
         simulated = self._own.get(phase)
         self.calibration = measured[phase] / simulated if simulated else 1.0
+
+    def _miss(self, own: _Step) -> int | None:
+        if (of_run := generation(self.run)) is None:
+            recorded = self.run.memory.loc[self.run.memory["quantity"] == "activations", "bytes"]
+            return own.kept - int(recorded.sum())
+        held = own.cache.get(own.phases[-1])
+        return None if held is None or of_run.cache_bytes is None else held - of_run.cache_bytes
 
     def at(self, **sizes: int | None) -> Sized:
         """The prediction for a size, of `SIZES`; what is not given is the run's own.
@@ -252,7 +259,7 @@ class Sizes:
         prediction = predict(
             self.run, {phase: (own, peaks[phase]) for phase, own in self._own.items() if phase in peaks}
         )
-        return Sized(**sizes, activations=step.kept, cache=step.cache.get(prediction.phase), prediction=prediction)
+        return Sized(**sizes, activations=step.kept, cache=step.cache, prediction=prediction)
 
     def _step(self, sizes: dict[str, int | None]) -> _Step:
         """The step of a size; where it generates many tokens, by the polynomials through those that generate few."""

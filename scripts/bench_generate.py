@@ -11,6 +11,7 @@ in at least 95 % of all cases, whatever the distribution (order statistics). Exi
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -76,7 +77,7 @@ def timed(loop: Callable[[], Any], steps: int, device: torch.device) -> list[flo
         for _ in range(steps):
             loop()
             marks.append(time.perf_counter())
-        return [end - begin for begin, end in zip(marks, marks[1:], strict=False)]
+        return [end - begin for begin, end in itertools.pairwise(marks)]
     events = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
     torch.cuda.synchronize(device)
     events[0].record()
@@ -84,7 +85,7 @@ def timed(loop: Callable[[], Any], steps: int, device: torch.device) -> list[flo
         loop()
         event.record()
     torch.cuda.synchronize(device)
-    return [begin.elapsed_time(end) * 1e-3 for begin, end in zip(events, events[1:], strict=False)]
+    return [begin.elapsed_time(end) * 1e-3 for begin, end in itertools.pairwise(events)]
 
 
 def observed(workload: Workload, steps: int) -> list[float]:
