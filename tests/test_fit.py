@@ -288,13 +288,13 @@ def test_a_prompt_too_short_for_its_image_is_not_what_fits(tiny):
     model = tiny("llava-onevision-qwen2-7b")
     image = {"mode": "generate", "image_crops": 2, "new_tokens": 2}
     with pytest.raises(gpuprof.GpuprofError, match="the image alone takes 36 positions"):
-        build(model, Options(prompt_len=36, device="cpu", **image))
+        build(model, Options(prompt_len=35, device="cpu", **image))
     sizes = Sizes(measured(model, prompt_len=40, **image), model)
 
-    fit = sizes.largest("prompt_len", sizes.at(prompt_len=37).prediction.total - 1)
+    fit = sizes.largest("prompt_len", sizes.at(prompt_len=36).prediction.total - 1)
 
-    assert (fit.largest, fit.beyond.prompt_len) == (None, 37)
-    assert fit.beyond == sizes.at(prompt_len=37)
+    assert (fit.largest, fit.beyond.prompt_len) == (None, 36)
+    assert fit.beyond == sizes.at(prompt_len=36)
 
 
 def test_sizes_that_a_step_does_not_have_are_refused(tiny, text_run):
