@@ -10,13 +10,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpuprof.attribution import Ownership, observed
-from gpuprof.passes.inputs import tensors_in
 from gpuprof.passes.kept import Held, Kept, kept_for_backward, total_bytes
 from gpuprof.passes.modes import unseen
+from gpuprof.passes.objects import named_tensors
 from gpuprof.passes.phases import Phase, observed_phases
 from gpuprof.workload import Workload, weightless
 from gpuprof.workload.steps import tensors
 
+_DEEPEST = 6  # objects in one another in which a cache has its tensors
 _to_copy = torch.ops.aten._to_copy.default
 _sdpa = torch.nn.functional.scaled_dot_product_attention
 
@@ -88,7 +89,7 @@ class _Follower(TorchDispatchMode):
         """The part of a generation to which the last operator belongs is over, and the next one is given the cache."""
         generating = self._phase.generating
         if self.phases and generating is not None and generating.cache is not None:
-            self.cache[self.phases[-1]] = total_bytes(tensors_in(generating.cache))
+            self.cache[self.phases[-1]] = total_bytes(tensor for _, tensor in named_tensors(generating.cache, _DEEPEST))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
