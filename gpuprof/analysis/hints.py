@@ -73,7 +73,7 @@ def hints(found: Budget) -> list[Hint]:
 
 
 def _of_step(found: Budget, seconds: float) -> str:
-    return f"{units.duration(seconds)}, {units.percent(seconds / found.step_s)} of the step"
+    return f"{units.duration(seconds)}, {units.percent(seconds / found.step_s)} of the {found.span}"
 
 
 def _cuda(found: Budget) -> bool:
@@ -93,7 +93,7 @@ def _attention(found: Budget) -> _Found:
     kernels = found.kernels[(found.kernels["work"] == "attention") & found.kernels["shapes"].map(_many_queries)]
     modules = set(kernels.loc[kernels["kind"] != "attention", "module"])
     kernels = kernels[kernels["module"].isin(modules)]
-    ops = found.run.ops
+    ops = found.mine(found.run.ops)
     ops = ops[ops["module"].isin(modules) & ops["op"].str.match(_ATTENTION_PRODUCT) & ops["shapes"].map(_many_queries)]
     now = float(kernels["own_s"].sum())
     products = float(kernels.loc[kernels["op"].str.match(_ATTENTION_PRODUCT), "own_s"].sum())

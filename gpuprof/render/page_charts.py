@@ -76,7 +76,7 @@ def waterfall(found: Budget) -> go.Figure:
     ideal = parts["part"].iloc[0] == "ideal" if len(parts) else False
     figure = go.Figure(
         go.Waterfall(
-            x=[_safe(title).replace(": ", ":<br>") for title in [*parts["title"], "step"]],
+            x=[_safe(title).replace(": ", ":<br>") for title in [*parts["title"], found.span]],
             y=[*(1e3 * parts["time_s"]), 1e3 * found.step_s],
             # what the FLOPs themselves need stands like the whole, the losses between the two
             measure=["absolute" if ideal else "relative"] + ["relative"] * (len(parts) - 1) + ["total"],
@@ -84,7 +84,7 @@ def waterfall(found: Budget) -> go.Figure:
                 f"{units.duration(t)}<br>{units.percent(t / found.step_s)}" for t in [*parts["time_s"], found.step_s]
             ],
             textposition="outside",
-            hovertext=[_safe(str(what)) for what in [*parts["what"], "the whole step"]],
+            hovertext=[_safe(str(what)) for what in [*parts["what"], f"the whole {found.span}"]],
             increasing={"marker": {"color": _ORANGE}},
             decreasing={"marker": {"color": _GREEN}},
             totals={"marker": {"color": _GREY}},
