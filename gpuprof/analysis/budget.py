@@ -93,9 +93,10 @@ class Budget:
         rows: the same by module (its own work alone), phase and operator: columns module, phase, op, part, time_s.
         ops: the run's as far as they are forward or backward, op without its overload; with work and part as in
             `kernels`, and the bounds of all calls in seconds: ideal_s, and where known clock_s, bytes_s, shape_s.
-        kernels: the run's, of a phase its own; op without its overload; with kind and dtype of the operator, work (matmul, attention,
-            memory, communication or other), part (that its time falls under), own_s (seconds of the step that it alone
-            has) and idle_s (of the gap that it ended): the two add up to the step, as far as the traced one shows it.
+        kernels: the run's, of a phase its own, op without its overload; with kind and dtype of the operator, work
+            (matmul, attention, memory, communication or other), part (that its time falls under), own_s (seconds of the
+            step that it alone has) and idle_s (of the gap that it ended): the two add up to the step, as far as the
+            traced one shows it.
         notes: what is to be known of the figures, a sentence each.
 
     Of a job, which has no kernels, ops, kernels and rows are empty.

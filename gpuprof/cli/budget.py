@@ -41,14 +41,11 @@ class Phase(StrEnum):
     optimizer = "optimizer"
 
 
-PhaseOption = Annotated[
-    Phase | None, typer.Option("--phase", help="Of one phase alone, instead of the whole step.", show_default=False)
-]
-
-
 def budget(
     run: o.RunArgument,
-    phase: PhaseOption = None,
+    phase: Annotated[
+        Phase | None, typer.Option("--phase", help="Of one phase alone, instead of the whole step.", show_default=False)
+    ] = None,
     by: Annotated[By, typer.Option("--by", help="What a row is; as text the parts come in any case.")] = By.part,
     depth: Annotated[
         int | None, typer.Option(min=0, help="Modules below this depth are part of the one above; 0 is the root.")

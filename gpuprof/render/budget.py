@@ -118,7 +118,10 @@ def csv(found: Budget, view: View) -> str:
 
 
 def json(found: Budget, view: View) -> str:
-    """Raw figures: the step (under ``phase`` that of a phase), its parts, rows by class or module, owners of idle time, hints; null where unknown."""
+    """Raw figures: the step, its parts, rows by class or module, owners of idle time, hints; null where unknown.
+
+    Where ``phase`` is one, all of it is that phase's.
+    """
     rows_of = view if view.by != "part" else View(by="class", top=view.top)
     tables = {
         "parts": found.parts,
@@ -126,7 +129,8 @@ def json(found: Budget, view: View) -> str:
         "idle": idle_owners(found),
     }
     result = {
-        "phase": found.phase or None, "parts_of_phase": found.number, "step_s": found.step_s, "convention": found.convention, "denominator": found.denominator or None,
+        "phase": found.phase or None, "parts_of_phase": found.number,
+        "step_s": found.step_s, "convention": found.convention, "denominator": found.denominator or None,
         "mfu": found.mfu, "hfu": found.hfu, "priced_share": priced_share(found.run),
         "bandwidth_bytes_per_s": found.bandwidth,
         **{name: [{key: plain(value) for key, value in row.items()} for row in table.to_dict(orient="records")]
