@@ -25,6 +25,7 @@ from gpuprof.analysis.compiled import hardware_of_compiled
 from gpuprof.analysis.consistency import withheld_of_kernels, withheld_of_owners, withheld_of_step
 from gpuprof.analysis.counted import chosen, convention_of, counted, formula_parts, priced, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
+from gpuprof.analysis.generation import moved, withheld_of_bytes
 from gpuprof.analysis.kernel_time import busy_seconds, owned
 from gpuprof.analysis.known_flops import at_least, none_known
 from gpuprof.analysis.operators import kinds, plain_op
@@ -88,6 +89,8 @@ class Budget:
         mfu: ideal time over the step; None where no peak is known.
         hfu: the same of the FLOPs that the operators really do.
         bandwidth: bytes/s that memory-bound work is held against; None where it is not known.
+        moved_bytes: of a phase of a generation those that must move in it, whatever operators do it; None of anything
+            else, and where that is not known.
         parts: columns `PART_COLUMNS`, a row for each of `PARTS`, of a job for each of `JOB_PARTS`; missing is a part
             that cannot be told from the rest.
         rows: the same by module (its own work alone), phase and operator: columns module, phase, op, part, time_s.
@@ -111,6 +114,7 @@ class Budget:
     mfu: float | None
     hfu: float | None
     bandwidth: float | None
+    moved_bytes: int | None
     parts: pd.DataFrame
     rows: pd.DataFrame
     ops: pd.DataFrame
@@ -121,6 +125,11 @@ class Budget:
     def span(self) -> str:
         """What the time is of, in a word."""
         return self.phase or "step"
+
+    @property
+    def floor_s(self) -> float | None:
+        """What those bytes take at that bandwidth: no faster can the phase be; None where either is not known."""
+        return self.moved_bytes / self.bandwidth if self.moved_bytes and self.bandwidth else None
 
     def mine(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Those of rows with a phase that are of what this is the budget of."""
@@ -207,7 +216,8 @@ def budget(
         run=run, phase=phase or "", number=_number(run, phase or ""), step_s=step_s,
         convention=convention_of(run, convention), denominator=name, mfu=_share(ideal_s, step_s),
         hfu=_share(everything["hardware_s"].sum(skipna=False), step_s) if did else None,
-        bandwidth=bandwidth, parts=parts, rows=rows, ops=ops, kernels=kernels, notes=notes,
+        bandwidth=bandwidth, moved_bytes=_moved(run, phase or ""), parts=parts, rows=rows, ops=ops, kernels=kernels,
+        notes=notes,
     )  # fmt: skip
 
 
@@ -307,6 +317,12 @@ def _number(run: Run, phase: str) -> int | None:
     return int(found[0]) if len(found) == 1 else None
 
 
+def _moved(run: Run, phase: str) -> int | None:
+    """Bytes that must move in a phase of a generation, if they are of the step that was timed."""
+    found = moved(run)
+    return int(found.loc[phase, "bytes"]) if phase in found.index and not withheld_of_bytes(run) else None
+
+
 def _check_phase(run: Run, phase: str, convention: str | None) -> None:
     require_kernels(run, "a budget of a phase")
     if phase not in (known := phases_of(run)):
@@ -368,7 +384,8 @@ def _of_job(
         notes.append(NEGATIVE)
     return Budget(
         run=run, phase="", number=None, step_s=step_s, convention=convention_of(run, convention), denominator=name,
-        mfu=_share(ideal_s, step_s), hfu=_share(hardware_s, step_s), bandwidth=_bandwidth(run, None), parts=parts,
+        mfu=_share(ideal_s, step_s), hfu=_share(hardware_s, step_s), bandwidth=_bandwidth(run, None), moved_bytes=None,
+        parts=parts,
         rows=pd.DataFrame(columns=["module", "phase", "op", "part", "time_s"]), ops=ops.head(0),
         kernels=run.kernels.assign(own_s=0.0, idle_s=0.0, gap_s=0.0), notes=notes,
     )  # fmt: skip
@@ -476,10 +493,10 @@ def _add_bounds(
     if clock:
         ops["clock_s"] = ideal_seconds(ops, "flops", clock, run).fillna(below) - below
         below = below + ops["clock_s"]
-    if bandwidth and ops.loc[ops["work"] == "memory", "bytes"].fillna(0).any():  # a recording may have none
+    bound = ops["work"].isin(["matmul", "memory"])
+    bound |= (ops["work"] == "attention") & (ops["phase"] == "decode")  # whose few queries read the whole cache
+    if bandwidth and ops.loc[bound, "bytes"].fillna(0).any():  # a recording may have none
         needed = ops["bytes"].astype("Float64").fillna(0).astype("float64") / bandwidth
-        bound = ops["work"].isin(["matmul", "memory"])
-        bound |= (ops["work"] == "attention") & (ops["phase"] == "decode")  # whose few queries read the whole cache
         ops["bytes_s"] = (needed - below).clip(lower=0).where(bound, 0.0)
         below = below + ops["bytes_s"]
     rates = _shape_rates(ceilings)

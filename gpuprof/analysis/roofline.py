@@ -18,14 +18,14 @@ from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
 from gpuprof.analysis.executed import counters_only, executed_by_kernel, flops_by_dtype
-from gpuprof.analysis.generation import moved
+from gpuprof.analysis.generation import PARTS, is_generation, moved
 from gpuprof.analysis.kernel_time import busy_seconds
 from gpuprof.analysis.operators import input_shapes, kinds, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.errors import GpuprofError
-from gpuprof.record import FORWARD, NOBODYS, PHASES, Run, integers
+from gpuprof.record import NOBODYS, PHASES, Run, integers
 from gpuprof.theory.rules import PRODUCTS
 
 BY = ("op", "class", "module", "kernel")
@@ -100,11 +100,6 @@ def dtypes(run: Run) -> list[str]:
     if counters_only(run):
         sums.update({dtype: flops for dtype, _, flops in flops_by_dtype(run.counters) if flops})
     return [dtype for dtype, _ in sums.most_common()]
-
-
-def generates(run: Run) -> bool:
-    """Whether the work of a run is that of the parts of a generation, whose points are told apart."""
-    return bool(run.kernels["phase"].isin(FORWARD[1:]).any())
 
 
 def roofline(run: Run, by: str = "op", denominator: str | None = None, phase: str | None = None) -> pd.DataFrame:
@@ -183,7 +178,7 @@ def clouds(run: Run) -> pd.DataFrame:
     kernels, work = split_kernels(run), ran(run)
     must = moved(run)["bytes"]
     rows = []
-    for phase in FORWARD[1:]:
+    for phase in PARTS:
         mine, its_work = kernels[kernels["phase"] == phase], work[work["phase"] == phase]
         if mine.empty:
             continue
@@ -278,7 +273,7 @@ def _keyed(run: Run, rows: pd.DataFrame, by: str, known: dict[str, str]) -> pd.D
     rows = rows.assign(op=rows["op"].map(plain_op))
     communicate = communicating(rows) if "kernel" in rows else [known.get(op) == "communication" for op in rows["op"]]
     kind = ["communication" if so else known.get(op, "") for so, op in zip(communicate, rows["op"], strict=True)]
-    phase = rows["phase"] if generates(run) else [""] * len(rows)
+    phase = rows["phase"] if is_generation(run) else [""] * len(rows)
     if by == "op":
         keys: Iterable[Any] = zip(rows["op"], phase, kind, strict=True)
     elif by == "kernel":

@@ -70,6 +70,11 @@ def headline(found: Budget) -> str:
         shares = f"MFU {at_least(run)}{units.percent(found.mfu)}, HFU {at_least(run)}{units.percent(found.hfu)}"
         text += f": {shares} of {found.denominator} ({WORDS[found.denominator]}), convention {found.convention}"
         text += f"; {known}" if (known := known_of(run)) else ""
+    if found.floor_s is not None and found.moved_bytes and found.bandwidth:
+        text += (
+            f". At least {units.size(found.moved_bytes)} must move, which takes {units.duration(found.floor_s)} at "
+            f"{units.si(found.bandwidth, 'B/s')}: MBU {units.percent(found.floor_s / found.step_s)}"
+        )
     return f"{text}."
 
 
@@ -132,7 +137,7 @@ def json(found: Budget, view: View) -> str:
         "phase": found.phase or None, "parts_of_phase": found.number,
         "step_s": found.step_s, "convention": found.convention, "denominator": found.denominator or None,
         "mfu": found.mfu, "hfu": found.hfu, "priced_share": priced_share(found.run),
-        "bandwidth_bytes_per_s": found.bandwidth,
+        "bandwidth_bytes_per_s": found.bandwidth, "moved_bytes": found.moved_bytes, "floor_s": found.floor_s,
         **{name: [{key: plain(value) for key, value in row.items()} for row in table.to_dict(orient="records")]
            for name, table in tables.items()},
         "hints": [hint._asdict() for hint in hints(found)], "notes": found.notes,

@@ -363,21 +363,18 @@ def _keys(dots: pd.DataFrame) -> list[Any]:
     from matplotlib.lines import Line2D
 
     dot: dict[str, Any] = {"linestyle": "none", "markersize": 6}
-    looks = {_look(row) for row in dots.to_dict(orient="records")}
+    looks = {(row["phase"], _look(row)) for row in dots.to_dict(orient="records")}
     keys = []
     for phase, (marker, color) in _PHASES.items():
         for filled, what in ((True, "products"), (False, "else")):
-            if (marker, color, filled) in looks:
+            if (phase, (marker, color, filled)) in looks:
                 face = color if filled else "none"
                 keys.append(
                     Line2D([], [], color=color, marker=marker, markerfacecolor=face, label=f"{phase}: {what}", **dot)
                 )
     dot["marker"] = "o"
-    kinds = {
-        _COLORS[kind]: kind
-        for kind in reversed(_COLORS)
-        if any(key[1] == kind and key[0] not in _PHASES for key in looks)
-    }
+    others = set(dots.loc[~dots["phase"].isin(list(_PHASES)), "kind"])
+    kinds = {_COLORS[kind]: kind for kind in reversed(_COLORS) if kind in others}
     keys += [Line2D([], [], color=color, label=kind or "no rule", **dot) for color, kind in kinds.items()]
     if dots["dram_intensity"].notna().any():
         keys.append(Line2D([], [], color="#505050", markerfacecolor="white", label="per byte that DRAM moved", **dot))
