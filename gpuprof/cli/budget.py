@@ -34,7 +34,7 @@ class Phase(StrEnum):
     """What has a time of its own in a step: `gpuprof.analysis.budget.phases_of`."""
 
     forward = "forward"
-    encode = "encode"
+    encoding = "encode"  # strings have an encode of their own
     prefill = "prefill"
     decode = "decode"
     backward = "backward"
