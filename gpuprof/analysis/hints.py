@@ -442,14 +442,15 @@ def _batch(found: Budget) -> _Found:
     shared_s, ideal_s = weights / decode.bandwidth, decode.seconds("ideal")
     if 2 * ideal_s > 2 * decode.floor_s - shared_s:  # then the processor would be
         return
-    each = "" if figures.cache_bytes is None else f" of {units.size(figures.cache_bytes / figures.sequences)}"
+    each = figures.cache_bytes_per_token
+    cache = "their cache" if each is None else f"their cache, {units.size(each)} a position,"
     yield (
         f"a step of decoding reads {units.size(weights / decode.number)} of weights for "
         f"{units.number(figures.sequences, 'sequence')}, {units.percent(weights / decode.moved_bytes)} of the bytes "
         f"that must move; with twice as many sequences as many tokens take half as many steps, and "
         f"{units.duration(shared_s / 2)} less at {units.si(decode.bandwidth, 'B/s')}",
         shared_s / 2,
-        f"a larger batch, as far as a token may take longer and a cache{each} per sequence fits",
+        f"a larger batch, as far as a token may take longer and {cache} fits",
     )
 
 
