@@ -26,13 +26,8 @@ from gpuprof.passes.kept import elements_bytes
 from gpuprof.passes.modes import unseen
 from gpuprof.passes.operators import is_composite, is_question, name_of, nested_kernel
 from gpuprof.passes.phases import Phase, observed_phases
-from gpuprof.passes.specs import (
-    decide,
-    is_wrapper,
-    nested_device,
-    spec_of,
-    torch_free,
-)  # fmt: skip
+from gpuprof.passes.specs import decide, is_wrapper, nested_device, spec_of, torch_free
+from gpuprof.passes.traffic import Traffic
 from gpuprof.paths import ancestors
 from gpuprof.record import GRADIENT_ALLREDUCE, PassOutcome, table
 from gpuprof.theory import rule_for
@@ -75,6 +70,7 @@ class Counted(NamedTuple):
 
     ops: pd.DataFrame
     tree: pd.DataFrame
+    traffic: pd.DataFrame
     outcome: PassOutcome
     result: Any
     row_of: list[int]
@@ -90,6 +86,7 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
         mark: held open around every call.
     """
     model = workload.model
+    traffic = Traffic(model) if workload.description.get("mode") == "generate" else None
 
     def scope_of(module: torch.nn.Module, path: str) -> Scope:
         return Scope(path, attention_facts(module, path))
@@ -99,13 +96,17 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
         # autograd numbers its nodes thread by thread, and a node does not tell its thread: so all on this one
         torch.autograd.set_multithreading_enabled(False),
         observed(model, scope_of, through_compiled=True, again=lambda: attending) as ownership,
-        observed_phases(workload, lambda name: place.phase_changed(name)) as phase,
+        observed_phases(
+            workload,
+            lambda name: place.phase_changed(name),
+            part=None if traffic is None else traffic.call,
+        ) as phase,
         unseen(
             attending := _AttentionCalls(
                 ownership, place := _Place(ownership, phase, unit_of(model)), fuse=execute is not None
             )
         ),
-        _Counter(place, execute or _run, mark) as counter,
+        _Counter(place, execute or _run, mark, traffic) as counter,
         flex_attention_booked(counter.book),
         plain_control_flow(),
         observed_inputs(workload) as inputs,
@@ -124,8 +125,13 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
     facts |= {"sparse": sorted(counter.sparse)} if counter.sparse else {}
     facts |= {"inputs": given.shapes, "inputs_seen": given.seen} if given.shapes else {}
     facts |= {"nested": sorted(counter.nested)} if counter.nested else {}
+    moved: list[dict[str, Any]] = []
+    if traffic is not None:
+        moved, known = traffic.rows(phase.parts)
+        facts |= known
     outcome = PassOutcome("done", facts=facts)
-    return Counted(table("ops", rows), module_tree(model, calls, causality), outcome, result, row_of)
+    tree = module_tree(model, calls, causality)
+    return Counted(table("ops", rows), tree, table("traffic", moved), outcome, result, row_of)
 
 
 def _with_room(step: Callable[[], Any]) -> Any:
@@ -219,7 +225,7 @@ class _Counter(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, place: _Place, execute: Execute, mark: Mark | None) -> None:
+    def __init__(self, place: _Place, execute: Execute, mark: Mark | None, traffic: Traffic | None) -> None:
         super().__init__()
         self.calls: list[int] = []  # of each signature, by its number
         self.nested: set[str] = set()  # operators that were given nested tensors, once there are rows
@@ -228,10 +234,12 @@ class _Counter(TorchDispatchMode):
         self._numbers: dict[_Signature, int] = {}
         self._outputs: list[Any] = []
         self._composite: dict[Any, bool] = {}
-        self._known: dict[Any, tuple[bool, bool]] = {}  # whether its rule reads values, whether it is an all-reduce
+        # the kind of its rule, whether that reads values, whether it is an all-reduce
+        self._known: dict[Any, tuple[str, bool, bool]] = {}
         self._place = place
         self._execute = execute
         self._mark = mark
+        self._traffic = traffic
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -270,8 +278,9 @@ class _Counter(TorchDispatchMode):
         known = self._known.get(func)
         if known is None:
             rule = rule_for(name := name_of(func))
-            known = self._known[func] = rule is not None and rule.values, all_reduces(name)
-        values, reduces = known
+            of_rule = ("", False) if rule is None else (rule.kind, rule.values)
+            known = self._known[func] = *of_rule, all_reduces(name)
+        kind, values, reduces = known
         scope, phase = self._place(reduces)
         # args before the call: in-place operators may change the metadata of what they are given
         values = values and decide(args)
@@ -293,6 +302,8 @@ class _Counter(TorchDispatchMode):
         self.calls[number] += 1
         if self.calls[number] == 1:
             self._outputs[number] = spec_of(out)
+        if self._traffic is not None:
+            self._traffic.operator(func, kind, scope, args, kwargs or {}, out)
         return out
 
     def rows(

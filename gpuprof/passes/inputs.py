@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 
 from gpuprof.attribution import inside_compiled
 from gpuprof.calls import calls_through
-from gpuprof.passes.objects import attributes
+from gpuprof.passes.objects import named_tensors
 from gpuprof.workload import Workload
 
 _LONGEST = 200  # characters of a step's shapes that are kept as they are
-_DEEPEST, _MOST = 4, 1000  # containers and objects in which tensors are looked for: one in the other, and in all
+_DEEPEST = 4  # containers and objects in one another in which tensors are looked for
 _CHOICES = (bool, int, str)  # arguments that may decide how much there is to do; metadata of a batch is deeper down
-_NOTHING_IN = (*_CHOICES, float, complex, bytes, type(None), type, ModuleType, torch.nn.Module, torch.dtype)
 
 
 _Noted = dict[torch.nn.Module, Counter[tuple[str, bool]]]
@@ -111,27 +109,9 @@ def _what(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, bool]:
     """Shapes of all tensors in the arguments and the arguments that are a choice, ``8x64 args[1]=3``; if any tensor."""
     named = {**{f"args[{place}]": value for place, value in enumerate(args)}, **kwargs}
     been: set[int] = set()
-    shapes = [_shape(tensor) for value in named.values() for tensor in _tensors(value, been, _DEEPEST)]
+    shapes = [_shape(tensor) for value in named.values() for _, tensor in named_tensors(value, _DEEPEST, been)]
     choices = [f"{name}={value}" for name, value in named.items() if isinstance(value, _CHOICES)]
     return " ".join([*(shapes or ["no tensor"]), *choices]), bool(shapes)
-
-
-def _tensors(value: Any, been: set[int], depth: int) -> Iterator[torch.Tensor]:
-    """Every tensor in containers and plain objects, each of these once."""
-    if isinstance(value, torch.Tensor):
-        yield value
-        return
-    if isinstance(value, _NOTHING_IN) or depth == 0 or id(value) in been or len(been) == _MOST:
-        return
-    been.add(id(value))
-    if isinstance(value, Mapping):
-        items: Iterable[Any] = list(value.values())
-    elif isinstance(value, (list, tuple, deque)):
-        items = list(value)
-    else:
-        items = [item for _, item in attributes(value)]
-    for item in items:
-        yield from _tensors(item, been, depth - 1)
 
 
 def _shape(tensor: torch.Tensor) -> str:

@@ -15,24 +15,24 @@ from gpuprof.passes.specs import is_wrapper
 from gpuprof.record import UNATTRIBUTED
 
 
-def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def elements(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors that hold the elements: of a class that has none itself, those in it; a DTensor has its shard."""
     if is_lazy(tensor):  # not made yet
         return ()
     if is_wrapper(type(tensor)) and is_traceable_wrapper_subclass(tensor):
         inside = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
-        return tuple(part for one in inside if isinstance(one, torch.Tensor) for part in _parts(one))
+        return tuple(part for one in inside if isinstance(one, torch.Tensor) for part in elements(one))
     return (tensor._indices(), tensor._values()) if tensor.layout == torch.sparse_coo else (tensor,)
 
 
 def elements_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of the elements of tensors that this process holds: of a DTensor those of its shard, without padding."""
-    return sum(part.numel() * part.element_size() for tensor in tensors for part in _parts(tensor))
+    return sum(part.numel() * part.element_size() for tensor in tensors for part in elements(tensor))
 
 
 def total_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of tensors, each storage once: those that this process holds, with the padding of an uneven shard."""
-    storages = [part.untyped_storage() for tensor in tensors for part in _parts(tensor)]
+    storages = [part.untyped_storage() for tensor in tensors for part in elements(tensor)]
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
@@ -49,12 +49,12 @@ class Held:
 
     def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
         """Never count the storages of these, which live as long."""
-        self._known.update(part.untyped_storage()._cdata for tensor in tensors for part in _parts(tensor))
+        self._known.update(part.untyped_storage()._cdata for tensor in tensors for part in elements(tensor))
 
     def add(self, tensor: torch.Tensor) -> int:
         """Count a tensor; returns how many bytes of it are new."""
         new = 0
-        for part in _parts(tensor):
+        for part in elements(tensor):
             storage = part.untyped_storage()
             key, size = storage._cdata, storage.nbytes()
             if key not in self._known:

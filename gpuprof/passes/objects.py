@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from types import MemberDescriptorType
+from types import MemberDescriptorType, ModuleType
 from typing import Any
+
+import torch
+
+_MOST = 1000  # containers and objects in which tensors are looked for
+_NOTHING_IN = (bool, int, str, float, complex, bytes, type(None), type, ModuleType, torch.nn.Module, torch.dtype)
+
+
+def named_tensors(
+    value: Any, depth: int, been: set[int] | None = None, path: str = ""
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor in containers and plain objects, with its dotted path; each of these objects once.
+
+    Args:
+        value: where to look.
+        depth: containers and objects in one another.
+        been: those that need not be looked at again, by their id.
+        path: of the value.
+    """
+    been = set() if been is None else been
+    if isinstance(value, torch.Tensor):
+        yield path, value
+        return
+    if isinstance(value, _NOTHING_IN) or depth == 0 or id(value) in been or len(been) == _MOST:
+        return
+    been.add(id(value))
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(value, Mapping):
+        items = list(value.items())
+    elif isinstance(value, (list, tuple, deque)):
+        items = enumerate(list(value))
+    else:
+        items = list(attributes(value))
+    for name, item in items:
+        yield from named_tensors(item, depth - 1, been, f"{path}.{name}" if path else str(name))
 
 
 def attributes(value: Any) -> Iterator[tuple[str, Any]]:

@@ -21,7 +21,7 @@ from torch.optim.optimizer import (
 )
 
 from gpuprof.attribution import in_backward, inside_compiled
-from gpuprof.calls import calls_through
+from gpuprof.calls import Around, calls_through
 from gpuprof.passes.generation import Part, Parts
 from gpuprof.record import FORWARD
 from gpuprof.undo import patched, undoing
@@ -53,11 +53,18 @@ class Phase:
 
 
 @contextmanager
-def observed_phases(workload: Workload, changed: Callable[[str], None] | None = None) -> Iterator[Phase]:
+def observed_phases(
+    workload: Workload, changed: Callable[[str], None] | None = None, part: Around | None = None
+) -> Iterator[Phase]:
     """Keep track of the phase, and call ``changed(name)`` at every change, and where a part of a generation begins.
 
     The step starts in the forward, a generation in what its first part is taken for. Everything is put back afterwards,
     also after an exception.
+
+    Args:
+        workload: whose step is run.
+        changed: see above.
+        part: runs the calls that begin parts, when these have begun.
     """
     generating = Parts(workload) if workload.description.get("mode") == "generate" else None
     phase = Phase() if generating is None else Phase(generating.first, first=generating.first)
@@ -113,9 +120,10 @@ def observed_phases(workload: Workload, changed: Callable[[str], None] | None = 
                 generating.start()
             phase.parts.append(generating.part_of(module, args, kwargs))
             enter(phase.parts[-1].phase)
+        begins = not inside
         inside += 1
         try:
-            return call(*args, **kwargs)
+            return part(module, call, args, kwargs) if begins and part is not None else call(*args, **kwargs)
         finally:
             inside -= 1
 

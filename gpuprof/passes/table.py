@@ -134,7 +134,7 @@ class Pass(NamedTuple):
 def _count(measuring: Measuring) -> PassOutcome:
     run = measuring.run
     counted, difference = steady.count_steady(measuring.workload, measuring.seeded)
-    run.ops, run.tree = counted.ops, counted.tree
+    run.ops, run.tree, run.traffic = counted.ops, counted.tree, counted.traffic
     run.warnings += [*difference, *_bounds(counted.outcome), *_loss_warning(counted.result)]
     return counted.outcome
 
