@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -53,13 +53,17 @@ _VERSIONS = (
 )  # fmt: skip
 """What of the environment has to be the same on every rank, for their figures to be of one thing."""
 
-_ADDED = ("calls", "flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes")
-"""Columns of ``ops`` that add up over ranks; the others say what a row is of."""
+_ADDED = {
+    "ops": ("calls", "flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes"), "traffic": ("bytes",),
+}  # fmt: skip
+"""Columns of tables that add up over ranks; the others say what a row is of."""
 
 _REPEATED = {"tp", "cp", "sp", "pp", "ep"}
 """Dimensions of a mesh, and ways of sharding, whose ranks share a batch."""
 
-_KEPT = ("tree", "ops", "samples", "memory", "telemetry", "ranks", "busy", "collectives")
+_KEPT = (
+    "tree", "ops", "traffic", "samples", "generation", "memory", "telemetry", "ranks", "busy", "collectives",
+)  # fmt: skip
 """Tables of a rank that its job is made of."""
 
 
@@ -106,12 +110,18 @@ def gather(run: Run, file: str = "") -> Run | None:
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """`part` of a saved run: of one with its sums without making tables of all that it holds."""
     file = Path(path).name
-    data = read(path, _KEPT)
+    data = {name: columns(table(name, [])) for name in _KEPT} | read(path, _KEPT)  # of older files some are empty
     _rank(data["workload"], file)
     if not data["doubts"]:
         return part(load(path), file)
     with whole_file(path):
-        needed = {"samples.time_s": data["samples"]["time_s"], "ranks.amount": data["ranks"]["amount"]}
+        needed = {
+            f"{name}.{column}": data[name][column]
+            for name, column in (
+                ("samples", "time_s"), ("ranks", "amount"), ("generation", "part"), ("generation", "time_s"),
+                ("traffic", "bytes"),
+            )
+        }  # fmt: skip
         for name, figures in (needed | {f"busy.{column}": figures for column, figures in data["busy"].items()}).items():
             if None in figures:
                 raise ValueError(f"{name} has a figure missing")
@@ -230,27 +240,32 @@ def rank_files(job: Run, folder: Path) -> Iterator[Run]:
 def assemble(parts: Iterable[dict[str, Any]]) -> Run:
     """The run of a job from what `part` gives of each of its ranks, in any order; of each only its share is kept.
 
-    Operators, peaks and bandwidths are added up; a timed step is that of the rank that took longest for it, memory
-    that of the rank with the highest peak, telemetry that of the rank whose step is longest. It has no kernels.
+    Operators, bytes that must move, peaks and bandwidths are added up; a timed step, with the parts of a generation, is
+    that of the rank that took longest for it, on the sequences of all; memory that of the rank with the highest peak,
+    telemetry that of the rank whose step is longest. It has no kernels.
 
     Raises:
         GpuprofError: they are not of one job, or not one of each of its ranks.
     """
     about: dict[int, dict[str, Any]] = {}  # by rank all but its tables
-    ops: dict[tuple[Any, ...], list[int | None]] = {}
+    added: dict[str, dict[tuple[Any, ...], list[int | None]]] = {name: {} for name in _ADDED}
     busy: dict[tuple[str, str, str], list[int]] = {}
     trees: dict[int, dict[str, list[Any]]] = {}
-    samples: dict[tuple[int, int], tuple[float, list[dict[str, Any]]]] = {}
+    steps: dict[tuple[int, int], _Step] = {}
+    sequences: dict[tuple[int, int, int], list[int | None]] = {}  # of each part of a generation, by rank
     most: dict[str, tuple[int, int, dict[str, list[Any]]]] = {}  # by table the figure that it is chosen by, and rank
     gathered: dict[str, dict[str, list[Any]]] = {name: {} for name in ("ranks", "collectives")}
     for one in parts:
         rank = _rank(one["workload"], one["file"])
         _check_place(one, rank, about)
         about[rank] = {name: value for name, value in one.items() if name not in _KEPT}
-        _add_ops(ops, one["ops"])
+        for name, sums in added.items():
+            _add_rows(sums, name, one[name])
         _add_busy(busy, one["busy"])
         trees[rank] = one["tree"]
-        _add_samples(samples, one["samples"])
+        _add_samples(steps, one["samples"], one["generation"], rank)
+        for launch, step, number, count in _zipped(one["generation"], "launch", "step", "part", "samples"):
+            sequences.setdefault((launch, step, number), []).append(count)
         for name, rows in gathered.items():
             for column, values in one[name].items():
                 rows.setdefault(column, []).extend(values)
@@ -267,7 +282,7 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
             passes[name].facts["rank"] = most[name][1]
     done = {name for name, outcome in passes.items() if outcome.status == "done"}
     if "time" not in done:  # what some of the ranks have is not of the job
-        samples.clear()
+        steps.clear()
     if "memory" not in done:
         most.pop("memory")
     if "trace" not in done:
@@ -280,6 +295,7 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
     hidden = {path for one in ranks for path in one["passes"].get("trace", {}).get("facts", {}).get("hidden", ())}
     if hidden and "trace" in passes:
         passes["trace"].facts["hidden"] = sorted(hidden)
+    timed = [step for _, step in sorted(steps.items())]
     job = Run(
         workload=_workload([one["workload"] for one in ranks]),
         device=_device(ranks),
@@ -289,13 +305,14 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
         warnings=_of_all([one["warnings"] for one in ranks]),
         doubts={name: _of_all([one["doubts"][name] for one in ranks]) for name in DOUBTS},
         tree=_tree([trees[rank] for rank in sorted(trees)], [_stage(one["workload"]) for one in ranks]),
-        samples=table("samples", [row for _, (_, rows) in sorted(samples.items()) for row in rows]),
+        samples=table("samples", [row for step in timed for row in step.samples]),
+        generation=table("generation", list(_parts(timed, sequences, ranks[0]["workload"], most["telemetry"][1]))),
         busy=_busy_of_all(busy, len(ranks)),
         **{name: table(name, found) for name, (_, _, found) in most.items()},
         **{name: _by_rank(name, rows) for name, rows in gathered.items()},
     )
     if job.done("count"):
-        job.ops = _ops(ops)
+        job.ops, job.traffic = (_rows(name, sums) for name, sums in added.items())
         if whole := job.workload.pop("whole_model", None):
             job.workload["unsharded"] = replication(job, whole["flops"], whole["batches"])
     return _in_a_convention(job)
@@ -337,23 +354,26 @@ def _check_whole(about: dict[int, dict[str, Any]]) -> None:
         )
 
 
-def _add_ops(sums: dict[tuple[Any, ...], list[int | None]], found: dict[str, list[Any]]) -> None:
-    """Add rows of ``ops`` to those that are of the same; what one does not know is not known of the sum."""
-    key = [found[column] for column in TABLES["ops"] if column not in _ADDED]
-    amounts = zip(*(found[column] for column in _ADDED), strict=True)
-    for name, row in zip(zip(*key, strict=True), amounts, strict=True):
-        so_far = sums.get(name)
+def _add_rows(sums: dict[tuple[Any, ...], list[int | None]], name: str, found: dict[str, list[Any]]) -> None:
+    """Add rows of a table to those that are of the same; what one does not know is not known of the sum."""
+    key = [found[column] for column in TABLES[name] if column not in _ADDED[name]]
+    for owner, row in zip(zip(*key, strict=True), _zipped(found, *_ADDED[name]), strict=True):
+        so_far = sums.get(owner)
         if so_far is None:
-            sums[name] = list(row)
+            sums[owner] = list(row)
         else:
-            sums[name] = [None if a is None or b is None else a + b for a, b in zip(so_far, row, strict=True)]
+            sums[owner] = [None if a is None or b is None else a + b for a, b in zip(so_far, row, strict=True)]
 
 
-def _ops(sums: dict[tuple[Any, ...], list[int | None]]) -> pd.DataFrame:
-    names = [column for column in TABLES["ops"] if column not in _ADDED]
+def _rows(name: str, sums: dict[tuple[Any, ...], list[int | None]]) -> pd.DataFrame:
+    names = [column for column in TABLES[name] if column not in _ADDED[name]]
     keys, amounts = (list(zip(*rows, strict=True)) for rows in (sums.keys(), sums.values()))
-    found = dict(zip([*names, *_ADDED], [*map(list, keys), *map(list, amounts)], strict=False))
-    return table("ops", found or [])
+    found = dict(zip([*names, *_ADDED[name]], [*map(list, keys), *map(list, amounts)], strict=False))
+    return table(name, found or [])
+
+
+def _zipped(found: dict[str, list[Any]], *names: str) -> Iterable[tuple[Any, ...]]:
+    return zip(*(found[name] for name in names), strict=True)
 
 
 def _add_busy(sums: dict[tuple[str, str, str], list[int]], found: dict[str, list[Any]]) -> None:
@@ -378,16 +398,50 @@ def _busy_of_all(sums: dict[tuple[str, str, str], list[int]], world: int) -> pd.
     return table("busy", rows)
 
 
-def _add_samples(longest: dict[tuple[int, int], tuple[float, list[dict[str, Any]]]], found: dict[str, Any]) -> None:
+class _Step(NamedTuple):
+    """A timed step of a rank: how long it took, its rows of ``samples`` and of ``generation``."""
+
+    time_s: float
+    rank: int
+    samples: list[dict[str, Any]]
+    parts: list[dict[str, Any]]
+
+
+def _add_samples(
+    longest: dict[tuple[int, int], _Step], samples: dict[str, Any], generation: dict[str, Any], rank: int
+) -> None:
     """Put a rank's rows of a timed step in the place of those of the ranks that were faster there."""
+    times, parts = _by_step(samples), _by_step(generation)
+    for key, rows in times.items():
+        step_s = max((row["time_s"] for row in rows if row["phase"] == "step"), default=0.0)
+        if key not in longest or step_s > longest[key].time_s:
+            longest[key] = _Step(step_s, rank, rows, parts.get(key, []))
+
+
+def _by_step(found: dict[str, list[Any]]) -> dict[tuple[int, int], list[dict[str, Any]]]:
     steps: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for row in zip(*found.values(), strict=True):
         named = dict(zip(found, row, strict=True))
         steps.setdefault((named["launch"], named["step"]), []).append(named)
-    for key, rows in steps.items():
-        step_s = max((row["time_s"] for row in rows if row["phase"] == "step"), default=0.0)
-        if key not in longest or step_s > longest[key][0]:
-            longest[key] = (step_s, rows)
+    return steps
+
+
+def _parts(
+    steps: list[_Step], sequences: dict[tuple[int, int, int], list[int | None]], workload: dict[str, Any], watched: int
+) -> Iterator[dict[str, Any]]:
+    """Rows of the job's ``generation``: on the sequences of all ranks, those that ranks share once.
+
+    When a part began is told by a telemetry's window, and there is that of the ``watched`` rank alone.
+    """
+    share = _of_a_batch(workload)
+    for step in steps:
+        for row in step.parts:
+            counts = [count for count in sequences[row["launch"], row["step"], row["part"]] if count is not None]
+            known = share if len(counts) == workload["world"] else None
+            yield row | {
+                "samples": None if known is None else sum(counts) // known,
+                "start_s": row["start_s"] if step.rank == watched else None,
+            }
 
 
 def _by_rank(name: str, rows: dict[str, list[Any]]) -> pd.DataFrame:

@@ -83,7 +83,7 @@ def merge(run: Run, repeated: list[Run]) -> None:
             inputs = sum((Counter(outcome.facts.get("inputs", {})) for outcome in found), Counter())
             if inputs:
                 run.passes[name].facts["inputs"] = dict(inputs)
-    for name in ("samples", "telemetry"):
+    for name in ("samples", "generation", "telemetry"):
         frames = [getattr(other, name).assign(launch=number) for number, other in enumerate(repeated, start=1)]
         rows = pd.concat(frames, ignore_index=True)
         setattr(run, name, table(name, {column: list(rows[column]) for column in rows}))

@@ -245,3 +245,65 @@ def eager_run() -> Run:
     del run.workload["compiled"]
     run.samples["time_s"] *= 1.42
     return run
+
+
+def generation_run() -> Run:
+    """Two sequences of 4 positions and 4 new tokens: a prefill and 3 steps of decoding, on 100 GFLOP/s and 10 GB/s.
+
+    The prefill is at half of the peak and of 5.3 GB/s, decoding at 5 % and of 4.9375 GB/s; a position of a sequence has
+    40 bytes of cache.
+    """
+    modules = [("", "Net", 50), ("attn", "Attention", 20), ("head", "Linear", 30)]
+    flops = {"prefill": {"attn": 8000, "head": 12000}, "decode": {"attn": 1800, "head": 3000}}
+    took = {"prefill": {"attn": 100, "head": 200}, "decode": {"attn": 80, "head": 120}}  # ns of a kernel
+    traffic, kernels, clock = [], [], 0
+    for part, phase in enumerate(("prefill", "decode", "decode", "decode")):
+        moved = {
+            "weights": 900 if part else 1000, "cache read": 240 + 80 * part if part else 0,
+            "cache written": 80 if part else 320, "activations": 200 if part else 800,
+        }  # fmt: skip
+        traffic += [traffic_row("*", phase, what, nbytes, part) for what, nbytes in moved.items()]
+        for module in ("attn", "head"):
+            kernels.append(kernel_row(module, phase, "aten::mm", clock, took[phase][module], call=len(kernels)))
+            clock += took[phase][module]
+    whole = {(row["phase"], row["what"]): 0 for row in traffic}
+    for row in traffic:
+        whole[row["phase"], row["what"]] += row["bytes"]
+    for (phase, what), nbytes in whole.items():
+        own = nbytes if what.startswith("cache") else nbytes * 2 // 5
+        traffic.append(traffic_row("attn", phase, what, own))
+        traffic.append(traffic_row("head", phase, what, nbytes - own))
+    parts = [
+        {"step": step, "part": part, "phase": "decode" if part else "prefill", "samples": 2,
+         "positions": 1 if part else 4, "time_s": time_s * slow}
+        for step, slow in enumerate((1.0, 1.1, 0.9)) for part, time_s in enumerate((400e-9, 300e-9, 320e-9, 340e-9))
+    ]  # fmt: skip
+    return Run(
+        workload={
+            "name": "net", "mode": "generate", "dtype": "bfloat16", "batch_size": 2, "prompt_len": 4, "new_tokens": 4,
+            "tokens_per_step": 14, "samples_per_step": 2,
+        },
+        device={"type": "cuda", "name": "Toy GPU", "peaks": {"datasheet": {"bfloat16": 100e9}},
+                "memory_bandwidth": 10e9, "measured_bandwidth": 8e9},
+        environment={"torch": "2.13.0", "transformers": "5.4", "date": "2026-01-02T03:04:05+00:00"},
+        settings={"convention": "causal", "peak_tflops": None},
+        passes={name: PassOutcome("done") for name in ("count", "time", "trace", "memory")},
+        tree=table("tree", [tree_row(path, cls, params, calls=4) for path, cls, params in modules]),
+        ops=table("ops", [ops_row(module, phase, "aten::mm.default", flops[phase][module], calls=3 if phase == "decode"
+                                  else 1) for phase in flops for module in flops[phase]]),
+        kernels=table("kernels", kernels),
+        samples=table("samples", [{"step": step, "phase": phase, "time_s": time_s * slow}
+                                  for step, slow in enumerate((1.0, 1.1, 0.9))
+                                  for phase, time_s in (("step", 1360e-9), ("prefill", 400e-9), ("decode", 960e-9))]),
+        generation=table("generation", parts),
+        traffic=table("traffic", traffic),
+        memory=table("memory", [
+            {"module": "", "phase": "prefill", "quantity": "allocated_exit", "source": "measured", "bytes": 1000},
+            {"module": "", "phase": "prefill", "quantity": "allocated_peak", "source": "measured", "bytes": 1300},
+            {"module": "", "phase": "decode", "quantity": "allocated_peak", "source": "measured", "bytes": 1200},
+        ]),
+    )  # fmt: skip
+
+
+def traffic_row(module, phase, what, nbytes, part=None):
+    return {"module": module, "phase": phase, "part": part, "what": what, "dtype": "bfloat16", "bytes": nbytes}

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from runs import compiled_run, gpu_run, rank_run, row
+from runs import compiled_run, generation_run, gpu_run, rank_run, row
 
 import gpuprof
 from gpuprof.analysis.conventions import fitting
@@ -18,6 +18,13 @@ FACTS = {
     "head_dim": 4, "v_head_dim": 4, "batch": 1, "seq": 4, "params": 100, "trainable_params": 100,
     "embedding_params": 10, "token_embedding_params": 10, "head_params": 10, "tied": False, "pooled": False,
     "head": "lm_head",
+}  # fmt: skip
+GENERATION = {
+    "launch": [0], "step": [0], "part": [0], "phase": ["decode"], "samples": [1], "positions": [1], "start_s": [None],
+    "time_s": [1.0],
+}  # fmt: skip
+TRAFFIC = {
+    "module": ["*"], "phase": ["decode"], "part": [0], "what": ["weights"], "dtype": ["bfloat16"], "bytes": [1],
 }  # fmt: skip
 
 
@@ -94,6 +101,69 @@ def test_a_timed_step_is_that_of_the_rank_that_took_longest_for_it():
     assert steps.loc[steps["phase"] == "forward", "time_s"].tolist() == pytest.approx([90 * NS, 90 * NS, 120 * NS])
 
 
+def generating(rank, parallel, slow):
+    run = generation_run()
+    dimension = "tp" if parallel == "tp" else "dp"
+    run.workload |= {"world": 2, "rank": rank, "parallel": [parallel], "mesh": {dimension: 2}, "groups": {}}
+    run.samples["time_s"] *= slow
+    run.generation["time_s"] *= slow
+    run.generation["start_s"] = 0.1 * (rank + 1)
+    return run
+
+
+@pytest.mark.parametrize(("parallel", "sequences"), [("ddp", 4), ("tp", 2)])
+def test_the_parts_of_a_generation_are_those_of_the_slowest_rank_on_the_sequences_of_all(parallel, sequences):
+    first, second = generating(0, parallel, 1.0), generating(1, parallel, 1.5)
+    second.samples.loc[second.samples["step"] == 1, "time_s"] /= 3  # there the other takes longer: 1.1 of 1.0
+
+    parts = job_of(first, second).generation
+
+    factors = [1.5] * 4 + [1.1] * 4 + [0.9 * 1.5] * 4
+    assert parts["time_s"].tolist() == pytest.approx(
+        [time_ns * NS * factor for time_ns, factor in zip([400, 300, 320, 340] * 3, factors, strict=True)]
+    )
+    assert parts["samples"].tolist() == [sequences] * 12
+    assert parts["positions"].tolist() == [4, 1, 1, 1] * 3
+    # the telemetry is of rank 1, and so are times in its window
+    assert parts["start_s"].tolist() == pytest.approx([0.2] * 4 + [float("nan")] * 4 + [0.2] * 4, nan_ok=True)
+
+
+def test_sequences_that_a_rank_does_not_know_are_not_known_of_the_job():
+    first, second = generating(0, "ddp", 1.0), generating(1, "ddp", 1.5)
+    second.generation.loc[second.generation["part"] == 0, "samples"] = None
+
+    parts = job_of(first, second).generation
+
+    assert parts["samples"].isna().tolist() == [True, False, False, False] * 3
+
+
+def test_each_rank_moves_bytes_of_its_own():
+    # decode by hand: 2 x (900 x 3 weights + 320 + 400 + 480 read + 80 x 3 written + 200 x 3 activations) = 9480
+    job = job_of(generating(0, "ddp", 1.0), generating(1, "ddp", 1.5))
+
+    whole = job.traffic[job.traffic["module"] == "*"]
+    sums = whole.groupby(["phase", "what"])["bytes"].sum()
+    assert sums["decode"].to_dict() == {
+        "weights": 5400, "cache read": 2400, "cache written": 480, "activations": 1200
+    }  # fmt: skip
+    assert sums["prefill"].to_dict() == {
+        "weights": 2000, "cache read": 0, "cache written": 640, "activations": 1600
+    }  # fmt: skip
+    assert len(job.traffic) == len(generation_run().traffic)
+    assert (job.device["memory_bandwidth"], job.device["measured_bandwidth"]) == (20e9, 16e9)
+
+
+def test_files_of_ranks_from_before_generations(tmp_path):
+    paths = []
+    for rank in range(2):
+        data = summed(rank_run(rank)).to_dict() | {"schema_version": 5}
+        del data["generation"], data["traffic"]
+        paths.append(tmp_path / f"run.rank{rank}.json")
+        paths[-1].write_text(json.dumps(data))
+
+    assert gpuprof.read_job(paths).to_dict() == job_files(tmp_path)
+
+
 def test_memory_is_of_the_rank_with_most():
     job = job_of(*two())
     assert totals(job)["peak_bytes"] == 3000
@@ -165,13 +235,14 @@ def test_the_mfu_of_a_rank_whose_trace_was_slowed_is_of_its_timed_step():
     assert "timed_s" not in by_rank(job_of(*two()))
 
 
-def test_what_some_ranks_have_is_not_of_the_job():
-    first, second = two()
+@pytest.mark.parametrize("runs", [two(), (generating(0, "ddp", 1.0), generating(1, "ddp", 1.0))])
+def test_what_some_ranks_have_is_not_of_the_job(runs):
+    first, second = runs
     for name in ("count", "time", "trace", "memory"):
         second.passes[name] = gpuprof.record.PassOutcome("failed", "out of memory")
     job = job_of(first, second)
     assert (job.passes["trace"].status, job.passes["trace"].reason) == ("failed", "rank 1: out of memory")
-    for name in ("ops", "samples", "memory", "busy", "collectives"):
+    for name in ("ops", "traffic", "samples", "generation", "memory", "busy", "collectives"):
         assert getattr(job, name).empty
     sums = totals(job)
     assert [sums[name] for name in ("flops", "step_s", "mfu", "kernel_s", "peak_bytes")] == [None] * 5
@@ -246,6 +317,10 @@ def test_a_formula_fits_no_part_of_a_model():
         (["busy", "total_ns", 0], None, "busy.total_ns has a figure missing"),
         (["samples", "time_s", 0], None, "samples.time_s has a figure missing"),
         (["ranks", "amount", 0], None, "ranks.amount has a figure missing"),
+        (["generation"], GENERATION | {"time_s": [None]}, "generation.time_s has a figure missing"),
+        (["generation"], GENERATION | {"part": [None]}, "generation.part has a figure missing"),
+        (["traffic"], TRAFFIC | {"bytes": [None]}, "traffic.bytes has a figure missing"),
+        (["traffic"], TRAFFIC | {"bytes": [1.5]}, "traffic.bytes is no list of figures"),
         (["passes", "count", "status"], "perhaps", "the count pass neither ended nor did not"),
         (["ops", "calls", 0], "1", "ops.calls is no list of figures"),
     ],

@@ -1,7 +1,7 @@
 """The timing pass in fresh processes, and what of it the record keeps."""
 
 import pytest
-from runs import gpu_run, kernel_row
+from runs import generation_run, gpu_run, kernel_row
 
 import gpuprof
 from gpuprof.analysis import steps
@@ -47,6 +47,18 @@ def test_each_launch_keeps_the_kernel_time_of_modules_and_its_peak():
     assert kernel_s[["launch", "module", "phase"]].values.tolist() == [[1, "head", "forward"], [2, "head", "forward"]]
     assert kernel_s["value"].tolist() == pytest.approx([20e-9, 20e-9])
     assert run.launches.loc[run.launches["quantity"] == "peak_bytes", "value"].tolist() == [1200.0, 1200.0]
+
+
+def test_the_parts_of_a_generation_keep_their_launch(tmp_path):
+    run, one, other = generation_run(), generation_run(), generation_run()
+    other.generation["time_s"] *= 2
+
+    merge(run, [one, other])
+
+    parts = gpuprof.load(run.save(tmp_path / "run.json")).generation
+    assert parts["launch"].tolist() == [1] * 12 + [2] * 12
+    assert parts["time_s"].tolist() == [*one.generation["time_s"], *other.generation["time_s"]]
+    assert run.traffic.equals(one.traffic)
 
 
 def test_a_run_without_launches_is_one(tmp_path):

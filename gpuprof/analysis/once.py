@@ -29,7 +29,7 @@ def _state(run: Run) -> str:
     frames = [
         (run.ops, ("calls", "flops_full", "flops_hardware")), (run.kernels, ("duration_ns", "call")),
         (run.estimates, ("flops_profiler",)), (run.samples, ("time_s",)),
-        (run.nodes, ("calls", "moved", "flops_hardware")),
+        (run.nodes, ("calls", "moved", "flops_hardware")), (run.generation, ("time_s",)), (run.traffic, ("bytes",)),
     ]  # fmt: skip
     sums = [(id(frame), len(frame), *(frame[name].sum() for name in names)) for frame, names in frames]
     return repr([sums, run.passes, run.workload.get("step"), run.device, run.settings])
