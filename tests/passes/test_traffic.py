@@ -55,6 +55,18 @@ def of_modules(run, what, phase):
     return {module: int(size) for module, size in rows.groupby("module")["bytes"].sum().items()}
 
 
+def activations(run, phase):
+    """Of the whole phase; without the angles of the positions, which some releases make by a product."""
+    found = of_modules(run, "activations", phase)
+    return sum(size for module, size in found.items() if not module.endswith("rotary_emb"))
+
+
+def told(run):
+    """Rows of the modules, but for those angles."""
+    rows = run.traffic[run.traffic["part"].isna() & ~run.traffic["module"].str.endswith("rotary_emb")]
+    return rows.drop(columns="part").to_numpy().tolist()
+
+
 def watched(model, run, look):
     """What ``look`` finds in the cache after each call of the model."""
     found = []
@@ -121,7 +133,7 @@ def test_each_phase_of_the_reference_is_as_derived_by_hand(llava_run):
     assert of_parts(llava_run, "cache written") == [position * prompt, *[position] * steps]
     # in and out of q, k, v, the attention, o, gate, up and down, and of the head
     widths = 2 * hidden + 2 * (hidden + keys) + 2 * hidden + 2 * hidden + 2 * (hidden + inner) + inner + hidden
-    assert of_parts(llava_run, "activations")[1:] == [2 * (layers * widths + hidden + words)] * steps
+    assert activations(llava_run, "decode") == steps * 2 * (layers * widths + hidden + words)
     assert not inconsistencies(llava_run)
     assert not withheld_of_traffic(llava_run)
 
@@ -345,6 +357,8 @@ def test_states_are_read_and_written_whole():
 
 
 def test_states_beside_keys():
+    if not hasattr(transformers.cache_utils, "LinearAttentionLayer"):
+        pytest.skip("a release whose Bamba makes no cache by itself")
     of = config(
         "Bamba", attn_layer_indices=[1], mamba_n_heads=4, mamba_d_head=32, mamba_n_groups=1, mamba_d_state=16,
         mamba_d_conv=4, mamba_expand=2, mamba_chunk_size=4,
@@ -458,8 +472,8 @@ def test_an_attention_that_is_spelled_out_moves_no_more():
     runs = [counted(made(config("Llama"), attn_implementation=how)) for how in ("eager", "sdpa")]
     products = 2 * HIDDEN + 2 * (HIDDEN + KEYS * HEAD) + 2 * HIDDEN + 2 * HIDDEN + 3 * (HIDDEN + INNER)
     decode = 4 * SAMPLES * (LAYERS * products + HIDDEN + VOCABULARY)
-    assert [of_parts(run, "activations")[1:] for run in runs] == [[decode] * (NEW - 1)] * 2
-    assert runs[0].traffic.equals(runs[1].traffic)
+    assert [activations(run, "decode") for run in runs] == [decode * (NEW - 1)] * 2
+    assert told(runs[0]) == told(runs[1])
 
 
 # -- steps of a user's own
@@ -473,7 +487,7 @@ def test_generate_of_transformers_moves_the_same():
     model = made(config("Llama"))
     theirs = counted(model, lambda: model.generate(IDS, do_sample=False, max_new_tokens=NEW))
     ours = counted(model, generate_step(model, {"input_ids": IDS}, NEW, call_options={"logits_to_keep": 1}))
-    assert theirs.traffic.equals(ours.traffic)
+    assert told(theirs) == told(ours)
 
 
 def test_a_prompt_in_pieces_and_two_generations():
