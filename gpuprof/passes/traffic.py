@@ -11,7 +11,6 @@ keeps in its own buffers is told by what is written to them.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +30,8 @@ from gpuprof.workload.steps import CACHE_NAMES
 
 _INNER = ("self_attention_cache", "cross_attention_cache")
 _DEEPEST = 6  # objects in one another in which a cache has its tensors
-_TOLD = re.compile(r"config$|.*_hooks($|_)").match
+_TOLD = {*vars(torch.nn.Module()), "config"} - {"_parameters", "_buffers"}
+"""Attributes of a module with what it was told or is made of, hooks among them, and not what it keeps."""
 _NEGLIGIBLE = 1e-3  # share of a part's bytes that may be of unknown origin
 
 _LOOKUPS = {"embedding", "index", "index_select", "gather", "take"}
@@ -142,6 +142,7 @@ class Traffic:
         self._made: dict[int, int] = {}  # storages by the part in which an operator made them last
         self._products: dict[str, int] = {}  # of attentions that are spelled out
         self._at_most: set[str] = set()
+        self._reread: set[str] = set()  # what modules keep for a later part, and not only for who looks at it
         self._unknown: dict[str, None] = {}
         for module in model.modules():
             for _, tensor in named_tensors(_held_by(module), _DEEPEST):
@@ -214,33 +215,38 @@ class Traffic:
         written += [kwargs[name] for name in known.written_names if name in kwargs]
         changed = {id(tensor) for value in written for tensor in _tensors(value)}
         inputs: list[torch.Tensor] = []
-        storages: set[int] = set()
+        weighs, storages, results = False, set(), set()
         for tensor in given if reads else ():
             for storage, piece in _pieces(tensor):
                 storages.add(storage)
                 if id(tensor) in changed:
                     self._write(part, known.name, module, storage, piece, given)
+                    results.add(storage)
                     continue
                 part.readers.setdefault(storage, module)
                 if storage in self._weights:
+                    weighs = True
                     self._read(part, known.name, module, storage, piece, args, kwargs, out)
-                elif storage not in self._derived:
+                elif storage in self._derived:
+                    weighs = True
+                    if self._derived[storage] < number:  # kept since then, and read in the place of what it is of
+                        self._read_all(part, module, storage, piece)
+                else:
                     inputs.append(piece)
                     if self._made.get(storage, number) < number and piece.dtype not in _COUNTERS:
                         part.carried[storage] = max(part.carried.get(storage, 0), _bytes(piece))
-                elif self._derived[storage] < number:  # kept since then, and read in the place of what it is of
-                    self._read_all(part, module, storage, piece)
-        made = [piece for tensor in _tensors(out) for piece in _pieces(tensor)]
-        weighs = reads and len(given) > len(inputs)
-        choice = weighs and known.name in _LOOKUPS and given[0].dim() > 2  # of whole matrices, to multiply with
+        made = [(storage, piece) for tensor in _tensors(out) for storage, piece in _pieces(tensor)]
         for storage, _ in made:
             if storage not in storages:
+                results.add(storage)
                 self._made[storage] = number
                 part.makers[storage] = module
-                if choice or (weighs and not inputs and not changed):
-                    self._derived[storage] = number
-                else:
-                    self._derived.pop(storage, None)
+        chosen = weighs and known.name in _LOOKUPS and given[0].dim() > 2  # whole matrices, to multiply with
+        for storage in results - self._weights.keys():
+            if chosen or (weighs and not inputs):
+                self._derived[storage] = number
+            elif inputs or storage not in storages:  # to scale in place by a number changes nothing of that
+                self._derived.pop(storage, None)
         if kind in PRODUCTS:
             self._product(part, kind, scope, inputs, weighs, [piece for _, piece in made])
 
@@ -340,6 +346,12 @@ class Traffic:
         if not parts:
             return [], {"traffic_unknown": ["the step never calls the model itself, so its parts are not known"]}
         states = {storage for part in self._parts for storage in part.places}
+        self._reread = {
+            name
+            for part in self._parts
+            for name, (was, _) in part.replaced.items()
+            if was is not None and any(_read_of(part, was))
+        }
         whole: list[dict[str, Any]] = []
         of_modules: dict[tuple[str, str, str, str], int] = {}
         filled: dict[int, dict[Any, int]] = {}
@@ -392,8 +404,9 @@ class Traffic:
             yield from _added(part, part.before.get(name), now)
         for before in part.before.values():
             yield from _read_of(part, before)
-        for was, now in part.replaced.values():
-            yield from _added(part, was, now)
+        for name, (was, now) in part.replaced.items():
+            if name in self._reread:
+                yield from _added(part, was, now)
             if was is not None:
                 yield from _read_of(part, was)
         for (module, dtype), size in part.activations.items():
@@ -544,7 +557,7 @@ def _arguments(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 def _held_by(module: torch.nn.Module) -> dict[str, Any]:
     """What a module has itself, without what it was told and with what its quantised parameters keep beside."""
-    own = {name: value for name, value in vars(module).items() if name != "_modules" and not _TOLD(name)}
+    own = {name: value for name, value in vars(module).items() if name not in _TOLD}
     weights = own.get("_parameters", {})
     beside = {name: vars(weight) for name, weight in weights.items() if weight is not None}
     return own | {"_parameters": weights, "_beside": beside}
@@ -563,7 +576,8 @@ def _pieces(tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
     """Tensors that hold the elements, with their storages."""
     if tensor.is_nested:
         return
-    for piece in elements(tensor):
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    for piece in (tensor,) if plain else elements(tensor):
         yield piece.untyped_storage()._cdata, piece
 
 
