@@ -194,7 +194,7 @@ def _mean(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, float]]
     for phase in ("forward", "backward"):  # a rate of means, not a mean of rates
         time, flops = _number(figures[f"time_{phase}_s"]), _number(figures[f"flops_{phase}"])
         figures[f"flops_per_s_{phase}"] = flops / time if time and flops and has_rate(rows[0]) else None
-    for rate, times in (_RATES | _RATES_OF_PARTS).values():
+    for rate, times in (*_RATES.values(), *_RATES_OF_PARTS.values()):
         if rate in figures:
             figures[rate] = _share_of_means(rows, rate, times)
     return figures, spread
