@@ -179,6 +179,7 @@ def _workload(run: Run) -> str:
             size.append(words.format(about[key]))
     parts = [about["name"], about.get("architecture"), about["mode"], ", ".join(size), about.get("dtype")]
     parts += [f"{about['attention']} attention" if about.get("attention") else None]
+    parts += ["static cache" if about.get("cache") == "static" else None]
     parts += [f"weights {about['weights']}" if about.get("weights") else None]
     if about.get("ranks"):
         parts.append(f"rank {run.ranks['rank'].min()} of {about['ranks']} imported")
