@@ -7,6 +7,7 @@ Where they are of another step than the time, or not all of them are known, ther
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,11 @@ PARTS = tuple(phase for phase in FORWARD if phase != "forward")
 MOVED_COLUMNS = [what.replace(" ", "_") for what in TRAFFIC] + ["bytes"]
 """Columns of `moved`: the kinds of traffic, and their sum."""
 
-PART_COLUMNS = ["part", "phase", "positions_before", "time_s", "time_q1_s", "time_q3_s", "bytes", "mbu"]
+PART_COLUMNS = ["part", "phase", "positions_before", "time_s", "mbu", "bytes", "time_q1_s", "time_q3_s"]
 """Columns of `parts`."""
+
+BANDWIDTHS = {"datasheet": "datasheet bandwidth", "measured": "bandwidth of a copy measured on this device"}
+"""`bandwidths`, the preferred first, in words."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Generation:
     Attributes:
         generations: how many a step makes: one, but for a step of the user's own that generates several times.
         sequences: that are generated at once.
+        prompt: positions of each that the prefill takes in.
         new_tokens: of each sequence in one generation; the prefill gives the first of them.
         ttft_s: time to first token: from where the generation begins to the end of its last prefill, encoding
             included. The median of the launches' medians, as step times are.
@@ -54,6 +59,7 @@ class Generation:
 
     generations: int | None = None
     sequences: int | None = None
+    prompt: int | None = None
     new_tokens: int | None = None
     ttft_s: float | None = None
     tpot_s: float | None = None
@@ -66,38 +72,67 @@ class Generation:
     cache_bytes: int | None = None
 
 
+def phases_of(run: Run) -> list[str]:
+    """The `PARTS` that a run has, in their order; none of one that is no generation."""
+    tables = (run.ops, run.samples, run.kernels, run.busy)
+    found = {phase for rows in tables for phase in rows["phase"].unique()}
+    return [phase for phase in PARTS if phase in found]
+
+
 def is_generation(run: Run) -> bool:
     """Whether a run has the phases of a generation; files of before schema 6 call them all forward."""
-    return any(rows["phase"].isin(PARTS).any() for rows in (run.generation, run.samples, run.ops, run.kernels))
+    return bool(phases_of(run))
+
+
+def untold_parts(run: Run) -> str:
+    """Why a generation has no prefill and decode; empty where it has, and of any other run."""
+    if run.workload.get("mode") != "generate" or is_generation(run):
+        return ""
+    if run.recorded:
+        return "the recording does not tell prefill and decode apart"
+    return "this file does not tell prefill and decode apart: an older gpuprof wrote it, profile again"
 
 
 def generation(run: Run) -> Generation | None:
     """The figures of a generation; None of any other run."""
     if not is_generation(run):
         return None
-    about, made = run.workload, _generations(run)
-    sequences = _one(made["sequences"]) if len(made) else about.get("samples_per_step")
-    new_tokens = _one(made["new_tokens"]) if len(made) else about.get("new_tokens")
+    made = _generations(run)
+    sequences, new_tokens = _size(run, made)
     times = run.generation[run.generation["phase"] == "decode"]
     single = bool((times["positions"] == 1).fillna(False).all()) and len(times) > 0
     tpot_s = _median(times["time_s"], times["launch"]) if single else None
     ninety, most = (float(times["time_s"].quantile(share)) if single else None for share in (0.9, 0.99))
-    per_token_s = _seconds_per_token(run, made)
     energy_j, tokens = energy_per_step_j(run), _one(_tokens(made))
     return Generation(
         generations=_one(made.groupby(["launch", "step"]).size()),
         sequences=sequences,
+        prompt=_one(made["prompt"]) if len(made) else run.workload.get("prompt_len"),
         new_tokens=new_tokens,
         ttft_s=_median(made["ttft_s"], made["launch"]),
         tpot_s=tpot_s,
         tpot_p90_s=ninety,
         tpot_p99_s=most,
-        tokens_per_s=1 / per_token_s if per_token_s else None,
+        tokens_per_s=new_tokens_per_s(run),
         decode_tokens_per_s=sequences / tpot_s if sequences and tpot_s else None,
         joules_per_token=energy_j / tokens if energy_j and tokens else None,
         cache_bytes_per_token=_growth(run, sequences),
-        cache_bytes=(run.passes["count"].facts.get("cache") or {}).get("bytes") if run.done("count") else None,
+        cache_bytes=next(iter(_held(run)[-1:]), None),
     )
+
+
+def new_tokens_per_s(run: Run) -> float | None:
+    """New tokens of all sequences over the step, also of a file from before schema 6; None where they are not known."""
+    made = _generations(run)
+    if made.empty:  # a generation of gpuprof's own is as long as it was asked to be
+        sequences, new_tokens = _size(run, made)
+        step_s = step_seconds(run)
+        return sequences * new_tokens / step_s if sequences and new_tokens and step_s else None
+    steps = run.samples[run.samples["phase"] == "step"].set_index(["launch", "step"])["time_s"]
+    tokens = _tokens(made)
+    seconds = steps.reindex(tokens.index) / tokens.astype("Float64")
+    per_token_s = _median(seconds, seconds.index.get_level_values("launch"))
+    return 1 / per_token_s if per_token_s else None
 
 
 def moved(run: Run) -> pd.DataFrame:
@@ -140,6 +175,11 @@ def bandwidths(run: Run) -> dict[str, float]:
     return {name: value for name, value in known.items() if value}
 
 
+def bandwidth(run: Run) -> tuple[str, float]:
+    """The preferred of the `bandwidths` by name; an empty name and a NaN where none is known."""
+    return next(iter(bandwidths(run).items()), ("", math.nan))
+
+
 def unknown_bytes(run: Run) -> str:
     """Why the bytes that must move are not known, though the step was counted; empty where they are."""
     if not run.done("count") or not is_generation(run):
@@ -148,7 +188,11 @@ def unknown_bytes(run: Run) -> str:
     if reasons:
         return f"unknown: {reasons[0]}" + (f" (and {len(reasons) - 1} more such)" if len(reasons) > 1 else "")
     if run.traffic.empty:
-        return "unknown: a recording does not tell them" if run.recorded else "unknown: they were not counted"
+        return (
+            "unknown: no recording tells the bytes that must move"
+            if run.recorded
+            else "unknown: the bytes that must move were not counted"
+        )
     return ""
 
 
@@ -162,11 +206,16 @@ def withheld_of_bytes(run: Run) -> str:
         return reason
     if run.generation.empty or run.traffic.empty:
         return ""
-    counted = _parts_of(run.traffic[run.traffic["module"] == ALL].drop_duplicates("part"))
+    counted = _counted_parts(run)
     for _, step in run.generation.groupby(["launch", "step"]):
         if (timed := _parts_of(step)) != counted:
             return f"withheld: the counted step has {_words(counted)}, a timed one {_words(timed)}"
     return ""
+
+
+def withheld_of_kernel_bytes(run: Run) -> str:
+    """The same of modules, and of phases where their time is the trace's."""
+    return withheld_of_bytes(run) or withheld_of_kernels(run)
 
 
 def mbu(run: Run, phase: str = "decode") -> dict[str, float]:
@@ -179,10 +228,8 @@ def mbu(run: Run, phase: str = "decode") -> dict[str, float]:
 
 
 def kernel_mbu(run: Run, phase: str = "decode") -> dict[str, float]:
-    """The same over the kernel time of the traced step; empty too where `withheld_of_kernels` says why."""
-    if withheld_of_bytes(run) or withheld_of_kernels(run):
-        return {}
-    return _shares(run, phase, _kernel_seconds(run).get(phase))
+    """The same over the kernel time of the traced step; empty too where `withheld_of_kernel_bytes` says why."""
+    return {} if withheld_of_kernel_bytes(run) else _shares(run, phase, _kernel_seconds(run).get(phase))
 
 
 def parts(run: Run) -> pd.DataFrame:
@@ -209,15 +256,18 @@ def parts(run: Run) -> pd.DataFrame:
     table = table.reindex(table.index.union(found.index))
     table["bytes"] = integers(found.reindex(table.index))
     table["positions_before"] = table["positions_before"].astype("Int64")
-    bandwidth = next(iter(bandwidths(run).values()), None)
-    known = bandwidth is not None and not withheld_of_bytes(run)
     rate = table["bytes"].astype("Float64") / table["time_s"].where(table["time_s"] > 0)
-    table["mbu"] = rate / bandwidth if known else pd.array([None] * len(table), dtype="Float64")
+    table["mbu"] = rate / bandwidth(run)[1] if bandwidths(run) and not withheld_of_bytes(run) else pd.NA
+    table["mbu"] = table["mbu"].astype("Float64")
     return table.reset_index()[PART_COLUMNS]
 
 
 def _parts_of(rows: pd.DataFrame) -> list[str]:
     return [str(phase) for phase in rows.sort_values("part")["phase"]]
+
+
+def _counted_parts(run: Run) -> list[str]:
+    return _parts_of(run.traffic[run.traffic["module"] == ALL].drop_duplicates("part"))
 
 
 def _words(phases: list[str]) -> str:
@@ -266,20 +316,22 @@ def _numbered(run: Run) -> pd.DataFrame:
 
 
 def _generations(run: Run) -> pd.DataFrame:
-    """One row per generation that was timed: launch, step, ttft_s, sequences, new_tokens."""
+    """One row per generation that was timed: launch, step, ttft_s, sequences, prompt, new_tokens."""
     found = []
     for (launch, step, _), rows in _numbered(run).groupby(["launch", "step", "generation"]):
         first, decoding = rows[rows["phase"] != "decode"], rows[rows["phase"] == "decode"]
-        begun, single = "prefill" in set(first["phase"]), bool((decoding["positions"] == 1).fillna(False).all())
+        prefill = rows.loc[rows["phase"] == "prefill", "positions"]
+        begun, single = len(prefill) > 0, bool((decoding["positions"] == 1).fillna(False).all())
         found.append(
             {
                 "launch": launch, "step": step, "ttft_s": float(first["time_s"].sum()) if begun else None,
                 "sequences": _one(rows.loc[rows["phase"] != "encode", "samples"]),
+                "prompt": prefill.sum(skipna=False) if begun else None,
                 "new_tokens": 1 + len(decoding) if begun and single else None,
             }
         )  # fmt: skip
-    columns = ["launch", "step", "ttft_s", "sequences", "new_tokens"]
-    types = {"ttft_s": "float64", "sequences": "Int64", "new_tokens": "Int64"}
+    columns = ["launch", "step", "ttft_s", "sequences", "prompt", "new_tokens"]
+    types = {"ttft_s": "float64", "sequences": "Int64", "prompt": "Int64", "new_tokens": "Int64"}
     return pd.DataFrame(found, columns=columns).astype(types)
 
 
@@ -289,14 +341,11 @@ def _tokens(made: pd.DataFrame) -> pd.Series:
     return tokens.sum().mask(tokens.count() < tokens.size())
 
 
-def _seconds_per_token(run: Run, made: pd.DataFrame) -> float | None:
-    """Time of a step over the new tokens in it, each step's own."""
-    steps = run.samples[run.samples["phase"] == "step"].set_index(["launch", "step"])["time_s"]
-    tokens = _tokens(made)
-    seconds = (steps.reindex(tokens.index) / tokens.astype("Float64")).astype("Float64")
-    if seconds.isna().any():
-        return None
-    return _median(seconds, seconds.index.get_level_values("launch"))
+def _size(run: Run, made: pd.DataFrame) -> tuple[int | None, int | None]:
+    """Sequences and new tokens of each; of a run that was not timed what was asked for."""
+    if made.empty:
+        return run.workload.get("samples_per_step"), run.workload.get("new_tokens")
+    return _one(made["sequences"]), _one(made["new_tokens"])
 
 
 def _median(values: pd.Series, launches: Any) -> float | None:
@@ -315,15 +364,19 @@ def _agree(values: pd.Series) -> bool:
     return not values.isna().any() and values.nunique() == 1
 
 
-def _growth(run: Run, sequences: int | None) -> int | None:
-    """Bytes that a cache grew by from one step of decoding to the next, the last two, per sequence and position.
+def _held(run: Run) -> list[int]:
+    """Bytes that the cache holds after each part of the counted step; empty where they are not known."""
+    facts = run.passes["count"].facts if run.done("count") else {}
+    return (facts.get("cache") or {}).get("bytes") or []
 
-    By what is read and not by what is written: a state of a recurrent layer is written whole and does not grow.
+
+def _growth(run: Run, sequences: int | None) -> int | None:
+    """Bytes that the cache grows by, per sequence and position, in the last part, if that is a step of decoding.
+
+    By what is held and not by what is written: a state of a recurrent layer is written whole and does not grow.
     """
-    rows = _traffic(run, whole=True)
-    counted = [*dict.fromkeys(rows.loc[rows["phase"] == "decode", "part"].sort_values())]
-    if len(counted) < 2 or counted[-1] - counted[-2] != 1 or not sequences:
+    held, counted = _held(run), _counted_parts(run)
+    if len(held) < 2 or len(held) != len(counted) or counted[-1] != "decode" or not sequences:
         return None
-    read = rows[rows["what"] == "cache read"].groupby("part")["bytes"].sum()
-    grown = int(read.get(counted[-1], 0)) - int(read.get(counted[-2], 0))
+    grown = held[-1] - held[-2]
     return grown // sequences if grown % sequences == 0 else None

@@ -16,6 +16,15 @@ from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.directions import directions
 from gpuprof.analysis.executed import executed_flops
 from gpuprof.analysis.fused import graphs, of_compiled
+from gpuprof.analysis.generation import (
+    bandwidth,
+    moved,
+    moved_by_module,
+    new_tokens_per_s,
+    phases_of,
+    withheld_of_bytes,
+    withheld_of_kernel_bytes,
+)
 from gpuprof.analysis.kernel_time import kernel_times, of_ranks, own_of_ranks, union_ns
 from gpuprof.analysis.known_flops import none_known
 from gpuprof.analysis.operators import GENERATED, kinds, plain_op
@@ -47,6 +56,9 @@ MODULE_COLUMNS = [
 ]  # fmt: skip
 """Columns of `by_module`: the machine-readable contract."""
 
+PART_COLUMNS = ["flops_{}", "time_{}_s", "flops_per_s_{}", "mfu_{}", "bytes_{}", "bytes_per_s_{}", "mbu_{}"]
+"""Columns that it has beside those of each phase of a generation: encode, prefill, decode, as far as they ran."""
+
 
 def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
     """One row per module, children included in their parent, and one for what belongs to no module.
@@ -62,8 +74,10 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
         (union of the intervals) of one traced step, and what is not known is missing, never 0. Where the trace gave
         time to other modules than those that were counted, all of it is in the row that belongs to no module. Of a job
         counts are those of all ranks and times the mean of theirs, so rates are of all devices together, as peaks are.
+        Of a generation also `PART_COLUMNS` of each of its phases: bytes are those that must move, mbu their rate over
+        the preferred of the `gpuprof.analysis.generation.bandwidths`.
     """
-    paths = [*run.tree["module"], UNATTRIBUTED]
+    paths, parts = [*run.tree["module"], UNATTRIBUTED], phases_of(run)
     table = pd.concat(
         [
             run.tree[["module", "class", "calls", "params", "trainable_params"]],
@@ -72,7 +86,7 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
         ignore_index=True,
     ).set_index("module")
     if run.done("count") and not none_known(run):
-        _add_counts(table, counted(run, convention), paths, run.kernels if run.recorded else None)
+        _add_counts(table, counted(run, convention), paths, run.kernels if run.recorded else None, parts)
         if len(run.nodes):
             sums = dict.fromkeys(paths, 0)
             for module, flops in ran(run).groupby("module")["flops_hardware"].sum().items():
@@ -82,12 +96,14 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
             table["flops_hardware"] = integers(None if path in unknown else sums[path] for path in paths)
     if run.done("trace") or len(run.busy):
         kernels = owned_kernels(run)
-        kernels["phase"] = directions(kernels["phase"])
         times = of_ranks(run) if run.is_job else kernel_times(kernels, paths)
+        if parts:
+            for of_phases in times.values():
+                of_phases["forward"] = sum(of_phases.get(phase, 0.0) for phase in parts)
         unknown = untimed(run, {path for path, of_phases in times.items() if any(of_phases.values())})
         if withheld_of_owners(run):
             unknown = {*paths} - {UNATTRIBUTED}
-        for phase in _MODULE_PHASES:
+        for phase in (*_MODULE_PHASES, *parts):
             found = pd.array([times.get(path, {}).get(phase, 0.0) for path in paths], dtype="Float64")
             found[table.index.isin(unknown)] = pd.NA
             table[f"time_{phase}_s"] = found
@@ -96,7 +112,9 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
         for phase in _MODULE_PHASES:
             found = [executed.get((path, phase), 0) for path in paths]
             table[f"flops_executed_{phase}"] = integers(found)
-    for column in (*MODULE_COLUMNS, "ideal_forward_s", "ideal_backward_s"):
+    of_parts = [column.format(phase) for phase in parts for column in PART_COLUMNS]
+    ideal = [f"ideal_{phase}_s" for phase in ("forward", "backward", *parts)]
+    for column in (*MODULE_COLUMNS, *of_parts, *ideal):
         if column not in table and column != "module":
             table[column] = pd.array([None] * len(table), dtype="Float64")
     if run.done("count") and chosen(run, convention).rule is None:
@@ -105,12 +123,17 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
         time = table[f"time_{phase}_s"]
         table[f"flops_per_s_{phase}"] = _rate(run, table[f"flops_{phase}"], time)
         table[f"mfu_{phase}"] = _rate(run, table[f"ideal_{phase}_s"], time)
+    for phase in parts:
+        if not moved(run).empty:
+            found = moved_by_module(run, phase)["bytes"].to_dict()
+            table[f"bytes_{phase}"] = integers(found.get(path, 0) for path in paths)
+        _add_rates(run, table, phase)
     table["mfu"] = _rate(
         run,
         table["ideal_forward_s"] + table["ideal_backward_s"],
         table["time_forward_s"] + table["time_recompute_s"] + table["time_backward_s"],
     )
-    return table.reset_index()[MODULE_COLUMNS]
+    return table.reset_index()[[*MODULE_COLUMNS, *of_parts]]
 
 
 def convention_by_module(run: Run, name: str) -> pd.DataFrame:
@@ -126,7 +149,9 @@ def convention_by_module(run: Run, name: str) -> pd.DataFrame:
     return table[list(columns)].rename(columns=columns)
 
 
-def _add_counts(table: pd.DataFrame, ops: pd.DataFrame, paths: list[str], recorded: pd.DataFrame | None) -> None:
+def _add_counts(
+    table: pd.DataFrame, ops: pd.DataFrame, paths: list[str], recorded: pd.DataFrame | None, parts: list[str]
+) -> None:
     """Columns of FLOPs, rolled up; a part without a rule adds nothing and is named by `without_rule`.
 
     Of a recording, whose kernels are given, what is not known may be all that a part did: then its FLOPs are missing.
@@ -160,12 +185,15 @@ def _add_counts(table: pd.DataFrame, ops: pd.DataFrame, paths: list[str], record
         unknown = [any((path, p) in untold for p in phases) for path in paths]
         return [None if not value and lacks else value for value, lacks in zip(found, unknown, strict=True)]
 
-    phases = {"forward": FORWARD, "recompute": ("recompute",), "backward": ("backward",)}
+    phases = {phase: (phase,) for phase in ("recompute", "backward", *parts)} | {"forward": FORWARD}
     for phase in _MODULE_PHASES:
         table[f"flops_{phase}"] = integers(column("flops", phases[phase]))
         table[f"vector_flops_{phase}"] = integers(column("vector_flops", phases[phase]))
     for phase in ("forward", "backward"):
         table[f"flops_{phase}_full"] = integers(column("flops_full", phases[phase]))
+        table[f"ideal_{phase}_s"] = column("ideal_s", phases[phase])
+    for phase in parts:
+        table[f"flops_{phase}"] = integers(column("flops", phases[phase]))
         table[f"ideal_{phase}_s"] = column("ideal_s", phases[phase])
     table["flops_hardware"] = integers(column("flops_hardware", PHASES))
     table["macs"] = integers(column("macs", FORWARD))
@@ -177,10 +205,25 @@ def _ratio(numerator: pd.Series, denominator: pd.Series) -> pd.Series:
     return (above / below.where(below > 0)).where(above > 0)
 
 
-def _rate(run: Run, work: pd.Series, time: pd.Series) -> pd.Series:
-    """FLOP/s, or MFU where the work is ideal time; missing where they are withheld."""
+def _rate(run: Run, work: pd.Series, time: pd.Series, reason: str | None = None) -> pd.Series:
+    """FLOP/s, or MFU where the work is ideal time; missing where they are withheld, below the whole step by default."""
     found = _ratio(work, time)
-    return found.mask(pd.Series(True, found.index)) if withheld_of_kernels(run) else found
+    return found.mask(found.notna()) if (withheld_of_kernels(run) if reason is None else reason) else found
+
+
+def _ideal_s(run: Run, moved_bytes: pd.Series) -> pd.Series:
+    """Time that bytes would take at the preferred bandwidth; missing where none is known."""
+    name, per_s = bandwidth(run)
+    return moved_bytes.astype("Float64") / (per_s if name else pd.NA)
+
+
+def _add_rates(run: Run, table: pd.DataFrame, phase: str) -> None:
+    """Columns of rates of a phase over kernel time, from those of its work and times."""
+    time, moved_bytes = table[f"time_{phase}_s"], table[f"bytes_{phase}"]
+    table[f"flops_per_s_{phase}"] = _rate(run, table[f"flops_{phase}"], time)
+    table[f"mfu_{phase}"] = _rate(run, table[f"ideal_{phase}_s"], time)
+    table[f"bytes_per_s_{phase}"] = _rate(run, moved_bytes, time, withheld_of_kernel_bytes(run))
+    table[f"mbu_{phase}"] = _rate(run, _ideal_s(run, moved_bytes), time, withheld_of_kernel_bytes(run))
 
 
 def by_class(run: Run, convention: str | None = None) -> pd.DataFrame:
@@ -192,15 +235,22 @@ def by_class(run: Run, convention: str | None = None) -> pd.DataFrame:
         for module, row_class in zip(modules["module"], modules["class"], strict=True)
     ]
     sums = modules[outermost]
-    columns = [c for c in MODULE_COLUMNS[2:] if not c.startswith(("mfu", "flops_per_s"))]
+    columns = [c for c in modules.columns[2:] if not c.startswith(("mfu", "mbu", "flops_per_s", "bytes_per_s"))]
     table = sums.groupby("class", sort=False)[columns].sum(min_count=1)
-    for column in table.columns[table.columns.str.startswith(("flops_executed", "time_"))]:  # in part is not known
+    for column in table.columns[
+        table.columns.str.startswith(("flops_executed", "time_", "bytes_"))
+    ]:  # in part is not known
         unknown = sums[column].isna().groupby(sums["class"], sort=False).any()
         table[column] = table[column].mask(unknown)
     table.insert(0, "modules", modules.groupby("class", sort=False).size())
     times = table[["time_forward_s", "time_recompute_s", "time_backward_s"]]
     table["flops_per_s_forward"] = _rate(run, table["flops_forward"], table["time_forward_s"])
     table["flops_per_s_backward"] = _rate(run, table["flops_backward"], table["time_backward_s"])
+    for phase in phases_of(run):
+        ideal = (sums[f"mfu_{phase}"] * sums[f"time_{phase}_s"]).fillna(0)
+        table[f"ideal_{phase}_s"] = ideal.groupby(sums["class"], sort=False).sum()
+        _add_rates(run, table, phase)
+        del table[f"ideal_{phase}_s"]
     # ideal times follow from MFU x time, module by module
     ideal = (sums["mfu"] * (sums["time_forward_s"] + sums["time_recompute_s"] + sums["time_backward_s"])).fillna(0)
     table["mfu"] = _ratio(ideal.groupby(sums["class"], sort=False).sum(), times.sum(axis=1, skipna=False))
@@ -219,6 +269,14 @@ PHASE_COLUMNS = [
     "flops_per_s", "mfu", "vector_flops", "bytes", "flops_full", "flops_hardware",
 ]  # fmt: skip
 """Columns of `by_phase`, likewise."""
+
+GENERATION_COLUMNS = [
+    "phase", "time_s", "step_mfu", "step_mbu", "kernel_time_s", "mfu", "mbu", "flops", "moved_bytes",
+    "step_flops_per_s", "step_bytes_per_s", "weights_bytes", "cache_read_bytes", "cache_written_bytes",
+    "activations_bytes", "time_q1_s", "time_q3_s", "communication_time_s", "flops_per_s", "bytes_per_s",
+    "vector_flops", "bytes", "flops_full", "flops_hardware",
+]  # fmt: skip
+"""Those of a generation, likewise."""
 
 
 def _ordered(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
@@ -334,7 +392,11 @@ def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
     """One row per phase: step time by events (median and quartiles), kernel time, FLOPs, rates.
 
     ``time_s`` of the backward includes recomputation, which cannot be told apart without a trace. ``kernel_time_s``
-    includes that of communication, hidden or not, which has a column where there is any.
+    includes that of communication, hidden or not, which has a column where there is any. Rates are over kernel time.
+
+    Of a generation the columns are `GENERATION_COLUMNS`: moved_bytes are those that must move, and what they are made
+    of; mbu is their rate over kernel time, by the preferred bandwidth; step_mfu, step_mbu and the rates that begin like
+    them are over time_s, the phase's in the undisturbed step.
     """
     ops = counted(run, convention).groupby("phase")
     table = pd.DataFrame(index=pd.Index(list(PHASES), name="phase"))
@@ -345,6 +407,14 @@ def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
         if hardware_of_compiled(run) is None:
             table["flops_hardware"] = integers([None] * len(table))
     table["time_s"] = pd.Series({phase: step_seconds(run, phase) for phase in table.index}, dtype="float64")
+    parts = phases_of(run)
+    if parts:
+        sizes = moved(run).add_suffix("_bytes").rename(columns={"bytes_bytes": "moved_bytes"})
+        table = table.join(sizes)
+        table["step_flops_per_s"] = _rate(run, table["flops"], table["time_s"], withheld_of_step(run))
+        table["step_mfu"] = _rate(run, table["ideal_s"], table["time_s"], withheld_of_step(run))
+        table["step_bytes_per_s"] = _rate(run, table["moved_bytes"], table["time_s"], withheld_of_bytes(run))
+        table["step_mbu"] = _rate(run, _ideal_s(run, table["moved_bytes"]), table["time_s"], withheld_of_bytes(run))
     times = run.samples.groupby("phase")["time_s"]
     for name, quantile in (("time_q1_s", 0.25), ("time_q3_s", 0.75)):
         table[name] = times.quantile(quantile).reindex(table.index)
@@ -358,7 +428,12 @@ def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
             table["communication_time_s"] = pd.array([seconds.get(phase) for phase in table.index], dtype="Float64")
         table["flops_per_s"] = _rate(run, table["flops"], table["kernel_time_s"])
         table["mfu"] = _rate(run, table["ideal_s"], table["kernel_time_s"])
-    return _ordered(table[table.notna().any(axis=1)].reset_index(), PHASE_COLUMNS)
+        if parts:
+            time, reason = table["kernel_time_s"], withheld_of_kernel_bytes(run)
+            table["bytes_per_s"] = _rate(run, table["moved_bytes"], time, reason)
+            table["mbu"] = _rate(run, _ideal_s(run, table["moved_bytes"]), time, reason)
+    columns = GENERATION_COLUMNS if parts else PHASE_COLUMNS
+    return _ordered(table[table.notna().any(axis=1)].reset_index(), columns)
 
 
 def without_rule(run: Run) -> pd.DataFrame:
@@ -392,9 +467,10 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
     step, by the formula where the convention is one), counted_flops (those of the rows: the same, but for a formula),
     flops_hardware, vector_flops, backward_ratio (counted backward / forward), step_s, step_iqr_s, steps,
     flops_per_s, mfu, hfu, denominator, kernel_s, owned_share (kernel time of the traced step with a known owner),
-    peak_bytes, peak_reserved_bytes, tokens_per_s, samples_per_s; withheld (why there is no mfu, hfu and flops_per_s
-    though the step was counted and timed, empty where that is not so); ratio_withheld (the same of backward_ratio).
-    Of mfu, hfu and flops_per_s `gpuprof.analysis.known_flops.known_of` says where they are lower bounds.
+    peak_bytes, peak_reserved_bytes, tokens_per_s (of a generation new ones), samples_per_s; withheld (why there is no
+    mfu, hfu and flops_per_s though the step was counted and timed, empty where that is not so); ratio_withheld (the
+    same of backward_ratio). Of mfu, hfu and flops_per_s `gpuprof.analysis.known_flops.known_of` says where they are
+    lower bounds.
     """
     figures: dict[str, Any] = dict.fromkeys(
         (
@@ -437,6 +513,8 @@ def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
         for unit in ("tokens", "samples"):
             amount = run.workload.get(f"{unit}_per_step")
             figures[f"{unit}_per_s"] = amount / step_s if amount else None
+        if run.workload.get("mode") == "generate":  # most positions are the prompt's, and a rate of them none of tokens
+            figures["tokens_per_s"] = new_tokens_per_s(run)
         if run.done("count"):
             known = run.nodes.empty or figures["flops_hardware"] is not None
             model = ops[ops["phase"].isin(MODEL)]
