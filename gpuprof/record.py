@@ -591,6 +591,9 @@ def _check_facts(data: dict[str, Any]) -> None:
     hidden = data["passes"].get("trace", {}).get("facts", {}).get("hidden", [])
     if not isinstance(hidden, list) or not all(isinstance(one, str) for one in hidden):
         raise ValueError("the trace hides what is no module")
+    cache = given["count"].get("cache", {"bytes": []})
+    if not all(type(held) is int for held in cache["bytes"]):
+        raise ValueError("a cache without its bytes")
     words, numbers = (
         [given["count"].get(name, "") for name in ("inputs", "inputs_before")],
         given["time"].get("inputs", {}),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 SIZES = ("seq_len", "batch_size", "prompt_len", "new_tokens", "image_crops")
-SWEPT = (*SIZES, "dtype", "attention", "checkpointing", "optimizer", "compile", "mode")
+SWEPT = (*SIZES, "dtype", "attention", "cache", "checkpointing", "optimizer", "compile", "mode")
 """Options that may have several values, in the order in which they vary: the last the fastest."""
 
 NOT_RUN, DONE, OUT_OF_MEMORY, TIMED_OUT, FAILED = "not run", "done", "out of memory", "timed out", "failed"

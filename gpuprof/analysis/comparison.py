@@ -168,18 +168,20 @@ def workload_key(run: Run) -> str:
     """A name for the workload that is the same wherever and whenever it runs, in characters that suit a file's name.
 
     Its words are for people; the eight digits at its end are a hash of all that makes the workload: model and sizes,
-    dtype, attention, checkpointing, optimizer, what is frozen, how it is compiled, inputs, and the architecture.
+    dtype, attention, cache, checkpointing, optimizer, what is frozen, how it is compiled, inputs, and the architecture.
     """
     about = run.workload
     # several recorded steps taken as one are no slower than each of them
     more = {"step": "all"} if about.get("step") == "all" else {}
     if about.get("compiled"):
         more["compiled"] = about["compiled"]
+    cache = "static-cache" if about.get("cache") == "static" else ""
+    more |= {"cache": "static"} if cache else {}
     text = json.dumps({name: about.get(name) for name in _IDENTITY} | more, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     sizes = [f"{word}{about[name]}" for name, word in _SIZES.items() if about.get(name)]
-    how = "compiled" if about.get("compiled") else ""
-    words = [about.get("name"), about.get("mode"), *sizes, about.get("dtype"), about.get("attention"), how, digest]
+    how = [about.get("dtype"), about.get("attention"), cache, "compiled" if about.get("compiled") else ""]
+    words = [about.get("name"), about.get("mode"), *sizes, *how, digest]
     return "-".join(re.sub(r"[^\w.]+", "-", str(word)) for word in words if word)
 
 

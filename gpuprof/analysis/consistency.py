@@ -1,9 +1,9 @@
 """Whether the passes saw one step, and one that can be; figures that need it are withheld where they did not.
 
-Four circles of figures. What holds a count against a time (MFU, FLOP/s, the backward ratio) needs both to be of the
+Five circles of figures. What holds a count against a time (MFU, FLOP/s, the backward ratio) needs both to be of the
 same step. What does so below the whole step, of modules, operators and phases, needs the trace to have booked its time
 rightly too. And so do the times of modules themselves. What does so of the whole step needs one: in a recording there
-may be none.
+may be none. And what divides bytes that must move needs these to be all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import step_seconds
-from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.record import ALL, UNATTRIBUTED, Run
 from gpuprof.theory import rule_for
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import PRODUCTS
@@ -74,6 +74,12 @@ def withheld_of_owners(run: Run) -> str:
     return _reason(misowned(run))
 
 
+def withheld_of_traffic(run: Run) -> str:
+    """Why a generation's bytes that must move are not known, and it has no MBU; empty where they are."""
+    facts = run.passes["count"].facts if "count" in run.passes else {}
+    return _reason([*facts.get("traffic_unknown", ()), *mismoved(run)])
+
+
 def owned_kernels(run: Run) -> pd.DataFrame:
     """`split_kernels`, all of it of no module where the trace's owners are not those that were counted."""
     kernels = split_kernels(run)
@@ -88,7 +94,7 @@ def _reason(found: list[str]) -> str:
 
 def inconsistencies(run: Run) -> list[str]:
     """What is found, one line each; of many the first `TOLD`."""
-    found = [*mismatches(run), *misbooked(run)]
+    found = [*mismatches(run), *misbooked(run), *mismoved(run)]
     return found if len(found) <= TOLD else [*found[:TOLD], f"and {len(found) - TOLD} more such"]
 
 
@@ -128,6 +134,25 @@ def misowned(run: Run) -> list[str]:
     if run.recorded or not (run.done("count") and run.done("trace")) or mismatches(run):
         return []
     return [*_of_owners(run), *_without_owner(run)]
+
+
+@once
+def mismoved(run: Run) -> list[str]:
+    """Where a cache that only grows holds other bytes than were read of it and written to it, one line for each part.
+
+    Its call reads all that was there and writes the rest.
+    """
+    cache = run.passes["count"].facts.get("cache", {}) if run.done("count") else {}
+    if not cache.get("appends"):
+        return []
+    rows = run.traffic[(run.traffic["module"] == ALL) & run.traffic["what"].isin(["cache read", "cache written"])]
+    moved = rows.groupby("part")["bytes"].sum()
+    return [
+        f"{cache['class']} holds {held:,} bytes after part {part} of the generation, of which {moved.get(part, 0):,} "
+        "were read and written: not all of its traffic is counted"
+        for part, held in enumerate(cache["bytes"])
+        if held != moved.get(part, 0)
+    ]
 
 
 def unchecked(run: Run) -> str:

@@ -29,8 +29,11 @@ PARTS = tuple(phase for phase in FORWARD if phase != "forward")
 MOVED_COLUMNS = [what.replace(" ", "_") for what in TRAFFIC] + ["bytes"]
 """Columns of `moved`: the kinds of traffic, and their sum."""
 
-PART_COLUMNS = ["part", "phase", "positions_before", "time_s", "time_q1_s", "time_q3_s", "bytes", "mbu"]
+PART_COLUMNS = ["part", "phase", "positions_before", "time_s", "mbu", "bytes", "time_q1_s", "time_q3_s"]
 """Columns of `parts`."""
+
+BANDWIDTHS = {"datasheet": "datasheet bandwidth", "measured": "bandwidth of a copy measured on this device"}
+"""`bandwidths`, the preferred first, in words."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Generation:
     Attributes:
         generations: how many a step makes: one, but for a step of the user's own that generates several times.
         sequences: that are generated at once.
+        prompt: positions of each that the prefill takes in.
         new_tokens: of each sequence in one generation; the prefill gives the first of them.
         ttft_s: time to first token: from where the generation begins to the end of its last prefill, encoding
             included. The median of the launches' medians, as step times are.
@@ -55,6 +59,7 @@ class Generation:
 
     generations: int | None = None
     sequences: int | None = None
+    prompt: int | None = None
     new_tokens: int | None = None
     ttft_s: float | None = None
     tpot_s: float | None = None
@@ -79,6 +84,15 @@ def is_generation(run: Run) -> bool:
     return bool(phases_of(run))
 
 
+def untold_parts(run: Run) -> str:
+    """Why a generation has no prefill and decode; empty where it has, and of any other run."""
+    if run.workload.get("mode") != "generate" or is_generation(run):
+        return ""
+    if run.recorded:
+        return "the recording does not tell prefill and decode apart"
+    return "this file does not tell prefill and decode apart: an older gpuprof wrote it, profile again"
+
+
 def generation(run: Run) -> Generation | None:
     """The figures of a generation; None of any other run."""
     if not is_generation(run):
@@ -93,6 +107,7 @@ def generation(run: Run) -> Generation | None:
     return Generation(
         generations=_one(made.groupby(["launch", "step"]).size()),
         sequences=sequences,
+        prompt=_one(made["prompt"]) if len(made) else run.workload.get("prompt_len"),
         new_tokens=new_tokens,
         ttft_s=_median(made["ttft_s"], made["launch"]),
         tpot_s=tpot_s,
@@ -173,7 +188,11 @@ def unknown_bytes(run: Run) -> str:
     if reasons:
         return f"unknown: {reasons[0]}" + (f" (and {len(reasons) - 1} more such)" if len(reasons) > 1 else "")
     if run.traffic.empty:
-        return "unknown: a recording does not tell them" if run.recorded else "unknown: they were not counted"
+        return (
+            "unknown: no recording tells the bytes that must move"
+            if run.recorded
+            else "unknown: the bytes that must move were not counted"
+        )
     return ""
 
 
@@ -297,20 +316,22 @@ def _numbered(run: Run) -> pd.DataFrame:
 
 
 def _generations(run: Run) -> pd.DataFrame:
-    """One row per generation that was timed: launch, step, ttft_s, sequences, new_tokens."""
+    """One row per generation that was timed: launch, step, ttft_s, sequences, prompt, new_tokens."""
     found = []
     for (launch, step, _), rows in _numbered(run).groupby(["launch", "step", "generation"]):
         first, decoding = rows[rows["phase"] != "decode"], rows[rows["phase"] == "decode"]
-        begun, single = "prefill" in set(first["phase"]), bool((decoding["positions"] == 1).fillna(False).all())
+        prefill = rows.loc[rows["phase"] == "prefill", "positions"]
+        begun, single = len(prefill) > 0, bool((decoding["positions"] == 1).fillna(False).all())
         found.append(
             {
                 "launch": launch, "step": step, "ttft_s": float(first["time_s"].sum()) if begun else None,
                 "sequences": _one(rows.loc[rows["phase"] != "encode", "samples"]),
+                "prompt": prefill.sum(skipna=False) if begun else None,
                 "new_tokens": 1 + len(decoding) if begun and single else None,
             }
         )  # fmt: skip
-    columns = ["launch", "step", "ttft_s", "sequences", "new_tokens"]
-    types = {"ttft_s": "float64", "sequences": "Int64", "new_tokens": "Int64"}
+    columns = ["launch", "step", "ttft_s", "sequences", "prompt", "new_tokens"]
+    types = {"ttft_s": "float64", "sequences": "Int64", "prompt": "Int64", "new_tokens": "Int64"}
     return pd.DataFrame(found, columns=columns).astype(types)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from statistics import median
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -16,6 +18,12 @@ _COUNTER_STEP_S = 0.1  # drivers advance the cumulative counters about every 0.1
 
 TRUSTED_WINDOW_S = 1.0
 """Shortest window in which energy and GPM are believed: one step of their counters is a tenth of it."""
+
+LEAST_READINGS = 5
+"""Readings from which a phase has a median of its own."""
+
+PHASE_COLUMNS = ["phase", "readings", "sm_clock_mhz", "power_w"]
+"""Columns of `of_phases`."""
 
 _POWER = ("power_instant", "power_average", "power_usage")  # the preferred first
 _OUTSIDE_TENSOR_CORES = ("float32", "float64")  # float64 is on some GPUs and not on others
@@ -111,6 +119,41 @@ def summary(run: Run) -> dict[str, Any]:
         "energy_j": energy_j if energy_j > 0 else None,
         "limits": [_sentence(limit, frame) for limit in limits(frame)],
     }
+
+
+def of_phases(run: Run) -> pd.DataFrame:
+    """Median clock and power in each phase of a generation, by the readings that fall into its parts.
+
+    A driver refreshes what it says about every 0.1 s, so a reading belongs to the parts of a phase in a row that began
+    so long before it, and only that power counts which is no mean over a second.
+
+    Returns:
+        Columns `PHASE_COLUMNS`, in MHz and W, of phases with at least `LEAST_READINGS` readings of a clock or a power;
+        missing where it was not read.
+    """
+    names = {"sm_clock": "sm_clock_mhz", "power_instant": "power_w"}
+    readings = run.telemetry[run.telemetry["quantity"].isin(names)]
+    values: dict[str, dict[str, list[float]]] = {}
+    for launch, phase, begin, end in _in_a_row(run.generation):
+        within = readings["time_s"].between(begin + _COUNTER_STEP_S, end) & (readings["launch"] == launch)
+        for quantity, value in readings.loc[within, ["quantity", "value"]].itertuples(index=False, name=None):
+            values.setdefault(phase, {}).setdefault(names[quantity], []).append(value)
+    rows = []
+    for phase, of_phase in values.items():
+        known = {name: found for name, found in of_phase.items() if len(found) >= LEAST_READINGS}
+        if known:
+            row = {name: median(found) for name, found in known.items()}
+            rows.append({"phase": phase, "readings": min(map(len, known.values())), **row})
+    return pd.DataFrame(rows, columns=PHASE_COLUMNS)
+
+
+def _in_a_row(parts: pd.DataFrame) -> Iterator[tuple[int, str, float, float]]:
+    """Launch, phase, begin and end of parts of one phase that follow one another; none without a telemetry's window."""
+    parts = parts.dropna(subset=["start_s"]).sort_values(["launch", "start_s"])
+    same = [parts[name] == parts[name].shift() for name in ("launch", "phase")]
+    for _, rows in parts.groupby((~(same[0] & same[1])).cumsum()):
+        first, last = rows.iloc[0], rows.iloc[-1]
+        yield int(first["launch"]), str(first["phase"]), first["start_s"], last["start_s"] + last["time_s"]
 
 
 def energy_per_step_j(run: Run) -> float | None:

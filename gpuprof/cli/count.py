@@ -22,6 +22,7 @@ def count(
     image_crops: o.ImageCrops = None,
     dtype: o.Dtype = None,
     attention: o.AttentionOption = None,
+    cache: o.CacheOption = None,
     checkpointing: o.CheckpointingOption = o.Checkpointing.none,
     optimizer: o.OptimizerOption = o.Optimizer.none,
     freeze: o.Freeze = None,

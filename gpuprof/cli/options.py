@@ -30,6 +30,13 @@ class Attention(StrEnum):
     flex_attention = "flex_attention"
 
 
+class Cache(StrEnum):
+    """What a generation keeps its keys and values in."""
+
+    dynamic = "dynamic"
+    static = "static"
+
+
 class Checkpointing(StrEnum):
     """Activation checkpointing."""
 
@@ -196,6 +203,14 @@ Dtype = Annotated[
 ]
 AttentionOption = Annotated[
     Attention | None, typer.Option("--attention", help="Attention implementation.", rich_help_panel=_WORKLOAD)
+]
+CacheOption = Annotated[
+    Cache | None,
+    typer.Option(
+        "--cache",
+        help="Cache of a generation: dynamic, as the model makes it (the default), or static, of all positions.",
+        rich_help_panel=_WORKLOAD,
+    ),
 ]
 Device = Annotated[
     str | None,

@@ -29,6 +29,7 @@ def profile(
     image_crops: o.ImageCrops = None,
     dtype: o.Dtype = None,
     attention: o.AttentionOption = None,
+    cache: o.CacheOption = None,
     device: o.Device = None,
     checkpointing: o.CheckpointingOption = o.Checkpointing.none,
     optimizer: o.OptimizerOption = o.Optimizer.none,

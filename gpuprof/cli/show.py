@@ -30,6 +30,7 @@ class By(StrEnum):
     op = "op"
     kernel = "kernel"
     phase = "phase"
+    part = "part"
     communication = "communication"
     rank = "rank"
     convention = "convention"

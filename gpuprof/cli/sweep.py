@@ -51,6 +51,7 @@ def sweep(
     image_crops: Annotated[str | None, _list("Crops of the image (vision-language models).")] = None,
     dtype: Annotated[str | None, _list("bfloat16, float16, float32.")] = None,
     attention: Annotated[str | None, _list("eager, sdpa, flash_attention_2, flex_attention.")] = None,
+    cache: Annotated[str | None, _list("dynamic, static (generate).")] = None,
     checkpointing: Annotated[str | None, _list("none, reentrant, non-reentrant.")] = None,
     optimizer: Annotated[str | None, _list("none, adamw, sgd.")] = None,
     compile: Annotated[str | None, _list("none, default, reduce-overhead, max-autotune.")] = None,

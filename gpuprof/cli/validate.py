@@ -48,6 +48,7 @@ def validate(
     image_crops: o.ImageCrops = None,
     dtype: o.Dtype = None,
     attention: o.AttentionOption = None,
+    cache: o.CacheOption = None,
     checkpointing: o.CheckpointingOption = o.Checkpointing.none,
     freeze: o.Freeze = None,
     seed: o.Seed = 0,

@@ -278,11 +278,8 @@ class _Counter(TorchDispatchMode):
         known = self._known.get(func)
         if known is None:
             rule = rule_for(name := name_of(func))
-            known = self._known[func] = (
-                "" if rule is None else rule.kind,
-                rule is not None and rule.values,
-                all_reduces(name),
-            )
+            of_rule = ("", False) if rule is None else (rule.kind, rule.values)
+            known = self._known[func] = *of_rule, all_reduces(name)
         kind, values, reduces = known
         scope, phase = self._place(reduces)
         # args before the call: in-place operators may change the metadata of what they are given

@@ -11,6 +11,7 @@ keeps in its own buffers is told by what is written to them.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,12 +24,14 @@ from torch.utils._python_dispatch import _disable_current_modes
 from gpuprof.attribution import Scope
 from gpuprof.passes.generation import Part
 from gpuprof.passes.kept import elements
-from gpuprof.passes.objects import named_tensors
-from gpuprof.record import ALL
+from gpuprof.passes.objects import attributes, named_tensors
+from gpuprof.record import ALL, UNATTRIBUTED
 from gpuprof.theory.rules import PRODUCTS
 from gpuprof.workload.steps import CACHE_NAMES
 
+_INNER = ("self_attention_cache", "cross_attention_cache")
 _DEEPEST = 6  # objects in one another in which a cache has its tensors
+_TOLD = re.compile(r"config$|.*_hooks($|_)").match
 _NEGLIGIBLE = 1e-3  # share of a part's bytes that may be of unknown origin
 
 _LOOKUPS = {"embedding", "index", "index_select", "gather", "take"}
@@ -43,7 +46,8 @@ class _Operator(NamedTuple):
     """What the schema of an operator says."""
 
     name: str
-    reads: bool  # values, not only shapes
+    view: bool
+    reads: bool  # values, and not only shapes
     written: tuple[int, ...]  # places of the arguments that it changes
     written_names: tuple[str, ...]
 
@@ -52,17 +56,18 @@ class _Operator(NamedTuple):
 def _operator(func: Any) -> _Operator:
     name = getattr(func, "_opname", getattr(func, "_name", str(func)))
     if not isinstance(func, torch._ops.OpOverload):
-        return _Operator(name, True, (), ())
+        return _Operator(name, False, True, (), ())
     schema = func._schema
     view = any(result.alias_info is not None and not result.alias_info.is_write for result in schema.returns)
-    asks = view or name == "_unsafe_view" or name.endswith("_like") or name.startswith("new_")
+    view = view or name == "_unsafe_view"
     changed = [
         (place, argument)
         for place, argument in enumerate(schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
     return _Operator(
-        name, not asks, tuple(place for place, argument in changed if not argument.kwarg_only),
+        name, view, not (name.endswith("_like") or name.startswith("new_")),
+        tuple(place for place, argument in changed if not argument.kwarg_only),
         tuple(argument.name for _, argument in changed),
     )  # fmt: skip
 
@@ -115,7 +120,8 @@ class _Part:
     carried: dict[int, int] = field(default_factory=dict)  # bytes read of what another part made
     given: set[int] = field(default_factory=set)
     before: dict[Any, _Held] = field(default_factory=dict)
-    after: dict[Any, _Held] | None = None  # until its call has ended
+    after: dict[Any, _Held] = field(default_factory=dict)
+    replaced: dict[Any, tuple[_Held | None, _Held]] = field(default_factory=dict)  # what modules hold in new tensors
     cache: str = ""
 
 
@@ -137,17 +143,16 @@ class Traffic:
         self._products: dict[str, int] = {}  # of attentions that are spelled out
         self._at_most: set[str] = set()
         self._unknown: dict[str, None] = {}
-        self._foreign = False
-        for module in self._model.modules():
+        for module in model.modules():
             for _, tensor in named_tensors(_held_by(module), _DEEPEST):
                 self._add_weight(tensor)
 
     def _add_weight(self, tensor: torch.Tensor) -> None:
-        for part in elements(tensor):
-            storage = part.untyped_storage()
-            if storage._cdata not in self._weights:
-                self._weights[storage._cdata] = storage.nbytes(), _name(part.dtype)
-                self._alive.append(storage)
+        for storage, piece in _pieces(tensor):
+            if storage not in self._weights:
+                whole = piece.untyped_storage()
+                self._weights[storage] = whole.nbytes(), _name(piece.dtype)
+                self._alive.append(whole)
 
     def call(
         self, module: torch.nn.Module, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -161,12 +166,27 @@ class Traffic:
         with _looking():
             part.before = dict(_held_in(cache))
             part.given = {storage for _, tensor in named_tensors(given, _DEEPEST) for storage, _ in _pieces(tensor)}
+            kept = dict(self._kept())
         output = call(*args, **kwargs)
         cache = _returned(output, cache)
         with _looking():
             part.after = dict(_held_in(cache))
+            part.replaced = {
+                name: (kept.get(name), now)
+                for name, now in self._kept()
+                if name not in kept or kept[name].storages != now.storages
+            }
         part.cache = "" if cache is None else type(cache).__name__
         return output
+
+    def _kept(self) -> Iterator[tuple[str, _Held]]:
+        """What modules keep themselves, beside their parameters."""
+        for path, module in self._model.named_modules():
+            own = _held_by(module)
+            del own["_parameters"]
+            for name, tensor in named_tensors(own, _DEEPEST):
+                if (held := _state(tensor)) is not None:
+                    yield f"{path}.{name}", held
 
     def operator(
         self, func: Any, kind: str, scope: Scope, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any
@@ -182,54 +202,54 @@ class Traffic:
             out: what it returned.
         """
         known = _operator(func)
-        part, module = self._parts[-1], scope.module
-        number = len(self._parts) - 1
+        part, module, number = self._parts[-1], scope.module, len(self._parts) - 1
         given = [tensor for value in (*args, *kwargs.values()) for tensor in _tensors(value)]
-        if not known.reads or kind == "view":
-            for tensor in given:
-                if isinstance(tensor, torch.nn.Parameter):
-                    self._learn(tensor)
+        for tensor in given:
+            if isinstance(tensor, torch.nn.Parameter):
+                self._learn(tensor, module)
+        if known.view:
             return
+        reads = known.reads and kind != "view"  # which moves nothing: `new_empty`
         written = [args[place] for place in known.written if place < len(args)]
         written += [kwargs[name] for name in known.written_names if name in kwargs]
         changed = {id(tensor) for value in written for tensor in _tensors(value)}
-        of_weights, inputs = bool(given), []
+        inputs: list[torch.Tensor] = []
         storages: set[int] = set()
-        for tensor in given:
+        for tensor in given if reads else ():
             for storage, piece in _pieces(tensor):
                 storages.add(storage)
                 if id(tensor) in changed:
                     self._write(part, known.name, module, storage, piece, given)
                     continue
-                if isinstance(tensor, torch.nn.Parameter):
-                    self._learn(tensor)
                 part.readers.setdefault(storage, module)
                 if storage in self._weights:
                     self._read(part, known.name, module, storage, piece, args, kwargs, out)
-                elif storage in self._derived:
-                    if self._derived[storage] < number:  # kept since then, and read in the place of what it is of
-                        self._read_all(part, module, storage, piece)
-                else:
-                    of_weights = False
+                elif storage not in self._derived:
                     inputs.append(piece)
                     if self._made.get(storage, number) < number and piece.dtype not in _COUNTERS:
                         part.carried[storage] = max(part.carried.get(storage, 0), _bytes(piece))
+                elif self._derived[storage] < number:  # kept since then, and read in the place of what it is of
+                    self._read_all(part, module, storage, piece)
         made = [piece for tensor in _tensors(out) for piece in _pieces(tensor)]
+        weighs = reads and len(given) > len(inputs)
+        choice = weighs and known.name in _LOOKUPS and given[0].dim() > 2  # of whole matrices, to multiply with
         for storage, _ in made:
             if storage not in storages:
                 self._made[storage] = number
                 part.makers[storage] = module
-                if of_weights and known.name not in _LOOKUPS:
+                if choice or (weighs and not inputs and not changed):
                     self._derived[storage] = number
                 else:
                     self._derived.pop(storage, None)
         if kind in PRODUCTS:
-            self._product(part, kind, scope, inputs, len(given) > len(inputs), [piece for _, piece in made])
+            self._product(part, kind, scope, inputs, weighs, [piece for _, piece in made])
 
-    def _learn(self, parameter: torch.nn.Parameter) -> None:
-        """A parameter of another model than the one that is measured."""
+    def _learn(self, parameter: torch.nn.Parameter, module: str) -> None:
+        """A parameter that the model did not have before: gathered for one of its modules, or of another model."""
         if any(storage not in self._weights for storage, _ in _pieces(parameter)):
-            self._foreign = True
+            if module == UNATTRIBUTED:
+                name = type(self._model).__name__
+                self._unknown[f"the step runs another model beside {name}, whose cache is not seen"] = None
             self._add_weight(parameter)
 
     def _read_all(self, part: _Part, module: str, storage: int, piece: torch.Tensor) -> None:
@@ -242,9 +262,7 @@ class Traffic:
         if key in reads.seen:
             return
         reads.seen.add(key)
-        if storage not in self._weights:
-            self._weights[storage] = piece.untyped_storage().nbytes(), _name(piece.dtype)
-            self._alive.append(piece.untyped_storage())
+        self._add_weight(piece)
         size = min(size, self._weights[storage][0] - reads.bytes)
         reads.bytes += size
         reads.by_module[module] = reads.by_module.get(module, 0) + size
@@ -321,7 +339,7 @@ class Traffic:
         """
         if not parts:
             return [], {"traffic_unknown": ["the step never calls the model itself, so its parts are not known"]}
-        states = {storage for part in self._parts for storage in part.places if storage in self._weights}
+        states = {storage for part in self._parts for storage in part.places}
         whole: list[dict[str, Any]] = []
         of_modules: dict[tuple[str, str, str, str], int] = {}
         filled: dict[int, dict[Any, int]] = {}
@@ -350,6 +368,9 @@ class Traffic:
         self, part: _Part, states: set[int], filled: dict[int, dict[Any, int]]
     ) -> Iterator[tuple[str, str, str, int]]:
         """Module, what, dtype and bytes of all that one part moves."""
+        held = [*part.before.values(), *part.after.values()]
+        held += [one for both in part.replaced.values() for one in both if one is not None]
+        seen = {storage for one in held for storage in one.storages}  # those are told by their tensors
         for storage, reads in part.reads.items():
             left = None
             if storage in states:
@@ -358,18 +379,28 @@ class Traffic:
                 if left is not None:
                     size = min(size, left)
                     left -= size
-                yield module, "weights" if left is None else "cache read", self._weights[storage][1], size
+                if storage not in seen:
+                    yield module, "weights" if left is None else "cache read", self._weights[storage][1], size
         for storage, places in part.places.items():
             filled.setdefault(storage, {}).update(places)
-            size = min(sum(places.values()), self._weights[storage][0])
-            yield part.writers[storage], "cache written", self._weights[storage][1], size
-        yield from _of_cache(part)
+            if storage not in seen:
+                size = min(sum(places.values()), self._weights[storage][0])
+                yield part.writers[storage], "cache written", self._weights[storage][1], size
+        for name, now in part.after.items():
+            yield from _added(part, part.before.get(name), now)
+        for before in part.before.values():
+            yield from _read_of(part, before)
+        for was, now in part.replaced.values():
+            yield from _added(part, was, now)
+            if was is not None:
+                yield from _read_of(part, was)
         for (module, dtype), size in part.activations.items():
             yield module, "activations", dtype, size
 
     def _doubt(self, part: _Part, phase: str, moved: int) -> None:
         """Note what was read of another part's that is in no cache."""
-        known = {storage for held in part.before.values() for storage in held.storages} | part.given | {*self._weights}
+        held = [*part.before.values(), *(was for was, _ in part.replaced.values() if was is not None)]
+        known = {storage for one in held for storage in one.storages} | part.given
         carried = sum(size for storage, size in part.carried.items() if storage not in known)
         if carried > _NEGLIGIBLE * moved:
             self._unknown[
@@ -378,17 +409,13 @@ class Traffic:
 
     def _facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {}
-        if self._foreign:
-            self._unknown[
-                f"the step runs another model beside {type(self._model).__name__}, whose cache is not seen"
-            ] = None
         if self._unknown:
             facts["traffic_unknown"] = list(self._unknown)
         if self._at_most:
             facts["weights_at_most"] = sorted(self._at_most)
         caches = [part.cache for part in self._parts if part.cache]
         if caches:
-            held = [part.after or {} for part in self._parts]
+            held = [part.after for part in self._parts]
             facts["cache"] = {
                 "class": caches[-1],
                 "appends": all(one.appends for after in held for one in after.values()),
@@ -397,55 +424,78 @@ class Traffic:
         return facts
 
 
-def _of_cache(part: _Part) -> Iterator[tuple[str, str, str, int]]:
-    """Module, what, dtype and bytes of what a part's call reads of its cache and adds to it."""
-    for held in part.before.values():
-        readers = [part.readers[storage] for storage in held.storages if storage in part.readers]
-        if readers:
-            yield readers[0], "cache read", held.dtype, held.read
-    for name, held in (part.after or {}).items():
-        writers = [
-            found[storage] for storage in held.storages for found in (part.writers, part.makers) if storage in found
-        ]
-        before = part.before.get(name)
-        if not writers:
-            continue
-        if held.position is not None and held.length is not None:
-            new = held.length - ((before and before.length) or 0)
-            size = min(new * held.position, held.bytes)
-        elif before is None or held.bytes == before.bytes:  # a state, which is another one now
-            size = held.bytes
-        else:
-            size = held.bytes - before.bytes
-        if size > 0:
-            yield writers[0], "cache written", held.dtype, size
+def _read_of(part: _Part, held: _Held) -> Iterator[tuple[str, str, str, int]]:
+    """Module, what, dtype and bytes of what a part reads of a tensor in a cache."""
+    readers = [part.readers[storage] for storage in held.storages if storage in part.readers]
+    if readers:
+        yield readers[0], "cache read", held.dtype, held.read
+
+
+def _added(part: _Part, before: _Held | None, held: _Held) -> Iterator[tuple[str, str, str, int]]:
+    """The same of what it adds to it: positions, or a state that is another one now."""
+    writers = [found[storage] for storage in held.storages for found in (part.writers, part.makers) if storage in found]
+    if not writers:
+        return
+    if held.position is not None and held.length is not None:
+        new = held.length - ((before and before.length) or 0)
+        size = min(new * held.position, held.bytes)
+    elif before is None or held.bytes == before.bytes:
+        size = held.bytes
+    else:
+        size = held.bytes - before.bytes
+    if size > 0:
+        yield writers[0], "cache written", held.dtype, size
 
 
 def _held_in(cache: Any, path: str = "") -> Iterator[tuple[str, _Held]]:
     """What a cache holds, by the path of each tensor: a cache of transformers', or any object with tensors."""
-    if hasattr(cache, "self_attention_cache") and hasattr(cache, "cross_attention_cache"):
-        for name in ("self_attention_cache", "cross_attention_cache"):
-            yield from _held_in(getattr(cache, name), f"{path}{name}.")
-        return
+    been: set[Any] = set()
+    for name, layer, tensor in _cached(cache):
+        place = [(storage, _offset(piece), _bytes(piece)) for storage, piece in _pieces(tensor)]
+        held = None if tuple(place) in been else _positions(layer, name, tensor) or _state(tensor)
+        been.add(tuple(place))
+        if held is not None:
+            yield name, held
+
+
+def _cached(cache: Any, path: str = "") -> Iterator[tuple[str, Any, torch.Tensor]]:
+    """Tensors of a cache by their path, with the layer that each is of."""
+    inner = {name: value for name in _INNER if (value := getattr(cache, name, None)) is not None}
+    for name, value in inner.items():
+        yield from _cached(value, f"{path}{name}.")
     layers = getattr(cache, "layers", None)
-    if not isinstance(layers, list):
-        layers = [cache]
+    layers = layers if isinstance(layers, list) else []
     for number, layer in enumerate(layers):
         for name, tensor in named_tensors(layer, _DEEPEST):
-            pieces = list(_pieces(tensor))
-            if tensor.dtype in _COUNTERS or not pieces or not tensor.numel():
-                continue
-            storages, dtype = tuple(storage for storage, _ in pieces), _name(pieces[0][1].dtype)
-            length = _length(layer) if name in ("keys", "values") and tensor.dim() > 2 else None
-            if length is None:
-                size = sum(_bytes(piece) for _, piece in pieces)
-                yield f"{path}{number}.{name}", _Held(storages, size, dtype, size)
-                continue
-            places = tensor.shape[-2]
-            position = _bytes(tensor) // places
-            filled, window = min(length, places), _window(layer)
-            read = filled if window is None else min(filled, window - 1)
-            yield f"{path}{number}.{name}", _Held(storages, filled * position, dtype, read * position, position, length)
+            yield f"{path}{number}.{name}", layer, tensor
+    rest = cache
+    if inner or layers:
+        rest = {name: value for name, value in attributes(cache) if name not in ("layers", *_INNER)}
+    for name, tensor in named_tensors(rest, _DEEPEST):
+        yield f"{path}{name}", cache, tensor
+
+
+def _state(tensor: torch.Tensor) -> _Held | None:
+    """A tensor of a cache that says nothing of positions; None of what only counts."""
+    pieces = list(_pieces(tensor))
+    if tensor.dtype in _COUNTERS or not pieces or not tensor.numel():
+        return None
+    size = sum(_bytes(piece) for _, piece in pieces)
+    return _Held(tuple(storage for storage, _ in pieces), size, _name(pieces[0][1].dtype), size)
+
+
+def _positions(layer: Any, name: str, tensor: torch.Tensor) -> _Held | None:
+    """Keys or values of a layer that knows how many positions it has; None of any other tensor."""
+    held = _state(tensor)
+    if held is None or name.rpartition(".")[2] not in ("keys", "values") or tensor.dim() < 3:
+        return None
+    length = _length(layer)
+    if length is None:
+        return None
+    places, window = tensor.shape[-2], _window(layer)
+    position, filled = held.bytes // places, min(length, places)
+    read = filled if window is None else min(filled, window - 1)
+    return held._replace(bytes=filled * position, read=read * position, position=position, length=length)
 
 
 @contextmanager
@@ -491,10 +541,11 @@ def _arguments(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _held_by(module: torch.nn.Module) -> dict[str, Any]:
-    """All that a module has itself, with what its quantised parameters keep beside their elements."""
-    own = {name: value for name, value in vars(module).items() if name not in ("_modules",)}
-    scales = {name: vars(weight) for name, weight in module._parameters.items() if weight is not None and vars(weight)}
-    return {"own": own, "scales": scales}
+    """What a module has itself, without what it was told and with what its quantised parameters keep beside."""
+    own = {name: value for name, value in vars(module).items() if name != "_modules" and not _TOLD(name)}
+    weights = own.get("_parameters", {})
+    beside = {name: vars(weight) for name, weight in weights.items() if weight is not None}
+    return own | {"_parameters": weights, "_beside": beside}
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -16,11 +16,18 @@ from gpuprof import units
 from gpuprof.analysis import communication
 from gpuprof.analysis.compilation import compile_lines
 from gpuprof.analysis.compiled import compiled_lines
-from gpuprof.analysis.consistency import SLOWED, inconsistencies, withheld, withheld_of_kernels, withheld_of_owners
+from gpuprof.analysis.consistency import (
+    SLOWED,
+    inconsistencies,
+    withheld,
+    withheld_of_kernels,
+    withheld_of_owners,
+)
 from gpuprof.analysis.counted import hardware
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds
 from gpuprof.analysis.executed import executed_whole, not_collected
 from gpuprof.analysis.fused import lines
+from gpuprof.analysis.generation import generation, is_generation, untold_parts
 from gpuprof.analysis.known_flops import at_least, known_of
 from gpuprof.analysis.memory import account
 from gpuprof.analysis.modules import (
@@ -39,11 +46,13 @@ from gpuprof.analysis.telemetry import (
     energy_per_step_j,
     flops_per_joule,
     invalid_reasons,
+    of_phases,
     summary,
     tensor_activity,
 )
 from gpuprof.analysis.untold import host_steps, untold
 from gpuprof.record import MODEL, Run
+from gpuprof.render.generation import generation_lines
 from gpuprof.render.view import View
 from gpuprof.theory import CONVENTIONS
 
@@ -116,6 +125,7 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
         yield "Beside them", f"{beyond}; {vector}{_coverage(run)}"
     if sums["step_s"] is not None:
         yield "Step", _step(run, sums)
+    yield from generation_lines(run, view.convention)
     if sums["flops_per_s"]:
         yield "Achieved", _achieved(run, view, sums)
     elif sums["withheld"] and (sums["step_s"] is not None or run.recorded):
@@ -169,6 +179,7 @@ def _workload(run: Run) -> str:
             size.append(words.format(about[key]))
     parts = [about["name"], about.get("architecture"), about["mode"], ", ".join(size), about.get("dtype")]
     parts += [f"{about['attention']} attention" if about.get("attention") else None]
+    parts += ["static cache" if about.get("cache") == "static" else None]
     parts += [f"weights {about['weights']}" if about.get("weights") else None]
     if about.get("ranks"):
         parts.append(f"rank {run.ranks['rank'].min()} of {about['ranks']} imported")
@@ -256,9 +267,8 @@ def _step(run: Run, sums: dict[str, Any]) -> str:
         if (row.phase != "other" or row.time_s > _WORTH_TELLING * sums["step_s"])
         and units.duration(row.time_s) != units.MISSING
     ]
-    # in a generation most positions are the prompt's, and a rate of them is none of tokens
-    words = {"tokens": "positions" if run.workload.get("mode") == "generate" else "tokens", "samples": "samples"}
-    rates = [f"{units.si(sums[f'{key}_per_s'])} {word}/s" for key, word in words.items() if sums[f"{key}_per_s"]]
+    of_what = ("tokens",) if run.workload.get("mode") == "generate" else ("tokens", "samples")
+    rates = [f"{units.si(sums[f'{key}_per_s'])} {key}/s" for key in of_what if sums[f"{key}_per_s"]]
     return "; ".join(filter(None, [text, ", ".join(parts), ", ".join(rates)]))
 
 
@@ -279,6 +289,7 @@ def _achieved(run: Run, view: View, sums: dict[str, Any]) -> str:
     least, known_part = at_least(run), known_of(run)
     whose = "all ranks' model FLOPs over the slowest one's step" if run.is_job else "model FLOPs over the step"
     rate = f"{least}{units.si(sums['flops_per_s'], 'FLOP/s')} of {whose}"
+    rate += ", prefill and decode mixed (apart above)" if is_generation(run) else ""
     rate += f"; {known_part}" if known_part else ""
     known = denominators(run)
     if not known:
@@ -341,13 +352,25 @@ def _telemetry(run: Run, view: View) -> str:
     joules, per_joule, tensor = energy_per_step_j(run), flops_per_joule(run, view.convention), tensor_activity(run)
     if joules:
         rate = f", {at_least(run)}{units.si(per_joule, 'FLOP/J')} of model FLOPs" if per_joule else ""
+        found = generation(run)
+        if found and found.joules_per_token:
+            rate = f", {units.si(found.joules_per_token, 'J')} per new token{rate}"
         parts.append(f"{units.si(joules, 'J')} per step{rate}")
     elif known["energy_j"] and known["window_s"] < TRUSTED_WINDOW_S:
         parts.append(f"a window of {units.duration(known['window_s'])} is too short for energy (more --steps)")
     if tensor:
         asked = f"where counted FLOPs ask for {units.percent(tensor.expected)}"
         parts.append(f"tensor cores busy {units.percent(tensor.busy)} by GPM {asked}")
-    return "; ".join(part for part in parts if part)
+    whole = "; ".join(part for part in parts if part)
+    return "\n".join(filter(None, [whole, *_telemetry_of_phases(run)]))
+
+
+def _telemetry_of_phases(run: Run) -> Iterator[str]:
+    for row in of_phases(run).to_dict("records"):
+        clock = "" if pd.isna(row["sm_clock_mhz"]) else f"SM clock {row['sm_clock_mhz']:,.0f} MHz"
+        power = "" if pd.isna(row["power_w"]) else f"{row['power_w']:,.0f} W"
+        medians = ", ".join(filter(None, [clock, power]))
+        yield f"{row['phase']}: {medians}, medians of {units.number(row['readings'], 'reading')} within it"
 
 
 def _dtypes(ops: Any) -> list[str]:
@@ -436,13 +459,17 @@ def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableTyp
             )
             lines.append(f"Causality unknown, attention counted full: {some}.")
     if run.done("trace") or len(run.busy):
+        what = "backward with recompute. FLOPs are of the forward."
+        if is_generation(run):
+            what = "MFU of the prefill and MBU of the decode over it. FLOPs are of all phases."
         lines.append(
-            f"{times_of(run)}: the union of the intervals of a module's kernels, backward with recompute. "
-            "FLOPs are of the forward. Folded layers show their mean ± standard deviation."
+            f"{times_of(run)}: the union of the intervals of a module's kernels, {what} "
+            "Folded layers show their mean ± standard deviation."
         )
         if sums["step_s"] and (sums["kernel_s"] or 0) > SLOWED * sums["step_s"]:
             lines.append("Tracing slowed the step: read times below the whole as shares, not as seconds.")
     lines += untold(run)
+    lines += [f"No time to first token, time per token and MBU: {why}."] if (why := untold_parts(run)) else []
     for dtype, spread in run.device.get("peak_spread", {}).items():
         if spread > _STEADY:
             lines.append(

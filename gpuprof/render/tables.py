@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -12,8 +12,9 @@ from rich.text import Text
 
 from gpuprof import units
 from gpuprof.analysis.collectives import JOB_COLUMNS, ON_A_CPU
-from gpuprof.analysis.consistency import withheld_of_kernels
+from gpuprof.analysis.consistency import withheld_of_kernels, withheld_of_step
 from gpuprof.analysis.executed import ALONE, KERNEL_COLUMNS
+from gpuprof.analysis.generation import BANDWIDTHS, bandwidth, bandwidths, withheld_of_bytes
 from gpuprof.analysis.known_flops import known_of
 from gpuprof.analysis.ranks import straggler
 from gpuprof.record import Run
@@ -25,6 +26,15 @@ _READABLE = [
     "time_backward_s", "flops_per_s_forward", "flops_per_s_backward", "mfu_forward", "mfu_backward", "mfu",
 ]  # fmt: skip
 """What people read of modules and classes; machines get every column."""
+
+_READABLE_PARTS = [
+    "module", "class", "modules", "time_prefill_s", "mfu_prefill", "time_decode_s", "mbu_decode", "params",
+    "flops_prefill", "bytes_decode", "flops_decode", "time_encode_s", "mfu_encode", "flops_encode", "macs",
+]  # fmt: skip
+"""The same of a generation."""
+
+_MOST_PARTS = 16
+"""Parts of a generation that people get to see, the first and the last among them; machines get all."""
 
 _OF_MODULES = "FLOPs are those of all ranks together, times the mean of one traced step of each."
 OF_A_JOB = {
@@ -134,7 +144,8 @@ def json(run: Run, view: View) -> str:
 def _raw(run: Run, view: View) -> pd.DataFrame:
     """The rows for machines; where rates are withheld with a column that says why."""
     rows = frame(run, view)
-    return rows.assign(withheld=withheld_of_kernels(run)) if _why_withheld(run, rows) else rows
+    reason = _withheld(run, rows) or _withheld_bytes(run, rows)
+    return rows.assign(withheld=reason) if reason else rows
 
 
 def _notes(run: Run, view: View, rows: pd.DataFrame) -> list[str]:
@@ -146,13 +157,56 @@ def _notes(run: Run, view: View, rows: pd.DataFrame) -> list[str]:
     of_calls = ON_A_CPU if list(rows) == JOB_COLUMNS and run.device.get("type") == "cpu" else ""
     held_up = straggler(run).text if view.by == "rank" else ""
     of_rows = OF_A_JOB if run.is_job else OF_COMPILED if len(run.nodes) else {}
-    return [alone, least, held_up, of_rows.get(view.by, ""), of_calls]
+    return [alone, least, held_up, of_rows.get(view.by, ""), of_calls, *_of_bytes(run, view, rows)]
 
 
 def _why_withheld(run: Run, rows: pd.DataFrame) -> str:
     """The reason why rows have no rates, as a line; empty where they have, or never do."""
-    reason = withheld_of_kernels(run) if "mfu" in rows else ""
-    return f"FLOP/s and MFU {reason}." if reason else ""
+    reason = _withheld(run, rows)
+    what = "FLOP/s, MFU and MBU" if reason == _withheld_bytes(run, rows) else "FLOP/s and MFU"
+    return f"{what} {reason}." if reason else ""
+
+
+def _withheld(run: Run, rows: pd.DataFrame) -> str:
+    return withheld_of_kernels(run) if "mfu" in rows else withheld_of_step(run) if "step_mfu" in rows else ""
+
+
+def _withheld_bytes(run: Run, rows: pd.DataFrame) -> str:
+    """The same of bytes that must move."""
+    return (withheld_of_bytes(run) or _withheld(run, rows)) if _utilisations(rows) else ""
+
+
+def _utilisations(rows: pd.DataFrame) -> list[str]:
+    return [str(column) for column in rows if str(column).removeprefix("step_").startswith("mbu")]
+
+
+def _of_bytes(run: Run, view: View, rows: pd.DataFrame) -> Iterator[str]:
+    """What a reader has to know of MBU, if the rows have it."""
+    if not (columns := _utilisations(rows)):
+        return
+    if reason := _withheld_bytes(run, rows):
+        if reason != _withheld(run, rows):
+            yield f"MBU {reason}."
+    elif not bandwidths(run):
+        yield "No MBU: no bandwidth of this device is known ('gpuprof ceilings' measures it)."
+    else:
+        name, per_s = bandwidth(run)
+        yield f"MBU is bytes that must move over time and {BANDWIDTHS[name]}, {units.si(per_s, 'B/s')}."
+    if "step_mfu" in rows:
+        yield "step_mfu and step_mbu are over time_s, of the undisturbed step; mfu and mbu over kernel time."
+    if (rows[columns].astype("Float64") > 1).any(axis=None):
+        yield "Above 100 % the bytes fit the device's own caches: not all of them come from its memory."
+    if view.by == "part" and (left_out := len(rows) - len(_thinned(view, rows))):
+        yield f"{units.number(left_out, 'part')} between these are left out: --format csv has all."
+
+
+def _thinned(view: View, parts: pd.DataFrame) -> pd.DataFrame:
+    """Of many parts of a generation the first two, the last, and some at even distances between."""
+    last = len(parts) - 1
+    if last < _MOST_PARTS or view.top is not None:
+        return parts
+    steps = _MOST_PARTS - 2
+    return parts.iloc[[0, *(1 + number * (last - 1) // steps for number in range(steps + 1))]]
 
 
 def plain(value: Any) -> Any:
@@ -175,7 +229,7 @@ def _is_text(column: Any) -> bool:
 
 def _rows(run: Run, view: View, raw: pd.DataFrame) -> pd.DataFrame:
     """The rows for people; below those of ranks the least, the median and the most of all of them."""
-    rows = _readable(raw)
+    rows = _readable(_thinned(view, raw) if view.by == "part" else raw)
     if view.by != "rank" or len(whole := frame(run, View("rank", convention=view.convention))) < 2:
         return rows
     return pd.concat([rows, _readable(spread(whole))], ignore_index=True)
@@ -190,14 +244,15 @@ def spread(ranks: pd.DataFrame) -> pd.DataFrame:
 
 def _readable(rows: pd.DataFrame) -> pd.DataFrame:
     if "flops_forward" in rows:
-        rows = rows[[column for column in _READABLE if column in rows]]
-    columns = {column: [readable(column, value) for value in rows[column]] for column in rows}
-    return pd.DataFrame(columns, dtype="object")
+        columns = _READABLE_PARTS if "flops_prefill" in rows else _READABLE
+        rows = rows[[column for column in columns if column in rows]]
+    cells = {column: [readable(column, value) for value in rows[column]] for column in rows}
+    return pd.DataFrame(cells, dtype="object")
 
 
 def readable(column: Any, value: Any) -> str:
     """A figure as its column's name says: seconds, FLOP/s, a share, bytes or a count."""
-    name = str(column)
+    name = str(column).removeprefix("step_") if column != "step_s" else "step_s"
     if _is_text(name) or isinstance(value, str):
         return "(root)" if name == "module" and value == "" else str(value)
     number = None if value is None or pd.isna(value) else float(value)
@@ -205,14 +260,16 @@ def readable(column: Any, value: Any) -> str:
         return units.duration(number)
     if name.startswith("flops_per_s"):
         return units.si(number, "FLOP/s")
-    if name in ("algbw", "busbw", "bytes_per_s"):
+    if name in ("algbw", "busbw") or name.startswith("bytes_per_s"):
         return units.si(number, "B/s")
-    if name.startswith("mfu") or name.endswith("share") or name == "residual":
+    if name.startswith(("mfu", "mbu")) or name.endswith("share") or name == "residual":
         return units.percent(number)
     if name == "factor":
         return units.MISSING if number is None else f"{number:.3f}"
     if name.endswith("_percent"):
         return units.percent(None if number is None else number / 100)
-    if name.endswith("bytes"):
+    if name.endswith("bytes") or name.startswith("bytes_"):
         return units.size(number)
+    if name in ("part", "positions_before"):
+        return units.MISSING if number is None else f"{int(number):,}"
     return units.si(number)

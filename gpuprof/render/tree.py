@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
+from gpuprof.analysis.generation import PARTS, phases_of
 from gpuprof.analysis.modules import by_module, totals
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.render import tables
@@ -27,11 +28,24 @@ _COLUMNS = {
 }  # fmt: skip
 """Figures of a line and their widths; executed is what counters say over the counted hardware FLOPs."""
 
+_PARTS = {"encode": 12, "prefill": 12, "MFU %": 5, "decode": 13, "MBU %": 5}
+"""Those of a generation in place of forward and what follows it: MFU of the prefill, MBU of the decode."""
+
 _RANKS = 8
 """Ranks that are told one by one below the tree."""
 
 _GIVE_WAY = ("MACs", "of params", "of FLOPs", "FLOP/s")
 """Figures left out of a narrow report, in this order, so that names keep some room."""
+
+_Rate = tuple[str, tuple[str, ...]]
+
+_RATES: dict[str, _Rate] = {"MFU %": ("mfu", _TIMES)}
+"""Columns of shares of the most that there can be, and the times that they are over."""
+
+_RATES_OF_PARTS: dict[str, _Rate] = {
+    "MFU %": ("mfu_prefill", ("time_prefill_s",)), "MBU %": ("mbu_decode", ("time_decode_s",)),
+}  # fmt: skip
+"""The same of a generation."""
 
 _HEADINGS = {"of params": "%", "of FLOPs": "%"}
 
@@ -57,15 +71,18 @@ def render(run: Run, view: View) -> str:
     """Header, tree and notes as text of the view's width."""
     modules = by_module(run, view.convention)
     sums = totals(run, view.convention)
-    columns = _fitting(view.width, _known(run, sums))
+    of_parts = phases_of(run)
+    rates = _RATES_OF_PARTS if of_parts else _RATES
+    columns = _fitting(view.width, _known(run, sums, of_parts))
     grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
     # the figures keep their room; names give way
-    names = view.width - sum(_COLUMNS[name] + 1 for name in columns)
+    names = view.width - _width(columns)
     grid.add_column("module", no_wrap=True, overflow="ellipsis", min_width=16, max_width=max(names, 16))
     for name in columns:
         grid.add_column(_HEADINGS.get(name, name), justify="right", no_wrap=True)
     root = build(modules, view.depth)
-    lost = _lost_time(modules)
+    whole = modules.iloc[0].to_dict()
+    lost = {name: (_lost(whole, *rate) or 0.0, rate) for name, rate in rates.items()}
     for prefix, node in walk(root):
         cells = _cells(node, sums, lost)
         grid.add_row(Text(prefix + node.label), *(cells[name] for name in columns))
@@ -80,17 +97,25 @@ def render(run: Run, view: View) -> str:
     return tree + ranks + to_text(Group(*footer(run, view, sums)), view)
 
 
-def _known(run: Run, sums: dict[str, Any]) -> list[str]:
+def _known(run: Run, sums: dict[str, Any], of_parts: list[str]) -> list[str]:
     """The figures of which there can be any in the run."""
     lacking = set() if run.done("counters") else {"executed"}
     lacking |= {"params", "of params"} if sums["params"] is None else set()
-    return [name for name in _COLUMNS if name not in lacking]
+    columns = list(_COLUMNS)
+    if of_parts:
+        lacking |= {*PARTS} - {*of_parts}
+        columns = [*columns[: columns.index("forward")], *_PARTS]
+    return [name for name in columns if name not in lacking]
+
+
+def _width(columns: list[str]) -> int:
+    return sum((_COLUMNS | _PARTS)[name] + 1 for name in columns)
 
 
 def _fitting(width: int, columns: list[str]) -> list[str]:
     """Those of the figures that leave names at least 32 columns."""
     for name in (name for name in _GIVE_WAY if name in columns):
-        if width - sum(_COLUMNS[c] + 1 for c in columns) < 32:
+        if width - _width(columns) < 32:
             columns.remove(name)
     return columns
 
@@ -158,17 +183,24 @@ def _mean(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, float]]
     for column in figures:
         if _is_timed(column):
             values = pd.to_numeric(pd.Series([row[column] for row in rows], dtype="Float64"))
-            figures[column] = values.mean(skipna=column not in _TIMES)
-            if column in _TIMES and values.mean() is not pd.NA and values.mean() > 0:
+            figures[column] = values.mean(skipna=not column.startswith("time_"))
+            if column.startswith("time_") and values.mean() is not pd.NA and values.mean() > 0:
                 spread[column] = float(values.std(ddof=0) / values.mean())
     for phase in ("forward", "backward"):  # a rate of means, not a mean of rates
         time, flops = _number(figures[f"time_{phase}_s"]), _number(figures[f"flops_{phase}"])
         figures[f"flops_per_s_{phase}"] = flops / time if time and flops and has_rate(rows[0]) else None
-    weights = [sum(_number(row[c]) or 0.0 for c in _TIMES) for row in rows]
-    shares = [_number(row["mfu"]) for row in rows]
-    known = [(share, weight) for share, weight in zip(shares, weights, strict=True) if share is not None]
-    figures["mfu"] = sum(s * w for s, w in known) / sum(w for _, w in known) if len(known) == len(rows) else None
+    for rate, times in (_RATES | _RATES_OF_PARTS).values():
+        if rate in figures:
+            figures[rate] = _share_of_means(rows, rate, times)
     return figures, spread
+
+
+def _share_of_means(rows: list[dict[str, Any]], rate: str, times: tuple[str, ...]) -> float | None:
+    """What a rate is over the mean times; None where one is not known."""
+    weights = [sum(_number(row[c]) or 0.0 for c in times) for row in rows]
+    shares = [_number(row[rate]) for row in rows]
+    known = [(share, weight) for share, weight in zip(shares, weights, strict=True) if share is not None]
+    return sum(s * w for s, w in known) / sum(w for _, w in known) if len(known) == len(rows) else None
 
 
 def has_rate(figures: dict[str, Any]) -> bool:
@@ -182,7 +214,7 @@ def _must_agree(column: str) -> bool:
 
 
 def _is_timed(column: str) -> bool:
-    return column.startswith(("time_", "flops_per_s", "mfu"))
+    return column.startswith(("time_", "flops_per_s", "bytes_per_s", "mfu", "mbu"))
 
 
 def _numbers(paths: list[str]) -> str:
@@ -209,27 +241,23 @@ def _number(value: Any) -> float | None:
     return None if value is None or pd.isna(value) else float(value)
 
 
-def _lost_time(modules: pd.DataFrame) -> float:
-    """Kernel time of the step that went beyond its ideal time: what colour is measured against. 0 if unknown."""
-    root = modules.iloc[0]
-    return _lost(root.to_dict()) or 0.0
+def _lost(figures: dict[str, Any], rate: str, times: tuple[str, ...]) -> float | None:
+    """Kernel time that went beyond the ideal one: what colour is measured by, against that of the root."""
+    share = _number(figures[rate])
+    return None if share is None else (1 - share) * sum(_number(figures[c]) or 0.0 for c in times)
 
 
-def _lost(figures: dict[str, Any]) -> float | None:
-    share = _number(figures["mfu"])
-    return None if share is None else (1 - share) * sum(_number(figures[c]) or 0.0 for c in _TIMES)
-
-
-def _cells(node: Node, sums: dict[str, Any], lost: float) -> dict[str, Text]:
+def _cells(node: Node, sums: dict[str, Any], lost: dict[str, tuple[float, _Rate]]) -> dict[str, Text]:
     figures = node.figures
     number = {column: _number(value) for column, value in figures.items() if column not in ("module", "class")}
     flops = _plus(number["flops_forward"], number["flops_backward"])
     time = _plus(*(number[c] for c in _TIMES))
     backward = _plus(number["time_backward_s"], number["time_recompute_s"])
-    share = number["mfu"]
-    own_loss = _lost(figures)
-    part = own_loss / lost if own_loss is not None and lost > 0 else 0.0
-    style = "bold red" if part >= 0.1 else "yellow" if part >= 0.02 else "green"
+    parts = {
+        name: Text(_time(number[column], node.spread.get(column)))
+        for name in PARTS
+        if (column := f"time_{name}_s") in number
+    }
     return {
         "params": Text(_count(number["params"])),
         "of params": Text(_share(number["params"], sums["params"])),
@@ -240,8 +268,17 @@ def _cells(node: Node, sums: dict[str, Any], lost: float) -> dict[str, Text]:
         "forward": Text(_time(number["time_forward_s"], node.spread.get("time_forward_s"))),
         "backward": Text(_time(backward, node.spread.get("time_backward_s"))),
         "FLOP/s": Text(units.si(flops / time if flops and time and has_rate(figures) else None, digits=3)),
-        "MFU %": Text(_percent(share), style=style if share is not None else ""),
+        **parts,
+        **{name: _coloured(figures, whole_s, *rate) for name, (whole_s, rate) in lost.items()},
     }
+
+
+def _coloured(figures: dict[str, Any], whole_s: float, rate: str, times: tuple[str, ...]) -> Text:
+    """A share in percent, in the colour of its part in the time that is lost in the whole model."""
+    own_s = _lost(figures, rate, times)
+    part = own_s / whole_s if own_s is not None and whole_s > 0 else 0.0
+    style = "bold red" if part >= 0.1 else "yellow" if part >= 0.02 else "green"
+    return Text(_percent(_number(figures[rate])), style=style if own_s is not None else "")
 
 
 def _factor(number: dict[str, float | None]) -> str:

@@ -13,6 +13,7 @@ from gpuprof.analysis.collectives import by_collective
 from gpuprof.analysis.communication import collectives
 from gpuprof.analysis.conventions import beside
 from gpuprof.analysis.executed import counters_only, executed_by_kernel, executed_by_module
+from gpuprof.analysis.generation import is_generation, parts, untold_parts
 from gpuprof.analysis.ranks import by_rank
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run
@@ -29,12 +30,21 @@ def _by_kernel(run: Run, convention: str | None) -> pd.DataFrame:
     return executed_by_kernel(run) if counters_only(run) else modules.by_kernel(run, convention)
 
 
+def _by_part(run: Run, convention: str | None) -> pd.DataFrame:
+    if not is_generation(run):
+        raise GpuprofError(
+            untold_parts(run) or "this run has no parts: they are those of a generation, --mode generate"
+        )
+    return parts(run)
+
+
 BY: dict[str, Callable[[Run, str | None], pd.DataFrame]] = {
     "module": modules.by_module,
     "class": modules.by_class,
     "op": modules.by_op,
     "kernel": _by_kernel,
     "phase": modules.by_phase,
+    "part": _by_part,
     "communication": lambda run, convention: by_collective(run) if run.is_job else collectives(run),
     "rank": by_rank,
     "convention": lambda run, convention: beside(run),

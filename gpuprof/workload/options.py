@@ -24,6 +24,7 @@ DTYPES = {
 CHOICES = {
     "mode": ("train", "forward", "generate"),
     "attention": (None, "eager", "sdpa", "flash_attention_2", "flex_attention"),
+    "cache": (None, "dynamic", "static"),
     "checkpointing": ("none", "reentrant", "non-reentrant"),
     "optimizer": ("none", "adamw", "sgd"),
     "parallel": ("none", "ddp", "fsdp", "tp"),
@@ -47,6 +48,7 @@ class Options:
         image_crops: Crops of each image that go through the vision tower, the whole-image one included.
         dtype: `bfloat16`, `float16` or `float32`, or `bf16`, `fp16`, `fp32`.
         attention: The attention implementation, as transformers names it.
+        cache: Of generate mode: `dynamic`, what the model makes itself, or `static`, made for all positions at once.
         device: A torch device; CUDA where there is one, else the CPU.
         checkpointing: Activation checkpointing: `none`, `reentrant` or `non-reentrant`.
         optimizer: `none`, `adamw` or `sgd`; for train mode.
@@ -69,6 +71,7 @@ class Options:
     image_crops: int | None = None
     dtype: str | None = None
     attention: str | None = None
+    cache: str | None = None
     device: str | None = None
     checkpointing: str = "none"
     optimizer: str = "none"
@@ -100,8 +103,9 @@ class Options:
             raise GpuprofError(
                 f"--parallel ddp averages gradients, and --mode {self.mode} has none: leave it out, or use fsdp or tp"
             )
-        if self.mode != "generate" and self.new_tokens is not None:
-            raise GpuprofError(f"--new-tokens is for --mode generate, not --mode {self.mode}")
+        for name in ("new_tokens", "cache"):
+            if self.mode != "generate" and getattr(self, name) is not None:
+                raise GpuprofError(f"{flag(name)} is for --mode generate, not --mode {self.mode}")
         if self.mode == "generate" and self.seq_len is not None:
             raise GpuprofError(
                 "--seq-len is for --mode train and forward; --mode generate has --prompt-len, --new-tokens"

@@ -71,6 +71,7 @@ def build(reference: str, options: Options, *, weightless: bool = False) -> Work
         **inputs.sizes,
         "dtype": dtype_name(bare.dtype),
         "attention": bare.config._attn_implementation,
+        "cache": (options.cache or "dynamic") if options.mode == "generate" else None,
         "device": str(device),
         "weights": loaded.weights,
         **describe_inputs((), inputs.kwargs),
@@ -132,12 +133,13 @@ def _make_step(
     assert new_tokens is not None
     # Any token will do where logits have no values; it takes part in no arithmetic but the embedding.
     token = 1 if weightless else None
+    static = options.cache == "static"
     if "decoder_input_ids" in kwargs:
-        return steps.generate_seq2seq_step(model, kwargs, new_tokens, token=token)
+        return steps.generate_seq2seq_step(model, kwargs, new_tokens, token=token, static=static)
     # A prompt needs the logits of its last position only, and no generation computes the others.
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
     call_options = {"logits_to_keep": 1} if keeps else {}
-    return steps.generate_step(model, kwargs, new_tokens, call_options=call_options, token=token)
+    return steps.generate_step(model, kwargs, new_tokens, call_options=call_options, token=token, static=static)
 
 
 def _from_file(reference: str, options: Options, *, weightless: bool) -> Workload:

@@ -106,11 +106,12 @@ def generate_step(
     *,
     call_options: Mapping[str, Any],
     token: int | None = None,
+    static: bool = False,
 ) -> Callable[[], torch.Tensor]:
     """Makes the step of a greedy generation by a decoder: one prefill, then `new_tokens - 1` decode steps.
 
-    Our own loop and not `model.generate`: no stopping at an end token and no bookkeeping of the library's, so
-    every step does the same operations.
+    Our own loop and not `model.generate`: no sampling, no stopping at an end token and no bookkeeping of the library's,
+    so every step does the same operations. The tokens are those of `generate(do_sample=False)`.
 
     Args:
         model: A decoder that takes `use_cache` and a cache, under one of `CACHE_NAMES`.
@@ -118,18 +119,24 @@ def generate_step(
         new_tokens: Tokens to generate.
         call_options: Further arguments of every call, such as `logits_to_keep`.
         token: Feed this token instead of the one the logits give, which without weights have no values.
+        static: Give the model a static cache, made anew in each step as `generate` does, instead of letting it make
+            one that grows.
 
     Returns:
         A step that returns the new tokens, shape (batch, new_tokens).
 
     Raises:
-        GpuprofError: The model takes no cache; the step raises it where the model returns none.
+        GpuprofError: The model takes no cache, or no static one; the step raises it where the model returns none.
     """
     cache = cache_argument(model)
+    if static:
+        require_static_cache(model)
 
     def step() -> torch.Tensor:
         with torch.no_grad():
-            output = model(**prompt, use_cache=True, **call_options)
+            positions = prompt["input_ids"].shape[1] + new_tokens - 1
+            first = {cache: static_cache(model, positions)} if static else {}
+            output = model(**prompt, **first, use_cache=True, **call_options)
             tokens = [_next(output.logits, token)]
             while len(tokens) < new_tokens:
                 output = model(
@@ -150,8 +157,9 @@ def generate_seq2seq_step(
     new_tokens: int,
     *,
     token: int | None = None,
+    static: bool = False,
 ) -> Callable[[], torch.Tensor]:
-    """Makes the step of a greedy generation by an encoder and a decoder: the encoder runs once.
+    """Makes the step of a greedy generation by an encoder and a decoder: the encoder runs once. Nothing is sampled.
 
     Args:
         model: A model that has an encoder (`get_encoder`) and takes `decoder_input_ids`, `encoder_outputs`, `use_cache`
@@ -159,21 +167,26 @@ def generate_seq2seq_step(
         inputs: The encoder's inputs, and `decoder_input_ids` of shape (batch, decoder prompt length).
         new_tokens: Tokens to generate.
         token: Feed this token instead of the one the logits give, which without weights have no values.
+        static: As in `generate_step`.
 
     Returns:
         A step that returns the new tokens, shape (batch, new_tokens).
 
     Raises:
-        GpuprofError: The model takes no cache; the step raises it where the model returns none.
+        GpuprofError: The model takes no cache, or no static one; the step raises it where the model returns none.
     """
     cache = cache_argument(model)
+    if static:
+        require_static_cache(model)
     read = {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
     said = {name: value for name, value in inputs.items() if name.startswith("decoder_")}
 
     def step() -> torch.Tensor:
         with torch.no_grad():
             encoded = model.get_encoder()(**read)  # as the library does it: some have outputs of a class of their own
-            output = model(encoder_outputs=encoded, **said, use_cache=True)
+            positions = said["decoder_input_ids"].shape[1] + new_tokens - 1
+            first = {cache: static_cache(model, positions, encoded[0].shape[1])} if static else {}
+            output = model(encoder_outputs=encoded, **said, **first, use_cache=True)
             tokens = [_next(output.logits, token)]
             while len(tokens) < new_tokens:
                 output = model(
@@ -196,6 +209,36 @@ def cache_argument(model: torch.nn.Module) -> str:
     """
     taken = inspect.signature(model.forward).parameters
     return _cache_name(model, "takes", taken)
+
+
+def require_static_cache(model: Any) -> None:
+    """Refuse a model for which transformers has no static cache.
+
+    Raises:
+        GpuprofError: It has none.
+    """
+    if not getattr(model, "_can_compile_fullgraph", False):
+        import transformers
+
+        raise GpuprofError(
+            f"{type(model).__name__} cannot --cache static: with transformers {transformers.__version__} it only has a "
+            "cache that it makes itself; use --cache dynamic"
+        )
+
+
+def static_cache(model: Any, positions: int, encoded: int | None = None) -> Any:
+    """A cache that has room for all positions of a generation from the start.
+
+    Args:
+        model: Of transformers.
+        positions: Of the decoder: its prompt and the new tokens but for the last, which is fed to nothing.
+        encoded: Of the encoder, where there is one.
+    """
+    from transformers import EncoderDecoderCache, StaticCache
+
+    config = model.config.get_text_config(decoder=True)
+    cache = StaticCache(config=config, max_cache_len=positions)
+    return cache if encoded is None else EncoderDecoderCache(cache, StaticCache(config=config, max_cache_len=encoded))
 
 
 def returned_cache(model: torch.nn.Module, output: Mapping[str, Any]) -> Any:

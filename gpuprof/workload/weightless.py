@@ -50,6 +50,7 @@ _SMALL = 1 << 22  # elements: masks yes, caches no
 
 _WRITTEN = {torch.tensor, torch.as_tensor}
 _TELLS = {torch.Tensor.tolist, torch.Tensor.numpy}
+_FILLED = {torch.Tensor.__setitem__, torch.Tensor.index_copy_, torch.Tensor.copy_}
 _RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
 _SANE = {
     torch.isfinite: True, torch.Tensor.isfinite: True, torch.isnan: False, torch.Tensor.isnan: False,
@@ -142,7 +143,7 @@ class Answers(TorchFunctionMode):
             return func(*args, **{**kwargs, "device": "cpu"})
         if func in _TELLS and (args[0].device.type == "meta" or _touches_overwritten(args)):
             raise GpuprofError(f"the model reads the value of a computed tensor ({func.__name__}), {_MEND}")
-        if func is torch.Tensor.__setitem__ and _takes_over(*args):
+        if func in _FILLED and _takes_over(args[0], args[-1]):
             torch.utils.swap_tensors(args[0], _to_meta(args[0]))
         if func in _RECURRENT:  # which compare devices before any operator
             return func(*_to_meta(tuple(args)), **kwargs) if _touches_meta(args) else func(*args, **kwargs)
@@ -213,7 +214,7 @@ def _constant(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch
     return torch.full(tuple(shape), value, dtype=dtype, device="cpu")
 
 
-def _takes_over(tensor: torch.Tensor, index: Any, value: Any) -> bool:
+def _takes_over(tensor: torch.Tensor, value: Any) -> bool:
     """Whether a constant is made to hold computed values: it is computed itself from then on, as is its gradient."""
     written = isinstance(value, torch.Tensor) and value.device.type == "meta"
     return written and tensor.device.type != "meta" and tensor.is_floating_point() and not tensor._is_view()

@@ -119,9 +119,8 @@ def test_each_generation_of_a_step_begins_with_a_prefill(given):
 
 def test_without_a_cache_every_call_is_a_prefill():
     model = Decoder()
-    assert [part for part in parts_of(model, lambda: [model(ids(1, 4 + n)) for n in range(3)])[0]] == [
-        ("prefill", 1, 4), ("prefill", 1, 5), ("prefill", 1, 6),
-    ]  # fmt: skip
+    parts, _ = parts_of(model, lambda: [model(ids(1, 4 + more)) for more in range(3)])
+    assert parts == [("prefill", 1, 4), ("prefill", 1, 5), ("prefill", 1, 6)]
 
 
 def test_a_model_that_takes_no_cache_tells_by_its_positions():
@@ -166,9 +165,13 @@ def test_parts_take_the_whole_step_between_them(monkeypatch):
     samples, parts, _ = timing.measure(workload, 2, lambda _: None, lambda: None, opened=90.0)
     # looks: 100 before all; of the first step 101, prefill 102, decode 103 and 104, end 105; then 106 to 110
     assert parts.to_numpy().tolist() == [
-        [0, 0, 0, "prefill", 3, 5, 10.0, 2.0], [0, 0, 1, "decode", 3, 1, 12.0, 1.0], [0, 0, 2, "decode", 3, 1, 13.0, 1.0],
-        [0, 1, 0, "prefill", 3, 5, 15.0, 2.0], [0, 1, 1, "decode", 3, 1, 17.0, 1.0], [0, 1, 2, "decode", 3, 1, 18.0, 1.0],
-    ]  # fmt: skip
+        [0, 0, 0, "prefill", 3, 5, 10.0, 2.0],
+        [0, 0, 1, "decode", 3, 1, 12.0, 1.0],
+        [0, 0, 2, "decode", 3, 1, 13.0, 1.0],
+        [0, 1, 0, "prefill", 3, 5, 15.0, 2.0],
+        [0, 1, 1, "decode", 3, 1, 17.0, 1.0],
+        [0, 1, 2, "decode", 3, 1, 18.0, 1.0],
+    ]
     assert samples[["step", "phase", "time_s"]].to_numpy().tolist() == [
         [0, "step", 4.0], [0, "prefill", 2.0], [0, "decode", 2.0],
         [1, "step", 4.0], [1, "prefill", 2.0], [1, "decode", 2.0],
