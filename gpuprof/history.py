@@ -508,9 +508,25 @@ def _another_figure(connection: sa.Connection, name: str, kind: str = "DOUBLE PR
     """A further figure of the launches, of the runs that are there too."""
     connection.exec_driver_sql(f"ALTER TABLE {_LAUNCHES.name} ADD COLUMN {name} {kind}")
     for identity in connection.execute(sa.select(_RUNS.c.id)).scalars().all():
-        for launch in _figures(_run(_content(connection, identity), identity)):
-            here = (_LAUNCHES.c.run == identity) & (_LAUNCHES.c.launch == launch["launch"])
-            connection.execute(_LAUNCHES.update().where(here).values({name: launch[name]}))
+        _refigure(connection, identity, [name])
+
+
+def _refigure(connection: sa.Connection, identity: str, names: Collection[str]) -> None:
+    """Figures of the launches of a stored run, as this gpuprof has them."""
+    for launch in _figures(_run(_content(connection, identity), identity)):
+        here = (_LAUNCHES.c.run == identity) & (_LAUNCHES.c.launch == launch["launch"])
+        connection.execute(_LAUNCHES.update().where(here).values({name: launch[name] for name in names}))
+
+
+def _figures_of_generations(connection: sa.Connection) -> None:
+    """What generations are judged by; and what their tokens/s are of, which were positions before: new tokens."""
+    shares = [f"mfu_prefill_{name}" for name in ("given", "datasheet", "clock", "measured")]
+    added = ["ttft_s", "tpot_s", "tpot_p99_s", *shares, "mbu_datasheet", "mbu_measured"]
+    for name in added:
+        connection.exec_driver_sql(f"ALTER TABLE {_LAUNCHES.name} ADD COLUMN {name} DOUBLE PRECISION")
+    generations = sa.select(_RUNS.c.id).where(_RUNS.c.workload.contains("-generate-"))
+    for identity in connection.execute(generations).scalars().all():
+        _refigure(connection, identity, [*added, "tokens_per_s"])
 
 
 def _decisions(connection: sa.Connection) -> None:
@@ -550,6 +566,7 @@ _STEPS: list[Callable[[sa.Connection], None]] = [
     partial(_another_figure, name="flops_exact", kind="TEXT"),  # in digits: SQLite has no integers beyond 64 bits
     partial(_another_figure, name="priced_share"),
     _decisions,
+    _figures_of_generations,
 ]
 """What makes each version of the schema of the one before. Never changed, only added to."""
 

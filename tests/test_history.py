@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from history_on_postgres import server, write_runs
-from runs import gpu_run
+from runs import generation_run, gpu_run
 
 from gpuprof import history
 from gpuprof.analysis import comparison
@@ -422,7 +422,29 @@ def test_a_store_of_version_1_is_migrated(url, tmp_path):
         assert store.load("old").to_dict() == run.to_dict()
         store.add(run)
         assert len(store.runs()) == 2
-    assert version_of(url) == 6
+    assert version_of(url) == 7
+
+
+def test_a_store_from_before_generations_is_brought_up_to_date(url):
+    """It had positions/s of a generation, 14 of them in 1360 ns; new tokens are 8."""
+    before = {"ttft_s", "tpot_s", "tpot_p99_s", "mfu_prefill_given", "mfu_prefill_datasheet", "mfu_prefill_clock",
+              "mfu_prefill_measured", "mbu_datasheet", "mbu_measured"}  # fmt: skip
+    with open_store(url) as store:
+        generation, training = store.add(generation_run()), store.add(gpu_run())
+        with store._transaction(write=True) as connection:
+            for name in before:
+                connection.exec_driver_sql(f"ALTER TABLE gpuprof_launches DROP COLUMN {name}")
+            connection.exec_driver_sql("UPDATE gpuprof_launches SET tokens_per_s = 14 / 1360e-9")
+            connection.exec_driver_sql("UPDATE gpuprof_store SET version = 6")
+
+    with open_store(url) as store:
+        runs = store.runs().set_index("id")
+    assert runs.loc[generation, ["tokens_per_s", "ttft_s", "tpot_s"]].tolist() == pytest.approx(
+        [8 / 1360e-9, 400e-9, 320e-9]
+    )
+    assert runs.loc[generation, ["mfu_prefill_datasheet", "mbu_datasheet"]].tolist() == pytest.approx([0.5, 0.49375])
+    assert runs.loc[training, "tokens_per_s"] == pytest.approx(14 / 1360e-9)  # left as it was
+    assert runs.loc[training, ["ttft_s", "mbu_datasheet"]].isna().all()
 
 
 def version_of(url):
@@ -445,7 +467,7 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(url, monkeypatch):
         patch.setattr(history, "_STEPS", [*history._STEPS, fails])
         assert error_of(open_store, url) == "out of luck"
     with open_store(url) as store:
-        assert version_of(url) == 6
+        assert version_of(url) == 7
         with store._transaction() as connection:
             names = {column["name"] for column in sa.inspect(connection).get_columns("gpuprof_launches")}
         assert names == {"run", "launch", "invalid", *history.METRICS, "flops_exact"}
@@ -454,9 +476,9 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(url, monkeypatch):
 
 def test_a_newer_store_is_refused(url):
     with open_store(url) as store, store._transaction(write=True) as connection:
-        connection.exec_driver_sql("UPDATE gpuprof_store SET version = 7")
+        connection.exec_driver_sql("UPDATE gpuprof_store SET version = 8")
 
-    assert error_of(open_store, url).endswith("has schema version 7, this gpuprof knows up to 6: upgrade gpuprof")
+    assert error_of(open_store, url).endswith("has schema version 8, this gpuprof knows up to 7: upgrade gpuprof")
 
 
 def test_a_store_is_not_made_where_it_is_only_read(postgres, path):
@@ -569,7 +591,7 @@ def test_an_empty_file_becomes_a_store(path):
     path.touch()
     with open_store(path) as store:
         store.add(gpu_run())
-    assert version_of(f"sqlite:///{path}") == 6
+    assert version_of(f"sqlite:///{path}") == 7
 
 
 def test_a_full_disk_loses_nothing(path):

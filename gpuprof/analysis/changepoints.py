@@ -41,7 +41,7 @@ SETTLED = 10
 
 _NEAR = 1  # runs by which two changes may be apart and be one: noise moves each by as much
 
-_MFUS = tuple(f"mfu_{name}" for name in WORDS if name != "clock")
+_MFUS = tuple(name for name in WORDS if name != "clock")
 
 
 class ChangePoint(NamedTuple):
@@ -70,7 +70,7 @@ class Change(NamedTuple):
     """A change in a history of runs.
 
     Attributes:
-        metric: what changed: that which is followed, or one of `CLOCKS` where it alone did.
+        metric: what changed: what is followed, or one of `CLOCKS` where it alone did.
         point: where, as a row of the runs, and the levels.
         infrastructure: whether the clock moved the same way at the same time, by as much or nearly, so that the place
             changed and not the code; None where the clock is not known.
@@ -90,17 +90,33 @@ class Change(NamedTuple):
 def metric_of(runs: pd.DataFrame) -> str:
     """What a history is followed by: the MFU that most runs have, the preferred first; else the step time.
 
-    A peak that was measured is no yardstick across days: it is measured anew, and its noise is that of a timing.
+    A peak that was measured is no yardstick across days: it is measured anew, and its noise is that of a timing. Nor is
+    one MFU anything for a generation, which is followed by its time per token.
     """
-    found = max(
-        *(name for name in _MFUS if name != "mfu_measured"), "step_s", key=lambda name: runs[name].notna().sum()
-    )
-    return found if runs[found].notna().any() else "step_s"
+    mfus = (f"mfu_{name}" for name in _MFUS if name != "measured")
+    return _most_known(runs, ("tpot_s", *mfus, "step_s")) or "step_s"
+
+
+def beside(runs: pd.DataFrame) -> tuple[str, ...]:
+    """What is followed beside `metric_of`: of generations the time to the first token."""
+    return ("ttft_s",) if metric_of(runs) == "tpot_s" else ()
 
 
 def mfu_of(runs: pd.DataFrame) -> str:
-    """The MFU that most runs of a history have, the preferred first; empty where none has one."""
-    found = max(_MFUS, key=lambda name: runs[name].notna().sum())
+    """The MFU that most runs of a history have, the preferred first, of generations that of the prefill.
+
+    Empty where none has one.
+    """
+    return _most_known(runs, [f"mfu_{'prefill_' * bool(beside(runs))}{name}" for name in _MFUS])
+
+
+def mbu_of(runs: pd.DataFrame) -> str:
+    """The MBU that most runs of a history have, likewise."""
+    return _most_known(runs, ("mbu_datasheet", "mbu_measured"))
+
+
+def _most_known(runs: pd.DataFrame, metrics: Sequence[str]) -> str:
+    found = max(metrics, key=lambda name: runs[name].notna().sum())
     return found if runs[found].notna().any() else ""
 
 
@@ -109,7 +125,9 @@ def clock_of(runs: pd.DataFrame) -> str:
     return max(CLOCKS, key=lambda name: runs[name].notna().sum())
 
 
-def changes(runs: pd.DataFrame, metric: str, min_change: float = MIN_CHANGE) -> list[Change]:
+def changes(
+    runs: pd.DataFrame, metric: str, min_change: float = MIN_CHANGE, beside: Sequence[str] = ()
+) -> list[Change]:
     """What changed in a history, and whether it was the place, in the order of time.
 
     Args:
@@ -117,25 +135,28 @@ def changes(runs: pd.DataFrame, metric: str, min_change: float = MIN_CHANGE) -> 
             for those of a run share an hour and a room, and across days the run is the unit.
         metric: the column to follow: a rate, or a time whose name ends in ``_s``.
         min_change: smallest change, as a share. A clock that moved by half of that has a part in one.
+        beside: further columns to follow.
     """
-    points = _points(runs, metric, min_change)
     name = clock_of(runs)
     clocks = _points(runs, name, min_change / 2)
-    sign = 1 if metric.startswith("mfu") or metric.endswith("per_s") else -1  # a slower clock makes a longer step
-
-    def together(point: ChangePoint, clock: ChangePoint) -> bool:
-        return abs(point.at - clock.at) <= _NEAR and sign * point.change * clock.change > 0
-
     known = runs[name].notna().sum() >= 2 * LEAST
-    listed = []
-    for point, (since, provisional) in points.items():
-        clock = max((one for one in clocks if together(point, one)), key=lambda one: abs(one.change), default=None)
-        explained = clock is not None and _explains(clock, (point.after / point.before) ** sign, min_change)
-        listed.append(Change(metric, point, explained if known else None, since, provisional, clock))
+    listed, explaining = list[Change](), set[ChangePoint]()
+    for one in (metric, *beside):
+        sign = 1 if one.startswith("mfu") or one.endswith("per_s") else -1  # a slower clock makes a longer step
+        for point, (since, provisional) in _points(runs, one, min_change).items():
+            near = [
+                clock
+                for clock in clocks
+                if abs(point.at - clock.at) <= _NEAR and sign * point.change * clock.change > 0
+            ]
+            clock = max(near, key=lambda clock: abs(clock.change), default=None)
+            explained = clock is not None and _explains(clock, (point.after / point.before) ** sign, min_change)
+            listed.append(Change(one, point, explained if known else None, since, provisional, clock))
+            explaining |= {*near}
     listed += [
         Change(name, clock, True, since, provisional)
         for clock, (since, provisional) in clocks.items()
-        if abs(clock.change) >= min_change and not any(together(point, clock) for point in points)
+        if abs(clock.change) >= min_change and clock not in explaining
     ]
     return sorted(listed, key=lambda change: change.point.at)
 
@@ -185,7 +206,7 @@ class Series(NamedTuple):
     Attributes:
         runs: as from `gpuprof.history.Store.runs`, the oldest first.
         metric: the column that is followed.
-        changes: in it and in the clock.
+        changes: in it, in what is followed `beside` it, and in the clock.
         continues: what it goes on from, if anything.
     """
 
@@ -223,7 +244,9 @@ def series_of(
     """
     apart = [rows.reset_index(drop=True) for _, rows in runs.groupby("fingerprint", sort=False)]
     apart.sort(key=lambda rows: str(rows["date"].iloc[-1]))
-    listed = [Series(rows, metric := metric_of(rows), changes(rows, metric, min_change)) for rows in apart]
+    listed = [
+        Series(rows, metric := metric_of(rows), changes(rows, metric, min_change, beside(rows))) for rows in apart
+    ]
     return [one._replace(continues=_continued(one, listed, facts or {}, min_change)) for one in listed]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isnan, nan
 
@@ -27,7 +27,10 @@ from gpuprof.analysis.comparison import (
     untimed,
 )
 from gpuprof.analysis.consistency import withheld_of_step
+from gpuprof.analysis.denominators import WORDS
+from gpuprof.analysis.directions import directions
 from gpuprof.analysis.gained import OF_MODULES, OfModules, gained
+from gpuprof.analysis.generation import is_generation
 from gpuprof.analysis.known_flops import known_of
 from gpuprof.analysis.levels import BEGAN, to_newest
 from gpuprof.analysis.noise import BETWEEN_RUNS, FEWEST_RUNS, FLOOR, WINDOW, Modes, Runs, modes
@@ -53,14 +56,16 @@ from gpuprof.paths import unwrapped
 from gpuprof.record import Run, integers
 
 METRICS: dict[str, Better] = {
-    "step_s": "lower", "forward_s": "lower", "backward_s": "lower", "optimizer_s": "lower", "tokens_per_s": "higher",
-    "samples_per_s": "higher", "mfu_given": "higher", "mfu_datasheet": "higher", "mfu_clock": "higher",
-    "mfu_measured": "higher", "energy_j": "lower",
+    "step_s": "lower", "ttft_s": "lower", "tpot_s": "lower", "tpot_p99_s": "lower", "forward_s": "lower",
+    "backward_s": "lower", "optimizer_s": "lower", "tokens_per_s": "higher", "samples_per_s": "higher",
+    **{f"{share}_{name}": "higher" for share in ("mfu", "mfu_prefill") for name in WORDS},
+    "mbu_datasheet": "higher", "mbu_measured": "higher", "energy_j": "lower",
 }  # fmt: skip
-"""Noisy columns of `launches`, and which way is better. All but the energy and ``mfu_clock`` go with the clock."""
+"""Noisy columns of `launches`, and which way is better. All but the energy and MFU at the clock go with the clock."""
 
+_AT_CLOCK, _BY_MEASURED = ("energy_j", "mfu_clock", "mfu_prefill_clock"), ("mfu_measured", "mfu_prefill_measured")
 # metrics that a clock does not move: a CPU's measured peak was measured at its clock
-_CLOCKLESS = {"sm_clock_mhz": ("energy_j", "mfu_clock"), "reference_per_s": ("energy_j", "mfu_clock", "mfu_measured")}
+_CLOCKLESS = {"sm_clock_mhz": _AT_CLOCK, "reference_per_s": (*_AT_CLOCK, *_BY_MEASURED)}
 
 TOLERANCES: dict[str, Callable[[float], float]] = {
     "flops": lambda flops: 0,
@@ -74,6 +79,14 @@ MOST = 20
 
 DECIDES = {"step_s": "step time", "flops": "model FLOPs", "kernels": "kernels", "peak_bytes": "peak memory"}
 """Metrics that decide, in words; the rest are the step time in other units, parts of it, or not the code's alone."""
+
+OF_GENERATIONS = {"ttft_s": "time to first token", "tpot_s": "time per output token"}
+"""Those that decide beside them where a run generates: a step of many tokens does not show what its prefill costs."""
+
+
+def decides(run: Run) -> dict[str, str]:
+    """Metrics that decide what becomes of a run, in words."""
+    return DECIDES | OF_GENERATIONS if run.workload["mode"] == "generate" else DECIDES
 
 
 def verdicts(
@@ -156,10 +169,10 @@ def _runs_of(base: pd.DataFrame) -> Runs | None:
     return Runs(run, held, noise, np.asarray(since), began, str(dates.iloc[0])[:10] if len(dates) else "")
 
 
-def _gaps(base: pd.DataFrame, head: pd.DataFrame) -> list[str]:
+def _gaps(base: pd.DataFrame, head: pd.DataFrame, deciding: Mapping[str, str]) -> list[str]:
     """What is not known of some launches, or of all, and what that means."""
     said = []
-    for metric, words in DECIDES.items():
+    for metric, words in deciding.items():
         sides = {"the baseline": _held(base), "the head": head}
         known = {side: len(_known(frame, metric)) for side, frame in sides.items()}
         if nothing := [side for side, count in known.items() if not count]:
@@ -209,6 +222,8 @@ def moved(base: Sequence[Run], head: Sequence[Run], by: By = "module", margin: f
         and losses cancel but for `CANCEL`. The largest difference first, by op-kernel that of an operator and below it
         those of its kernels; none without a trace.
     """
+    if len({is_generation(run) for run in (*base, *head) if run.workload["mode"] == "generate"}) > 1:
+        base, head = ([_forward_alone(run) for run in runs] for runs in (base, head))
     sides = [[kernel_seconds(run, by) for run in runs if run.done("trace") or run.is_job] for runs in (base, head)]
     if not all(sides):
         return pd.DataFrame(columns=[*KEYS[by], *MOVED_COLUMNS])
@@ -241,6 +256,12 @@ def moved(base: Sequence[Run], head: Sequence[Run], by: By = "module", margin: f
         places = {op: place for place, op in enumerate(ops.index)}
         order = order[np.argsort([places[op] for op, _ in order], kind="stable")]
     return table.loc[order, MOVED_COLUMNS].rename_axis(KEYS[by]).reset_index()
+
+
+def _forward_alone(run: Run) -> Run:
+    """A run with the phases of a generation as files of before schema 6 have them, to be held against one."""
+    tables = {name: getattr(run, name) for name in ("ops", "kernels", "nodes", "launches", "busy")}
+    return replace(run, **{name: rows.assign(phase=directions(rows["phase"])) for name, rows in tables.items()})
 
 
 @dataclass(frozen=True)
@@ -400,8 +421,8 @@ def against(
     check_timed(_held(base), "the baseline")
     check_timed(found, "the head")
     told = verdicts(base, found, margin)
-    said = [*notes, *_margin_note(told, margin), *_modes_note(base, allowed), *_gaps(base, found)]
-    return _concluded(told, runs, [head], said, _margin_of(told, margin), DECIDES, by)
+    said = [*notes, *_margin_note(told, margin), *_modes_note(base, allowed), *_gaps(base, found, decides(head))]
+    return _concluded(told, runs, [head], said, _margin_of(told, margin), decides(head), by)
 
 
 def _margin_note(found: Sequence[Verdict], margin: float | None) -> list[str]:
@@ -491,7 +512,7 @@ def unopposed(head: Run, why: str) -> Check:
     check_timed(found, "the head")
     step_s = float(found["step_s"].median())
     verdict = Verdict("step_s", INCONCLUSIVE, nan, nan, nan, step_s, 0, len(found), why)
-    return Check(INCONCLUSIVE, [verdict], DECIDES, {}, head, head)
+    return Check(INCONCLUSIVE, [verdict], decides(head), {}, head, head)
 
 
 def check_interleaved(

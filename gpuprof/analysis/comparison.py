@@ -15,6 +15,7 @@ from gpuprof.analysis.consistency import owned_kernels, withheld_of_step
 from gpuprof.analysis.counted import convention_of, counted, whole_step
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds, sm_clock_hz
 from gpuprof.analysis.executed import counters_only
+from gpuprof.analysis.generation import Generation, bandwidths, generation, moved, withheld_of_bytes
 from gpuprof.analysis.kernel_time import own_of_ranks
 from gpuprof.analysis.known_flops import priced_share
 from gpuprof.analysis.memory import peak
@@ -28,7 +29,8 @@ from gpuprof.record import ALL, MODEL, Run, integers
 LAUNCH_COLUMNS = [
     "launch", "step_s", "step_iqr_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "samples_per_s",
     *(f"mfu_{name}" for name in WORDS), "priced_share", "energy_j", "sm_clock_mhz", "reference_per_s", "peak_bytes",
-    "flops", "kernels", "invalid",
+    "flops", "kernels", "ttft_s", "tpot_s", "tpot_p99_s", *(f"mfu_prefill_{name}" for name in WORDS), "mbu_datasheet",
+    "mbu_measured", "invalid",
 ]  # fmt: skip
 """Columns of `launches`: the machine-readable contract."""
 
@@ -48,11 +50,11 @@ _IDENTITY = (
 
 _SIZES = {"batch_size": "batch", "seq_len": "seq", "prompt_len": "prompt", "new_tokens": "new", "image_crops": "crops"}
 
-By = Literal["module", "layer", "class", "op", "kernel", "op-kernel"]
+By = Literal["module", "layer", "class", "phase", "op", "kernel", "op-kernel"]
 
 KEYS: dict[str, list[str]] = {
-    "module": ["module", "phase"], "layer": ["layer", "phase"], "class": ["class", "phase"], "op": ["op"],
-    "kernel": ["kernel"], "op-kernel": ["op", "kernel"],
+    "module": ["module", "phase"], "layer": ["layer", "phase"], "class": ["class", "phase"], "phase": ["phase"],
+    "op": ["op"], "kernel": ["kernel"], "op-kernel": ["op", "kernel"],
 }  # fmt: skip
 """What kernel time is told by. A layer is every module of that place in a stack: ``layers.*.mlp``."""
 
@@ -73,7 +75,10 @@ def launches(run: Run) -> pd.DataFrame:
         median SM clock; energy_j is of a step; reference_per_s is how fast the product between the steps was, on a CPU.
         flops (model FLOPs of the step), kernels (of the traced step) and priced_share (of the matmul kernel time of a
         GPU, that whose FLOPs are known: below `gpuprof.analysis.known_flops.NEARLY_ALL` each ``mfu_`` is a lower bound)
-        are the run's. invalid says why the launch is no measure of the code, empty where it is one.
+        are the run's. Of a generation tokens_per_s are new tokens; ttft_s, tpot_s and tpot_p99_s are as
+        `gpuprof.analysis.generation.Generation` has them, of the launch; each ``mfu_prefill_`` is of the prefill alone,
+        and each ``mbu_``, by bandwidth, of the decoding. invalid says why the launch is no measure of the code, empty
+        where it is one.
     """
     if counters_only(run):
         raise GpuprofError(
@@ -82,17 +87,19 @@ def launches(run: Run) -> pd.DataFrame:
     shared, ideal = _of_all(run)
     peaks = run.launches[run.launches["quantity"] == "peak_bytes"].set_index("launch")["value"]
     clock = sm_clock_hz(run)
+    apart = {"generation": run.generation, "telemetry": run.telemetry}
     rows = []
     for number, samples in run.samples.groupby("launch"):
-        alone = replace(run, samples=samples, telemetry=run.telemetry[run.telemetry["launch"] == number])
+        own = {name: table[table["launch"] == number] for name, table in apart.items()}
+        alone = replace(run, samples=samples, **own)
         own_clock = sm_clock_hz(alone)
         row = {"launch": number, **shared, **_figures(alone, ideal)}
         if number in peaks:
             row["peak_bytes"] = int(peaks[number])
         if own_clock and clock:
             row["sm_clock_mhz"] = own_clock / 1e6
-            if "mfu_clock" in row:
-                row["mfu_clock"] *= clock / own_clock
+            for name in row.keys() & {"mfu_clock", "mfu_prefill_clock"}:
+                row[name] *= clock / own_clock
         rows.append(row)
     return _frame(rows)
 
@@ -106,34 +113,56 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame({name: _typed(name, [row.get(name) for row in rows]) for name in LAUNCH_COLUMNS})
 
 
-def _of_all(run: Run) -> tuple[dict[str, Any], dict[str, float]]:
-    """What every launch of a run has in common, and `_flops_and_ideal`'s seconds."""
+def _of_all(run: Run) -> tuple[dict[str, Any], _Ideal]:
+    """What every launch of a run has in common, and what `_flops_and_ideal` and `_at_bandwidth` give."""
     flops, ideal = _flops_and_ideal(run)
     kernels = len(run.kernels) if run.done("trace") and len(run.kernels) else None
     if run.is_job and len(run.busy):
         kernels = int(run.busy.loc[run.busy["op"] != ALL, "kernels"].sum())
     shared = {"flops": flops, "kernels": kernels, "peak_bytes": peak(run)["bytes"], "priced_share": priced_share(run)}
-    return shared, ideal
+    return shared, ideal | _at_bandwidth(run)
 
 
-def _figures(launch: Run, ideal: dict[str, float]) -> dict[str, Any]:
+_Ideal = dict[str, tuple[str, float]]
+"""By column of `launches` that is a share: of which phase it is, and the seconds that the phase would take ideally."""
+
+
+def _figures(launch: Run, ideal: _Ideal) -> dict[str, Any]:
     times = launch.samples.groupby("phase")["time_s"]
     median = times.median()
     step_s = float(median["step"])
-    amounts = {f"{unit}_per_s": launch.workload.get(f"{unit}_per_step") for unit in ("tokens", "samples")}
+    found = generation(launch)
+    samples = launch.workload.get("samples_per_step")
     return {
         "step_s": step_s,
         "step_iqr_s": float(times.quantile(0.75)["step"] - times.quantile(0.25)["step"]),
         **{f"{phase}_s": median.get(phase) for phase in ("forward", "backward", "optimizer")},
-        **{name: amount / step_s for name, amount in amounts.items() if amount},
-        **{f"mfu_{name}": seconds / step_s for name, seconds in ideal.items() if seconds > 0},  # nor a NaN
+        "tokens_per_s": _tokens_per_s(launch, step_s, found),
+        "samples_per_s": samples / step_s if samples else None,
+        **({name: getattr(found, name) for name in ("ttft_s", "tpot_s", "tpot_p99_s")} if found else {}),
+        **{
+            name: seconds / median[phase]
+            for name, (phase, seconds) in ideal.items()
+            if seconds > 0 and median.get(phase)  # nor a NaN
+        },
         "energy_j": energy_per_step_j(launch),
         "reference_per_s": 1 / median["reference"] if "reference" in median else None,
         "invalid": "; ".join(launch.doubts["invalid"] if launch.is_job else invalid_reasons(launch.telemetry)),
     }
 
 
-def _flops_and_ideal(run: Run) -> tuple[int | None, dict[str, float]]:
+def _tokens_per_s(launch: Run, step_s: float, found: Generation | None) -> float | None:
+    """Tokens of a step over its time; of a generation, one of before schema 6 as well, those that are new."""
+    about = launch.workload
+    if found is not None and len(launch.generation):
+        return found.tokens_per_s
+    tokens = about.get("tokens_per_step")
+    if about["mode"] == "generate":
+        tokens = (about.get("samples_per_step") or 0) * (about.get("new_tokens") or 0)
+    return tokens / step_s if tokens else None
+
+
+def _flops_and_ideal(run: Run) -> tuple[int | None, _Ideal]:
     """Model FLOPs of the step, and the seconds that they take at each known peak, as `totals` has them."""
     if not run.done("count"):
         return None, {}
@@ -142,11 +171,21 @@ def _flops_and_ideal(run: Run) -> tuple[int | None, dict[str, float]]:
     model = ops[ops["phase"].isin(MODEL)]
     scale = sums["flops"] / sums["counted_flops"] if sums["counted_flops"] else 1.0
     known = {} if withheld_of_step(run) else denominators(run)
-    ideal = {
-        name: float(ideal_seconds(model, "flops", peaks, run).sum(skipna=False)) * scale
-        for name, peaks in known.items()
-    }
+    ideal: _Ideal = {}
+    for name, peaks in known.items():
+        seconds = ideal_seconds(model, "flops", peaks, run) * scale
+        ideal[f"mfu_{name}"] = "step", float(seconds.sum(skipna=False))
+        ideal[f"mfu_prefill_{name}"] = "prefill", float(seconds[model["phase"] == "prefill"].sum(skipna=False))
     return sums["flops"], ideal
+
+
+def _at_bandwidth(run: Run) -> _Ideal:
+    """The seconds that what decoding must move takes at each known bandwidth."""
+    found = moved(run)
+    if "decode" not in found.index or withheld_of_bytes(run):
+        return {}
+    nbytes = int(found.loc["decode", "bytes"])
+    return {f"mbu_{name}": ("decode", nbytes / rate) for name, rate in bandwidths(run).items()}
 
 
 def _typed(name: str, values: list[Any]) -> Any:
@@ -296,8 +335,8 @@ def parts_of(rows: pd.DataFrame, run: Run, by: By) -> list[pd.Series]:
     """What each row belongs to, a series for each of the `KEYS`."""
     if by == "op":
         return [rows["op"].map(plain_op)]
-    if by == "kernel":
-        return [rows["kernel"]]
+    if by in ("kernel", "phase"):
+        return [rows[by]]
     if by == "op-kernel":
         return [rows["op"].map(plain_op), rows["kernel"]]
     # a model is the same in a wrapper, and sharded

@@ -17,7 +17,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.changepoints import SETTLED, Change, Series, clock_of, mfu_of
+from gpuprof.analysis.changepoints import SETTLED, Change, Series, beside, clock_of, mbu_of, mfu_of
 from gpuprof.analysis.comparison import CLOCK_UNITS, CLOCKS
 from gpuprof.analysis.known_flops import at_least
 from gpuprof.errors import GpuprofError
@@ -139,22 +139,29 @@ FORMATS: dict[str, Callable[[list[Series], int, View], str]] = {
 }
 """Every format by name."""
 
-_RIGHT = {"launches", "step", "MFU", *CLOCKS.values()}
-_GIVE_WAY = ("launches", *CLOCKS.values(), "commit", "verdict", "MFU")  # columns that a narrow terminal does without
+_TIMES = {"step_s": "step", "ttft_s": "to first token", "tpot_s": "per token"}
+_RIGHT = {"launches", *_TIMES.values(), "MFU", "prefill MFU", "decode MBU", *CLOCKS.values()}
+_GIVE_WAY = (
+    "launches", *CLOCKS.values(), "commit", "verdict", "MFU", "prefill MFU", "decode MBU", "to first token",
+    "per token",
+)  # fmt: skip
+"""Columns that a narrow terminal does without, the first first."""
+
 _NARROWEST = 45  # a run, a date and a step
 
 
 def _cells(one: Series, limit: int) -> dict[str, list[str]]:
     """Columns by name, the newest run first, without those in which nothing is known."""
     rows = one.runs.tail(limit).iloc[::-1].to_dict("records")
-    clock, mfu = clock_of(one.runs), mfu_of(one.runs)
+    clock, mfu, mbu = clock_of(one.runs), mfu_of(one.runs), mbu_of(one.runs)
     cells = {
         "run": [row["id"] for row in rows],
         "date": [f"{row['date'][:10]} {row['date'][11:16]}" for row in rows],
         "commit": [row["commit"][:_SHORT] or units.MISSING for row in rows],
         "launches": [str(row["launches"]) for row in rows],
-        "step": [units.duration(row["step_s"]) for row in rows],
-        "MFU": [_share(row[mfu], row["priced_share"]) if mfu else units.MISSING for row in rows],
+        **{name: [units.duration(row[metric]) for row in rows] for metric, name in _TIMES.items()},
+        _name(mfu): [_share(row[mfu], row["priced_share"]) if mfu else units.MISSING for row in rows],
+        "decode MBU": [units.percent(row[mbu]) if mbu else units.MISSING for row in rows],
         CLOCKS[clock]: [_figure(clock, row[clock]) for row in rows],
         "verdict": [_verdict(row) for row in rows],
     }
@@ -176,8 +183,10 @@ def _sentences(one: Series, limit: int) -> list[str]:
     lines = []
     mfu = mfu_of(one.runs)
     if mfu:
-        followed = "" if mfu == one.metric else ", which is measured anew, so that changes are those of the step"
-        lines.append(f"MFU is by the {mfu.removeprefix('mfu_')} peak{followed}; figures are medians of valid launches.")
+        peak = mfu.rpartition("_")[2]
+        anew = ", which is measured anew, so that changes are those of the step"
+        followed = anew if one.metric == "step_s" else ""
+        lines.append(f"MFU is by the {peak} peak{followed}; figures are medians of valid launches.")
     if not mfu or one.runs[mfu].tail(limit).isna().any():
         lines.append("A run without an MFU has none or has it withheld: 'gpuprof history show' of it says why.")
     if len(one.runs) > limit:
@@ -221,11 +230,11 @@ def _levels(metric: str, before: float, after: float) -> str:
 
 
 def _name(metric: str) -> str:
-    return {"step_s": "step", **CLOCKS}.get(metric, "MFU")
+    return {**_TIMES, **CLOCKS}.get(metric, "prefill MFU" if metric.startswith("mfu_prefill") else "MFU")
 
 
 def _figure(metric: str, value: float | None) -> str:
-    if metric == "step_s":
+    if metric in _TIMES:
         return units.duration(value)
     if metric in CLOCKS:
         return units.MISSING if value is None or pd.isna(value) else f"{value:,.0f}{CLOCK_UNITS[metric]}"
@@ -276,9 +285,10 @@ def history_chart(one: Series, launches: pd.DataFrame, path: str | os.PathLike[s
     from matplotlib.figure import Figure
 
     clock = clock_of(one.runs)
-    metrics = [one.metric, clock] if one.runs[clock].notna().any() else [one.metric]
-    figure = Figure(figsize=(10, 3.5 + len(metrics)), dpi=150, layout="constrained")
-    panels = figure.subplots(len(metrics), sharex=True, squeeze=False, height_ratios=[3, 1][: len(metrics)])[:, 0]
+    metrics = [name for name in (one.metric, *beside(one.runs), clock) if one.runs[name].notna().any()]
+    heights = [3 if name == one.metric else 2 if name in _TIMES else 1 for name in metrics]
+    figure = Figure(figsize=(10, 1.5 + sum(heights)), dpi=150, layout="constrained")
+    panels = figure.subplots(len(metrics), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axes, metric in zip(panels, metrics, strict=True):
         _draw(axes, one, launches, metric)
     ticks = AutoDateLocator(minticks=3, maxticks=10)
@@ -319,8 +329,9 @@ def history_chart(one: Series, launches: pd.DataFrame, path: str | os.PathLike[s
 def _draw(axes: Any, one: Series, launches: pd.DataFrame, metric: str) -> None:
     """One metric: a dot per launch, the median of each run in the colour of its verdict, the levels between changes."""
     clocks = {name: f"{words},{CLOCK_UNITS[name]}" for name, words in CLOCKS.items()}
-    unit = {"step_s": "step, ms", **clocks}.get(metric, "MFU, %")
-    factor = {"step_s": 1e3, **dict.fromkeys(CLOCKS, 1.0)}.get(metric, 100.0)
+    seconds = {name: f"{words}, ms" for name, words in _TIMES.items()}
+    unit = (seconds | clocks).get(metric, "MFU, %")
+    factor = (dict.fromkeys(seconds, 1e3) | dict.fromkeys(CLOCKS, 1.0)).get(metric, 100.0)
     runs = one.runs[one.runs[metric].notna()]
     times = np.array([_time(date) for date in runs["date"]])
     size = 4 if len(runs) < _MANY else 1.5

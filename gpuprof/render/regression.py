@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.check import DECIDES, NO_VERDICT, Check
+from gpuprof.analysis.check import DECIDES, NO_VERDICT, OF_GENERATIONS, Check
 from gpuprof.analysis.comparison import BY_NAME, KEYS, compiled, fingerprint, workload_key
 from gpuprof.analysis.regression import DRIFT, FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION, Verdict
 from gpuprof.record import UNATTRIBUTED
@@ -26,10 +26,14 @@ from gpuprof.render.console import to_text
 from gpuprof.render.tables import aligned, plain
 from gpuprof.render.view import View
 
+_PEAKS = {"given": ", given peak", "datasheet": ", datasheet", "clock": " at the clock", "measured": ", measured peak"}
+
 NAMES = {
-    **DECIDES, "forward_s": "forward", "backward_s": "backward", "optimizer_s": "optimizer",
-    "tokens_per_s": "tokens/s", "samples_per_s": "samples/s", "mfu_given": "MFU, given peak",
-    "mfu_datasheet": "MFU, datasheet", "mfu_clock": "MFU at the clock", "mfu_measured": "MFU, measured peak",
+    **DECIDES, **OF_GENERATIONS, "tpot_p99_s": "99 % of tokens within", "forward_s": "forward",
+    "backward_s": "backward", "optimizer_s": "optimizer", "tokens_per_s": "tokens/s", "samples_per_s": "samples/s",
+    **{f"{name}_{peak}": f"{words}{by}" for name, words in (("mfu", "MFU"), ("mfu_prefill", "prefill MFU"))
+       for peak, by in _PEAKS.items()},
+    "mbu_datasheet": "decode MBU, datasheet", "mbu_measured": "decode MBU, measured copy",
     "energy_j": "energy per step",
 }  # fmt: skip
 """Metrics as people read them."""
@@ -359,7 +363,7 @@ def _confidence(one: Verdict) -> str:
 def _value(metric: str, value: float) -> str:
     if metric.endswith("_s") and "per_s" not in metric:
         return units.duration(value)
-    if metric.startswith("mfu"):
+    if metric.startswith(("mfu", "mbu")):
         return units.percent(value)
     if metric == "peak_bytes":
         return units.size(value)

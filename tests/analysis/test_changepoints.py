@@ -14,6 +14,7 @@ from gpuprof.analysis.changepoints import (
     change_points,
     changes,
     divergences,
+    mbu_of,
     metric_of,
     mfu_of,
     series_of,
@@ -276,7 +277,7 @@ def history(mfu, clock=None, **columns):
     count = len(mfu)
     clock = [math.nan] * count if clock is None else clock
     frame = {"id": [f"run{at}" for at in range(count)], "mfu_datasheet": mfu, "sm_clock_mhz": clock, **columns}
-    for name in ("mfu_given", "mfu_measured", "step_s", "reference_per_s"):
+    for name in ("mfu_given", "mfu_measured", "step_s", "reference_per_s", "ttft_s", "tpot_s"):
         frame.setdefault(name, [math.nan] * count)
     return pd.DataFrame(frame)
 
@@ -421,6 +422,31 @@ def test_a_history_is_followed_by_the_mfu_that_most_runs_have():
     assert mfu_of(history(DROP, mfu_measured=DROP)) == "mfu_datasheet"
     assert mfu_of(history(nothing, mfu_measured=DROP)) == "mfu_measured"
     assert mfu_of(history(nothing)) == ""
+
+
+def test_a_generation_is_followed_by_its_time_per_token_and_that_to_the_first():
+    """The clock falls by 4 % with the time per token; the time to the first token rises by 10 % later, by itself."""
+    clock = wobbling((1755.0, 20), (1685.0, 20))
+    runs = history(STEADY, clock, tpot_s=wobbling((0.010, 20), (0.0104, 20)), ttft_s=wobbling((0.1, 30), (0.11, 10)),
+                   mfu_prefill_datasheet=STEADY, mbu_measured=STEADY, device=["G"] * 40, workload=["w"] * 40,
+                   fingerprint=["x"] * 40, date=[f"2026-01-{1 + at // 2:02}" for at in range(40)])  # fmt: skip
+    for name in ("mfu_prefill_given", "mfu_prefill_measured", "mbu_datasheet"):
+        runs[name] = math.nan
+
+    (one,) = series_of(runs)
+
+    assert one.metric == "tpot_s"
+    assert [(change.metric, change.point.at, change.infrastructure) for change in one.changes] == [
+        ("tpot_s", 20, True), ("ttft_s", 30, False),
+    ]  # fmt: skip
+    assert (mfu_of(runs), mbu_of(runs)) == ("mfu_prefill_datasheet", "mbu_measured")
+
+
+def test_a_generation_of_mostly_old_runs_is_followed_as_they_are():
+    few = [math.nan] * 30 + wobbling((0.01, 10))
+    runs = history(DROP, tpot_s=few, ttft_s=few)
+    assert metric_of(runs) == "mfu_datasheet"
+    assert mfu_of(runs) == "mfu_datasheet"
 
 
 def test_series_are_apart_by_fingerprint_the_newest_last():

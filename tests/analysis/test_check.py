@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from runs import gpu_run, kernel_row, row
+from runs import generation_run, gpu_run, kernel_row, row
 
-from gpuprof.analysis.check import METRICS, check, check_interleaved, moved, unopposed, verdicts
+from gpuprof.analysis.check import METRICS, check, check_interleaved, compare, moved, unopposed, verdicts
 from gpuprof.errors import GpuprofError
 from gpuprof.record import table
 
@@ -382,4 +382,79 @@ def test_a_baseline_of_many_runs_is_told_fast():
     found = verdicts(base, head, None)
 
     assert time.process_time() - start < 0.5
-    assert [len(found), found[0].n, found[0].status] == [14, 1200, "regression"]
+    assert [len(found), found[0].n, found[0].status] == [23, 1200, "regression"]
+
+
+def generated(day, prefill=1.0, decode=1.0):
+    """generation_run() on a day, its prefill and its decoding slower by these factors."""
+    run = generation_run()
+    run.environment["date"] = f"2026-01-{day:02}T00:00:00+00:00"
+    for rows in (run.samples, run.generation):
+        rows["time_s"] = rows["time_s"] * rows["phase"].map({"prefill": prefill, "decode": decode}).fillna(1.0)
+    phases = run.samples[run.samples["phase"] != "step"].groupby("step")["time_s"].sum()
+    whole = run.samples["phase"] == "step"
+    run.samples.loc[whole, "time_s"] = phases.to_numpy()
+    return run
+
+
+OF_DAYS = [generated(day, wobble, wobble) for day, wobble in enumerate((1.0, 1.002, 0.998, 1.001, 0.999), start=1)]
+
+
+def test_a_slower_prefill_is_a_regression_that_the_step_does_not_show():
+    # 3 % of 400 ns are 0.9 % of a step of 1360
+    found = check(generated(9, prefill=1.03), OF_DAYS)
+
+    assert found.status == "regression"
+    assert [verdict.metric for verdict in found.deciding] == [
+        "step_s", "ttft_s", "tpot_s", "flops", "kernels", "peak_bytes"
+    ]  # fmt: skip
+    told = {verdict.metric: verdict for verdict in found.verdicts}
+    assert [told[name].status for name in ("step_s", "ttft_s", "tpot_s")] == ["pass", "regression", "pass"]
+    assert told["ttft_s"].change == pytest.approx(0.03)
+    assert told["mfu_prefill_datasheet"].change == pytest.approx(1 / 1.03 - 1)
+    assert told["mbu_datasheet"].change == pytest.approx(0)
+
+
+def test_a_slower_decoding_is_one_of_the_time_per_token():
+    told = {verdict.metric: verdict for verdict in check(generated(9, decode=1.05), OF_DAYS).verdicts}
+
+    assert [told[name].status for name in ("ttft_s", "tpot_s")] == ["pass", "regression"]
+    for name, change in (("tpot_s", 0.05), ("tpot_p99_s", 0.05), ("mbu_datasheet", 1 / 1.05 - 1)):
+        assert told[name].change == pytest.approx(change)
+        assert told[name].status == "regression"
+
+
+def test_a_generation_held_against_files_from_before_its_phases_were_told_apart():
+    old = []
+    for run in OF_DAYS:
+        run = replace(run, generation=table("generation", []), traffic=table("traffic", []))
+        for name in ("samples", "ops", "kernels"):
+            rows = getattr(run, name)
+            setattr(run, name, rows.replace({"phase": {"prefill": "forward", "decode": "forward"}}))
+        old.append(run)
+
+    found = check(longer(generated(9), 1.5, "head", "decode"), old)
+
+    assert found.status == "pass"
+    assert "Not judged: time to first token, not known of the baseline." in found.notes
+    parts = {(part["layer"], part["phase"]): part for part in found.moved["layer"].to_dict("records")}
+    assert parts.keys() == {("head", "forward"), ("attn", "forward")}
+    # 200 + 3 x 120 ns, and 180 ns more
+    assert parts["head", "forward"]["base_s"] == pytest.approx(560e-9)
+    assert parts["head", "forward"]["change_s"] == pytest.approx(180e-9)
+    assert parts["head", "forward"]["head_flops"] == 15000
+
+
+def test_a_training_is_not_held_against_a_generation():
+    with pytest.raises(
+        GpuprofError, match=r"^nothing to hold the head against: workload \(net-train-.* against net-gen"
+    ):
+        compare(gpu_run(), generation_run())
+
+
+def test_two_generations_beside_one_another_by_phase():
+    found = compare(generated(1), longer(generated(2), 1.5, "head", "decode"), ["phase"])
+
+    parts = {part["phase"]: part for part in found.moved["phase"].to_dict("records")}
+    assert (parts["decode"]["base_s"], parts["decode"]["change_s"]) == (pytest.approx(600e-9), pytest.approx(180e-9))
+    assert parts["prefill"]["status"] == "same"

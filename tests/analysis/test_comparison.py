@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from runs import gpu_run
+from runs import generation_run, gpu_run
 
 from gpuprof.analysis.comparison import (
     LAUNCH_COLUMNS,
@@ -64,6 +64,60 @@ def test_a_launch_is_a_row_of_its_own_medians():
     assert second["invalid"] == "hardware thermal slowdown in 1 of 1 samples"
     assert pd.isna(first["backward_s"])
     assert pd.isna(first["mfu_measured"])
+
+
+def test_a_launch_of_a_generation():
+    """Steps of 1360 ns, slower by 1, 1.1 and 0.9: parts of 400 ns, and 300, 320, 340 to decode."""
+    run = generation_run()
+    first, second = run.generation, run.generation.assign(launch=1, time_s=2 * run.generation["time_s"])
+    run.generation = pd.concat([first, second], ignore_index=True)
+    run.samples = pd.concat(
+        [run.samples, run.samples.assign(launch=1, time_s=2 * run.samples["time_s"])], ignore_index=True
+    )
+
+    for launch, slow in zip(launches(run).to_dict("records"), (1, 2), strict=True):
+        assert launch["ttft_s"] == pytest.approx(slow * 400e-9)
+        assert launch["tpot_s"] == pytest.approx(slow * 320e-9)
+        # of 270, 288, 300, 306, 320, 330, 340, 352, 374 ns: 0.99 of the way is at the place 7.92 of 0 to 8
+        assert launch["tpot_p99_s"] == pytest.approx(slow * (352 + 0.92 * 22) * 1e-9)
+        assert launch["tokens_per_s"] == pytest.approx(2 * 4 / (slow * 1360e-9))
+        assert launch["samples_per_s"] == pytest.approx(2 / (slow * 1360e-9))
+        assert launch["mfu_datasheet"] == pytest.approx(248 / (slow * 1360))
+        assert launch["mfu_prefill_datasheet"] == pytest.approx(200 / (slow * 400))
+        assert launch["mbu_datasheet"] == pytest.approx(4740 / 10 / (slow * 960))
+        assert launch["mbu_measured"] == pytest.approx(4740 / 8 / (slow * 960))
+        assert pd.isna(launch["forward_s"])
+
+
+def test_a_generation_from_before_its_phases_were_told_apart():
+    run = generation_run()
+    run.generation, run.traffic = table("generation", []), table("traffic", [])
+    for name in ("samples", "ops", "kernels"):
+        rows = getattr(run, name)
+        setattr(run, name, rows[rows["phase"] != "prefill"].replace({"phase": {"decode": "forward"}}))
+
+    (launch,) = launches(run).to_dict("records")
+
+    assert launch["forward_s"] == pytest.approx(960e-9)
+    assert launch["tokens_per_s"] == pytest.approx(8 / 1360e-9)
+    unknown = ["ttft_s", "tpot_s", "tpot_p99_s", "mfu_prefill_datasheet", "mbu_datasheet", "mbu_measured"]
+    assert all(pd.isna(launch[name]) for name in unknown)
+
+
+def test_shares_of_a_training_are_of_the_whole_step():
+    (launch,) = launches(gpu_run()).to_dict("records")
+    assert launch["mfu_datasheet"] == pytest.approx(120 / 480)
+    assert pd.isna(launch["mfu_prefill_datasheet"])
+    assert pd.isna(launch["ttft_s"])
+
+
+def test_kernel_time_by_phase():
+    assert kernel_seconds(generation_run(), "phase")[0].to_dict() == {
+        "prefill": pytest.approx(300e-9), "decode": pytest.approx(600e-9)
+    }  # fmt: skip
+    assert own_counts(generation_run(), "phase").to_dict() == {
+        "kernels": {"prefill": 2, "decode": 6}, "flops": {"prefill": 20000, "decode": 4800}
+    }  # fmt: skip
 
 
 def test_a_run_that_timed_itself_is_one_launch():

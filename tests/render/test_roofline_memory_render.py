@@ -92,8 +92,30 @@ def test_a_roofline_is_drawn(tmp_path):
         "by op, areas as kernel time: 90.9 % of it is drawn",
     ):  # fmt: skip
         assert name in found, found
+    assert not [name for name in found if "prefill" in name]
     first = picture.read_bytes()
     assert roofline_chart(run, picture, View(by="op")).read_bytes() == first
+
+
+def test_a_generation_is_two_clouds(tmp_path):
+    run = generation_run()
+    found = words(roofline_chart(run, tmp_path / "roof.svg", View(by="op")))
+
+    assert {"mm prefill 33.3 %", "mm decode 66.7 %", "prefill: products", "decode: products"} <= set(found)
+    text = render_roofline(run, "text", View(by="op", width=200))
+    # 20,000 FLOPs over 2,120 bytes, 4,800 over 4,740
+    assert (
+        "Prefill: compute limits 100.0 %; 20.00 KFLOPs of products, 9.43 FLOP/B over 2.070 KiB that must move" in text
+    )
+    assert "Decode: compute limits 100.0 %; 4.800 KFLOPs of products, 1.01 FLOP/B over 4.629 KiB that must move" in text
+    assert [line.split()[:2] for line in text.splitlines() if line.startswith("mm")] == [
+        ["mm", "decode"], ["mm", "prefill"],
+    ]  # fmt: skip
+    of_one = render_roofline(run, "text", View(by="op", phase="decode", width=200))
+    assert "Decode: " in of_one
+    assert "Prefill: " not in of_one
+    figures = json.loads(render_roofline(run, "json"))["phases"]
+    assert [(row["phase"], row["moved_bytes"]) for row in figures] == [("prefill", 2120), ("decode", 4740)]
 
 
 def test_a_roofline_with_nothing_to_draw(tmp_path):
