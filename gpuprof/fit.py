@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from gpuprof.analysis.generation import generation
 from gpuprof.analysis.memory import Prediction, made, predict
 from gpuprof.errors import GpuprofError
-from gpuprof.passes.simulated import Simulated, simulate
+from gpuprof.passes.simulated import simulate
 from gpuprof.record import FORWARD, Run
 from gpuprof.workload import Options, Workload, build
 
-What = Literal["batch_size", "seq_len"]
+What = Literal["batch_size", "seq_len", "prompt_len", "new_tokens"]
+SIZES: tuple[What, ...] = ("batch_size", "seq_len", "prompt_len", "new_tokens")
 
 _ENDLESS = 1 << 40
+_FEW_TOKENS = (4, 5, 6, 7)
+_MOST_TOKENS = 16
+"""Generations up to so many tokens are simulated as they are; of longer ones those few tell."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +32,19 @@ class Sized:
     Attributes:
         batch_size: samples per step; None where the workload does not say.
         seq_len: positions per sample; None where the workload has none.
+        prompt_len: positions of a generation's prompt, likewise.
+        new_tokens: tokens that it generates, likewise.
         activations: bytes that its forward keeps for the backward.
+        cache: bytes that the cache of a generation holds at the end of each of its phases.
         prediction: of the step's peak.
     """
 
     batch_size: int | None
     seq_len: int | None
+    prompt_len: int | None
+    new_tokens: int | None
     activations: int
+    cache: dict[str, int]
     prediction: Prediction
 
 
@@ -69,7 +80,7 @@ class Forecast:
 
     sized: Sized | None
     fit: Fit | None
-    miss: int
+    miss: int | None
     calibration: float
 
 
@@ -78,31 +89,55 @@ def forecast(
     largest: What | None = None,
     *,
     capacity: int | None = None,
-    batch_size: int | None = None,
-    seq_len: int | None = None,
     model: str | None = None,
+    **sizes: int | None,
 ) -> Forecast:
-    """What a step of another size needs of memory, or the largest batch or sequence that fits.
+    """What a step of another size needs of memory, or the largest batch or length that fits.
 
     Args:
         run: a measured step, with the memory pass and the counting pass.
         largest: of what the largest is wanted; None for the prediction of one size.
         capacity: bytes that there are; all of the device by default.
-        batch_size: the run's own by default.
-        seq_len: the run's own by default.
         model: what the model was, as on the command line, where the run's name does not say: a directory or a file.
+        sizes: of `SIZES`; what is not given is the run's own.
 
     Raises:
         GpuprofError: see `Sizes`, `Sizes.at` and `Sizes.largest`; or the device's memory is not known.
     """
-    sizes = Sizes(run, model)
+    of_run = Sizes(run, model)
     capacity = capacity or run.device.get("memory_bytes")
     if largest is not None and capacity is None:
         raise GpuprofError("how much memory this device has is not known: give it with --memory")
     if largest is None:
-        return Forecast(sizes.at(batch_size, seq_len), None, sizes.miss, sizes.calibration)
-    fit = sizes.largest(largest, int(capacity or 0), batch_size, seq_len)
-    return Forecast(None, fit, sizes.miss, sizes.calibration)
+        return Forecast(of_run.at(**sizes), None, of_run.miss, of_run.calibration)
+    fit = of_run.largest(largest, int(capacity or 0), **sizes)
+    return Forecast(None, fit, of_run.miss, of_run.calibration)
+
+
+class _Step(NamedTuple):
+    """A simulated step, of a generation without what is between its first and its last step of decoding.
+
+    Attributes:
+        kept: bytes that its forward keeps for the backward.
+        cache: bytes that the cache holds at the end of each phase.
+        live: bytes that are there after each operator.
+        phases: in which phase each operator ran.
+    """
+
+    kept: int
+    cache: dict[str, int]
+    live: np.ndarray
+    phases: list[str]
+
+    @property
+    def peaks(self) -> dict[str, float]:
+        """The most that is there in each phase; in the optimizer's, what is there when it begins."""
+        where = np.array(self.phases)
+        peaks = {phase: float(self.live[where == phase].max()) for phase in dict.fromkeys(self.phases)}
+        if "optimizer" in peaks:
+            first = self.phases.index("optimizer")
+            peaks["optimizer"] = float(self.live[first - 1]) if first else 0.0
+        return peaks
 
 
 class Sizes:
@@ -113,7 +148,9 @@ class Sizes:
         model: what the model was, as on the command line, where the run's name does not say: a directory or a file.
 
     Attributes:
-        miss: activations simulated less those recorded, in bytes, at the run's own size; 0 is exact.
+        own: the sizes of the run; None for those that it does not have.
+        miss: activations simulated less those recorded, in bytes, at the run's own size, and of a generation what
+            its cache holds at the end; 0 is exact, None where there is nothing to compare.
         calibration: what the run made in its backward (or forward) over what is simulated of it.
 
     Raises:
@@ -136,31 +173,35 @@ class Sizes:
                 "the run does not say where its model is: give it with --model (a directory or file.py:function)"
             )
         self.run, self.model = run, model or str(about["name"])
-        self.batch_size: int | None = about.get("batch_size")
-        self.seq_len: int | None = about.get("seq_len")
+        self.own: dict[str, int | None] = {name: about.get(name) for name in SIZES}
         forward = run.ops[run.ops["phase"].isin(FORWARD) & run.ops["op"].str.contains("::_scaled_dot_product")]
         self._attention = dict(zip(forward["module"], forward["op"], strict=True))
-        own = self._simulated(self.batch_size, self.seq_len)
-        self._own = _peaks(np.array(own.live), own.phases)
-        recorded = int(run.memory.loc[run.memory["quantity"] == "activations", "bytes"].sum())
-        self.miss = sum(own.kept.values()) - recorded
+        own = self._step(self.own)
+        self._own = own.peaks
+        self.miss = self._miss(own)
         measured = made(run)
-        phase = "backward" if "backward" in measured else "forward"
+        phase = "backward" if "backward" in measured else max(measured, key=lambda name: measured[name], default="")
         simulated = self._own.get(phase)
         self.calibration = measured[phase] / simulated if simulated else 1.0
 
-    def at(self, batch_size: int | None = None, seq_len: int | None = None) -> Sized:
-        """The prediction for a size; what is not given is the run's own.
+    def _miss(self, own: _Step) -> int | None:
+        if (of_run := generation(self.run)) is None:
+            recorded = self.run.memory.loc[self.run.memory["quantity"] == "activations", "bytes"]
+            return own.kept - int(recorded.sum())
+        held = own.cache.get(own.phases[-1])
+        return None if held is None or of_run.cache_bytes is None else held - of_run.cache_bytes
+
+    def at(self, **sizes: int | None) -> Sized:
+        """The prediction for a size, of `SIZES`; what is not given is the run's own.
 
         Raises:
             GpuprofError: the workload has no such size.
         """
-        batch, seq = batch_size or self.batch_size, seq_len or self.seq_len
-        step = self._simulated(batch, seq)
-        return self._sized(batch, seq, sum(step.kept.values()), _peaks(np.array(step.live), step.phases))
+        given = self._given(sizes)
+        return self._sized(given, self._step(given))
 
-    def largest(self, what: What, capacity: int, batch_size: int | None = None, seq_len: int | None = None) -> Fit:
-        """The largest batch or sequence that fits; the other size as given or as in the run.
+    def largest(self, what: What, capacity: int, **sizes: int | None) -> Fit:
+        """The largest batch or length that fits; the other sizes as given or as in the run.
 
         What is there after each operator is a polynomial of the size, of at most the second degree. It is taken from
         small sizes, whose masks and ids take no memory to speak of, and held against one more.
@@ -168,25 +209,28 @@ class Sizes:
         Args:
             what: which size.
             capacity: bytes that there are.
-            batch_size: of the steps, where the sequence is looked for.
-            seq_len: of the steps, where the batch is looked for.
+            sizes: the others.
 
         Raises:
             GpuprofError: the workload has no such size, or its memory does not follow it.
         """
-        batch, seq = batch_size or self.batch_size, seq_len or self.seq_len
-        own = self.batch_size if what == "batch_size" else self.seq_len
+        given, own = self._given(sizes), self.own[what]
         if own is None:
             raise GpuprofError(f"the steps of this run have no --{what.replace('_', '-')}: there is nothing to fit")
 
-        def sizes(size: int) -> tuple[int | None, int | None]:
-            return (size, seq) if what == "batch_size" else (batch, size)
+        def sizes_at(size: int) -> dict[str, int | None]:
+            return given | {what: size}
 
-        steps_at = _polynomial(lambda size: self._simulated(*sizes(size)), own)
+        if what == "new_tokens":
+            step_at = _polynomial(lambda size: self._simulated(sizes_at(size)), _FEW_TOKENS)
+        else:
+            near = _near(own)
+            if self._refusal(sizes_at(min(near))):  # a prompt that has to hold an image, for one
+                near = [own + own // 8 * index for index in range(4)]
+            step_at = _polynomial(lambda size: self._step(sizes_at(size)), near)
 
         def sized(size: int) -> Sized:
-            kept, peaks = steps_at(size)
-            return self._sized(*sizes(size), kept, peaks)
+            return self._sized(sizes_at(size), step_at(size))
 
         def fits(size: int) -> bool:
             return sized(size).prediction.total <= capacity
@@ -199,84 +243,102 @@ class Sizes:
             if above > _ENDLESS:
                 raise GpuprofError(f"the memory of this step does not grow with its {what}: there is nothing to fit")
         best, limit = _last(fits, above // 2, above), ""
-        if what == "seq_len" and self._refusal(*sizes(best)):
-            best = _last(lambda size: not self._refusal(*sizes(size)), min(own, best), best)
-            limit = self._refusal(*sizes(best + 1))
+        if what != "batch_size" and self._refusal(sizes_at(best)):
+            if best < own:
+                least = 1 + _last(lambda size: bool(self._refusal(sizes_at(size))), best, own)
+                return Fit(what, capacity, None, sized(least), "")
+            best = _last(lambda size: not self._refusal(sizes_at(size)), own, best)
+            limit = self._refusal(sizes_at(best + 1))
         return Fit(what, capacity, sized(best), None if limit else sized(best + 1), limit)
 
-    def _sized(self, batch: int | None, seq: int | None, kept: int, peaks: dict[str, float]) -> Sized:
-        both = {phase: (own, peaks[phase]) for phase, own in self._own.items() if phase in peaks}
-        return Sized(batch, seq, kept, predict(self.run, both))
+    def _given(self, sizes: dict[str, int | None]) -> dict[str, int | None]:
+        return self.own | {name: size for name, size in sizes.items() if size is not None}
 
-    def _simulated(self, batch: int | None, seq: int | None) -> Simulated:
-        workload = self._built(batch, seq)
+    def _sized(self, sizes: dict[str, int | None], step: _Step) -> Sized:
+        peaks = step.peaks
+        prediction = predict(
+            self.run, {phase: (own, peaks[phase]) for phase, own in self._own.items() if phase in peaks}
+        )
+        return Sized(**sizes, activations=step.kept, cache=step.cache, prediction=prediction)
+
+    def _step(self, sizes: dict[str, int | None]) -> _Step:
+        """The step of a size; where it generates many tokens, by the polynomials through those that generate few."""
+        tokens = sizes["new_tokens"]
+        if tokens is None or tokens <= _MOST_TOKENS:
+            return self._simulated(sizes)
+        self._built(sizes)  # or there is no such size
+        return _polynomial(lambda few: self._simulated(sizes | {"new_tokens": few}), _FEW_TOKENS)(tokens)
+
+    def _simulated(self, sizes: dict[str, int | None]) -> _Step:
+        workload = self._built(sizes)
         params, of_run = sum(p.numel() for p in workload.model.parameters()), int(self.run.tree["params"].iloc[0])
         if params != of_run:
             raise GpuprofError(f"{self.model} is not the model of this run: {params:,} parameters, not {of_run:,}")
         try:
-            return simulate(workload, self._attention)
+            found = simulate(workload, self._attention)
         except GpuprofError:
             raise
         except Exception as error:  # whatever the model's own code makes of tensors without values
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise GpuprofError(f"{self.model} cannot be run without weights, so not be predicted: {reason}") from error
+        last = found.parts[-1] if found.parts else 0
+        told = [phase != "decode" or part == last for phase, part in zip(found.phases, found.parts, strict=True)]
+        phases = [phase for phase, tells in zip(found.phases, told, strict=True) if tells]
+        return _Step(sum(found.kept.values()), found.cache, np.array(found.live, dtype=float)[told], phases)
 
-    def _built(self, batch: int | None, seq: int | None) -> Workload:
+    def _built(self, sizes: dict[str, int | None]) -> Workload:
         known = {field.name: self.run.workload.get(field.name) for field in fields(Options)}
         # code of the model's own is not run because a file says so
-        known |= {"batch_size": batch, "seq_len": seq, "device": None, "trust_remote_code": False}
+        known |= sizes | {"device": None, "trust_remote_code": False}
         options = Options(**{name: value for name, value in known.items() if value is not None})
         return build(self.model, options, weightless=True)
 
-    def _refusal(self, batch: int | None, seq: int | None) -> str:
+    def _refusal(self, sizes: dict[str, int | None]) -> str:
         """Why a step of this size cannot be built; empty where it can."""
         try:
-            self._built(batch, seq)
+            self._built(sizes)
         except GpuprofError as error:
             return str(error)
         return ""
 
 
-def _peaks(live: np.ndarray, phases: list[str]) -> dict[str, float]:
-    """The most that is there in each phase; in the optimizer's, what is there when it begins."""
-    where = np.array(phases)
-    peaks = {phase: float(live[where == phase].max()) for phase in dict.fromkeys(phases)}
-    if "optimizer" in peaks:
-        first = phases.index("optimizer")
-        peaks["optimizer"] = float(live[first - 1]) if first else 0.0
-    return peaks
+def _near(own: int) -> list[int]:
+    """Sizes near one: downwards, as there may be a longest; not to 1, where views take the place of copies."""
+    return [own - index * (own // 8) if own >= 16 else max(own, 2) + index for index in range(4)]
 
 
-def _polynomial(step_at: Callable[[int], Simulated], own: int) -> Callable[[int], tuple[int, dict[str, float]]]:
-    """Bytes kept, and peaks by phase, at any size, by the polynomials through those of sizes near the given one.
+def _polynomial(step_at: Callable[[int], _Step], sizes: Sequence[int]) -> Callable[[int], _Step]:
+    """Steps of any size, by the polynomials through those of the given sizes but the last.
 
     Raises:
-        GpuprofError: a further size is not on them.
+        GpuprofError: that of the last size is not on them.
     """
-    # downwards, as there may be a longest sequence; not to 1, where views take the place of copies
-    sizes = [own - index * (own // 8) if own >= 16 else max(own, 2) + index for index in range(4)]
     *through, further = sizes
     *steps, last = [step_at(size) for size in sizes]
 
-    def at(size: int) -> tuple[int, np.ndarray]:
-        kept, live = Fraction(0), np.zeros(len(last.live))
-        for point, step in zip(through, steps, strict=True):
+    def at(size: int) -> _Step:
+        weights = []
+        for point in through:
             weight = Fraction(1)
             for other in through:
                 weight *= Fraction(size - other, point - other) if other != point else 1
-            kept += weight * sum(step.kept.values())
-            live += float(weight) * np.array(step.live)
-        return round(kept), live
+            weights.append(weight)
+        sums = [sum((weight * step.kept for weight, step in zip(weights, steps, strict=True)), Fraction(0))]
+        sums += [
+            sum((weight * step.cache[phase] for weight, step in zip(weights, steps, strict=True)), Fraction(0))
+            for phase in last.cache
+        ]
+        live = sum(float(weight) * step.live for weight, step in zip(weights, steps, strict=True))
+        kept, *cache = map(round, sums)
+        return _Step(kept, dict(zip(last.cache, cache, strict=True)), np.asarray(live), last.phases)
 
-    alike = all(step.phases == last.phases for step in steps)
-    if not alike or at(further)[0] != sum(last.kept.values()) or not np.allclose(at(further)[1], last.live, atol=1.0):
+    alike = all(step.phases == last.phases and step.cache.keys() == last.cache.keys() for step in steps)
+    if alike:
+        found = at(further)
+        alike = (found.kept, found.cache) == (last.kept, last.cache) and np.allclose(found.live, last.live, atol=1.0)
+    if not alike:
         raise GpuprofError("the memory of this step does not follow its size smoothly: ask for single sizes instead")
-
-    def figures(size: int) -> tuple[int, dict[str, float]]:
-        kept, live = at(size)
-        return kept, _peaks(live, last.phases)
-
-    return figures
+    return at
 
 
 def _last(holds: Callable[[int], bool], low: int, high: int) -> int:

@@ -8,7 +8,9 @@ from workload.conftest import SMALLER
 import gpuprof
 from gpuprof.analysis.memory import predict
 from gpuprof.fit import Sizes, forecast
-from gpuprof.workload import load_preset
+from gpuprof.passes.simulated import simulate
+from gpuprof.workload import Options, build, load_preset
+from gpuprof.workload.steps import CACHE_NAMES
 
 TEXT = {"batch_size": 2, "seq_len": 16}
 TWICE = {"batch_size": 4, "seq_len": 32}
@@ -77,7 +79,7 @@ def test_activations_of_another_size_are_those_that_a_real_step_keeps_to_the_byt
     real = activations(measured(model, ["memory"], **options | others))
 
     assert sizes.miss == 0
-    assert sizes._simulated(others["batch_size"], others.get("seq_len", sizes.seq_len)).kept == real
+    assert simulate(sizes._built(sizes.own | others), sizes._attention).kept == real
     assert sizes.at(**others).activations == sum(real.values()) > 0
 
 
@@ -203,3 +205,104 @@ def test_a_rank_of_a_job_is_no_whole_model(text_run):
     sharded = dataclasses.replace(text_run, workload=text_run.workload | {"world": 2, "parallel": ["fsdp"]})
     with pytest.raises(gpuprof.GpuprofError, match=r"^the run is of a job of 2 processes, and a prediction is of one"):
         forecast(sharded)
+
+
+PROMPT = {"mode": "generate", "batch_size": 2, "prompt_len": 6, "new_tokens": 5}
+
+
+def cache_of(model, **options):
+    """Bytes of the tensors that the cache of a real generation holds at its end, each once."""
+    workload, caches = build(model, Options(device="cpu", **options)), []
+    found = workload.model.register_forward_pre_hook(
+        lambda _, args, kwargs: caches.append(next((kwargs[name] for name in CACHE_NAMES if name in kwargs), None)),
+        with_kwargs=True,
+    )
+    workload.step()
+    found.remove()
+    cache = caches[-1]
+    parts = [getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")]
+    layers = [layer for part in (parts if all(parts) else [cache]) for layer in part.layers]
+    return sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values))
+
+
+@pytest.mark.parametrize("tokens", [5, 40])
+@pytest.mark.parametrize("name", ["smollm2-135m", "mixtral-8x7b", "t5-small"])
+def test_the_cache_of_another_size_is_that_of_a_real_generation_to_the_byte(tiny, name, tokens):
+    model = tiny(name)
+    sizes = Sizes(measured(model, **PROMPT), model)
+    other = {"batch_size": 3, "prompt_len": 9, "new_tokens": tokens}
+
+    assert sizes.at(**other).cache["decode"] == cache_of(model, **PROMPT | other)
+
+
+def test_the_cache_by_hand(tiny):
+    model = tiny("smollm2-135m")  # two layers, two heads of keys and values, 16 wide
+
+    sized = Sizes(measured(model, **PROMPT), model).at(batch_size=3, prompt_len=9, new_tokens=40)
+
+    # the last token is given back and goes nowhere
+    position = 2 * 2 * (2 * 16) * 3 * 4
+    assert sized.cache == {"prefill": 9 * position, "decode": (9 + 39) * position}
+    assert (sized.batch_size, sized.seq_len, sized.prompt_len, sized.new_tokens) == (3, None, 9, 40)
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "t5-small"])
+def test_many_tokens_are_told_by_few(tiny, monkeypatch, name):
+    model = tiny(name)
+    sizes = Sizes(measured(model, **PROMPT), model)
+    told = sizes._step(sizes.own | {"new_tokens": 30})
+
+    real = sizes._simulated(sizes.own | {"new_tokens": 30})
+
+    assert (told.cache, told.phases, list(told.live)) == (real.cache, real.phases, list(real.live))
+
+
+@pytest.mark.parametrize("what", ["batch_size", "prompt_len", "new_tokens"])
+def test_the_largest_generation_that_fits_fits_and_the_next_does_not(tiny, what):
+    model = tiny("smollm2-135m")
+    sizes = Sizes(measured(model, **PROMPT), model)
+    capacity = sizes.at(**{what: 100}).prediction.total
+
+    fit = sizes.largest(what, capacity)
+
+    assert getattr(fit.largest, what) == 100
+    assert fit.largest == sizes.at(**{what: 100})
+    assert fit.beyond == sizes.at(**{what: 101})
+    assert fit.largest.prediction.total == capacity < fit.beyond.prediction.total
+
+
+def test_positions_that_a_model_has_learned_limit_a_generation_too(tiny):
+    model = tiny("gpt2")  # 64 positions
+    sizes = Sizes(measured(model, **PROMPT), model)
+
+    fit = sizes.largest("prompt_len", 1 << 40, new_tokens=7)
+
+    assert (fit.largest.prompt_len, fit.beyond) == (58, None)
+    assert fit.limit == "--prompt-len 59 --new-tokens 7 goes beyond the 64 positions that GPT2LMHeadModel knows"
+    assert sizes.largest("new_tokens", 1 << 40).largest.new_tokens == 59
+    with pytest.raises(gpuprof.GpuprofError, match="goes beyond the 64 positions"):
+        sizes.at(new_tokens=60)
+
+
+def test_a_prompt_too_short_for_its_image_is_not_what_fits(tiny):
+    model = tiny("llava-onevision-qwen2-7b")
+    image = {"mode": "generate", "image_crops": 2, "new_tokens": 2}
+    with pytest.raises(gpuprof.GpuprofError, match="the image alone takes 36 positions"):
+        build(model, Options(prompt_len=35, device="cpu", **image))
+    sizes = Sizes(measured(model, prompt_len=40, **image), model)
+
+    fit = sizes.largest("prompt_len", sizes.at(prompt_len=36).prediction.total - 1)
+
+    assert (fit.largest, fit.beyond.prompt_len) == (None, 36)
+    assert fit.beyond == sizes.at(prompt_len=36)
+
+
+def test_sizes_that_a_step_does_not_have_are_refused(tiny, text_run):
+    model = tiny("smollm2-135m")
+
+    with pytest.raises(gpuprof.GpuprofError, match="--seq-len is for --mode train and forward; --mode generate has"):
+        Sizes(measured(model, **PROMPT), model).at(seq_len=8)
+    with pytest.raises(gpuprof.GpuprofError, match="--new-tokens is for --mode generate, not --mode train"):
+        Sizes(text_run, model).at(new_tokens=8)
+    with pytest.raises(gpuprof.GpuprofError, match="no --prompt-len: there is nothing to fit"):
+        Sizes(text_run, model).largest("prompt_len", 1 << 40)

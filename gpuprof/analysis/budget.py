@@ -1,9 +1,11 @@
-"""Where the time of a step went: named parts that add up to it.
+"""Where the time of a step, or of one of its phases, went: named parts that add up to it.
 
 Every instant of the traced step belongs to one kernel or to one gap, so nothing counts twice. The time of a kernel
 falls under a part by its phase and operator; from there the bounds move what they explain to parts of their own, one
 after the other: the model FLOPs at peak, the clock, the bytes, the ceiling of the shape. What no bound explains stays.
 So the sum is the step whatever the bounds say, and a part is negative where work was faster than its bound.
+
+A phase has its own kernels and the gaps before them, and the time that the timing pass saw of it.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from gpuprof import units
 from gpuprof.analysis.communication import PERHAPS, collectives, communicating
 from gpuprof.analysis.compiled import hardware_of_compiled
 from gpuprof.analysis.consistency import withheld_of_kernels, withheld_of_owners, withheld_of_step
-from gpuprof.analysis.counted import chosen, convention_of, counted, priced, whole_step
+from gpuprof.analysis.counted import chosen, convention_of, counted, formula_parts, priced, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
+from gpuprof.analysis.generation import moved, withheld_of_bytes
 from gpuprof.analysis.kernel_time import busy_seconds, owned
 from gpuprof.analysis.known_flops import at_least, none_known
 from gpuprof.analysis.operators import kinds, plain_op
@@ -33,7 +36,7 @@ from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.untold import untold
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors, layer_of
-from gpuprof.record import MODEL, UNATTRIBUTED, Run
+from gpuprof.record import FORWARD, MODEL, UNATTRIBUTED, Run
 from gpuprof.theory.rows import Shape, read_shapes
 from gpuprof.theory.rules import PRODUCTS
 
@@ -74,41 +77,63 @@ _WITH_CEILING = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
 @dataclass(frozen=True)
 class Budget:
-    """The time of one step, in parts.
+    """The time of one step, or of one phase of it, in parts.
 
     Attributes:
         run: what was measured.
-        step_s: the step, s.
+        phase: whose time it is; empty of the whole step.
+        number: how many parts of a generation the phase has in a step; None of anything else, or where that varies.
+        step_s: the time that is split, s: of a phase all that a step spends in it, in however many parts.
         convention: how model FLOPs are counted.
         denominator: which peak the ideal time is at, of `gpuprof.analysis.denominators.WORDS`; empty without one.
         mfu: ideal time over the step; None where no peak is known.
         hfu: the same of the FLOPs that the operators really do.
         bandwidth: bytes/s that memory-bound work is held against; None where it is not known.
+        moved_bytes: of a phase of a generation those that must move in it, whatever operators do it; None of anything
+            else, and where that is not known.
         parts: columns `PART_COLUMNS`, a row for each of `PARTS`, of a job for each of `JOB_PARTS`; missing is a part
             that cannot be told from the rest.
         rows: the same by module (its own work alone), phase and operator: columns module, phase, op, part, time_s.
         ops: the run's as far as they are forward or backward, op without its overload; with work and part as in
             `kernels`, and the bounds of all calls in seconds: ideal_s, and where known clock_s, bytes_s, shape_s.
-        kernels: the run's, op without its overload; with kind and dtype of the operator, work (matmul, attention,
-            memory, communication or other), part (that its time falls under), own_s (seconds of the step that it alone
-            has) and idle_s (of the gap that it ended): the two add up to the step, as far as the traced one shows it.
+        kernels: the run's, of a phase its own, op without its overload; with kind and dtype of the operator, work
+            (matmul, attention, memory, communication or other), part (that its time falls under), own_s (seconds of the
+            step that it alone has) and idle_s (of the gap that it ended): the two add up to the step, as far as the
+            traced one shows it.
         notes: what is to be known of the figures, a sentence each.
 
     Of a job, which has no kernels, ops, kernels and rows are empty.
     """
 
     run: Run
+    phase: str
+    number: int | None
     step_s: float
     convention: str
     denominator: str
     mfu: float | None
     hfu: float | None
     bandwidth: float | None
+    moved_bytes: int | None
     parts: pd.DataFrame
     rows: pd.DataFrame
     ops: pd.DataFrame
     kernels: pd.DataFrame
     notes: list[str]
+
+    @property
+    def span(self) -> str:
+        """What the time is of, in a word."""
+        return self.phase or "step"
+
+    @property
+    def floor_s(self) -> float | None:
+        """What those bytes take at that bandwidth: no faster can the phase be; None where either is not known."""
+        return self.moved_bytes / self.bandwidth if self.moved_bytes and self.bandwidth else None
+
+    def mine(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Those of rows with a phase that are of what this is the budget of."""
+        return rows[rows["phase"].isin(_inside(self.phase))] if self.phase else rows
 
     def seconds(self, part: str) -> float:
         """Time of a part; 0 where it cannot be told from the rest."""
@@ -116,9 +141,10 @@ class Budget:
 
 
 def budget(
-    run: Run, convention: str | None = None, denominator: str | None = None, ceilings: dict[str, Any] | None = None
-) -> Budget:
-    """Split the time of a step into parts that add up to it.
+    run: Run, convention: str | None = None, denominator: str | None = None, ceilings: dict[str, Any] | None = None,
+    phase: str | None = None,
+) -> Budget:  # fmt: skip
+    """Split the time of a step, or of one of its phases, into parts that add up to it.
 
     Args:
         run: one that was counted and traced. The step is the median of the timing pass, or the traced one without it;
@@ -126,9 +152,11 @@ def budget(
         convention: how model FLOPs are counted; the run's own by default.
         denominator: which peak the ideal time is at; the preferred one of the run by default.
         ceilings: what `read_ceilings` gives: rates of the run's products and a bandwidth, measured on the device.
+        phase: whose time; that of the whole step by default.
 
     Raises:
-        GpuprofError: the run was not counted or traced, has no kernels, or has no such denominator.
+        GpuprofError: the run was not counted or traced, has no kernels, or has no such denominator or phase; or a
+            phase is asked for of a job, or in a convention that knows the step as a whole alone.
     """
     if run.busy.empty if run.is_job else run.kernels.empty or not run.done("trace") or not run.done("count"):
         raise GpuprofError("a budget needs operators and kernels: profile with the passes count, time and trace")
@@ -136,12 +164,17 @@ def budget(
     if denominator is not None and denominator not in known:
         raise GpuprofError(f"no denominator {denominator!r} in this run: it has {', '.join(known) or 'none'}")
     name = denominator or next(iter(known), "")
+    if phase is not None:
+        _check_phase(run, phase, convention)
     if run.is_job:
         return _of_job(run, convention, name, known.get(name, {}), ceilings)
     peaks, cuda = {} if withheld_of_step(run) else known.get(name, {}), run.device.get("type") == "cuda"
     bandwidth = _bandwidth(run, ceilings)
     scores = _scores(run)
     everything = _operators(run, convention, peaks, scores)
+    of_all = everything
+    if phase is not None:
+        everything = everything[everything["phase"].isin(_inside(phase))]
     ops = everything[everything["phase"].isin(MODEL)].copy()
     ideal_s = ops["ideal_s"].sum(skipna=False)
     reason = withheld_of_step(run) or withheld_of_kernels(run)
@@ -149,7 +182,7 @@ def budget(
         ops["ideal_s"] = float("nan")
     else:
         _add_bounds(ops, run, known.get("clock") if name == "datasheet" else None, bandwidth, ceilings)
-    kernels, step_s, notes = _timed(_classified(run, everything, convention, scores), run)
+    kernels, step_s, notes = _timed(_classified(run, of_all, convention, scores), run, phase)
     if places := regions(run):  # bounds are of the modules that have the time
         ops["module"], kernels["module"] = (rows["module"].replace(places) for rows in (ops, kernels))
     rows = _rows(kernels, step_s, ops, cuda)
@@ -180,10 +213,11 @@ def budget(
         notes.append(NEGATIVE)
     notes += untold(run)
     return Budget(
-        run=run, step_s=step_s, convention=convention_of(run, convention), denominator=name,
-        mfu=_share(ideal_s, step_s),
+        run=run, phase=phase or "", number=_number(run, phase or ""), step_s=step_s,
+        convention=convention_of(run, convention), denominator=name, mfu=_share(ideal_s, step_s),
         hfu=_share(everything["hardware_s"].sum(skipna=False), step_s) if did else None,
-        bandwidth=bandwidth, parts=parts, rows=rows, ops=ops, kernels=kernels, notes=notes,
+        bandwidth=bandwidth, moved_bytes=_moved(run, phase or ""), parts=parts, rows=rows, ops=ops, kernels=kernels,
+        notes=notes,
     )  # fmt: skip
 
 
@@ -266,6 +300,40 @@ def read_ceilings(path: Path, run: Run) -> dict[str, Any]:
     return dict(found)
 
 
+def phases_of(run: Run) -> list[str]:
+    """Phases of a run that a budget can be of: those with a time of their own, or with kernels; in their order."""
+    found = {*run.samples["phase"], *run.kernels["phase"]}
+    return [phase for phase in (*FORWARD, "backward", "optimizer") if phase in found]
+
+
+def _inside(phase: str) -> tuple[str, ...]:
+    """Phases of operators and kernels that are timed as this one."""
+    return ("backward", "recompute") if phase == "backward" else (phase,)
+
+
+def _number(run: Run, phase: str) -> int | None:
+    """How many parts a generation has of a phase; None where that is not known, or varies."""
+    found = run.generation[run.generation["phase"] == phase].groupby(["launch", "step"]).size().unique()
+    return int(found[0]) if len(found) == 1 else None
+
+
+def _moved(run: Run, phase: str) -> int | None:
+    """Bytes that must move in a phase of a generation, if they are of the step that was timed."""
+    found = moved(run)
+    return int(found.loc[phase, "bytes"]) if phase in found.index and not withheld_of_bytes(run) else None
+
+
+def _check_phase(run: Run, phase: str, convention: str | None) -> None:
+    require_kernels(run, "a budget of a phase")
+    if phase not in (known := phases_of(run)):
+        raise GpuprofError(f"no phase {phase!r} in this run that has its own time: there are {', '.join(known)}")
+    if formula_parts(run, convention) is not None:
+        raise GpuprofError(
+            f"{convention_of(run, convention)} is a formula for the whole step, of which no phase has a part: "
+            "give --convention causal"
+        )
+
+
 def _of_job(
     run: Run, convention: str | None, name: str, peaks: dict[str, float], ceilings: dict[str, Any] | None
 ) -> Budget:
@@ -315,8 +383,9 @@ def _of_job(
     if (parts["share"] < -0.0005).any():
         notes.append(NEGATIVE)
     return Budget(
-        run=run, step_s=step_s, convention=convention_of(run, convention), denominator=name,
-        mfu=_share(ideal_s, step_s), hfu=_share(hardware_s, step_s), bandwidth=_bandwidth(run, None), parts=parts,
+        run=run, phase="", number=None, step_s=step_s, convention=convention_of(run, convention), denominator=name,
+        mfu=_share(ideal_s, step_s), hfu=_share(hardware_s, step_s), bandwidth=_bandwidth(run, None), moved_bytes=None,
+        parts=parts,
         rows=pd.DataFrame(columns=["module", "phase", "op", "part", "time_s"]), ops=ops.head(0),
         kernels=run.kernels.assign(own_s=0.0, idle_s=0.0, gap_s=0.0), notes=notes,
     )  # fmt: skip
@@ -424,9 +493,11 @@ def _add_bounds(
     if clock:
         ops["clock_s"] = ideal_seconds(ops, "flops", clock, run).fillna(below) - below
         below = below + ops["clock_s"]
-    if bandwidth and ops.loc[ops["work"] == "memory", "bytes"].fillna(0).any():  # a recording may have none
+    bound = ops["work"].isin(["matmul", "memory"])
+    bound |= (ops["work"] == "attention") & (ops["phase"] == "decode")  # whose few queries read the whole cache
+    if bandwidth and ops.loc[bound, "bytes"].fillna(0).any():  # a recording may have none
         needed = ops["bytes"].astype("Float64").fillna(0).astype("float64") / bandwidth
-        ops["bytes_s"] = (needed - below).clip(lower=0).where(ops["work"].isin(["matmul", "memory"]), 0.0)
+        ops["bytes_s"] = (needed - below).clip(lower=0).where(bound, 0.0)
         below = below + ops["bytes_s"]
     rates = _shape_rates(ceilings)
     if rates:
@@ -480,33 +551,39 @@ def _classified(run: Run, ops: pd.DataFrame, convention: str | None, scores: dic
     return kernels
 
 
-def _timed(kernels: pd.DataFrame, run: Run) -> tuple[pd.DataFrame, float, list[str]]:
-    """The kernels with own_s and idle_s; the step, s; and what is to be said of it."""
+def _timed(kernels: pd.DataFrame, run: Run, phase: str | None) -> tuple[pd.DataFrame, float, list[str]]:
+    """The kernels with own_s and idle_s; the time that they are of, s; and what is to be said of it."""
     own, gaps = owned(
         kernels["start_ns"].to_numpy("int64"),
         kernels["duration_ns"].to_numpy("int64"),
         (kernels["part"] == "communication").to_numpy(),
     )
+    if phase is not None:  # who owns an instant is known only among all
+        mine = kernels["phase"].isin(_inside(phase)).to_numpy()
+        kernels, own, gaps = kernels[mine].reset_index(drop=True), own[mine], gaps[mine]
+    name = phase or "step"
     busy_s, gaps_s, notes = int(own.sum()) * 1e-9, int(gaps.sum()) * 1e-9, []
-    timed_s = step_seconds(run)
+    timed_s = step_seconds(run, name)
     step_s = busy_s + gaps_s if timed_s is None else timed_s
-    if timed_s is None:
+    if timed_s is None and run.recorded:
         notes.append(
-            "No step is found in the recording: this is the whole of it."
-            if run.recorded
-            else "No undisturbed step was timed: this is the traced one, which tracing lengthens."
+            f"The recording has no time of the {phase} but that of its kernels and the gaps before them."
+            if phase
+            else "No step is found in the recording: this is the whole of it."
         )
+    elif timed_s is None:
+        notes.append(f"No undisturbed {name} was timed: this is the traced one, which tracing lengthens.")
     if busy_s > step_s:
         notes.append(
-            f"Tracing slowed the step: its kernels take {units.duration(busy_s)}, the undisturbed step "
+            f"Tracing slowed the {name}: its kernels take {units.duration(busy_s)}, the undisturbed {name} "
             f"{units.duration(step_s)}. They are scaled down to it, and idle time cannot be told."
         )
     longer_s = step_s - busy_s - gaps_s
     if longer_s > _ALIKE * step_s and run.recorded:
-        notes.append(f"After its last kernel {units.duration(longer_s)} of the step pass until the next: in other.")
+        notes.append(f"After its last kernel {units.duration(longer_s)} of the {name} pass until the next: in other.")
     elif longer_s > _ALIKE * step_s:
         notes.append(
-            f"The undisturbed step took {units.duration(longer_s)} longer than the traced one, whose "
+            f"The undisturbed {name} took {units.duration(longer_s)} longer than the traced one, whose "
             "kernels and gaps are all there is to tell it by: other holds the difference. The device was slower, or "
             "busy with something else."
         )

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from gpuprof import units
-from gpuprof.analysis.budget import LAUNCH_GAP_S, Budget, idle_owners
+from gpuprof.analysis.budget import LAUNCH_GAP_S, Budget, budget, idle_owners
 from gpuprof.analysis.consistency import withheld_of_kernels
+from gpuprof.analysis.counted import formula_parts
 from gpuprof.analysis.denominators import denominators, peak_dtype
+from gpuprof.analysis.generation import generation, moved
 from gpuprof.analysis.kernel_time import busy_seconds
-from gpuprof.analysis.operators import GENERATED
-from gpuprof.analysis.steps import traced
+from gpuprof.analysis.operators import GENERATED, plain_op
+from gpuprof.analysis.steps import step_seconds, traced
 from gpuprof.analysis.telemetry import limits
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import ITEM_BYTES
@@ -73,7 +76,7 @@ def hints(found: Budget) -> list[Hint]:
 
 
 def _of_step(found: Budget, seconds: float) -> str:
-    return f"{units.duration(seconds)}, {units.percent(seconds / found.step_s)} of the step"
+    return f"{units.duration(seconds)}, {units.percent(seconds / found.step_s)} of the {found.span}"
 
 
 def _cuda(found: Budget) -> bool:
@@ -93,7 +96,7 @@ def _attention(found: Budget) -> _Found:
     kernels = found.kernels[(found.kernels["work"] == "attention") & found.kernels["shapes"].map(_many_queries)]
     modules = set(kernels.loc[kernels["kind"] != "attention", "module"])
     kernels = kernels[kernels["module"].isin(modules)]
-    ops = found.run.ops
+    ops = found.mine(found.run.ops)
     ops = ops[ops["module"].isin(modules) & ops["op"].str.match(_ATTENTION_PRODUCT) & ops["shapes"].map(_many_queries)]
     now = float(kernels["own_s"].sum())
     products = float(kernels.loc[kernels["op"].str.match(_ATTENTION_PRODUCT), "own_s"].sum())
@@ -158,8 +161,55 @@ def _in_phase(phase: str) -> str:
     return "" if phase == "other" else f" in the {phase}"
 
 
+def _decode(found: Budget) -> Budget | None:
+    """The budget of a generation's decode, in that of the step or as its own; None without one, or without its time."""
+    run = found.run
+    if found.phase == "decode":
+        return found
+    if found.phase or step_seconds(run, "decode") is None or not (run.kernels["phase"] == "decode").any():
+        return None
+    if formula_parts(run, found.convention) is not None:
+        return None
+    return budget(run, found.convention, found.denominator or None, phase="decode")
+
+
+def _decoding(found: Budget) -> _Found:
+    """Gaps of the decode, in which nothing moves: what is left of a token's time without them."""
+    if (decode := _decode(found)) is None or not decode.number or _compiled(found, "without_cuda_graphs"):
+        return
+    late = decode.kernels[decode.kernels["idle_s"] > 0]
+    if late.empty:
+        return
+    idle_s, cuda = float(late["idle_s"].sum()), _cuda(found)
+    now_s, then_s = (seconds / decode.number for seconds in (decode.step_s, decode.step_s - idle_s))
+    number = units.number(int(decode.kernels["kernels"].sum()), "kernel" if cuda else "operator")
+    text = (
+        f"in the decode {'the GPU waits for the host' if cuda else 'the host is between operators for'} "
+        f"{_of_step(found, idle_s)}: {units.number(len(late), 'gap')} among {number}; without them a token takes "
+        f"{units.duration(then_s)} at least instead of {units.duration(now_s)}"
+    )
+    if decode.floor_s is not None and decode.bandwidth and decode.floor_s / decode.number < then_s:
+        text += (
+            f", and no less than the {units.duration(decode.floor_s / decode.number)} that its bytes need at "
+            f"{units.si(decode.bandwidth, 'B/s')} however its kernels are fused"
+        )
+    eager = "a static cache and torch.compile"
+    action = f"{'torch.compile' if _compiled(found) else eager}(mode='reduce-overhead'), or CUDA graphs of your own"
+    if not cuda:
+        action = f"{'' if _compiled(found) else f'{eager}, or '}more work per operator: a larger batch"
+    yield text, idle_s, action
+
+
+def _rest(found: Budget) -> Budget:
+    """The budget without the kernels of a decode whose gaps `_decoding` tells of."""
+    if next(_decoding(found), None) is None:
+        return found
+    return replace(found, kernels=found.kernels[found.kernels["phase"] != "decode"])
+
+
 def _launches(found: Budget) -> _Found:
     """Gaps as short as a launch."""
+    found = _rest(found)
     late = found.kernels[(found.kernels["idle_s"] > 0) & (found.kernels["gap_s"] <= LAUNCH_GAP_S)]
     if late.empty or not _cuda(found) or _compiled(found, "without_cuda_graphs"):  # with them it does not wait so
         return
@@ -179,7 +229,7 @@ def _launches(found: Budget) -> _Found:
 
 def _host(found: Budget) -> _Found:
     """Gaps in which the host did something else."""
-    cuda = _cuda(found)
+    found, cuda = _rest(found), _cuda(found)
     late = found.kernels[(found.kernels["idle_s"] > 0) & ((found.kernels["gap_s"] > LAUNCH_GAP_S) | (not cuda))]
     if late.empty:
         return
@@ -253,21 +303,27 @@ def _logits(found: Budget) -> _Found:
     """An output head that meets every position of a prompt, where the next token needs the last."""
     run = found.run
     head = (run.workload.get("facts") or {}).get("head")
-    batch = run.workload.get("batch_size")
+    figures = generation(run)
+    batch = run.workload.get("batch_size") or (figures.sequences if figures else None)
     if run.workload.get("mode") != "generate" or not head or not batch:
         return
     rows = run.ops[(run.ops["module"] == head) & (run.ops["flops_full"].fillna(0) > 0)]
-    done = needed = 0
+    kernels = found.kernels[(found.kernels["module"] == head) & (found.kernels["work"] == "matmul")]
+    if figures is not None:  # a step of decoding has no others
+        rows, kernels = (table[table["phase"] == "prefill"] for table in (found.mine(rows), kernels))
+    done = needed = written = 0
     for row in rows.itertuples(index=False):
-        positions = math.prod(read_shapes(row.shapes)[1][0][:-1])
+        result = read_shapes(row.shapes)[1][0]
+        positions = math.prod(result[:-1])
         done += int(row.flops_full)
         needed += int(row.flops_full) * min(batch, positions) // positions
-    kernels = found.kernels[(found.kernels["module"] == head) & (found.kernels["work"] == "matmul")]
+        written += math.prod(result) * int(row.calls) * ITEM_BYTES.get(row.dtype, 1)
     seconds = float(kernels["own_s"].sum())
     if done:
         yield (
-            f"{head} takes {_of_step(found, seconds)} for logits of every position of the prompt, where the last "
-            f"one is {units.percent(needed / done)} of its FLOPs",
+            f"{head} takes {_of_step(found, seconds)} for logits of every position of the prompt, "
+            f"{units.si(done, 'FLOPs')} and {units.size(written)} of them, where the last one is "
+            f"{units.percent(needed / done)} of its FLOPs",
             seconds * (1 - needed / done),
             "logits_to_keep=1, or slice the hidden states before the head",
         )
@@ -375,9 +431,64 @@ def _clock(found: Budget) -> _Found:
         )
 
 
+def _batch(found: Budget) -> _Found:
+    """Weights that every step of decoding reads, for as many sequences as there are."""
+    decode, figures = _decode(found), generation(found.run)
+    if decode is None or figures is None or not figures.sequences or not decode.number:
+        return
+    if decode.floor_s is None or decode.moved_bytes is None or not decode.bandwidth or decode.floor_s > decode.step_s:
+        return  # where they come from caches, they are not the limit
+    weights = int(moved(found.run).loc["decode", "weights"])
+    shared_s, ideal_s = weights / decode.bandwidth, decode.seconds("ideal")
+    if 2 * ideal_s > 2 * decode.floor_s - shared_s:  # then the processor would be
+        return
+    each = figures.cache_bytes_per_token
+    cache = "their cache" if each is None else f"their cache, {units.size(each)} a position,"
+    yield (
+        f"a step of decoding reads {units.size(weights / decode.number)} of weights for "
+        f"{units.number(figures.sequences, 'sequence')}, {units.percent(weights / decode.moved_bytes)} of the bytes "
+        f"that must move; with twice as many sequences as many tokens take half as many steps, and "
+        f"{units.duration(shared_s / 2)} less at {units.si(decode.bandwidth, 'B/s')}",
+        shared_s / 2,
+        f"a larger batch, as far as a token may take longer and {cache} fits",
+    )
+
+
+def _cache(found: Budget) -> _Found:
+    """A cache that is copied to append to it."""
+    if (decode := _decode(found)) is None:
+        return
+    ops, kernels = (
+        rows[(rows["phase"] == "decode") & (rows["op"].map(plain_op) == "aten::cat") & rows["shapes"].map(_appends)]
+        for rows in (found.run.ops, decode.kernels)
+    )
+    must = moved(found.run)
+    if ops.empty or kernels.empty or "decode" not in must.index or ops["bytes"].isna().any():
+        return
+    seconds, nbytes, new = (
+        float(kernels["own_s"].sum()),
+        int(ops["bytes"].sum()),
+        int(must.at["decode", "cache_written"]),
+    )
+    yield (
+        f"appending to the cache takes {_of_step(found, seconds)}: torch.cat reads and writes {units.size(nbytes)} in "
+        f"the decode, to add {units.size(new)}",
+        seconds * (1 - new / nbytes),
+        "a static cache, which is written in place, as long as attention over its whole length costs less",
+    )
+
+
+def _appends(shapes: str) -> bool:
+    """Whether a concatenation puts a few positions behind many."""
+    inputs = read_shapes(shapes)[0]
+    if len(inputs) != 2 or len(inputs[0]) < 3 or len(inputs[0]) != len(inputs[1]):
+        return False
+    return inputs[0][:-2] == inputs[1][:-2] and inputs[0][-1] == inputs[1][-1] and inputs[0][-2] > inputs[1][-2]
+
+
 _LOOKS: tuple[Callable[[Budget], _Found], ...] = (
-    _attention, _precision, _launches, _host, _recompute, _optimizer, _logits, _elementwise, _alignment, _layout,
-    _communication, _clock,
+    _attention, _precision, _decoding, _launches, _host, _recompute, _optimizer, _logits, _batch, _cache, _elementwise,
+    _alignment, _layout, _communication, _clock,
 )  # fmt: skip
 
 _BY_RATE = (_attention, _precision, _alignment)

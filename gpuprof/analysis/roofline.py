@@ -18,13 +18,14 @@ from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
 from gpuprof.analysis.executed import counters_only, executed_by_kernel, flops_by_dtype
+from gpuprof.analysis.generation import PARTS, is_generation, moved
 from gpuprof.analysis.kernel_time import busy_seconds
 from gpuprof.analysis.operators import input_shapes, kinds, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.errors import GpuprofError
-from gpuprof.record import NOBODYS, Run, integers
+from gpuprof.record import NOBODYS, PHASES, Run, integers
 from gpuprof.theory.rules import PRODUCTS
 
 BY = ("op", "class", "module", "kernel")
@@ -101,17 +102,19 @@ def dtypes(run: Run) -> list[str]:
     return [dtype for dtype, _ in sums.most_common()]
 
 
-def roofline(run: Run, by: str = "op", denominator: str | None = None) -> pd.DataFrame:
+def roofline(run: Run, by: str = "op", denominator: str | None = None, phase: str | None = None) -> pd.DataFrame:
     """Intensity and rate of every operator, class, module or kernel, against its roof.
 
     A class or a module is what it owns itself, its children apart, so every kernel is in one row; it has a row per
-    phase, and one each for products, for vector work and for communication. FLOPs of an operator that launches several
-    kernels are booked on the longest of each call.
+    phase, and one each for products, for vector work and for communication. So has anything of a generation a row per
+    phase: an operator that the processor limits in the prefill may be bound by memory in the decode. FLOPs of an
+    operator that launches several kernels are booked on the longest of each call.
 
     Args:
         run: one with the counting and the tracing pass.
         by: what a row is, of `BY`.
         denominator: whose ceilings; the preferred by default.
+        phase: that of which alone points are made, and shares of the time; all by default.
 
     Returns:
         Columns `COLUMNS`, most time first. ``kind`` is the operator's, else ``matmul`` (products of any kind, exact),
@@ -123,7 +126,8 @@ def roofline(run: Run, by: str = "op", denominator: str | None = None) -> pd.Dat
         is missing.
 
     Raises:
-        GpuprofError: the run has no such passes, they saw different steps, no such denominator, or no such ``by``.
+        GpuprofError: the run has no such passes, they saw different steps, no such denominator or phase, or no such
+            ``by``.
 
     Of a table of Nsight Compute, by kernel alone, FLOPs and bytes are those that counters saw, times those of kernels
     that ran one by one.
@@ -140,7 +144,7 @@ def roofline(run: Run, by: str = "op", denominator: str | None = None) -> pd.Dat
         raise GpuprofError(f"no roofline, FLOP/s are {reason}")
     ceilings = chosen_roofs(run, denominator)
     known = kinds(run)
-    kernels = _keyed(run, split_kernels(run), by, known)
+    kernels = _keyed(run, _of_phase(split_kernels(run), phase), by, known)
     work = _keyed(run, _work(run, ceilings), by, known)
     if by == "kernel":
         work = _of_kernels(work, kernels)
@@ -161,6 +165,43 @@ def roofline(run: Run, by: str = "op", denominator: str | None = None) -> pd.Dat
         rows.append(row | _held_against(row, compute_s, ceilings))
     table = pd.DataFrame({name: _typed(name, [row.get(name) for row in rows]) for name in COLUMNS})
     return table.sort_values("time_s", ascending=False, kind="stable", ignore_index=True)
+
+
+def clouds(run: Run) -> pd.DataFrame:
+    """A generation's phases as wholes: where the points of each lie together.
+
+    Returns:
+        One row per phase: flops (of products, as the hardware does them), bytes (the least of its operators, each by
+        itself), moved_bytes (those that must move, see docs/generate.md), time_s (kernel time) and flops_per_s. What is
+        not known is missing.
+    """
+    kernels, work = split_kernels(run), ran(run)
+    must = moved(run)["bytes"]
+    rows = []
+    for phase in PARTS:
+        mine, its_work = kernels[kernels["phase"] == phase], work[work["phase"] == phase]
+        if mine.empty:
+            continue
+        flops, nbytes = (
+            _known(column.sum(skipna=False))
+            for column in (its_work.loc[its_work["kind"].isin(PRODUCTS), "flops_hardware"], its_work["bytes"])
+        )
+        seconds = busy_seconds(mine)
+        rows.append({
+            "phase": phase, "flops": flops, "bytes": nbytes, "moved_bytes": _known(must.get(phase)), "time_s": seconds,
+            "flops_per_s": _quotient(flops, seconds),
+        })  # fmt: skip
+    return pd.DataFrame(rows, columns=["phase", "flops", "bytes", "moved_bytes", "time_s", "flops_per_s"])
+
+
+def _of_phase(kernels: pd.DataFrame, phase: str | None) -> pd.DataFrame:
+    if phase is None:
+        return kernels
+    found = kernels[kernels["phase"] == phase]
+    if found.empty:
+        names = ", ".join(one for one in PHASES if (kernels["phase"] == one).any())
+        raise GpuprofError(f"no kernels of a phase {phase!r} in this run: there are those of {names}")
+    return found
 
 
 def _of_counters(run: Run, by: str, ceilings: Roofs) -> pd.DataFrame:
@@ -232,10 +273,11 @@ def _keyed(run: Run, rows: pd.DataFrame, by: str, known: dict[str, str]) -> pd.D
     rows = rows.assign(op=rows["op"].map(plain_op))
     communicate = communicating(rows) if "kernel" in rows else [known.get(op) == "communication" for op in rows["op"]]
     kind = ["communication" if so else known.get(op, "") for so, op in zip(communicate, rows["op"], strict=True)]
+    phase = rows["phase"] if is_generation(run) else [""] * len(rows)
     if by == "op":
-        keys: Iterable[Any] = zip(rows["op"], [""] * len(rows), kind, strict=True)
+        keys: Iterable[Any] = zip(rows["op"], phase, kind, strict=True)
     elif by == "kernel":
-        keys = zip(rows.get("kernel", [""] * len(rows)), [""] * len(rows), kind, strict=True)
+        keys = zip(rows.get("kernel", [""] * len(rows)), phase, kind, strict=True)
     else:
         classes = dict(zip(run.tree["module"], run.tree["class"], strict=True)) | {name: name for name in NOBODYS}
         names = rows["module"].map(classes) if by == "class" else rows["module"]

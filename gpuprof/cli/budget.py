@@ -1,4 +1,4 @@
-"""``gpuprof budget``: where the time of a step went."""
+"""``gpuprof budget``: where the time of a step, or of one of its phases, went."""
 
 from __future__ import annotations
 
@@ -30,8 +30,22 @@ class Denominator(StrEnum):
     measured = "measured"
 
 
+class Phase(StrEnum):
+    """What has a time of its own in a step: `gpuprof.analysis.budget.phases_of`."""
+
+    forward = "forward"
+    encoding = "encode"  # strings have an encode of their own
+    prefill = "prefill"
+    decode = "decode"
+    backward = "backward"
+    optimizer = "optimizer"
+
+
 def budget(
     run: o.RunArgument,
+    phase: Annotated[
+        Phase | None, typer.Option("--phase", help="Of one phase alone, instead of the whole step.", show_default=False)
+    ] = None,
     by: Annotated[By, typer.Option("--by", help="What a row is; as text the parts come in any case.")] = By.part,
     depth: Annotated[
         int | None, typer.Option(min=0, help="Modules below this depth are part of the one above; 0 is the root.")
@@ -57,7 +71,10 @@ def budget(
     ] = None,
     output: o.TextFile = None,
 ) -> None:  # fmt: skip
-    """Say where the time of a saved run's step went, in parts that add up to it, and what to change first."""
+    """Say where the time of a saved run's step, or of a phase of it, went, in parts that add up to it.
+
+    And what to change first.
+    """
     from gpuprof.cli.output import check_output, in_color, terminal_width
 
     check_output(output)
@@ -76,6 +93,7 @@ def budget(
         convention.value if convention else None,
         denominator.value if denominator else None,
         read_ceilings(ceilings, loaded) if ceilings else None,
+        phase.value if phase else None,
     )
     view = View(by=by.value, depth=depth, top=top, width=terminal_width(), color=in_color() and output is None)
     text = render_budget(found, format.value, view)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gpuprof.cli import options as o
 from gpuprof.pictures import check_picture
+from gpuprof.workload.options import flag
+
+if TYPE_CHECKING:
+    from gpuprof.fit import What
 
 
 class Fit(StrEnum):
@@ -18,6 +22,13 @@ class Fit(StrEnum):
 
     batch = "batch"
     seq = "seq"
+    prompt = "prompt"
+    new_tokens = "new-tokens"
+
+
+_WHAT: dict[Fit, What] = {
+    Fit.batch: "batch_size", Fit.seq: "seq_len", Fit.prompt: "prompt_len", Fit.new_tokens: "new_tokens",
+}  # fmt: skip
 
 
 def memory(
@@ -29,6 +40,8 @@ def memory(
     ] = None,
     batch_size: o.BatchSize = None,
     seq_len: o.SeqLen = None,
+    prompt_len: o.PromptLen = None,
+    new_tokens: o.NewTokens = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -46,7 +59,7 @@ def memory(
 ) -> None:  # fmt: skip
     """Say what took the memory of a saved run's step, by phase and module, and what another size would take.
 
-    With --batch-size or --seq-len alone the step of that size is predicted, with --fit the largest that fits.
+    With a size alone the step of that size is predicted, with --fit the largest that fits.
     """
     from gpuprof.cli.output import check_output, in_color, terminal_width
     from gpuprof.errors import GpuprofError
@@ -56,26 +69,25 @@ def memory(
     if chart is not None:
         check_picture(chart)
     if room is not None and fit is None:
-        raise GpuprofError("--memory is the room for --fit batch or --fit seq: give one of these too")
+        raise GpuprofError("--memory is the room for --fit: say of what the largest is wanted")
     if room is not None and not 0 < room < math.inf:
         raise GpuprofError(f"--memory must be above 0 and finite, in GiB, not {room}")
-    for name, size in (("--batch-size", batch_size), ("--seq-len", seq_len)):
+    sizes = {"batch_size": batch_size, "seq_len": seq_len, "prompt_len": prompt_len, "new_tokens": new_tokens}
+    for name, size in sizes.items():
         if size is not None and size < 1:
-            raise GpuprofError(f"{name} must be at least 1, not {size}")
-    fixed = {Fit.batch: ("--batch-size", batch_size), Fit.seq: ("--seq-len", seq_len)}
-    if fit is not None and fixed[fit][1] is not None:
-        raise GpuprofError(f"--fit {fit.value} looks for {fixed[fit][0]}: leave that out")
+            raise GpuprofError(f"{flag(name)} must be at least 1, not {size}")
+    if fit is not None and sizes[_WHAT[fit]] is not None:
+        raise GpuprofError(f"--fit {fit.value} looks for {flag(_WHAT[fit])}: leave that out")
     from gpuprof.record import load, write_atomically
     from gpuprof.render.memory import memory_chart, render_memory
     from gpuprof.render.view import View
 
     loaded, found = load(run), None
-    if fit is not None or batch_size is not None or seq_len is not None:
-        from gpuprof.fit import What, forecast  # loads torch, as nothing else here does
+    if fit is not None or any(size is not None for size in sizes.values()):
+        from gpuprof.fit import forecast  # loads torch, as nothing else here does
 
-        what: What | None = {None: None, Fit.batch: "batch_size", Fit.seq: "seq_len"}[fit]
         capacity = None if room is None else int(room * (1 << 30))
-        found = forecast(loaded, what, capacity=capacity, batch_size=batch_size, seq_len=seq_len, model=model)
+        found = forecast(loaded, None if fit is None else _WHAT[fit], capacity=capacity, model=model, **sizes)
     view = View(depth=depth, width=terminal_width(), color=in_color() and output is None)
     text = render_memory(loaded, format.value, view, found)
     if chart is not None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gpuprof.cli import options as o
-from gpuprof.cli.budget import Denominator
+from gpuprof.cli.budget import Denominator, Phase
 
 
 class By(StrEnum):
@@ -24,6 +24,9 @@ class By(StrEnum):
 def roofline(
     run: o.RunArgument,
     by: Annotated[By, typer.Option("--by", help="What a point is.")] = By.op,
+    phase: Annotated[
+        Phase | None, typer.Option("--phase", help="Points of this phase alone.", show_default=False)
+    ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Only so many, those with most time.")] = None,
     denominator: Annotated[
         Denominator | None,
@@ -54,7 +57,8 @@ def roofline(
     if picture is not None:
         check_picture(picture)
     table = output if picture is None else None
-    view = View(by=by.value, top=top, width=terminal_width(), color=in_color() and table is None)
+    of_phase = phase.value if phase else None
+    view = View(by=by.value, phase=of_phase, top=top, width=terminal_width(), color=in_color() and table is None)
     loaded, chosen = load(run), denominator.value if denominator else None
     text = render_roofline(loaded, format.value, view, chosen)
     if picture is not None:

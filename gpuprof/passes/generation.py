@@ -40,6 +40,7 @@ class Parts:
     Attributes:
         modules: whose calls are parts.
         first: phase in which a step begins, until a call says otherwise.
+        cache: what the last call of the model was given as its cache, and may have added to.
     """
 
     def __init__(self, workload: Workload) -> None:
@@ -53,7 +54,7 @@ class Parts:
     def start(self) -> None:
         """A step starts."""
         self._last: str | None = None
-        self._cache: Any = None
+        self.cache: Any = None
 
     def part_of(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Part:
         """What a call of one of the `modules`, inside none of the others, is."""
@@ -62,7 +63,7 @@ class Parts:
             return Part("encode", samples, positions)
         cache = next((kwargs[name] for name in self._cache_names if kwargs.get(name) is not None), None)
         phase = "decode" if self._goes_on(cache, positions) else "prefill"
-        self._last, self._cache = phase, cache
+        self._last, self.cache = phase, cache
         return Part(phase, samples, positions)
 
     def _goes_on(self, cache: Any, positions: int | None) -> bool:
@@ -72,7 +73,7 @@ class Parts:
         """
         if self._last is None or (self._cache_names and cache is None):
             return False
-        same = not self._cache_names or self._cache is None or cache is self._cache or isinstance(cache, (tuple, list))
+        same = not self._cache_names or self.cache is None or cache is self.cache or isinstance(cache, (tuple, list))
         return same and (positions == 1 or self._last == "decode")
 
 

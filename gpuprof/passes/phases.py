@@ -39,6 +39,7 @@ class Phase:
             a hook in a backward may step an optimizer.
         first: the phase in which a step starts.
         parts: of a generation, those of the step that have begun.
+        generating: of a generation, what tells its parts.
     """
 
     name: str = "forward"
@@ -46,6 +47,7 @@ class Phase:
     open: list[str] = field(default_factory=lambda: ["other"])
     first: str = "forward"
     parts: list[Part] = field(default_factory=list)
+    generating: Parts | None = None
 
     def start(self) -> None:
         """A step starts."""
@@ -67,7 +69,7 @@ def observed_phases(
         part: runs the calls that begin parts, when these have begun.
     """
     generating = Parts(workload) if workload.description.get("mode") == "generate" else None
-    phase = Phase() if generating is None else Phase(generating.first, first=generating.first)
+    phase = Phase() if generating is None else Phase(generating.first, first=generating.first, generating=generating)
 
     def enter(name: str) -> None:
         phase.name = name

@@ -10,12 +10,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpuprof.attribution import Ownership, observed
-from gpuprof.passes.kept import Held, Kept, kept_for_backward
+from gpuprof.passes.kept import Held, Kept, kept_for_backward, total_bytes
 from gpuprof.passes.modes import unseen
+from gpuprof.passes.objects import named_tensors
 from gpuprof.passes.phases import Phase, observed_phases
 from gpuprof.workload import Workload, weightless
 from gpuprof.workload.steps import tensors
 
+_DEEPEST = 6  # objects in one another in which a cache has its tensors
 _to_copy = torch.ops.aten._to_copy.default
 _sdpa = torch.nn.functional.scaled_dot_product_attention
 
@@ -28,11 +30,15 @@ class Simulated(NamedTuple):
         live: after each operator, tensors that the step made and that are still there; without parameters, buffers
             and inputs.
         phases: in which phase each operator ran.
+        parts: of a generation, how many of its parts had begun when each operator ran.
+        cache: of a generation, what its cache holds at the end of each of its phases; none where none is handed on.
     """
 
     kept: dict[str, int]
     live: list[int]
     phases: list[str]
+    parts: list[int]
+    cache: dict[str, int]
 
 
 def simulate(workload: Workload, attention: Mapping[str, str]) -> Simulated:
@@ -60,7 +66,8 @@ def simulate(workload: Workload, attention: Mapping[str, str]) -> Simulated:
         _Follower(workload.model, phase) as follower,
     ):
         workload.step()
-    return Simulated(kept.by_module, follower.live, follower.phases)
+        follower.note_cache()
+    return Simulated(kept.by_module, follower.live, follower.phases, follower.parts, follower.cache)
 
 
 class _Follower(TorchDispatchMode):
@@ -72,19 +79,30 @@ class _Follower(TorchDispatchMode):
         super().__init__()
         self.live: list[int] = []
         self.phases: list[str] = []
+        self.parts: list[int] = []
+        self.cache: dict[str, int] = {}
         self._phase = phase
         self._held = Held()
         self._held.leave_out((*model.parameters(), *model.buffers()))
+
+    def note_cache(self) -> None:
+        """The part of a generation to which the last operator belongs is over, and the next one is given the cache."""
+        generating = self._phase.generating
+        if self.phases and generating is not None and generating.cache is not None:
+            self.cache[self.phases[-1]] = total_bytes(tensor for _, tensor in named_tensors(generating.cache, _DEEPEST))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is _to_copy and "device" in kwargs and kwargs.get("dtype", args[0].dtype) == args[0].dtype:
             return args[0]  # to the device of the model: there a real step has it already
+        if self.parts and len(self._phase.parts) > self.parts[-1]:
+            self.note_cache()
         out = weightless.execute(func, args, kwargs)
         for tensor in tensors(out):
             self._held.add(tensor)
         self.live.append(self._held.bytes)
         self.phases.append(self._phase.name)
+        self.parts.append(len(self._phase.parts))
         return out
 
 

@@ -60,13 +60,21 @@ def frame(found: Budget, view: View) -> pd.DataFrame:
 
 
 def headline(found: Budget) -> str:
-    """The step and what of it is ideal."""
+    """The step, or its phase, and what of it is ideal."""
     run = found.run
-    text = f"{'Recording' if run.recorded and step_seconds(run) is None else 'Step'} {units.duration(found.step_s)}"
+    whole = "recording" if run.recorded and not found.phase and step_seconds(run) is None else found.span
+    text = f"{whole.capitalize()} {units.duration(found.step_s)}"
+    if found.number is not None and found.number > 1:
+        text += f" in {found.number:,} parts of {units.duration(found.step_s / found.number)}"
     if found.mfu is not None:
         shares = f"MFU {at_least(run)}{units.percent(found.mfu)}, HFU {at_least(run)}{units.percent(found.hfu)}"
         text += f": {shares} of {found.denominator} ({WORDS[found.denominator]}), convention {found.convention}"
         text += f"; {known}" if (known := known_of(run)) else ""
+    if found.floor_s is not None and found.moved_bytes and found.bandwidth:
+        text += (
+            f". At least {units.size(found.moved_bytes)} must move, which takes {units.duration(found.floor_s)} at "
+            f"{units.si(found.bandwidth, 'B/s')}: MBU {units.percent(found.floor_s / found.step_s)}"
+        )
     return f"{text}."
 
 
@@ -95,7 +103,7 @@ def markdown(found: Budget, view: View) -> str:
     rows = [["part", "time", "share", "what"], ["---", "---:", "---:", "---"]]
     for part in _shown(found):
         rows.append([part["title"], units.duration(part["time_s"]), units.percent(part["share"]), part["what"]])
-    rows.append(["step", units.duration(found.step_s), "100.0 %", ""])
+    rows.append([found.span, units.duration(found.step_s), "100.0 %", ""])
     by = _by(view)
     busy = [[by, "time", "share", "of it"], ["---", "---:", "---:", "---"]]
     busy += list(map(list, _busy(found, view)))
@@ -115,7 +123,10 @@ def csv(found: Budget, view: View) -> str:
 
 
 def json(found: Budget, view: View) -> str:
-    """Raw figures: the step, its parts, rows by class or module, owners of idle time, hints; null where unknown."""
+    """Raw figures: the step, its parts, rows by class or module, owners of idle time, hints; null where unknown.
+
+    Where ``phase`` is one, all of it is that phase's.
+    """
     rows_of = view if view.by != "part" else View(by="class", top=view.top)
     tables = {
         "parts": found.parts,
@@ -123,9 +134,10 @@ def json(found: Budget, view: View) -> str:
         "idle": idle_owners(found),
     }
     result = {
+        "phase": found.phase or None, "parts_of_phase": found.number,
         "step_s": found.step_s, "convention": found.convention, "denominator": found.denominator or None,
         "mfu": found.mfu, "hfu": found.hfu, "priced_share": priced_share(found.run),
-        "bandwidth_bytes_per_s": found.bandwidth,
+        "bandwidth_bytes_per_s": found.bandwidth, "moved_bytes": found.moved_bytes, "floor_s": found.floor_s,
         **{name: [{key: plain(value) for key, value in row.items()} for row in table.to_dict(orient="records")]
            for name, table in tables.items()},
         "hints": [hint._asdict() for hint in hints(found)], "notes": found.notes,
@@ -138,7 +150,7 @@ FORMATS: dict[str, Callable[[Budget, View], str]] = {"text": text, "markdown": m
 
 
 def budget_chart(found: Budget, path: str | os.PathLike[str]) -> Path:
-    """Draw the parts of the step as a waterfall, from the ideal time to the step.
+    """Draw the parts of the step or phase as a waterfall, from the ideal time to the whole.
 
     Args:
         found: what `gpuprof.analysis.budget.budget` gives.
@@ -164,10 +176,10 @@ def budget_chart(found: Budget, path: str | os.PathLike[str]) -> Path:
         _beside(axes, row, min(before, after), max(before, after), label)
     axes.barh(len(parts), 100, 0.62, color="#404040", zorder=2)
     _beside(axes, len(parts), 0, 100, f"100 %   {units.duration(found.step_s, 3)}")
-    axes.set_yticks(range(len(parts) + 1), [*(part["title"] for part in parts), "step"], fontsize=8.5)
+    axes.set_yticks(range(len(parts) + 1), [*(part["title"] for part in parts), found.span], fontsize=8.5)
     axes.invert_yaxis()
     axes.set_xlim(min(0.0, *_levels(parts)), max(100.0, *_levels(parts)))
-    axes.set_xlabel("% of the step", fontsize=8.5)
+    axes.set_xlabel(f"% of the {found.span}", fontsize=8.5)
     axes.tick_params(axis="x", labelsize=8)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#e4e4e4", zorder=0)
@@ -211,7 +223,7 @@ def _waterfall(found: Budget, view: View) -> Table:
     grid.add_column("part", no_wrap=True)
     grid.add_column("time", justify="right", no_wrap=True)
     grid.add_column("share", justify="right", no_wrap=True)
-    grid.add_column("of the step", no_wrap=True, width=bar)
+    grid.add_column(f"of the {found.span}", no_wrap=True, width=bar)
     if wide:
         grid.add_column("what", overflow="fold")
     levels = _levels(parts)
@@ -225,7 +237,7 @@ def _waterfall(found: Budget, view: View) -> Table:
         drawn = Text(" " * min(cells[0], bar - 1) + mark, style=style)
         grid.add_row(part["title"], *shares, drawn, *([Text(part["what"])] if wide else []))
         before = after
-    grid.add_row("step", units.duration(found.step_s), "100.0 %")
+    grid.add_row(found.span, units.duration(found.step_s), "100.0 %")
     return grid
 
 

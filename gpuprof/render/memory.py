@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.generation import held
+from gpuprof.analysis.generation import generation, held
 from gpuprof.analysis.memory import account, by_module, no_timeline, peak, running
 from gpuprof.analysis.modules import by_module as module_table
 from gpuprof.errors import GpuprofError
@@ -49,6 +49,9 @@ _LAYERS = {
     "activations": ("activations kept", "#e0a030"),
 }  # fmt: skip
 """What is stacked in the chart, from the bottom up."""
+_WORDS = {
+    "batch_size": "batch", "seq_len": "sequence", "prompt_len": "prompt", "new_tokens": "number of new tokens",
+}  # fmt: skip
 
 
 def render_memory(run: Run, format: str = "text", view: View | None = None, forecast: Forecast | None = None) -> str:
@@ -200,7 +203,7 @@ def _foretold(run: Run, forecast: Forecast) -> Iterator[str]:
         assert forecast.sized is not None
         yield f"{_sized(forecast.sized).capitalize()} is predicted to take {_sum(forecast.sized)}."
     else:
-        word = {"batch_size": "batch", "seq_len": "sequence"}[fit.what]
+        word = _WORDS[fit.what]
         room = units.size(fit.capacity)
         if fit.largest is None:
             assert fit.beyond is not None
@@ -212,27 +215,39 @@ def _foretold(run: Run, forecast: Forecast) -> Iterator[str]:
                 yield f"{size + 1} would take {units.size(fit.beyond.prediction.total)}."
             else:
                 yield f"Not memory is the limit: {fit.limit}."
-    match = "are those recorded, to the byte"
-    if forecast.miss:
-        match = f"miss those recorded by {units.size(abs(forecast.miss))}"
+    exact, wrong = (
+        ("activations are those recorded", "activations miss those recorded")
+        if generation(run) is None
+        else ("cache is the one that was counted", "cache misses the one that was counted")
+    )
+    match = f"{wrong} by {units.size(abs(forecast.miss))}" if forecast.miss else f"{exact}, to the byte"
     yield (
-        "The step of that size was simulated without weights, tensor by tensor; at the run's own size the simulated "
-        f"activations {match}. The measured step made {forecast.calibration:.3f} times what is simulated of it: at "
-        "most the difference grows as the step does, at least it stays."
+        "The step of that size was simulated without weights, tensor by tensor"
+        + ("" if forecast.miss is None else f"; at the run's own size the simulated {match}")
+        + f". The measured step made {forecast.calibration:.3f} times what is simulated of it: at most the difference "
+        "grows as the step does, at least it stays."
     )
 
 
 def _sized(sized: Sized) -> str:
-    parts = [(sized.batch_size, "batch {}"), (sized.seq_len, "sequence {}")]
+    parts = [
+        (sized.batch_size, "batch {}"), (sized.seq_len, "sequence {}"), (sized.prompt_len, "prompt {}"),
+        (sized.new_tokens, "{} new tokens"),
+    ]  # fmt: skip
     return ", ".join(words.format(size) for size, words in parts if size) or "this step"
 
 
 def _sum(sized: Sized) -> str:
     found = sized.prediction
-    parts = [
-        (found.fixed, "parameters, buffers and optimizer state"), (found.before, "before the step"),
-        (found.made, "made by the step"), (found.fragmentation, "fragmentation"), (found.outside, "outside torch"),
-    ]  # fmt: skip
+    parts = [(found.before, "before the step")]
+    if not sized.cache:
+        parts = [(found.fixed, "parameters, buffers and optimizer state"), *parts, (found.made, "made by the step")]
+    else:
+        cache = min(sized.cache.get(found.phase, 0), found.made)
+        parts = [
+            (found.fixed, "weights"), *parts, (cache, "cache"), (found.made - cache, "activations and temporaries"),
+        ]  # fmt: skip
+    parts += [(found.fragmentation, "fragmentation"), (found.outside, "outside torch")]
     known = " + ".join(f"{units.size(size)} {words}" for size, words in parts if size)
     kept = f"; activations kept: {units.size(sized.activations)}" if sized.activations else ""
     least = f" (at least {units.size(found.least)})" if found.least < found.total else ""

@@ -23,6 +23,7 @@ _MARGIN = {"l": 60, "r": 20, "t": 20, "b": 50}
 _MOST_MOMENTS = 3000  # of a timeline: more than a screen has columns
 _LEAST_INTENSITY = 1e-3  # dots further left, as of lookups, stand at the edge
 _LONGEST = 6.0  # ratios beyond are cut, as a lookup's may be a hundred
+_SYMBOLS = {"encode": "square", "prefill": "circle", "decode": "diamond"}  # of the phases of a generation
 _BLUE, _ORANGE, _RED, _GREEN, _GREY = "#4493f8", "#e0a030", "#d1495b", "#2e9e6b", "#8b949e"
 _PALE = "rgba(68, 147, 248, 0.25)"
 _FEW = 64  # steps of decoding, up to which each has a dot
@@ -83,7 +84,7 @@ def waterfall(found: Budget) -> go.Figure:
     ideal = parts["part"].iloc[0] == "ideal" if len(parts) else False
     figure = go.Figure(
         go.Waterfall(
-            x=[_safe(title).replace(": ", ":<br>") for title in [*parts["title"], "step"]],
+            x=[_safe(title).replace(": ", ":<br>") for title in [*parts["title"], found.span]],
             y=[*(1e3 * parts["time_s"]), 1e3 * found.step_s],
             # what the FLOPs themselves need stands like the whole, the losses between the two
             measure=["absolute" if ideal else "relative"] + ["relative"] * (len(parts) - 1) + ["total"],
@@ -91,7 +92,7 @@ def waterfall(found: Budget) -> go.Figure:
                 f"{units.duration(t)}<br>{units.percent(t / found.step_s)}" for t in [*parts["time_s"], found.step_s]
             ],
             textposition="outside",
-            hovertext=[_safe(str(what)) for what in [*parts["what"], "the whole step"]],
+            hovertext=[_safe(str(what)) for what in [*parts["what"], f"the whole {found.span}"]],
             increasing={"marker": {"color": _ORANGE}},
             decreasing={"marker": {"color": _GREEN}},
             totals={"marker": {"color": _GREY}},
@@ -144,15 +145,16 @@ def roofline(run: Run) -> go.Figure | None:
                 x, y = [start, ridge, max(right, 3 * ridge)], [start * ceilings.bytes_per_s, peak, peak]
                 name += f", {units.si(ceilings.bytes_per_s, 'B/s')}"
             figure.add_scatter(x=x, y=y, mode="lines", name=_safe(name), line={"dash": dash}, hoverinfo="name")
-    for kind, rows in dots.groupby("kind", sort=False):
+    for (phase, kind), rows in dots.groupby(["phase", "kind"], sort=False):
         shares = zip(rows["name"], rows["time_share"], strict=True)
+        look = {"symbol": _SYMBOLS[phase], "line": {"width": 1, "color": _GREY}} if phase in _SYMBOLS else {}
         figure.add_scatter(
             x=rows["intensity"].astype(float),
             y=rows["flops_per_s"].astype(float),
             mode="markers",
-            name=_safe(str(kind)),
-            text=[_safe(f"{name}, {units.percent(share)} of the time") for name, share in shares],
-            marker={"size": [8 + 40 * float(share) ** 0.5 for share in rows["time_share"]], "opacity": 0.75},
+            name=_safe(f"{phase}: {kind or 'no rule'}" if phase else str(kind)),
+            text=[_safe(f"{name} {phase}".strip() + f", {units.percent(share)} of the time") for name, share in shares],
+            marker={"size": [8 + 40 * float(share) ** 0.5 for share in rows["time_share"]], "opacity": 0.75} | look,
             hovertemplate="%{text}<br>%{x:.3g} FLOP/B, %{y:.3s}FLOP/s<extra></extra>",
         )
     figure.update_xaxes(type="log", title_text="FLOPs per least byte")

@@ -18,7 +18,7 @@ from rich.text import Text
 from gpuprof import units
 from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.executed import counters_only
-from gpuprof.analysis.roofline import Roofs, by_bound, chosen_roofs, dtypes, roofline, roofs
+from gpuprof.analysis.roofline import Roofs, by_bound, chosen_roofs, clouds, dtypes, roofline, roofs
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture
 from gpuprof.record import Run
@@ -26,6 +26,7 @@ from gpuprof.render.charts import save_picture, subject
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.view import View
+from gpuprof.theory.rules import PRODUCTS
 
 _TOP = 20  # rows for people, unless they say how many
 _LABELS = 12  # names in a picture
@@ -36,15 +37,17 @@ _COLORS = {
     "matmul": "#1f4e79", "convolution": "#1f4e79", "attention": "#4a9a5a", "recurrent": "#7a4a9a", "vector": "#e0a030",
     "movement": "#909090", "": "#909090", "view": "#909090", "communication": "#909090",
 }  # fmt: skip
+_PHASES = {"encode": ("s", "#2e9e6b"), "prefill": ("o", "#1f4e79"), "decode": ("D", "#d1495b")}  # of a generation
 _STYLES = {"given": "-", "datasheet": "-", "clock": ":", "measured": "--"}
 _LINE = "#b02020"
+_LIMITS = ("memory", "compute")
 _WORDS = ("phase", "kind", "bound by", "kernel")
 
 Cells = dict[str, Callable[[dict[str, Any]], str]]
 
 
 def render_roofline(run: Run, format: str = "text", view: View | None = None, denominator: str | None = None) -> str:
-    """The roofline in one of the `FORMATS`; of the view, ``by``, ``top``, ``width`` and ``color`` count.
+    """The roofline in one of the `FORMATS`; of the view, ``by``, ``phase``, ``top``, ``width`` and ``color`` count.
 
     Raises:
         GpuprofError: no such format, or as `gpuprof.analysis.roofline.roofline` says.
@@ -56,7 +59,7 @@ def render_roofline(run: Run, format: str = "text", view: View | None = None, de
 
 def text(run: Run, view: View, denominator: str | None) -> str:
     """Sentences on the whole, an aligned table, and what its figures mean."""
-    rows = roofline(run, view.by, denominator)
+    rows = roofline(run, view.by, denominator, view.phase)
     shown = rows.head(view.top or _TOP).to_dict(orient="records")
     cells = {head: [cell(row) for row in shown] for head, cell in _columns(run, rows, view.by).items()}
     widths = {head: max(map(len, [head, *column])) for head, column in cells.items()}
@@ -79,7 +82,7 @@ def text(run: Run, view: View, denominator: str | None) -> str:
 
 def markdown(run: Run, view: View, denominator: str | None) -> str:
     """The same as Markdown."""
-    rows = roofline(run, view.by, denominator)
+    rows = roofline(run, view.by, denominator, view.phase)
     columns = _columns(run, rows, view.by)
     shown = rows.head(view.top or _TOP).to_dict(orient="records")
     table = [[*columns], ["---" if head in (view.by, *_WORDS) else "---:" for head in columns]]
@@ -94,10 +97,16 @@ def csv(run: Run, view: View, denominator: str | None) -> str:
 
 
 def json(run: Run, view: View, denominator: str | None) -> str:
-    """Raw figures: the ceilings and ridges under ``roofs``, a list of objects under ``rows``; null where unknown."""
-    rows = _rows(run, view, denominator).to_dict(orient="records")
+    """Raw figures: the ceilings and ridges under ``roofs``, a list of objects under ``rows``; null where unknown.
+
+    Under ``phases`` those of a generation, as `gpuprof.analysis.roofline.clouds` has them.
+    """
+    tables = {"rows": _rows(run, view, denominator), "phases": clouds(run)}
     found = [entry._asdict() | {"ridges": {dtype: entry.ridge(dtype) for dtype in dtypes(run)}} for entry in roofs(run)]
-    result = {"roofs": found, "rows": [{name: plain(value) for name, value in row.items()} for row in rows]}
+    result = {"roofs": found} | {
+        name: [{key: plain(value) for key, value in row.items()} for row in table.to_dict(orient="records")]
+        for name, table in tables.items()
+    }
     return json_module.dumps(result, indent=1, allow_nan=False) + "\n"
 
 
@@ -111,14 +120,14 @@ FORMATS: dict[str, Callable[[Run, View, str | None], str]] = {
 
 
 def _rows(run: Run, view: View, denominator: str | None) -> pd.DataFrame:
-    rows = roofline(run, view.by, denominator)
+    rows = roofline(run, view.by, denominator, view.phase)
     return rows if view.top is None else rows.head(view.top)
 
 
 def _columns(run: Run, rows: pd.DataFrame, by: str) -> Cells:
     """Heads of the columns, and how a row's figure is shown; those in which nothing is known are left out."""
     columns: Cells = {by: lambda row: _name(row["name"])}
-    if by in ("class", "module"):
+    if by in ("class", "module") or (rows["phase"] != "").any():
         columns["phase"] = lambda row: row["phase"]
     columns |= {
         "kind": lambda row: row["kind"],
@@ -158,12 +167,33 @@ def _sentences(run: Run, rows: pd.DataFrame, denominator: str | None) -> Iterato
             )
     shares = by_bound(rows)
     time = "kernel time" if run.device.get("type") == "cuda" else "operator time"
-    parts = [f"{bound} limits {units.percent(shares[bound])}" for bound in ("memory", "compute") if bound in shares]
+    parts = [f"{bound} limits {units.percent(shares[bound])}" for bound in _LIMITS if bound in shares]
     if "communication" in shares:
         parts.append(f"communication takes {units.percent(shares['communication'])}")
     if shares.get("", 0) >= 0.0005:
         parts.append(f"nothing that is known {units.percent(shares[''])} (no rule, no peak, or no work)")
     yield f"Of the {time}, at these ceilings: {', '.join(parts)}."
+    yield from _clouds(run, rows, ceilings)
+
+
+def _clouds(run: Run, rows: pd.DataFrame, ceilings: Roofs) -> Iterator[str]:
+    """What limits each phase of a generation, and its intensity as a whole."""
+    for cloud in clouds(run).to_dict(orient="records"):
+        mine = rows[rows["phase"] == cloud["phase"]]
+        if mine.empty:
+            continue
+        whole = mine["time_share"].sum()
+        shares = {bound: share / whole for bound, share in by_bound(mine).items()}
+        limits = [
+            f"{bound} limits {units.percent(shares[bound])}" for bound in ("memory", "compute") if bound in shares
+        ]
+        text = f"{cloud['phase'].capitalize()}: {', '.join(limits) or 'no limit is known'}"
+        if cloud["flops"]:
+            text += f"; {units.si(cloud['flops'], 'FLOPs')} of products"
+            for nbytes, what in ((cloud["moved_bytes"], "that must move"), (cloud["bytes"], "of its operators")):
+                if nbytes:
+                    text += f", {_intensity(cloud['flops'] / nbytes)} FLOP/B over {units.size(nbytes)} {what}"
+        yield f"{text}."
 
 
 def _notes(run: Run, rows: pd.DataFrame, shown: int, by: str) -> Iterator[str]:
@@ -198,7 +228,7 @@ def roofline_chart(
     Args:
         run: one with the counting and the tracing pass.
         path: the picture, PNG or SVG by its suffix. It appears whole or not at all.
-        view: ``by`` says what a dot is, ``top`` how many there are.
+        view: ``by`` says what a dot is, ``phase`` of which phase, ``top`` how many there are.
         denominator: whose roof is the filled one; every other is drawn too.
 
     Raises:
@@ -207,7 +237,7 @@ def roofline_chart(
     """
     path, view = Path(path), view or View(by="op")
     check_picture(path)
-    rows = roofline(run, view.by, denominator)
+    rows = roofline(run, view.by, denominator, view.phase)
     drawable = rows[(rows["intensity"].fillna(0) >= _LEAST) & (rows["flops_per_s"].fillna(0) > 0)]
     dots = drawable[drawable["time_share"] >= _LEAST_TIME].head(_DOTS) if view.top is None else drawable.head(view.top)
     if dots.empty:
@@ -292,17 +322,32 @@ def _slope(axes: Any) -> float:
     return math.degrees(math.atan2(y1 - y0, x1 - x0))
 
 
-def _size(share: float) -> float:
-    """Area of a dot in square points."""
-    return 12 + 1600 * float(share)
+def _size(row: dict[str, Any]) -> float:
+    """Size of a marker in square points, so that circles, squares and diamonds of one share have one area."""
+    return (12 + 1600 * float(row["time_share"])) * (1 if _look(row)[0] == "o" else math.pi / 4)
+
+
+def _radius(row: dict[str, Any]) -> float:
+    """How far a marker reaches sideways, in points."""
+    return math.sqrt(_size(row)) * (math.sqrt(0.5) if _look(row)[0] == "D" else 0.5)
+
+
+def _look(row: dict[str, Any]) -> tuple[str, str, bool]:
+    """Marker and colour of a dot, and whether it is filled: by its kind, in a generation by its phase."""
+    if row["phase"] in _PHASES:
+        return *_PHASES[row["phase"]], row["kind"] in PRODUCTS
+    return "o", _COLORS[row["kind"]], True
 
 
 def _draw_dots(axes: Any, dots: pd.DataFrame) -> None:
+    from matplotlib.colors import to_rgba
+
     for row in dots.iloc[::-1].to_dict(orient="records"):  # the largest last, but smaller ones shine through
-        color = _COLORS[row["kind"]]
+        marker, color, filled = _look(row)
         place = (float(row["intensity"]), float(row["flops_per_s"]))
         axes.scatter(
-            *place, s=_size(row["time_share"]), color=color, alpha=0.55, linewidths=0.8, edgecolors=color, zorder=3
+            *place, s=_size(row), marker=marker, facecolors=to_rgba(color, 0.55 if filled else 0.12),
+            linewidths=0.8, edgecolors=color, zorder=3,
         )  # fmt: skip
         if not pd.isna(row["dram_intensity"]):
             moved = (float(row["dram_intensity"]), place[1])
@@ -317,9 +362,20 @@ def _keys(dots: pd.DataFrame) -> list[Any]:
     """What the colours mean."""
     from matplotlib.lines import Line2D
 
-    dot: dict[str, Any] = {"marker": "o", "linestyle": "none", "markersize": 6}
-    kinds = {_COLORS[kind]: kind for kind in reversed(_COLORS) if kind in set(dots["kind"])}
-    keys = [Line2D([], [], color=color, label=kind or "no rule", **dot) for color, kind in kinds.items()]
+    dot: dict[str, Any] = {"linestyle": "none", "markersize": 6}
+    looks = {(row["phase"], _look(row)) for row in dots.to_dict(orient="records")}
+    keys = []
+    for phase, (marker, color) in _PHASES.items():
+        for filled, what in ((True, "products"), (False, "else")):
+            if (phase, (marker, color, filled)) in looks:
+                face = color if filled else "none"
+                keys.append(
+                    Line2D([], [], color=color, marker=marker, markerfacecolor=face, label=f"{phase}: {what}", **dot)
+                )
+    dot["marker"] = "o"
+    others = set(dots.loc[~dots["phase"].isin(list(_PHASES)), "kind"])
+    kinds = {_COLORS[kind]: kind for kind in reversed(_COLORS) if kind in others}
+    keys += [Line2D([], [], color=color, label=kind or "no rule", **dot) for color, kind in kinds.items()]
     if dots["dram_intensity"].notna().any():
         keys.append(Line2D([], [], color="#505050", markerfacecolor="white", label="per byte that DRAM moved", **dot))
     return keys
@@ -331,12 +387,13 @@ def _label(figure: Any, axes: Any, dots: pd.DataFrame) -> None:
     frame = axes.get_window_extent()
     taken = [text.get_window_extent().padded(1.0) for text in axes.texts if text.get_text()]
     places = axes.transData.transform(dots[["intensity", "flops_per_s"]].to_numpy("float64"))
-    radii = [math.sqrt(_size(share)) / 2 for share in dots["time_share"]]  # in points
+    radii = [_radius(row) for row in dots.to_dict(orient="records")]
     taken += [_box(place, radius * figure.dpi / 72) for place, radius in zip(places, radii, strict=True)]
     taken += [line.get_window_extent().padded(2.0) for line in axes.lines if len(set(line.get_ydata())) == 1]  # roofs
     moved = axes.transData.transform(dots[["dram_intensity", "flops_per_s"]].to_numpy("float64", na_value=math.nan))
     taken += [_span(place, to) for place, to in zip(places, moved, strict=True) if not math.isnan(to[0])]
     named: list[Any] = []
+    leaders: list[Any] = []  # lines from names that are far from their dots
     for row, radius, place in zip(dots.to_dict(orient="records"), radii, places, strict=True):
         if len(named) == _LABELS or any(math.dist(place, other) < 4 * figure.dpi / 72 for other in named):
             continue  # one name for dots that lie on one another: that of the largest
@@ -352,8 +409,11 @@ def _label(figure: Any, axes: Any, dots: pd.DataFrame) -> None:
             )  # fmt: skip
             box = _text_box(label)
             inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
-            if inside and not any(box.overlaps(other) for other in taken):
+            leader = [_between(place, (place[0] + x * figure.dpi / 72, place[1] + y * figure.dpi / 72))] if far else []
+            crosses = any(one.overlaps(other) for one in leader for other in leaders)
+            if inside and not crosses and not any(box.overlaps(other) for other in [*taken, *leaders]):
                 taken.append(box)
+                leaders += leader
                 break
             label.remove()
 
@@ -363,6 +423,14 @@ def _box(place: Any, radius: float) -> Any:
 
     reach = 0.8 * radius
     return Bbox.from_extents(place[0] - reach, place[1] - reach, place[0] + reach, place[1] + reach)
+
+
+def _between(start: Any, end: Any) -> Any:
+    """The box that a line has for its diagonal."""
+    from matplotlib.transforms import Bbox
+
+    (x0, x1), (y0, y1) = sorted((start[0], end[0])), sorted((start[1], end[1]))
+    return Bbox.from_extents(x0, y0, x1, y1)
 
 
 def _span(start: Any, end: Any) -> Any:

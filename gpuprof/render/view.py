@@ -63,6 +63,7 @@ class View:
         top: this many rows. None for all.
         sort: column to sort by, largest first. None for the natural order.
         convention: how attention is counted. None for the run's own.
+        phase: whose points a roofline has. None for all.
         width: columns of text.
         color: whether to colour text.
         folder: where the files of a job's ranks lie. None where it is not known.
@@ -73,6 +74,7 @@ class View:
     top: int | None = None
     sort: str | None = None
     convention: str | None = None
+    phase: str | None = None
     width: int = 120
     color: bool = False
     folder: Path | None = None

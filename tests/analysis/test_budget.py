@@ -8,6 +8,7 @@ from runs import gpu_run, kernel_row, ops_row, tree_row
 import gpuprof
 from gpuprof.analysis.budget import PARTS, budget, budget_by, idle_owners, owned, read_ceilings
 from gpuprof.analysis.modules import totals, union_ns
+from gpuprof.analysis.steps import step_seconds
 from gpuprof.record import UNATTRIBUTED, PassOutcome, Run, table
 
 NS = 1e-9
@@ -415,6 +416,19 @@ def test_a_real_step_has_the_parts_that_it_must_have(real):
     attention = found.kernels[found.kernels["work"] == "attention"]
     assert {"aten::bmm", "aten::_softmax", "aten::_softmax_backward_data"} <= set(attention["op"])
     assert set(attention["module"]) == {f"model.layers.{n}.self_attn" for n in (0, 1)}
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward", "optimizer"])
+def test_a_phase_of_a_real_step_adds_up_to_its_median(real, phase):
+    found = budget(real, phase=phase)
+
+    assert found.step_s == step_seconds(real, phase)
+    assert_adds_up(found)
+
+
+def test_no_phase_has_a_part_of_a_formula(real):
+    with pytest.raises(gpuprof.GpuprofError, match="palm is a formula for the whole step, of which no phase has a"):
+        budget(real, "palm", phase="forward")
 
 
 def test_what_cannot_be_split_is_one_line(tmp_path):

@@ -1,10 +1,10 @@
 """Rates and roofs by hand: a device of 100 FLOP/ns and 1 byte/ns, so its ridge is at 100 FLOP per byte."""
 
 import pytest
-from runs import counted_run, gpu_run, kernel_row, ops_row, row
+from runs import counted_run, generation_run, gpu_run, kernel_row, ops_row, row
 
 import gpuprof
-from gpuprof.analysis.roofline import COLUMNS, by_bound, dtypes, roofline, roofs
+from gpuprof.analysis.roofline import COLUMNS, by_bound, clouds, dtypes, roofline, roofs
 from gpuprof.record import table
 
 
@@ -154,6 +154,36 @@ def test_roofs_pair_a_measured_peak_with_the_measured_bandwidth():
     assert row(roofline(run, denominator="measured"), name="aten::mm")["of_roof"] == pytest.approx(50 / 80)
     run.device["memory_bandwidth"] = None
     assert {entry.bandwidth_of for entry in roofs(run)} == {"measured"}
+
+
+@pytest.mark.parametrize("by", ["op", "kernel"])
+def test_a_generation_has_a_point_for_each_phase(by):
+    # 20,000 FLOPs and 20 bytes in 300 ns of prefill; 4,800 and 20 in 600 ns of decoding
+    rows = roofline(generation_run(), by)
+
+    for phase, flops, time, share in (("prefill", 20_000, 300, 1 / 3), ("decode", 4800, 600, 2 / 3)):
+        found = row(rows, phase=phase)
+        assert (found["flops"], found["bytes"]) == (flops, 20)
+        assert (found["time_s"], found["time_share"]) == (pytest.approx(time * 1e-9), pytest.approx(share))
+        assert found["flops_per_s"] == pytest.approx(flops / time * 1e9)
+
+
+def test_points_of_one_phase_share_its_time():
+    rows = roofline(generation_run(), "module", phase="decode")
+
+    assert dict(zip(rows["name"], rows["time_share"], strict=True)) == pytest.approx({"head": 0.6, "attn": 0.4})
+    with pytest.raises(gpuprof.GpuprofError, match="there are those of prefill, decode"):
+        roofline(generation_run(), phase="encode")
+
+
+def test_clouds_by_hand():
+    assert clouds(generation_run()).to_dict("records") == [
+        {"phase": "prefill", "flops": 20_000, "bytes": 20, "moved_bytes": 2120, "time_s": pytest.approx(300e-9),
+         "flops_per_s": pytest.approx(20_000 / 300e-9)},
+        {"phase": "decode", "flops": 4800, "bytes": 20, "moved_bytes": 4740, "time_s": pytest.approx(600e-9),
+         "flops_per_s": pytest.approx(8e9)},
+    ]  # fmt: skip
+    assert clouds(gpu_run()).empty
 
 
 def test_what_cannot_be_is_said():

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from runs import gpu_run
+from runs import generation_run, gpu_run
 
 
 @pytest.fixture
@@ -53,6 +53,18 @@ def test_every_option(gpuprof_cli, saved, tmp_path):
     assert data["bandwidth_bytes_per_s"] == 1e9
     assert len(data["rows"]) == 2
     assert (tmp_path / "c.svg").stat().st_size > 1000
+
+
+def test_a_phase(gpuprof_cli, tmp_path):
+    file = generation_run().save(tmp_path / "generation.json")
+    made = gpuprof_cli("budget", file, "--phase", "decode", "--format", "json")
+    data = json.loads(made.stdout)
+
+    assert (data["phase"], data["parts_of_phase"], data["step_s"]) == ("decode", 3, pytest.approx(960e-9))
+    assert (data["moved_bytes"], data["floor_s"]) == (4740, pytest.approx(4740 / 8e9))
+    made = gpuprof_cli("budget", file, "--phase", "backward")
+    assert (made.returncode, made.stdout) == (2, "")
+    assert "no phase 'backward' in this run that has its own time: there are prefill, decode" in made.stderr
 
 
 @pytest.mark.parametrize(

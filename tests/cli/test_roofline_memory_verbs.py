@@ -82,9 +82,11 @@ def test_what_fits(tmp_path):
     ("arguments", "message"),
     [
         (["--fit", "batch"], "does not say where its model is: give it with --model"),
-        (["--memory", "8"], "--memory is the room for --fit batch or --fit seq"),
+        (["--memory", "8"], "--memory is the room for --fit: say of what the largest is wanted"),
         (["--fit", "batch", "--memory", "nan"], "--memory must be above 0 and finite, in GiB, not nan"),
         (["--fit", "seq", "--seq-len", "8"], "--fit seq looks for --seq-len: leave that out"),
+        (["--fit", "new-tokens", "--new-tokens", "8"], "--fit new-tokens looks for --new-tokens: leave that out"),
+        (["--prompt-len", "0"], "--prompt-len must be at least 1, not 0"),
         (["--batch-size", "0"], "--batch-size must be at least 1, not 0"),
         (["--chart", "x.pdf"], "give a name that ends in .png or .svg"),
     ],

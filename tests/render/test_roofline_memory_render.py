@@ -92,8 +92,30 @@ def test_a_roofline_is_drawn(tmp_path):
         "by op, areas as kernel time: 90.9 % of it is drawn",
     ):  # fmt: skip
         assert name in found, found
+    assert not [name for name in found if "prefill" in name]
     first = picture.read_bytes()
     assert roofline_chart(run, picture, View(by="op")).read_bytes() == first
+
+
+def test_a_generation_is_two_clouds(tmp_path):
+    run = generation_run()
+    found = words(roofline_chart(run, tmp_path / "roof.svg", View(by="op")))
+
+    assert {"mm prefill 33.3 %", "mm decode 66.7 %", "prefill: products", "decode: products"} <= set(found)
+    text = render_roofline(run, "text", View(by="op", width=200))
+    # 20,000 FLOPs over 2,120 bytes, 4,800 over 4,740
+    assert (
+        "Prefill: compute limits 100.0 %; 20.00 KFLOPs of products, 9.43 FLOP/B over 2.070 KiB that must move" in text
+    )
+    assert "Decode: compute limits 100.0 %; 4.800 KFLOPs of products, 1.01 FLOP/B over 4.629 KiB that must move" in text
+    assert [line.split()[:2] for line in text.splitlines() if line.startswith("mm")] == [
+        ["mm", "decode"], ["mm", "prefill"],
+    ]  # fmt: skip
+    of_one = render_roofline(run, "text", View(by="op", phase="decode", width=200))
+    assert "Decode: " in of_one
+    assert "Prefill: " not in of_one
+    figures = json.loads(render_roofline(run, "json"))["phases"]
+    assert [(row["phase"], row["moved_bytes"]) for row in figures] == [("prefill", 2120), ("decode", 4740)]
 
 
 def test_a_roofline_with_nothing_to_draw(tmp_path):
@@ -109,12 +131,8 @@ def told(fit=None, sized=None, miss=0):
 
 
 def sized(batch):
-    return Sized(
-        batch,
-        64,
-        batch << 30,
-        Prediction("backward", 1 << 30, 0, batch << 30, 0, 1 << 29, (batch + 1) << 30, (2 * batch + 3) << 29),
-    )
+    found = Prediction("backward", 1 << 30, 0, batch << 30, 0, 1 << 29, (batch + 1) << 30, (2 * batch + 3) << 29)
+    return Sized(batch, 64, None, None, activations=batch << 30, cache={}, prediction=found)
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
@@ -170,6 +188,29 @@ def test_a_forecast_reads():
         in text
     )
     assert "Batch 3, sequence 64 is predicted to take 4.500 GiB" in lines(told(sized=sized(3)))
+
+
+def test_a_forecast_of_a_generation_names_weights_cache_and_activations_apart():
+    def text(*where, **more):
+        found = Forecast(*where, **{"miss": 0, "calibration": 1.0, **more})
+        return render_memory(generation_run(), "text", View(width=500), found)
+
+    made = Prediction("decode", 8 << 30, 1 << 20, 3 << 30, 0, 1 << 29, 23 << 29, 23 << 29)
+    sized = Sized(16, None, 2048, 128, activations=0, cache={"prefill": 1 << 30, "decode": 2 << 30}, prediction=made)
+
+    assert (
+        "Batch 16, prompt 2048, 128 new tokens is predicted to take 11.50 GiB at its peak, in the decode: 8.000 GiB "
+        "weights + 1.000 MiB before the step + 2.000 GiB cache + 1.000 GiB activations and temporaries + 512.0 MiB "
+        "outside torch." in text(sized, None)
+    )
+    assert "at the run's own size the simulated cache is the one that was counted, to the byte." in text(sized, None)
+    assert "cache misses the one that was counted by 1.000 KiB." in text(sized, None, miss=-1024)
+    assert "tensor by tensor. The measured step" in text(sized, None, miss=None)
+    fit = Fit("prompt_len", 12 << 30, sized, sized, "")
+    assert "The largest prompt predicted to fit in 12.00 GiB: batch 16, prompt 2048, 128 new tokens" in text(None, fit)
+    assert "\n2049 would take 11.50 GiB." in text(None, fit)
+    fit = Fit("new_tokens", 12 << 30, sized, None, "")
+    assert "The largest number of new tokens predicted to fit in 12.00 GiB" in text(None, fit)
 
 
 def test_memory_for_machines():
