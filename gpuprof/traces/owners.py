@@ -394,18 +394,15 @@ def _backwards(host: list[Event]) -> list[tuple[int, str]]:
     return marks
 
 
-_SERVED = re.compile(r"execute_(?:\d+_)?context_(\d+)\(.*\)_generation_(\d+)\(.*\)")
+SERVED = re.compile(r"execute_(?:\d+_)?context_(\d+)\(.*\)_generation_(\d+)\(.*\)").fullmatch
+"""How vLLM's worker names a batch: by how many requests are in their context (the prompt), and how many generate."""
 
 
 def _served(host: list[Event]) -> list[tuple[int, str]]:
-    """Where vLLM says that it runs a batch of prefills alone, or of decodes alone, and where such a batch ends.
-
-    Its worker names each batch by how many requests are in their context (the prompt) and how many generate. One of
-    both kinds is no phase of either.
-    """
+    """Where vLLM runs a batch of prefills alone, or of decodes alone, and where it ends; one of both is neither."""
     marks: list[tuple[int, str]] = []
     for event in host:
-        found = _SERVED.fullmatch(event.name) if event.kind == RANGE else None
+        found = SERVED(event.name) if event.kind == RANGE else None
         context, generation = map(int, found.groups()) if found else (0, 0)
         if bool(context) != bool(generation):
             marks += [(event.start, "prefill" if context else "decode"), (event.end, "forward")]
