@@ -62,19 +62,24 @@ class Parts:
         if module is self._encoder:
             return Part("encode", samples, positions)
         cache = next((kwargs[name] for name in self._cache_names if kwargs.get(name) is not None), None)
-        phase = "decode" if self._goes_on(cache, positions) else "prefill"
+        verified = positions is not None and kwargs.get("logits_to_keep") == positions
+        phase = "decode" if self._goes_on(cache, positions == 1 or verified) else "prefill"
         self._last, self.cache = phase, cache
         return Part(phase, samples, positions)
 
-    def _goes_on(self, cache: Any, positions: int | None) -> bool:
+    def _goes_on(self, cache: Any, made: bool) -> bool:
         """Whether a call goes on from the one before by what that has made: a token, or a few that are verified.
 
-        More positions right after a prefill are another piece of it.
+        More positions right after a prefill are another piece of it, unless all their logits are asked for.
+
+        Args:
+            cache: that it is given.
+            made: whether it may be given what the one before has made, right after a prefill.
         """
         if self._last is None or (self._cache_names and cache is None):
             return False
         same = not self._cache_names or self.cache is None or cache is self.cache or isinstance(cache, (tuple, list))
-        return same and (positions == 1 or self._last == "decode")
+        return same and (made or self._last == "decode")
 
 
 def _encoder(model: Any) -> torch.nn.Module | None:

@@ -350,6 +350,8 @@ class Traffic:
             last = phase
             found: dict[tuple[str, str], int] = {}
             for module, what, dtype, size in self._moved(part, states, filled):
+                if not size:
+                    continue
                 found[what, dtype] = found.get((what, dtype), 0) + size
                 key = module, phase, what, dtype
                 of_modules[key] = of_modules.get(key, 0) + size
@@ -439,7 +441,7 @@ def _added(part: _Part, before: _Held | None, held: _Held) -> Iterator[tuple[str
     if held.position is not None and held.length is not None:
         new = held.length - ((before and before.length) or 0)
         size = min(new * held.position, held.bytes)
-    elif before is None or held.bytes == before.bytes:
+    elif before is None or held.bytes == before.bytes or not any(one in part.readers for one in before.storages):
         size = held.bytes
     else:
         size = held.bytes - before.bytes

@@ -16,6 +16,8 @@ from gpuprof.workload import Options
         ({"mode": "generate", "freeze": ("a",)}, "--freeze is for --mode train"),
         ({"mode": "forward", "checkpointing": "reentrant"}, "--checkpointing is for --mode train"),
         ({"new_tokens": 3}, "--new-tokens is for --mode generate, not --mode train"),
+        ({"cache": "static"}, "--cache is for --mode generate, not --mode train"),
+        ({"mode": "generate", "cache": "paged"}, "--cache 'paged' is not one of: dynamic, static"),
         ({"mode": "generate", "seq_len": 3}, "--seq-len is for --mode train and forward"),
         ({"compile": "lite"}, "--compile 'lite' is not one of: none, default, reduce-overhead, max-autotune, max-a"),
     ],
