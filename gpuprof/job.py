@@ -295,6 +295,8 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
     hidden = {path for one in ranks for path in one["passes"].get("trace", {}).get("facts", {}).get("hidden", ())}
     if hidden and "trace" in passes:
         passes["trace"].facts["hidden"] = sorted(hidden)
+    if "count" in passes:
+        passes["count"].facts |= _of_traffic([one["passes"].get("count", {}).get("facts", {}) for one in ranks])
     timed = [step for _, step in sorted(steps.items())]
     job = Run(
         workload=_workload([one["workload"] for one in ranks]),
@@ -519,6 +521,23 @@ def _passes(ranks: list[dict[str, Any]]) -> dict[str, PassOutcome]:
             worst.reason = f"rank {rank}: {worst.reason or 'it did not run there'}"
         worst.seconds = max(outcome["seconds"] for outcome in outcomes)
         found[name] = worst
+    return found
+
+
+def _of_traffic(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the counting passes say of a generation's bytes: all that a rank does not know, and what their caches hold.
+
+    Each rank has a cache of its own, of its sequences or of its heads.
+    """
+    found: dict[str, Any] = {}
+    for name in ("traffic_unknown", "weights_at_most"):
+        if said := list(dict.fromkeys(text for facts in ranks for text in facts.get(name, ()))):
+            found[name] = said
+    caches = [facts["cache"]["bytes"] for facts in ranks if facts.get("cache")]
+    if caches:
+        alike = len(caches) == len(ranks) and len({*map(len, caches)}) == 1
+        sums = [sum(held) for held in zip(*caches, strict=True)] if alike else []
+        found["cache"] = ranks[0].get("cache", {}) | {"bytes": sums}
     return found
 
 

@@ -47,8 +47,10 @@ def built(model: str, options: Options) -> Workload:
         return build(folder, options)
 
 
-def bare_loop(workload: Workload, new_tokens: int) -> Callable[[], torch.Tensor]:
-    """The same generation with nothing around it: as one would write it."""
+def bare_loop(
+    workload: Workload, new_tokens: int, mark: Callable[[], object] = lambda: None
+) -> Callable[[], torch.Tensor]:
+    """The same generation with nothing around it: as one would write it. ``mark`` is called after each token."""
     model, calls = workload.model, list[dict[str, Any]]()
     with torch.no_grad():
         hook = model.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
@@ -62,9 +64,11 @@ def bare_loop(workload: Workload, new_tokens: int) -> Callable[[], torch.Tensor]
         with torch.no_grad():
             output = model(**prompt)
             tokens = [output.logits[:, -1:].argmax(-1)]
+            mark()
             for _ in range(new_tokens - 1):
                 output = model(input_ids=tokens[-1], **{cache: returned_cache(model, output)}, **later)
                 tokens.append(output.logits[:, -1:].argmax(-1))
+                mark()
             return torch.cat(tokens, dim=1)
 
     return loop

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import gc
 import gzip
+import itertools
 import json
 import multiprocessing
 import re
@@ -21,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import bench_generate
 import gpu_workloads
 import pytest
 import study_backward
@@ -38,7 +40,8 @@ from gpuprof.analysis.communication import account, collectives
 from gpuprof.analysis.compilation import compile_lines
 from gpuprof.analysis.compiled import compiled_lines
 from gpuprof.analysis.consistency import mismatches, owned_kernels
-from gpuprof.analysis.modules import totals, union_ns
+from gpuprof.analysis.generation import generation, mbu, parts
+from gpuprof.analysis.modules import by_phase, totals, union_ns
 from gpuprof.analysis.telemetry import invalid_reasons, summary
 from gpuprof.cli.ceilings import measure as measure_ceilings
 from gpuprof.errors import GpuprofError, is_out_of_memory
@@ -49,6 +52,7 @@ from gpuprof.profiler import count, run_passes
 from gpuprof.record import UNATTRIBUTED, Run, load
 from gpuprof.traces.events import CALL, KERNEL, NODE, Event
 from gpuprof.workload import Options, Workload, build, from_module
+from gpuprof.workload.steps import cache_argument
 
 Facts = dict[str, Any]
 
@@ -59,6 +63,10 @@ TESTS = ["tests/test_gpu.py", "tests/passes/test_telemetry.py", "tests/hardware/
 REFERENCE = {"image_crops": 16, "prompt_len": 7405, "new_tokens": 7}
 REFERENCE_FLOPS = {"full": 129_418_906_075_136, "causal": 118_414_984_134_656}
 REFERENCE_MEMORY_GB = 17.4525  # printed by the published report, without saying which figure it is
+GENERATION = {"batch_size": 8, "prompt_len": 2048, "new_tokens": 16}
+GENERATIONS: dict[str, dict[str, Any]] = {
+    "dynamic": {}, "static": {"cache": "static"}, "graphs": {"cache": "static", "compile": "reduce-overhead"},
+}  # fmt: skip
 _LAUNCH = re.compile(r"(cuda|cu)(Launch\w*|GraphLaunch\w*)$").match
 
 
@@ -420,6 +428,82 @@ def backward(folder: Path) -> Facts:
     return {"passed": True}
 
 
+# generation
+
+
+def generate(folder: Path) -> Facts:
+    """Prefill and decode: MFU and MBU, what CUDA graphs give, bytes against the cache, times against a bare loop."""
+    facts: Facts = {"cases": {}}
+    for name, how in GENERATIONS.items():
+        options = Options(mode="generate", device="cuda", dtype="bfloat16", **GENERATION, **how)
+        workload = build("qwen2-0.5b", options)
+        run = run_passes(workload, passes=("count", "time", "trace", "telemetry"), warmup=2, steps=10)
+        found = generation(run)
+        facts["cases"][name] = {
+            "figures": None if found is None else asdict(found),
+            "mbu": mbu(run),
+            "phases": json.loads(by_phase(run).to_json(orient="records")),
+            "parts": json.loads(parts(run).to_json(orient="records")),
+            # what is compiled is not run once more with a hook on it, for which it would be compiled anew
+            "cache_tensors_bytes": None if "compile" in how else _cache_bytes(workload),
+            "run": saved(run, folder, f"generate-{name}"),
+            "outcomes": {name: [one.status, one.reason] for name, one in run.passes.items()},
+            "mismatches": mismatches(run),
+            "warnings": run.warnings,
+        }
+        if not how:
+            facts["bare"] = _bare_times(workload)
+        del workload
+        torch._dynamo.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+    figures = facts["cases"]["dynamic"]["figures"] or {}
+    facts["over_bare"] = {name: figures[name] / facts["bare"][name] for name in facts["bare"] if figures.get(name)}
+    near = len(facts["over_bare"]) == 2 and all(0.9 < ratio < 1.1 for ratio in facts["over_bare"].values())
+    return facts | {"passed": near and all(map(_whole, facts["cases"].values()))}
+
+
+def _whole(case: Facts) -> bool:
+    """Whether every pass of a generation is done, and its bytes are those of its cache and no more than could move."""
+    done = all(status == "done" for status, _ in case["outcomes"].values()) and not case["mismatches"]
+    held = case["cache_tensors_bytes"]
+    same = held is None or (case["figures"] is not None and case["figures"]["cache_bytes"] == held)
+    return bool(done and same and case["mbu"] and all(0 < share < 1 for share in case["mbu"].values()))
+
+
+def _cache_bytes(workload: Workload) -> int:
+    """Bytes of the tensors in the cache of one more generation, at its end."""
+    caches: list[Any] = []
+    hook = workload.model.register_forward_pre_hook(
+        lambda _, args, kwargs: caches.append(kwargs.get(cache_argument(workload.model))), with_kwargs=True
+    )
+    workload.step()
+    hook.remove()
+    return sum(tensor.nbytes for layer in caches[-1].layers for tensor in (layer.keys, layer.values))
+
+
+def _bare_times(workload: Workload) -> dict[str, float]:
+    """TTFT and TPOT of a loop of its own, by an event after each token; medians of ten generations."""
+    events: list[torch.cuda.Event] = []
+
+    def mark() -> None:
+        events.append(torch.cuda.Event(enable_timing=True))
+        events[-1].record()
+
+    loop = bench_generate.bare_loop(workload, GENERATION["new_tokens"], mark)
+    first: list[float] = []
+    others: list[float] = []
+    for _ in range(10):
+        events.clear()
+        mark()
+        loop()
+        torch.cuda.synchronize()
+        times = [begin.elapsed_time(end) * 1e-3 for begin, end in itertools.pairwise(events)]
+        first.append(times[0])
+        others += times[1:]
+    return {"ttft_s": statistics.median(first), "tpot_s": statistics.median(others)}
+
+
 # hardware counters
 
 
@@ -601,6 +685,9 @@ CHECKS: dict[str, Check] = {
     "ceilings": Check(ceilings, 32, 70, "best matmul per dtype and best copy, beside the datasheet"),
     "timing": Check(timing, 25, 60, "timed step against the union of kernels; cost of tracing; launches recorded"),
     "reference": Check(reference, 15, 60, "the published report's generation: time, MFU, memory, FLOPs"),
+    "generate": Check(
+        generate, 60, 150, "prefill and decode: MFU, MBU with and without CUDA graphs, the cache, TTFT and TPOT"
+    ),
     "reference-train": Check(reference_train, 20, 80, "a training step of the same model"),
     "counters-qwen2": Check(
         functools.partial(executed, "qwen2_layers", "counters-qwen2"), 52, 130,

@@ -62,6 +62,7 @@ def shorten(checks: Any) -> None:
     checks.CEILING_S = 0.1
     checks.TESTS += ["--deselect", "tests/test_gpu.py::test_a_busy_step_takes_as_long_as_its_kernels"]
     checks.REFERENCE |= {"image_crops": 2, "prompt_len": 1600}
+    checks.GENERATION |= {"prompt_len": 32, "new_tokens": 4}
     for module in (checks, study_backward):
         module.build, module.run_passes = _small(module.build), _brief(module.run_passes)
     checks.busy = lambda seconds: time.sleep(0.2)
@@ -73,7 +74,7 @@ def _small(build: Any) -> Any:
 
     def built(model: str, options: Any, **more: Any) -> Any:
         sizes = {"batch_size": min(options.batch_size or 1, 4)}
-        if not options.image_crops:
+        if options.mode != "generate":
             sizes["seq_len"] = min(options.seq_len or 32, 32)
         return build(model, replace(options, **sizes), **more)
 

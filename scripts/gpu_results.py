@@ -380,6 +380,26 @@ def _compiled(facts: Facts) -> str:
     return f"{'; '.join(said)}."
 
 
+def _generate(facts: Facts) -> str:
+    said = []
+    for name, case in facts["cases"].items():
+        if (figures := case["figures"]) is None:
+            said.append(f"{name}: not measured")
+            continue
+        prefill = next((row["step_mfu"] for row in case["phases"] if row["phase"] == "prefill"), None)
+        shares = ", ".join(f"{units.percent(share)} of the {what} bandwidth" for what, share in case["mbu"].items())
+        held = case["cache_tensors_bytes"]
+        cache = (
+            "" if held is None else f", cache {'as counted' if held == figures['cache_bytes'] else 'not as counted'}"
+        )
+        said.append(
+            f"{name}: TTFT {units.duration(figures['ttft_s'])} at MFU {units.percent(prefill)}, TPOT "
+            f"{units.duration(figures['tpot_s'])} at MBU {shares or units.MISSING}{cache}"
+        )
+    bare = " and ".join(f"{name[:4].upper()} {ratio:.3f} x" for name, ratio in facts["over_bare"].items())
+    return f"{'; '.join(said)}. Over a bare loop: {bare or units.MISSING}."
+
+
 SAYINGS: dict[str, Callable[[Facts], str]] = {
     "tests": lambda facts: f"the tests that need a GPU {'all pass' if facts['passed'] else 'do not all pass'}.",
     "doctor": _doctor,
@@ -390,6 +410,7 @@ SAYINGS: dict[str, Callable[[Facts], str]] = {
     "ceilings": _ceilings,
     "reference": _reference,
     "reference-train": _reference_train,
+    "generate": _generate,
     "backward": lambda facts: "its table is in the folder `backward`.",
     "counters-qwen2": _executed,
     "counters-siglip": _executed,

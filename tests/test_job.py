@@ -7,6 +7,7 @@ from runs import compiled_run, generation_run, gpu_run, rank_run, row
 
 import gpuprof
 from gpuprof.analysis.conventions import fitting
+from gpuprof.analysis.generation import generation, mbu
 from gpuprof.analysis.modules import totals
 from gpuprof.analysis.ranks import by_rank
 from gpuprof.job import assemble, part, summed
@@ -150,7 +151,28 @@ def test_each_rank_moves_bytes_of_its_own():
         "weights": 2000, "cache read": 0, "cache written": 640, "activations": 1600
     }  # fmt: skip
     assert len(job.traffic) == len(generation_run().traffic)
+    assert mbu(job) == {"datasheet": pytest.approx(9480 / 1440 / 20), "measured": pytest.approx(9480 / 1440 / 16)}
     assert (job.device["memory_bandwidth"], job.device["measured_bandwidth"]) == (20e9, 16e9)
+
+
+def test_caches_of_ranks_add_up():
+    runs = [generating(rank, "ddp", 1.0) for rank in range(2)]
+    for rank, run in enumerate(runs):
+        run.passes["count"].facts |= {
+            "cache": {"class": "DynamicCache", "bytes": [320, 400, 480, 560]},
+            "weights_at_most": [f"experts {rank}"], "traffic_unknown": ["it"] if rank else [],
+        }  # fmt: skip
+
+    facts = job_of(*runs).passes["count"].facts
+    assert facts["cache"] == {"class": "DynamicCache", "bytes": [640, 800, 960, 1120]}
+    assert (facts["weights_at_most"], facts["traffic_unknown"]) == (["experts 0", "experts 1"], ["it"])
+    runs[1].passes["count"].facts["traffic_unknown"] = []
+    found = generation(job_of(*runs))
+    assert (found.sequences, found.cache_bytes, found.cache_bytes_per_token) == (4, 1120, 40)
+    # 4 sequences of 4 tokens in a step of 1360 ns
+    assert found.tokens_per_s == pytest.approx(16 / 1360e-9)
+    runs[1].passes["count"].facts["cache"]["bytes"].pop()
+    assert generation(job_of(*runs)).cache_bytes is None
 
 
 def test_files_of_ranks_from_before_generations(tmp_path):

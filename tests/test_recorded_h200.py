@@ -225,3 +225,21 @@ def test_telemetry_of_two_busy_seconds():
     assert found["energy_j"] == pytest.approx(26606.14 - 25254.277)
     assert found["limits"] == ["power cap for 1.769 s of 2.013 s"]
     assert telemetry.invalid_reasons(run.telemetry) == []
+
+
+def test_telemetry_of_two_busy_seconds_by_phases_of_a_generation():
+    parts = [("prefill", 0.15, 0.85), *(("decode", 1.0 + number / 10, 0.1) for number in range(9))]
+    rows = [{"step": 0, "part": part, "phase": phase, "samples": 1, "positions": 1, "start_s": at, "time_s": time_s}
+            for part, (phase, at, time_s) in enumerate(parts)]  # fmt: skip
+    run = Run(
+        workload={}, device={}, environment={}, generation=table("generation", rows),
+        telemetry=table("telemetry", pd.read_csv(DATA / "telemetry.csv").to_dict("records")),
+    )  # fmt: skip
+
+    found = telemetry.of_phases(run).to_dict("records")
+
+    # read at 0.31 to 0.91 s: 1515 1530 1530 1500 1515 1545 1530 MHz, and at 1.11 to 1.81
+    assert found == [
+        {"phase": "prefill", "readings": 7, "sm_clock_mhz": 1530.0, "power_w": 740.557},
+        {"phase": "decode", "readings": 8, "sm_clock_mhz": 1500.0, "power_w": pytest.approx((687.42 + 691.769) / 2)},
+    ]

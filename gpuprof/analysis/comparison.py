@@ -15,7 +15,7 @@ from gpuprof.analysis.consistency import owned_kernels, withheld_of_step
 from gpuprof.analysis.counted import convention_of, counted, whole_step
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds, sm_clock_hz
 from gpuprof.analysis.executed import counters_only
-from gpuprof.analysis.generation import Generation, bandwidths, generation, moved, withheld_of_bytes
+from gpuprof.analysis.generation import bandwidths, generation, moved, new_tokens_per_s, withheld_of_bytes
 from gpuprof.analysis.kernel_time import own_of_ranks
 from gpuprof.analysis.known_flops import priced_share
 from gpuprof.analysis.memory import peak
@@ -132,13 +132,18 @@ def _figures(launch: Run, ideal: _Ideal) -> dict[str, Any]:
     median = times.median()
     step_s = float(median["step"])
     found = generation(launch)
-    samples = launch.workload.get("samples_per_step")
+    rates = {
+        f"{unit}_per_s": amount / step_s
+        for unit in ("tokens", "samples")
+        if (amount := launch.workload.get(f"{unit}_per_step"))
+    }
+    if launch.workload["mode"] == "generate":
+        rates["tokens_per_s"] = new_tokens_per_s(launch)
     return {
         "step_s": step_s,
         "step_iqr_s": float(times.quantile(0.75)["step"] - times.quantile(0.25)["step"]),
         **{f"{phase}_s": median.get(phase) for phase in ("forward", "backward", "optimizer")},
-        "tokens_per_s": _tokens_per_s(launch, step_s, found),
-        "samples_per_s": samples / step_s if samples else None,
+        **rates,
         **({name: getattr(found, name) for name in ("ttft_s", "tpot_s", "tpot_p99_s")} if found else {}),
         **{
             name: seconds / median[phase]
@@ -149,17 +154,6 @@ def _figures(launch: Run, ideal: _Ideal) -> dict[str, Any]:
         "reference_per_s": 1 / median["reference"] if "reference" in median else None,
         "invalid": "; ".join(launch.doubts["invalid"] if launch.is_job else invalid_reasons(launch.telemetry)),
     }
-
-
-def _tokens_per_s(launch: Run, step_s: float, found: Generation | None) -> float | None:
-    """Tokens of a step over its time; of a generation, one of before schema 6 as well, those that are new."""
-    about = launch.workload
-    if found is not None and len(launch.generation):
-        return found.tokens_per_s
-    tokens = about.get("tokens_per_step")
-    if about["mode"] == "generate":
-        tokens = (about.get("samples_per_step") or 0) * (about.get("new_tokens") or 0)
-    return tokens / step_s if tokens else None
 
 
 def _flops_and_ideal(run: Run) -> tuple[int | None, _Ideal]:

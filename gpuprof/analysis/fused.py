@@ -10,6 +10,7 @@ import pandas as pd
 from gpuprof import units
 from gpuprof.analysis.consistency import owned_kernels
 from gpuprof.analysis.counted import priced
+from gpuprof.analysis.generation import is_generation
 from gpuprof.analysis.operators import GENERATED
 from gpuprof.analysis.shares import owners
 from gpuprof.record import UNATTRIBUTED, Run, integers
@@ -101,12 +102,25 @@ def lines(run: Run) -> list[str]:
         f"Not all kernels of graph {number}, {frame}, could be given to operators: {why}."
         for number, frame, why in lacking[["graph", "frame", "unmapped"]].itertuples(index=False, name=None)
     ]
+    if several := _of_several_sizes(run):
+        grows = is_generation(run) and run.workload.get("cache") == "dynamic"
+        said.append(
+            f"What {units.number(len(several), 'graph')} did is not known, called with other sizes than compiled for"
+            f"{': a cache that grows, where --cache static keeps its size' if grows else ''}."
+        )
     hidden = [path or "(root)" for path in facts.get("hidden", ())]
     if hidden:
         said.append(f"Modules inside {', '.join(hidden)} cannot be told apart and have no times.")
     elif run.nodes.empty:
         said.append("Compiled code was not looked into: modules that it hides have no times.")
     return said
+
+
+def _of_several_sizes(run: Run) -> list[int]:
+    """Graphs of whose kernels nothing is known, FLOPs or bytes: as where a step calls them with several sizes."""
+    nodes = run.nodes[(run.nodes["kernel"] != "") & ~run.nodes["kind"].isin(["", "view"])]  # known never, and always
+    unknown = nodes[["flops_hardware", "bytes"]].isna().all(axis=1).groupby(nodes["graph"]).all()
+    return [int(graph) for graph, lacks in unknown.items() if lacks]
 
 
 def _does(

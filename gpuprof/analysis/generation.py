@@ -117,7 +117,7 @@ def generation(run: Run) -> Generation | None:
         decode_tokens_per_s=sequences / tpot_s if sequences and tpot_s else None,
         joules_per_token=energy_j / tokens if energy_j and tokens else None,
         cache_bytes_per_token=_growth(run, sequences),
-        cache_bytes=next(iter(_held(run)[-1:]), None),
+        cache_bytes=next(iter(held(run)[-1:]), None),
     )
 
 
@@ -364,7 +364,7 @@ def _agree(values: pd.Series) -> bool:
     return not values.isna().any() and values.nunique() == 1
 
 
-def _held(run: Run) -> list[int]:
+def held(run: Run) -> list[int]:
     """Bytes that the cache holds after each part of the counted step; empty where they are not known."""
     facts = run.passes["count"].facts if run.done("count") else {}
     return (facts.get("cache") or {}).get("bytes") or []
@@ -375,8 +375,8 @@ def _growth(run: Run, sequences: int | None) -> int | None:
 
     By what is held and not by what is written: a state of a recurrent layer is written whole and does not grow.
     """
-    held, counted = _held(run), _counted_parts(run)
-    if len(held) < 2 or len(held) != len(counted) or counted[-1] != "decode" or not sequences:
+    sizes, counted = held(run), _counted_parts(run)
+    if len(sizes) < 2 or len(sizes) != len(counted) or counted[-1] != "decode" or not sequences:
         return None
-    grown = held[-1] - held[-2]
+    grown = sizes[-1] - sizes[-2]
     return grown // sequences if grown % sequences == 0 else None

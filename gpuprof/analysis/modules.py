@@ -411,6 +411,7 @@ def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
     if parts:
         sizes = moved(run).add_suffix("_bytes").rename(columns={"bytes_bytes": "moved_bytes"})
         table = table.join(sizes)
+    if parts and run.done("count") and table["time_s"].notna().any():
         table["step_flops_per_s"] = _rate(run, table["flops"], table["time_s"], withheld_of_step(run))
         table["step_mfu"] = _rate(run, table["ideal_s"], table["time_s"], withheld_of_step(run))
         table["step_bytes_per_s"] = _rate(run, table["moved_bytes"], table["time_s"], withheld_of_bytes(run))

@@ -28,6 +28,7 @@ SEQUENCE = "linear layers without the sequence length"
 CONVOLUTION = "Conv1D taken for a convolution"
 GROUPS = "weight gradient of grouped convolutions counted per group"
 RECOMPUTE = "recompute counted as backward"
+PREFILL = "the prefill alone"
 ELEMENTWISE = "elementwise "
 BIAS = "bias of "
 """How causes begin that name one operator."""
@@ -364,15 +365,17 @@ def lookups(run: Run) -> tuple[Sums, Sums]:
 
 
 def own_counts(run: Run) -> Sums:
-    """The count itself: ``PHASE causal``, ``PHASE full`` and what of it is ``PHASE attention``; ``profiler``."""
+    """The count itself: ``PHASE causal``, ``PHASE full`` and what of it is ``PHASE attention``; ``profiler``.
+
+    The phases are forward and backward; the parts of a generation are forward, and each by itself too.
+    """
     values: list[tuple[str, dict[str, int]]] = []
-    for module, row in zip(run.ops["module"], read_rows(run), strict=True):
-        full = row.full or 0
+    for module, phase, row in zip(run.ops["module"], run.ops["phase"], read_rows(run), strict=True):
+        figures = {"full": row.full or 0, "causal": row.causal or 0}
+        figures["attention"] = figures["full"] if row.kind == "attention" else 0
         if row.phase in ("forward", "backward"):
-            attention = full if row.kind == "attention" else 0
-            values.append((module, {
-                f"{row.phase} full": full, f"{row.phase} causal": row.causal or 0, f"{row.phase} attention": attention,
-            }))  # fmt: skip
+            names = dict.fromkeys((row.phase, phase))
+            values.append((module, {f"{name} {what}": flops for name in names for what, flops in figures.items()}))
     for row in run.estimates.itertuples(index=False):
         values.append((row.module, {"profiler": int(row.flops_profiler)}))
     return add_up(values)

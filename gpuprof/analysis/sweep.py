@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from gpuprof.analysis.counted import convention_of
+from gpuprof.analysis.generation import bandwidth, generation
 from gpuprof.analysis.known_flops import known_of
-from gpuprof.analysis.modules import totals
+from gpuprof.analysis.modules import by_phase, totals
 from gpuprof.analysis.telemetry import invalid_reasons
 from gpuprof.record import Run, integers
 from gpuprof.sweep import SIZES, SWEPT, Point
@@ -18,8 +20,13 @@ _FIGURES = (
     "steps", "step_s", "step_iqr_s", "tokens_per_s", "samples_per_s", "flops", "flops_per_s", "mfu", "hfu",
     "denominator", "peak_bytes",
 )  # fmt: skip
+_GENERATION = (
+    "ttft_s", "tpot_s", "tpot_p90_s", "tpot_p99_s", "decode_tokens_per_s", "prefill_mfu", "decode_mfu", "decode_mbu",
+    "bandwidth",
+)  # fmt: skip
+"""Further figures where a point is a generation."""
 _INTEGERS = {*SIZES, "steps", "flops", "peak_bytes"}
-_TEXT = {"model", *SWEPT, "denominator", "convention", "device", "status", "reason"} - _INTEGERS
+_TEXT = {"model", *SWEPT, "denominator", "bandwidth", "convention", "device", "status", "reason"} - _INTEGERS
 
 
 def sweep_table(points: Sequence[tuple[Point, Run | None]]) -> pd.DataFrame:
@@ -30,14 +37,18 @@ def sweep_table(points: Sequence[tuple[Point, Run | None]]) -> pd.DataFrame:
 
     Returns:
         Columns model, mode; the other swept options that any point gives; steps, step_s (median) and step_iqr_s,
-        tokens_per_s (in a generation: positions), samples_per_s, flops, flops_per_s, mfu, hfu, denominator,
-        peak_bytes, convention, device, status, reason. Missing where a point has no such figure; text is empty there.
+        tokens_per_s (in a generation: new ones), samples_per_s, flops, flops_per_s, mfu, hfu, denominator,
+        peak_bytes; where any point is a generation ttft_s, tpot_s (with tpot_p90_s and tpot_p99_s, of one token of each
+        sequence), decode_tokens_per_s, prefill_mfu, decode_mfu, decode_mbu (each over the phase's time in the step) and
+        bandwidth (what the last is against); convention, device, status, reason. Missing where a point has no such
+        figure; text is empty there.
         The reason of a point that is done says why it has no MFU, has a lower bound of one or is invalid for tracking,
         if that is so.
     """
     given = [name for name in SWEPT if name != "mode" and any(name in point.options for point, _ in points)]
     rows = [_row(point, run) for point, run in points]
-    names = ["model", "mode", *given, *_FIGURES, "convention", "device", "status", "reason"]
+    generated = _GENERATION if any(row["mode"] == "generate" for row in rows) else ()
+    names = ["model", "mode", *given, *_FIGURES, *generated, "convention", "device", "status", "reason"]
     return pd.DataFrame({name: _typed(name, [row.get(name) for row in rows]) for name in names})
 
 
@@ -46,6 +57,7 @@ def _row(point: Point, run: Run | None) -> dict[str, Any]:
     if run is not None:
         figures = totals(run)
         row |= {name: figures[name] for name in _FIGURES}
+        row |= _of_generation(run)
         row["convention"] = convention_of(run)
         row["device"] = run.device.get("name") or run.device["type"]
         if not point.reason:
@@ -55,6 +67,20 @@ def _row(point: Point, run: Run | None) -> dict[str, Any]:
             unknown = [f"FLOP/s and MFU {said}"] if said else []
             row["reason"] = "; ".join([*unknown, *invalid])
     return row | point.options
+
+
+def _of_generation(run: Run) -> dict[str, Any]:
+    """The figures of `_GENERATION`; none of another run."""
+    if (found := generation(run)) is None:
+        return {}
+    names = ("ttft_s", "tpot_s", "tpot_p90_s", "tpot_p99_s", "decode_tokens_per_s")
+    phases = by_phase(run).set_index("phase")
+    of_phases = {
+        f"{phase}_{share}": phases.at[phase, f"step_{share}"]
+        for phase, share in (("prefill", "mfu"), ("decode", "mfu"), ("decode", "mbu"))
+        if phase in phases.index
+    }
+    return {name: getattr(found, name) for name in names} | of_phases | {"bandwidth": bandwidth(run)[0]}
 
 
 def _typed(name: str, values: list[Any]) -> Any:
@@ -70,8 +96,7 @@ def rate(table: pd.DataFrame) -> tuple[str, str]:
     measured = table[table["step_s"].notna()]
     if not len(measured) or measured["tokens_per_s"].isna().any():
         return "samples_per_s", "samples/s"
-    # in a generation most positions are the prompt's, and a rate of them is none of tokens
-    return "tokens_per_s", "positions/s" if (measured["mode"] == "generate").any() else "tokens/s"
+    return "tokens_per_s", "tokens/s"
 
 
 def axis(table: pd.DataFrame) -> str | None:
@@ -98,3 +123,43 @@ def _label(name: str, value: Any) -> str:
     if pd.isna(value) or value == "":
         return f"{words} by default"
     return str(value) if name == "model" else f"{words} {value}"
+
+
+class Knee(NamedTuple):
+    """Where a larger batch of a generation begins to cost more than it gives.
+
+    Attributes:
+        batch_size: the smallest from which on every larger one is paid for by more than half: the time per token grows
+            by more than the square root of what the batch grows by. None where the largest batches are not.
+        sizes: the batches, ascending.
+        slower: times by which the time per token is longer at each of them than at the one before.
+        bound: what bounds decoding at the largest, by the larger of its MFU and its MBU: ``arithmetic`` or ``memory``;
+            empty where one is not known.
+    """
+
+    batch_size: int | None
+    sizes: list[int]
+    slower: list[float]
+    bound: str
+
+
+def knee(rows: pd.DataFrame) -> Knee | None:
+    """The knee among points that differ in the batch alone; None where fewer than two of them have a time per token.
+
+    Be the time of a step of decoding w + c x batch: w for what all sequences share (weights, launches), c for what each
+    has of its own (arithmetic, cache). At batch w / c half of the time is c's, and a batch larger by a little takes
+    half of its growth in time. That is where a roofline max(w, c x batch) has its ridge. Between measured batches the
+    growth is that of their ratio.
+    """
+    if "tpot_s" not in rows or "batch_size" not in rows:
+        return None
+    known = rows[rows["tpot_s"].notna() & rows["batch_size"].notna()].sort_values("batch_size", kind="stable")
+    sizes, times = [int(size) for size in known["batch_size"]], [float(time) for time in known["tpot_s"]]
+    if len(set(sizes)) < max(2, len(sizes)):
+        return None
+    slower = [after / before for before, after in pairwise(times)]
+    paid = [times**2 >= after / before for times, (before, after) in zip(slower, pairwise(sizes), strict=True)]
+    first = len(paid) - next((index for index, one in enumerate(reversed(paid)) if not one), len(paid))
+    mfu, mbu = known["decode_mfu"].iloc[-1], known["decode_mbu"].iloc[-1]
+    bound = "" if pd.isna(mfu) or pd.isna(mbu) else "arithmetic" if mfu > mbu else "memory"
+    return Knee(sizes[first] if first < len(paid) else None, sizes, slower, bound)

@@ -7,8 +7,9 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,7 @@ from gpuprof import units
 from gpuprof.analysis import readings
 from gpuprof.analysis.counted import convention_of
 from gpuprof.analysis.executed import executed_flops
+from gpuprof.analysis.generation import PARTS
 from gpuprof.analysis.matching import match
 from gpuprof.analysis.ranks import refuse_job
 from gpuprof.analysis.readings import TOTAL
@@ -27,11 +29,11 @@ from gpuprof.reports import read_report
 
 LINE_COLUMNS = [
     "line", "module", "class", "matched", "quantity", "text", "claimed", "causal", "full", "profiler",
-    "executed", "error_percent", "verdict", "cause",
+    "executed", "error_percent", "verdict", "cause", *PARTS,
 ]  # fmt: skip
 """Columns of `Validation.lines`."""
 
-_COUNTS = ("causal", "full", "profiler", "executed")
+_COUNTS = ("causal", "full", "profiler", "executed", *PARTS)
 """Those of figures that were counted: exact integers but for ratios, and None where there is none."""
 
 _DECIMALS = {"calflops": 2, "deepspeed": 2, "ptflops": 2, "mmcv": 3}
@@ -50,15 +52,18 @@ class Validation:
         lines: one row per claimed figure, columns `LINE_COLUMNS`: the claimed and the counted figure, what
             torch.profiler estimates and what the GPU's counters say was executed, where they were asked, the error of
             the claim against the count in the run's convention in percent, the verdict (right, explained, unexplained,
-            unmatched, not checked) and its cause.
+            unmatched, not checked) and its cause; of a generation also what of the count its encoding, its prefill and
+            its steps of decoding have.
         missing: modules of the model that do work and that no line of the report stands for.
         sentences: the verdict in words.
+        phases: of a generation the FLOPs of each of its phases, ``causal`` and ``full``; empty of anything else.
     """
 
     tool: str
     lines: pd.DataFrame
     missing: list[str]
     sentences: str
+    phases: dict[str, dict[str, int]]
 
 
 def validate(report: pd.DataFrame | str | os.PathLike[str], run: Run) -> Validation:
@@ -93,7 +98,7 @@ def validate(report: pd.DataFrame | str | os.PathLike[str], run: Run) -> Validat
     sentences = _sentences(tool, lines, figures)
     if ranks := claims.attrs.get("ranks"):
         sentences += f" {ranks}."
-    return Validation(tool, lines, figures.missing(places), sentences)
+    return Validation(tool, lines, figures.missing(places), sentences, figures.generated)
 
 
 # verdicts
@@ -111,13 +116,25 @@ Option = tuple[str, float]
 
 
 def _judged(claim: dict[str, Any], places: dict[str, list[str]], figures: _Figures) -> dict[str, Any]:
-    """One claimed figure with its verdict."""
+    """One claimed figure with its verdict; of a generation it may be that of the prefill alone."""
+    row = _held(claim, places, figures)
+    if row["verdict"] == "unexplained" and figures.prefill is not None:
+        alone = _held(claim, places, figures.prefill)
+        if alone["verdict"] in ("right", "explained"):
+            cause = ", ".join(filter(None, (readings.PREFILL, alone["cause"])))
+            return row | {"verdict": "explained", "cause": cause}
+    return row
+
+
+def _held(claim: dict[str, Any], places: dict[str, list[str]], figures: _Figures) -> dict[str, Any]:
+    """One claimed figure held against these of the run."""
     module, quantity = claim["module"], claim["quantity"]
     paths = [TOTAL] if module == TOTAL else places.get(module, [])
     row = {
         "line": claim["line"], "module": module, "class": claim["class"], "matched": _named(paths),
         "quantity": quantity, "text": claim["text"], "claimed": claim["value"], "causal": None, "full": None,
         "profiler": None, "executed": None, "error_percent": None, "verdict": "unmatched", "cause": "",
+        **dict.fromkeys(PARTS),
     }  # fmt: skip
     if not paths:
         return row
@@ -177,6 +194,9 @@ def _judge_count(
         "profiler": None if estimated is None else int(estimated * Fraction(factor)),
         "executed": figures.executed(paths, factor, phases),
     }  # fmt: skip
+    if "forward" in phases:
+        kind = figures.kind
+        row |= {phase: int(figures.count(paths, kind, (phase,)) * Fraction(factor)) for phase in figures.generated}
     first: Option = ("", float(causal if figures.in_causal else full))
     return row | _verdict(claimed, slack, itertools.chain([first], _causes(paths, factor, figures, phases)))
 
@@ -275,10 +295,36 @@ def _sentences(tool: str, lines: pd.DataFrame, figures: _Figures) -> str:
     claimed, causal, full = (units.si(float(row[name]), unit) for name in ("claimed", "causal", "full"))
     what = "forward and backward" if figures.both_in(tool) else "the forward"
     first = f"{tool} claims {claimed} for {what}, where {causal} are counted (full square: {full})"
+    third = f" {split}" if (split := _split(row, unit, figures)) else ""
     if row["verdict"] != "explained":
-        return f"{first}: {row['verdict']}. {second}"
-    made = _made_of(row, figures) if unit == "FLOPs" else ""
-    return f"{first}: {made or row['cause']}. {second}"
+        return f"{first}: {row['verdict']}. {second}{third}"
+    made, alone = "", figures.prefill if row["cause"].startswith(readings.PREFILL) else None
+    if unit == "FLOPs" and alone is not None:
+        its_own = row.copy()
+        for kind in ("causal", "full"):
+            its_own[kind] = alone.count([TOTAL], kind, ("forward",))
+        made = _made_of(its_own, alone)
+        made = f"{readings.PREFILL}: {made}" if made else ""
+    elif unit == "FLOPs":
+        made = _made_of(row, figures)
+    return f"{first}: {made or row['cause']}. {second}{third}"
+
+
+def _split(row: pd.Series, unit: str, figures: _Figures) -> str:
+    """What of the counted total each phase of a generation has; empty of anything else."""
+    of_phase = {phase: int(row[phase]) for phase in figures.generated if row[phase]}
+    whole = sum(of_phase.values())
+    if len(of_phase) < 2 or not whole:
+        return ""
+    words = [
+        f"{units.si(float(count), unit)} ({units.percent(count / whole)}) are of the {phase}"
+        for phase, count in of_phase.items()
+    ]
+    least = min(of_phase, key=lambda phase: of_phase[phase])
+    return (
+        f"Of the counted {', '.join(words)}: a rate or an MFU over all of them says nothing of the {least}, however "
+        "long it takes."
+    )
 
 
 _ADDED = (readings.BROADCAST, readings.VECTOR, readings.ELEMENTWISE, readings.BIAS)
@@ -322,6 +368,7 @@ class _Figures:
         self.meant_twice = {path for path, times in meant.items() if times > 1}
         factors = claims.loc[claims["quantity"] == "backward_factor", "value"]
         self.backward_factor = float(factors.iloc[0]) if len(factors) else 2.0
+        self._claims, self._places = claims, places
         self._executed = executed_flops(run).to_dict() if run.done("counters") else None
         self._params = self._by_path("params")
         self._trainable = self._by_path("trainable_params")
@@ -338,6 +385,22 @@ class _Figures:
     def phases(self) -> tuple[str, ...]:
         """What the tool's figures are of: a forward; of FlopCounterMode also of the backward, if one ran."""
         return ("forward", "backward") if self.tool == "torch-counter" else ("forward",)
+
+    @cached_property
+    def generated(self) -> dict[str, dict[str, int]]:
+        """FLOPs of a generation's phases, causal and full; empty of any other run."""
+        phases = [phase for phase in PARTS if (self.run.ops["phase"] == phase).any()]
+        return {phase: {kind: self.count([TOTAL], kind, (phase,)) for kind in ("causal", "full")} for phase in phases}
+
+    @cached_property
+    def prefill(self) -> _Figures | None:
+        """Those of a generation without its decoding: a report may be of one forward; None where nothing decodes."""
+        decoding = self.run.ops["phase"] == "decode"
+        if not decoding.any():
+            return None
+        estimates = self.run.estimates[self.run.estimates["phase"] != "decode"]
+        alone = replace(self.run, ops=self.run.ops[~decoding], estimates=estimates)
+        return _Figures(alone, self.tool, self._claims, self._places)
 
     def of(self, paths: list[str], table: readings.Sums, name: str) -> int:
         """Sum over modules, which do not contain each other."""

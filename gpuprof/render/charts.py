@@ -147,6 +147,8 @@ def subject(run: Run) -> str:
         device = f"CPU ({device}, {threads} thread{'' if threads == 1 else 's'})"
     size = [f"batch {about['batch_size']}"] if about.get("batch_size") else []
     size += [f"sequence {about['seq_len']}"] if about.get("seq_len") else []
+    size += [f"prompt {about['prompt_len']}"] if about.get("prompt_len") else []
+    size += [f"{about['new_tokens']} new tokens"] if about.get("new_tokens") else []
     parts = (about.get("name"), *size, about.get("dtype"), run.of_job, device)
     return " · ".join(str(part) for part in parts if part)
 

@@ -27,7 +27,7 @@ from gpuprof.analysis.counted import hardware
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds
 from gpuprof.analysis.executed import executed_whole, not_collected
 from gpuprof.analysis.fused import lines
-from gpuprof.analysis.generation import generation, is_generation, untold_parts
+from gpuprof.analysis.generation import generation, is_generation, moved, phases_of, untold_parts
 from gpuprof.analysis.known_flops import at_least, known_of
 from gpuprof.analysis.memory import account
 from gpuprof.analysis.modules import (
@@ -289,7 +289,7 @@ def _achieved(run: Run, view: View, sums: dict[str, Any]) -> str:
     least, known_part = at_least(run), known_of(run)
     whose = "all ranks' model FLOPs over the slowest one's step" if run.is_job else "model FLOPs over the step"
     rate = f"{least}{units.si(sums['flops_per_s'], 'FLOP/s')} of {whose}"
-    rate += ", prefill and decode mixed (apart above)" if is_generation(run) else ""
+    rate += ", prefill and decode mixed (apart above)" if len(phases_of(run)) > 1 else ""
     rate += f"; {known_part}" if known_part else ""
     known = denominators(run)
     if not known:
@@ -468,6 +468,8 @@ def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableTyp
         )
         if sums["step_s"] and (sums["kernel_s"] or 0) > SLOWED * sums["step_s"]:
             lines.append("Tracing slowed the step: read times below the whole as shares, not as seconds.")
+    if "decode" in moved(run).index:
+        lines.append("Bytes are those that must move in the decode: of weights, cache and activations, at least that.")
     lines += untold(run)
     lines += [f"No time to first token, time per token and MBU: {why}."] if (why := untold_parts(run)) else []
     for dtype, spread in run.device.get("peak_spread", {}).items():

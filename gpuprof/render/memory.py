@@ -10,13 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.generation import generation
+from gpuprof.analysis.generation import generation, held
 from gpuprof.analysis.memory import account, by_module, no_timeline, peak, running
 from gpuprof.analysis.modules import by_module as module_table
 from gpuprof.errors import GpuprofError
@@ -43,7 +44,8 @@ _COLUMNS = {
 }  # fmt: skip
 _LAYERS = {
     "before": ("before the step", "#d9d9d9"), "parameters": ("parameters", "#1f4e79"),
-    "optimizer_state": ("optimizer state", "#5a7fa6"), "gradients": ("gradients", "#8fb98a"),
+    "optimizer_state": ("optimizer state", "#5a7fa6"), "cache": ("cache", "#7a3fb0"),
+    "gradients": ("gradients", "#8fb98a"),
     "activations": ("activations kept", "#e0a030"),
 }  # fmt: skip
 """What is stacked in the chart, from the bottom up."""
@@ -324,9 +326,23 @@ def _stack(run: Run) -> dict[str, Any]:
         "before": constant + int(first["before"]),
         "parameters": constant + int(first["parameters"]) + int(first["buffers"]),
         "optimizer_state": state,
+        "cache": _cache(run),
         "gradients": run.timeline["gradient_bytes"].to_numpy("int64"),
         "activations": run.timeline["kept_bytes"].to_numpy("int64"),
     }
+
+
+def _cache(run: Run) -> Any:
+    """Bytes of a generation's cache at each row of the timeline: after each part what the counted step held after it.
+
+    None of any where the steps had not the same parts.
+    """
+    sizes, events = held(run), run.timeline["event"]
+    # the step itself begins, in the phase of its first part, before that does
+    begun, ended = (int((events == event).sum()) for event in ("begin", "end"))
+    if begun != len(sizes) + 1 or ended != begun:
+        return np.zeros(len(events), "int64")
+    return np.array([0, 0, *sizes])[(events == "end").cumsum().to_numpy()]
 
 
 def _peak_time(times: Any, index: int) -> float:
@@ -346,14 +362,7 @@ def _with_peaks(times: Any, now: Any, highest: Any) -> tuple[list[float], list[f
 
 
 def _shade_phases(axes: Any, rows: pd.DataFrame, times: Any) -> None:
-    begun: dict[str, float] = {}
-    spans = []
-    for phase, event, time in zip(rows["phase"], rows["event"], times, strict=True):
-        if event == "begin":
-            begun[phase] = time
-        elif event == "end" and phase in begun:
-            spans.append((begun.pop(phase), time, phase))
-    for number, (start, end, phase) in enumerate(spans):
+    for number, (start, end, phase) in enumerate(_spans(rows, times)):
         axes.axvspan(start, end, color="#000000", alpha=0.035 if number % 2 else 0.0, linewidth=0, zorder=0)
         axes.axvline(start, color="#a0a0a0", linewidth=0.6, zorder=2)
         if end - start > 0.04 * (times[-1] - times[0]):
@@ -361,6 +370,21 @@ def _shade_phases(axes: Any, rows: pd.DataFrame, times: Any) -> None:
                 (start + end) / 2, 0.985, phase, transform=axes.get_xaxis_transform(), ha="center", va="top",
                 fontsize=8.5, color="#505050", zorder=4,
             )  # fmt: skip
+
+
+def _spans(rows: pd.DataFrame, times: Any) -> list[tuple[float, float, str]]:
+    """Start, end and phase of each stretch of a phase; parts of a generation in a row are one, however many."""
+    begun: dict[str, float] = {}
+    spans: list[tuple[float, float, str]] = []
+    for phase, event, time in zip(rows["phase"], rows["event"], times, strict=True):
+        if event == "begin":
+            begun[phase] = time
+        elif event == "end" and phase in begun:
+            start = begun.pop(phase)
+            if spans and spans[-1][2] == phase:
+                start = spans.pop()[0]
+            spans.append((start, time, phase))
+    return spans
 
 
 def _wrapped(sentences: Iterator[str], view: View) -> list[Text]:

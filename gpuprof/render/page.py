@@ -12,11 +12,22 @@ from gpuprof import units
 from gpuprof.analysis.budget import budget
 from gpuprof.analysis.collectives import ON_A_CPU, by_collective
 from gpuprof.analysis.communication import collectives
-from gpuprof.analysis.consistency import inconsistencies, withheld_of_kernels
+from gpuprof.analysis.consistency import inconsistencies, withheld_of_kernels, withheld_of_step
+from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.executed import counters_only
+from gpuprof.analysis.generation import (
+    BANDWIDTHS,
+    bandwidths,
+    generation,
+    is_generation,
+    mbu,
+    phases_of,
+    untold_parts,
+    withheld_of_bytes,
+)
 from gpuprof.analysis.hints import hints
 from gpuprof.analysis.known_flops import at_least, known_of
-from gpuprof.analysis.modules import by_kernel, by_module, by_op, convention_of, totals
+from gpuprof.analysis.modules import by_kernel, by_module, by_op, by_phase, convention_of, totals
 from gpuprof.analysis.ranks import by_rank, straggler
 from gpuprof.analysis.replication import sentence
 from gpuprof.analysis.telemetry import invalid_reasons
@@ -80,6 +91,7 @@ def render_page(run: Run, convention: str | None = None, command: str = "") -> s
         warnings=[
             *dict.fromkeys((*run.warnings, *inconsistencies(run))),
             *(f"Invalid for tracking: {reason}" for reason in invalid),
+            *([f"No time to first token, time per token and MBU: {why}."] if (why := untold_parts(run)) else []),
         ],
         untold=untold(run),
         sections=sections,
@@ -96,7 +108,9 @@ def _subtitle(run: Run) -> str:
 def _cards(run: Run, convention: str | None) -> Iterator[dict[str, str]]:
     """The figures that everybody looks for first; those that are not known are left out."""
     sums = totals(run, convention)
-    if sums["mfu"] is not None:
+    if is_generation(run):
+        yield from _cards_of_generation(run, convention)
+    elif sums["mfu"] is not None:
         least, part = at_least(run), known_of(run)
         hfu = f"HFU {least}{units.percent(sums['hfu'])}, " if sums["hfu"] is not None else ""
         about = f"{hfu}of {sums['denominator']}, convention {convention_of(run, convention)}"
@@ -112,10 +126,11 @@ def _cards(run: Run, convention: str | None) -> Iterator[dict[str, str]]:
         yield {"name": "Step", "figure": units.duration(sums["step_s"]), "about": about}
     if sums["flops"] is not None:
         back = f"{sums['backward_ratio']:.3f} x the forward in the backward" if sums["backward_ratio"] else "a forward"
+        back = "prefill and decode together" if is_generation(run) else back
         if sums["ratio_withheld"] and sums["flops_backward"]:
             back = f"forward and backward, their ratio {sums['ratio_withheld']}"
         yield {"name": "Model FLOPs", "figure": f"{at_least(run)}{units.si(sums['flops'], 'FLOPs')}", "about": back}
-    if sums["flops_per_s"]:
+    if sums["flops_per_s"] and not is_generation(run):
         rate = f"{units.si(sums['tokens_per_s'])} tokens/s" if sums["tokens_per_s"] else "of model FLOPs over the step"
         yield {"name": "Achieved", "figure": f"{at_least(run)}{units.si(sums['flops_per_s'], 'FLOP/s')}", "about": rate}
     if sums["peak_bytes"] is not None:
@@ -127,6 +142,46 @@ def _cards(run: Run, convention: str | None) -> Iterator[dict[str, str]]:
         yield {"name": "Parameters", "figure": units.si(sums["params"]), "about": trained}
 
 
+def _cards_of_generation(run: Run, convention: str | None) -> Iterator[dict[str, str]]:
+    """What those who serve a model ask for; prefill and decode each by what bounds it."""
+    found = generation(run)
+    assert found is not None
+    if found.ttft_s is not None:
+        prompt = [units.number(found.prompt, "position")] if found.prompt else []
+        sequences = [units.number(found.sequences, "sequence")] if found.sequences else []
+        about = " x ".join([*prompt, *sequences])
+        yield {"name": "Time to first token", "figure": units.duration(found.ttft_s), "about": about}
+    if found.tpot_s is not None:
+        about = f"median of the steps; p90 {units.duration(found.tpot_p90_s)}, p99 {units.duration(found.tpot_p99_s)}"
+        yield {"name": "Time per token", "figure": units.duration(found.tpot_s), "about": about}
+    if found.tokens_per_s is not None:
+        about = f"new ones over the step; {units.si(found.decode_tokens_per_s)} tokens/s while decoding"
+        about += f"; {units.si(found.joules_per_token, 'J')} per token" if found.joules_per_token else ""
+        yield {"name": "Tokens/s", "figure": units.si(found.tokens_per_s), "about": about}
+    phases = by_phase(run, convention).set_index("phase")
+    least, part = at_least(run), known_of(run)
+    share = phases["step_mfu"].get("prefill") if "step_mfu" in phases else None
+    if share is not None and not pd.isna(share):
+        about = f"of {denominator(run)[0]}, convention {convention_of(run, convention)}{f'; {part}' if part else ''}"
+        yield {"name": "MFU of prefill", "figure": f"{least}{units.percent(share)}", "about": about}
+    elif reason := withheld_of_step(run):
+        yield {"name": "MFU of prefill", "figure": units.MISSING, "about": reason}
+    if utilisation := mbu(run):
+        rates = bandwidths(run)
+        named = [
+            f"{units.percent(share)} of {BANDWIDTHS[name]}, {units.si(rates[name], 'B/s')}"
+            for name, share in utilisation.items()
+        ]
+        figure, _, first = named[0].partition(" of ")
+        yield {"name": "MBU of decode", "figure": figure, "about": "; ".join([f"of {first}", *named[1:]])}
+    elif reason := withheld_of_bytes(run):
+        yield {"name": "MBU of decode", "figure": units.MISSING, "about": reason}
+    if found.cache_bytes:
+        each = found.cache_bytes_per_token
+        about = f"at the end{f'; {units.size(each)} per token and sequence' if each else ''}"
+        yield {"name": "Cache", "figure": units.size(found.cache_bytes), "about": about}
+
+
 def _section(name: str, title: str, text: str = "", **content: Any) -> dict[str, Any]:
     return {"id": name, "title": title, "text": text, "hints": None, "figure": None, "table": None} | content
 
@@ -134,7 +189,9 @@ def _section(name: str, title: str, text: str = "", **content: Any) -> dict[str,
 def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[str, Any]]:
     from gpuprof.render import page_charts
 
-    modules = by_module(run, convention)
+    modules, of_parts = by_module(run, convention), phases_of(run)
+    if of_parts:
+        yield from _sections_of_generation(run, convention)
     if run.done("count") and (len(run.busy) if run.is_job else run.done("trace") and len(run.kernels)):
         found = budget(run, convention)
         yield _section(
@@ -146,10 +203,13 @@ def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[s
         if run.is_job:
             text = "Hints are told by kernels: the page of a rank's own file has them."
         yield _section("hints", "What to change first", text, hints=told)
-    if picture := page_charts.icicle(modules):
-        text = f"As wide as the kernel time, coloured by MFU; click to go in. {times_of(run)}."
+    by_mbu = "mbu_decode" in modules and modules["mbu_decode"].notna().any()
+    if picture := page_charts.icicle(modules, "mbu_decode" if by_mbu else "mfu"):
+        colour = "MBU of decode" if by_mbu else "MFU"
+        text = f"As wide as the kernel time, coloured by {colour}; click to go in. {times_of(run)}."
         yield _section("time", "Time by module", text, figure=picture)
-    text = f"{times_of(run)}, backward with recompute; layers that agree in every count are one line."
+    backward = "" if of_parts else ", backward with recompute"
+    text = f"{times_of(run)}{backward}; layers that agree in every count are one line."
     yield _section("modules", "Modules", text, table=_module_table(run, modules))
     if (run.ops["phase"] == "backward").any():
         yield _section("backward", "Backward over forward", verdict(run), figure=page_charts.backward(run))
@@ -197,6 +257,25 @@ def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[s
     yield _section("provenance", "Provenance", table=_provenance(run, convention, command))
 
 
+def _sections_of_generation(run: Run, convention: str | None) -> Iterator[dict[str, Any]]:
+    from gpuprof.render import page_charts
+
+    if picture := page_charts.tokens(run):
+        text = (
+            "Steps of decoding by what the cache held before each, over all timed steps. Their bytes are those that "
+            "must move: what is above the line is not memory's."
+        )
+        if reason := withheld_of_bytes(run):
+            text = f"Steps of decoding by what the cache held before each. What their bytes would take is {reason}."
+        yield _section("tokens", "Time per token", text, figure=picture)
+    phases = by_phase(run, convention)
+    text = (
+        "What each phase has of the step, and what the bytes are that it must move. Figures of the step are over the "
+        "time of the undisturbed one, the others over kernel time."
+    )
+    yield _section("phases", "Prefill and decode", text, figure=page_charts.phases(phases), table=_flat(phases))
+
+
 def _budget_words(found: Any) -> Iterator[str]:
     if found.mfu is not None:
         part = f"; {known}" if (known := known_of(found.run)) else ""
@@ -206,6 +285,10 @@ def _budget_words(found: Any) -> Iterator[str]:
     yield from (note for note in found.notes if note not in apart)
 
 
+_SHARES_OF_PARTS = {
+    "mfu_prefill": ("MFU", "of the prefill: ideal time over kernel time"),
+    "mbu_decode": ("MBU", "of the decode: bytes that must move over kernel time and bandwidth"),
+}
 _TREE_COLUMNS = {
     "params": ("params", "parameters, children included"),
     "flops_forward": ("FLOPs", "of the forward, in the convention"),
@@ -220,6 +303,12 @@ def _module_table(run: Run, modules: pd.DataFrame) -> dict[str, Any]:
     """The tree of modules, folded as in the terminal."""
     rows = []
     columns = dict(_TREE_COLUMNS)
+    if of_parts := phases_of(run):
+        columns = {name: columns[name] for name in ("params", "flops_forward")}
+        columns["flops_forward"] = "FLOPs", "of all phases, in the convention"
+        for phase in of_parts:
+            columns[f"time_{phase}_s"] = phase, "kernel time"
+            columns |= {name: head for name, head in _SHARES_OF_PARTS.items() if name.endswith(phase)}
     if modules["params"].isna().all():
         del columns["params"]
     for prefix, node in walk(build(modules)):
@@ -263,7 +352,8 @@ def _flat(frame: pd.DataFrame, summary: bool = False) -> dict[str, Any]:
 
 def _heading(column: str) -> str:
     """A column's name without its unit, which every cell has."""
-    return column.replace("flops_per_s", "FLOP/s").removesuffix("_s").replace("_", " ").replace("flops", "FLOPs")
+    name = column.replace("flops_per_s", "FLOP/s").replace("bytes_per_s", "B/s").removesuffix("_s").replace("_", " ")
+    return name.replace("flops", "FLOPs").replace("mfu", "MFU").replace("mbu", "MBU")
 
 
 def _provenance(run: Run, convention: str | None, command: str) -> dict[str, Any]:

@@ -11,10 +11,12 @@ import plotly.graph_objects as go
 from gpuprof import units
 from gpuprof.analysis.backward import ASSUMED
 from gpuprof.analysis.budget import Budget
+from gpuprof.analysis.generation import PARTS, bandwidths, parts, withheld_of_bytes
 from gpuprof.analysis.roofline import dtypes, roofs
 from gpuprof.analysis.roofline import roofline as points
-from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.record import TRAFFIC, UNATTRIBUTED, Run
 from gpuprof.render.charts import RATIOS, chart_rows
+from gpuprof.render.tables import readable
 from gpuprof.render.view import View
 
 _MARGIN = {"l": 60, "r": 20, "t": 20, "b": 50}
@@ -23,15 +25,19 @@ _LEAST_INTENSITY = 1e-3  # dots further left, as of lookups, stand at the edge
 _LONGEST = 6.0  # ratios beyond are cut, as a lookup's may be a hundred
 _SYMBOLS = {"encode": "square", "prefill": "circle", "decode": "diamond"}  # of the phases of a generation
 _BLUE, _ORANGE, _RED, _GREEN, _GREY = "#4493f8", "#e0a030", "#d1495b", "#2e9e6b", "#8b949e"
+_PALE = "rgba(68, 147, 248, 0.25)"
+_FEW = 64  # steps of decoding, up to which each has a dot
 
 
-def icicle(modules: pd.DataFrame) -> go.Figure | None:
-    """Modules as bars within bars: as wide as their kernel time, coloured by MFU; None without times.
+def icicle(modules: pd.DataFrame, share: str = "mfu") -> go.Figure | None:
+    """Modules as bars within bars: as wide as their kernel time, coloured by a share; None without times.
 
     Args:
         modules: of `gpuprof.analysis.modules.by_module`.
+        share: column of it, MFU or the MBU of a phase.
     """
-    times = [c for c in modules if c.startswith("time_")]
+    times = [f"time_{way}_s" for way in ("forward", "recompute", "backward")]
+    word = share.partition("_")[0].upper()
     rows = modules[modules["module"] != UNATTRIBUTED]
     total = dict(zip(rows["module"], rows[times].astype("Float64").fillna(0).sum(axis=1), strict=True))
     if not total or not total.get(""):
@@ -42,8 +48,8 @@ def icicle(modules: pd.DataFrame) -> go.Figure | None:
         if path and path.rpartition(".")[0] in inside:
             inside[path.rpartition(".")[0]] += total[path]
     figures = rows.set_index("module")
-    mfu = [figures.at[path, "mfu"] for path in shown]
-    known = [100 * float(value) for value in mfu if not pd.isna(value)]
+    shares = [figures.at[path, share] for path in shown]
+    known = [100 * float(value) for value in shares if not pd.isna(value)]
     names = [path.rpartition(".")[2] or str(figures.at[path, "class"]) for path in shown]
     figure = go.Figure(
         go.Icicle(
@@ -54,15 +60,16 @@ def icicle(modules: pd.DataFrame) -> go.Figure | None:
             values=[max(total[path] - inside[path], 0.0) for path in shown],
             branchvalues="remainder",
             marker={
-                "colors": [None if pd.isna(value) else 100 * float(value) for value in mfu],
+                "colors": [None if pd.isna(value) else 100 * float(value) for value in shares],
                 "colorscale": "RdYlGn",
                 "cmin": 0,
                 "cmax": max([100.0, *known]) if known and max(known) > 60 else max([*known, 1.0]),
-                "colorbar": {"title": {"text": "MFU %"}},
+                "colorbar": {"title": {"text": f"{word} %"}},
                 "showscale": bool(known),
             },
             customdata=[[units.duration(total[path]), units.percent(total[path] / total[""])] for path in shown],
-            hovertemplate="%{id}<br>%{customdata[0]}, %{customdata[1]} of the time<br>MFU %{color:.1f}<extra></extra>",
+            hovertemplate="%{id}<br>%{customdata[0]}, %{customdata[1]} of the time<br>"
+            f"{word} %{{color:.1f}}<extra></extra>",
             maxdepth=6,
             sort=False,
             tiling={"orientation": "v"},
@@ -244,7 +251,89 @@ def ranks(table: pd.DataFrame) -> go.Figure | None:
     )
 
 
-_LEGEND = {"orientation": "h", "y": 1.08, "x": 0}
+def tokens(run: Run) -> go.Figure | None:
+    """Time of each step of decoding against what the cache held before, over the least that its bytes would take.
+
+    None where no step of decoding was timed.
+    """
+    steps = parts(run)
+    steps = steps[(steps["phase"] == "decode") & steps["time_s"].notna()]
+    if steps.empty:
+        return None
+    known = bool(steps["positions_before"].notna().all())
+    places = [int(place) for place in steps["positions_before" if known else "part"]]
+    low, middle, high = ([1e3 * float(time_s) for time_s in steps[f"time{name}_s"]] for name in ("_q1", "", "_q3"))
+    figure = go.Figure()
+    figure.add_scatter(x=places, y=low, mode="lines", line={"width": 0}, hoverinfo="skip", showlegend=False)
+    figure.add_scatter(
+        x=places, y=high, mode="lines", line={"width": 0}, fill="tonexty", fillcolor=_PALE, name="quartiles",
+        hoverinfo="skip",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=places, y=middle, mode="lines+markers" if len(places) < _FEW else "lines", name="median",
+        line={"color": _BLUE}, hovertemplate="%{x} positions: %{y:.3g} ms<extra></extra>",
+    )  # fmt: skip
+    if not withheld_of_bytes(run) and steps["bytes"].notna().all():
+        for (name, rate), dash in zip(bandwidths(run).items(), ("solid", "dash"), strict=False):
+            least = [1e3 * int(nbytes) / rate for nbytes in steps["bytes"]]
+            figure.add_scatter(
+                x=places, y=least, mode="lines", name=f"its bytes at the {name} {units.si(rate, 'B/s')}",
+                line={"color": _ORANGE, "dash": dash}, hovertemplate="%{y:.3g} ms for the bytes alone<extra></extra>",
+            )  # fmt: skip
+    figure.update_xaxes(title_text="positions in the cache before" if known else "part of the step")
+    figure.update_yaxes(title_text="ms", rangemode="tozero")
+    return _laid_out(figure, height=400, legend=_LEGEND | {"traceorder": "normal"})
+
+
+def phases(found: pd.DataFrame) -> go.Figure | None:
+    """What each phase of a generation has of the step's time, FLOPs and bytes, and what its bytes are; None of nothing.
+
+    Args:
+        found: of `gpuprof.analysis.modules.by_phase`.
+    """
+    pieces = _pieces(found[found["phase"].isin(PARTS)].set_index("phase"))
+    if pieces.empty:
+        return None
+    figure = go.Figure()
+    for piece, color in _PIECES.items():
+        there = pieces[(pieces["piece"] == piece) & (pieces["amount"] > 0)]
+        if len(there):
+            figure.add_bar(
+                y=there["bar"], x=there["share"], name=piece, orientation="h", marker={"color": color},
+                text=[f"{piece} {said}" for said in there["said"]], textposition="inside", insidetextanchor="middle",
+                textangle=0, hovertemplate="%{y}: %{text}, %{x:.1f} %<extra></extra>",
+            )  # fmt: skip
+    bars = list(pieces["bar"].unique())
+    figure.update_layout(barmode="stack", uniformtext={"minsize": 9, "mode": "hide"})
+    figure.update_xaxes(title_text="%", range=[0, 100])
+    figure.update_yaxes(automargin=True, categoryorder="array", categoryarray=bars[::-1])
+    return _laid_out(figure, height=170 + 44 * len(bars), legend=_LEGEND | {"traceorder": "normal"})
+
+
+def _pieces(rows: pd.DataFrame) -> pd.DataFrame:
+    """Pieces of the bars of `phases`: bar, piece, amount, said (the amount in words), and its share of the bar in %."""
+    known = [name for name in ("time_s", "flops", "moved_bytes") if name in rows and rows[name].notna().all()]
+    words = {"time_s": "time", "flops": "FLOPs", "moved_bytes": "bytes"}
+    pieces = [(words[name], phase, name, amount) for name in known for phase, amount in rows[name].items()]
+    if "moved_bytes" in known:
+        kinds = [what.replace(" ", "_") + "_bytes" for what in TRAFFIC]
+        pieces += [
+            (f"bytes of {phase}", what, kind, rows.at[phase, kind])
+            for phase in rows.index
+            for what, kind in zip(TRAFFIC, kinds, strict=True)
+        ]
+    table = pd.DataFrame(
+        [(bar, piece, float(amount), readable(column, amount)) for bar, piece, column, amount in pieces],
+        columns=["bar", "piece", "amount", "said"],
+    )
+    return table.assign(share=100 * table["amount"] / table.groupby("bar")["amount"].transform("sum"))
+
+
+_PIECES = {
+    "encode": _GREEN, "prefill": _ORANGE, "decode": _BLUE,
+    "weights": "#6f7fb0", "cache read": "#b07aa1", "cache written": _RED, "activations": _GREY,
+}  # fmt: skip
+_LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
 
 def _laid_out(figure: go.Figure, height: int, margin: dict[str, int] | None = None, **layout: Any) -> go.Figure:

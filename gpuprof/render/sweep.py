@@ -15,7 +15,7 @@ from rich.text import Text
 
 from gpuprof import units
 from gpuprof.analysis.denominators import WORDS
-from gpuprof.analysis.sweep import axis, rate, series
+from gpuprof.analysis.sweep import Knee, axis, knee, rate, series
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture
 from gpuprof.render.charts import save_picture
@@ -24,8 +24,23 @@ from gpuprof.render.tables import plain
 from gpuprof.render.view import View
 from gpuprof.sweep import DONE, NOT_RUN, SIZES, SWEPT
 
-_LEFT_OUT = ("flops_per_s", "flops", "step_iqr_s", "device", "denominator", "peak_bytes")
+_LEFT_OUT = (
+    "flops_per_s", "flops", "step_iqr_s", "tpot_p99_s", "prefill_mfu", "device", "denominator", "tokens_per_s",
+    "peak_bytes",
+)  # fmt: skip
 """Columns that a narrow terminal does without, the first one first."""
+_OF_GENERATIONS = {
+    "tokens_per_s": "tokens/s", "ttft_s": "TTFT", "prefill_mfu": "prefill MFU", "tpot_s": "TPOT", "tpot_p99_s": "p99",
+    "decode_tokens_per_s": "decode tokens/s", "decode_mbu": "decode MBU",
+    "decode_mfu": "decode MFU",
+}  # fmt: skip
+"""What is shown where every point is a generation, whose prefill and decode have no figure in common."""
+
+
+_RULE = (
+    "The knee is the smallest batch from which on more than half of what a larger one gains is paid for in time per "
+    "token: that grows by more than the square root of what the batch does."
+)
 
 
 def text(table: pd.DataFrame, view: View) -> str:
@@ -74,12 +89,15 @@ FORMATS: dict[str, Callable[[pd.DataFrame, View], str]] = {
 def _readable(table: pd.DataFrame) -> dict[str, tuple[str, list[str]]]:
     """Header and cells of each column that people read; what is the same everywhere stands in the notes."""
     column, unit = rate(table)
+    figures = {
+        "step_s": "step", "step_iqr_s": "IQR", column: unit, "flops": "FLOPs", "flops_per_s": "FLOP/s", "mfu": "MFU",
+        **({"denominator": "of"} if _varies(table, "denominator") else {}),
+    }  # fmt: skip
     headers = {
         **({"model": "model"} if table["model"].nunique() > 1 else {}),
         **{name: name.replace("_", "-") for name in SWEPT if name in table and name != "mode"},
         **({"mode": "mode"} if _varies(table, "mode") else {}),
-        "step_s": "step", "step_iqr_s": "IQR", column: unit, "flops": "FLOPs", "flops_per_s": "FLOP/s", "mfu": "MFU",
-        **({"denominator": "of"} if _varies(table, "denominator") else {}),
+        **(_OF_GENERATIONS if _generates(table) else figures),
         "peak_bytes": "memory",
         **({"device": "device"} if _varies(table, "device") else {}),
         "status": "status",
@@ -91,15 +109,21 @@ def _cell(name: str, value: Any) -> str:
     if _is_text(name) or (name in SWEPT and not pd.isna(value)):
         return str(value)
     number = None if pd.isna(value) else float(value)
-    if name in ("step_s", "step_iqr_s"):
+    if name in ("step_s", "step_iqr_s", "ttft_s", "tpot_s", "tpot_p99_s"):
         return units.duration(number)
-    if name == "mfu":
+    if name.endswith(("mfu", "mbu")):
         return units.percent(number)
     return units.size(number) if name == "peak_bytes" else units.si(number)
 
 
 def _is_text(name: str) -> bool:
     return name in ("model", "denominator", "device", "status") or (name in SWEPT and name not in SIZES)
+
+
+def _generates(table: pd.DataFrame) -> bool:
+    """Whether every point that was measured is a generation, with steps of decoding."""
+    measured = table[table["step_s"].notna()]
+    return "tpot_s" in table and bool(len(measured)) and bool(measured["tpot_s"].notna().all())
 
 
 def _varies(table: pd.DataFrame, name: str) -> bool:
@@ -115,7 +139,14 @@ def _notes(table: pd.DataFrame) -> list[str]:
     lines = [f"{_subject(table)}."]
     if table["step_s"].notna().any():
         steps = " or ".join(str(number) for number in sorted(set(table["steps"].dropna())))
-        lines.append(f"Step: median and interquartile range of {steps} timed. {_flops_of(table)}")
+        if _generates(table):
+            lines.append(
+                f"Of {steps} generations: TTFT to the end of the prefill, TPOT of a step of decoding (a token of each "
+                f"sequence), medians, p99 over all of them; tokens/s are new tokens over the whole. {_flops_of(table)}"
+            )
+            lines += _knees(table)
+        else:
+            lines.append(f"Step: median and interquartile range of {steps} timed. {_flops_of(table)}")
     shown = [name for name in _readable(table) if name in SWEPT]
     why: dict[str, list[str]] = {}
     for row in table[table["reason"] != ""].to_dict(orient="records"):
@@ -127,6 +158,29 @@ def _notes(table: pd.DataFrame) -> list[str]:
         more = f" and {len(points) - 1} more" if len(points) > 1 else ""
         lines.append(f"{points[0]}{more}: {reason}")
     return lines
+
+
+def _knees(table: pd.DataFrame) -> list[str]:
+    """From which batch on decoding gets slower as fast as it gets more done, for each series of batches."""
+    if "batch_size" not in table or table["batch_size"].nunique() < 2:
+        return []
+    found = {label: knee(rows) for label, rows in series(table, "batch_size").items()}
+    lines = [f"{label}: {_of_knee(one)}" if label else _of_knee(one) for label, one in found.items() if one is not None]
+    return [*lines, _RULE] if lines else []
+
+
+def _of_knee(found: Knee) -> str:
+    growth = [
+        f"{before} to {after}: {times:.2f} x"
+        for times, (before, after) in zip(found.slower, pairwise(found.sizes), strict=True)
+    ]
+    grows = f"time per token from {', '.join(growth)}"
+    last = found.sizes[-1]
+    if found.batch_size is None:
+        return f"No knee up to batch {last}: larger ones still give more than they cost ({grows})."
+    where = "Knee at batch" if found.batch_size != found.sizes[0] else "Knee at or below batch"
+    bound = f"; at batch {last} decoding is bound by {found.bound}" if found.bound else ""
+    return f"{where} {found.batch_size}{bound} ({grows})."
 
 
 def _empty(value: Any) -> bool:
@@ -143,6 +197,8 @@ def _flops_of(table: pd.DataFrame) -> str:
     parts = [f"FLOPs in convention {', '.join(_values(table, 'convention'))}"] if table["flops"].notna().any() else []
     if table["mfu"].notna().any():
         parts.append(f"MFU against {' or '.join(f'{n} ({WORDS[n]})' for n in _values(table, 'denominator'))}")
+        if _generates(table) and (names := _values(table, "bandwidth")):
+            parts.append(f"MBU against the {' or '.join(names)} bandwidth")
     elif parts and not table["reason"].str.contains("MFU withheld").any():
         parts.append("no MFU: no peak of the device is known")
     return "; ".join(parts) + "." if parts else ""
@@ -155,7 +211,8 @@ def _escaped(cell: str) -> str:
 def sweep_chart(table: pd.DataFrame, path: Path) -> Path:
     """Draw MFU and rate against the first option that varies, a line for each combination of the others.
 
-    What was run and not measured is a cross at the bottom.
+    What was run and not measured is a cross at the bottom. Of generations alone tokens/s are drawn against the time per
+    token, and beside it MBU and MFU of decoding.
 
     Args:
         table: of `gpuprof.analysis.sweep.sweep_table`.
@@ -171,8 +228,7 @@ def sweep_chart(table: pd.DataFrame, path: Path) -> Path:
     x = axis(table)
     if x is None:
         raise GpuprofError("no chart: nothing varies in this sweep")
-    column, unit = rate(table)
-    panels = [(name, label) for name, label in (("mfu", "MFU, %"), (column, unit)) if table[name].notna().any()]
+    panels = _panels(table)
     if not panels:
         raise GpuprofError("no chart: no point of this sweep was measured")
     values = sorted(value for value in table[x].unique() if not _empty(value))
@@ -182,9 +238,12 @@ def sweep_chart(table: pd.DataFrame, path: Path) -> Path:
     figure = Figure(figsize=(5.4 * len(panels), 4.2 + 0.2 * math.ceil(len(lines) / 3)), dpi=150, layout="constrained")
     for number, (name, label) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), number + 1)
-        _draw_lines(axes, lines, x, places, name)
-        _draw_crosses(axes, lines, x, places, name)
-        axes.set_xlabel(x.replace("_", "-"), fontsize=9)
+        if name == "tpot_s":
+            _draw_trade(axes, lines, x)
+        else:
+            _draw_lines(axes, lines, x, places, name)
+            _draw_crosses(axes, lines, x, places, name)
+            axes.set_xlabel(x.replace("_", "-"), fontsize=9)
         axes.set_title(label, fontsize=9.5, loc="left")
         axes.grid(color="#d8d8d8", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -200,11 +259,50 @@ def sweep_chart(table: pd.DataFrame, path: Path) -> Path:
     return path
 
 
+def _panels(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """The column that each panel is of, and its title; those of which nothing is known are left out."""
+    panels = [("mfu", "MFU, %"), rate(table)]
+    if _generates(table):
+        panels = [
+            ("tpot_s", "decode tokens/s against TPOT"), ("decode_mbu", "MBU of decode, %"),
+            ("decode_mfu", "MFU of decode, %"),
+        ]  # fmt: skip
+    return [(name, label) for name, label in panels if table[name].notna().any()]
+
+
+def _draw_trade(axes: Any, lines: dict[str, pd.DataFrame], x: str) -> None:
+    """Tokens/s of decoding against the time per token, each point with its size, the knee ringed."""
+    for index, (label, rows) in enumerate(lines.items()):
+        color, known = f"C{index % 10}", rows[rows["tpot_s"].notna()]
+        points = {
+            value: (float(time) * 1e3, float(rate))
+            for value, time, rate in zip(known[x], known["tpot_s"], known["decode_tokens_per_s"], strict=True)
+        }
+        axes.plot(
+            *zip(*points.values(), strict=True), color=color, marker="os^Dv*"[index // 10 % 6], markersize=5,
+            linewidth=1.5, label=label,
+        )  # fmt: skip
+        for value, at in points.items():
+            axes.annotate(str(value), at, xytext=(5, -10), textcoords="offset points", fontsize=7.5, color=color)
+        found = knee(rows) if x == "batch_size" else None
+        if found is not None and found.batch_size is not None:
+            at = points[found.batch_size]
+            axes.plot(*at, color=color, marker="o", markersize=13, fillstyle="none", linestyle="none")
+            axes.annotate(
+                "knee", at, xytext=(-10, 8), textcoords="offset points", ha="right", fontsize=8.5, color=color
+            )
+    axes.set_xlim(0, axes.get_xlim()[1] * 1.05)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
+    axes.tick_params(labelsize=8.5)
+    axes.yaxis.set_major_formatter(lambda value, _: units.si(value, digits=3))
+    axes.set_xlabel(f"TPOT, ms; numbers: {x.replace('_', '-')}", fontsize=9)
+
+
 def _draw_lines(axes: Any, lines: dict[str, pd.DataFrame], x: str, places: dict[Any, float], name: str) -> None:
     """A line per series of what was measured; unconnected points over names."""
     from matplotlib.ticker import NullLocator
 
-    scale = 100.0 if name == "mfu" else 1.0
+    scale = 100.0 if name.endswith(("mfu", "mbu")) else 1.0
     for index, (label, rows) in enumerate(lines.items()):
         known = rows[rows[name].notna()]
         axes.plot(
@@ -220,7 +318,7 @@ def _draw_lines(axes: Any, lines: dict[str, pd.DataFrame], x: str, places: dict[
     axes.set_xticks(list(places.values()), [str(value) for value in places], fontsize=8.5)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
     axes.tick_params(axis="y", labelsize=8.5)
-    if name != "mfu":
+    if scale == 1.0:
         axes.yaxis.set_major_formatter(lambda value, _: units.si(value, digits=3))
 
 

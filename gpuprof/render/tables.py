@@ -14,7 +14,7 @@ from gpuprof import units
 from gpuprof.analysis.collectives import JOB_COLUMNS, ON_A_CPU
 from gpuprof.analysis.consistency import withheld_of_kernels, withheld_of_step
 from gpuprof.analysis.executed import ALONE, KERNEL_COLUMNS
-from gpuprof.analysis.generation import BANDWIDTHS, bandwidth, bandwidths, withheld_of_bytes
+from gpuprof.analysis.generation import BANDWIDTHS, PARTS, bandwidth, bandwidths, moved, withheld_of_bytes
 from gpuprof.analysis.known_flops import known_of
 from gpuprof.analysis.ranks import straggler
 from gpuprof.record import Run
@@ -187,6 +187,8 @@ def _of_bytes(run: Run, view: View, rows: pd.DataFrame) -> Iterator[str]:
     if reason := _withheld_bytes(run, rows):
         if reason != _withheld(run, rows):
             yield f"MBU {reason}."
+    elif moved(run).empty or not (run.done("time") or run.done("trace")):
+        return
     elif not bandwidths(run):
         yield "No MBU: no bandwidth of this device is known ('gpuprof ceilings' measures it)."
     else:
@@ -229,7 +231,7 @@ def _is_text(column: Any) -> bool:
 
 def _rows(run: Run, view: View, raw: pd.DataFrame) -> pd.DataFrame:
     """The rows for people; below those of ranks the least, the median and the most of all of them."""
-    rows = _readable(_thinned(view, raw) if view.by == "part" else raw)
+    rows = _readable(_thinned(view, raw).dropna(axis=1, how="all") if view.by == "part" else raw)
     if view.by != "rank" or len(whole := frame(run, View("rank", convention=view.convention))) < 2:
         return rows
     return pd.concat([rows, _readable(spread(whole))], ignore_index=True)
@@ -244,7 +246,7 @@ def spread(ranks: pd.DataFrame) -> pd.DataFrame:
 
 def _readable(rows: pd.DataFrame) -> pd.DataFrame:
     if "flops_forward" in rows:
-        columns = _READABLE_PARTS if "flops_prefill" in rows else _READABLE
+        columns = _READABLE_PARTS if any(f"flops_{phase}" in rows for phase in PARTS) else _READABLE
         rows = rows[[column for column in columns if column in rows]]
     cells = {column: [readable(column, value) for value in rows[column]] for column in rows}
     return pd.DataFrame(cells, dtype="object")

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.generation import PARTS, phases_of
+from gpuprof.analysis.generation import PARTS, moved, phases_of
 from gpuprof.analysis.modules import by_module, totals
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.render import tables
@@ -28,13 +28,13 @@ _COLUMNS = {
 }  # fmt: skip
 """Figures of a line and their widths; executed is what counters say over the counted hardware FLOPs."""
 
-_PARTS = {"encode": 12, "prefill": 12, "MFU %": 5, "decode": 13, "MBU %": 5}
-"""Those of a generation in place of forward and what follows it: MFU of the prefill, MBU of the decode."""
+_PARTS = {"encode": 13, "prefill": 13, "MFU %": 5, "bytes": 9, "decode": 13, "MBU %": 5}
+"""Those of a generation in place of forward and what follows it: MFU of the prefill, bytes and MBU of the decode."""
 
 _RANKS = 8
 """Ranks that are told one by one below the tree."""
 
-_GIVE_WAY = ("MACs", "of params", "of FLOPs", "FLOP/s")
+_GIVE_WAY = ("MACs", "of params", "of FLOPs", "FLOP/s", "bytes")
 """Figures left out of a narrow report, in this order, so that names keep some room."""
 
 _Rate = tuple[str, tuple[str, ...]]
@@ -42,10 +42,13 @@ _Rate = tuple[str, tuple[str, ...]]
 _RATES: dict[str, _Rate] = {"MFU %": ("mfu", _TIMES)}
 """Columns of shares of the most that there can be, and the times that they are over."""
 
+_BOUND = {"MFU %": "prefill", "MBU %": "decode"}
+"""Whose they are in a generation."""
+
 _RATES_OF_PARTS: dict[str, _Rate] = {
     "MFU %": ("mfu_prefill", ("time_prefill_s",)), "MBU %": ("mbu_decode", ("time_decode_s",)),
 }  # fmt: skip
-"""The same of a generation."""
+"""The same of it."""
 
 _HEADINGS = {"of params": "%", "of FLOPs": "%"}
 
@@ -72,7 +75,7 @@ def render(run: Run, view: View) -> str:
     modules = by_module(run, view.convention)
     sums = totals(run, view.convention)
     of_parts = phases_of(run)
-    rates = _RATES_OF_PARTS if of_parts else _RATES
+    rates = {name: rate for name, rate in (_RATES_OF_PARTS if of_parts else _RATES).items() if rate[0] in modules}
     columns = _fitting(view.width, _known(run, sums, of_parts))
     grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
     # the figures keep their room; names give way
@@ -103,7 +106,9 @@ def _known(run: Run, sums: dict[str, Any], of_parts: list[str]) -> list[str]:
     lacking |= {"params", "of params"} if sums["params"] is None else set()
     columns = list(_COLUMNS)
     if of_parts:
-        lacking |= {*PARTS} - {*of_parts}
+        lacking |= {*PARTS} - ({*of_parts} if run.done("trace") or len(run.busy) else set())
+        lacking |= {name for name, phase in _BOUND.items() if phase in lacking}
+        lacking |= set() if "decode" in of_parts and len(moved(run)) else {"bytes"}
         columns = [*columns[: columns.index("forward")], *_PARTS]
     return [name for name in columns if name not in lacking]
 
@@ -189,7 +194,7 @@ def _mean(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, float]]
     for phase in ("forward", "backward"):  # a rate of means, not a mean of rates
         time, flops = _number(figures[f"time_{phase}_s"]), _number(figures[f"flops_{phase}"])
         figures[f"flops_per_s_{phase}"] = flops / time if time and flops and has_rate(rows[0]) else None
-    for rate, times in (_RATES | _RATES_OF_PARTS).values():
+    for rate, times in (*_RATES.values(), *_RATES_OF_PARTS.values()):
         if rate in figures:
             figures[rate] = _share_of_means(rows, rate, times)
     return figures, spread
@@ -268,6 +273,7 @@ def _cells(node: Node, sums: dict[str, Any], lost: dict[str, tuple[float, _Rate]
         "forward": Text(_time(number["time_forward_s"], node.spread.get("time_forward_s"))),
         "backward": Text(_time(backward, node.spread.get("time_backward_s"))),
         "FLOP/s": Text(units.si(flops / time if flops and time and has_rate(figures) else None, digits=3)),
+        "bytes": Text(units.size(number.get("bytes_decode"))),
         **parts,
         **{name: _coloured(figures, whole_s, *rate) for name, (whole_s, rate) in lost.items()},
     }

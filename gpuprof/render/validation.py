@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
+from gpuprof.analysis.generation import PARTS
 from gpuprof.analysis.validation import Validation
 from gpuprof.errors import GpuprofError
 from gpuprof.render.console import to_text
@@ -53,7 +54,8 @@ def _tree(validation: Validation, view: View) -> str:
     grid = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     grid.add_column("line", justify="right")
     grid.add_column("module", no_wrap=True, overflow="ellipsis", max_width=max(view.width // 3, 20))
-    for name in ("claimed", "counted", "error"):
+    phases = [*validation.phases]
+    for name in ("claimed", "counted", *phases, "error"):
         grid.add_column(name, justify="right", no_wrap=True)
     grid.add_column("verdict", overflow="fold")
     lines = validation.lines
@@ -71,6 +73,7 @@ def _tree(validation: Validation, view: View) -> str:
             Text(label + (f" ({times} x)" if times > 1 else "")),
             Text(str(main["text"])),
             Text(_counted(main)),
+            *(Text(_si(main[phase], units.MISSING)) for phase in phases),
             Text(_percent(main["error_percent"])),
             Text(verdict + (f": {main['cause']}" if main["cause"] else ""), style=_STYLES.get(verdict, "")),
         )
@@ -94,13 +97,17 @@ def _table(validation: Validation, view: View) -> str:
     return to_text(Group(Text(textwrap.fill(validation.sentences, view.width)), Text(""), grid), view)
 
 
-_NUMBERS = ("counted", "full", "profiler", "executed", "error")
+_NUMBERS = ("counted", "full", *PARTS, "profiler", "executed", "error")
 
 
 def _headings(validation: Validation) -> list[str]:
-    """What to show of a line: torch.profiler's estimate and the executed FLOPs only where there are any."""
+    """What to show of a line: torch.profiler's estimate and the executed FLOPs only where there are any.
+
+    And of a generation its phases.
+    """
     asked = [name for name in ("profiler", "executed") if validation.lines[name].notna().any()]
-    return ["line", "module", "quantity", "claimed", "counted", "full", *asked, "error", "verdict", "cause"]
+    numbers = ["claimed", "counted", "full", *validation.phases, *asked, "error"]
+    return ["line", "module", "quantity", *numbers, "verdict", "cause"]
 
 
 def _cells(row: dict[str, Any], headings: list[str]) -> list[str]:
@@ -108,7 +115,7 @@ def _cells(row: dict[str, Any], headings: list[str]) -> list[str]:
         "line": str(row["line"]), "module": str(row["module"]) or "(root)", "quantity": str(row["quantity"]),
         "claimed": str(row["text"]), "counted": _counted(row), "error": _percent(row["error_percent"]),
         "verdict": str(row["verdict"]), "cause": str(row["cause"]),
-    } | {name: _si(row[name], "") for name in ("full", "profiler", "executed")}  # fmt: skip
+    } | {name: _si(row[name], "") for name in ("full", *PARTS, "profiler", "executed")}  # fmt: skip
     return [words[name] for name in headings]
 
 
@@ -143,7 +150,8 @@ def _csv(validation: Validation, view: View) -> str:
 def _json(validation: Validation, view: View) -> str:
     rows = [{name: plain(value) for name, value in row.items()} for row in validation.lines.to_dict(orient="records")]
     document = {
-        "tool": validation.tool, "verdict": validation.sentences, "missing": validation.missing, "figures": rows,
+        "tool": validation.tool, "verdict": validation.sentences, "missing": validation.missing,
+        "phases": validation.phases, "figures": rows,
     }  # fmt: skip
     return json_module.dumps(document, indent=1, allow_nan=False) + "\n"
 

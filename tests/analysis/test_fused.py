@@ -2,6 +2,7 @@ import pandas as pd
 import pytest
 from runs import compiled_run, gpu_run, kernel_row, row
 
+from gpuprof.analysis.fused import lines
 from gpuprof.analysis.modules import KERNEL_COLUMNS, by_kernel, by_op, by_phase, totals, without_rule
 from gpuprof.analysis.ran import ran
 from gpuprof.record import table
@@ -174,3 +175,15 @@ def test_a_checkpoint_that_the_compiler_did_without_is_no_recomputation():
 
     assert totals(run)["flops_recompute"] == 0
     assert totals(run)["hfu"] == pytest.approx(totals(run)["mfu"])
+
+
+def test_a_graph_that_is_called_with_several_sizes_is_said_and_what_keeps_them():
+    run = compiled_run()
+    assert "other sizes" not in " ".join(lines(run))
+    run.nodes.loc[run.nodes["graph"] == 1, ["flops_hardware", "bytes", "moved"]] = pd.NA
+    said = "What 1 graph did is not known, called with other sizes than compiled for"
+
+    assert f"{said}." in lines(run)
+    run.workload["cache"] = "dynamic"
+    run.ops["phase"] = run.ops["phase"].replace("forward", "decode")
+    assert f"{said}: a cache that grows, where --cache static keeps its size." in lines(run)

@@ -2,21 +2,23 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from runs import gpu_run
+from runs import generation_run, gpu_run
 from typer.testing import CliRunner
 
 import gpuprof
 from gpuprof import record
 from gpuprof import sweep as sweeping
-from gpuprof.analysis.sweep import axis, rate, series, sweep_table
+from gpuprof.analysis.sweep import axis, knee, rate, series, sweep_table
 from gpuprof.cli import app
 from gpuprof.errors import GpuprofError
 from gpuprof.render.sweep import FORMATS, sweep_chart
@@ -267,8 +269,105 @@ def test_rates_are_of_tokens_where_every_point_has_some():
     assert rate(sweep_table(list(zip(points, runs, strict=True)))) == ("tokens_per_s", "tokens/s")
     runs[1].workload["tokens_per_step"] = None
     assert rate(sweep_table(list(zip(points, runs, strict=True)))) == ("samples_per_s", "samples/s")
-    generated = filled(mode=["generate"])
-    assert rate(table_of(*generated)) == ("tokens_per_s", "positions/s")
+
+
+def generated(times, **more):
+    """A generation for each batch, whose times are so many times those of the toy one."""
+    points = filled(batch_size=list(times), mode=["generate"], **more)
+    runs = []
+    for time_s in times.values():
+        run = generation_run()
+        for rows in (run.samples, run.generation):
+            rows["time_s"] *= time_s
+        runs.append(run)
+    return sweep_table(list(zip(points, runs, strict=True)))
+
+
+def test_a_generation_has_the_figures_of_its_phases():
+    (row,) = generated({2: 2.0}).to_dict(orient="records")
+
+    # 2 x 4 new tokens; a prefill of 400 ns and steps of decoding of 300, 320, 340 ns, all twice as slow here
+    assert row["tokens_per_s"] == pytest.approx(8 / 2720e-9)
+    assert (row["ttft_s"], row["tpot_s"]) == (pytest.approx(800e-9), pytest.approx(640e-9))
+    assert row["decode_tokens_per_s"] == pytest.approx(2 / 640e-9)
+    # 20,000 FLOPs at 100 GFLOP/s, 4,800 in the three steps of decoding, 4,740 bytes at 10 GB/s
+    assert row["prefill_mfu"] == pytest.approx(200 / 800)
+    assert row["decode_mfu"] == pytest.approx(48 / 1920)
+    assert row["decode_mbu"] == pytest.approx(474 / 1920)
+    assert row["bandwidth"] == "datasheet"
+    assert not {"tpot_s", "bandwidth"} & {*table_of(*filled()).columns}
+
+
+def test_tokens_of_an_old_file_are_new_ones_too():
+    run = generation_run()
+    run.generation = run.generation.head(0)
+    run.samples["phase"] = run.samples["phase"].replace({"prefill": "forward", "decode": "forward"})
+    for name in ("ops", "kernels", "traffic", "memory"):
+        setattr(run, name, getattr(run, name).head(0))
+    run.passes = {"time": record.PassOutcome("done")}
+
+    (row,) = sweep_table([(filled(mode=["generate"])[0], run)]).to_dict(orient="records")
+
+    assert row["tokens_per_s"] == pytest.approx(8 / 1360e-9)
+    assert pd.isna(row["tpot_s"])
+
+
+@pytest.mark.parametrize(
+    ("times", "batch"),
+    [
+        # the roofline max(16, batch): its ridge
+        ({1: 16, 4: 16, 16: 16, 64: 64}, 16),
+        # 16 + batch: half of the time is the batch's at 16, between 4 and 16 in the middle of the ratio as well
+        ({1: 17, 4: 20, 16: 32, 64: 80}, 16),
+        ({8: 24, 16: 32, 32: 48}, 16),
+        # by exactly the square root counts as much as by more, and what comes again later is no knee
+        ({1: 10, 4: 20, 16: 40}, 1),
+        ({1: 10, 4: 30, 16: 31, 64: 100}, 16),
+        ({1: 10, 4: 10, 16: 11}, None),
+    ],
+)
+def test_the_knee_is_where_a_larger_batch_is_paid_for(times, batch):
+    found = knee(generated(times))
+
+    assert (found.batch_size, found.sizes) == (batch, [*times])
+    taken = [*times.values()]
+    assert found.slower == pytest.approx([after / before for before, after in pairwise(taken)])
+    assert found.bound == "memory"  # MBU 24.7 to MFU 2.5
+
+
+def test_there_is_no_knee_where_nothing_is_to_be_compared():
+    assert knee(generated({4: 1.0})) is None
+    assert knee(table_of(*filled(batch_size=[1, 2]))) is None
+
+
+def test_generations_read(tmp_path):
+    table = generated({1: 16, 4: 16, 16: 16, 64: 64})
+
+    text = FORMATS["text"](table, View(width=500)).splitlines()
+    assert re.split(r"\s{2,}", text[0].strip()) == [
+        "batch-size", "tokens/s", "TTFT", "prefill MFU", "TPOT", "p99", "decode tokens/s", "decode MBU", "decode MFU",
+        "memory", "status",
+    ]  # fmt: skip
+    assert text[-2] == (
+        "Knee at batch 16; at batch 64 decoding is bound by memory (time per token from 1 to 4: 1.00 x, 4 to 16: "
+        "1.00 x, 16 to 64: 4.00 x)."
+    )
+    assert text[-1].startswith("The knee is the smallest batch from which on more than half of what a larger one gains")
+    assert any(line.endswith("MBU against the datasheet bandwidth.") for line in text)
+    none = FORMATS["markdown"](generated({1: 1.0, 4: 1.1}), View())
+    assert (
+        "- No knee up to batch 4: larger ones still give more than they cost (time per token from 1 to 4: 1.10 x)."
+        in none
+    )
+    assert "- Knee at or below batch 1; " in FORMATS["markdown"](generated({1: 1.0, 4: 4.0}), View())
+    mixed = pd.concat([table, table_of(*filled(batch_size=[1]))], ignore_index=True)
+    assert "TPOT" not in FORMATS["text"](mixed, View(width=500))
+    drawn = sweep_chart(table, tmp_path / "sweep.svg").read_text()
+    assert all(
+        words in drawn
+        for words in ("decode tokens/s against TPOT", "MBU of decode, %", ">knee<", "numbers: batch-size")
+    )
+    assert ">knee<" not in sweep_chart(generated({1: 1.0, 4: 1.1}), tmp_path / "none.svg").read_text()
 
 
 def test_a_chart_is_over_the_first_number_that_varies():

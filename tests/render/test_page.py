@@ -6,10 +6,12 @@ import shutil
 import subprocess
 
 import pytest
-from runs import counted_run, gpu_run, kernel_row, tree_row
+from runs import counted_run, generation_run, gpu_run, kernel_row, tree_row
 
 import gpuprof
+from gpuprof.analysis.modules import by_module, by_phase
 from gpuprof.record import Run, table
+from gpuprof.render import page_charts
 from gpuprof.render.page import render_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -161,3 +163,98 @@ def test_a_long_timeline_is_thinned_and_keeps_its_peak():
     (in_use,) = [trace for trace in memory(run).data if trace.name == "in use"]
     assert len(in_use.x) == 3000
     assert max(in_use.y) == (10**9 + 77) / 2**20
+
+
+def test_a_generation_is_told_by_what_bounds_its_phases():
+    """By hand: 400 ns to the first token, a median of 320 for each further one, 4740 bytes at 10 GB/s in 960 ns."""
+    page = render_page(generation_run())
+
+    assert sections(page)[:3] == ["tokens", "phases", "budget"]
+    assert "backward" not in sections(page)
+    for name, figure, about in (
+        ("Time to first token", "400.0 ns", "4 positions x 2 sequences"),
+        ("Time per token", "320.0 ns", "median of the steps; p90 356.4 ns, p99 372.2 ns"),
+        ("Tokens/s", "5.882 M", "new ones over the step; 6.250 M tokens/s while decoding"),
+        ("MFU of prefill", "50.0 %", "of datasheet, convention causal"),
+        ("MBU of decode", "49.4 %", "of datasheet bandwidth, 10.00 GB/s; 61.7 % of bandwidth of a copy measured on "
+         "this device, 8.000 GB/s"),
+        ("Model FLOPs", "24.80 KFLOPs", "prefill and decode together"),
+    ):  # fmt: skip
+        assert f"<span>{name}</span><b>{figure}</b><span>{about}</span>" in page
+    assert "<span>MFU</span>" not in page
+    assert "with recompute" not in page
+    heads = re.findall(r"<th[^>]*>([^<]*)</th>", page[page.index('id="table-modules"') :].partition("</thead>")[0])
+    assert heads == ["module", "params", "FLOPs", "prefill", "MFU", "decode", "MBU"]
+
+
+def test_the_time_per_token_lies_over_that_of_its_bytes():
+    figure = page_charts.tokens(generation_run())
+
+    lines = {trace.name: trace for trace in figure.data}
+    assert list(lines["median"].x) == [4, 5, 6]
+    assert list(lines["median"].y) == pytest.approx([300e-6, 320e-6, 340e-6])  # ms
+    # the quartiles of 0.9, 1 and 1.1 are 0.95 and 1.05
+    assert list(lines["quartiles"].y) == pytest.approx([315e-6, 336e-6, 357e-6])
+    assert list(lines["its bytes at the datasheet 10.00 GB/s"].y) == pytest.approx([150e-6, 158e-6, 166e-6])
+    assert list(lines["its bytes at the measured 8.000 GB/s"].y) == pytest.approx([187.5e-6, 197.5e-6, 207.5e-6])
+
+
+def test_without_bytes_there_is_no_line_of_them_and_without_a_step_no_figure():
+    run = generation_run()
+    run.passes["count"].facts["traffic_unknown"] = ["mylib::op reads what it likes"]
+    assert [trace.name for trace in page_charts.tokens(run).data if trace.name] == ["quartiles", "median"]
+    assert "What their bytes would take is unknown: mylib::op reads what it likes" in render_page(run)
+    run.generation = table("generation", [])
+    assert page_charts.tokens(run) is None
+
+
+def test_what_a_phase_has_of_the_step():
+    figure = page_charts.phases(by_phase(generation_run()))
+
+    bars = {trace.name: dict(zip(trace.y, trace.x, strict=True)) for trace in figure.data}
+    # of 1360 ns, 24800 FLOPs and 2120 + 4740 bytes
+    assert bars["decode"] == {
+        "time": pytest.approx(100 * 960 / 1360), "FLOPs": pytest.approx(100 * 48 / 248),
+        "bytes": pytest.approx(100 * 4740 / 6860),
+    }  # fmt: skip
+    assert bars["weights"] == {
+        "bytes of prefill": pytest.approx(100 * 1000 / 2120), "bytes of decode": pytest.approx(100 * 2700 / 4740)
+    }  # fmt: skip
+    assert bars["cache read"] == {"bytes of decode": pytest.approx(100 * 1200 / 4740)}
+
+
+def test_time_of_a_generation_is_not_counted_twice_in_its_picture():
+    figure = page_charts.icicle(by_module(generation_run()), "mbu_decode")
+
+    (icicle,) = figure.data
+    assert dict(zip(icicle.ids, icicle.values, strict=True))["attn"] == pytest.approx(340e-9)  # 100 + 3 x 80
+    # 40 % of all but the cache and all of it, over 240 ns and 10 GB/s
+    least = 0.4 * (2700 + 600) + 1200 + 240
+    assert dict(zip(icicle.ids, icicle.marker.colors, strict=True))["attn"] == pytest.approx(100 * least / 2400)
+
+
+def test_a_page_of_a_generation_from_before_its_phases_were_told_apart_says_so():
+    run = generation_run()
+    run.generation, run.traffic = table("generation", []), table("traffic", [])
+    for name in ("samples", "ops", "kernels"):
+        setattr(run, name, getattr(run, name).replace({"phase": {"prefill": "forward", "decode": "forward"}}))
+
+    page = render_page(run)
+
+    assert sections(page)[0] == "budget"
+    assert "No time to first token, time per token and MBU: this file does not tell prefill and decode apart" in page
+
+
+def test_a_page_of_a_counted_generation_has_its_bytes():
+    run = generation_run()
+    for name in ("time", "trace", "memory"):
+        del run.passes[name]
+    for name in ("samples", "generation", "kernels"):
+        setattr(run, name, table(name, []))
+
+    page = render_page(run)
+
+    assert sections(page) == ["phases", "modules", "operators", "provenance"]
+    figure = page_charts.phases(by_phase(run))
+    assert list(figure.layout.yaxis.categoryarray) == ["bytes of decode", "bytes of prefill", "bytes", "FLOPs"]
+    assert "<span>Time to first token</span>" not in page

@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from runs import counted_run, gpu_run, ops_row, tree_row
+from runs import counted_run, generation_run, gpu_run, ops_row, tree_row
 
 import gpuprof
 from gpuprof.analysis.modules import MODULE_COLUMNS, by_module
@@ -49,7 +49,7 @@ def test_csv_of_a_count_alone_leaves_times_empty():
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("format", [name for name in FORMATS if name != "tree"])
 def test_every_table_in_every_format(format, by):
-    run = counted_run()
+    run = counted_run() if by != "part" else generation_run()
     run.ranks = table("ranks", [*rank_rows(run, 0), *rank_rows(run, 1)])
     text = render(run, format, View(by=by))
 

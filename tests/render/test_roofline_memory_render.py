@@ -12,7 +12,7 @@ from gpuprof.analysis.memory import ACCOUNT_COLUMNS, MODULE_COLUMNS, Prediction
 from gpuprof.analysis.roofline import COLUMNS
 from gpuprof.fit import Fit, Forecast, Sized
 from gpuprof.record import table
-from gpuprof.render.memory import memory_chart, render_memory
+from gpuprof.render.memory import _cache, memory_chart, render_memory
 from gpuprof.render.roofline import render_roofline, roofline_chart
 from gpuprof.render.view import View
 
@@ -244,3 +244,32 @@ def test_the_timeline_is_drawn(tmp_path):
 def test_an_unknown_format_names_those_that_are(render):
     with pytest.raises(gpuprof.GpuprofError, match="no format 'xml': known are text, markdown, csv, json"):
         render(training(), "xml")
+
+
+def decoding():
+    """generation_run() whose memory was read where each part begins and ends, and once within."""
+    run = generation_run()
+    phases = ["prefill", "prefill", "decode", "decode", "decode"]  # the step begins before its first part does
+    rows = [
+        {"time_s": part + at / 10, "phase": phase, "module": "" if event else "attn", "event": event or "enter",
+         "bytes": 2000 + 100 * part, "kept_bytes": 0, "gradient_bytes": 0}
+        for part, phase in enumerate(phases) for at, event in enumerate(("begin", "", "end"))
+    ]  # fmt: skip
+    run.timeline = table("timeline", rows)
+    run.passes["count"].facts["cache"] = {"class": "DynamicCache", "bytes": [320, 400, 480, 560]}
+    return run
+
+
+def test_the_parts_of_a_generation_are_one_stretch_for_each_phase_and_the_cache_grows(tmp_path):
+    picture = memory_chart(decoding(), tmp_path / "memory.svg")
+
+    found = words(picture)
+    assert [found.count(name) for name in ("prefill", "decode", "cache")] == [1, 1, 1]
+    assert "batch 2 · prompt 4 · 4 new tokens" in picture.read_text()
+    assert _cache(decoding()).tolist() == [0] * 5 + [320] * 3 + [400] * 3 + [480] * 3 + [560]
+
+
+def test_a_cache_of_other_parts_is_not_drawn():
+    run = decoding()
+    run.passes["count"].facts["cache"]["bytes"].pop()
+    assert not _cache(run).any()

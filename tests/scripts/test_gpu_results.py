@@ -221,6 +221,29 @@ def test_what_cannot_be_read_is_refused_in_one_line(results, bundle, tmp_path, c
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_what_is_said_of_generations(results):
+    def case(tpot_s, mbu, **more):
+        figures = {"ttft_s": 0.05, "tpot_s": tpot_s, "cache_bytes": 100}
+        phases = [{"phase": "prefill", "step_mfu": 0.4}, {"phase": "decode", "step_mfu": 0.01}]
+        return {"figures": figures, "phases": phases, "mbu": mbu, "cache_tensors_bytes": 100} | more
+
+    cases = {
+        "dynamic": case(0.01, {"datasheet": 0.1, "measured": 0.11}),
+        "static": case(0.012, {"datasheet": 0.08}, cache_tensors_bytes=99),
+        "graphs": case(0.002, {}, cache_tensors_bytes=None),
+        "broken": {"figures": None},
+    }
+
+    said = results.SAYINGS["generate"]({"cases": cases, "over_bare": {"ttft_s": 1.001, "tpot_s": 1.01}})
+
+    assert said == (
+        "dynamic: TTFT 50.00 ms at MFU 40.0 %, TPOT 10.00 ms at MBU 10.0 % of the datasheet bandwidth, 11.0 % of the "
+        "measured bandwidth, cache as counted; static: TTFT 50.00 ms at MFU 40.0 %, TPOT 12.00 ms at MBU 8.0 % of the "
+        "datasheet bandwidth, cache not as counted; graphs: TTFT 50.00 ms at MFU 40.0 %, TPOT 2.000 ms at MBU -; "
+        "broken: not measured. Over a bare loop: TTFT 1.001 x and TPOT 1.010 x."
+    )
+
+
 def test_every_check_has_a_saying(results):
     import gpu_checks
 

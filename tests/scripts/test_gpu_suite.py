@@ -54,6 +54,28 @@ def test_two_calls_of_five_minutes_hold_every_check(checks):
     assert all(check.seconds <= check.limit_s < 300 for check in checks.CHECKS.values())
 
 
+@pytest.mark.parametrize(
+    ("changes", "whole"),
+    [
+        ({}, True),
+        ({"cache_tensors_bytes": None}, True),
+        ({"cache_tensors_bytes": 99}, False),
+        ({"figures": None}, False),
+        ({"mbu": {}}, False),
+        ({"mbu": {"datasheet": 1.2}}, False),
+        ({"outcomes": {"time": ["failed", "out of memory"]}}, False),
+        ({"mismatches": ["a"]}, False),
+    ],
+)
+def test_a_generation_is_whole_where_its_bytes_are_those_of_its_cache(checks, changes, whole):
+    case = {
+        "outcomes": {"time": ["done", ""]}, "mismatches": [], "cache_tensors_bytes": 100, "mbu": {"datasheet": 0.5},
+        "figures": {"cache_bytes": 100},
+    }  # fmt: skip
+
+    assert checks._whole(case | changes) is whole
+
+
 def test_the_list_says_which_kinds_of_device_have_a_result(suite, checks, tmp_path, monkeypatch, capsys):
     for device, name, status in (("nvidia-h100", "tests", "failed"), ("nvidia-h200", "tests", "done")):
         (tmp_path / device / "2026-01-02").mkdir(parents=True)
