@@ -74,12 +74,6 @@ def withheld_of_owners(run: Run) -> str:
     return _reason(misowned(run))
 
 
-def withheld_of_traffic(run: Run) -> str:
-    """Why a generation's bytes that must move are not known, and it has no MBU; empty where they are."""
-    facts = run.passes["count"].facts if "count" in run.passes else {}
-    return _reason([*facts.get("traffic_unknown", ()), *mismoved(run)])
-
-
 def owned_kernels(run: Run) -> pd.DataFrame:
     """`split_kernels`, all of it of no module where the trace's owners are not those that were counted."""
     kernels = split_kernels(run)

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from gpuprof import units
-from gpuprof.analysis.consistency import withheld_of_kernels, withheld_of_step
+from gpuprof.analysis.consistency import mismoved, withheld_of_kernels, withheld_of_step
 from gpuprof.analysis.kernel_time import kernel_times, of_ranks
 from gpuprof.analysis.once import once
 from gpuprof.analysis.shares import split_kernels
@@ -184,7 +184,7 @@ def unknown_bytes(run: Run) -> str:
     """Why the bytes that must move are not known, though the step was counted; empty where they are."""
     if not run.done("count") or not is_generation(run):
         return ""
-    reasons = run.passes["count"].facts.get("traffic_unknown") or []
+    reasons = [*run.passes["count"].facts.get("traffic_unknown", ()), *mismoved(run)]
     if reasons:
         return f"unknown: {reasons[0]}" + (f" (and {len(reasons) - 1} more such)" if len(reasons) > 1 else "")
     if run.traffic.empty:

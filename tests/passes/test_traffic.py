@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 import gpuprof
-from gpuprof.analysis.consistency import inconsistencies, withheld_of_traffic
+from gpuprof.analysis.consistency import inconsistencies
+from gpuprof.analysis.generation import unknown_bytes
 from gpuprof.workload.steps import generate_seq2seq_step, generate_step
 
 SAMPLES, PROMPT, NEW = 2, 12, 4
@@ -135,7 +136,7 @@ def test_each_phase_of_the_reference_is_as_derived_by_hand(llava_run):
     widths = 2 * hidden + 2 * (hidden + keys) + 2 * hidden + 2 * hidden + 2 * (hidden + inner) + inner + hidden
     assert activations(llava_run, "decode") == steps * 2 * (layers * widths + hidden + words)
     assert not inconsistencies(llava_run)
-    assert not withheld_of_traffic(llava_run)
+    assert not unknown_bytes(llava_run)
 
 
 # -- weights
@@ -289,7 +290,7 @@ def test_what_only_grows_is_read_and_written_in_all(name):
     assert [(r or 0) + w for r, w in zip(read, written, strict=True)] == held
     assert run.passes["count"].facts["cache"]["bytes"] == held
     assert not inconsistencies(run)
-    assert not withheld_of_traffic(run)
+    assert not unknown_bytes(run)
 
 
 def test_keys_and_values_are_of_the_layer_that_has_them():
@@ -397,7 +398,7 @@ def test_cross_attention_is_written_once_and_read_in_every_step(name, static):
     assert of_parts(run, "cache written") == [None, position * (encoded + 1), *[position] * (NEW - 1)]
     phases = run.traffic.dropna(subset="part").drop_duplicates("part")["phase"].tolist()
     assert phases == ["encode", "prefill", *["decode"] * (NEW - 1)]
-    assert not withheld_of_traffic(run)
+    assert not unknown_bytes(run)
 
 
 def test_a_quantized_cache_as_it_is_stored():
@@ -462,7 +463,7 @@ def test_a_cache_that_modules_keep_themselves(how):
     assert of_parts(run, "cache read") == [None, *(position * (PROMPT + n) for n in range(NEW - 1))]
     assert of_parts(run, "cache written") == [position * PROMPT, *[position] * (NEW - 1)]
     assert of_parts(run, "weights")[1:] == [4 * (3 * width**2 + 32 * width + SAMPLES * width)] * (NEW - 1)
-    assert not withheld_of_traffic(run)
+    assert not unknown_bytes(run)
 
 
 # -- activations
@@ -512,7 +513,7 @@ def test_an_assistant_is_said_and_nothing_is_divided_by_its_time():
     run = counted(model, step)
     why = "the step runs another model beside LlamaForCausalLM, whose cache is not seen"
     assert run.passes["count"].facts["traffic_unknown"][0] == why
-    assert withheld_of_traffic(run).startswith(f"withheld: {why}")
+    assert unknown_bytes(run).startswith(f"unknown: {why}")
     assert phases(run)[0] == "prefill"
     assert set(phases(run)[1:]) == {"decode"}
 
@@ -550,7 +551,7 @@ def test_a_step_that_calls_parts_of_the_model_has_no_parts():
 
     run = counted(model, step)
     assert run.traffic.empty
-    assert withheld_of_traffic(run).startswith("withheld: the step never calls the model itself")
+    assert unknown_bytes(run).startswith("unknown: the step never calls the model itself")
 
 
 def test_bytes_that_are_not_all_of_the_cache_are_an_inconsistency():
@@ -562,11 +563,11 @@ def test_bytes_that_are_not_all_of_the_cache_are_an_inconsistency():
         f"DynamicCache holds {held:,} bytes after part 2 of the generation, of which {held - 64:,} were read and "
         "written: not all of its traffic is counted"
     )
-    assert withheld_of_traffic(run) == f"withheld: {line}"
+    assert unknown_bytes(run) == f"unknown: {line}"
 
 
 def test_it_is_counted_in_generations_alone():
     run = gpuprof.profile(made(config("Llama")), {"input_ids": IDS}, mode="forward", passes=["count"])
     assert run.traffic.empty
     assert not {"cache", "traffic_unknown"} & {*run.passes["count"].facts}
-    assert not withheld_of_traffic(run)
+    assert not unknown_bytes(run)
