@@ -600,6 +600,8 @@ def _check_facts(data: dict[str, Any]) -> None:
     )
     if not all(isinstance(one, str) for one in words) or not all(type(steps) is int for steps in numbers.values()):
         raise ValueError("the inputs of a step are none")
+    if not all(isinstance(text, str) for text in given["count"].get("traffic_unknown", ())):
+        raise ValueError("what is not known of traffic is no list of texts")
     devices = [data["device"], *(one["device"] for one in data["device"].get("ranks", ()))]
     for peaks in [known for device in devices for known in device.get("peaks", {}).values()]:
         if not all(_is_number(peak) and peak > 0 for peak in peaks.values()):
@@ -709,13 +711,17 @@ def _check_tables(run: Run) -> None:
 def _check_generation(run: Run) -> None:
     """What times are divided by and bytes are added up by, in the tables of a generation."""
     parts, traffic = run.generation, run.traffic
-    times = parts[["launch", "step", "part", "time_s"]]
-    if times.isna().any(axis=None) or (times < 0).any(axis=None) or not {*parts["phase"]} <= {*FORWARD}:
+    phases, times = {*FORWARD} - {"forward"}, parts[["launch", "step", "part", "time_s"]]
+    if times.isna().any(axis=None) or (times < 0).any(axis=None) or not {*parts["phase"]} <= phases:
         raise ValueError("generation has a part without its phase or time")
+    if parts.duplicated(["launch", "step", "part"]).any():
+        raise ValueError("generation has a part twice")
     if ((parts["samples"] < 1) | (parts["positions"] < 0)).any():
         raise ValueError("generation has a part of no sequences")
-    if traffic["bytes"].isna().any() or (traffic["bytes"] < 0).any() or not {*traffic["phase"]} <= {*FORWARD}:
+    if traffic["bytes"].isna().any() or (traffic["bytes"] < 0).any() or not {*traffic["phase"]} <= phases:
         raise ValueError("traffic has a row without its phase or bytes")
+    if not (traffic["part"].isna() == (traffic["module"] != ALL)).all():
+        raise ValueError("traffic of the whole model without its part, or of a module with one")
     if not {*traffic["what"]} <= {*TRAFFIC}:
         raise ValueError("traffic of what nobody knows")
 

@@ -486,3 +486,25 @@ def test_vector_flops_that_no_file_tells_are_no_part_of_the_sum_and_said(tmp_pat
     nobodys = by_module(run).set_index("module").loc["(unattributed)"]
     assert pd.isna(nobodys["vector_flops_forward"])
     assert nobodys["flops_forward"] == FORWARD
+
+
+def test_batches_of_a_server_are_prefill_decode_or_both(tmp_path):
+    t = Recording()
+    batches = (
+        "execute_context_2(96_4608)_generation_0(0)",
+        "execute_8_context_0(sq0sk0sqsq0sqsk0)_generation_8(sq8sk99sqsq8sqsk99)",
+        "execute_context_1(5_25)_generation_3(3)",
+    )
+    for place, name in enumerate(batches):
+        at = 1000 * place
+        t.label(name, at, at + 500)
+        for begin in (at + 10, at + 600):  # in the batch, and after it
+            t.op("aten::mm", begin, begin + 40, [[M, K], [K, N]], FLOATS[:2], ["", ""])
+            t.kernel("ampere_sgemm_128x64_nn", begin + 10, begin + 700, begin + 710)
+    run = gpuprof.read_trace(t.save(tmp_path / "served.json"), step="all")
+
+    assert run.kernels["phase"].tolist() == ["prefill", "forward", "decode", "forward", "forward", "forward"]
+    assert dict(run.ops.groupby("phase")["flops_causal"].sum()) == {
+        "prefill": FORWARD, "decode": FORWARD, "forward": 4 * FORWARD,
+    }  # fmt: skip
+    assert totals(run)["flops_forward"] == 6 * FORWARD

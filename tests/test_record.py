@@ -3,7 +3,7 @@ import json
 import stat
 
 import pytest
-from runs import compiled_run, gpu_run, rank_run
+from runs import compiled_run, generation_run, gpu_run, rank_run
 
 import gpuprof
 from gpuprof.job import assemble, part
@@ -101,7 +101,9 @@ def test_every_column_is_described():
         assert all(columns.values())
 
 
-@pytest.mark.parametrize(("name", "since"), [("counters", 2), ("ranks", 3), ("busy", 4), ("collectives", 4)])
+@pytest.mark.parametrize(("name", "since"), [
+    ("counters", 2), ("ranks", 3), ("busy", 4), ("collectives", 4), ("generation", 6), ("traffic", 6),
+])  # fmt: skip
 def test_a_run_from_before_there_was_a_table_still_loads(tmp_path, name, since):
     data = gpu_run().to_dict() | {"schema_version": since - 1}
     del data[name]
@@ -212,6 +214,42 @@ def test_what_is_broken_inside_is_refused_where_it_is_read(tmp_path, where, valu
         gpuprof.load(path)
 
     assert str(refused.value) == (f"{path} is a gpuprof run with a part missing or broken ({fault}): profile again")
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "fault"),
+    [
+        (["generation", "time_s", 0], None, "generation has a part without its phase or time"),
+        (["generation", "time_s", 0], -1.0, "generation has a part without its phase or time"),
+        (["generation", "time_s", 0], "1", "generation.time_s is no list of figures"),
+        (["generation", "part", 3], None, "generation has a part without its phase or time"),
+        (["generation", "part", 3], 2, "generation has a part twice"),
+        (["generation", "phase", 0], "forward", "generation has a part without its phase or time"),
+        (["generation", "samples", 0], 0, "generation has a part of no sequences"),
+        (["generation", "positions", 0], -1, "generation has a part of no sequences"),
+        (["generation", "positions"], [1], "generation has columns of different length"),
+        (["generation"], {}, "'step'"),
+        (["traffic", "bytes", 0], None, "traffic has a row without its phase or bytes"),
+        (["traffic", "bytes", 0], -1, "traffic has a row without its phase or bytes"),
+        (["traffic", "bytes", 0], 2**1000, "traffic.bytes is out of range"),
+        (["traffic", "phase", 0], "backward", "traffic has a row without its phase or bytes"),
+        (["traffic", "what", 0], "thoughts", "traffic of what nobody knows"),
+        (["traffic", "module", 0], "gone", "rows of modules that it has not"),
+        (["traffic", "module", 0], "attn", "traffic of the whole model without its part, or of a module with one"),
+        (["traffic", "part", 0], None, "traffic of the whole model without its part, or of a module with one"),
+        (["passes", "count", "facts"], {"cache": {"bytes": [0.5]}}, "a cache without its bytes"),
+        (["passes", "count", "facts"], {"cache": {"bytes": ["1"]}}, "a cache without its bytes"),
+        (["passes", "count", "facts"], {"traffic_unknown": [1]}, "what is not known of traffic is no list of texts"),
+    ],
+)
+def test_what_is_broken_in_a_generation_is_refused_where_it_is_read(tmp_path, where, value, fault):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(changed(generation_run(), where, value)))
+
+    with pytest.raises(gpuprof.GpuprofError) as refused:
+        gpuprof.load(path)
+
+    assert str(refused.value) == f"{path} is a gpuprof run with a part missing or broken ({fault}): profile again"
 
 
 @pytest.mark.parametrize(

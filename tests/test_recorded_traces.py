@@ -1,11 +1,14 @@
 """Traces that others recorded on GPUs, with figures worked out from the files another way, where they are at hand."""
 
+import gzip
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import gpuprof
+from gpuprof.analysis.directions import directions
 from gpuprof.analysis.kernel_time import busy_seconds
 from gpuprof.analysis.modules import by_module, by_op, totals
 from gpuprof.analysis.ranks import by_rank
@@ -113,6 +116,34 @@ def test_an_all_reduce_by_the_name_of_its_kernel():
     assert found.loc["vllm::all_reduce", "kind"] == "communication"
 
 
+@pytest.mark.parametrize(
+    ("name", "phase", "label"),
+    [
+        ("b200-vllm-moe-tp8", "prefill", "execute_context_1("),
+        ("mi300x-vllm-decode-graph", "decode", "execute_32_context_0("),
+    ],
+)
+def test_batches_of_vllm_are_a_prefill_or_a_decode(name, phase, label):
+    events = json.loads(gzip.decompress((TRACES / f"{name}.json.gz").read_bytes()))["traceEvents"]
+    (batch,) = (
+        event for event in events if event.get("name", "").startswith(label) and event.get("cat") == "user_annotation"
+    )
+    launched = {
+        event["args"]["correlation"] for event in events
+        if event.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in event.get("args", {})
+        and batch["ts"] <= event["ts"] < batch["ts"] + batch["dur"]
+    }  # fmt: skip
+    own = [
+        event for event in events
+        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset") and event["args"]["correlation"] in launched
+    ]  # fmt: skip
+    kernels = imported(name).kernels
+    found = kernels[kernels["phase"] == phase]
+
+    assert len(found) == len(own) > 400
+    assert found["duration_ns"].sum() == pytest.approx(sum(event["dur"] for event in own) * 1e3, abs=len(own))
+
+
 def test_two_ranks_of_a_job():
     run = gpuprof.read_trace([TRACES / f"v100-dlrm-rank{rank}.json.gz" for rank in (3, 0)])
 
@@ -143,6 +174,6 @@ def test_regions_have_the_kernels_that_were_launched_in_them(name, step, forward
     def count(rows):
         return len(rows), int(rows["duration_ns"].sum())
 
-    assert count(kernels[kernels["phase"] == "forward"]) == forward
+    assert count(kernels[directions(kernels["phase"]) == "forward"]) == forward
     assert count(kernels[kernels["phase"] == "backward"]) == backward
     assert count(kernels[kernels["op"].str.contains("GraphLaunch")]) == in_graphs

@@ -640,6 +640,9 @@ def _concluded(
     of_jobs = head[-1].is_job  # which have no kernels by name
     asked = [name for name in by if not (of_jobs and "kernel" in KEYS[name])]
     tables: dict[str, pd.DataFrame] = {name: moved(base, head, name, margin) for name in asked}
+    one, other = (runs[-1].workload["mode"] for runs in (base, head))
+    if one != other:
+        notes = [*notes, f"One is of mode {one}, the other of mode {other}: their steps are not the same work."]
     sides = (("baseline", base[-1]), ("head", head[-1]))
     unknown = [f"MFU of the {side} {reason}." for side, run in sides if (reason := withheld_of_step(run))]
     unknown += [f"MFU of the {side} is at least that: {known}." for side, run in sides if (known := known_of(run))]

@@ -7,7 +7,7 @@ intervals: kernels of several streams, or of one that overlap, count once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -78,7 +78,7 @@ def calls(run: Run) -> pd.DataFrame:
     if kernels.empty:
         return table("collectives", []).drop(columns="rank")
     op = kernels["op"].map(plain_op)
-    kernels["name"] = op.where(_where(op, communicates), kernels["kernel"].map(function_of))
+    kernels["name"] = op.where(_where(op, communicates), _each(kernels["kernel"], function_of))
     alone = pd.Series([f"kernel {place}" for place in range(len(kernels))], kernels.index)  # launched by no operator
     grouped = kernels.groupby(kernels["call"].astype("object").where(kernels["call"].notna(), alone), sort=False)
     first = grouped.first()
@@ -139,7 +139,7 @@ def collectives(run: Run) -> pd.DataFrame:
     by_name = _where(kernels["kernel"], _unknown_collective)
     maybe = ~communicate & (by_name | _where(ops, _unknown_collective))
     by_op = np.where(communicate, _where(ops, communicates), ~by_name)
-    kernels["name"] = ops.where(by_op, kernels["kernel"].map(function_of))
+    kernels["name"] = ops.where(by_op, _each(kernels["kernel"], function_of))
     kernels["kind"] = np.where(maybe, PERHAPS, "communication")
     in_job = "rank" in run.workload
     ops = run.ops[["bytes", "group"]].assign(op=run.ops["op"].map(plain_op))
@@ -169,4 +169,9 @@ def _unknown_collective(name: str) -> bool:
 
 
 def _where(names: pd.Series, is_so: Callable[[str], bool]) -> np.ndarray:
-    return names.map({name: is_so(name) for name in names.unique()}).to_numpy("bool")
+    return _each(names, is_so).to_numpy("bool")
+
+
+def _each(names: pd.Series, of: Callable[[str], Any]) -> pd.Series:
+    """Something of each name, found out once where many have it: a generation's steps launch the same kernels."""
+    return names.map({name: of(name) for name in names.unique()})

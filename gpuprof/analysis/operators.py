@@ -26,7 +26,7 @@ def kinds(run: Run) -> dict[str, str]:
     """
     known = {plain_op(op): kind for op, kind in zip(run.ops["op"], run.ops["kind"], strict=True)}
     known |= _of_generated(run)
-    for op in {*run.kernels["op"].map(plain_op), *run.busy["op"]} - {ALL}:
+    for op in {*map(plain_op, run.kernels["op"].unique()), *run.busy["op"]} - {ALL}:
         if op not in known:
             rule = rule_for(op)
             known[op] = rule.kind if rule else ""

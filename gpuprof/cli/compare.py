@@ -18,6 +18,7 @@ class By(StrEnum):
     module = "module"
     layer = "layer"
     klass = "class"
+    phase = "phase"
     op = "op"
     kernel = "kernel"
     op_kernel = "op-kernel"

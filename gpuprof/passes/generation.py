@@ -48,7 +48,8 @@ class Parts:
         self._encoder = _encoder(model)
         self.modules = [model, *([self._encoder] if self._encoder is not None else [])]
         self.first = "encode" if self._encoder is not None else "prefill"
-        self._cache_names = _cache_names(model)
+        self._taken = _taken(model)
+        self._cache_names = tuple(name for name in CACHE_NAMES if name in self._taken)
         self.start()
 
     def start(self) -> None:
@@ -61,7 +62,8 @@ class Parts:
         samples, positions = _size(module, args, kwargs)
         if module is self._encoder:
             return Part("encode", samples, positions)
-        cache = next((kwargs[name] for name in self._cache_names if kwargs.get(name) is not None), None)
+        given = dict(zip(self._taken, args, strict=False)) | dict(kwargs)
+        cache = next((given[name] for name in self._cache_names if given.get(name) is not None), None)
         verified = positions is not None and kwargs.get("logits_to_keep") == positions
         phase = "decode" if self._goes_on(cache, positions == 1 or verified) else "prefill"
         self._last, self.cache = phase, cache
@@ -93,15 +95,14 @@ def _encoder(model: Any) -> torch.nn.Module | None:
     return found if isinstance(found, torch.nn.Module) and found is not model else None
 
 
-def _cache_names(model: torch.nn.Module) -> tuple[str, ...]:
-    """The names under which a model's forward takes a cache; none where it takes none, or does not say."""
+def _taken(model: torch.nn.Module) -> tuple[str, ...]:
+    """The names of what a model's forward takes, in their order; none where it does not say."""
     if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):  # its own forward takes anything
         model = model._orig_mod
     try:
-        taken = inspect.signature(model.forward).parameters
+        return tuple(inspect.signature(model.forward).parameters)
     except (TypeError, ValueError):
         return ()
-    return tuple(name for name in CACHE_NAMES if name in taken)
 
 
 def _size(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int | None, int | None]:

@@ -83,7 +83,8 @@ def _decode(run: Run, found: Generation, phase: dict[str, Any]) -> Iterator[str]
         each = moved / steps.loc[steps["phase"] == "decode", "bytes"].count()
         shares = {words: sum(phase[f"{name}_bytes"] for name in names) / moved for words, names in _KINDS.items()}
         what = ", ".join(f"{words} {units.percent(share)}" for words, share in shares.items())
-        yield f"{most}{units.size(each)} must move per step of decoding: {what}"
+        where = " on all ranks together" if run.is_job else ""
+        yield f"{most}{units.size(each)} must move per step of decoding{where}: {what}"
     if utilisation := mbu(run):
         rates = bandwidths(run)
         said = [

@@ -306,7 +306,7 @@ def history_chart(one: Series, launches: pd.DataFrame, path: str | os.PathLike[s
             axes.axvline(_time(run["date"]), linewidth=1.2, linestyle="--", zorder=1, **look)
             if not math.isnan(one.gap_s(change)):
                 axes.axvspan(_time(since["date"]), _time(run["date"]), color=_GAP, linewidth=0, zorder=0)
-        what = CLOCKS[clock] if change.metric == clock else ""
+        what = "" if change.metric == one.metric else _name(change.metric)
         panels[0].annotate(
             " ".join(part for part in (run["commit"][:_SHORT], what, _percent(change)) if part),
             (_time(run["date"]), 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",

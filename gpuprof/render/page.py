@@ -22,6 +22,7 @@ from gpuprof.analysis.generation import (
     is_generation,
     mbu,
     phases_of,
+    untold_parts,
     withheld_of_bytes,
 )
 from gpuprof.analysis.hints import hints
@@ -90,6 +91,7 @@ def render_page(run: Run, convention: str | None = None, command: str = "") -> s
         warnings=[
             *dict.fromkeys((*run.warnings, *inconsistencies(run))),
             *(f"Invalid for tracking: {reason}" for reason in invalid),
+            *([f"No time to first token, time per token and MBU: {why}."] if (why := untold_parts(run)) else []),
         ],
         untold=untold(run),
         sections=sections,

@@ -231,7 +231,7 @@ def _is_text(column: Any) -> bool:
 
 def _rows(run: Run, view: View, raw: pd.DataFrame) -> pd.DataFrame:
     """The rows for people; below those of ranks the least, the median and the most of all of them."""
-    rows = _readable(_thinned(view, raw) if view.by == "part" else raw)
+    rows = _readable(_thinned(view, raw).dropna(axis=1, how="all") if view.by == "part" else raw)
     if view.by != "rank" or len(whole := frame(run, View("rank", convention=view.convention))) < 2:
         return rows
     return pd.concat([rows, _readable(spread(whole))], ignore_index=True)

@@ -28,7 +28,7 @@ _COLUMNS = {
 }  # fmt: skip
 """Figures of a line and their widths; executed is what counters say over the counted hardware FLOPs."""
 
-_PARTS = {"encode": 12, "prefill": 12, "MFU %": 5, "bytes": 9, "decode": 12, "MBU %": 5}
+_PARTS = {"encode": 13, "prefill": 13, "MFU %": 5, "bytes": 9, "decode": 13, "MBU %": 5}
 """Those of a generation in place of forward and what follows it: MFU of the prefill, bytes and MBU of the decode."""
 
 _RANKS = 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
@@ -221,7 +222,7 @@ def attribute(
     thread: int | None = None
     stack: list[_Frame] = []
     # the phase is the whole step's: autograd's own threads, and a user's, are in the one that was marked last
-    marks = _marked(host) if marked else _backwards(host)
+    marks = _marked(host) if marked else _backwards(host) or _served(host)
     unmarked = "other" if marked or not any(event.kind == OPERATOR for event in host) else "forward"
     phase, following, last_owner = unmarked, 0, UNATTRIBUTED
     outside = _Frame(0, UNATTRIBUTED, "")
@@ -391,6 +392,21 @@ def _backwards(host: list[Event]) -> list[tuple[int, str]]:
         reach = max(reach, end)
         marks.append((reach, "forward"))
     return marks
+
+
+SERVED = re.compile(r"execute_(?:\d+_)?context_(\d+)\(.*\)_generation_(\d+)\(.*\)").fullmatch
+"""How vLLM's worker names a batch: by how many requests are in their context (the prompt), and how many generate."""
+
+
+def _served(host: list[Event]) -> list[tuple[int, str]]:
+    """Where vLLM runs a batch of prefills alone, or of decodes alone, and where it ends; one of both is neither."""
+    marks: list[tuple[int, str]] = []
+    for event in host:
+        found = SERVED(event.name) if event.kind == RANGE else None
+        context, generation = map(int, found.groups()) if found else (0, 0)
+        if bool(context) != bool(generation):
+            marks += [(event.start, "prefill" if context else "decode"), (event.end, "forward")]
+    return sorted(marks)
 
 
 def _last_backward(marks: list[tuple[int, str]], optimizer: Event) -> int:

@@ -28,11 +28,11 @@ from gpuprof.traces.events import (
     graph_key,
     host_kind,
 )
-from gpuprof.traces.owners import OpCall
+from gpuprof.traces.owners import SERVED, OpCall
 
 _PREFIX = "nn.Module: "
 _NUMBERED = re.compile(r"(.+)_\d+").fullmatch
-# labels of profilers, data loaders, optimizers, process groups and compilers, which are no parts of a model
+# labels of profilers, data loaders, optimizers, process groups, compilers and servers, which are no parts of a model
 _NO_SCOPE = re.compile(
     r"ProfilerStep#|Optimizer\.|enumerate\(|nccl:|gloo:|gpuprof[#:]|PyTorch Profiler|## Call CompiledFxGraph"
 ).match
@@ -121,7 +121,8 @@ def _labels(recorded: Recorded, rows: np.ndarray) -> np.ndarray:
 
 def is_scope(label: str, what: str) -> bool:
     """Whether work is booked on a label, where ``what`` is."""
-    return what == "labels" and not _NO_SCOPE(label) and host_kind(label, label=True) == RANGE
+    no_part = _NO_SCOPE(label) or SERVED(label)
+    return what == "labels" and not no_part and host_kind(label, label=True) == RANGE
 
 
 def _text(name: str) -> str:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pandas as pd
 import pytest
-from runs import gpu_run
+from runs import generation_run, gpu_run
 from typer.testing import CliRunner
 
 from gpuprof.analysis.changepoints import series_of
@@ -360,6 +360,43 @@ def test_dates_below_the_picture_stand_apart(moments, labels, shared, tmp_path, 
     boxes = [text.get_window_extent() for text in drawn]
     assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
     assert boxes[-1].x1 <= figure.bbox.x1
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """28 nights of a generation; from the 12th on its prefill is slower by 10 %."""
+    path = tmp_path_factory.mktemp("store") / "served.db"
+    with open_store(path) as store:
+        for number in range(1, 29):
+            made = generation_run()
+            made.environment["date"] = f"2026-01-{number:02}T03:04:05+00:00"
+            wobble = 1 + (number * 7 % 5 - 2) / 1000
+            made.generation["time_s"] *= wobble
+            if number >= 12:
+                made.generation.loc[made.generation["phase"] == "prefill", "time_s"] *= 1.1
+            store.add(made, commit=f"c{number:02}")
+    return path
+
+
+def test_a_generation_is_listed_by_what_it_costs(served):
+    lines = text_of("list", "--store", served, "--limit", "1").splitlines()
+
+    assert lines[0].startswith("net-generate-batch2-prompt4-new4-bfloat16-")
+    heads = "run date commit launches step to first token per token prefill MFU decode MBU"
+    assert " ".join(lines[1].split()) == heads
+    # the 28th: 196 % 5 - 2 = -1 thousandth
+    assert " ".join(lines[2].split()).endswith("03:04 c28 1 1.360 us 439.6 ns 319.7 ns 50.0 % 49.4 %")
+    assert "MFU is by the datasheet peak; figures are medians of valid launches." in lines
+    (change,) = [line for line in lines if "->" in line]
+    assert change == "Between 2026-01-11 at c11 and 2026-01-12 at c12: to first token 400.0 ns -> 440.0 ns (+10.0 %)."
+
+
+def test_a_generation_is_drawn_by_its_time_per_token_and_that_to_the_first(served, tmp_path):
+    text_of("plot", "--store", served, "-o", tmp_path / "h.svg")
+
+    picture = (tmp_path / "h.svg").read_text()
+    for words in ("per token, ms", "to first token, ms", "c12 to first token +10.0 %"):
+        assert f">{words}</text>" in picture
 
 
 def test_a_picture_without_figures_is_refused(tmp_path):

@@ -194,3 +194,14 @@ def test_every_pass_tells_the_same_parts_apart():
     begun = run.timeline[run.timeline["event"] == "begin"]["phase"].tolist()
     assert begun == ["prefill", "prefill", "decode", "decode"]
     assert run.modules().set_index("module").loc["", "flops_forward"] == 2 * 3 * 7 * 4 * 8
+
+
+def test_a_cache_by_its_place_is_one():
+    model = Decoder()
+
+    def step():
+        _, cache = model(ids(2, 5))
+        for _ in range(2):
+            _, cache = model(ids(2, 1), cache)
+
+    assert parts_of(model, step)[0] == [("prefill", 2, 5), ("decode", 2, 1), ("decode", 2, 1)]

@@ -8,8 +8,11 @@ from typer.testing import CliRunner
 
 import gpuprof
 from gpuprof.analysis import generation as g
+from gpuprof.analysis.modules import by_module
+from gpuprof.analysis.ranks import rank_rows
 from gpuprof.cli import app
 from gpuprof.errors import GpuprofError
+from gpuprof.job import assemble, part
 from gpuprof.record import table
 from gpuprof.render import render
 from gpuprof.render.view import View
@@ -328,3 +331,44 @@ def test_a_llama_on_this_cpu(tmp_path):
     assert rows.loc["", "flops_prefill"] + rows.loc["", "flops_decode"] == rows.loc["", "flops_forward"]
     assert (rows["time_prefill_s"] + rows["time_decode_s"]).tolist() == pytest.approx(rows["time_forward_s"].tolist())
     assert "(DynamicCache)" in render(run, "tree", View(width=120))
+
+
+def test_a_count_by_part_has_the_columns_that_it_can_fill():
+    run = served_run()
+    run.generation, run.samples = table("generation", []), table("samples", [])
+    del run.passes["time"], run.passes["trace"]
+
+    assert render(run, "table", View(by="part", width=80)).split("\n")[:3] == [
+        "part  phase        bytes",
+        "   0  prefill  2.070 KiB",
+        "   1  decode   1.465 KiB",
+    ]
+    assert csv_rows(run, "part")[1] == {
+        "part": "1", "phase": "decode", "positions_before": "", "time_s": "", "mbu": "", "bytes": "1500",
+        "time_q1_s": "", "time_q3_s": "",
+    }  # fmt: skip
+
+
+def test_a_job_moves_the_bytes_of_all_its_ranks_at_the_pace_of_the_slowest():
+    ranks = []
+    for rank, slow in enumerate((1.0, 1.5)):
+        run = generation_run()
+        run.workload |= {"world": 2, "rank": rank, "parallel": ["ddp"], "mesh": {"dp": 2}, "groups": {}}
+        run.samples["time_s"] *= slow
+        run.generation["time_s"] *= slow
+        run.ranks = table("ranks", rank_rows(run, rank))
+        ranks.append(part(run))
+    job = assemble(ranks)
+
+    lines = lines_of(render(job, "tree", View(width=200)))
+
+    assert lines["Prefill"].startswith(
+        "TTFT 600.0 ns; 4 positions x 4 sequences; 40.00 KFLOPs, 66.67 GFLOP/s, MFU 33.3 %"
+    )
+    # 2 x 4740 bytes in 1440 ns at 2 x 10 bytes a ns
+    assert "3.086 KiB must move per step of decoding on all ranks together: weights 57.0 %" in lines["Decode"]
+    assert "MBU 32.9 % of datasheet (20.00 GB/s)" in lines["Decode"]
+    table_ = by_module(job).set_index("module")
+    assert table_.loc["", "bytes_decode"] == 9480
+    assert table_.loc["", "mbu_decode"] == pytest.approx(474 / 600)
+    assert table_.loc["", "time_forward_s"] == pytest.approx(900e-9)

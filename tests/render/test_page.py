@@ -231,3 +231,30 @@ def test_time_of_a_generation_is_not_counted_twice_in_its_picture():
     # 40 % of all but the cache and all of it, over 240 ns and 10 GB/s
     least = 0.4 * (2700 + 600) + 1200 + 240
     assert dict(zip(icicle.ids, icicle.marker.colors, strict=True))["attn"] == pytest.approx(100 * least / 2400)
+
+
+def test_a_page_of_a_generation_from_before_its_phases_were_told_apart_says_so():
+    run = generation_run()
+    run.generation, run.traffic = table("generation", []), table("traffic", [])
+    for name in ("samples", "ops", "kernels"):
+        setattr(run, name, getattr(run, name).replace({"phase": {"prefill": "forward", "decode": "forward"}}))
+
+    page = render_page(run)
+
+    assert sections(page)[0] == "budget"
+    assert "No time to first token, time per token and MBU: this file does not tell prefill and decode apart" in page
+
+
+def test_a_page_of_a_counted_generation_has_its_bytes():
+    run = generation_run()
+    for name in ("time", "trace", "memory"):
+        del run.passes[name]
+    for name in ("samples", "generation", "kernels"):
+        setattr(run, name, table(name, []))
+
+    page = render_page(run)
+
+    assert sections(page) == ["phases", "modules", "operators", "provenance"]
+    figure = page_charts.phases(by_phase(run))
+    assert list(figure.layout.yaxis.categoryarray) == ["bytes of decode", "bytes of prefill", "bytes", "FLOPs"]
+    assert "<span>Time to first token</span>" not in page
