@@ -370,6 +370,12 @@ def held(run: Run) -> list[int]:
     return (facts.get("cache") or {}).get("bytes") or []
 
 
+def held_after(run: Run) -> dict[str, int]:
+    """Bytes that the cache holds at the end of each phase of the counted step; empty where they are not known."""
+    sizes, phases = held(run), _counted_parts(run)
+    return dict(zip(phases, sizes, strict=True)) if len(sizes) == len(phases) else {}
+
+
 def _growth(run: Run, sequences: int | None) -> int | None:
     """Bytes that the cache grows by, per sequence and position, in the last part, if that is a step of decoding.
 

@@ -21,6 +21,7 @@ from gpuprof.analysis.kernel_time import busy_seconds
 from gpuprof.analysis.operators import GENERATED, plain_op
 from gpuprof.analysis.steps import step_seconds, traced
 from gpuprof.analysis.telemetry import limits
+from gpuprof.record import NOBODYS, Run
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import ITEM_BYTES
 
@@ -302,7 +303,7 @@ def _optimizer(found: Budget) -> _Found:
 def _logits(found: Budget) -> _Found:
     """An output head that meets every position of a prompt, where the next token needs the last."""
     run = found.run
-    head = (run.workload.get("facts") or {}).get("head")
+    head = _head(run)
     figures = generation(run)
     batch = run.workload.get("batch_size") or (figures.sequences if figures else None)
     if run.workload.get("mode") != "generate" or not head or not batch:
@@ -313,11 +314,12 @@ def _logits(found: Budget) -> _Found:
         rows, kernels = (table[table["phase"] == "prefill"] for table in (found.mine(rows), kernels))
     done = needed = written = 0
     for row in rows.itertuples(index=False):
-        result = read_shapes(row.shapes)[1][0]
-        positions = math.prod(result[:-1])
+        if not (results := read_shapes(row.shapes)[1]):
+            return
+        positions = math.prod(results[0][:-1])
         done += int(row.flops_full)
         needed += int(row.flops_full) * min(batch, positions) // positions
-        written += math.prod(result) * int(row.calls) * ITEM_BYTES.get(row.dtype, 1)
+        written += math.prod(results[0]) * int(row.calls) * ITEM_BYTES.get(row.dtype, 1)
     seconds = float(kernels["own_s"].sum())
     if done:
         yield (
@@ -327,6 +329,16 @@ def _logits(found: Budget) -> _Found:
             seconds * (1 - needed / done),
             "logits_to_keep=1, or slice the hidden states before the head",
         )
+
+
+def _head(run: Run) -> str:
+    """The output head; of a model of which no facts are known the root's child that multiplies last in a decode."""
+    facts = run.workload.get("facts")
+    if facts is not None:
+        return str(facts.get("head") or "")
+    rows = run.ops[(run.ops["phase"] == "decode") & (run.ops["flops_full"].fillna(0) > 0)]
+    children = [module for module in rows["module"] if module and "." not in module and module not in NOBODYS]
+    return children[-1] if children else ""
 
 
 def _elementwise(found: Budget) -> _Found:

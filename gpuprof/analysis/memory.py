@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from gpuprof.analysis.generation import held_after
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
 from gpuprof.record import FORWARD, PHASES, UNATTRIBUTED, Run
 
-EXPECTED = ("parameters", "buffers", "gradients", "optimizer_state", "activations")
+EXPECTED = ("parameters", "buffers", "gradients", "optimizer_state", "cache", "activations")
 """What must be there by the sizes of tensors."""
 
 ACCOUNT_COLUMNS = ["moment", *EXPECTED, "expected", "before", "workspace", "measured", "residual"]
@@ -47,6 +48,7 @@ def account(run: Run) -> pd.DataFrame:
 
     Measured is torch's allocated memory on CUDA, elsewhere the resident set of the process. A peak has an expectation
     only in a run with a timeline: what is kept for the backward, and which gradients are there, at the readings around.
+    The cache of a generation is what it holds when the phase ends.
 
     Returns:
         Columns `ACCOUNT_COLUMNS`. ``expected`` is the sum of the expected quantities, ``residual`` is measured -
@@ -268,7 +270,7 @@ def _parts(run: Run, phase: str, kept: int, gradients: int) -> dict[str, int]:
     sizes = _expected(run)
     state = sizes["optimizer_state" if phase in _AFTER else "optimizer_state_before"]
     return {name: sizes[name] for name in EXPECTED} | {
-        "activations": kept, "gradients": gradients, "optimizer_state": state,
+        "activations": kept, "gradients": gradients, "optimizer_state": state, "cache": held_after(run).get(phase, 0),
     }  # fmt: skip
 
 

@@ -63,7 +63,9 @@ class Parts:
         if module is self._encoder:
             return Part("encode", samples, positions)
         given = dict(zip(self._taken, args, strict=False)) | dict(kwargs)
-        cache = next((given[name] for name in self._cache_names if given.get(name) is not None), None)
+        # a library that renames its cache takes it under the old name too
+        names = CACHE_NAMES if self._cache_names else ()
+        cache = next((given[name] for name in names if given.get(name) is not None), None)
         verified = positions is not None and kwargs.get("logits_to_keep") == positions
         phase = "decode" if self._goes_on(cache, positions == 1 or verified) else "prefill"
         self._last, self.cache = phase, cache

@@ -419,7 +419,7 @@ def _memory(run: Run, sums: dict[str, Any]) -> str:
     if len(rows):
         end = rows.iloc[0]
         named = [("parameters", "parameters"), ("gradients", "gradients"), ("optimizer_state", "optimizer"),
-                 ("activations", "activations")]  # fmt: skip
+                 ("cache", "cache"), ("activations", "activations")]  # fmt: skip
         parts = [f"{words} {units.size(end[name])}" for name, words in named if end[name]]
         text += f"\n{end['moment']}: expected {', '.join(parts)}; measured {units.size(end['measured'])}"
         text += f", residual {units.size(end['residual'])}" + ("" if cuda else " (with Python and its libraries)")

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 _QUANTITIES = {
     "parameters": "parameters", "buffers": "buffers", "gradients": "gradients", "optimizer_state": "optimizer state",
-    "activations": "activations", "expected": "expected", "before": "before the step", "workspace": "workspace",
-    "measured": "measured",
+    "cache": "cache", "activations": "activations", "expected": "expected", "before": "before the step",
+    "workspace": "workspace", "measured": "measured",
 }  # fmt: skip
 _SUMS = ("expected", "measured")
 _COLUMNS = {
@@ -87,7 +87,7 @@ def markdown(run: Run, view: View, forecast: Forecast | None) -> str:
     rows = account(run)
     tables = [
         [["", *rows["moment"]], ["---", *("---:" for _ in range(len(rows)))]]
-        + [[words, *map(units.size, rows[name])] for name, words in _QUANTITIES.items()],
+        + [[words, *map(units.size, rows[name])] for name, words in _quantities(run).items()],
         [["module", "class", *_COLUMNS.values()], ["---", "---", *("---:" for _ in _COLUMNS)]]
         + [
             [row["module"] or "(root)", row["class"], *(_size(row[name]) for name in _COLUMNS)]
@@ -156,10 +156,14 @@ def _moments(run: Run) -> Table:
     grid.add_column("", no_wrap=True)
     for moment in rows["moment"]:
         grid.add_column(moment.replace(" of ", " of\n"), justify="right", no_wrap=True, min_width=9)
-    for name, words in _QUANTITIES.items():
+    for name, words in _quantities(run).items():
         style = "bold" if name in _SUMS else ""
         grid.add_row(Text(words, style), *(Text(_size(value), style) for value in rows[name]))
     return grid
+
+
+def _quantities(run: Run) -> dict[str, str]:
+    return {name: words for name, words in _QUANTITIES.items() if name != "cache" or generation(run) is not None}
 
 
 def _modules(run: Run, view: View) -> Table:

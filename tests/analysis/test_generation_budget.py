@@ -23,6 +23,7 @@ def waiting_run(late=60):
         clock += int(duration)
     decoding = run.ops["phase"] == "decode"
     run.ops.loc[decoding, "bytes"] = [1920, 2400]
+    run.passes["count"].facts["cache"] = {"class": "DynamicCache", "appends": True, "bytes": [320, 400, 480, 560]}
     return run
 
 
@@ -201,9 +202,10 @@ def test_a_cache_that_is_copied_to_append_to_it():
     assert "torch.cat reads and writes 2.344 KiB in the decode, to add 240 B" in text
 
 
-def test_logits_of_a_prompt_are_the_prefills():
+@pytest.mark.parametrize("facts", [{"head": "head"}, None])
+def test_logits_of_a_prompt_are_the_prefills(facts):
     run = waiting_run()
-    run.workload["facts"] = {"head": "head"}
+    run.workload |= {"facts": facts, "batch_size": 2 if facts else None}  # a step of the user's own tells neither
     run.ops["shapes"] = ["8x10 10x100 -> 8x100"] * 2 + ["2x10 10x100 -> 2x100"] * 2
 
     text, gain, action = the(budget(run, phase="prefill"), "logits of every position")

@@ -1,9 +1,10 @@
 """A step of one layer on a device of 10,000 bytes, its readings made up so that everything can be added in the head."""
 
 import pytest
-from runs import gpu_run, row, tree_row
+from runs import generation_run, gpu_run, row, tree_row
 
 import gpuprof
+from gpuprof.analysis.generation import held_after
 from gpuprof.analysis.memory import ACCOUNT_COLUMNS, account, by_module, made, peak, predict, running
 from gpuprof.record import PassOutcome, Run, table
 
@@ -205,3 +206,16 @@ def test_outside_torch_is_added():
     run.memory = table("memory", [*run.memory.to_dict(orient="records"), reading("", "", "process_total", 2500)])
 
     assert predict(run, {}).total == without + 700
+
+
+def test_the_cache_of_a_generation_is_expected_at_the_end_of_its_phases():
+    run = generation_run()
+    run.passes["count"] = PassOutcome("done", facts={"cache": {"bytes": [320, 400, 480, 560]}})
+
+    (end,) = account(run).to_dict(orient="records")
+
+    assert (end["moment"], end["cache"], end["expected"], end["measured"]) == ("end of prefill", 320, 320, 1000)
+    assert end["workspace"] == 1000 - 320 - end["before"]
+    assert held_after(run) == {"prefill": 320, "decode": 560}
+    run.passes["count"].facts["cache"]["bytes"].append(640)  # of another number of parts
+    assert account(run)["cache"].tolist() == [0]

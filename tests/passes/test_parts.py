@@ -205,3 +205,20 @@ def test_a_cache_by_its_place_is_one():
             _, cache = model(ids(2, 1), cache)
 
     assert parts_of(model, step)[0] == [("prefill", 2, 5), ("decode", 2, 1), ("decode", 2, 1)]
+
+
+class Renamed(Decoder):
+    """Takes its cache under a new name, and still answers to the old one."""
+
+    def forward(self, input_ids, cache=None, **kwargs):
+        return super().forward(input_ids, cache or kwargs.get("past_key_values"))
+
+
+def test_a_cache_under_an_older_name_is_one():
+    model = Renamed()
+
+    def step():
+        _, cache = model(ids(2, 5))
+        model(ids(2, 1), past_key_values=cache)
+
+    assert parts_of(model, step)[0] == [("prefill", 2, 5), ("decode", 2, 1)]

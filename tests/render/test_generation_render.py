@@ -27,18 +27,12 @@ def lines_of(text):
     return {name: "\n".join(lines) for name, lines in found.items()}
 
 
-def served_run():
-    run = generation_run()
-    run.passes["count"].facts["cache"] = {"class": "DynamicCache", "appends": True, "bytes": [320, 400, 480, 560]}
-    return run
-
-
 def csv_rows(run, by):
     return list(csv.DictReader(io.StringIO(render(run, "csv", View(by=by)))))
 
 
 def test_the_header_has_a_line_for_each_phase_and_the_cache():
-    lines = lines_of(render(served_run(), "tree", View(width=200)))
+    lines = lines_of(render(generation_run(), "tree", View(width=200)))
 
     assert lines["Step"].endswith("prefill 400.0 ns, decode 960.0 ns; 5.882 M tokens/s")
     assert lines["Prefill"] == (
@@ -64,7 +58,7 @@ def test_no_other_run_has_them():
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
 def test_the_tree_of_a_generation_keeps_to_its_width_and_says_what_bounds_each_phase(width):
-    text = render(served_run(), "tree", View(width=width))
+    text = render(generation_run(), "tree", View(width=width))
 
     assert max(map(len, text.splitlines())) <= width
     assert "\x1b" not in text
@@ -76,7 +70,7 @@ def test_the_tree_of_a_generation_keeps_to_its_width_and_says_what_bounds_each_p
 
 
 def test_the_tree_has_bytes_where_there_is_room():
-    wide, narrow = (render(served_run(), "tree", View(width=width)) for width in (120, 60))
+    wide, narrow = (render(generation_run(), "tree", View(width=width)) for width in (120, 60))
 
     assert " MFU %     bytes decode MBU %" in wide
     assert "2.695 KiB" in wide
@@ -85,7 +79,7 @@ def test_the_tree_has_bytes_where_there_is_room():
 
 
 def test_colour_follows_the_time_that_each_bound_loses():
-    text = render(served_run(), "tree", View(width=200, color=True))
+    text = render(generation_run(), "tree", View(width=200, color=True))
 
     # of the prefill attn loses 20 of 100 ns of kernels, of 100 lost in all; of the decode it is ahead of its bound
     attn = next(line for line in text.splitlines() if "attn" in line)
@@ -94,7 +88,7 @@ def test_colour_follows_the_time_that_each_bound_loses():
 
 
 def test_equal_layers_fold_with_rates_of_their_mean_times():
-    run = served_run()
+    run = generation_run()
     for name in ("tree", "ops", "kernels", "traffic"):
         rows = getattr(run, name)
         rows["module"] = rows["module"].replace({"attn": "0", "head": "1"})
@@ -118,7 +112,7 @@ def test_equal_layers_fold_with_rates_of_their_mean_times():
 
 
 def test_a_count_has_bytes_and_no_columns_of_times():
-    run = served_run()
+    run = generation_run()
     for name in ("generation", "samples", "kernels"):
         setattr(run, name, table(name, []))
     for name in ("time", "trace", "memory"):
@@ -134,7 +128,7 @@ def test_a_count_has_bytes_and_no_columns_of_times():
 
 
 def test_by_phase_keeps_time_and_both_bounds_at_80_columns():
-    text = render(served_run(), "table", View(by="phase", width=80))
+    text = render(generation_run(), "table", View(by="phase", width=80))
 
     assert text.splitlines()[0].split()[:4] == ["phase", "time_s", "step_mfu", "step_mbu"]
     assert text.splitlines()[2].startswith("decode   960.0 ns     5.0 %    49.4 %")
@@ -143,7 +137,7 @@ def test_by_phase_keeps_time_and_both_bounds_at_80_columns():
 
 
 def test_machines_get_every_figure_of_a_phase():
-    decode = csv_rows(served_run(), "phase")[1]
+    decode = csv_rows(generation_run(), "phase")[1]
 
     assert (decode["phase"], decode["moved_bytes"], decode["weights_bytes"]) == ("decode", "4740", "2700")
     assert (decode["cache_read_bytes"], decode["cache_written_bytes"], decode["activations_bytes"]) == (
@@ -155,7 +149,7 @@ def test_machines_get_every_figure_of_a_phase():
 
 
 def test_machines_get_columns_of_each_phase_by_module():
-    rows = csv_rows(served_run(), "module")
+    rows = csv_rows(generation_run(), "module")
 
     assert (rows[0]["flops_prefill"], rows[0]["bytes_decode"]) == ("20000", "4740")
     assert float(rows[0]["mbu_decode"]) == pytest.approx(0.79)
@@ -164,8 +158,8 @@ def test_machines_get_columns_of_each_phase_by_module():
 
 
 def test_a_share_above_the_bandwidth_is_explained():
-    assert "Above 100 % the bytes fit the device's own caches" in render(served_run(), "table", View(by="module"))
-    assert "Above 100 %" not in render(served_run(), "table", View(by="phase"))
+    assert "Above 100 % the bytes fit the device's own caches" in render(generation_run(), "table", View(by="module"))
+    assert "Above 100 %" not in render(generation_run(), "table", View(by="phase"))
 
 
 def long_run(tokens=100):
@@ -216,7 +210,7 @@ def test_bytes_that_are_not_known_are_said_where_the_mbu_would_be(facts, said):
 
 
 def test_one_reason_that_withholds_all_is_said_once():
-    run = served_run()
+    run = generation_run()
     run.passes["count"].facts["inputs"] = "2x4"
     run.passes["time"].facts["inputs"] = {"2x9": 3}
 
@@ -231,7 +225,7 @@ def test_one_reason_that_withholds_all_is_said_once():
 
 
 def test_without_a_bandwidth_it_is_said_how_to_get_one():
-    run = served_run()
+    run = generation_run()
     run.device |= {"memory_bandwidth": None, "measured_bandwidth": None}
     why = "no bandwidth of this device is known ('gpuprof ceilings' measures it)"
 
@@ -240,14 +234,14 @@ def test_without_a_bandwidth_it_is_said_how_to_get_one():
 
 
 def test_experts_whose_tokens_are_not_known_make_the_bytes_an_upper_bound():
-    run = served_run()
+    run = generation_run()
     run.passes["count"].facts["weights_at_most"] = ["attn"]
 
     assert "at most 1.543 KiB must move" in lines_of(render(run, "tree", View(width=200)))["Decode"]
 
 
 def test_telemetry_says_joules_per_token_and_the_clock_of_each_phase():
-    run = served_run()
+    run = generation_run()
     run.settings |= {"warmup": 0, "steps": 3}
     run.samples["time_s"] *= 1e6
     run.generation["time_s"] *= 1e6
@@ -334,7 +328,7 @@ def test_a_llama_on_this_cpu(tmp_path):
 
 
 def test_a_count_by_part_has_the_columns_that_it_can_fill():
-    run = served_run()
+    run = generation_run()
     run.generation, run.samples = table("generation", []), table("samples", [])
     del run.passes["time"], run.passes["trace"]
 
