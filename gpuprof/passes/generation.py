@@ -66,7 +66,8 @@ class Parts:
         # a library that renames its cache takes it under the old name too
         names = CACHE_NAMES if self._cache_names else ()
         cache = next((given[name] for name in names if given.get(name) is not None), None)
-        verified = positions is not None and kwargs.get("logits_to_keep") == positions
+        kept = given.get("logits_to_keep")
+        verified = isinstance(kept, int) and kept == positions
         phase = "decode" if self._goes_on(cache, positions == 1 or verified) else "prefill"
         self._last, self.cache = phase, cache
         return Part(phase, samples, positions)
@@ -74,7 +75,8 @@ class Parts:
     def _goes_on(self, cache: Any, made: bool) -> bool:
         """Whether a call goes on from the one before by what that has made: a token, or a few that are verified.
 
-        More positions right after a prefill are another piece of it, unless all their logits are asked for.
+        More positions right after a prefill are another piece of it, unless all their logits are asked for. Of a model
+        that is given no cache they are another prompt, at any time.
 
         Args:
             cache: that it is given.
@@ -82,7 +84,9 @@ class Parts:
         """
         if self._last is None or (self._cache_names and cache is None):
             return False
-        same = not self._cache_names or self.cache is None or cache is self.cache or isinstance(cache, (tuple, list))
+        if not self._cache_names:
+            return made
+        same = self.cache is None or cache is self.cache or isinstance(cache, (tuple, list))
         return same and (made or self._last == "decode")
 
 

@@ -128,6 +128,8 @@ def test_a_model_that_takes_no_cache_tells_by_its_positions():
     parts, _ = parts_of(model, lambda: [model(ids(2, positions)) for positions in (1, 1, 1)])
     assert [part[0] for part in parts] == ["prefill", "decode", "decode"]
     assert parts[0][1:] == (2, 1)
+    parts, _ = parts_of(model, lambda: [model(ids(2, positions)) for positions in (4, 1, 6, 1)])
+    assert [part[0] for part in parts] == ["prefill", "decode"] * 2
 
 
 def test_an_encoder_that_is_called_first_or_by_the_model():
