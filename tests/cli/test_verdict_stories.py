@@ -214,6 +214,13 @@ def test_runs_in_two_modes_are_named_with_what_differs(history, facts, words):
     assert words in said
 
 
+OF_GENERATIONS = [
+    "ttft_s", "tpot_s", "tpot_p99_s", "mfu_prefill_given", "mfu_prefill_datasheet", "mfu_prefill_clock",
+    "mfu_prefill_measured", "mbu_datasheet", "mbu_measured",
+]  # fmt: skip
+"""Figures that came with a later version."""
+
+
 def old_store(history, verdicts):
     """A store as gpuprof left it that began the level of an improvement at once."""
     for day, verdict in enumerate(verdicts, start=1):
@@ -223,6 +230,8 @@ def old_store(history, verdicts):
             opened.mark(opened.runs()["id"].iloc[-1], verdict)
     with sqlite3.connect(history.url) as connection:
         connection.execute("ALTER TABLE gpuprof_runs DROP COLUMN decided")
+        for column in OF_GENERATIONS:
+            connection.execute(f"ALTER TABLE gpuprof_launches DROP COLUMN {column}")
         connection.execute("UPDATE gpuprof_store SET version = 5")
     connection.close()
 
