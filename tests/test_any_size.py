@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from releases import rotary_product
-from runs import counted_run, gpu_run, kernel_row, ops_row
+from runs import counted_run, generation_run, gpu_run, kernel_row, ops_row
 
 import gpuprof
 from gpuprof.analysis.backward import backward_ratios
@@ -114,6 +114,23 @@ def test_shown_as_json_and_csv(factor, by):
     for one, other in zip(*lines, strict=True):
         for name in filter(is_count, one):
             assert other[name] == (str(int(one[name]) * factor) if one[name] else ""), name
+
+
+@pytest.mark.parametrize("factor", TIMES)
+@pytest.mark.parametrize("by", ["part", "phase", "module", "class"])
+def test_bytes_of_a_generation(factor, by):
+    def shown(run):
+        return json.loads(render(run, "json", View(by=by)))
+
+    large = generation_run()
+    held = large.passes["count"].facts["cache"]
+    held["bytes"] = [size * factor for size in held["bytes"]]
+    large.traffic["bytes"] = integers(int(size) * factor for size in large.traffic["bytes"])
+    for one, other in zip(shown(generation_run()), shown(large), strict=True):
+        of_bytes = [name for name in one if name.startswith("bytes_") or name.endswith("_bytes") or name == "bytes"]
+        of_bytes = [name for name in of_bytes if "per_s" not in name and one[name] != other[name]]
+        assert all(other[name] == one[name] * factor for name in of_bytes)
+        assert of_bytes or not any(value for name, value in one.items() if "bytes" in name)
 
 
 @pytest.mark.parametrize("factor", TIMES)
