@@ -142,6 +142,7 @@ class Traffic:
         self._alive: list[torch.UntypedStorage] = []  # so that no other storage gets the address of one of these
         self._derived: dict[int, int] = {}  # storages made of weights alone, by the part that made them
         self._made: dict[int, int] = {}  # storages by the part in which an operator made them last
+        self._handed_back: set[int] = set()  # storages that calls of the model returned
         self._products: dict[str, int] = {}  # of attentions that are spelled out
         self._at_most: set[str] = set()
         self._reread: set[str] = set()  # what modules keep for a later part, and not only for who looks at it
@@ -169,11 +170,13 @@ class Traffic:
         cache = next((given[name] for name in CACHE_NAMES if given.get(name) is not None), None)
         with _looking():
             part.before = dict(_held_in(cache))
-            part.given = {storage for _, tensor in named_tensors(given, _DEEPEST) for storage, _ in _pieces(tensor)}
+            part.given = _storages(given) - self._handed_back
             kept = dict(self._kept())
         output = call(*args, **kwargs)
         cache = _returned(output, cache)
         with _looking():
+            if module is self._model:  # what an encoder hands over is an input
+                self._handed_back |= _storages({"output": output})
             part.after = dict(_held_in(cache))
             part.replaced = {
                 name: (kept.get(name), now)
@@ -243,6 +246,7 @@ class Traffic:
             if storage not in storages:
                 results.add(storage)
                 self._made[storage] = number
+                self._handed_back.discard(storage)
                 part.makers[storage] = module
         chosen = weighs and known.name in _LOOKUPS and given[0].dim() > 2  # whole matrices, to multiply with
         for storage in results - self._weights.keys():
@@ -538,6 +542,11 @@ def _window(layer: Any) -> int | None:
     if not getattr(layer, "is_sliding", False):
         return None
     return next((size for name in ("sliding_window", "max_cache_len") if (size := getattr(layer, name, None))), None)
+
+
+def _storages(value: Any) -> set[int]:
+    """Storages of all tensors in a mapping."""
+    return {storage for _, tensor in named_tensors(value, _DEEPEST) for storage, _ in _pieces(tensor)}
 
 
 def _returned(output: Any, given: Any) -> Any:

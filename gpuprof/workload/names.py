@@ -42,8 +42,6 @@ def check(reference: str, options: Options, *, weightless: bool = False) -> str:
     if options.parallel != "none":
         _check_parallel(reference, kind, options.parallel, weightless)
     if kind == "file":
-        if options.mode == "generate":
-            raise GpuprofError("--mode generate is for Hugging Face models; let the function return a step instead")
         file = reference.rpartition(":")[0]
         if not Path(file).expanduser().is_file():
             raise GpuprofError(f"no file {file}")

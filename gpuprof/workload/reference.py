@@ -146,6 +146,8 @@ def _from_file(reference: str, options: Options, *, weightless: bool) -> Workloa
     """The workload that a user's function describes."""
     device = torch.device("meta") if weightless else resolve_device(options.device)
     given = userfile.call(reference, options)
+    if given.step is None and options.mode == "generate":
+        raise GpuprofError(f"{reference} gives no step: --mode generate needs one that generates, as the key 'step'")
     if given.step is not None and (weightless or options.optimizer != "none"):
         why = "count without weights" if weightless else f"add --optimizer {options.optimizer} to"
         raise GpuprofError(f"{reference} gives a step of its own, which gpuprof cannot {why}")

@@ -170,7 +170,7 @@ def _takes_options(function: Callable[..., Any]) -> bool:
 
 def _refuse_options(label: str, options: Options) -> None:
     """A function that takes nothing decides the sizes itself; an option that changes nothing is a mistake."""
-    for name in (*SIZES, "attention"):
+    for name in (*SIZES, "attention", "cache"):
         if getattr(options, name) is not None:
             raise GpuprofError(f"{flag(name)} cannot reach {label}: let the function take one argument, the options")
 

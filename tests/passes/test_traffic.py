@@ -542,6 +542,26 @@ def test_what_is_carried_over_unseen_is_not_counted_as_nothing():
     assert why == "the prefill reads 320 bytes that an earlier call has left in no cache that gpuprof knows"
 
 
+def test_a_cache_that_only_the_step_knows_is_not_counted_as_nothing():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(16, 16)
+
+        def forward(self, x, past=None):
+            x = x if past is None else torch.cat([past, x], 1)
+            return self.head(x.mean(1)), x
+
+    def step():
+        with torch.no_grad():
+            _, past = model(torch.ones(1, 5, 16))
+            model(torch.ones(1, 1, 16), past)
+
+    model = Own()
+    (why,) = counted(model, step).passes["count"].facts["traffic_unknown"]
+    assert why.endswith("reads 320 bytes that an earlier call has left in no cache that gpuprof knows")
+
+
 def test_a_step_that_calls_parts_of_the_model_has_no_parts():
     model = made(config("Llama"))
 

@@ -172,8 +172,16 @@ def test_mistakes_in_the_file(write, body, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_cannot_generate(write):
-    with pytest.raises(GpuprofError, match="--mode generate is for Hugging Face models"):
+def test_a_file_generates_with_a_step_of_its_own(write):
+    reference = write("def make():\n    return {'model': nn.Linear(4, 3), 'step': lambda: 11}\n")
+    workload = build(reference, Options(mode="generate"))
+
+    assert workload.step() == 11
+    assert (workload.description["mode"], workload.description["step"]) == ("generate", "given")
+    assert workload.description["cache"] is None  # which one the step takes is its own affair
+    with pytest.raises(GpuprofError, match=r"--cache cannot reach work\.py:make: let the function take one argument"):
+        build(reference, Options(mode="generate", cache="static"))
+    with pytest.raises(GpuprofError, match=r"work\.py:make gives no step: --mode generate needs one that generates"):
         build(write("def make():\n    return nn.ReLU(), torch.ones(2)\n"), Options(mode="generate"))
 
 
