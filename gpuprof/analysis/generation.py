@@ -321,7 +321,9 @@ def _generations(run: Run) -> pd.DataFrame:
     for (launch, step, _), rows in _numbered(run).groupby(["launch", "step", "generation"]):
         first, decoding = rows[rows["phase"] != "decode"], rows[rows["phase"] == "decode"]
         prefill = rows.loc[rows["phase"] == "prefill", "positions"]
-        begun, single = len(prefill) > 0, bool((decoding["positions"] == 1).fillna(False).all())
+        # several without a step of decoding are pieces of a prompt, or each gives a token: a loop without a cache
+        begun = len(prefill) == 1 or (len(prefill) > 0 and len(decoding) > 0)
+        single = bool((decoding["positions"] == 1).fillna(False).all())
         found.append(
             {
                 "launch": launch, "step": step, "ttft_s": float(first["time_s"].sum()) if begun else None,

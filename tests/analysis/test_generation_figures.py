@@ -130,6 +130,16 @@ def test_a_single_token_has_no_time_per_further_one():
     assert (found.new_tokens, found.ttft_s, found.tpot_s, found.tpot_p90_s) == (1, pytest.approx(40 * NS), None, None)
 
 
+def test_prefills_without_any_decode_do_not_say_which_of_them_gives_the_first_token():
+    """As of a loop without a cache, which passes all tokens again for each."""
+    run = timed_run({0: [[("prefill", 2, 4, 40), ("prefill", 2, 5, 50), ("prefill", 2, 6, 60)]]})
+
+    found = g.generation(run)
+
+    assert (found.ttft_s, found.prompt, found.new_tokens, found.tokens_per_s) == (None,) * 4
+    assert found.sequences == 2
+
+
 def test_what_was_not_timed_is_as_long_as_it_was_asked_to_be():
     run = generation_run()
     run.generation, run.samples = table("generation", []), table("samples", [])

@@ -139,6 +139,31 @@ def test_each_phase_of_the_reference_is_as_derived_by_hand(llava_run):
     assert not unknown_bytes(llava_run)
 
 
+# -- figures of others
+
+
+def test_llama_2_7b_at_2048_as_llm_viewer_has_it(tmp_path):
+    """By its formulas (hahnyuan/LLM-Viewer 472f71f): weights of products alone, the new keys among those read."""
+    of = transformers.LlamaConfig(architectures=["LlamaForCausalLM"], tie_word_embeddings=False)
+    of.save_pretrained(tmp_path)
+    run = gpuprof.count(str(tmp_path), mode="generate", prompt_len=2047, new_tokens=2, batch_size=1, dtype="float16")
+    norms, row, angles = 65 * 4096 * 2, 4096 * 2, 64 * 4
+    assert of_parts(run, "weights")[1] == 13_214_154_752 + norms + row + angles
+    (_, read), (_, written) = of_parts(run, "cache read"), of_parts(run, "cache written")
+    assert written == 524_288
+    assert read + written == 1_073_741_824
+
+
+def test_llama_2_70b_holds_what_databricks_says(tmp_path):
+    """Its table 3: 0.3125 GiB at 1,024 positions."""
+    config(
+        "Llama", hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64,
+        num_key_value_heads=8,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    run = gpuprof.count(str(tmp_path), mode="generate", prompt_len=1024, new_tokens=1, batch_size=1, dtype="float16")
+    assert of_parts(run, "cache written") == [5 * 2**30 // 16]
+
+
 # -- weights
 
 
