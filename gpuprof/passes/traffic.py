@@ -65,8 +65,10 @@ def _operator(func: Any) -> _Operator:
         for place, argument in enumerate(schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
+    # what FSDP copies of its shards is sent, and read by the model where it has arrived
+    reads = not (name.endswith("_like") or name.startswith("new_") or func.namespace == "fsdp")
     return _Operator(
-        name, view, not (name.endswith("_like") or name.startswith("new_")),
+        name, view, reads,
         tuple(place for place, argument in changed if not argument.kwarg_only),
         tuple(argument.name for _, argument in changed),
     )  # fmt: skip
@@ -145,6 +147,7 @@ class Traffic:
         self._at_most: set[str] = set()
         self._reread: set[str] = set()  # what modules keep for a later part, and not only for who looks at it
         self._unknown: dict[str, None] = {}
+        self._gathered: set[int] = set()  # storages of parameters that FSDP gathers, and writes to for that
         for module in model.modules():
             for _, tensor in named_tensors(_held_by(module), _DEEPEST):
                 self._add_weight(tensor)
@@ -261,6 +264,7 @@ class Traffic:
                 name = type(self._model).__name__
                 self._unknown[f"the step runs another model beside {name}, whose cache is not seen"] = None
             self._add_weight(parameter)
+            self._gathered |= {storage for storage, _ in _pieces(parameter)}
 
     def _read_all(self, part: _Part, module: str, storage: int, piece: torch.Tensor) -> None:
         """A piece of what is stored, once."""
@@ -310,7 +314,7 @@ class Traffic:
     ) -> None:
         """An operator changes a tensor."""
         part.writers.setdefault(storage, module)
-        if storage not in self._weights or piece.dtype in _COUNTERS:
+        if storage not in self._weights or storage in self._gathered or piece.dtype in _COUNTERS:
             return
         places = part.places.setdefault(storage, {})
         if name in _EMPTIED:

@@ -1,4 +1,4 @@
-"""A generation whose model two processes share: the bytes that each must move, worked out by hand."""
+"""A generation on two processes, whose model or batch they share: the bytes that each must move, worked out by hand."""
 
 import os
 import tempfile
@@ -17,9 +17,17 @@ SIZES = {"mode": "generate", "prompt_len": 16, "new_tokens": 4, "dtype": "float3
 
 
 def tensor_parallel():
+    return shared("tp")
+
+
+def fully_sharded():
+    return shared("fsdp")
+
+
+def shared(how):
     """What rank 0 knows of the job, and each rank of its own bytes."""
     reference = write_tiny(Path(tempfile.mkdtemp(dir=Path(os.environ["GPUPROF_CACHE"]).parent)), "llama-3.1-8b")
-    run = gpuprof.profile(reference, **SIZES, parallel="tp", passes=["count", "time", "trace"], steps=2, warmup=1)
+    run = gpuprof.profile(reference, **SIZES, parallel=how, passes=["count", "time", "trace"], steps=2, warmup=1)
     job = gpuprof.gather(run)
     return {"own": sums(run), "job": None if job is None else sums(job) | figures(job), "warnings": run.warnings}
 
@@ -44,29 +52,46 @@ def figures(job):
 
 @pytest.fixture(scope="module")
 def ranks():
-    return [rank["tensor_parallel"] for rank in launch(__file__, ["tensor_parallel"])]
+    return launch(__file__, ["tensor_parallel", "fully_sharded"])
 
 
-def test_each_rank_moves_its_share_of_the_weights_and_the_cache(ranks):
-    shared = (LAYERS * LAYER + VOCABULARY * HIDDEN) // 2  # layers and head
-    each = (2 * LAYERS + 1) * HIDDEN + 16 // 2  # norms, and what rotates: both ranks have them
-    own = {
-        "prefill weights": 4 * (shared + each + 16 * HIDDEN),  # with the rows that are looked up
-        "decode weights": 3 * 4 * (shared + each + HIDDEN),
-        "prefill cache written": 4 * LAYERS * POSITION // 2 * 16,
-        "decode cache written": 4 * LAYERS * POSITION // 2 * 3,
-        "decode cache read": 4 * LAYERS * POSITION // 2 * (16 + 17 + 18),
+OF_ALL = (2 * LAYERS + 1) * HIDDEN + 16 // 2  # norms, and what rotates: every rank has them
+WEIGHTS = LAYERS * LAYER + VOCABULARY * HIDDEN  # layers and head
+
+
+def moved(weights, position):
+    """Bytes of float32, with the rows that are looked up; decoding has 16, 17 and 18 positions before it."""
+    return {
+        "prefill weights": 4 * (weights + OF_ALL + 16 * HIDDEN),
+        "decode weights": 3 * 4 * (weights + OF_ALL + HIDDEN),
+        "prefill cache written": 4 * position * 16,
+        "decode cache written": 4 * position * 3,
+        "decode cache read": 4 * position * (16 + 17 + 18),
     }
-    assert [rank["own"] for rank in ranks] == [own, own]
-    job = ranks[0]["job"]
+
+
+@pytest.mark.parametrize(
+    ("how", "own"),
+    [
+        ("tensor_parallel", moved(WEIGHTS // 2, LAYERS * POSITION // 2)),  # half of each, on one batch
+        ("fully_sharded", moved(WEIGHTS, LAYERS * POSITION)),  # all that is gathered, each on a batch of its own
+    ],
+)
+def test_each_rank_moves_what_it_reads_itself(ranks, how, own):
+    found = [rank[how] for rank in ranks]
+    assert [one["own"] for one in found] == [own, own]
+    assert [one["warnings"] for one in found] == [found[0]["warnings"]] * 2
+    assert not [line for line in found[0]["warnings"] if "Cache" in line]
+    job = found[0]["job"]
     assert {name: job[name] for name in own} == {name: 2 * nbytes for name, nbytes in own.items()}
-    assert ranks[1]["job"] is None
+    assert found[1]["job"] is None
 
 
-def test_the_job_is_of_one_batch_and_all_bandwidths(ranks):
-    job = ranks[0]["job"]
+@pytest.mark.parametrize(("how", "sequences"), [("tensor_parallel", 1), ("fully_sharded", 2)])
+def test_the_job_is_of_all_batches_and_all_bandwidths(ranks, how, sequences):
+    job = ranks[0][how]["job"]
     assert job["bandwidth"] == sum(job["bandwidths"])
     assert job["mbu"] == pytest.approx(job["expected"])
     assert job["parts"] == [0, 1, 2, 3] * 2
-    assert (job["sequences"], job["per_token"]) == (1, 4 * LAYERS * POSITION)
-    assert job["cache_bytes"] == 4 * LAYERS * POSITION * 19
+    assert (job["sequences"], job["per_token"]) == (sequences, 4 * LAYERS * POSITION)
+    assert job["cache_bytes"] == sequences * 4 * LAYERS * POSITION * 19
