@@ -137,7 +137,7 @@ def mismoved(run: Run) -> list[str]:
     Its call reads all that was there and writes the rest.
     """
     cache = run.passes["count"].facts.get("cache", {}) if run.done("count") else {}
-    if not cache.get("appends"):
+    if not cache.get("appends") or run.traffic.empty:
         return []
     rows = run.traffic[(run.traffic["module"] == ALL) & run.traffic["what"].isin(["cache read", "cache written"])]
     moved = rows.groupby("part")["bytes"].sum()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from gpuprof.analysis.generation import held_after
+from gpuprof.analysis.generation import held_after, is_generation
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
 from gpuprof.record import FORWARD, PHASES, UNATTRIBUTED, Run
@@ -48,7 +48,7 @@ def account(run: Run) -> pd.DataFrame:
 
     Measured is torch's allocated memory on CUDA, elsewhere the resident set of the process. A peak has an expectation
     only in a run with a timeline: what is kept for the backward, and which gradients are there, at the readings around.
-    The cache of a generation is what it holds when the phase ends.
+    The cache of a generation is what it holds when the phase ends: None where the run does not say, and in `workspace`.
 
     Returns:
         Columns `ACCOUNT_COLUMNS`. ``expected`` is the sum of the expected quantities, ``residual`` is measured -
@@ -56,6 +56,7 @@ def account(run: Run) -> pd.DataFrame:
         its libraries, on CUDA the inputs and cuBLAS's workspace), and ``workspace``, everything else.
     """
     before = _before(run)
+    unknown = {"cache": None} if is_generation(run) and not held_after(run) else {}
     rows = []
     for words, moment_of in (("end of", _end), ("peak of", _peak)):
         for phase in _STEPS:
@@ -65,7 +66,8 @@ def account(run: Run) -> pd.DataFrame:
                 residual = moment.measured - expected
                 rows.append(
                     {
-                        "moment": f"{words} {phase}", **moment.parts, "expected": expected, "before": before,
+                        "moment": f"{words} {phase}", **moment.parts, **unknown, "expected": expected,
+                        "before": before,
                         "workspace": residual - before, "measured": moment.measured, "residual": residual,
                     }
                 )  # fmt: skip

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.generation import generation, held
+from gpuprof.analysis.generation import generation, held, held_after, is_generation
 from gpuprof.analysis.memory import account, by_module, no_timeline, peak, running
 from gpuprof.analysis.modules import by_module as module_table
 from gpuprof.errors import GpuprofError
@@ -163,7 +163,7 @@ def _moments(run: Run) -> Table:
 
 
 def _quantities(run: Run) -> dict[str, str]:
-    return {name: words for name, words in _QUANTITIES.items() if name != "cache" or generation(run) is not None}
+    return {name: words for name, words in _QUANTITIES.items() if name != "cache" or is_generation(run)}
 
 
 def _modules(run: Run, view: View) -> Table:
@@ -191,6 +191,8 @@ def _notes(run: Run) -> Iterator[str]:
         f"Expected is the sum of the sizes above it; before the step there were {there}; workspace is the rest: "
         "outputs, temporaries, and what the allocator rounds up or keeps."
     )
+    if is_generation(run) and not held_after(run):
+        yield "How much the cache holds is not known, so it is in the workspace: the count pass says it."
     yield (
         "Modules with their children: activations are kept by the forward for the backward, each storage once, by the "
         "module that keeps it first. Folded layers show their first."
