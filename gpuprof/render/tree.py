@@ -34,7 +34,7 @@ _PARTS = {"encode": 13, "prefill": 13, "MFU %": 5, "bytes": 9, "decode": 13, "MB
 _RANKS = 8
 """Ranks that are told one by one below the tree."""
 
-_GIVE_WAY = ("MACs", "of params", "of FLOPs", "FLOP/s", "bytes")
+_GIVE_WAY = ("MACs", "of params", "of FLOPs", "FLOP/s", "bytes", "params", "FLOPs")
 """Figures left out of a narrow report, in this order, so that names keep some room."""
 
 _Rate = tuple[str, tuple[str, ...]]
