@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,6 +131,18 @@ class Budget:
     def floor_s(self) -> float | None:
         """What those bytes take at that bandwidth: no faster can the phase be; None where either is not known."""
         return self.moved_bytes / self.bandwidth if self.moved_bytes and self.bandwidth else None
+
+    @cached_property
+    def decode(self) -> Budget | None:
+        """The budget of a generation's decode, in that of the step or as its own; None without one, or its time."""
+        run = self.run
+        if self.phase == "decode":
+            return self
+        if self.phase or step_seconds(run, "decode") is None or not (run.kernels["phase"] == "decode").any():
+            return None
+        if formula_parts(run, self.convention) is not None:
+            return None
+        return budget(run, self.convention, self.denominator or None, phase="decode")
 
     def mine(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Those of rows with a phase that are of what this is the budget of."""

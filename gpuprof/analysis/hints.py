@@ -12,14 +12,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from gpuprof import units
-from gpuprof.analysis.budget import LAUNCH_GAP_S, Budget, budget, idle_owners
+from gpuprof.analysis.budget import LAUNCH_GAP_S, Budget, idle_owners
 from gpuprof.analysis.consistency import withheld_of_kernels
-from gpuprof.analysis.counted import formula_parts
 from gpuprof.analysis.denominators import denominators, peak_dtype
 from gpuprof.analysis.generation import generation, moved
 from gpuprof.analysis.kernel_time import busy_seconds
 from gpuprof.analysis.operators import GENERATED, plain_op
-from gpuprof.analysis.steps import step_seconds, traced
+from gpuprof.analysis.steps import traced
 from gpuprof.analysis.telemetry import limits
 from gpuprof.record import NOBODYS, Run
 from gpuprof.theory.rows import read_shapes
@@ -162,21 +161,9 @@ def _in_phase(phase: str) -> str:
     return "" if phase == "other" else f" in the {phase}"
 
 
-def _decode(found: Budget) -> Budget | None:
-    """The budget of a generation's decode, in that of the step or as its own; None without one, or without its time."""
-    run = found.run
-    if found.phase == "decode":
-        return found
-    if found.phase or step_seconds(run, "decode") is None or not (run.kernels["phase"] == "decode").any():
-        return None
-    if formula_parts(run, found.convention) is not None:
-        return None
-    return budget(run, found.convention, found.denominator or None, phase="decode")
-
-
 def _decoding(found: Budget) -> _Found:
     """Gaps of the decode, in which nothing moves: what is left of a token's time without them."""
-    if (decode := _decode(found)) is None or not decode.number or _compiled(found, "without_cuda_graphs"):
+    if (decode := found.decode) is None or not decode.number or _compiled(found, "without_cuda_graphs"):
         return
     late = decode.kernels[decode.kernels["idle_s"] > 0]
     if late.empty:
@@ -445,7 +432,7 @@ def _clock(found: Budget) -> _Found:
 
 def _batch(found: Budget) -> _Found:
     """Weights that every step of decoding reads, for as many sequences as there are."""
-    decode, figures = _decode(found), generation(found.run)
+    decode, figures = found.decode, generation(found.run)
     if decode is None or figures is None or not figures.sequences or not decode.number:
         return
     if decode.floor_s is None or decode.moved_bytes is None or not decode.bandwidth or decode.floor_s > decode.step_s:
@@ -468,7 +455,7 @@ def _batch(found: Budget) -> _Found:
 
 def _cache(found: Budget) -> _Found:
     """A cache that is copied to append to it."""
-    if (decode := _decode(found)) is None:
+    if (decode := found.decode) is None:
         return
     ops, kernels = (
         rows[(rows["phase"] == "decode") & (rows["op"].map(plain_op) == "aten::cat") & rows["shapes"].map(_appends)]
