@@ -21,15 +21,24 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from gpuprof.attribution import Scope
+from gpuprof.passes.caches import (
+    COUNTERS,
+    DEEPEST,
+    Held,
+    bytes_of,
+    cache_after,
+    held_in,
+    offset_of,
+    pieces_of,
+    state_of,
+)
 from gpuprof.passes.generation import Part
-from gpuprof.passes.kept import elements
-from gpuprof.passes.objects import attributes, named_tensors
+from gpuprof.passes.objects import named_tensors
 from gpuprof.record import ALL, UNATTRIBUTED
 from gpuprof.theory.rules import PRODUCTS
+from gpuprof.workload.options import dtype_name
 from gpuprof.workload.steps import CACHE_NAMES
 
-_INNER = ("self_attention_cache", "cross_attention_cache")
-_DEEPEST = 6  # objects in one another in which a cache has its tensors
 _TOLD = {*vars(torch.nn.Module()), "config"} - {"_parameters", "_buffers"}
 """Attributes of a module with what it was told or is made of, hooks among them, and not what it keeps."""
 _NEGLIGIBLE = 1e-3  # share of a part's bytes that may be of unknown origin
@@ -38,8 +47,6 @@ _LOOKUPS = {"embedding", "index", "index_select", "gather", "take"}
 _PLACED = {"index_put_", "_index_put_impl_", "index_copy_", "index_add_", "scatter_", "scatter_add_", "masked_scatter_"}
 """Operators in place that write as much as they are given, and not all of what they write to."""
 _EMPTIED = {"zero_", "fill_"}
-_COUNTERS = (torch.int16, torch.int32, torch.int64, torch.bool)
-"""Dtypes of what says how much a cache holds, and is none of it."""
 
 
 class _Operator(NamedTuple):
@@ -54,7 +61,7 @@ class _Operator(NamedTuple):
 
 @cache
 def _operator(func: Any) -> _Operator:
-    name = getattr(func, "_opname", getattr(func, "_name", str(func)))
+    name = getattr(func, "_opname", getattr(func, "dtype_name", str(func)))
     if not isinstance(func, torch._ops.OpOverload):
         return _Operator(name, False, True, (), ())
     schema = func._schema
@@ -83,31 +90,6 @@ class _Reads:
     seen: set[Any] = field(default_factory=set)
 
 
-class _Held(NamedTuple):
-    """One tensor of a cache.
-
-    Attributes:
-        storages: those of its elements.
-        bytes: of what it holds, without the empty places of one that is made for more.
-        dtype: of what is stored.
-        read: bytes that a call reads of it, which are not all where a window ends.
-        position: bytes of one position; None of a state that has no positions.
-        length: positions that it has had so far, of which a window keeps the last; likewise.
-    """
-
-    storages: tuple[int, ...]
-    bytes: int
-    dtype: str
-    read: int
-    position: int | None = None
-    length: int | None = None
-
-    @property
-    def appends(self) -> bool:
-        """Whether it keeps all that was ever added."""
-        return self.position is not None and self.bytes == self.position * (self.length or 0)
-
-
 @dataclass
 class _Part:
     """What was seen of one part."""
@@ -121,9 +103,9 @@ class _Part:
     places: dict[int, dict[Any, int]] = field(default_factory=dict)  # bytes that are written, by where
     carried: dict[int, int] = field(default_factory=dict)  # bytes read of what another part made
     given: set[int] = field(default_factory=set)
-    before: dict[Any, _Held] = field(default_factory=dict)
-    after: dict[Any, _Held] = field(default_factory=dict)
-    replaced: dict[Any, tuple[_Held | None, _Held]] = field(default_factory=dict)  # what modules hold in new tensors
+    before: dict[Any, Held] = field(default_factory=dict)
+    after: dict[Any, Held] = field(default_factory=dict)
+    replaced: dict[Any, tuple[Held | None, Held]] = field(default_factory=dict)  # what modules hold in new tensors
     cache: str = ""
 
 
@@ -149,14 +131,14 @@ class Traffic:
         self._unknown: dict[str, None] = {}
         self._gathered: set[int] = set()  # storages of parameters that FSDP gathers, and writes to for that
         for module in model.modules():
-            for _, tensor in named_tensors(_held_by(module), _DEEPEST):
+            for _, tensor in named_tensors(_held_by(module), DEEPEST):
                 self._add_weight(tensor)
 
     def _add_weight(self, tensor: torch.Tensor) -> None:
-        for storage, piece in _pieces(tensor):
+        for storage, piece in pieces_of(tensor):
             if storage not in self._weights:
                 whole = piece.untyped_storage()
-                self._weights[storage] = whole.nbytes(), _name(piece.dtype)
+                self._weights[storage] = whole.nbytes(), dtype_name(piece.dtype)
                 self._alive.append(whole)
 
     def call(
@@ -169,15 +151,15 @@ class Traffic:
         given = _arguments(module, args, kwargs)
         cache = next((given[name] for name in CACHE_NAMES if given.get(name) is not None), None)
         with _looking():
-            part.before = dict(_held_in(cache))
+            part.before = dict(held_in(cache))
             part.given = _storages(given) - self._handed_back
             kept = dict(self._kept())
         output = call(*args, **kwargs)
-        cache = _returned(output, cache)
+        cache = cache_after(output, cache)
         with _looking():
             if module is self._model:  # what an encoder hands over is an input
                 self._handed_back |= _storages({"output": output})
-            part.after = dict(_held_in(cache))
+            part.after = dict(held_in(cache))
             part.replaced = {
                 name: (kept.get(name), now)
                 for name, now in self._kept()
@@ -186,13 +168,13 @@ class Traffic:
         part.cache = "" if cache is None else type(cache).__name__
         return output
 
-    def _kept(self) -> Iterator[tuple[str, _Held]]:
+    def _kept(self) -> Iterator[tuple[str, Held]]:
         """What modules keep themselves, beside their parameters."""
         for path, module in self._model.named_modules():
             own = _held_by(module)
             del own["_parameters"]
-            for name, tensor in named_tensors(own, _DEEPEST):
-                if (held := _state(tensor)) is not None:
+            for name, tensor in named_tensors(own, DEEPEST):
+                if (held := state_of(tensor)) is not None:
                     yield f"{path}.{name}", held
 
     def operator(
@@ -223,7 +205,7 @@ class Traffic:
         inputs: list[torch.Tensor] = []
         weighs, storages, results = False, set(), set()
         for tensor in given if reads else ():
-            for storage, piece in _pieces(tensor):
+            for storage, piece in pieces_of(tensor):
                 storages.add(storage)
                 if id(tensor) in changed:
                     self._write(part, known.name, module, storage, piece, given)
@@ -239,9 +221,9 @@ class Traffic:
                         self._read_all(part, module, storage, piece)
                 else:
                     inputs.append(piece)
-                    if self._made.get(storage, number) < number and piece.dtype not in _COUNTERS:
-                        part.carried[storage] = max(part.carried.get(storage, 0), _bytes(piece))
-        made = [(storage, piece) for tensor in _tensors(out) for storage, piece in _pieces(tensor)]
+                    if self._made.get(storage, number) < number and piece.dtype not in COUNTERS:
+                        part.carried[storage] = max(part.carried.get(storage, 0), bytes_of(piece))
+        made = [(storage, piece) for tensor in _tensors(out) for storage, piece in pieces_of(tensor)]
         for storage, _ in made:
             if storage not in storages:
                 results.add(storage)
@@ -259,16 +241,16 @@ class Traffic:
 
     def _learn(self, parameter: torch.nn.Parameter, module: str) -> None:
         """A parameter that the model did not have before: gathered for one of its modules, or of another model."""
-        if any(storage not in self._weights for storage, _ in _pieces(parameter)):
+        if any(storage not in self._weights for storage, _ in pieces_of(parameter)):
             if module == UNATTRIBUTED:
                 name = type(self._model).__name__
                 self._unknown[f"the step runs another model beside {name}, whose cache is not seen"] = None
             self._add_weight(parameter)
-            self._gathered |= {storage for storage, _ in _pieces(parameter)}
+            self._gathered |= {storage for storage, _ in pieces_of(parameter)}
 
     def _read_all(self, part: _Part, module: str, storage: int, piece: torch.Tensor) -> None:
         """A piece of what is stored, once."""
-        self._book(part, module, storage, (_offset(piece), _bytes(piece)), _bytes(piece), piece)
+        self._book(part, module, storage, (offset_of(piece), bytes_of(piece)), bytes_of(piece), piece)
 
     def _book(self, part: _Part, module: str, storage: int, key: Any, size: int, piece: torch.Tensor) -> None:
         """Bytes of a storage, unless they were read before; in all never more than it has."""
@@ -293,7 +275,7 @@ class Traffic:
                 self._at_most.add(module)
             if chosen is None:  # each lookup for itself
                 reads = part.reads.setdefault(storage, _Reads())
-                self._book(part, module, storage, len(reads.seen), min(rows, _bytes(piece)), piece)
+                self._book(part, module, storage, len(reads.seen), min(rows, bytes_of(piece)), piece)
             for expert in chosen or ():
                 self._read_all(part, module, storage, piece[expert])
             return
@@ -314,18 +296,18 @@ class Traffic:
     ) -> None:
         """An operator changes a tensor."""
         part.writers.setdefault(storage, module)
-        if storage not in self._weights or storage in self._gathered or piece.dtype in _COUNTERS:
+        if storage not in self._weights or storage in self._gathered or piece.dtype in COUNTERS:
             return
         places = part.places.setdefault(storage, {})
         if name in _EMPTIED:
             places.clear()
         elif name in _PLACED:
             *_, source = given
-            size = min(source.numel() * piece.element_size(), _bytes(piece))
-            positions = [index for index in given[1:-1] if index.dtype in _COUNTERS]
-            places[_offset(piece), size, *(_values(index) for index in positions)] = size
+            size = min(source.numel() * piece.element_size(), bytes_of(piece))
+            positions = [index for index in given[1:-1] if index.dtype in COUNTERS]
+            places[offset_of(piece), size, *(_values(index) for index in positions)] = size
         else:
-            places[_offset(piece), _bytes(piece)] = _bytes(piece)
+            places[offset_of(piece), bytes_of(piece)] = bytes_of(piece)
 
     def _product(
         self, part: _Part, kind: str, scope: Scope, inputs: list[torch.Tensor], weighs: bool, made: list[torch.Tensor]
@@ -341,9 +323,9 @@ class Traffic:
         else:
             return
         for tensor in moved:
-            if tensor.dtype not in _COUNTERS:
-                key = scope.module, _name(tensor.dtype)
-                part.activations[key] = part.activations.get(key, 0) + _bytes(tensor)
+            if tensor.dtype not in COUNTERS:
+                key = scope.module, dtype_name(tensor.dtype)
+                part.activations[key] = part.activations.get(key, 0) + bytes_of(tensor)
 
     def rows(self, parts: list[Part]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Rows of the ``traffic`` table, and the facts of the pass.
@@ -447,14 +429,14 @@ class Traffic:
         return facts
 
 
-def _read_of(part: _Part, held: _Held) -> Iterator[tuple[str, str, str, int]]:
+def _read_of(part: _Part, held: Held) -> Iterator[tuple[str, str, str, int]]:
     """Module, what, dtype and bytes of what a part reads of a tensor in a cache."""
     readers = [part.readers[storage] for storage in held.storages if storage in part.readers]
     if readers:
         yield readers[0], "cache read", held.dtype, held.read
 
 
-def _added(part: _Part, before: _Held | None, held: _Held) -> Iterator[tuple[str, str, str, int]]:
+def _added(part: _Part, before: Held | None, held: Held) -> Iterator[tuple[str, str, str, int]]:
     """The same of what it adds to it: positions, or a state that is another one now."""
     writers = [found[storage] for storage in held.storages for found in (part.writers, part.makers) if storage in found]
     if not writers:
@@ -470,57 +452,6 @@ def _added(part: _Part, before: _Held | None, held: _Held) -> Iterator[tuple[str
         yield writers[0], "cache written", held.dtype, size
 
 
-def _held_in(cache: Any, path: str = "") -> Iterator[tuple[str, _Held]]:
-    """What a cache holds, by the path of each tensor: a cache of transformers', or any object with tensors."""
-    been: set[Any] = set()
-    for name, layer, tensor in _cached(cache):
-        place = [(storage, _offset(piece), _bytes(piece)) for storage, piece in _pieces(tensor)]
-        held = None if tuple(place) in been else _positions(layer, name, tensor) or _state(tensor)
-        been.add(tuple(place))
-        if held is not None:
-            yield name, held
-
-
-def _cached(cache: Any, path: str = "") -> Iterator[tuple[str, Any, torch.Tensor]]:
-    """Tensors of a cache by their path, with the layer that each is of."""
-    inner = {name: value for name in _INNER if (value := getattr(cache, name, None)) is not None}
-    for name, value in inner.items():
-        yield from _cached(value, f"{path}{name}.")
-    layers = getattr(cache, "layers", None)
-    layers = layers if isinstance(layers, list) else []
-    for number, layer in enumerate(layers):
-        for name, tensor in named_tensors(layer, _DEEPEST):
-            yield f"{path}{number}.{name}", layer, tensor
-    rest = cache
-    if inner or layers:
-        rest = {name: value for name, value in attributes(cache) if name not in ("layers", *_INNER)}
-    for name, tensor in named_tensors(rest, _DEEPEST):
-        yield f"{path}{name}", cache, tensor
-
-
-def _state(tensor: torch.Tensor) -> _Held | None:
-    """A tensor of a cache that says nothing of positions; None of what only counts."""
-    pieces = list(_pieces(tensor))
-    if tensor.dtype in _COUNTERS or not pieces or not tensor.numel():
-        return None
-    size = sum(_bytes(piece) for _, piece in pieces)
-    return _Held(tuple(storage for storage, _ in pieces), size, _name(pieces[0][1].dtype), size)
-
-
-def _positions(layer: Any, name: str, tensor: torch.Tensor) -> _Held | None:
-    """Keys or values of a layer that knows how many positions it has; None of any other tensor."""
-    held = _state(tensor)
-    if held is None or name.rpartition(".")[2] not in ("keys", "values") or tensor.dim() < 3:
-        return None
-    length = _length(layer)
-    if length is None:
-        return None
-    places, window = tensor.shape[-2], _window(layer)
-    position, filled = held.bytes // places, min(length, places)
-    read = filled if window is None else min(filled, window - 1)
-    return held._replace(bytes=filled * position, read=read * position, position=position, length=length)
-
-
 @contextmanager
 def _looking() -> Iterator[None]:
     """What is done meanwhile is none of the step's work."""
@@ -528,34 +459,9 @@ def _looking() -> Iterator[None]:
         yield
 
 
-def _length(layer: Any) -> int | None:
-    """Positions that a layer of a cache has been given; None where it does not say."""
-    asked = getattr(layer, "get_seq_length", None)
-    length = asked() if callable(asked) else None
-    if isinstance(length, torch.Tensor):
-        return None if length.is_meta else int(length)
-    return length if isinstance(length, int) else None
-
-
-def _window(layer: Any) -> int | None:
-    """How many positions a query sees at most, its own included, in a layer that keeps no more; None without limit."""
-    if not getattr(layer, "is_sliding", False):
-        return None
-    return next((size for name in ("sliding_window", "max_cache_len") if (size := getattr(layer, name, None))), None)
-
-
 def _storages(value: Any) -> set[int]:
     """Storages of all tensors in a mapping."""
-    return {storage for _, tensor in named_tensors(value, _DEEPEST) for storage, _ in _pieces(tensor)}
-
-
-def _returned(output: Any, given: Any) -> Any:
-    """The cache after a call: in its output, or the one that it was given."""
-    for name in CACHE_NAMES:
-        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-        if found is not None:
-            return found
-    return given
+    return {storage for _, tensor in named_tensors(value, DEEPEST) for storage, _ in pieces_of(tensor)}
 
 
 def _arguments(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -585,31 +491,6 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(item)
 
 
-def _pieces(tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """Tensors that hold the elements, with their storages."""
-    if tensor.is_nested:
-        return
-    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
-    for piece in (tensor,) if plain else elements(tensor):
-        yield piece.untyped_storage()._cdata, piece
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor's elements, each once however often it is repeated."""
-    count = 1
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        count *= size if stride else min(size, 1)
-    return count * tensor.element_size()
-
-
-def _offset(tensor: torch.Tensor) -> int:
-    return int(tensor.storage_offset()) * tensor.element_size()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _values(indices: torch.Tensor) -> tuple[int, ...] | None:
     """The values of indices; None where they have none."""
     return None if indices.is_meta else tuple(indices.flatten().tolist())
@@ -629,7 +510,7 @@ def _offsets(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tor
     if "grouped_mm" not in name:
         return None
     given = [*args[2:], *kwargs.values()]
-    return next((one for one in given if isinstance(one, torch.Tensor) and one.dtype in _COUNTERS), None)
+    return next((one for one in given if isinstance(one, torch.Tensor) and one.dtype in COUNTERS), None)
 
 
 def _with_tokens(offsets: torch.Tensor) -> list[int] | None:
