@@ -716,8 +716,8 @@ def _check_generation(run: Run) -> None:
         raise ValueError("generation has a part without its phase or time")
     if parts.duplicated(["launch", "step", "part"]).any():
         raise ValueError("generation has a part twice")
-    if ((parts["samples"] < 1) | (parts["positions"] < 0)).any():
-        raise ValueError("generation has a part of no sequences")
+    if ((parts["samples"] < 1) | (parts["positions"] < 1)).any():
+        raise ValueError("generation has a part of no sequences or positions")
     if traffic["bytes"].isna().any() or (traffic["bytes"] < 0).any() or not {*traffic["phase"]} <= phases:
         raise ValueError("traffic has a row without its phase or bytes")
     if not (traffic["part"].isna() == (traffic["module"] != ALL)).all():
