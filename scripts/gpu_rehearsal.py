@@ -70,11 +70,11 @@ def shorten(checks: Any) -> None:
 
 
 def _small(build: Any) -> Any:
-    """Short texts and few of them; those with images keep their length, which the images need."""
+    """Short texts and few of them; those with images and prompts keep their length, which is short where it may be."""
 
     def built(model: str, options: Any, **more: Any) -> Any:
         sizes = {"batch_size": min(options.batch_size or 1, 4)}
-        if options.mode != "generate":
+        if options.mode != "generate" and not options.image_crops:
             sizes["seq_len"] = min(options.seq_len or 32, 32)
         return build(model, replace(options, **sizes), **more)
 
