@@ -10,7 +10,7 @@ import pandas as pd
 from gpuprof import units
 from gpuprof.analysis.consistency import withheld_of_step
 from gpuprof.analysis.denominators import denominator
-from gpuprof.analysis.generation import Generation, bandwidths, generation, mbu, parts, withheld_of_bytes
+from gpuprof.analysis.generation import Generation, bandwidths, generation, mbu, parts, phases_of, withheld_of_bytes
 from gpuprof.analysis.known_flops import at_least
 from gpuprof.analysis.modules import by_phase
 from gpuprof.record import Run
@@ -52,6 +52,8 @@ def _joined(*texts: str) -> str:
 
 def _prefill(run: Run, found: Generation, phase: dict[str, Any]) -> str:
     said = [f"TTFT {units.duration(found.ttft_s)}"] if found.ttft_s else []
+    if not said and len(run.generation) and "decode" not in phases_of(run):
+        said.append("TTFT unknown: several prefills, and no decode that tells which of them gives the first token")
     if found.prompt and found.sequences:
         said.append(f"{units.number(found.prompt, 'position')} x {units.number(found.sequences, 'sequence')}")
     if (found.generations or 1) > 1:

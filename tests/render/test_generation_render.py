@@ -366,3 +366,16 @@ def test_a_job_moves_the_bytes_of_all_its_ranks_at_the_pace_of_the_slowest():
     assert table_.loc["", "bytes_decode"] == 9480
     assert table_.loc["", "mbu_decode"] == pytest.approx(474 / 600)
     assert table_.loc["", "time_forward_s"] == pytest.approx(900e-9)
+
+
+def test_prefills_alone_say_why_there_is_no_first_token():
+    """As of a loop without a cache: which of its calls gives the first token nothing tells."""
+    run = generation_run()
+    for name in ("ops", "kernels", "samples", "generation", "traffic"):
+        rows = getattr(run, name)
+        setattr(run, name, rows.assign(phase=rows["phase"].replace("decode", "prefill")))
+
+    text = render(run, "tree", View(width=200))
+
+    assert "Prefill      TTFT unknown: several prefills, and no decode that tells which of them gives" in text
+    assert "tokens/s" not in text
