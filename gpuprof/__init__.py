@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gpuprof.errors import GpuprofError
     from gpuprof.imported import read_trace
     from gpuprof.job import gather, read_job
+    from gpuprof.meter import Meter
     from gpuprof.profiler import count, profile
     from gpuprof.record import Run, load
     from gpuprof.reports import read_report
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Cost",
     "GpuprofError",
+    "Meter",
     "Run",
     "TensorSpec",
     "Validation",
@@ -40,6 +42,7 @@ __all__ = [
 _HOMES = {
     "Cost": "gpuprof.theory.rules",
     "GpuprofError": "gpuprof.errors",
+    "Meter": "gpuprof.meter",
     "Run": "gpuprof.record",
     "TensorSpec": "gpuprof.theory.rules",
     "Validation": "gpuprof.analysis.validation",

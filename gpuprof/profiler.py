@@ -160,7 +160,7 @@ def _launched(
     merge(run, repeated)
     _say_what_is_withheld(run)
     if "trace" not in rest and "measured" not in run.device["peaks"]:  # else the other passes have added them
-        _add_ceilings(run)
+        add_ceilings(run)
     return run
 
 
@@ -276,7 +276,7 @@ def run_passes(
         run.passes["telemetry"] = PassOutcome("skipped", reason, remedy)
     if workload.device.type in DTYPES and wanted & {"time", "trace"}:
         measuring.tell("ceiling", 0, 1)
-        _add_ceilings(run)
+        add_ceilings(run)
         measuring.tell("ceiling", 1, 1)
     run.tree = _with_all_owners(run, workload.model)
     if not (control.alone or run.kernels.empty):
@@ -362,7 +362,7 @@ def _multiplied(run: Run, least: float = 0.0) -> list[str]:
     return sorted(dtype for dtype, work in flops.items() if work > least * counted.sum())
 
 
-def _add_ceilings(run: Run) -> None:
+def add_ceilings(run: Run) -> None:
     """Best matmul rates of this very device as a peak of it: cached, or on a CPU measured now. And its copy bandwidth.
 
     A CPU has no other peak, so there the cache has to know every dtype that the step multiplies in.

@@ -32,6 +32,8 @@ LAYERS = [
     ("sweep",),
     ("analysis",),
     ("fit", "job"),
+    ("meter",),
+    ("integrations",),
     ("history",),
     ("render",),
     ("cli",),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -77,16 +77,31 @@ class Counted(NamedTuple):
 
 
 def count(workload: Workload, execute: Execute | None = None, mark: Mark | None = None) -> Counted:
-    """Run one step and count every operator of it.
+    """Run one step and count every operator of it; arguments as for `counting`."""
+    with counting(workload, execute, mark) as found:
+        result = _with_room(workload.step)
+    return found[0]._replace(result=result)
+
+
+@contextmanager
+def counting(
+    workload: Workload, execute: Execute | None = None, mark: Mark | None = None, inside: bool = False
+) -> Iterator[list[Counted]]:
+    """Count every operator of the block, which runs a step, or a part of one.
 
     Args:
-        workload: what to run.
+        workload: what is run.
         execute: how operators are carried out; by default they just run. `gpuprof.workload.weightless.execute`
             carries them out without storage.
         mark: held open around every call.
+        inside: the block begins inside of a call of the model, as its forward pre-hook does.
+
+    Yields:
+        A list that holds what was counted, once the block has ended without an error.
     """
     model = workload.model
     traffic = Traffic(model) if workload.description.get("mode") == "generate" else None
+    found: list[Counted] = []
 
     def scope_of(module: torch.nn.Module, path: str) -> Scope:
         return Scope(path, attention_facts(module, path))
@@ -110,8 +125,9 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
         flex_attention_booked(counter.book),
         plain_control_flow(),
         observed_inputs(workload) as inputs,
+        _opened(model, ownership, scope_of(model, "")) if inside else nullcontext(),
     ):
-        result = _with_room(workload.step)
+        yield found
         given = inputs()
     _refuse_other_threads(ownership)
     rows, causality, row_of = counter.rows(workload.device.type, short_names(model))
@@ -131,7 +147,19 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
         facts |= known
     outcome = PassOutcome("done", facts=facts)
     tree = module_tree(model, calls, causality)
-    return Counted(table("ops", rows), tree, table("traffic", moved), outcome, result, row_of)
+    found.append(Counted(table("ops", rows), tree, table("traffic", moved), outcome, None, row_of))
+
+
+@contextmanager
+def _opened(model: torch.nn.Module, ownership: Ownership, scope: Scope) -> Iterator[None]:
+    """A call of the model that has begun, until its forward ends."""
+    call = ownership.open(scope)
+    handle = model.register_forward_hook(lambda *_: ownership.close(call), always_call=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+        ownership.close(call)
 
 
 def _with_room(step: Callable[[], Any]) -> Any:

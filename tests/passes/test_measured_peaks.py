@@ -52,7 +52,7 @@ def test_a_gpu_takes_what_was_measured_of_it_beside_the_datasheet():
     ceiling_cache.store(KEY, "bfloat16", entry(80e9, 21))
     ceiling_cache.store(KEY, "float32", entry(5e9, 23))
     ceiling_cache.store(KEY, "copy", {"bytes_per_s": 4e12, "spread": 0.01, "date": "2026-11-20"})
-    profiler._add_ceilings(run)
+    profiler.add_ceilings(run)
 
     assert run.device["peaks"] == {"datasheet": {"bfloat16": 100e9}, "measured": {"bfloat16": 80e9, "float32": 5e9}}
     assert run.device["peak_source_measured"] == "by 'gpuprof ceilings' on 2026-11-21, 2026-11-23"
@@ -66,7 +66,7 @@ def test_another_gpu_or_driver_has_none(other):
     run = gpu_run()
     run.device |= GPU
     ceiling_cache.store(other, "bfloat16", entry(80e9, 21))
-    profiler._add_ceilings(run)
+    profiler.add_ceilings(run)
 
     assert run.device["peaks"] == {"datasheet": {"bfloat16": 100e9}}
     assert "peak_source_measured" not in run.device

@@ -1,0 +1,41 @@
+"""The clock of the meter: marks in the device's own time, and seconds between them as soon as they are known."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+
+class Clock:
+    """Marks on the current stream of a device, by CUDA events; of a CPU by ``perf_counter``.
+
+    Nothing here waits: between marks that the device has not reached yet the seconds are not known.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._free: list[Any] = []  # events that nobody needs any more
+
+    def mark(self) -> Any:
+        """Now, where the device is when it has done what it was given so far."""
+        if not self._cuda:
+            return time.perf_counter()
+        event = self._free.pop() if self._free else torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def reached(self, mark: Any) -> bool:
+        """Whether the device has come to a mark."""
+        return not self._cuda or mark.query()
+
+    def seconds(self, first: Any, second: Any) -> float:
+        """From one mark to another; both were `reached`."""
+        seconds: float = first.elapsed_time(second) * 1e-3 if self._cuda else second - first
+        return seconds
+
+    def release(self, *marks: Any) -> None:
+        """These marks are not asked for again."""
+        if self._cuda:
+            self._free += marks
