@@ -22,20 +22,15 @@ def optimizers_of(given: Any) -> list[torch.optim.Optimizer]:
     if given is None:
         return []
     one = given
-    while not isinstance(one, torch.optim.Optimizer) or isinstance(
-        getattr(one, "optimizer", None), torch.optim.Optimizer
-    ):
-        inner = getattr(one, "optimizer", None)
-        if inner is None:
-            break
+    while isinstance(inner := getattr(one, "optimizer", None), torch.optim.Optimizer) or hasattr(inner, "optimizer"):
         one = inner
     if isinstance(one, torch.optim.Optimizer):
         return [one]
     if isinstance(given, Iterable) and not isinstance(given, (str, dict)):
         return [each for item in given for each in optimizers_of(item)]
     raise GpuprofError(
-        f"the meter needs a torch.optim.Optimizer, several of them or None, and not {type(given).__name__}: its step is "
-        "where a step of the loop ends"
+        f"the meter needs a torch.optim.Optimizer, several of them or None, and not {type(given).__name__}: its step "
+        "is where a step of the loop ends"
     )
 
 

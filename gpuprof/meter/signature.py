@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -26,10 +26,9 @@ def signature(batch: Any) -> tuple[Hashable, ...]:
     return tuple((name, tensor.shape, tensor.dtype) for name, tensor in named_tensors(batch, _DEEPEST))
 
 
-def in_words(key: tuple[Hashable, ...]) -> str:
+def in_words(key: Iterable[Any]) -> str:
     """A signature for people: ``input_ids 4x128, labels 4x128``."""
-    words = []
-    for name, *what in key:  # type: ignore[misc]
-        shape = next((part for part in what if isinstance(part, torch.Size)), None)
-        words.append(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" if shape is not None else str(name))
-    return ", ".join(words)
+    shapes = ((name, next((one for one in what if isinstance(one, torch.Size)), None)) for name, *what in key)
+    return ", ".join(
+        name if shape is None else f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in shapes
+    )
