@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Hashable, Iterable
 from contextlib import AbstractContextManager
@@ -13,6 +15,8 @@ import torch
 
 from gpuprof.errors import GpuprofError
 from gpuprof.meter.clock import Clock
+from gpuprof.meter.compiling import Compiling
+from gpuprof.meter.drill import Drill, steps_of
 from gpuprof.meter.optimizers import optimizers_of, watched
 from gpuprof.meter.readings import Sample, figures
 from gpuprof.meter.signature import in_words, signature
@@ -54,9 +58,13 @@ class Meter:
         optimizer: whose step ends a step, or several of them that step together; without one every ``with`` is a step.
         convention: how FLOPs are counted, of `gpuprof.theory.conventions.CONVENTIONS`.
         peak_tflops: peak of the device in TFLOP/s, for every dtype, instead of the table's.
+        profile_at: numbers of steps, from 2 on, to record as they run, module by module: ``step-200.json.gz`` is a run
+            as `gpuprof.profile` makes it. Those in ``GPUPROF_AT`` of the environment come to them.
+        out: folder of what the meter writes; without one recorded steps are in the working directory, as
+            ``gpuprof-step-200.json.gz``.
 
     Raises:
-        GpuprofError: no such convention, or something that is no optimizer.
+        GpuprofError: no such convention, something that is no optimizer, or a step that cannot be recorded.
     """
 
     def __init__(
@@ -66,12 +74,20 @@ class Meter:
         *,
         convention: str = "causal",
         peak_tflops: float | None = None,
+        profile_at: Iterable[int] = (),
+        out: str | os.PathLike[str] | None = None,
     ) -> None:
         self._model = model
         self._optimizers = optimizers_of(optimizer)
         self._settings = {"convention": convention, "peak_tflops": peak_tflops}
-        self._workload: Workload = from_module(model, step=_live, mode="train")
+        self._workload: Workload = from_module(
+            model, step=_live, mode="train", optimizer=next(iter(self._optimizers), None)
+        )
         self._clock = Clock(self._workload.device)
+        self._drill: Drill | None = None
+        if steps := steps_of(profile_at):
+            self._drill = Drill(self._workload, self._settings, steps, out)
+            weakref.finalize(self, self._drill.over)
         self._about: dict[str, Any] = {}  # of the runs that FLOPs are read from; once something was counted
         self.number = 0
         """Steps that have ended."""
@@ -103,7 +119,10 @@ class Meter:
         """
         if self._micro is not None:
             raise GpuprofError("a step of the meter is inside another: end the first before the next begins")
+        if self._drill is not None:
+            self._drill.begins(self.number + 1)
         self._micro = micro = _Micro(self._clock.mark())
+        micro.compiling.__enter__()
         micro.hooks = watched(self._optimizers, micro.stepped)
         micro.hooks.__enter__()
         if batch is not None:
@@ -122,7 +141,11 @@ class Meter:
         kind = self._workload.device.type
         micro.key = signature(batch), self._model.training, torch.is_autocast_enabled(kind)
         micro.tokens.add(batch)
-        if self.number and micro.key not in self._work and micro.key not in self._unknown:
+        wanted = self.number and micro.key not in self._work and micro.key not in self._unknown
+        if self._drill is not None:
+            self._drill.given(batch)
+            wanted = (wanted or self._drill.wants(micro.key)) and not self._drill.active
+        if wanted:
             micro.count = counting(self._workload, inside=inside)
             micro.found = micro.count.__enter__()
             micro.dropped = "counted"
@@ -143,13 +166,21 @@ class Meter:
                 micro.count.__exit__(*what)
         finally:
             micro.hooks.__exit__(*what)
+            micro.compiling.__exit__(*what)
         micro.finish = self._clock.mark()
+        if micro.compiling.begun:
+            micro.dropped = micro.dropped or "compiled"
         if error is not None:
             micro.dropped = f"{type(error).__name__} in it"
         self._parts.append(micro)
         if micro.found:
             self._learn(micro.key, micro.found[0])
-        if micro.steps or not self._optimizers:
+        closes = bool(micro.steps) or not self._optimizers
+        if self._drill is not None:
+            if self._drill.active:
+                micro.dropped = micro.dropped or "recorded"
+            self._drill.ends(micro.key, micro.found[0] if micro.found else None, closes, error)
+        if closes:
             self._close()
 
     def _learn(self, key: Hashable, found: Counted) -> None:
@@ -174,6 +205,11 @@ class Meter:
             dropped = dropped or "warm-up"
         self._pending.append(_Step(self.number, self._last, parts, dropped))
         self._last = parts[-1].finish
+        if self._drill is not None:
+            if self._drill.active:
+                self._settle()
+                self._last = None  # what it takes to read the record is between no steps
+            self._drill.closes(self._about.get("device", {}))
 
     def read(self, reduce: bool = False) -> dict[str, float]:
         """What the steps since the last time came to, as far as the device has come; never waits for it.
@@ -181,8 +217,7 @@ class Meter:
         Returns:
             Figures by the name that dashboards give them, see docs/training.md; what is not known is left out.
         """
-        while self._pending and self._clock.reached(self._pending[0].parts[-1].finish):
-            self._samples.append(self._resolved(self._pending.popleft()))
+        self._settle()
         samples, self._samples = self._samples, []
         self._dropped += sum(bool(sample.dropped) for sample in samples)
         known = [sample.work.flops for sample in samples if sample.work is not None]
@@ -193,10 +228,17 @@ class Meter:
             "meter/dropped_steps": self._dropped,
         }
 
+    def _settle(self) -> None:
+        """Steps that the device has done become samples."""
+        while self._pending and self._clock.reached(self._pending[0].parts[-1].finish):
+            self._samples.append(self._resolved(self._pending.popleft()))
+
     def _resolved(self, step: _Step) -> Sample:
         clock = self._clock
         time_s = sum(clock.seconds(part.start, part.finish) for part in step.parts)
         between_s = None if step.before is None else clock.seconds(step.before, step.parts[0].start)
+        if self._drill is not None and not step.dropped:
+            self._drill.timed(step.number, (part.key for part in step.parts), time_s)
         work: Work | None = self._optimizer_work
         for part in step.parts:
             one = self._work.get(part.key)
@@ -223,7 +265,7 @@ class _Block:
 class _Micro:
     """A micro-batch."""
 
-    __slots__ = ("count", "dropped", "finish", "found", "hooks", "key", "start", "steps", "tokens")
+    __slots__ = ("compiling", "count", "dropped", "finish", "found", "hooks", "key", "start", "steps", "tokens")
 
     def __init__(self, start: Any) -> None:
         self.start, self.finish = start, None
@@ -234,6 +276,7 @@ class _Micro:
         self.count: AbstractContextManager[list[Counted]] | None = None
         self.found: list[Counted] = []
         self.hooks: Any = None
+        self.compiling = Compiling()
 
     def stepped(self, *_: Any) -> None:
         """The optimizer has stepped."""

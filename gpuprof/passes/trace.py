@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -132,25 +133,30 @@ def profiled(device: torch.device) -> Iterator[profile]:
         _cuda_traced |= cuda
 
 
-class Recording(NamedTuple):
+@dataclass
+class Recording:
     """A step while it is recorded, which may run in several blocks.
 
     Attributes:
         ownership: the module calls.
         phase: the phase that runs now.
+        inside: whether a block is open.
     """
 
     ownership: Ownership
     phase: Phase
+    inside: bool = False
 
     def begins(self) -> None:
         """A block of the step begins."""
         self.phase.start()
+        self.inside = True
         _mark_phase(self.phase.name)
 
     def ends(self) -> None:
         """It ends: what runs until the next one is none of the step."""
         _mark_phase(OUTSIDE)
+        self.inside = False
 
 
 @contextmanager
@@ -167,9 +173,15 @@ def recorded(workload: Workload, profiler: profile, compiled: Captured | None = 
         torch.cuda.synchronize(workload.device)
     with kineto.quiet():
         profiler.step()
-    with observed(workload.model, mark=_mark) as ownership, observed_phases(workload, _mark_phase) as phase:
+
+    def changed(name: str) -> None:
+        if recording.inside:
+            _mark_phase(name)
+
+    with observed(workload.model, mark=_mark) as ownership, observed_phases(workload, changed) as phase:
+        recording = Recording(ownership, phase)
         with compiled.recorded(ownership) if compiled is not None else nullcontext():
-            yield Recording(ownership, phase)
+            yield recording
         if cuda:
             torch.cuda.synchronize(workload.device)
 
