@@ -126,9 +126,7 @@ class Drill:
         out: folder of their files; without one they go to the working directory.
     """
 
-    def __init__(
-        self, workload: Workload, settings: dict[str, Any], steps: list[int], out: str | os.PathLike[str] | None
-    ) -> None:
+    def __init__(self, workload: Workload, settings: dict[str, Any], steps: list[int], out: Path | None) -> None:
         self._workload, self._settings, self._out = workload, settings, out
         self._left = deque(steps)
         self._at = self._left[0] if steps else 0  # the step that is recorded next
@@ -312,7 +310,7 @@ class Drill:
         run = self._run(live)
         rank = f".rank{run.workload['rank']}" if "rank" in run.workload else ""
         name = f"step-{live.asked}{rank}.json.gz"
-        path = Path(f"gpuprof-{name}") if self._out is None else Path(self._out) / name
+        path = Path(f"gpuprof-{name}") if self._out is None else self._out / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             run.save(path)

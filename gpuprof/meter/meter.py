@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 import weakref
 from collections import deque
 from collections.abc import Hashable, Iterable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -56,12 +56,13 @@ class Meter:
     Args:
         model: whose steps they are.
         optimizer: whose step ends a step, or several of them that step together; without one every ``with`` is a step.
+        out: folder for a log of every step, and for the run files of ``profile_at``; without one these are in the
+            working directory, as ``gpuprof-step-200.json.gz``.
+        profile_at: numbers of steps, from 2 on, that are profiled as they run: ``step-200.json.gz`` is a run as
+            `gpuprof.profile` makes it. Those of ``GPUPROF_AT=200,400`` in the environment come to them.
         convention: how FLOPs are counted, of `gpuprof.theory.conventions.CONVENTIONS`.
         peak_tflops: peak of the device in TFLOP/s, for every dtype, instead of the table's.
-        profile_at: numbers of steps, from 2 on, to record as they run, module by module: ``step-200.json.gz`` is a run
-            as `gpuprof.profile` makes it. Those in ``GPUPROF_AT`` of the environment come to them.
-        out: folder of what the meter writes; without one recorded steps are in the working directory, as
-            ``gpuprof-step-200.json.gz``.
+        interpolate: between shapes that were counted, where their FLOPs prove to be a polynomial of the sizes.
 
     Raises:
         GpuprofError: no such convention, something that is no optimizer, or a step that cannot be recorded.
@@ -72,11 +73,14 @@ class Meter:
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
         *,
+        out: str | Path | None = None,
+        profile_at: Iterable[int] = (),
         convention: str = "causal",
         peak_tflops: float | None = None,
-        profile_at: Iterable[int] = (),
-        out: str | os.PathLike[str] | None = None,
+        interpolate: bool = False,
     ) -> None:
+        self._out = None if out is None else Path(out)
+        self._interpolate = interpolate
         self._model = model
         self._optimizers = optimizers_of(optimizer)
         self._settings = {"convention": convention, "peak_tflops": peak_tflops}
@@ -86,7 +90,7 @@ class Meter:
         self._clock = Clock(self._workload.device)
         self._drill: Drill | None = None
         if steps := steps_of(profile_at):
-            self._drill = Drill(self._workload, self._settings, steps, out)
+            self._drill = Drill(self._workload, self._settings, steps, self._out)
             weakref.finalize(self, self._drill.over)
         self._about: dict[str, Any] = {}  # of the runs that FLOPs are read from; once something was counted
         self.number = 0
@@ -244,7 +248,7 @@ class Meter:
             one = self._work.get(part.key)
             work = None if work is None or one is None else work.plus(one)
         every, real = Tokens.of(part.tokens for part in step.parts)
-        return Sample(step.number, time_s, between_s, work, every, real, step.dropped)
+        return Sample(step.number, time_s, between_s, (), work, False, every, real, None, step.dropped)
 
 
 class _Block:
