@@ -471,8 +471,8 @@ class Meter:
         most = max(found.get("mfu", 0.0), found.get("hfu", 0.0))
         if most > 1:
             self._warn(
-                f"{most:.0%} of {self._machine.peak}: more than there is; does every step end with its optimizer's, "
-                "and is that the right peak (peak_tflops)?"
+                f"{most:.0%} of the peak ({self._machine.peak}) is more than there is: is that the right peak "
+                "(peak_tflops), and is all that a step does inside of its block?"
             )
         if most > MOST.get(self._machine.denominator, math.inf):
             return {name: value for name, value in found.items() if name not in ("mfu", "hfu", "flops_per_sec")}
