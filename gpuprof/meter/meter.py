@@ -6,6 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Hashable, Iterable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -52,8 +53,11 @@ class Meter:
     Args:
         model: whose steps they are.
         optimizer: whose step ends a step, or several of them that step together; without one every ``with`` is a step.
+        out: folder for a log of every step, and for the run files of `profile_at`.
+        profile_at: numbers of steps that are profiled as they run, counted from 1.
         convention: how FLOPs are counted, of `gpuprof.theory.conventions.CONVENTIONS`.
         peak_tflops: peak of the device in TFLOP/s, for every dtype, instead of the table's.
+        interpolate: between shapes that were counted, where their FLOPs prove to be a polynomial of the sizes.
 
     Raises:
         GpuprofError: no such convention, or something that is no optimizer.
@@ -64,9 +68,15 @@ class Meter:
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
         *,
+        out: str | Path | None = None,
+        profile_at: Iterable[int] = (),
         convention: str = "causal",
         peak_tflops: float | None = None,
+        interpolate: bool = False,
     ) -> None:
+        self._out = None if out is None else Path(out)
+        self._profile_at = sorted(set(profile_at))
+        self._interpolate = interpolate
         self._model = model
         self._optimizers = optimizers_of(optimizer)
         self._settings = {"convention": convention, "peak_tflops": peak_tflops}
@@ -202,7 +212,7 @@ class Meter:
             one = self._work.get(part.key)
             work = None if work is None or one is None else work.plus(one)
         every, real = Tokens.of(part.tokens for part in step.parts)
-        return Sample(step.number, time_s, between_s, work, every, real, step.dropped)
+        return Sample(step.number, time_s, between_s, (), work, False, every, real, None, step.dropped)
 
 
 class _Block:

@@ -13,19 +13,25 @@ class Sample(NamedTuple):
     Attributes:
         number: from 1 on.
         time_s: seconds inside of it, its micro-batches together.
-        between_s: seconds from the end of the one before to its start; None of the first.
+        between_s: seconds since the end of the one before that were not inside of it; None of the first.
+        signatures: numbers of those of its micro-batches, in order, and of the optimizer's step.
         work: None where something in it was not counted.
+        estimated: whether some of the work is a mean: it depends on more than shapes, and this step was not counted.
         tokens: positions of text.
         non_padding: those that are no padding.
+        samples: first dimension of what the model is given.
         dropped: why its time is left out; empty where it counts.
     """
 
     number: int
     time_s: float
     between_s: float | None
+    signatures: tuple[int, ...]
     work: Work | None
+    estimated: bool
     tokens: int | None
     non_padding: int | None
+    samples: int | None
     dropped: str
 
 
