@@ -40,15 +40,28 @@ def name_of(rank: int) -> str:
     return f"meter-rank-{rank}.jsonl" if rank else NAME
 
 
+def made(folder: str | os.PathLike[str]) -> Path:
+    """A folder for logs, made where there is none.
+
+    Raises:
+        GpuprofError: it cannot be made.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GpuprofError(f"cannot make the folder {folder} for the meter's log: {error.strerror or error}") from error
+    return Path(folder)
+
+
 class Log:
     """The writer of a log, which appends to what is there: a training that goes on.
 
     Args:
-        folder: where the log is, made where there is none.
+        folder: where the log is, as `made` makes it.
         rank: of this process in its job.
 
     Raises:
-        GpuprofError: the folder cannot be made or written to, or has a file of that name which is no log.
+        GpuprofError: the folder cannot be written to, or has a file of that name which is no log.
     """
 
     def __init__(self, folder: str | os.PathLike[str], rank: int = 0) -> None:
@@ -106,7 +119,6 @@ class Log:
     @contextmanager
     def _open(self, mode: str) -> Iterator[Any]:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open(mode) as file:
                 yield file
         except OSError as error:

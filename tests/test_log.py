@@ -11,7 +11,7 @@ from gpuprof.analysis.comparison import fingerprint, launches, workload_key
 from gpuprof.analysis.conventions import fitting
 from gpuprof.analysis.counted import counted as priced
 from gpuprof.analysis.modules import totals
-from gpuprof.log import Log, name_of
+from gpuprof.log import Log, made, name_of
 from gpuprof.record import table
 
 FLOPS = 6000  # of a step with one micro-batch of size 1
@@ -327,8 +327,10 @@ def test_a_file_that_is_something_else_is_neither_read_nor_written_to(tmp_path):
 def test_a_folder_that_cannot_be_made_is_told_at_once(tmp_path):
     (tmp_path / "file").write_text("")
 
+    with pytest.raises(gpuprof.GpuprofError, match=r"cannot make the folder .*file.run for the meter's log"):
+        made(tmp_path / "file" / "run")
     with pytest.raises(gpuprof.GpuprofError, match=r"cannot write the meter's log .*file.*meter\.jsonl"):
-        Log(tmp_path / "file" / "run")
+        Log(tmp_path / "file")
 
 
 def test_each_rank_has_a_log_of_its_own(tmp_path):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from runs import ops_row, tree_row
 
-from gpuprof.log import Log
+from gpuprof.log import Log, made
 from gpuprof.record import PassOutcome, table
 
 PEAK = 100e9  # FLOP/s in bfloat16
@@ -43,7 +43,7 @@ def step(number, time_s, signatures=(1,), *, tokens=32, dropped=""):
 
 def training(folder, steps, sizes=(1,), *, rank=0, reads=1, figures=None, **facts) -> Path:
     """A log of the steps in a folder, with a signature of each size, numbered from 1 on, read so many times."""
-    log = Log(folder, rank)
+    log = Log(made(folder), rank)
     for number, size in enumerate(sizes, start=1):
         log.counted(number, f"x {size}x8", counted(size))
     each = max(len(steps) // reads, 1)
