@@ -242,7 +242,10 @@ class Meter:
         self._tokens = Tokens(self._workload.device)
         self._machine = Machine(self._workload, self._settings)
         if self._out is not None:
-            self._log = Log(self._out, self._machine.facts["workload"].get("rank", 0))
+            try:
+                self._log = Log(self._out, self._machine.facts["workload"].get("rank", 0))
+            except GpuprofError as error:
+                self._warn(f"no log is written: {error}")
 
     def _new(self, key: tuple[Any, ...]) -> Signature:
         tensors, training, autocast = key
