@@ -53,7 +53,7 @@ class GpuprofCallback(TrainerCallback):
         callbacks = trainer.callback_handler.callbacks
         callbacks.insert(0, callbacks.pop(callbacks.index(self)))
         self.meter = Meter(trainer.model_wrapped, trainer.optimizer, **self._settings)
-        self.meter.number = state.global_step
+        self.meter.load_state_dict({"step": state.global_step})
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The epoch that now begins is metered."""
@@ -83,9 +83,8 @@ class GpuprofCallback(TrainerCallback):
         self.meter.end(last=False)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A step has ended, be it that the scaler of fp16 had the optimizer skip it."""
+        """A step has ended, also where the scaler of fp16 has had the optimizer skip it."""
         self.meter.end(last=True)
-        self.meter.number = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         """What the meter reads is added to what is logged of the training."""
