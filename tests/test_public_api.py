@@ -8,6 +8,7 @@ import gpuprof
 NAMES = [
     "Cost",
     "GpuprofError",
+    "Meter",
     "Run",
     "TensorSpec",
     "Validation",

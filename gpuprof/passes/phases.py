@@ -2,9 +2,10 @@
 
 One mechanism for our own steps and for a user's: a call of the model, or of one of its direct children where a step
 calls these one by one, opens the forward; `torch.autograd`'s way into the engine opens and closes the backward;
-`torch.optim`'s global hooks the optimizer. What the loss needs after the model's call is still forward, and so is what
-goes on after a gradient that has a graph of its own (``create_graph=True``). In a generation every call of the model
-and of its encoder begins a part (see `gpuprof.passes.generation`), which lasts until the next.
+`torch.optim`'s global hooks the optimizer, in which a closure that computes the loss and its gradients (L-BFGS, and all
+that Lightning runs) starts as the step does. What the loss needs after the model's call is still forward, and so is
+what goes on after a gradient that has a graph of its own (``create_graph=True``). In a generation every call of the
+model and of its encoder begins a part (see `gpuprof.passes.generation`), which lasts until the next.
 """
 
 from __future__ import annotations
@@ -101,8 +102,22 @@ def observed_phases(
         finally:
             end("backward", after=before if create else None)  # with a gradient as part of the loss that goes on
 
-    def optimizer_starts(*_: Any) -> None:
+    def optimizer_starts(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         begin("optimizer")
+        if len(args) > 1:
+            return (args[0], in_place(args[1]), *args[2:]), kwargs
+        return args, kwargs | {"closure": in_place(kwargs["closure"])} if "closure" in kwargs else kwargs
+
+    def in_place(closure: Any) -> Any:
+        def forward_and_backward() -> Any:
+            begin("other")
+            enter("forward")
+            try:
+                return closure()
+            finally:
+                end("other")
+
+        return forward_and_backward if callable(closure) else closure
 
     def optimizer_ends(*_: Any) -> None:
         end("optimizer")

@@ -576,6 +576,30 @@ def test_an_optimizer_that_calls_for_a_backward_itself():
     assert "aten::dot.default" in set(run.ops.loc[run.ops["phase"] == "optimizer", "op"])
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_closure_that_calls_what_is_deep_in_the_model_and_uses_parameters_itself(by_name):
+    model, x = nn.Sequential(mlp()), inputs()
+    model.weight = nn.Parameter(torch.randn(WIDTH, WIDTH))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model[0][2](model[0][0](x @ model.weight)).square().sum()
+        loss.backward()
+        return loss
+
+    run = profile(model, step=lambda: optimizer.step(closure=closure) if by_name else optimizer.step(closure))
+    square = 2 * ROWS * WIDTH * WIDTH
+    assert products(run) == {
+        (UNATTRIBUTED, "forward"): square,
+        ("0.0", "forward"): WIDE,
+        ("0.2", "forward"): WIDE,
+        (UNATTRIBUTED, "backward"): square,  # of the weight alone: x needs no gradient
+        ("0.0", "backward"): 2 * WIDE,
+        ("0.2", "backward"): 2 * WIDE,
+    }
+
+
 def test_a_module_that_raises_and_is_caught_ends_with_its_exception():
     class Raising(nn.Module):
         def __init__(self):
