@@ -80,11 +80,11 @@ class GpuprofCallback(TrainerCallback):
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A micro-batch of several has ended."""
-        self.meter.end()
+        self.meter.end(last=False)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A step has ended, be it that the scaler of fp16 had the optimizer skip it."""
-        self.meter.end()
+        self.meter.end(last=True)
         self.meter.number = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
@@ -103,7 +103,8 @@ def _metered(meter: Meter, training_step: Callable[..., Any]) -> Callable[..., A
             not model.training
         ):  # after an evaluation; it is the first that the Trainer's own does, and FLOPs depend on it
             model.train()
-        meter.begin(inputs)
+        meter.begin()
+        meter.given(inputs)
         return training_step(model, inputs, *rest, **named)
 
     return metered

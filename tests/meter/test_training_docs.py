@@ -163,7 +163,7 @@ def test_accelerate(loop):
     tracking = pytest.importorskip("accelerate.tracking")
 
     class Tracker(tracking.GeneralTracker):
-        name, requires_logging_directory = "kept", False
+        name, requires_logging_directory, tracker = "kept", False, ()
 
         def __init__(self):
             super().__init__()
