@@ -19,6 +19,7 @@ from gpuprof.analysis.consistency import MOST
 from gpuprof.analysis.unpriced import unpriced
 from gpuprof.errors import GpuprofError, first_line
 from gpuprof.hardware.peaks import check_peak
+from gpuprof.log import Log, made
 from gpuprof.meter import counts
 from gpuprof.meter.clock import Clock
 from gpuprof.meter.compiling import Compiling
@@ -27,7 +28,7 @@ from gpuprof.meter.interpolation import Shapes
 from gpuprof.meter.machine import Machine
 from gpuprof.meter.optimizers import optimizers_of
 from gpuprof.meter.ranks import of_all
-from gpuprof.meter.readings import Sample, Totals, figures, totals
+from gpuprof.meter.readings import Sample, Totals, figures, logged, totals
 from gpuprof.meter.signature import Signature, in_words, key_of, tensors_of
 from gpuprof.meter.tokens import Held, Tokens
 from gpuprof.meter.work import total, work_of
@@ -109,8 +110,9 @@ class Meter:
             raise GpuprofError(f"the meter needs the model, a torch.nn.Module, and not {type(model).__name__}")
         fitting_convention(convention, None, type(model).__name__)
         check_peak(peak_tflops)
-        self._out = None if out is None else Path(out)
         self._profile_at = steps_of(profile_at)
+        self._out = None if out is None else made(out)
+        self._log: Log | None = None
         self._interpolate = interpolate
         self._model = model
         self._settings = {"convention": convention, "peak_tflops": peak_tflops}
@@ -257,6 +259,11 @@ class Meter:
         if self._profile_at and self._drill is None:
             self._drill = Drill(self._workload, self._settings, self._profile_at, self._out)
             weakref.finalize(self, self._drill.over)
+        if self._out is not None and self._log is None:
+            try:
+                self._log = Log(self._out, self._machine.facts["workload"].get("rank", 0))
+            except GpuprofError as error:
+                self._warn(f"no log is written: {error}")
 
     def _new(self, key: tuple[Any, ...]) -> Signature:
         tensors, training, autocast = key
@@ -367,6 +374,8 @@ class Meter:
             self._trains = self._trained()
         read = signature is not self._stepping and {"values", "nested"} & found.outcome.facts.keys()
         signature.learn(found, work, varies=bool(read))
+        if self._log is not None:
+            self._log.counted(signature.number, signature.words, found._replace(ops=found.ops[rows]))
         self._machine.need(run, work)
         if signature.key and not signature.varies:
             self._shapes.add(signature.key, work)
@@ -431,6 +440,7 @@ class Meter:
     def _read(self, reduce: bool) -> dict[str, float]:
         found: dict[str, float] = {}
         mine: Totals | None = None
+        samples: list[Sample] = []
         if self._ran:
             self._settle()
             samples = list(self._samples)
@@ -451,13 +461,24 @@ class Meter:
                 found["device/clock_mhz"] = clock_mhz
         if reduce or not in_job():
             found |= self._possible(self._of_all(mine))
-        return found | {
+        found |= {
             **({} if self._flops is None else {"meter/flops_per_step": self._flops}),
             **({"meter/estimated_steps": self._estimated} if self._estimated else {}),
             "meter/counted_signatures": self._counted_signatures(),
             "meter/dropped_steps": self._dropped,
             "meter/step": self.number,
         }
+        if self._log is not None:
+            self._write(self._log, found, samples)
+        return found
+
+    def _write(self, log: Log, found: dict[str, float], samples: list[Sample]) -> None:
+        known = any(signature.works or signature.why for signature in self.signatures)
+        try:
+            log.write(self._machine.facts if known else {}, self.number, found, map(logged, samples))
+        except GpuprofError as error:
+            self._log = None
+            self._warn(f"{error}; it ends there")
 
     def _of_all(self, mine: Totals | None) -> dict[str, float]:
         try:

@@ -115,7 +115,9 @@ def test_an_error_of_the_training_goes_on_its_way_and_leaves_nothing(at, where):
     meter = metered(model, optimizer)
     for number in range(8):
         fails = where if number == at else ""
-        with pytest.raises((ValueError, RuntimeError), match=r"mine|mat1 and mat2") if fails else nullcontext() as error:
+        with (
+            pytest.raises((ValueError, RuntimeError), match=r"mine|mat1 and mat2") if fails else nullcontext() as error
+        ):
             step()
         if fails:
             notes = getattr(error.value, "__notes__", [])
