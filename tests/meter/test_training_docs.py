@@ -203,7 +203,8 @@ def test_a_step_that_the_environment_asks_for(loop, monkeypatch):
 
 def commands(section):
     """The lines of a section that are typed into a shell."""
-    return [line.strip() for line in SECTIONS[section].splitlines() if line.startswith("    ") and "```" not in line]
+    text = re.sub(r"^```.*?^```", "", SECTIONS[section], flags=re.DOTALL | re.MULTILINE)
+    return [line.strip() for line in text.splitlines() if line.startswith("    ")]
 
 
 def test_every_command_on_the_log(loop):
