@@ -228,6 +228,30 @@ def test_a_loop_in_a_generator(ticks):
     assert not optimizer._optimizer_step_post_hooks
 
 
+def test_another_loop_that_runs_meanwhile_is_no_part_of_a_count(ticks):
+    other = net()
+    stepping = sgd(other)
+
+    class Waiting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = net()
+
+        def forward(self, x):
+            thread = threading.Thread(target=step_of, args=(other, stepping, torch.ones(9, IN)))
+            thread.start()
+            thread.join()
+            return self.inner(x)
+
+    model = Waiting()
+    optimizer = sgd(model)
+    meter = metered(model, optimizer)
+    train(meter, model, optimizer, steps=4)
+
+    assert set(meter.signatures[0].counted.ops["phase"]) == {"forward", "backward", "optimizer", "other"}
+    assert meter.read()["meter/flops_per_step"] == flops(4)
+
+
 def test_loops_in_threads_have_meters_of_their_own(ticks):
     found, together = {}, threading.Barrier(2)
 
