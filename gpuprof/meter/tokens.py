@@ -68,7 +68,8 @@ class Tokens:
         if known:
             on_device = on_device + known
         cell = self._free.pop() if self._free else torch.empty((), dtype=torch.int64, pin_memory=True)
-        return cell.copy_(on_device, non_blocking=True)
+        cell.copy_(on_device, non_blocking=True)
+        return cell
 
     def together(self, several: list[Held]) -> tuple[int | None, int | None, int | None]:
         """Tokens, those that are no padding, and samples of all of them, which the device has done."""
