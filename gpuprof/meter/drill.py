@@ -26,6 +26,7 @@ from gpuprof.analysis.ranks import rank_rows
 from gpuprof.compiled.capture import Captured, captured
 from gpuprof.compiled.regions import regions
 from gpuprof.errors import GpuprofError, first_line
+from gpuprof.hardware.checkup import require_internals
 from gpuprof.hardware.device import describe, environment
 from gpuprof.job import add_rows, rows_of
 from gpuprof.parallel.layout import first_steps, layout
@@ -72,6 +73,7 @@ class _Live:
         parts: its micro-batches.
         inputs: descriptions of what each was given.
         traced: the tables of the trace.
+        refused: why what is compiled could not be captured.
         times: seconds of undisturbed steps before it by their number.
     """
 
@@ -80,6 +82,7 @@ class _Live:
     parts: list[Part]
     inputs: list[dict[str, Any]]
     traced: Traced
+    refused: str
     times: dict[int, float]
 
 
@@ -177,7 +180,9 @@ class Drill:
             self._next()
             return False
         if self._compiled is None:
-            self._compiled = self._stack.enter_context(captured(self._workload.model, self._workload.device.type))
+            require_internals()
+            model, device = self._workload.model, self._workload.device.type
+            self._compiled = self._stack.enter_context(captured(model, device, live=True))
         self._profiler = self._profiling.enter_context(profiled(self._workload.device))
         return True
 
@@ -261,7 +266,9 @@ class Drill:
         traced = ingest(profiler, recording.ownership, unit_of(self._workload.model), compiled)
         keys = Counter(part.key for part in self._parts)
         times = {number: time_s for number, those, time_s in self._timed if those == keys and number < self._number}
-        self._waiting.append(_Live(self._left[0], self._number, self._parts, self._inputs, traced, times))
+        self._waiting.append(
+            _Live(self._left[0], self._number, self._parts, self._inputs, traced, compiled.refused, times)
+        )
         self._next()
 
     def _again(self, why: str) -> None:
@@ -350,6 +357,8 @@ class Drill:
             run.passes[name] = PassOutcome("skipped", reason, "give the model to gpuprof.profile")
         if live.number != live.asked:
             run.warnings.append(f"step {live.number} was recorded: step {live.asked} compiled something, or failed")
+        if live.refused:
+            run.warnings.append(f"what torch.compile made is not told apart: {live.refused}")
         if not self._device:
             add_ceilings(run)
         run.tree = with_all_owners(run, model)
