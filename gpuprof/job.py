@@ -436,7 +436,7 @@ def _parts(
 
     When a part began is told by a telemetry's window, and there is that of the ``watched`` rank alone.
     """
-    share = _of_a_batch(workload)
+    share = ranks_per_batch(workload)
     for step in steps:
         for row in step.parts:
             counts = [count for count in sequences[row["launch"], row["step"], row["part"]] if count is not None]
@@ -561,14 +561,14 @@ def _workload(ranks: list[dict[str, Any]]) -> dict[str, Any]:
         for name, members in one.get("groups", {}).items():
             if members not in job["groups"].setdefault(name, []):
                 job["groups"][name].append(members)
-    share = _of_a_batch(job)
+    share = ranks_per_batch(job)
     for unit in ("tokens_per_step", "samples_per_step"):
         amounts = [one[unit] for one in ranks if one.get(unit) is not None]
         job[unit] = sum(amounts) // share if share is not None and len(amounts) == len(ranks) else None
     return job
 
 
-def _of_a_batch(workload: dict[str, Any]) -> int | None:
+def ranks_per_batch(workload: dict[str, Any]) -> int | None:
     """How many ranks share a batch; None where that is not known."""
     mesh, parallel = workload.get("mesh") or {}, set(workload.get("parallel") or ())
     if parallel and not parallel & _REPEATED:

@@ -15,6 +15,7 @@ import multiprocessing
 import re
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -47,6 +48,7 @@ from gpuprof.cli.ceilings import measure as measure_ceilings
 from gpuprof.errors import GpuprofError, is_out_of_memory
 from gpuprof.hardware import checkup, ncu, nvml
 from gpuprof.hardware.device import describe, uuid_of
+from gpuprof.meter import Meter
 from gpuprof.passes import telemetry, trace
 from gpuprof.profiler import count, run_passes
 from gpuprof.record import UNATTRIBUTED, Run, load
@@ -67,6 +69,8 @@ GENERATION = {"batch_size": 8, "prompt_len": 2048, "new_tokens": 16}
 GENERATIONS: dict[str, dict[str, Any]] = {
     "dynamic": {}, "static": {"cache": "static"}, "graphs": {"cache": "static", "compile": "reduce-overhead"},
 }  # fmt: skip
+METERED = {"batch_size": 4, "seq_len": 1024}
+METER_STEPS, METER_ROUNDS = 20, 20
 _LAUNCH = re.compile(r"(cuda|cu)(Launch\w*|GraphLaunch\w*)$").match
 
 
@@ -596,6 +600,142 @@ def _sums(run: Run) -> dict[str, int]:
     return {str(phase): int(flops) for phase, flops in sums.items() if flops}
 
 
+# the meter
+
+
+def meter(folder: Path) -> Facts:
+    """The meter in a loop that keeps the GPU busy: what it adds, that it waits for nothing, its times, a live step."""
+    made = gpu_workloads.small_qwen2_layers(Options(device="cuda", dtype="bfloat16", **METERED))
+    batch = {name: tensor.to("cuda") for name, tensor in made["inputs"].items()}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    loop = _Loop(made["model"].train(), batch)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        facts = {"unwaiting": _unwaiting(loop), "added": _added(loop), "drill": _drill(loop, _made(folder))}
+    facts["warnings"] = sorted({str(one.message) for one in warned if "gpuprof" in str(one.message)})
+    near = 0.98 < facts["added"]["meter_step_over_bare"] < 1.02
+    cheap = facts["added"]["over_bare"]["meter"][0] < 1.005
+    return facts | {"passed": near and cheap and facts["drill"]["whole"] and not facts["warnings"]}
+
+
+class _Loop:
+    """A training loop, with whatever is around its steps."""
+
+    def __init__(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> None:
+        self.model, self.batch = model, batch
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+    def step(self) -> None:
+        """Forward, backward and the optimizer's step."""
+        self.model(**self.batch).loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def metered(self, meter: Meter, steps: int) -> None:
+        """So many steps inside of a meter."""
+        for _ in range(steps):
+            with meter.step(self.batch):
+                self.step()
+
+
+def _unwaiting(loop: _Loop) -> Facts:
+    """What the meter's own calls take on the host, where each that waits for the device raises, and is warned of."""
+    meter = Meter(loop.model, loop.optimizer)
+    loop.metered(meter, 5)  # one of them is counted
+    calls: dict[str, list[float]] = {"enter": [], "exit": [], "read": []}
+
+    def alone(name: str, call: Callable[..., Any], *given: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        begin = time.perf_counter()
+        try:
+            return call(*given)
+        finally:
+            calls[name].append(time.perf_counter() - begin)
+            torch.cuda.set_sync_debug_mode("default")
+
+    for _ in range(METER_STEPS):
+        block = meter.step(loop.batch)
+        alone("enter", block.__enter__)
+        loop.step()
+        alone("exit", block.__exit__, None, None, None)
+    alone("read", meter.read)
+    torch.cuda.synchronize()
+    loop.metered(meter, 1)
+    figures = alone("read", meter.read)
+    return {"host_s": {name: statistics.median(took) for name, took in calls.items()}, "figures": figures}
+
+
+def _added(loop: _Loop) -> Facts:
+    """Seconds of a step by events around several: bare, with the meter, and as others wait for the device; by turns."""
+    meter = Meter(loop.model, loop.optimizer)
+    loop.metered(meter, 5)
+
+    def synchronised(steps: int) -> None:
+        for _ in range(steps):
+            loop.step()
+            torch.cuda.synchronize()
+
+    def items(steps: int) -> None:
+        for _ in range(steps):
+            loop.step()
+            loop.batch["attention_mask"].sum().item()
+
+    def bare(steps: int) -> None:
+        for _ in range(steps):
+            loop.step()
+
+    arms = {"bare": bare, "meter": functools.partial(loop.metered, meter), "synchronize": synchronised, "item": items}
+    rounds = []
+    for number in range(METER_ROUNDS):
+        order = [*arms][number % len(arms) :] + [*arms][: number % len(arms)]
+        rounds.append({name: _per_step(arms[name], METER_STEPS) for name in order})
+        rounds[-1]["meter_says"] = meter.read().get("device/step_s", 0.0)
+    ratios = {name: [found[name] / found["bare"] for found in rounds] for name in arms if name != "bare"}
+    said = [found["meter_says"] / found["bare"] for found in rounds]
+    return {
+        "step_s": {name: statistics.median(found[name] for found in rounds) for name in arms},
+        "over_bare": {name: [statistics.median(each), *bench_generate.interval(each)] for name, each in ratios.items()},
+        "meter_step_over_bare": statistics.median(said),
+    }
+
+
+def _per_step(arm: Callable[[int], None], steps: int) -> float:
+    """Seconds of a step of several, on the device."""
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    first.record()
+    arm(steps)
+    last.record()
+    torch.cuda.synchronize()
+    return first.elapsed_time(last) * 1e-3 / steps
+
+
+def _drill(loop: _Loop, folder: Path) -> Facts:
+    """A step recorded as it runs, as a run."""
+    meter = Meter(loop.model, loop.optimizer, out=folder, profile_at=[8])
+    loop.metered(meter, 12)
+    torch.cuda.synchronize()
+    flops = meter.read().get("meter/flops_per_step")
+    file = folder / "step-8.json.gz"
+    run = load(file)
+    file.unlink()
+    (folder / "meter.jsonl").unlink()
+    figures, step_s = totals(run), run.samples.loc[run.samples["phase"] == "step", "time_s"]
+    facts = {
+        "run": saved(run, folder, "meter-step"),
+        "outcomes": {name: [one.status, one.reason] for name, one in run.passes.items()},
+        "flops": figures["flops"],
+        "same_flops": figures["flops"] == flops,
+        "owned_share": figures["owned_share"],
+        "kernels_over_step": figures["kernel_s"] / float(step_s.median()) if len(step_s) else None,
+        "adds_up": int(owned_kernels(run)["duration_ns"].sum()) == int(run.kernels["duration_ns"].sum()),
+        "mismatches": mismatches(run),
+        "warnings": run.warnings,
+    }
+    whole = facts["same_flops"] and facts["adds_up"] and (facts["owned_share"] or 0) >= 0.99
+    return facts | {"whole": bool(whole and not facts["mismatches"])}
+
+
 # repeatability
 
 
@@ -696,6 +836,9 @@ CHECKS: dict[str, Check] = {
     "backward": Check(backward, 40, 90, "the 2x table: plain, frozen half, adapters, checkpointing"),
     "link-reentrant": Check(
         _link("link-reentrant", checkpointing="reentrant"), 8, 40, "kernel to module: reentrant checkpointing"
+    ),
+    "meter": Check(
+        meter, 40, 100, "the meter in a loop: what it adds, that it waits for nothing, its times, a live step"
     ),
     "compiled": Check(compiled, 60, 120, "torch.compile: Triton kernels given to modules, CUDA graphs left out"),
     "ranks": Check(ranks, 20, 60, "NCCL in a group of one: DDP and FSDP2, collectives counted, traced and owned"),

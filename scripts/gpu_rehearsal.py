@@ -62,6 +62,8 @@ def shorten(checks: Any) -> None:
     checks.CEILING_S = 0.1
     checks.TESTS += ["--deselect", "tests/test_gpu.py::test_a_busy_step_takes_as_long_as_its_kernels"]
     checks.REFERENCE |= {"image_crops": 2, "prompt_len": 1600}
+    checks.METERED |= {"seq_len": 32}
+    checks.METER_STEPS, checks.METER_ROUNDS = 2, 8
     checks.GENERATION |= {"prompt_len": 32, "new_tokens": 4}
     for module in (checks, study_backward):
         module.build, module.run_passes = _small(module.build), _brief(module.run_passes)
@@ -137,6 +139,9 @@ class _Event:
     def wait(self, *_: Any) -> None:
         pass
 
+    def query(self) -> bool:
+        return True
+
     def elapsed_time(self, other: _Event) -> float:
         return (other.at - self.at) * 1e3
 
@@ -152,10 +157,10 @@ def _cuda(uuid: str) -> None:
     instead: dict[str, Any] = {
         "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0,
         "get_device_name": DEVICE, "get_device_capability": (9, 0), "get_device_properties": properties,
-        "synchronize": None, "empty_cache": None, "reset_peak_memory_stats": None, "manual_seed": None,
-        "manual_seed_all": None, "memory_stats": dict.fromkeys(kinds, 1 << 30), "max_memory_reserved": 1 << 30,
-        "mem_get_info": (1 << 30, 85_000_000_000), "get_rng_state_all": [], "set_rng_state_all": None,
-        "get_rng_state": torch.zeros(8, dtype=torch.uint8), "device": nullcontext(),
+        "synchronize": None, "set_sync_debug_mode": None, "empty_cache": None, "reset_peak_memory_stats": None,
+        "manual_seed": None, "manual_seed_all": None, "memory_stats": dict.fromkeys(kinds, 1 << 30),
+        "max_memory_reserved": 1 << 30, "mem_get_info": (1 << 30, 85_000_000_000), "get_rng_state_all": [],
+        "set_rng_state_all": None, "get_rng_state": torch.zeros(8, dtype=torch.uint8), "device": nullcontext(),
     }  # fmt: skip
     for name, answer in instead.items():
         setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)

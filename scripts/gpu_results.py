@@ -400,6 +400,22 @@ def _generate(facts: Facts) -> str:
     return f"{'; '.join(said)}. Over a bare loop: {bare or units.MISSING}."
 
 
+def _meter(facts: Facts) -> str:
+    added, drill = facts["added"], facts["drill"]
+    ratios = ", ".join(
+        f"{name} {ratio:.4f} ({low:.4f} to {high:.4f})" for name, (ratio, low, high) in added["over_bare"].items()
+    )
+    host_s = sum(facts["unwaiting"]["host_s"][name] for name in ("enter", "exit"))
+    waits = "; ".join(facts["warnings"]) or "waits for nothing"
+    owned = units.percent(drill["owned_share"]) if drill["owned_share"] is not None else "nothing"
+    counted, add = "" if drill["same_flops"] else "not ", "" if drill["adds_up"] else "do not "
+    return (
+        f"a step of {units.duration(added['step_s']['bare'])}, over the bare one: {ratios}. The meter takes "
+        f"{units.duration(host_s)} a step on the host and {waits}; its step is {added['meter_step_over_bare']:.4f} x "
+        f"the bare one. The live step: FLOPs {counted}as counted in the loop, {owned} owned, times {add}add up."
+    )
+
+
 SAYINGS: dict[str, Callable[[Facts], str]] = {
     "tests": lambda facts: f"the tests that need a GPU {'all pass' if facts['passed'] else 'do not all pass'}.",
     "doctor": _doctor,
@@ -415,6 +431,7 @@ SAYINGS: dict[str, Callable[[Facts], str]] = {
     "counters-qwen2": _executed,
     "counters-siglip": _executed,
     "counters-siglip-flash": _executed,
+    "meter": _meter,
     "compiled": _compiled,
     "ranks": _ranks,
     "repeatability": _repeatability,

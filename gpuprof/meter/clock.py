@@ -7,15 +7,23 @@ from typing import Any
 
 import torch
 
+from gpuprof.errors import GpuprofError
+
 
 class Clock:
     """Marks on the current stream of a device, by CUDA events; of a CPU by ``perf_counter``.
 
     Nothing here waits: between marks that the device has not reached yet the seconds are not known.
+
+    Raises:
+        GpuprofError: a device of another kind, where neither says when its work is done.
     """
 
     def __init__(self, device: torch.device) -> None:
+        if device.type not in ("cpu", "cuda"):
+            raise GpuprofError(f"the meter takes the time on a CPU or a CUDA device, and the model is on '{device}'")
         self._cuda = device.type == "cuda"
+        self._device = device
         self._free: list[Any] = []  # events that nobody needs any more
 
     def mark(self) -> Any:
@@ -23,7 +31,7 @@ class Clock:
         if not self._cuda:
             return time.perf_counter()
         event = self._free.pop() if self._free else torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))  # of the model's device, whichever is the current one
         return event
 
     def reached(self, mark: Any) -> bool:

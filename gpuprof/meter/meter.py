@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections import deque
 from collections.abc import Hashable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pandas as pd
 import torch
 
-from gpuprof.errors import GpuprofError
+from gpuprof.analysis.consistency import MOST
+from gpuprof.analysis.unpriced import unpriced
+from gpuprof.errors import GpuprofError, first_line
+from gpuprof.hardware.peaks import check_peak
+from gpuprof.meter import counts
 from gpuprof.meter.clock import Clock
 from gpuprof.meter.compiling import Compiling
 from gpuprof.meter.drill import Drill, steps_of
-from gpuprof.meter.optimizers import optimizers_of, watched
-from gpuprof.meter.readings import Sample, figures
-from gpuprof.meter.signature import in_words, signature
-from gpuprof.meter.tokens import Tokens
-from gpuprof.meter.work import Work, work_of
-from gpuprof.passes.counting import Counted, counting
+from gpuprof.meter.interpolation import Shapes
+from gpuprof.meter.machine import Machine
+from gpuprof.meter.optimizers import optimizers_of
+from gpuprof.meter.ranks import of_all
+from gpuprof.meter.readings import Sample, Totals, figures, totals
+from gpuprof.meter.signature import Signature, in_words, key_of, tensors_of
+from gpuprof.meter.tokens import Held, Tokens
+from gpuprof.meter.work import total, work_of
+from gpuprof.parallel.layout import in_job
+from gpuprof.passes.counting import Counted
+from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.workload import Workload, from_module
 
 _WARM_UP = 3
 """Steps after the start of which nothing is reported: allocators fill, libraries choose their kernels."""
 
 _MANY = 8
-"""Signatures from which on it is said that there are many."""
+"""Signatures from which on it is said that there are many, and the last whose counts are kept."""
+
+_PATIENCE = 3
+"""Micro-batches without a backward from which on a training has none."""
+
+_UNREAD = 64
+"""Steps that have ended from which on the meter looks by itself whether the device has come to them."""
+
+_MOST_SAMPLES = 10_000
+"""Steps that are kept until they are read; older ones are forgotten."""
 
 
 class Meter:
@@ -49,23 +69,29 @@ class Meter:
     their FLOPs and times add up. What is outside of it (evaluation, checkpoints, the loader) is no part of a step.
 
     FLOPs are counted, once for each signature of a micro-batch: the step in which one is seen first, but for the very
-    first step, runs under the counting mode, and is left out of the times. On CUDA times are those of events on the
-    current stream, read when the device has come to them. Nothing is changed in the model, and between two steps
-    nothing of the meter is attached to anything.
+    first step, runs under the counting mode, and is left out of the times; once more after a hundred, to see whether
+    shapes alone decide its FLOPs. On CUDA times are those of events on the current stream, read when the device has
+    come to them. Nothing is changed in the model, and between two steps nothing of the meter is attached to anything.
+    Where the meter itself fails, it warns once, and the training goes on without its figures.
 
     Args:
         model: whose steps they are.
-        optimizer: whose step ends a step, or several of them that step together; without one every ``with`` is a step.
+        optimizer: whose step ends a step; of several the first one's. Without one every ``with`` is a step.
         out: folder for a log of every step, and for the run files of ``profile_at``; without one these are in the
             working directory, as ``gpuprof-step-200.json.gz``.
         profile_at: numbers of steps, from 2 on, that are profiled as they run: ``step-200.json.gz`` is a run as
             `gpuprof.profile` makes it. Those of ``GPUPROF_AT=200,400`` in the environment come to them.
-        convention: how FLOPs are counted, of `gpuprof.theory.conventions.CONVENTIONS`.
+        convention: how FLOPs are counted, of `gpuprof.theory.conventions.CONVENTIONS`, but for those that are formulas.
         peak_tflops: peak of the device in TFLOP/s, for every dtype, instead of the table's.
         interpolate: between shapes that were counted, where their FLOPs prove to be a polynomial of the sizes.
 
+    Attributes:
+        number: steps that have ended.
+        signatures: of the micro-batches that were seen and of the optimizer's step, in order.
+
     Raises:
-        GpuprofError: no such convention, something that is no optimizer, or a step that cannot be recorded.
+        GpuprofError: no such convention or peak, something that is no model or no optimizer, or a step that cannot be
+            profiled.
     """
 
     def __init__(
@@ -79,176 +105,417 @@ class Meter:
         peak_tflops: float | None = None,
         interpolate: bool = False,
     ) -> None:
+        if not isinstance(model, torch.nn.Module):
+            raise GpuprofError(f"the meter needs the model, a torch.nn.Module, and not {type(model).__name__}")
+        fitting_convention(convention, None, type(model).__name__)
+        check_peak(peak_tflops)
         self._out = None if out is None else Path(out)
+        self._profile_at = steps_of(profile_at)
         self._interpolate = interpolate
         self._model = model
-        self._optimizers = optimizers_of(optimizer)
         self._settings = {"convention": convention, "peak_tflops": peak_tflops}
-        self._workload: Workload = from_module(
-            model, step=_live, mode="train", optimizer=next(iter(self._optimizers), None)
-        )
-        self._clock = Clock(self._workload.device)
-        self._drill: Drill | None = None
-        if steps := steps_of(profile_at):
-            self._drill = Drill(self._workload, self._settings, steps, self._out)
-            weakref.finalize(self, self._drill.over)
-        self._about: dict[str, Any] = {}  # of the runs that FLOPs are read from; once something was counted
+        self._optimizer = next(iter(optimizers_of(optimizer)), None)
+        self._off = ""  # why the meter does nothing any more
+        self._warned: set[str] = set()
+
         self.number = 0
-        """Steps that have ended."""
-        self._counted: dict[Hashable, Counted] = {}
-        self._work: dict[Hashable, Work] = {}
-        self._optimizer_work = Work()
-        self._unknown: dict[Hashable, str] = {}  # why nothing is known of a signature
+        self._ran = 0  # of them in this process, since the start or a resume
+        self.signatures: list[Signature] = []
+        self._known: dict[Hashable, Signature] = {}
+        self._shapes = Shapes()
+        self._stepping: Signature | None = None  # of the optimizer's step
+        self._trains: tuple[bool, ...] | None = None  # which parameters need a gradient, where something was counted
+        self._drill: Drill | None = None
         self._micro: _Micro | None = None
         self._parts: list[_Micro] = []  # of the step that has not ended
         self._pending: deque[_Step] = deque()
-        self._samples: list[Sample] = []  # since they were last read
+        self._samples: deque[Sample] = deque(maxlen=_MOST_SAMPLES)  # since they were last read
         self._last: Any = None  # mark at the end of the last step
-        self._dropped = 0
+        self._dropped = self._estimated = 0
         self._flops: int | None = None
 
-    def step(self, batch: Any) -> AbstractContextManager[None]:
+    def step(self, batch: Any = None) -> AbstractContextManager[None]:
         """What is to be put around a micro-batch: forward, backward and, at the end of a step, the optimizer's step.
 
         Args:
-            batch: what the model is given: a tensor, or containers that hold tensors.
+            batch: what the model is given: a tensor, or containers that hold tensors. None where all are alike.
         """
         return _Block(self, batch)
 
-    def begin(self, batch: Any = None) -> None:
-        """A micro-batch begins, for a framework that has no place for a ``with``; `given` may say later what it is.
-
-        Raises:
-            GpuprofError: the last one has not ended.
-        """
-        if self._micro is not None:
-            raise GpuprofError("a step of the meter is inside another: end the first before the next begins")
-        if self._drill is not None:
-            self._drill.begins(self.number + 1)
-        self._micro = micro = _Micro(self._clock.mark())
-        micro.compiling.__enter__()
-        micro.hooks = watched(self._optimizers, micro.stepped)
-        micro.hooks.__enter__()
-        if batch is not None:
-            self.given(batch)
+    def begin(self) -> None:
+        """A micro-batch begins, for a framework that has no place for a ``with``; `given` says what it is."""
+        if self._off:
+            return
+        try:
+            if self._micro is not None:
+                self._warn("a micro-batch began before the last one had ended, which is left out")
+                self._end(GpuprofError("it did not end"), None)
+            if not self._ran and not self._parts:
+                self._start()
+            if self._drill is not None:
+                self._drill.begins(self.number + 1)
+            self._micro = micro = _Micro(self._clock.mark())
+            if self._optimizer is not None:
+                micro.handles.append(self._optimizer.register_step_post_hook(self._stepped))
+                if self._stepping is not None and self._stepping.due <= self._stepping.seen + 1:
+                    micro.handles.append(self._optimizer.register_step_pre_hook(self._steps))
+        except Exception as error:
+            self._fail(error)
 
     def given(self, batch: Any, inside: bool = False) -> None:
         """What the model is given in the micro-batch that has begun; the first word counts.
 
         Args:
-            batch: as for `step`.
+            batch: as for `step`; of a call with keyword arguments their mapping.
             inside: this is said from inside the model's call, by a forward pre-hook of it.
         """
         micro = self._micro
-        if micro is None or micro.key is not None:
+        if micro is None or micro.signature is not None:
             return
-        kind = self._workload.device.type
-        micro.key = signature(batch), self._model.training, torch.is_autocast_enabled(kind)
-        micro.tokens.add(batch)
-        wanted = self.number and micro.key not in self._work and micro.key not in self._unknown
-        if self._drill is not None:
-            self._drill.given(batch)
-            wanted = (wanted or self._drill.wants(micro.key)) and not self._drill.active
-        if wanted:
-            micro.count = counting(self._workload, inside=inside)
-            micro.found = micro.count.__enter__()
-            micro.dropped = "counted"
+        try:
+            tensors = tensors_of(batch)
+            kind = self._workload.device.type
+            autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            key = key_of(tensors), self._model.training, autocast
+            micro.signature = signature = self._known.get(key) or self._new(key)
+            micro.held = self._tokens.held(tensors)
+            if self._drill is not None:
+                self._drill.given(batch)
+            if self._ran:
+                signature.seen += 1
+                due = signature.due <= signature.seen and not self._inferred(signature)
+                if (due or (self._drill is not None and self._drill.wants(key))) and not self._profiled():
+                    self._count(micro, signature, inside=inside)
+        except Exception as error:
+            self._fail(error)
 
-    def end(self, error: BaseException | None = None) -> None:
+    def end(self, error: BaseException | None = None, last: bool | None = None) -> None:
         """A micro-batch ends.
 
         Args:
             error: that ended it.
+            last: whether the step ends with it, where a framework knows; else it does where the optimizer has stepped.
         """
+        if self._micro is None:
+            return
+        try:
+            self._end(error, last)
+        except Exception as failed:
+            self._fail(failed)
+
+    def read(self, reduce: bool = False) -> dict[str, float]:
+        """What the steps since the last time came to, as far as the device has come; never waits for it.
+
+        Args:
+            reduce: also the figures of all processes of the job together, each of which has to call this. They wait
+                for one another, though for no device.
+
+        Returns:
+            Figures by the name that dashboards give them, see docs/training.md; what is not known is left out.
+        """
+        if self._off:
+            return {}
+        try:
+            return self._read(reduce)
+        except Exception as error:
+            self._fail(error)
+            return {}
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What the figures are held against, in words, for the configuration of a dashboard."""
+        found = {"meter/convention": str(self._settings["convention"])}
+        if self._ran:
+            found |= self._machine.about()
+        reasons = [signature.why for signature in self.signatures if signature.why]
+        if self._off or reasons:
+            found["meter/not_counted"] = self._off or reasons[0]
+        return found
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint has to hold, so that a resumed run goes on with the number of its step."""
+        return {"step": self.number}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after a step; the next ones warm up again.
+
+        Args:
+            state: as `state_dict` gives it.
+        """
+        self.number, self._ran = int(state["step"]), 0
+        self._parts, self._last = [], None
+
+    def _start(self) -> None:
+        """The first micro-batch begins: the model is where it is trained."""
+        self._workload: Workload = from_module(self._model, step=_live, mode="train", optimizer=self._optimizer)
+        self._clock = Clock(self._workload.device)
+        self._tokens = Tokens(self._workload.device)
+        self._machine = Machine(self._workload, self._settings)
+        if self._profile_at and self._drill is None:
+            self._drill = Drill(self._workload, self._machine, self._profile_at, self._out)
+            weakref.finalize(self, self._drill.over)
+
+    def _new(self, key: tuple[Any, ...]) -> Signature:
+        tensors, training, autocast = key
+        words = in_words(tensors) + ("" if training else ", in evaluation") + (f", {autocast}" if autocast else "")
+        self._known[key] = signature = Signature(len(self.signatures) + 1, words.replace("torch.", "autocast to "), key)
+        self.signatures.append(signature)
+        return signature
+
+    def _inferred(self, signature: Signature) -> bool:
+        """Whether the work of a signature that was never counted is known from others."""
+        work = self._shapes.work(signature.key) if self._interpolate and not signature.works else None
+        if work is not None:
+            signature.infer(work)
+        return work is not None
+
+    def _count(self, micro: _Micro, signature: Signature, **where: bool) -> None:
+        micro.count = counts.begin(self._workload, signature, **where)
+        if micro.count is not None:
+            micro.dropped = "counted"
+
+    def _profiled(self) -> bool:
+        """Whether the step that runs is recorded, or the profiler warms up in it."""
+        return self._drill is not None and self._drill.active
+
+    def _steps(self, *_: Any) -> None:
+        """The optimizer is about to step: what it does is counted by itself, where this micro-batch is not."""
+        micro, stepping = self._micro, self._stepping
+        if micro is None or micro.count is not None or stepping is None or stepping.due > stepping.seen + 1:
+            return
+        if self._profiled():
+            return
+        try:
+            self._count(micro, stepping, optimizer=True)
+        except Exception as error:
+            self._fail(error)
+
+    def _stepped(self, *_: Any) -> None:
+        """The optimizer has stepped."""
         micro = self._micro
         if micro is None:
             return
-        self._micro = None
-        what = (None, None, None) if error is None else (type(error), error, error.__traceback__)
         try:
-            if micro.count is not None:
-                micro.count.__exit__(*what)
+            micro.steps += 1
+            if self._stepping is None:
+                self._stepping = Signature(len(self.signatures) + 1, "the optimizer's step")
+                self.signatures.append(self._stepping)
+            self._stepping.seen += bool(self._ran)
+            if micro.count is not None and micro.count.signature is self._stepping:
+                self._counted(micro, None)
+        except Exception as error:
+            self._fail(error)
+
+    def _end(self, error: BaseException | None, last: bool | None) -> None:
+        micro, self._micro = self._micro, None
+        assert micro is not None
+        try:
+            for handle in micro.handles:
+                handle.remove()
+            micro.compiling.remove()
+            micro.finish = self._clock.mark()
         finally:
-            micro.hooks.__exit__(*what)
-            micro.compiling.__exit__(*what)
-        micro.finish = self._clock.mark()
-        if micro.compiling.begun:
-            micro.dropped = micro.dropped or "compiled"
+            if micro.count is not None:
+                self._counted(micro, error)
         if error is not None:
             micro.dropped = f"{type(error).__name__} in it"
+        elif micro.compiling.begun:
+            micro.dropped = micro.dropped or "compiled"
         self._parts.append(micro)
-        if micro.found:
-            self._learn(micro.key, micro.found[0])
-        closes = bool(micro.steps) or not self._optimizers
+        closes = bool(micro.steps or self._optimizer is None) if last is None else last
         if self._drill is not None:
             if self._drill.active:
-                micro.dropped = micro.dropped or "recorded"
-            self._drill.ends(micro.key, micro.found[0] if micro.found else None, closes, error)
+                micro.dropped = micro.dropped or "profiled"
+            self._drill.ends(micro.signature and micro.signature.key, micro.found, closes, error)
         if closes:
             self._close()
+        if micro.dropped == "counted":
+            self._last = None  # what the meter has done since is no part of the loop
 
-    def _learn(self, key: Hashable, found: Counted) -> None:
-        if not self._about:
-            self._about = about_of(self._workload, self._settings, found)
-        optimizer = found.ops["phase"] == "optimizer"
-        self._counted[key] = found
-        self._work[key] = work_of(self._about, found, found.ops[~optimizer])
-        if len(self._work) == _MANY:
-            warnings.warn(
-                f"gpuprof: {_MANY} kinds of micro-batches were counted, the last {in_words(key[0])}: each further one "  # type: ignore[index]
-                "costs a slow step; pad to few lengths",
-                stacklevel=2,
+    def _counted(self, micro: _Micro, error: BaseException | None) -> None:
+        """The count that began in a micro-batch ends, and something is learnt from it."""
+        count, micro.count = micro.count, None
+        assert count is not None
+        signature, stepping = count.signature, self._stepping
+        try:
+            found = count.end(error)
+            if found is None:
+                return
+            of_optimizer = found.ops["phase"] == "optimizer"
+            if signature is not stepping and not self._broken(signature, found):
+                micro.found = found
+                self._learn(signature, found, ~of_optimizer if self._optimizer else of_optimizer | True)
+            if micro.steps == 1 and stepping is not None and stepping.due <= stepping.seen:
+                self._learn(stepping, found, of_optimizer)
+        except Exception as failed:
+            signature.give_up(f"it could not be counted: {type(failed).__name__}: {first_line(failed)}")
+            self._warn(f"{signature.words}: {signature.why}; steps with it have no MFU")
+
+    def _broken(self, signature: Signature, found: Counted) -> bool:
+        """Whether a micro-batch that was counted seems to have been left in its middle, as by ``continue``.
+
+        A training without any backward is one in the end.
+        """
+        if not self._model.training or "backward" in set(found.ops["phase"]):
+            return False
+        signature.broken += 1
+        return signature.broken < _PATIENCE
+
+    def _learn(self, signature: Signature, found: Counted, rows: pd.Series) -> None:
+        run = self._machine.run(found)
+        work = work_of(run, found.ops[rows])
+        if signature is not self._stepping and not work.model:
+            raise GpuprofError("no matrix was multiplied in it, where Python could see it")
+        if self._trains is None:
+            self._trains = self._trained()
+        read = signature is not self._stepping and {"values", "nested"} & found.outcome.facts.keys()
+        signature.learn(found, work, varies=bool(read))
+        self._machine.need(run, work)
+        if signature.key and not signature.varies:
+            self._shapes.add(signature.key, work)
+        for old in [one for one in self.signatures if one.counted is not None][:-_MANY]:
+            old.counted = None  # they are large
+        if signature.varies and len(signature.works) == 2:
+            self._warn(
+                f"{signature.words}: its FLOPs depend on more than shapes, {sum(signature.works[0].model.values())} "
+                f"and {sum(signature.works[1].model.values())}: the mean of those counted is taken for the others"
+            )
+        if lacking := unpriced(run):
+            operators = sorted({op for ops in lacking.values() for op in ops})
+            self._warn(f"{', '.join(operators[:3])}: no FLOPs are known of it, so MFU is at least what is said")
+        if not self._interpolate and self._counted_signatures() == _MANY:
+            self._warn(
+                f"{_MANY} kinds of micro-batches were counted, the last {signature.words}: each further one costs a "
+                "slow step; pad to few lengths, or give interpolate=True"
             )
 
     def _close(self) -> None:
         """The step ends."""
         self.number += 1
+        self._ran += 1
         parts, self._parts = self._parts, []
         dropped = next((part.dropped for part in parts if part.dropped), "")
-        if self.number <= _WARM_UP:
+        if self._ran <= _WARM_UP:
             dropped = dropped or "warm-up"
         self._pending.append(_Step(self.number, self._last, parts, dropped))
         self._last = parts[-1].finish
         if self._drill is not None:
             if self._drill.active:
                 self._settle()
-                self._last = None  # what it takes to read the record is between no steps
-            self._drill.closes(self._about.get("device", {}))
-
-    def read(self, reduce: bool = False) -> dict[str, float]:
-        """What the steps since the last time came to, as far as the device has come; never waits for it.
-
-        Returns:
-            Figures by the name that dashboards give them, see docs/training.md; what is not known is left out.
-        """
-        self._settle()
-        samples, self._samples = self._samples, []
-        self._dropped += sum(bool(sample.dropped) for sample in samples)
-        known = [sample.work.flops for sample in samples if sample.work is not None]
-        self._flops = known[-1] if known else self._flops
-        return figures(samples) | {
-            **({} if self._flops is None else {"meter/flops_per_step": self._flops}),
-            "meter/counted_signatures": len(self._work),
-            "meter/dropped_steps": self._dropped,
-        }
+                self._last = None  # what is done with the record is no part of the loop
+            self._drill.closes()
+        if len(self._pending) > _UNREAD:
+            self._settle()
 
     def _settle(self) -> None:
-        """Steps that the device has done become samples."""
+        """Steps that the device has come to the end of become samples."""
         while self._pending and self._clock.reached(self._pending[0].parts[-1].finish):
             self._samples.append(self._resolved(self._pending.popleft()))
 
     def _resolved(self, step: _Step) -> Sample:
-        clock = self._clock
-        time_s = sum(clock.seconds(part.start, part.finish) for part in step.parts)
-        between_s = None if step.before is None else clock.seconds(step.before, step.parts[0].start)
+        clock, parts = self._clock, step.parts
+        time_s = sum([clock.seconds(part.start, part.finish) for part in parts])
+        between_s = None
+        if step.before is not None:
+            between_s = clock.seconds(step.before, parts[-1].finish) - time_s
+            clock.release(step.before)
+        clock.release(*[part.start for part in parts], *[part.finish for part in parts[:-1]])
+        signatures = [part.signature for part in parts]
         if self._drill is not None and not step.dropped:
-            self._drill.timed(step.number, (part.key for part in step.parts), time_s)
-        work: Work | None = self._optimizer_work
-        for part in step.parts:
-            one = self._work.get(part.key)
-            work = None if work is None or one is None else work.plus(one)
-        every, real = Tokens.of(part.tokens for part in step.parts)
-        return Sample(step.number, time_s, between_s, (), work, False, every, real, None, step.dropped)
+            self._drill.timed(step.number, [one and one.key for one in signatures], time_s)
+        signatures += [self._stepping] * sum(part.steps for part in parts)
+        held = self._tokens.together([part.held for part in parts])
+        return Sample(
+            step.number, time_s, between_s, tuple([None if one is None else one.number for one in signatures]),
+            total(None if one is None else one.work for one in signatures),
+            any(one is not None and one.varies for one in signatures), *held, step.dropped,
+        )  # fmt: skip
+
+    def _read(self, reduce: bool) -> dict[str, float]:
+        found: dict[str, float] = {}
+        mine: Totals | None = None
+        if self._ran:
+            self._settle()
+            samples = list(self._samples)
+            self._samples.clear()
+            if self._trains not in (None, self._trained()):
+                self._forget()  # and when it changed nobody knows
+                samples = [sample._replace(work=None) for sample in samples]
+            kept = [sample for sample in samples if not sample.dropped]
+            self._dropped += len(samples) - len(kept)
+            self._estimated += sum(sample.estimated for sample in kept)
+            self._flops = next(
+                (sum(sample.work.model.values()) for sample in reversed(samples) if sample.work), self._flops
+            )
+            mine = totals(kept, self._machine.peaks())
+            if mine is not None:
+                found |= {f"device/{name}": value for name, value in self._possible(figures([mine])).items()}
+            if (clock_mhz := self._machine.clock_mhz()) is not None:
+                found["device/clock_mhz"] = clock_mhz
+        if reduce or not in_job():
+            found |= self._possible(self._of_all(mine))
+        return found | {
+            **({} if self._flops is None else {"meter/flops_per_step": self._flops}),
+            **({"meter/estimated_steps": self._estimated} if self._estimated else {}),
+            "meter/counted_signatures": self._counted_signatures(),
+            "meter/dropped_steps": self._dropped,
+            "meter/step": self.number,
+        }
+
+    def _of_all(self, mine: Totals | None) -> dict[str, float]:
+        try:
+            return of_all(self._model, mine)
+        except GpuprofError as error:
+            self._warn(f"no figures of all processes together: {error}")
+            return {}
+
+    def _possible(self, found: dict[str, float]) -> dict[str, float]:
+        """Figures without those that cannot be, as the same rule has it for a run."""
+        most = max(found.get("mfu", 0.0), found.get("hfu", 0.0))
+        if most > 1:
+            self._warn(
+                f"{most:.0%} of {self._machine.peak}: more than there is; does every step end with its optimizer's, "
+                "and is that the right peak (peak_tflops)?"
+            )
+        if most > MOST.get(self._machine.denominator, math.inf):
+            return {name: value for name, value in found.items() if name not in ("mfu", "hfu", "flops_per_sec")}
+        return found
+
+    def _counted_signatures(self) -> int:
+        return sum(bool(signature.works) for signature in self._known.values())
+
+    def _trained(self) -> tuple[bool, ...]:
+        return tuple([parameter.requires_grad for parameter in self._model.parameters()])
+
+    def _forget(self) -> None:
+        """Other parameters are trained: what was counted is of another step."""
+        for signature in (*self._known.values(), *([self._stepping] if self._stepping else [])):
+            signature.work = None
+        self._known.clear()
+        self._shapes = Shapes()
+        self._stepping = self._trains = None
+
+    def _warn(self, text: str) -> None:
+        """Say something once."""
+        if text in self._warned:
+            return
+        self._warned.add(text)
+        with suppress(Warning):  # where they are errors; a training must not end by one
+            warnings.warn(f"gpuprof: {text}", stacklevel=2)
+
+    def _fail(self, error: Exception) -> None:
+        """Something in the meter itself fails: nothing of it is left in the loop, which goes on."""
+        self._off = str(error) if isinstance(error, GpuprofError) else f"{type(error).__name__}: {first_line(error)}"
+        micro, self._micro = self._micro, None
+        for handle in (*micro.handles, micro.compiling) if micro else ():
+            handle.remove()
+        if self._drill is not None:
+            self._drill.over()
+        if micro is not None and micro.count is not None:
+            with suppress(Exception):
+                micro.count.end()
+        self._pending.clear()
+        self._warn(f"the meter stops, and the training goes on: {self._off}")
 
 
 class _Block:
@@ -260,7 +527,8 @@ class _Block:
         self._meter, self._batch = meter, batch
 
     def __enter__(self) -> None:
-        self._meter.begin(self._batch)
+        self._meter.begin()
+        self._meter.given(self._batch)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._meter.end(error)
@@ -269,22 +537,18 @@ class _Block:
 class _Micro:
     """A micro-batch."""
 
-    __slots__ = ("compiling", "count", "dropped", "finish", "found", "hooks", "key", "start", "steps", "tokens")
+    __slots__ = ("compiling", "count", "dropped", "finish", "found", "handles", "held", "signature", "start", "steps")
 
     def __init__(self, start: Any) -> None:
         self.start, self.finish = start, None
-        self.key: Hashable = None
-        self.tokens = Tokens()
+        self.signature: Signature | None = None
+        self.held = Held()
         self.steps = 0  # of the optimizer
         self.dropped = ""
-        self.count: AbstractContextManager[list[Counted]] | None = None
-        self.found: list[Counted] = []
-        self.hooks: Any = None
+        self.count: counts.Count | None = None
+        self.found: Counted | None = None
         self.compiling = Compiling()
-
-    def stepped(self, *_: Any) -> None:
-        """The optimizer has stepped."""
-        self.steps += 1
+        self.handles: list[Any] = []
 
 
 class _Step:
@@ -298,18 +562,3 @@ class _Step:
 
 def _live() -> None:
     raise GpuprofError("the step is the training loop's own")
-
-
-def about_of(workload: Workload, settings: dict[str, Any], found: Counted) -> dict[str, Any]:
-    """The facts of a run of this loop, the device's peaks among them; on a CPU they are measured here."""
-    from gpuprof.hardware.device import describe, environment
-    from gpuprof.profiler import add_ceilings
-    from gpuprof.record import PassOutcome, Run
-    from gpuprof.theory.rules import RULES_VERSION
-
-    run = Run(
-        workload.description, describe(workload.device), environment() | {"flop_rules": RULES_VERSION},
-        settings, passes={"count": PassOutcome("done")}, ops=found.ops, tree=found.tree,
-    )  # fmt: skip
-    add_ceilings(run)
-    return {name: getattr(run, name) for name in ("workload", "device", "environment", "settings")}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from gpuprof.meter.work import Work
+from gpuprof.meter.tokens import added
+from gpuprof.meter.work import Work, seconds, total
 
 
 class Sample(NamedTuple):
@@ -13,10 +16,12 @@ class Sample(NamedTuple):
     Attributes:
         number: from 1 on.
         time_s: seconds inside of it, its micro-batches together.
-        between_s: seconds since the end of the one before that were not inside of it; None of the first.
-        signatures: numbers of those of its micro-batches, in order, and of the optimizer's step.
+        between_s: seconds since the end of the one before that were not inside of it; None of the first, and where the
+            meter itself worked then.
+        signatures: numbers of those of its micro-batches, in order, and of the optimizer's step; None of a micro-batch
+            that nobody told anything of.
         work: None where something in it was not counted.
-        estimated: whether some of the work is a mean: it depends on more than shapes, and this step was not counted.
+        estimated: whether some of the work is a mean: it depends on more than shapes.
         tokens: positions of text.
         non_padding: those that are no padding.
         samples: first dimension of what the model is given.
@@ -26,7 +31,7 @@ class Sample(NamedTuple):
     number: int
     time_s: float
     between_s: float | None
-    signatures: tuple[int, ...]
+    signatures: tuple[int | None, ...]
     work: Work | None
     estimated: bool
     tokens: int | None
@@ -35,33 +40,83 @@ class Sample(NamedTuple):
     dropped: str
 
 
-def figures(samples: list[Sample]) -> dict[str, float]:
-    """What several steps came to; what is not known is left out.
+class Totals(NamedTuple):
+    """What several steps of a process come to, those whose time counts; JSON-ready. None is not known.
 
-    Rates are of the steps whose time counts and whose work is known, over the time inside of them.
+    Attributes:
+        steps: how many.
+        time_s: seconds inside of them.
+        between_s: median seconds between them.
+        tokens: of all of them, as the next two.
+        non_padding: see `Sample`.
+        samples: see `Sample`.
+        known_s: seconds inside of those whose work is known, which the others are of.
+        flops: model FLOPs.
+        ideal_s: seconds that these would take at the peaks of their dtypes.
+        hardware_ideal_s: the same of the FLOPs that were really done.
+    """
+
+    steps: int
+    time_s: float
+    between_s: float | None
+    tokens: int | None
+    non_padding: int | None
+    samples: int | None
+    known_s: float
+    flops: int
+    ideal_s: float | None
+    hardware_ideal_s: float | None
+
+
+def totals(samples: Iterable[Sample], peaks: Mapping[str, float]) -> Totals | None:
+    """What several steps come to; None where no time among them counts.
+
+    Args:
+        samples: the steps.
+        peaks: FLOP/s by dtype.
     """
     kept = [sample for sample in samples if not sample.dropped]
     if not kept:
-        return {}
-    seconds = sum(sample.time_s for sample in kept)
-    found = {"device/step_s": seconds / len(kept)}
-    gaps = sorted(sample.between_s for sample in kept if sample.between_s is not None)
+        return None
+    gaps = [sample.between_s for sample in kept if sample.between_s is not None]
+    known = [sample for sample in kept if sample.work is not None]
+    work = total(sample.work for sample in known)
+    assert work is not None
+    return Totals(
+        len(kept), sum(sample.time_s for sample in kept), statistics.median(gaps) if gaps else None,
+        added(sample.tokens for sample in kept), added(sample.non_padding for sample in kept),
+        added(sample.samples for sample in kept), sum(sample.time_s for sample in known), sum(work.model.values()),
+        seconds(work.model, peaks), seconds(work.hardware, peaks),
+    )  # fmt: skip
+
+
+def figures(processes: Sequence[Totals], sharing: int | None = 1) -> dict[str, float]:
+    """The figures of a process, or of several together; what is not known of one of them is left out.
+
+    Times are those of the slowest process, rates the sum of all, and a utilisation the mean of the devices.
+
+    Args:
+        processes: what each came to.
+        sharing: how many of them have the same batch; None where that is not known.
+    """
+    found = {"step_s": max(one.time_s / one.steps for one in processes)}
+    gaps = [one.between_s for one in processes if one.between_s is not None]
     if gaps:
-        found["device/between_s"] = gaps[len(gaps) // 2]
-    for name in ("tokens", "non_padding"):
-        amounts = [amount for sample in kept if (amount := getattr(sample, name)) is not None]
-        if len(amounts) == len(kept):
-            found[f"device/{name.removesuffix('s')}{'s' * (name == 'tokens')}_per_sec"] = sum(amounts) / seconds
-    done = [(sample.time_s, sample.work) for sample in kept if sample.work is not None]
-    if done:
-        time_s = sum(one for one, _ in done)
-        work = Work()
-        for _, one in done:
-            work = work.plus(one)
-        found["device/flops_per_sec"] = work.flops / time_s
-        if work.ideal_s:
-            found["device/mfu"] = work.ideal_s / time_s
-            found["device/mfu_peak_tflops"] = work.flops / work.ideal_s / 1e12
-        if work.hardware_ideal_s:
-            found["device/hfu"] = work.hardware_ideal_s / time_s
+        found["between_s"] = max(gaps)
+    amounts = ("tokens", "tokens"), ("non_padding", "non_padding_tokens"), ("samples", "samples")
+    for field, name in amounts:
+        known = [(getattr(one, field), one.time_s) for one in processes]
+        if sharing is not None and all(amount is not None for amount, _ in known):
+            found[f"{name}_per_sec"] = sum(amount / time_s for amount, time_s in known) / sharing
+    if not all(one.known_s for one in processes):
+        return found
+    time_s = sum(one.known_s for one in processes)
+    found["flops_per_sec"] = sum(one.flops / one.known_s for one in processes)
+    ideal_s = added(one.ideal_s for one in processes)
+    if ideal_s:
+        found["mfu"] = ideal_s / time_s
+        found["mfu_peak_tflops"] = sum(one.flops for one in processes) / ideal_s / 1e12
+    hardware_ideal_s = added(one.hardware_ideal_s for one in processes)
+    if hardware_ideal_s:
+        found["hfu"] = hardware_ideal_s / time_s
     return found

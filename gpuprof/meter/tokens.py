@@ -1,44 +1,84 @@
-"""Tokens of micro-batches: all positions, and those that are no padding, summed where the mask is."""
+"""How much a micro-batch holds: tokens, those that are no padding, and samples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import NamedTuple, TypeVar
 
 import torch
 
+from gpuprof.meter.signature import Tensors
 
-class Tokens:
-    """Tokens of one micro-batch, None where they are not known.
+Number = TypeVar("Number", int, float)
+
+
+class Held(NamedTuple):
+    """What a micro-batch holds; None where it is not known.
 
     Attributes:
-        every: positions of ``input_ids``.
-        real: those that ``attention_mask`` lets take part; None without one.
+        tokens: positions of its ``input_ids``, of several together.
+        non_padding: those that the ``attention_mask`` beside them, of the same shape, does not leave out. As long as
+            the device has not said it, the tensor of the host's memory that it will be in.
+        samples: first dimension of the ``input_ids``, else of the first tensor that is no other's part and has one.
     """
 
-    __slots__ = ("every", "real")
+    tokens: int | None = None
+    non_padding: int | torch.Tensor | None = None
+    samples: int | None = None
 
-    def __init__(self) -> None:
-        self.every: int | None = None
-        self.real: torch.Tensor | None = None
 
-    def add(self, batch: Any) -> None:
-        """Count those of a batch; nothing waits for the device."""
-        if not isinstance(batch, Mapping):
-            return
-        ids, mask = batch.get("input_ids"), batch.get("attention_mask")
-        if isinstance(ids, torch.Tensor):
-            self.every = ids.numel()
-            if isinstance(mask, torch.Tensor) and mask.shape == ids.shape:
-                self.real = mask.sum()
+class Tokens:
+    """Looks at batches and waits for no device: what only that knows comes to page-locked memory when it has got there.
 
-    @staticmethod
-    def of(several: Iterable[Tokens]) -> tuple[int | None, int | None]:
-        """All tokens and those that are no padding, of several together; of what the device has done."""
-        several = list(several)
-        every = [one.every for one in several if one.every is not None]
-        real = [int(one.real) for one in several if one.real is not None]
-        return (
-            sum(every) if len(every) == len(several) else None,
-            sum(real) if len(real) == len(several) else None,
-        )
+    Args:
+        device: on whose current stream it is summed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._free: list[torch.Tensor] = []  # cells of that memory that nobody needs any more
+
+    def held(self, tensors: Tensors) -> Held:
+        """What a batch holds."""
+        named, first = dict(tensors), None
+        tokens, samples, masks = 0, 0, []
+        for name, tensor in tensors:
+            if name == "input_ids" or name.endswith(".input_ids"):
+                mask = named.get(f"{name[:-9]}attention_mask")
+                masks.append(mask if mask is not None and mask.shape == tensor.shape else None)
+                tokens += tensor.numel()
+                samples += tensor.size(0) if tensor.dim() else 1
+            elif first is None and "." not in name and tensor.dim():
+                first = tensor.size(0)
+        return Held(tokens, self._unmasked(masks), samples) if masks else Held(samples=first)
+
+    def _unmasked(self, masks: list[torch.Tensor | None]) -> int | torch.Tensor | None:
+        """Positions that masks let take part, which may say so by any number that is not 0."""
+        known, there = 0, list[torch.Tensor]()
+        for mask in masks:
+            if mask is not None and mask.is_cpu:
+                known += int(mask.count_nonzero())
+            elif mask is not None and mask.device == self._device:
+                there.append(mask.count_nonzero())
+            else:  # of another device nobody tells when it is there
+                return None
+        if not there:
+            return known
+        on_device = there[0] if len(there) == 1 else torch.stack(there).sum()
+        if known:
+            on_device = on_device + known
+        cell = self._free.pop() if self._free else torch.empty((), dtype=torch.int64, pin_memory=True)
+        return cell.copy_(on_device, non_blocking=True)
+
+    def together(self, several: list[Held]) -> tuple[int | None, int | None, int | None]:
+        """Tokens, those that are no padding, and samples of all of them, which the device has done."""
+        real = [None if one.non_padding is None else int(one.non_padding) for one in several]
+        self._free += [one.non_padding for one in several if isinstance(one.non_padding, torch.Tensor)]
+        return added([one.tokens for one in several]), added(real), added([one.samples for one in several])
+
+
+def added(amounts: Iterable[Number | None]) -> Number | None:
+    """The sum; None where one is not known."""
+    listed = list(amounts)
+    known = [amount for amount in listed if amount is not None]
+    return sum(known) if len(known) == len(listed) else None

@@ -1,59 +1,80 @@
-"""What a counted micro-batch comes to: FLOPs in the meter's convention, and the time they would take at the peak."""
+"""What a counted micro-batch comes to: FLOPs in the meter's convention, by the dtype whose peak they run against."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 
-from gpuprof.analysis.counted import counted
-from gpuprof.passes.counting import Counted
-from gpuprof.record import MODEL, PassOutcome, Run
+from gpuprof.analysis.counted import priced
+from gpuprof.analysis.denominators import peak_dtype
+from gpuprof.record import MODEL, Run
+
+Flops = dict[str, int]
+"""FLOPs by dtype; no dtype has none."""
 
 
 class Work(NamedTuple):
     """Work of a micro-batch, of an optimizer's step, or of a whole step of them.
 
     Attributes:
-        flops: model FLOPs, forward and backward, in the convention of the meter.
-        hardware: FLOPs that the operators really do, recomputation and the optimizer's among them.
-        ideal_s: seconds of the model FLOPs at the peaks of their dtypes; None where one has none.
-        hardware_ideal_s: the same of the hardware's.
+        model: model FLOPs, forward and backward, in the convention of the meter.
+        hardware: FLOPs that operators really do, recomputation and the optimizer's among them; None where not known.
     """
 
-    flops: int = 0
-    hardware: int = 0
-    ideal_s: float | None = 0.0
-    hardware_ideal_s: float | None = 0.0
-
-    def plus(self, other: Work) -> Work:
-        """Both together."""
-        return Work(
-            self.flops + other.flops, self.hardware + other.hardware, _sum(self.ideal_s, other.ideal_s),
-            _sum(self.hardware_ideal_s, other.hardware_ideal_s),
-        )  # fmt: skip
+    model: Flops
+    hardware: Flops | None
 
 
-def _sum(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other
+def total(works: Iterable[Work | None]) -> Work | None:
+    """All of them together; None where one is not known."""
+    model: Counter[str] = Counter()
+    hardware: Counter[str] | None = Counter()
+    for work in works:
+        if work is None:
+            return None
+        model.update(work.model)
+        if hardware is None or work.hardware is None:
+            hardware = None
+        else:
+            hardware.update(work.hardware)
+    return Work(dict(model), None if hardware is None else dict(hardware))
 
 
-def work_of(about: dict[str, Any], found: Counted, ops: pd.DataFrame) -> Work:
-    """Price rows of a count.
+def mean(works: Sequence[Work]) -> Work:
+    """That of one of them, to the FLOP."""
+    summed = total(works)
+    assert summed is not None
+
+    def each(flops: Flops | None) -> Flops | None:
+        return None if flops is None else {dtype: round(amount / len(works)) for dtype, amount in flops.items()}
+
+    return Work(each(summed.model) or {}, each(summed.hardware))
+
+
+def seconds(flops: Flops | None, peaks: Mapping[str, float]) -> float | None:
+    """How long these FLOPs take at the peaks of their dtypes, FLOP/s; None where one has none."""
+    if flops is None or not flops.keys() <= peaks.keys():
+        return None
+    return sum(amount / peaks[dtype] for dtype, amount in flops.items())
+
+
+def work_of(run: Run, ops: pd.DataFrame) -> Work:
+    """The work of some rows of a count.
 
     Args:
-        about: ``workload``, ``device``, ``environment`` and ``settings`` of a run.
-        found: what was counted.
+        run: of this count.
         ops: rows of its ``ops``.
     """
-    rows = counted(Run(**about, passes={"count": PassOutcome("done")}, ops=ops, tree=found.tree))
-    model = rows[rows["phase"].isin(MODEL)]
-    return Work(
-        int(model["flops"].sum()), int(rows["flops_hardware"].sum()), _seconds(model["ideal_s"]),
-        _seconds(rows["hardware_ideal_s"]),
-    )  # fmt: skip
+    rows = priced(run, ops)
+    return Work(_by_dtype(rows[rows["phase"].isin(MODEL)], "flops", run), _by_dtype(rows, "flops_hardware", run))
 
 
-def _seconds(column: pd.Series) -> float | None:
-    seconds = float(column.sum(skipna=False))
-    return None if pd.isna(seconds) else seconds
+def _by_dtype(rows: pd.DataFrame, column: str, run: Run) -> Flops:
+    flops: Counter[str] = Counter()
+    for dtype, kind, amount in zip(rows["dtype"], rows["kind"], rows[column], strict=True):
+        if not pd.isna(amount) and amount:
+            flops[peak_dtype(dtype, kind, run)] += int(amount)
+    return dict(flops)

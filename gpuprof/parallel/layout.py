@@ -38,7 +38,7 @@ def layout(model: torch.nn.Module) -> dict[str, Any]:
         by short name;
         ``parallel``, of ddp, fsdp, tp and pp those that are found.
     """
-    if not _in_job():
+    if not in_job():
         return {}
     parts = list(_parts(model))
     mesh: dict[str, int] = {}
@@ -66,7 +66,7 @@ def short_names(model: torch.nn.Module) -> Callable[[str], str]:
         ``ranks 0,2`` by its members; of a group that is none any more its own name, and of none none.
     """
     known = {"": ""}
-    if _in_job():
+    if in_job():
         known |= {group.group_name: name for name, group in _dimensions(_parts(model))}
 
     def short(name: str) -> str:
@@ -86,7 +86,8 @@ def first_steps(model: torch.nn.Module) -> int:
     return 2 if any(part.how in ("ddp", "pp") for part in _parts(model)) else 1
 
 
-def _in_job() -> bool:
+def in_job() -> bool:
+    """Whether this process shares a process group with others."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 

@@ -31,7 +31,7 @@ from gpuprof.passes.traffic import Traffic
 from gpuprof.paths import ancestors
 from gpuprof.record import GRADIENT_ALLREDUCE, PassOutcome, table
 from gpuprof.theory import rule_for
-from gpuprof.theory.attention import AttentionFacts
+from gpuprof.theory.attention import BLOCKS, AttentionFacts
 from gpuprof.theory.names import all_reduces
 from gpuprof.theory.nested import nested_in
 from gpuprof.theory.priced import FIGURES, Described, describe, tensor_specs
@@ -85,7 +85,11 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
 
 @contextmanager
 def counting(
-    workload: Workload, execute: Execute | None = None, mark: Mark | None = None, inside: bool = False
+    workload: Workload,
+    execute: Execute | None = None,
+    mark: Mark | None = None,
+    inside: bool = False,
+    optimizer: bool = False,
 ) -> Iterator[list[Counted]]:
     """Count every operator of the block, which runs a step, or a part of one.
 
@@ -95,6 +99,7 @@ def counting(
             carries them out without storage.
         mark: held open around every call.
         inside: the block begins inside of a call of the model, as its forward pre-hook does.
+        optimizer: it begins inside of the optimizer's step, as a hook before that does.
 
     Yields:
         A list that holds what was counted, once the block has ended without an error.
@@ -127,6 +132,9 @@ def counting(
         observed_inputs(workload) as inputs,
         _opened(model, ownership, scope_of(model, "")) if inside else nullcontext(),
     ):
+        if optimizer:
+            phase.open.append("optimizer")
+            phase.name = "optimizer"
         yield found
         given = inputs()
     _refuse_other_threads(ownership)
@@ -139,6 +147,7 @@ def counting(
     facts = {"calls": sum(counter.calls), "ops_without_rule": missing}
     facts |= {"ops_bounded": sorted(counter.bounds)} if counter.bounds else {}
     facts |= {"sparse": sorted(counter.sparse)} if counter.sparse else {}
+    facts |= {"values": sorted(counter.by_values)} if counter.by_values else {}
     facts |= {"inputs": given.shapes, "inputs_seen": given.seen} if given.shapes else {}
     facts |= {"nested": sorted(counter.nested)} if counter.nested else {}
     moved: list[dict[str, Any]] = []
@@ -259,6 +268,7 @@ class _Counter(TorchDispatchMode):
         self.nested: set[str] = set()  # operators that were given nested tensors, once there are rows
         self.bounds: set[str] = set()  # operators whose FLOPs are at most those counted
         self.sparse: set[str] = set()  # operators on sparse tensors, without their overload
+        self.by_values: set[str] = set()  # operators whose FLOPs values decide, and not shapes alone
         self._numbers: dict[_Signature, int] = {}
         self._outputs: list[Any] = []
         self._composite: dict[Any, bool] = {}
@@ -382,6 +392,9 @@ class _Counter(TorchDispatchMode):
             self.nested.add(found.op)
         if found.bound:
             self.bounds.add(found.op)
+        read = any(spec.values is not None for spec in tensor_specs((args, tuple(kwargs.values()))))
+        if read or any(isinstance(arg, tuple) and arg[:1] == (BLOCKS,) for arg in args):
+            self.by_values.add(found.op)
         return found
 
 

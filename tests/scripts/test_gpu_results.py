@@ -244,6 +244,29 @@ def test_what_is_said_of_generations(results):
     )
 
 
+def test_the_meter_is_said_with_what_it_adds_and_what_waits(results):
+    facts = {
+        "added": {
+            "step_s": {"bare": 0.01}, "meter_step_over_bare": 0.9991,
+            "over_bare": {"meter": [1.0004, 0.9998, 1.0011], "synchronize": [1.03, 1.02, 1.04]},
+        },
+        "unwaiting": {"host_s": {"enter": 20e-6, "exit": 5e-6, "read": 1e-3}},
+        "drill": {"same_flops": True, "owned_share": 0.998, "adds_up": True},
+        "warnings": [],
+    }  # fmt: skip
+
+    assert results.SAYINGS["meter"](facts) == (
+        "a step of 10.00 ms, over the bare one: meter 1.0004 (0.9998 to 1.0011), synchronize 1.0300 (1.0200 to 1.0400)."
+        " The meter takes 25.00 us a step on the host and waits for nothing; its step is 0.9991 x the bare one. The "
+        "live step: FLOPs as counted in the loop, 99.8 % owned, times add up."
+    )
+    facts["drill"] = {"same_flops": False, "owned_share": None, "adds_up": False}
+    facts["warnings"] = ["gpuprof: called a synchronizing CUDA operation"]
+    said = results.SAYINGS["meter"](facts)
+    assert "on the host and gpuprof: called a synchronizing CUDA operation; its step" in said
+    assert said.endswith("FLOPs not as counted in the loop, nothing owned, times do not add up.")
+
+
 def test_every_check_has_a_saying(results):
     import gpu_checks
 
