@@ -93,7 +93,10 @@ def steps_of(profile_at: Iterable[int]) -> list[int]:
     Raises:
         GpuprofError: one is no number, or the first step, which is like no other.
     """
-    steps = list(profile_at)
+    try:
+        steps = list(profile_at)
+    except TypeError:
+        raise GpuprofError(f"profile_at={profile_at}: give a list of steps, such as [{profile_at}]") from None
     given = os.environ.get(VARIABLE, "")
     try:
         steps += [int(step) for step in given.split(",") if step.strip()]
