@@ -6,7 +6,7 @@ from torch._dynamo.callback import CallbackArgs, callback_handler
 
 
 class Compiling:
-    """Counts the compilations, and recordings of CUDA graphs, that begin before it is removed.
+    """Counts the compilations, and recordings of CUDA graphs, that begin while the block is open.
 
     Attributes:
         begun: how many.
@@ -16,12 +16,13 @@ class Compiling:
 
     def __init__(self) -> None:
         self.begun = 0
-        callback_handler.start_callbacks.append(self._begins)
 
     def _begins(self, _: CallbackArgs) -> None:
         self.begun += 1
 
-    def remove(self) -> None:
-        """No further one is counted."""
-        if self._begins in callback_handler.start_callbacks:  # torch._dynamo.reset takes all away
+    def __enter__(self) -> None:
+        callback_handler.start_callbacks.append(self._begins)
+
+    def __exit__(self, *_: object) -> None:
+        if self._begins in callback_handler.start_callbacks:  # torch._dynamo.reset takes them all away
             callback_handler.start_callbacks.remove(self._begins)

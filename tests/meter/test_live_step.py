@@ -14,8 +14,10 @@ from loops import IN, OUT, WIDE, metered, net, sgd, train
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, schedule
 from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
 import gpuprof
+from gpuprof.cli import app
 from gpuprof.errors import GpuprofError
 from gpuprof.meter import drill
 
@@ -75,11 +77,11 @@ class InPieces:
         self.meter.end(error)
 
 
-def train_llama(folder=None, micro_batches=1, pieces=False, checkpointing=None, steps=9, at=6):
-    """A training, with step `at` profiled where there is a folder: losses, model, optimizer."""
+def train_llama(folder=None, micro_batches=1, pieces=False, checkpointing=None, steps=9, at=(6,)):
+    """A training, with steps profiled where there is a folder: losses, model, optimizer."""
     model = llama(checkpointing)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    meter = metered(model, optimizer, profile_at=[at], out=folder) if folder is not None else None
+    meter = metered(model, optimizer, profile_at=at, out=folder) if folder is not None else None
     around = (lambda batch: nullcontext()) if meter is None else InPieces(meter, model) if pieces else meter.step
     torch.manual_seed(1)
     losses = []
@@ -102,6 +104,10 @@ def calls(run):
 def said(warned):
     """The meter's own warnings."""
     return [str(one.message) for one in warned if str(one.message).startswith("gpuprof: ")]
+
+
+def saved(folder):
+    return sorted(path.name for path in folder.glob("*.json.gz"))
 
 
 CASES = {
@@ -151,6 +157,29 @@ def test_figures_are_those_by_hand(tmp_path, ticks):
     }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def live_runs(tmp_path_factory):
+    """The folder of two steps of two micro-batches."""
+    folder = tmp_path_factory.mktemp("live")
+    train_llama(folder, micro_batches=2, steps=12, at=(6, 9))
+    return folder
+
+
+@pytest.mark.parametrize("verb", ["show", "budget", "backward", "roofline", "report", "compare", "check"])
+def test_every_verb_that_reads_a_run_reads_it(live_runs, verb, tmp_path):
+    first, second = (str(live_runs / f"step-{number}.json.gz") for number in (6, 9))
+    rest = {
+        "check": ["--against", second],
+        "compare": [second],
+        "report": ["-o", str(tmp_path / "report.html")],
+    }
+
+    done = CliRunner().invoke(app, [verb, first, *rest.get(verb, ())])
+
+    assert done.exit_code == (3 if verb == "check" else 0), done.output  # no noise is known of one run
+    assert verb == "report" or "LlamaForCausalLM" in done.output or "self_attn" in done.output
+
+
 @pytest.mark.parametrize("case", ["accumulation", "reentrant"])
 def test_losses_are_those_without_it_bit_for_bit(tmp_path, case):
     plain, *_ = train_llama(**CASES[case])
@@ -173,7 +202,7 @@ def test_nothing_of_it_is_left(tmp_path):
     assert (dict(vars(torch.autograd)), dict(vars(torch._dynamo))) == before[1:]
     assert {kind: dict(vars(kind)) for kind in kinds} == kinds
     assert not torch.autograd._profiler_enabled()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-4.json.gz", "step-6.json.gz"]
+    assert saved(tmp_path) == ["step-4.json.gz", "step-6.json.gz"]
 
 
 def test_what_runs_between_micro_batches_is_none_of_the_step(tmp_path):
@@ -237,7 +266,7 @@ def test_steps_are_given_in_the_environment(tmp_path, monkeypatch, capsys):
 
     train(metered(model, optimizer), model, optimizer, steps=8)
 
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpuprof-step-4.json.gz", "gpuprof-step-6.json.gz"]
+    assert saved(tmp_path) == ["gpuprof-step-4.json.gz", "gpuprof-step-6.json.gz"]
     assert capsys.readouterr().err.splitlines()[0] == (
         "gpuprof: step 4 of the training is in gpuprof-step-4.json.gz: gpuprof show gpuprof-step-4.json.gz"
     )
@@ -283,7 +312,7 @@ def test_another_profiler_keeps_what_it_has(tmp_path, recwarn):
         "gpuprof: step 4 is not recorded: a torch.profiler of your own is at work, and there can be but one; end it "
         "before that step"
     ]
-    assert list(tmp_path.iterdir()) == []
+    assert saved(tmp_path) == []
 
 
 def test_another_profiler_that_is_about_to_begin_keeps_what_it_has(tmp_path, recwarn):
@@ -332,7 +361,7 @@ def test_a_step_before_the_resumed_one_is_said(tmp_path):
     with pytest.warns(UserWarning, match="step 100 is not recorded: it was over before this loop began, whose first "):
         train(meter, model, optimizer, steps=6)
 
-    assert [path.name for path in tmp_path.iterdir()] == ["step-154.json.gz"]
+    assert saved(tmp_path) == ["step-154.json.gz"]
 
 
 def test_a_training_that_ends_before_the_count_keeps_the_trace(tmp_path):
@@ -375,12 +404,12 @@ def test_a_process_that_ends_saves_what_waits(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_costs_the_training_nothing(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "step-4.json.gz").mkdir()
     model = net()
     optimizer = sgd(model)
-    meter = metered(model, optimizer, profile_at=[4], out=tmp_path / "file")
+    meter = metered(model, optimizer, profile_at=[4], out=tmp_path)
 
-    with pytest.warns(UserWarning, match="step 4 was recorded and is lost: .*file"):
+    with pytest.warns(UserWarning, match="step 4 was recorded and is lost: cannot write .*: Is a directory"):
         losses = train(meter, model, optimizer, steps=6)
 
     assert len(losses) == 6
@@ -459,7 +488,7 @@ def test_a_compiled_model_is_told_apart_and_computes_the_same(tmp_path, monkeypa
         if meter is not None:
             meter._settle()
             assert {sample.number: sample.dropped for sample in meter._samples} == {
-                1: "compiled", 2: "warm-up", 3: "warm-up", 4: "compiled", 5: "profiled", 6: "", 7: "", 8: "",
+                1: "compiled", 2: "warm-up", 3: "warm-up", 4: "compiled", 5: "recorded", 6: "", 7: "", 8: "",
             }  # fmt: skip
         return found
 
