@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import re
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -611,7 +612,7 @@ def meter(folder: Path) -> Facts:
     loop = _Loop(made["model"].train(), batch)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        facts = {"unwaiting": _unwaiting(loop), "added": _added(loop), "drill": _drill(loop, _made(folder))}
+        facts = {"unwaiting": _unwaiting(loop), "added": _added(loop), "drill": _drill(loop, folder)}
     facts["warnings"] = sorted({str(one.message) for one in warned if "gpuprof" in str(one.message)})
     near = 0.98 < facts["added"]["meter_step_over_bare"] < 1.02
     cheap = facts["added"]["over_bare"]["meter"][0] < 1.005
@@ -712,14 +713,12 @@ def _per_step(arm: Callable[[int], None], steps: int) -> float:
 
 def _drill(loop: _Loop, folder: Path) -> Facts:
     """A step recorded as it runs, as a run."""
-    meter = Meter(loop.model, loop.optimizer, out=folder, profile_at=[8])
-    loop.metered(meter, 12)
-    torch.cuda.synchronize()
-    flops = meter.read().get("meter/flops_per_step")
-    file = folder / "step-8.json.gz"
-    run = load(file)
-    file.unlink()
-    (folder / "meter.jsonl").unlink()
+    with tempfile.TemporaryDirectory() as out:
+        meter = Meter(loop.model, loop.optimizer, out=out, profile_at=[8])
+        loop.metered(meter, 12)
+        torch.cuda.synchronize()
+        flops = meter.read().get("meter/flops_per_step")
+        run = load(f"{out}/step-8.json.gz")
     figures, step_s = totals(run), run.samples.loc[run.samples["phase"] == "step", "time_s"]
     facts = {
         "run": saved(run, folder, "meter-step"),

@@ -156,13 +156,17 @@ def by_trainer(config: LlamaConfig, case: Case, seq_len: int) -> int:
 
 
 def by_lightning(config: LlamaConfig, case: Case, seq_len: int) -> int:
-    """Lightning's ``measure_flops`` of a batch, for each batch of a step.
+    """Lightning's ``measure_flops`` of a batch on the meta device, as its documentation has it, times the batches.
 
-    On the model itself: on the meta device, as its documentation has it, models of transformers read a mask's values.
+    With attention written out: before the fused one transformers looks at a mask's values, which are not there.
     """
     from lightning.fabric.utilities.throughput import measure_flops
 
-    model, batch = model_of(config, case), batch_of(config, case, seq_len)
+    with torch.device("meta"):
+        model = model_of(config, case)
+    getattr(model, "base_model", model).set_attn_implementation("eager")
+    batch = {name: tensor.to("meta") for name, tensor in batch_of(config, case, seq_len).items()}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     return measure_flops(model, lambda: model(**batch), lambda output: output.loss) * case.micro_batches
 
 

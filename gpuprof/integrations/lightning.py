@@ -21,7 +21,7 @@ def _callback() -> Any:
         try:
             return importlib.import_module(name).Callback
         except ModuleNotFoundError as missing:
-            if missing.name != name.partition(".")[0]:
+            if not name.startswith(str(missing.name)):  # what it needs is missing
                 raise
     raise GpuprofError("LightningMeter needs lightning, which is not installed: pip install 'gpuprof[lightning]'")
 
@@ -58,7 +58,8 @@ class LightningMeter(_Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """A micro-batch begins; the model's forward and backward are in the optimizer's step, or before it."""
-        self.meter.begin(batch)
+        self.meter.begin()
+        self.meter.given(batch)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """A micro-batch has ended, and perhaps a step, after which the loggers may be told.

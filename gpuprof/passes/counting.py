@@ -120,6 +120,7 @@ def counting(
             workload,
             lambda name: place.phase_changed(name),
             part=None if traffic is None else traffic.call,
+            here=True,
         ) as phase,
         unseen(
             attending := _AttentionCalls(

@@ -58,9 +58,20 @@ def test_goals_are_met_or_not(bench):
     met = {ours: {"added_s": 49e-6}, theirs: {"added_s": 245e-6}}
     missed = {ours: {"added_s": 50e-6}, theirs: {"added_s": 249e-6}}
 
-    assert list(bench.verdicts(met, 0.010).values()) == [True, True]
-    assert bench.verdicts(missed, 0.010) == {
+    assert list(bench.verdicts(met).values()) == [True, True]
+    assert bench.verdicts(missed) == {
         "Meter, plain loop: below 0.5% of a step": False,
         "Meter, plain loop: 4.98 x cheaper than the cheapest other, 5 x wanted": False,
     }
-    assert bench.verdicts({theirs: {"added_s": 1.0}}, 0.010) == {}
+    assert bench.verdicts({theirs: {"added_s": 1.0}}) == {}
+
+
+def test_two_ranks_are_held_against_each_other(bench):
+    ours, theirs = bench.OF_TWO
+    found = {ours: {"added_s": 40e-6}, theirs: {"added_s": 1e-3}, bench.PLAIN: {"added_s": 30e-6}}
+
+    assert bench.verdicts(found) == {
+        "GpuprofCallback, Trainer, 2 ranks: below 0.5% of a step": True,
+        "Meter, plain loop: below 0.5% of a step": True,
+        "on two ranks: 25.00 x cheaper than the Trainer's tokens": True,
+    }
