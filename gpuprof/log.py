@@ -20,6 +20,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gpuprof.dates import in_utc
 from gpuprof.errors import GpuprofError
 
 SCHEMA_VERSION = 1
@@ -248,6 +249,7 @@ class _Part(NamedTuple):
     header: dict[str, Any]
     counted: dict[int, list[dict[str, Any]]]
     steps: list[list[Any]]
+    clocks: list[tuple[str, float]]
 
 
 def lines(content: bytes, path: Path) -> list[dict[str, Any]]:
@@ -274,7 +276,7 @@ def lines(content: bytes, path: Path) -> list[dict[str, Any]]:
 
 
 def content(raw: bytes, path: Path) -> dict[str, Any]:
-    """The facts, the passes and the tables tree, ops and samples of a run file, column by column.
+    """The facts, the passes and the tables tree, ops, samples and telemetry of a run file, column by column.
 
     They are of the newest training of the log, from where it began, or was resumed in another place than before. Its
     samples are all steps whose time counts. What it counted, its tokens and its samples are the mean of a step of them,
@@ -329,6 +331,20 @@ def _content(raw: bytes, path: Path) -> dict[str, Any]:
             "phase": ["step"] * len(used),
             "time_s": [step[1] for _, step in used],
         },
+        "telemetry": _telemetry(parts),
+    }
+
+
+def _telemetry(parts: list[_Part]) -> dict[str, Any]:
+    """The table telemetry: the SM clock as it was at each read."""
+    clocks = [one for part in parts for one in part.clocks]
+    dates = [in_utc(date) for date, _ in clocks]
+    return {
+        "launch": [0] * len(clocks),
+        "time_s": [(date - dates[0]).total_seconds() for date in dates],
+        "quantity": ["sm_clock"] * len(clocks),
+        "unit": ["MHz"] * len(clocks),
+        "value": [clock for _, clock in clocks],
     }
 
 
@@ -342,11 +358,14 @@ def _parts(found: Iterable[dict[str, Any]]) -> list[_Part]:
     parts: list[_Part] = []
     for line in found:
         if begins(line):
-            parts.append(_Part(line, {}, []))
+            parts.append(_Part(line, {}, [], []))
         elif "signature" in line:
             parts[-1].counted.setdefault(line["signature"], []).append(line)
         elif "steps" in line:
             parts[-1].steps.extend(line["steps"])
+            clock = line.get("figures", {}).get("device/clock_mhz")
+            if clock is not None:
+                parts[-1].clocks.append((line["date"], clock))
     return parts
 
 
