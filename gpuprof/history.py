@@ -24,6 +24,7 @@ import pandas as pd
 from gpuprof import dates, store_url, units
 from gpuprof.analysis import comparison, levels
 from gpuprof.errors import GpuprofError
+from gpuprof.log import is_log
 from gpuprof.record import Run, integers, load, write_atomically
 from gpuprof.store_url import DRIVERS, FORMS
 
@@ -142,8 +143,7 @@ class Store:
         Returns:
             Its id. A run that is there already stays as it is.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            content = run.save(Path(folder) / "run.json").read_bytes()
+        content = _saved(run)
         identity = _identity(content)
         noted = {"commit": commit, "verdict": verdict} | ({} if accepted is None else {"accepted": accepted})
         self._put(content, run, noted)
@@ -326,7 +326,7 @@ class Store:
         """Store the runs in files, each in a transaction of its own, with what an export noted beside them.
 
         Args:
-            paths: files of runs; the notes themselves, `NOTES`, may be among them.
+            paths: files of runs, or logs or folders of trainings; the notes themselves, `NOTES`, may be among them.
 
         Returns:
             Ids of those that were not there.
@@ -341,7 +341,7 @@ class Store:
                 if path.name == NOTES and path.exists():
                     continue
                 run = load(path)
-                content = path.read_bytes()
+                content = _saved(run) if path.is_dir() or is_log(path) else path.read_bytes()
                 content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
                 identity = _identity(content)
                 if self._put(content, run, noted.get(identity, {})):
@@ -614,6 +614,12 @@ def _figures(run: Run) -> list[dict[str, Any]]:
         exact = None if pd.isna(launch["flops"]) else str(launch["flops"])
         rows.append({"launch": int(launch["launch"]), "invalid": launch["invalid"], **figures, "flops_exact": exact})
     return rows
+
+
+def _saved(run: Run) -> bytes:
+    """The file of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run.save(Path(folder) / "run.json").read_bytes()
 
 
 def _identity(content: bytes) -> str:

@@ -260,7 +260,7 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
         _check_place(one, rank, about)
         about[rank] = {name: value for name, value in one.items() if name not in _KEPT}
         for name, sums in added.items():
-            _add_rows(sums, name, one[name])
+            add_rows(sums, name, one[name])
         _add_busy(busy, one["busy"])
         trees[rank] = one["tree"]
         _add_samples(steps, one["samples"], one["generation"], rank)
@@ -314,7 +314,7 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
         **{name: _by_rank(name, rows) for name, rows in gathered.items()},
     )
     if job.done("count"):
-        job.ops, job.traffic = (_rows(name, sums) for name, sums in added.items())
+        job.ops, job.traffic = (rows_of(name, sums) for name, sums in added.items())
         if whole := job.workload.pop("whole_model", None):
             job.workload["unsharded"] = replication(job, whole["flops"], whole["batches"])
     return _in_a_convention(job)
@@ -356,7 +356,7 @@ def _check_whole(about: dict[int, dict[str, Any]]) -> None:
         )
 
 
-def _add_rows(sums: dict[tuple[Any, ...], list[int | None]], name: str, found: dict[str, list[Any]]) -> None:
+def add_rows(sums: dict[tuple[Any, ...], list[int | None]], name: str, found: dict[str, list[Any]]) -> None:
     """Add rows of a table to those that are of the same; what one does not know is not known of the sum."""
     key = [found[column] for column in TABLES[name] if column not in _ADDED[name]]
     for owner, row in zip(zip(*key, strict=True), _zipped(found, *_ADDED[name]), strict=True):
@@ -367,7 +367,8 @@ def _add_rows(sums: dict[tuple[Any, ...], list[int | None]], name: str, found: d
             sums[owner] = [None if a is None or b is None else a + b for a, b in zip(so_far, row, strict=True)]
 
 
-def _rows(name: str, sums: dict[tuple[Any, ...], list[int | None]]) -> pd.DataFrame:
+def rows_of(name: str, sums: dict[tuple[Any, ...], list[int | None]]) -> pd.DataFrame:
+    """The table of what `add_rows` has added up."""
     names = [column for column in TABLES[name] if column not in _ADDED[name]]
     keys, amounts = (list(zip(*rows, strict=True)) for rows in (sums.keys(), sums.values()))
     found = dict(zip([*names, *_ADDED[name]], [*map(list, keys), *map(list, amounts)], strict=False))

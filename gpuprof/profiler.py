@@ -158,7 +158,7 @@ def _launched(
     if rest:
         run = run_passes(build(model, options), passes=rest, counter_level=level, progress=progress, **how)
     merge(run, repeated)
-    _say_what_is_withheld(run)
+    say_what_is_withheld(run)
     if "trace" not in rest and "measured" not in run.device["peaks"]:  # else the other passes have added them
         add_ceilings(run)
     return run
@@ -278,13 +278,13 @@ def run_passes(
         measuring.tell("ceiling", 0, 1)
         add_ceilings(run)
         measuring.tell("ceiling", 1, 1)
-    run.tree = _with_all_owners(run, workload.model)
+    run.tree = with_all_owners(run, workload.model)
     if not (control.alone or run.kernels.empty):
         run.ranks = table("ranks", list(_of_rank(run, control.rank, measuring)))
-    run.warnings += [*_never_made(workload.model), *control.late]
+    run.warnings += [*never_made(workload.model), *control.late]
     control.late.clear()
     run.warnings += [f"the {name} pass failed: {o.reason}" for name, o in run.passes.items() if o.status == "failed"]
-    _say_what_is_withheld(run)
+    say_what_is_withheld(run)
     return run
 
 
@@ -341,7 +341,8 @@ def _of_rank(run: Run, rank: int, measuring: Measuring) -> Iterator[dict[str, An
         yield from rank_rows(replace(run, kernels=traced.kernels, estimates=traced.estimates), rank, step)
 
 
-def _say_what_is_withheld(run: Run) -> None:
+def say_what_is_withheld(run: Run) -> None:
+    """Add to the warnings of a run why figures of it are withheld."""
     found = inconsistencies(run) or filter(None, [unchecked(run)])
     run.warnings += [line for line in found if line not in run.warnings]
 
@@ -392,7 +393,7 @@ def add_ceilings(run: Run) -> None:
         run.device["peak_spread"] = {dtype: entry["spread"] for dtype, entry in known.items()}
 
 
-def _with_all_owners(run: Run, model: torch.nn.Module) -> pd.DataFrame:
+def with_all_owners(run: Run, model: torch.nn.Module) -> pd.DataFrame:
     """The tree with every module that a pass booked anything on, also under a path no counted step called it by."""
     tree = run.tree
     booked = {*run.kernels["module"], *run.estimates["module"], *run.memory["module"], *run.timeline["module"]}
@@ -403,7 +404,7 @@ def _with_all_owners(run: Run, model: torch.nn.Module) -> pd.DataFrame:
     return counting.module_tree(model, calls, dict(zip(tree["module"], tree["causality"], strict=True)))
 
 
-def _never_made(model: torch.nn.Module) -> list[str]:
+def never_made(model: torch.nn.Module) -> list[str]:
     """Parameters of lazy modules that no step has called: nobody knows their size."""
     paths = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
     if not paths:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from gpuprof import log
 from gpuprof.dates import in_utc
 from gpuprof.errors import ForeignFileError, GpuprofError, no_run
 
@@ -428,6 +429,11 @@ class Run:
         return self.done("trace") and bool(self.passes["trace"].facts.get("recorded"))
 
     @property
+    def metered(self) -> bool:
+        """Whether it is of the steps of a training, which need not be alike: what it counted is their mean."""
+        return self.workload.get("source") == "meter"
+
+    @property
     def is_job(self) -> bool:
         """Whether it is of a job as a whole, and not of one of its ranks."""
         return self.workload.get("world", 1) > 1 and "rank" not in self.workload
@@ -492,7 +498,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> Path
 
 
 def load(path: str | os.PathLike[str]) -> Run:
-    """Read a run saved by `Run.save`. Does not need torch.
+    """Read a run saved by `Run.save`, or the log of a `gpuprof.Meter`, or the folder of one. Does not need torch.
 
     Raises:
         GpuprofError: no such file, not a gpuprof run, truncated, a part missing or broken, or written by a newer
@@ -520,8 +526,12 @@ def read(path: str | os.PathLike[str], tables: Iterable[str] = TABLES) -> dict[s
         GpuprofError: as in `load`.
     """
     path = Path(path)
+    if path.is_dir():
+        path = log.of_folder(path)
     try:
         raw = path.read_bytes()
+        if log.is_log(path):
+            return _of_log(raw, path, tables)
         text = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
         data = json.loads(text)
     except OSError as error:
@@ -529,6 +539,8 @@ def read(path: str | os.PathLike[str], tables: Iterable[str] = TABLES) -> dict[s
             raise no_run(path) from error
         raise GpuprofError(f"cannot read {path}: {error.strerror or error}") from error
     except (EOFError, RecursionError, ValueError, zlib.error) as error:
+        if path.suffix == ".jsonl" and not raw:
+            raise GpuprofError(f"{path} is empty: its meter has not been read yet") from error
         raise GpuprofError(f"{path} is not a whole gpuprof run (truncated or foreign): profile again") from error
     if _is_trace(data):
         raise ForeignFileError(f"{path} is a trace: make a run of it with 'gpuprof import {path} -o run.json.gz'")
@@ -539,6 +551,17 @@ def read(path: str | os.PathLike[str], tables: Iterable[str] = TABLES) -> dict[s
         raise GpuprofError(
             f"{path} has schema version {version}, this gpuprof reads up to {SCHEMA_VERSION}: upgrade gpuprof"
         )
+    return _checked(data, path, tables)
+
+
+def _of_log(raw: bytes, path: Path, tables: Iterable[str]) -> dict[str, Any]:
+    """The log of a meter as the run that it is, which has few tables."""
+    content = {name: columns(table(name, [])) for name in TABLES} | log.content(raw, path)
+    return _checked({"schema_version": SCHEMA_VERSION, **content}, path, tables)
+
+
+def _checked(data: dict[str, Any], path: Path, tables: Iterable[str]) -> dict[str, Any]:
+    version = data["schema_version"]
     with whole_file(path):
         if version < 1:
             raise ValueError(f"schema version {version}")

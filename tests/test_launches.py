@@ -32,7 +32,7 @@ def test_launches_are_numbered_and_the_step_is_the_median_of_their_medians():
 
     merge(run, [timed(1, 2, 4), timed(4, 5, 6), timed(1, 3, 9)])
 
-    assert steps.medians(run).to_dict() == {1: 2.0, 2: 5.0, 3: 3.0}
+    assert steps.of_launches(run).to_dict() == {1: 2.0, 2: 5.0, 3: 3.0}
     assert totals(run)["step_s"] == 3.0
     assert totals(run)["steps"] == 9
     assert by_phase(run)["phase"].tolist()  # phases that no launch timed are missing, not an error
@@ -64,7 +64,7 @@ def test_the_parts_of_a_generation_keep_their_launch(tmp_path):
 def test_a_run_without_launches_is_one(tmp_path):
     run = gpu_run()
 
-    assert steps.medians(run).to_dict() == {0: pytest.approx(480e-9)}
+    assert steps.of_launches(run).to_dict() == {0: pytest.approx(480e-9)}
     assert gpuprof.load(run.save(tmp_path / "run.json")).samples["launch"].tolist() == [0] * len(run.samples)
 
 

@@ -354,7 +354,8 @@ class _Facts:
 
     def __init__(self, run: Run, children: dict[str, list[str]], mine: dict[str, pd.DataFrame]) -> None:
         rows = zip(run.tree["module"], run.tree["params"], run.tree["trainable_params"], strict=True)
-        known = [row for row in rows if not pd.isna(row[1])]  # none of a recording
+        # none of a recording, and of a training those of the whole model alone
+        known = [] if run.tree["params"].isna().any() else list(rows)
         self.params = {path: (int(params), int(trainable)) for path, params, trainable in known}
         self.has_own = {
             path: self.params[path][0] > sum(self.params[child][0] for child in below) or not below

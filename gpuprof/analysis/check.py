@@ -51,6 +51,7 @@ from gpuprof.analysis.regression import (
     judge_exact,
     judge_interleaved,
 )
+from gpuprof.analysis.steps import varied
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import unwrapped
 from gpuprof.record import Run, integers
@@ -84,8 +85,28 @@ OF_GENERATIONS = {"ttft_s": "time to first token", "tpot_s": "time per output to
 """Those that decide beside them where a run generates: a step of many tokens does not show what its prefill costs."""
 
 
-def decides(run: Run) -> dict[str, str]:
-    """Metrics that decide what becomes of a run, in words."""
+OF_TRAININGS = {"step_s": DECIDES["step_s"], "flops": DECIDES["flops"]}
+"""Those that decide on a training whose steps are all alike: its log has no kernels and no memory."""
+
+OF_VARIED = {
+    "mfu_given": "MFU", "mfu_datasheet": "MFU", "tokens_per_s": "tokens/s", "samples_per_s": "samples/s",
+    "step_s": "step time",
+}  # fmt: skip
+"""Of one of steps of various shapes the first that is known decides alone: what their times are of differs."""
+
+
+def decides(run: Run, launches: pd.DataFrame) -> dict[str, str]:
+    """Metrics that decide what becomes of a run, in words.
+
+    Args:
+        run: the run.
+        launches: of it, as `gpuprof.analysis.comparison.launches` has them.
+    """
+    if varied(run):
+        first = next(name for name in OF_VARIED if name == "step_s" or launches[name].notna().any())
+        return {first: OF_VARIED[first]}
+    if run.metered:
+        return OF_TRAININGS
     return DECIDES | OF_GENERATIONS if run.workload["mode"] == "generate" else DECIDES
 
 
@@ -315,7 +336,7 @@ def check(
         GpuprofError: no run of the baseline compares, nothing was timed, or there is no such field.
     """
     comparable, left_out = _comparable(head, baseline, allowed)
-    used, base, invalid = _newest(comparable, allowed)
+    used, base, invalid = _newest(comparable, allowed, next(iter(decides(head, launches(head)))))
     left_out += [f"a launch with {text}" for text in invalid]
     described = [_described(used, base)] if used else []
     notes = [*described, *(f"Left out of the baseline: {text}." for text in left_out)]
@@ -421,13 +442,22 @@ def against(
     check_timed(_held(base), "the baseline")
     check_timed(found, "the head")
     told = verdicts(base, found, margin)
-    said = [*notes, *_margin_note(told, margin), *_modes_note(base, allowed), *_gaps(base, found, decides(head))]
-    return _concluded(told, runs, [head], said, _margin_of(told, margin), decides(head), by)
+    deciding = decides(head, found)
+    said = [*notes, *_margin_note(told, margin, deciding), *_modes_note(base, allowed), *_gaps(base, found, deciding)]
+    if varied(head):
+        decides_alone = next(iter(deciding.values()))
+        said.append(f"Its steps are of various shapes: {decides_alone} decides, and not what they took.")
+    return _concluded(told, runs, [head], said, _margin_of(told, margin, deciding), deciding, by)
 
 
-def _margin_note(found: Sequence[Verdict], margin: float | None) -> list[str]:
+def _first(found: Sequence[Verdict], deciding: Collection[str]) -> Verdict | None:
+    """The verdict on the first metric that decides, which is the step time but for `OF_VARIED`."""
+    return next((one for one in found if one.metric in deciding), None)
+
+
+def _margin_note(found: Sequence[Verdict], margin: float | None, deciding: Collection[str]) -> list[str]:
     """What the least change is that this noise lets be told, where that is the margin."""
-    step = next((one for one in found if one.metric == "step_s"), None)
+    step = _first(found, deciding)
     if margin is not None or step is None or isnan(step.margin):
         return []
     if step.known < TOLD or step.known_runs < BETWEEN_RUNS:
@@ -484,8 +514,9 @@ def _told_apart(values: pd.Series, unit: str, found: Modes) -> str:
     return f"{np.median(low):,.0f} and {np.median(high):,.0f}{unit}"
 
 
-def _margin_of(found: Sequence[Verdict], margin: float | None) -> float:
-    return next((one.margin for one in found if one.metric == "step_s"), MARGIN) if margin is None else margin
+def _margin_of(found: Sequence[Verdict], margin: float | None, deciding: Collection[str]) -> float:
+    first = _first(found, deciding)
+    return margin if margin is not None else first.margin if first else MARGIN
 
 
 def check_timed(launches: pd.DataFrame, name: str) -> None:
@@ -510,9 +541,10 @@ def unopposed(head: Run, why: str) -> Check:
     """
     found = launches(head)
     check_timed(found, "the head")
-    step_s = float(found["step_s"].median())
-    verdict = Verdict("step_s", INCONCLUSIVE, nan, nan, nan, step_s, 0, len(found), why)
-    return Check(INCONCLUSIVE, [verdict], decides(head), {}, head, head)
+    deciding = decides(head, found)
+    first = next(iter(deciding))
+    verdict = Verdict(first, INCONCLUSIVE, nan, nan, nan, float(found[first].median()), 0, len(found), why)
+    return Check(INCONCLUSIVE, [verdict], deciding, {}, head, head)
 
 
 def check_interleaved(
@@ -579,15 +611,15 @@ def _date(run: Run) -> str:
     return str(run.environment.get("date", ""))
 
 
-def _newest(runs: Sequence[Run], allowed: Collection[str]) -> tuple[list[Run], pd.DataFrame, list[str]]:
+def _newest(runs: Sequence[Run], allowed: Collection[str], metric: str) -> tuple[list[Run], pd.DataFrame, list[str]]:
     """The newest `WINDOW` runs with valid launches, oldest first, those launches, and why others are not valid.
 
-    The launches have columns of the fields of the fingerprint that may differ.
+    The launches have columns of the fields of the fingerprint that may differ. Levels are those of a metric.
     """
     used, frames, invalid = list[Run](), list[pd.DataFrame](), list[str]()
     for run in reversed(runs):
         frame = launches(run)
-        valid = frame[frame["invalid"] == ""]
+        valid = frame[(frame["invalid"] == "") & frame[metric].notna()]
         invalid += [text for text in frame["invalid"] if text]
         if len(valid):
             used.insert(0, run)
@@ -598,7 +630,7 @@ def _newest(runs: Sequence[Run], allowed: Collection[str]) -> tuple[list[Run], p
     if not used:
         return [], pd.DataFrame(), invalid
     base = pd.concat(frames, ignore_index=True).assign(held=True, noise=True)
-    steps = base.groupby("run")["step_s"].median()
+    steps = base.groupby("run")[metric].median()
     places = [point.at for point in change_points(steps)]
     base["level"] = base["run"].map(pd.Series(np.searchsorted(places, range(len(steps)), "right"), index=steps.index))
     newest = base[base["level"] == base["level"].max()]

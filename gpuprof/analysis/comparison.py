@@ -21,6 +21,7 @@ from gpuprof.analysis.known_flops import priced_share
 from gpuprof.analysis.memory import peak
 from gpuprof.analysis.operators import plain_op
 from gpuprof.analysis.ranks import require_kernels
+from gpuprof.analysis.steps import typical
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import layer_of, unsharded, unwrapped
@@ -70,9 +71,10 @@ def launches(run: Run) -> pd.DataFrame:
 
     Returns:
         Columns `LAUNCH_COLUMNS`, missing where a figure is not known. step_s and the times of the phases are medians
-        of the launch's steps, step_iqr_s their interquartile range, in seconds; the rates and each ``mfu_``
-        (by denominator, the ideal time of the model FLOPs over the step) follow from step_s, with the launch's own
-        median SM clock; energy_j is of a step; reference_per_s is how fast the product between the steps was, on a CPU.
+        of the launch's steps (of a training means), step_iqr_s their interquartile range, in seconds; the rates and
+        each ``mfu_`` (by denominator, the ideal time of the model FLOPs over the step) follow from step_s, with the
+        launch's own median SM clock; energy_j is of a step; reference_per_s is how fast the product between the steps
+        was, on a CPU.
         flops (model FLOPs of the step), kernels (of the traced step) and priced_share (of the matmul kernel time of a
         GPU, that whose FLOPs are known: below `gpuprof.analysis.known_flops.NEARLY_ALL` each ``mfu_`` is a lower bound)
         are the run's. Of a generation tokens_per_s are new tokens; ttft_s, tpot_s and tpot_p99_s are as
@@ -129,8 +131,8 @@ _Ideal = dict[str, tuple[str, float]]
 
 def _figures(launch: Run, ideal: _Ideal) -> dict[str, Any]:
     times = launch.samples.groupby("phase")["time_s"]
-    median = times.median()
-    step_s = float(median["step"])
+    middle = typical(launch, times)
+    step_s = float(middle["step"])
     found = generation(launch)
     rates = {
         f"{unit}_per_s": amount / step_s
@@ -142,16 +144,16 @@ def _figures(launch: Run, ideal: _Ideal) -> dict[str, Any]:
     return {
         "step_s": step_s,
         "step_iqr_s": float(times.quantile(0.75)["step"] - times.quantile(0.25)["step"]),
-        **{f"{phase}_s": median.get(phase) for phase in ("forward", "backward", "optimizer")},
+        **{f"{phase}_s": middle.get(phase) for phase in ("forward", "backward", "optimizer")},
         **rates,
         **({name: getattr(found, name) for name in ("ttft_s", "tpot_s", "tpot_p99_s")} if found else {}),
         **{
-            name: seconds / median[phase]
+            name: seconds / middle[phase]
             for name, (phase, seconds) in ideal.items()
-            if seconds > 0 and median.get(phase)  # nor a NaN
+            if seconds > 0 and middle.get(phase)  # nor a NaN
         },
         "energy_j": energy_per_step_j(launch),
-        "reference_per_s": 1 / median["reference"] if "reference" in median else None,
+        "reference_per_s": 1 / middle["reference"] if "reference" in middle else None,
         "invalid": "; ".join(launch.doubts["invalid"] if launch.is_job else invalid_reasons(launch.telemetry)),
     }
 
@@ -201,13 +203,13 @@ def workload_key(run: Run) -> str:
     """A name for the workload that is the same wherever and whenever it runs, in characters that suit a file's name.
 
     Its words are for people; the eight digits at its end are a hash of all that makes the workload: model and sizes,
-    dtype, attention, cache, checkpointing, optimizer, what is frozen, how it is compiled, inputs, and the architecture.
+    dtype, attention, cache, checkpointing, optimizer, what is frozen, how it is compiled, inputs or micro-batches, and
+    the architecture.
     """
     about = run.workload
     # several recorded steps taken as one are no slower than each of them
     more = {"step": "all"} if about.get("step") == "all" else {}
-    if about.get("compiled"):
-        more["compiled"] = about["compiled"]
+    more |= {name: about[name] for name in ("compiled", "micro_batches") if about.get(name)}
     cache = "static-cache" if about.get("cache") == "static" else ""
     more |= {"cache": "static"} if cache else {}
     text = json.dumps({name: about.get(name) for name in _IDENTITY} | more, sort_keys=True, default=str)

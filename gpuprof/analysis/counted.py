@@ -11,6 +11,7 @@ from gpuprof.analysis.denominators import denominator, ideal_seconds
 from gpuprof.analysis.directions import direction
 from gpuprof.analysis.known_flops import none_known
 from gpuprof.analysis.ran import ran
+from gpuprof.analysis.steps import varied
 from gpuprof.errors import GpuprofError
 from gpuprof.record import FORWARD, MODEL, Run, integers
 from gpuprof.theory.architecture import Architecture
@@ -40,7 +41,12 @@ def chosen(run: Run, convention: str | None = None) -> Convention:
 
 
 def of_no_part(run: Run, how: Convention) -> str:
-    """Why a formula, of a whole model on one batch, is not of this run; empty where it may be, or there is none."""
+    """Why a formula, of a whole model on one batch, is not of this run; empty where it may be, or there is none.
+
+    Nor is a rule, which goes by calls, of the mean of steps that made different ones.
+    """
+    if how.rule is not None and varied(run):
+        return "it goes by single calls, and of steps of various shapes a meter's log tells their mean"
     if how.parts is None:
         return ""
     if run.is_job:

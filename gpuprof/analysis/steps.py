@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from gpuprof.record import Run
 
 
-def medians(run: Run, phase: str = "step") -> pd.Series:
-    """Median seconds of a phase, or of the whole step, in each launch: steps of one process share its mood.
+def typical(run: Run, times: Any) -> Any:
+    """What stands for the times of each group of steps: their median; of a training their mean, as of what they do."""
+    return times.mean() if run.metered else times.median()
+
+
+def varied(run: Run) -> bool:
+    """Whether it is of a training whose steps were not all of the same shapes."""
+    return run.metered and run.passes["time"].facts.get("kinds", 1) > 1
+
+
+def of_launches(run: Run, phase: str = "step") -> pd.Series:
+    """Typical seconds of a phase, or of the whole step, in each launch: steps of one process share its mood.
 
     Args:
         run: the run.
         phase: ``step``, or as in the record.
     """
     samples = run.samples[run.samples["phase"] == phase]
-    return samples.groupby("launch")["time_s"].median()
+    return typical(run, samples.groupby("launch")["time_s"])
 
 
 def step_seconds(run: Run, phase: str = "step") -> float | None:
-    """The time of a phase, or of the whole step: the median of its launches' medians; None where it was not timed."""
-    found = medians(run, phase)
+    """The time of a phase, or of the whole step: the median of its launches; None where it was not timed.
+
+    Of a launch it is the median of its steps, and of a training their mean: `typical`.
+    """
+    found = of_launches(run, phase)
     return None if found.empty else float(found.median())
 
 

@@ -12,6 +12,7 @@ import typer
 
 from gpuprof.cli import options as o
 from gpuprof.errors import ForeignFileError, GpuprofError
+from gpuprof.log import is_log, is_training
 
 if TYPE_CHECKING:
     from gpuprof.analysis.check import Check
@@ -57,8 +58,8 @@ def check(
     head: Annotated[
         Path,
         typer.Argument(
-            metavar="HEAD", help="A saved run, or a folder of runs: its newest one.", show_default=False,
-            callback=o.existing,
+            metavar="HEAD", help="A saved run, a training's folder, or a folder of runs: its newest one.",
+            show_default=False, callback=o.existing,
         ),
     ],
     against: Annotated[
@@ -88,18 +89,18 @@ def check(
     allowed = read_margin(margin)
     if store is not None and against:
         raise GpuprofError("--against and --store are two baselines: give one of them")
-    if store is None and not against and not head.is_dir():
+    if store is None and not against and not _is_several(head):
         raise GpuprofError(f"say what to hold {head} against: --against with a run or a folder, or --store")
     from gpuprof.analysis.check import check as check_runs
     from gpuprof.record import load
 
-    own, path = _newest(head) if head.is_dir() else (load(head), head)
+    own, path = _newest(head) if _is_several(head) else (load(head), head)
     if store is not None:
         found, left_out = check_in_store(own, store, allowed, allow_different or ()), list[str]()
     else:
         baseline, left_out = _gather(against or [head], own)
         found = check_runs(own, baseline, allowed, allow_different or ())
-    newest = [f"The head is {path}, the newest there."] if head.is_dir() else []
+    newest = [f"The head is {path}, the newest there."] if _is_several(head) else []
     conclude(replace(found, notes=[*newest, *found.notes, *left_out]), format, top, output)
 
 
@@ -183,6 +184,11 @@ def read_margin(text: str) -> float | None:
     return None if text == AUTO else o.share(text, "--margin", also=AUTO)
 
 
+def _is_several(path: Path) -> bool:
+    """Whether it is a folder of runs, and not that of a training, which is one."""
+    return path.is_dir() and not is_training(path)
+
+
 def _newest(folder: Path) -> tuple[Run, Path]:
     """The newest run of a folder, and its file.
 
@@ -206,7 +212,7 @@ def _gather(paths: list[Path], head: Run) -> tuple[list[Run], list[str]]:
     runs: list[Run] = []
     left_out: list[str] = []
     for path in paths:
-        found, others = _runs_in(path) if path.is_dir() else ({path: load(path)}, {})
+        found, others = _runs_in(path) if _is_several(path) else ({path: load(path)}, {})
         left_out += [file.name for file in others]
         for run in found.values():
             if not any(_is_copy(run, other) for other in (head, *runs)):
@@ -221,13 +227,16 @@ def _is_copy(run: Run, other: Run) -> bool:
 
 
 def _runs_in(folder: Path) -> tuple[dict[Path, Run], dict[Path, GpuprofError]]:
-    """The runs among the JSON files of a folder, without the ranks of jobs, and what is wrong with the other files."""
+    """The runs among the JSON files, the logs and the folders of trainings in a folder, without the ranks of jobs.
+
+    And what is wrong with the other JSON files.
+    """
     from gpuprof.record import load
 
     runs: dict[Path, Run] = {}
     others: dict[Path, GpuprofError] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.endswith((".json", ".json.gz")):
+        if path.name.endswith((".json", ".json.gz")) or is_training(path) or (path.is_file() and is_log(path)):
             try:
                 runs[path] = load(path)
             except GpuprofError as error:

@@ -9,6 +9,7 @@ import typer
 
 from gpuprof import units
 from gpuprof.cli import options as o
+from gpuprof.log import is_training
 
 history = typer.Typer(
     name="history",
@@ -128,15 +129,19 @@ def plot(
 
 @history.command("import")
 def import_(
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Runs saved with -o, or exported.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILES...", help="Runs saved with -o or exported, or folders of trainings.")
+    ],
     store: Annotated[str, _store(create=True)],
 ) -> None:
     """Store saved runs. One that is there already is not stored again."""
     from gpuprof.errors import GpuprofError
 
     for file in files:
-        if not file.is_file():  # before a store is made
-            raise GpuprofError(f"no file {file}: give runs saved with -o, or the files of an export, FOLDER/*")
+        if not (file.is_file() or is_training(file)):  # before a store is made
+            raise GpuprofError(
+                f"no file {file}: give runs saved with -o, the files of an export, FOLDER/*, or folders of trainings"
+            )
     from gpuprof.history import NOTES, open_store
 
     with open_store(store) as opened:

@@ -172,7 +172,10 @@ def share(text: str, option: str, also: str = "") -> float:
 
 
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run saved with -o.", show_default=False, callback=existing)
+    Path,
+    typer.Argument(
+        metavar="RUN", help="A run saved with -o, or a training's folder.", show_default=False, callback=existing
+    ),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="For people or for machines.")]
 TextFile = Annotated[

@@ -6,7 +6,6 @@ one that says to the meter what it is given. Nothing is hooked to the model, whi
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,10 +16,13 @@ from gpuprof.errors import GpuprofError
 from gpuprof.meter import Meter
 from gpuprof.undo import patched
 
-if importlib.util.find_spec("accelerate") is None:
-    raise GpuprofError("a Trainer needs accelerate, which is not installed: pip install 'gpuprof[trainer]'")
-
-from transformers import Trainer, TrainerCallback
+try:
+    import accelerate  # noqa: F401 - without it there is a callback, but no Trainer can be made
+    from transformers import Trainer, TrainerCallback
+except ImportError as missing:
+    raise GpuprofError(
+        f"a Trainer needs {missing.name}, which is not installed: pip install 'gpuprof[trainer]'"
+    ) from missing
 
 
 class GpuprofCallback(TrainerCallback):
@@ -53,7 +55,7 @@ class GpuprofCallback(TrainerCallback):
         callbacks = trainer.callback_handler.callbacks
         callbacks.insert(0, callbacks.pop(callbacks.index(self)))
         self.meter = Meter(trainer.model_wrapped, trainer.optimizer, **self._settings)
-        self.meter.number = state.global_step
+        self.meter.load_state_dict({"step": state.global_step})
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The epoch that now begins is metered."""
@@ -83,9 +85,8 @@ class GpuprofCallback(TrainerCallback):
         self.meter.end(last=False)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A step has ended, be it that the scaler of fp16 had the optimizer skip it."""
+        """A step has ended, also where the scaler of fp16 has had the optimizer skip it."""
         self.meter.end(last=True)
-        self.meter.number = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         """What the meter reads is added to what is logged of the training."""
@@ -99,9 +100,7 @@ class GpuprofCallback(TrainerCallback):
 
 def _metered(meter: Meter, training_step: Callable[..., Any]) -> Callable[..., Any]:
     def metered(model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
-        if (
-            not model.training
-        ):  # after an evaluation; it is the first that the Trainer's own does, and FLOPs depend on it
+        if not model.training:  # as after an evaluation: FLOPs depend on it, and the Trainer does it first of all
             model.train()
         meter.begin()
         meter.given(inputs)

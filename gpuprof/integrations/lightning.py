@@ -21,7 +21,7 @@ def _callback() -> Any:
         try:
             return importlib.import_module(name).Callback
         except ModuleNotFoundError as missing:
-            if missing.name != name.partition(".")[0]:
+            if not name.startswith(str(missing.name)):  # what it needs is missing
                 raise
     raise GpuprofError("LightningMeter needs lightning, which is not installed: pip install 'gpuprof[lightning]'")
 

@@ -70,7 +70,7 @@ class Machine:
     @property
     def peak(self) -> str:
         """The peak that is divided by, in words."""
-        return "the peak given as peak_tflops" if self.denominator == "given" else WORDS.get(self.denominator, "")
+        return "given as peak_tflops" if self.denominator == "given" else WORDS.get(self.denominator, "")
 
     def about(self) -> dict[str, str]:
         """Device and peak in words; in place of a peak that is not known how to get one."""

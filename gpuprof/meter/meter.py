@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Hashable, Iterable
 from contextlib import AbstractContextManager, suppress
@@ -18,13 +19,16 @@ from gpuprof.analysis.consistency import MOST
 from gpuprof.analysis.unpriced import unpriced
 from gpuprof.errors import GpuprofError, first_line
 from gpuprof.hardware.peaks import check_peak
+from gpuprof.log import Log, made
 from gpuprof.meter import counts
 from gpuprof.meter.clock import Clock
+from gpuprof.meter.compiling import Compiling
+from gpuprof.meter.drill import Drill, steps_of
 from gpuprof.meter.interpolation import Shapes
 from gpuprof.meter.machine import Machine
 from gpuprof.meter.optimizers import optimizers_of
 from gpuprof.meter.ranks import of_all
-from gpuprof.meter.readings import Sample, Totals, figures, totals
+from gpuprof.meter.readings import Sample, Totals, figures, logged, totals
 from gpuprof.meter.signature import Signature, in_words, key_of, tensors_of
 from gpuprof.meter.tokens import Held, Tokens
 from gpuprof.meter.work import total, work_of
@@ -65,6 +69,8 @@ class Meter:
     A step is what ends with a step of the optimizer: of several micro-batches each stands in a ``with`` of its own, and
     their FLOPs and times add up. What is outside of it (evaluation, checkpoints, the loader) is no part of a step.
 
+    A step that a ``GradScaler`` has the optimizer skip goes on in the next.
+
     FLOPs are counted, once for each signature of a micro-batch: the step in which one is seen first, but for the very
     first step, runs under the counting mode, and is left out of the times; once more after a hundred, to see whether
     shapes alone decide its FLOPs. On CUDA times are those of events on the current stream, read when the device has
@@ -74,8 +80,10 @@ class Meter:
     Args:
         model: whose steps they are.
         optimizer: whose step ends a step; of several the first one's. Without one every ``with`` is a step.
-        out: folder for a log of every step, and for the run files of `profile_at`.
-        profile_at: numbers of steps that are profiled as they run, counted from 1.
+        out: folder for a log of every step, and for the run files of ``profile_at``; without one these are in the
+            working directory, as ``gpuprof-step-200.json.gz``.
+        profile_at: numbers of steps, from 2 on, that are profiled as they run: ``step-200.json.gz`` is a run as
+            `gpuprof.profile` makes it. Those of ``GPUPROF_AT=200,400`` in the environment come to them.
         convention: how FLOPs are counted, of `gpuprof.theory.conventions.CONVENTIONS`, but for those that are formulas.
         peak_tflops: peak of the device in TFLOP/s, for every dtype, instead of the table's.
         interpolate: between shapes that were counted, where their FLOPs prove to be a polynomial of the sizes.
@@ -85,7 +93,8 @@ class Meter:
         signatures: of the micro-batches that were seen and of the optimizer's step, in order.
 
     Raises:
-        GpuprofError: no such convention or peak, or something that is no model or no optimizer.
+        GpuprofError: no such convention or peak, something that is no model or no optimizer, or a step that cannot be
+            recorded.
     """
 
     def __init__(
@@ -103,8 +112,9 @@ class Meter:
             raise GpuprofError(f"the meter needs the model, a torch.nn.Module, and not {type(model).__name__}")
         fitting_convention(convention, None, type(model).__name__)
         check_peak(peak_tflops)
-        self._out = None if out is None else Path(out)
-        self._profile_at = sorted(set(profile_at))
+        self._profile_at = steps_of(profile_at)
+        self._out = None if out is None else made(out)
+        self._log: Log | None = None
         self._interpolate = interpolate
         self._model = model
         self._settings = {"convention": convention, "peak_tflops": peak_tflops}
@@ -119,6 +129,7 @@ class Meter:
         self._shapes = Shapes()
         self._stepping: Signature | None = None  # of the optimizer's step
         self._trains: tuple[bool, ...] | None = None  # which parameters need a gradient, where something was counted
+        self._drill: Drill | None = None
         self._micro: _Micro | None = None
         self._parts: list[_Micro] = []  # of the step that has not ended
         self._pending: deque[_Step] = deque()
@@ -145,7 +156,10 @@ class Meter:
                 self._end(GpuprofError("it did not end"), None)
             if not self._ran and not self._parts:
                 self._start()
+            if self._drill is not None:
+                self._drill.begins(self.number + 1)
             self._micro = micro = _Micro(self._clock.mark())
+            micro.compiling.__enter__()
             if self._optimizer is not None:
                 micro.handles.append(self._optimizer.register_step_post_hook(self._stepped))
                 if self._stepping is not None and self._stepping.due <= self._stepping.seen + 1:
@@ -153,12 +167,14 @@ class Meter:
         except Exception as error:
             self._fail(error)
 
-    def given(self, batch: Any, inside: bool = False) -> None:
-        """What the model is given in the micro-batch that has begun; the first word counts.
+    def given(self, batch: Any) -> None:
+        """What the model will be given in the micro-batch that has begun; the first word counts.
+
+        To be said before the model is called, and not by a hook of it: where a count begins inside of its call, what
+        torch.compile has made of it runs uncompiled ever after.
 
         Args:
             batch: as for `step`; of a call with keyword arguments their mapping.
-            inside: this is said from inside the model's call, by a forward pre-hook of it.
         """
         micro = self._micro
         if micro is None or micro.signature is not None:
@@ -170,10 +186,15 @@ class Meter:
             key = key_of(tensors), self._model.training, autocast
             micro.signature = signature = self._known.get(key) or self._new(key)
             micro.held = self._tokens.held(tensors)
+            wanted = False
             if self._ran:
                 signature.seen += 1
-                if signature.due <= signature.seen and not self._inferred(signature):
-                    self._count(micro, signature, inside=inside)
+                wanted = signature.due <= signature.seen and not self._inferred(signature)
+            if self._drill is not None:
+                self._drill.given(batch)
+                wanted = (wanted or self._drill.wants(key)) and not self._drill.active
+            if wanted:
+                self._count(micro, signature)
         except Exception as error:
             self._fail(error)
 
@@ -235,10 +256,18 @@ class Meter:
 
     def _start(self) -> None:
         """The first micro-batch begins: the model is where it is trained."""
-        self._workload: Workload = from_module(self._model, step=_live, mode="train")
+        self._workload: Workload = from_module(self._model, step=_live, mode="train", optimizer=self._optimizer)
         self._clock = Clock(self._workload.device)
         self._tokens = Tokens(self._workload.device)
         self._machine = Machine(self._workload, self._settings)
+        if self._profile_at and self._drill is None:
+            self._drill = Drill(self._workload, self._settings, self._profile_at, self._out)
+            weakref.finalize(self, self._drill.over)
+        if self._out is not None and self._log is None:
+            try:
+                self._log = Log(self._out, self._machine.facts["workload"].get("rank", 0))
+            except GpuprofError as error:
+                self._warn(f"no log is written: {error}")
 
     def _new(self, key: tuple[Any, ...]) -> Signature:
         tensors, training, autocast = key
@@ -263,6 +292,8 @@ class Meter:
         """The optimizer is about to step: what it does is counted by itself, where this micro-batch is not."""
         micro, stepping = self._micro, self._stepping
         if micro is None or micro.count is not None or stepping is None or stepping.due > stepping.seen + 1:
+            return
+        if self._drill is not None and self._drill.active:
             return
         try:
             self._count(micro, stepping, optimizer=True)
@@ -289,37 +320,44 @@ class Meter:
         micro, self._micro = self._micro, None
         assert micro is not None
         try:
-            for handle in micro.handles:
-                handle.remove()
+            micro.release()
             micro.finish = self._clock.mark()
         finally:
-            if micro.count is not None:
-                self._counted(micro, error)
+            found = None if micro.count is None else self._counted(micro, error)
+        if micro.compiling.begun:
+            micro.dropped = micro.dropped or "compiled"
         if error is not None:
             micro.dropped = f"{type(error).__name__} in it"
         self._parts.append(micro)
-        if (micro.steps or self._optimizer is None) if last is None else last:
+        closes = bool(micro.steps) or self._optimizer is None if last is None else last
+        if self._drill is not None:
+            if self._drill.active:
+                micro.dropped = micro.dropped or "recorded"
+            self._drill.ends(None if micro.signature is None else micro.signature.key, found, closes, error)
+        if closes:
             self._close()
         if micro.dropped == "counted":
             self._last = None  # what the meter has done since is no part of the loop
 
-    def _counted(self, micro: _Micro, error: BaseException | None) -> None:
-        """The count that began in a micro-batch ends, and something is learnt from it."""
+    def _counted(self, micro: _Micro, error: BaseException | None) -> Counted | None:
+        """The count that began in a micro-batch ends, and something is learnt from it; the count of all of it."""
         count, micro.count = micro.count, None
         assert count is not None
         signature, stepping = count.signature, self._stepping
         try:
             found = count.end(error)
-            if found is None:
-                return
+            if found is None or (signature is not stepping and self._broken(signature, found)):
+                return None
             of_optimizer = found.ops["phase"] == "optimizer"
-            if signature is not stepping and not self._broken(signature, found):
+            if signature is not stepping:
                 self._learn(signature, found, ~of_optimizer if self._optimizer else of_optimizer | True)
             if micro.steps == 1 and stepping is not None and stepping.due <= stepping.seen:
                 self._learn(stepping, found, of_optimizer)
+            return None if signature is stepping else found
         except Exception as failed:
             signature.give_up(f"it could not be counted: {type(failed).__name__}: {first_line(failed)}")
             self._warn(f"{signature.words}: {signature.why}; steps with it have no MFU")
+            return None
 
     def _broken(self, signature: Signature, found: Counted) -> bool:
         """Whether a micro-batch that was counted seems to have been left in its middle, as by ``continue``.
@@ -340,6 +378,8 @@ class Meter:
             self._trains = self._trained()
         read = signature is not self._stepping and {"values", "nested"} & found.outcome.facts.keys()
         signature.learn(found, work, varies=bool(read))
+        if self._log is not None:
+            self._log.counted(signature.number, signature.words, found._replace(ops=found.ops[rows]))
         self._machine.need(run, work)
         if signature.key and not signature.varies:
             self._shapes.add(signature.key, work)
@@ -371,6 +411,11 @@ class Meter:
         self._last = parts[-1].finish
         if len(self._pending) > _UNREAD:
             self._settle()
+        if self._drill is not None:
+            if self._drill.active:
+                self._settle()
+                self._last = None  # what it takes to read the record is between no steps
+            self._drill.closes(self._machine.facts["device"] if self._machine.denominator else {})
 
     def _settle(self) -> None:
         """Steps that the device has come to the end of become samples."""
@@ -385,6 +430,8 @@ class Meter:
             between_s = clock.seconds(step.before, parts[-1].finish) - time_s
             clock.release(step.before)
         clock.release(*[part.start for part in parts], *[part.finish for part in parts[:-1]])
+        if self._drill is not None and not step.dropped:
+            self._drill.timed(step.number, (part.signature and part.signature.key for part in parts), time_s)
         signatures = [part.signature for part in parts]
         signatures += [self._stepping] * sum(part.steps for part in parts)
         held = self._tokens.together([part.held for part in parts])
@@ -397,6 +444,7 @@ class Meter:
     def _read(self, reduce: bool) -> dict[str, float]:
         found: dict[str, float] = {}
         mine: Totals | None = None
+        samples: list[Sample] = []
         if self._ran:
             self._settle()
             samples = list(self._samples)
@@ -417,13 +465,24 @@ class Meter:
                 found["device/clock_mhz"] = clock_mhz
         if reduce or not in_job():
             found |= self._possible(self._of_all(mine))
-        return found | {
+        found |= {
             **({} if self._flops is None else {"meter/flops_per_step": self._flops}),
             **({"meter/estimated_steps": self._estimated} if self._estimated else {}),
             "meter/counted_signatures": self._counted_signatures(),
             "meter/dropped_steps": self._dropped,
             "meter/step": self.number,
         }
+        if self._log is not None:
+            self._write(self._log, found, samples)
+        return found
+
+    def _write(self, log: Log, found: dict[str, float], samples: list[Sample]) -> None:
+        known = any(signature.works or signature.why for signature in self.signatures)
+        try:
+            log.write(self._machine.facts if known else {}, self.number, found, map(logged, samples))
+        except GpuprofError as error:
+            self._log = None
+            self._warn(f"{error}; it ends there")
 
     def _of_all(self, mine: Totals | None) -> dict[str, float]:
         try:
@@ -437,8 +496,8 @@ class Meter:
         most = max(found.get("mfu", 0.0), found.get("hfu", 0.0))
         if most > 1:
             self._warn(
-                f"{most:.0%} of {self._machine.peak}: more than there is; does every step end with its optimizer's, "
-                "and is that the right peak (peak_tflops)?"
+                f"{most:.0%} of the peak ({self._machine.peak}) is more than there is: is that the right peak "
+                "(peak_tflops), and is all that a step does inside of its block?"
             )
         if most > MOST.get(self._machine.denominator, math.inf):
             return {name: value for name, value in found.items() if name not in ("mfu", "hfu", "flops_per_sec")}
@@ -470,8 +529,8 @@ class Meter:
         """Something in the meter itself fails: nothing of it is left in the loop, which goes on."""
         self._off = str(error) if isinstance(error, GpuprofError) else f"{type(error).__name__}: {first_line(error)}"
         micro, self._micro = self._micro, None
-        for handle in micro.handles if micro else ():
-            handle.remove()
+        if micro is not None:
+            micro.release()
         if micro is not None and micro.count is not None:
             with suppress(Exception):
                 micro.count.end()
@@ -498,7 +557,7 @@ class _Block:
 class _Micro:
     """A micro-batch."""
 
-    __slots__ = ("count", "dropped", "finish", "handles", "held", "signature", "start", "steps")
+    __slots__ = ("compiling", "count", "dropped", "finish", "handles", "held", "signature", "start", "steps")
 
     def __init__(self, start: Any) -> None:
         self.start, self.finish = start, None
@@ -507,7 +566,14 @@ class _Micro:
         self.steps = 0  # of the optimizer
         self.dropped = ""
         self.count: counts.Count | None = None
-        self.handles: list[Any] = []
+        self.compiling = Compiling()
+        self.handles: list[Any] = []  # of hooks of the optimizer
+
+    def release(self) -> None:
+        """Nothing of the meter is left anywhere."""
+        for handle in self.handles:
+            handle.remove()
+        self.compiling.__exit__()
 
 
 class _Step:

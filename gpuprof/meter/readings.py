@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gpuprof.meter.tokens import added
 from gpuprof.meter.work import Work, seconds, total
@@ -120,3 +120,10 @@ def figures(processes: Sequence[Totals], sharing: int | None = 1) -> dict[str, f
     if hardware_ideal_s:
         found["hfu"] = hardware_ideal_s / time_s
     return found
+
+
+def logged(sample: Sample) -> list[Any]:
+    """A step as `gpuprof.log.Log.write` takes it."""
+    signatures = [None] if sample.work is None else list(sample.signatures)
+    times = [sample.number, sample.time_s, sample.between_s]
+    return [*times, signatures, sample.tokens, sample.non_padding, sample.samples, sample.dropped]

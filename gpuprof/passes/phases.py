@@ -10,6 +10,7 @@ model and of its encoder begins a part (see `gpuprof.passes.generation`), which 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ class Phase:
 
 @contextmanager
 def observed_phases(
-    workload: Workload, changed: Callable[[str], None] | None = None, part: Around | None = None
+    workload: Workload, changed: Callable[[str], None] | None = None, part: Around | None = None, here: bool = False
 ) -> Iterator[Phase]:
     """Keep track of the phase, and call ``changed(name)`` at every change, and where a part of a generation begins.
 
@@ -68,7 +69,9 @@ def observed_phases(
         workload: whose step is run.
         changed: see above.
         part: runs the calls that begin parts, when these have begun.
+        here: a backward or an optimizer's step in another thread, autograd's own among them, is none of this step's.
     """
+    thread = threading.get_ident()
     generating = Parts(workload) if workload.description.get("mode") == "generate" else None
     phase = Phase() if generating is None else Phase(generating.first, first=generating.first, generating=generating)
 
@@ -87,12 +90,15 @@ def observed_phases(
                 pass
         enter(after or phase.open[-1])
 
+    def elsewhere() -> bool:
+        return here and threading.get_ident() != thread
+
     autograd: Any = torch.autograd
     # what both backward and grad call, also when they were imported by name
     run_backward = autograd._engine_run_backward
 
     def backward(outputs: Any, gradients: Any, keep: bool, create: bool, *args: Any, **kwargs: Any) -> Any:
-        if in_backward():  # a checkpoint's own backward inside the backward
+        if in_backward() or elsewhere():  # a checkpoint's own backward inside the backward
             return run_backward(outputs, gradients, keep, create, *args, **kwargs)
         phase.keeps_graph = create
         before = phase.name
@@ -103,6 +109,8 @@ def observed_phases(
             end("backward", after=before if create else None)  # with a gradient as part of the loss that goes on
 
     def optimizer_starts(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if elsewhere():
+            return args, kwargs
         begin("optimizer")
         if len(args) > 1:
             return (args[0], in_place(args[1]), *args[2:]), kwargs
@@ -120,7 +128,8 @@ def observed_phases(
         return forward_and_backward if callable(closure) else closure
 
     def optimizer_ends(*_: Any) -> None:
-        end("optimizer")
+        if not elsewhere():
+            end("optimizer")
 
     def forward_starts(_: torch.nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if not in_backward() and phase.name not in FORWARD:

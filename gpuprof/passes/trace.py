@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -19,7 +20,7 @@ from gpuprof.compiled.lowered import Lowered
 from gpuprof.hardware import kineto
 from gpuprof.parallel.units import unit_of
 from gpuprof.passes.operators import is_composite_name
-from gpuprof.passes.phases import observed_phases
+from gpuprof.passes.phases import Phase, observed_phases
 from gpuprof.record import PassOutcome, table
 from gpuprof.traces.events import (
     CALL,
@@ -27,6 +28,7 @@ from gpuprof.traces.events import (
     FUNCTION,
     NODE,
     OPERATOR,
+    OUTSIDE,
     PHASE_MARK,
     RANGE,
     RUNTIME,
@@ -34,6 +36,7 @@ from gpuprof.traces.events import (
     Event,
     device_kind,
     host_kind,
+    without_outside,
 )
 from gpuprof.traces.owners import attribute
 from gpuprof.workload import Workload
@@ -98,46 +101,100 @@ def record(
     workload: Workload, before_step: Callable[[], None], compiled: Captured | None = None
 ) -> tuple[profile, Ownership]:
     """Run the step under the profiler; its events are still to be read."""
-    global _cuda_traced
-    cuda = workload.device.type == "cuda"
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
-    model = workload.model
-
-    # ranges that call no operator: torch.profiler.record_function calls two, which the modes of the user's own would
-    # see, and selective checkpointing would look for in a forward that had none
-    def mark(index: int) -> AbstractContextManager[Any]:
-        return _RecordFunctionFast(f"{CALL_MARK}{index}")
-
-    def mark_phase(name: str) -> None:
-        with _RecordFunctionFast(PHASE_MARK + name):
-            pass
-
-    # the first step under the profiler pays for its start-up and is thrown away
-    plan = schedule(wait=0, warmup=1, active=1, repeat=1)
-    with (
-        kineto.quiet(),
-        profile(
-            activities=activities,
-            schedule=plan,
-            record_shapes=True,
-            with_flops=True,
-            experimental_config=_ExperimentalConfig(profile_all_threads=True),  # else only this one and autograd's
-        ) as profiler,
-    ):
+    with profiled(workload.device) as profiler:
         before_step()
         workload.step()
-        if cuda:  # kernels of the first step must not run on into the second's record
-            torch.cuda.synchronize(workload.device)
-        profiler.step()
         before_step()
-        with observed(model, mark=mark) as ownership, observed_phases(workload, mark_phase) as phase:
-            mark_phase(phase.name)
-            with compiled.recorded(ownership) if compiled is not None else nullcontext():
-                workload.step()
-            if cuda:
-                torch.cuda.synchronize(workload.device)
-    _cuda_traced |= cuda
-    return profiler, ownership
+        with recorded(workload, profiler, compiled) as recording:
+            recording.begins()
+            workload.step()
+    return profiler, recording.ownership
+
+
+@contextmanager
+def profiled(device: torch.device) -> Iterator[profile]:
+    """The profiler, which looks at nothing until `recorded`: the first step under it pays for its start-up."""
+    global _cuda_traced
+    cuda = device.type == "cuda"
+    profiler = profile(
+        activities=[ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else []),
+        schedule=schedule(wait=0, warmup=1, active=1, repeat=1),
+        record_shapes=True,
+        with_flops=True,
+        experimental_config=_ExperimentalConfig(profile_all_threads=True),  # else only this one and autograd's
+    )
+    with kineto.quiet():
+        profiler.start()
+    try:
+        yield profiler
+    finally:
+        with kineto.quiet():
+            profiler.stop()
+        _cuda_traced |= cuda
+
+
+@dataclass
+class Recording:
+    """A step while it is recorded, which may run in several blocks.
+
+    Attributes:
+        ownership: the module calls.
+        phase: the phase that runs now.
+        inside: whether a block is open.
+    """
+
+    ownership: Ownership
+    phase: Phase
+    inside: bool = False
+
+    def begins(self) -> None:
+        """A block of the step begins."""
+        self.phase.start()
+        self.inside = True
+        _mark_phase(self.phase.name)
+
+    def ends(self) -> None:
+        """It ends: what runs until the next one is none of the step."""
+        _mark_phase(OUTSIDE)
+        self.inside = False
+
+
+@contextmanager
+def recorded(workload: Workload, profiler: profile, compiled: Captured | None = None) -> Iterator[Recording]:
+    """Record the blocks of one step that run in here.
+
+    Args:
+        workload: whose step it is.
+        profiler: as `profiled` gives it; its events can be read when it has ended.
+        compiled: what is captured of compiled code.
+    """
+    cuda = workload.device.type == "cuda"
+    if cuda:  # kernels of the step before must not run on into the record
+        torch.cuda.synchronize(workload.device)
+    with kineto.quiet():
+        profiler.step()
+
+    def changed(name: str) -> None:
+        if recording.inside:
+            _mark_phase(name)
+
+    with observed(workload.model, mark=_mark) as ownership, observed_phases(workload, changed) as phase:
+        recording = Recording(ownership, phase)
+        with compiled.recorded(ownership) if compiled is not None else nullcontext():
+            yield recording
+        if cuda:
+            torch.cuda.synchronize(workload.device)
+
+
+# ranges that call no operator: torch.profiler.record_function calls two, which the modes of the user's own would see,
+# and selective checkpointing would look for in a forward that had none
+def _mark(index: int) -> AbstractContextManager[Any]:
+    return _RecordFunctionFast(f"{CALL_MARK}{index}")
+
+
+def _mark_phase(name: str) -> None:
+    with _RecordFunctionFast(PHASE_MARK + name):
+        pass
 
 
 def cupti_attached(device: torch.device) -> bool:
@@ -159,7 +216,7 @@ def ingest(
     collecting = gc.isenabled()
     gc.disable()  # it would walk over hundreds of thousands of new tuples again and again, and find nothing
     try:
-        events = read(profiler)
+        events = without_outside(read(profiler))
         made = Lowered(compiled.graphs, compiled.device, compiled.facts) if compiled is not None else None
         found = attribute(
             events, *owners(events, ownership), is_composite=is_composite_name, unit_of=unit,

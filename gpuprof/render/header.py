@@ -40,7 +40,7 @@ from gpuprof.analysis.modules import (
 )
 from gpuprof.analysis.ranks import by_rank
 from gpuprof.analysis.replication import sentence
-from gpuprof.analysis.steps import traced
+from gpuprof.analysis.steps import traced, varied
 from gpuprof.analysis.telemetry import (
     TRUSTED_WINDOW_S,
     energy_per_step_j,
@@ -256,7 +256,7 @@ def _parameters(run: Run, sums: dict[str, Any]) -> str:
 
 
 def _step(run: Run, sums: dict[str, Any]) -> str:
-    text = f"{units.duration(sums['step_s'])} median of {sums['steps']} (IQR {units.duration(sums['step_iqr_s'])})"
+    text = f"{units.duration(sums['step_s'])} {of_steps(run, sums)} (IQR {units.duration(sums['step_iqr_s'])})"
     text += ", each of the rank that took longest for it" if run.is_job else ""
     if run.recorded:
         text = _recorded_step(run, sums)
@@ -270,6 +270,19 @@ def _step(run: Run, sums: dict[str, Any]) -> str:
     of_what = ("tokens",) if run.workload.get("mode") == "generate" else ("tokens", "samples")
     rates = [f"{units.si(sums[f'{key}_per_s'])} {key}/s" for key in of_what if sums[f"{key}_per_s"]]
     return "; ".join(filter(None, [text, ", ".join(parts), ", ".join(rates)]))
+
+
+def of_steps(run: Run, sums: dict[str, Any]) -> str:
+    """Which steps the time of a step is of, and what of them: ``median of 20``; of a training what was left out too."""
+    if not run.metered:
+        return f"median of {sums['steps']}"
+    facts = run.passes["time"].facts
+    shapes = " of various shapes" if varied(run) else ""
+    gone = [f"{number:,} {why}" for why, number in facts.get("dropped", {}).items()]
+    gone += [f"{facts['uncounted']:,} not counted"] if facts.get("uncounted") else []
+    without = f" without {', '.join(gone)}" if gone else ""
+    resumed = f" in {facts['processes']} processes" if facts.get("processes", 1) > 1 else ""
+    return f"mean of {units.number(sums['steps'], 'step')}{shapes}{resumed}{without}"
 
 
 def _recorded_step(run: Run, sums: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ from gpuprof.analysis.untold import host_steps, untold
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Run
 from gpuprof.render.backward import verdict
-from gpuprof.render.header import compilation_lines, times_of
+from gpuprof.render.header import compilation_lines, of_steps, times_of
 from gpuprof.render.tables import OF_A_JOB, OF_COMPILED, plain, readable, spread
 from gpuprof.render.tree import build, has_rate, walk
 from gpuprof.theory import CONVENTIONS
@@ -119,7 +119,8 @@ def _cards(run: Run, convention: str | None) -> Iterator[dict[str, str]]:
     elif sums["withheld"] and (sums["step_s"] is not None or run.recorded):
         yield {"name": "MFU and FLOP/s", "figure": units.MISSING, "about": sums["withheld"]}
     if sums["step_s"] is not None:
-        about = f"median of {sums['steps']} steps, IQR {units.duration(sums['step_iqr_s'])}"
+        steps = of_steps(run, sums) if run.metered else f"median of {sums['steps']} steps"
+        about = f"{steps}, IQR {units.duration(sums['step_iqr_s'])}"
         about = "of one recorded step" if run.recorded and sums["steps"] == 1 else about
         about += f"; {host}" if (host := host_steps(run)) else ""
         about += ", each of the slowest rank" if run.is_job else ""

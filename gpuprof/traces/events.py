@@ -7,6 +7,7 @@ names with ``::`` in them too, such as ``record_function("model::forward")``.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from typing import Any, NamedTuple
 
 CALL = "call"
@@ -41,6 +42,9 @@ RUNTIME = "runtime"
 CALL_MARK = "gpuprof#"
 PHASE_MARK = "gpuprof:phase:"
 KERNEL_MARK = "gpuprof:kernel:"
+OUTSIDE = "outside"
+"""What the mark of a phase says where a step that runs in several blocks is left until the next one begins."""
+
 NODE_PREFIX = "autograd::engine::evaluate_function: "
 
 _OPTIMIZER = "Optimizer.step#"
@@ -168,3 +172,19 @@ def host_kind(name: str, label: bool = False, of_node: bool = False) -> str:
 def device_kind(name: str, label: bool = False) -> str:
     """What an event on the GPU is; ``label`` as for the host."""
     return WAIT if label or _WAIT(name) else KERNEL
+
+
+def without_outside(events: list[Event]) -> list[Event]:
+    """Leave out what ran `OUTSIDE`, with the kernels that were launched there."""
+    marks = sorted((event.start, event.name[len(PHASE_MARK) :]) for event in events if event.kind == PHASE)
+    if not any(phase == OUTSIDE for _, phase in marks):
+        return events
+    starts = [start for start, _ in marks]
+
+    def is_outside(event: Event) -> bool:
+        place = bisect_right(starts, event.start) - 1
+        return place >= 0 and marks[place][1] == OUTSIDE
+
+    left = [event for event in events if event.kind in (KERNEL, WAIT) or not is_outside(event)]
+    launched = {event.correlation for event in events} - {0, *(event.correlation for event in left)}
+    return [event for event in left if event.linked not in launched]

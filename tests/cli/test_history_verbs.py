@@ -449,7 +449,7 @@ def test_an_import_of_no_file_makes_no_store(name, tmp_path, monkeypatch):
     gpu_run().save(tmp_path / "run.json")
 
     assert error_of("import", "run.json", name, "--store", "new.db") == (
-        f"no file {name}: give runs saved with -o, or the files of an export, FOLDER/*"
+        f"no file {name}: give runs saved with -o, the files of an export, FOLDER/*, or folders of trainings"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 

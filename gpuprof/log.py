@@ -1,0 +1,497 @@
+"""The meter's log: a training as lines of JSON, written while it runs, and read as the content of a run file.
+
+A process of the training begins with a header, ``{"gpuprof": "meter log", ...}``, and a resumed training has several.
+Below it stand the signatures that it counted, each with its operators, and the steps as `Meter.read` came to them;
+their numbers of signatures are those below the same header. What is written is whole lines, and never changed again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from fractions import Fraction
+from numbers import Integral
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpuprof.dates import in_utc
+from gpuprof.errors import GpuprofError
+
+SCHEMA_VERSION = 1
+NAME = "meter.jsonl"
+"""The log of a process that stands alone, or of the first rank."""
+
+_KIND = "meter log"
+_RANKED = re.compile(r"meter-rank-(\d{1,9})\.jsonl").fullmatch
+_BEGINNING = f'{{"gpuprof": "{_KIND}"'.encode()
+_MOST = 1000  # steps in a line: a reader has whole lines soon, and none is too long for an editor
+_NANOSECOND = 9  # digits: no clock of a step is finer
+
+_KEY = ("module", "phase", "op", "kind", "shapes", "dtype", "group")
+_SUMS = ("calls", "flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes")
+_ROOT = ("class", "params", "trainable_params", "param_bytes", "trainable_bytes")
+
+
+def begins(line: dict[str, Any]) -> bool:
+    """Whether a line is the header of a process."""
+    return line.get("gpuprof") == _KIND
+
+
+def name_of(rank: int) -> str:
+    """What the log of a rank is called."""
+    return f"meter-rank-{rank}.jsonl" if rank else NAME
+
+
+def made(folder: str | os.PathLike[str]) -> Path:
+    """A folder for logs, made where there is none.
+
+    Raises:
+        GpuprofError: it cannot be made.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GpuprofError(f"cannot make the folder {folder} for the meter's log: {error.strerror or error}") from error
+    return Path(folder)
+
+
+class Log:
+    """The writer of a log, which appends to what is there: a training that goes on.
+
+    Args:
+        folder: where the log is, as `made` makes it.
+        rank: of this process in its job.
+
+    Raises:
+        GpuprofError: the folder cannot be written to, or has a file of that name which is no log.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], rank: int = 0) -> None:
+        self.path = Path(folder) / name_of(rank)
+        self._begun = False
+        self._counts: list[dict[str, Any]] = []
+        self._steps: list[Sequence[Any]] = []
+        with self._open("a+b") as file:
+            _cut_torn_line(file, self.path)
+
+    def counted(self, number: int, words: str, found: Any) -> None:
+        """What a micro-batch of a signature, or the optimizer's step, does; written by the next `write`.
+
+        Args:
+            number: of the signature, which later steps are told by; of one that is counted again it is the mean.
+            words: the signature for people.
+            found: the `gpuprof.passes.counting.Counted` of it, its ``ops`` without what is counted elsewhere.
+        """
+        self._counts.append({"signature": number, "inputs": words, **_summed(found)})
+
+    def write(
+        self, about: dict[str, Any], step: int, figures: dict[str, float], steps: Iterable[Sequence[Any]]
+    ) -> None:
+        """What one `Meter.read` came to.
+
+        Args:
+            about: ``workload``, ``device``, ``environment`` and ``settings`` of a run; the first ones stand, and as
+                long as it is empty nothing is written and all is kept.
+            step: steps that have ended.
+            figures: by name.
+            steps: those that the figures are of, each with its number, seconds in it, seconds between the one before
+                and it, numbers of the signatures in it (None where something in it is not known), tokens, those that
+                are no padding, samples, and why its time does not count; None where a figure is not known.
+
+        Raises:
+            GpuprofError: it cannot be written.
+        """
+        self._steps += [[_rounded(value) for value in one] for one in steps]
+        if not (about or self._begun):
+            return
+        lines: list[dict[str, Any]] = []
+        if not self._begun:
+            before = self._steps[0][0] - 1 if self._steps else step
+            lines.append({"gpuprof": _KIND, "schema_version": SCHEMA_VERSION, "steps_before": before, **about})
+        *full, last = [self._steps[at : at + _MOST] for at in range(0, len(self._steps), _MOST)] or [[]]
+        known = {name: value for name, value in figures.items() if math.isfinite(value)}
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        lines += [*self._counts, *({"steps": part} for part in full)]
+        lines.append({"step": step, "date": date, "figures": known, "steps": last})
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        with self._open("ab") as file:  # anew: nothing is kept open that a process which forks would share
+            file.write(text.encode())
+        self._begun, self._counts, self._steps = True, [], []
+
+    @contextmanager
+    def _open(self, mode: str) -> Iterator[Any]:
+        try:
+            with self.path.open(mode) as file:
+                yield file
+        except OSError as error:
+            raise GpuprofError(f"cannot write the meter's log {self.path}: {error.strerror or error}") from error
+
+
+def _cut_torn_line(file: Any, path: Path) -> None:
+    """Take away what a process that was killed left of its last line, or the next one would be torn with it."""
+    file.seek(0)
+    content = file.read()
+    if content and not _BEGINNING.startswith(content[: len(_BEGINNING)]):
+        raise GpuprofError(f"{path} is not the log of a gpuprof.Meter: give it another folder with out=")
+    file.truncate(content.rfind(b"\n") + 1)
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, _NANOSECOND) if isinstance(value, float) else value
+
+
+def _summed(found: Any) -> dict[str, Any]:
+    """The operators of a count, those of all modules of a class together, and what else a reader needs of it.
+
+    A class stands for its modules as their path would: which class an operator is in is what some conventions go by.
+    """
+    tree = found.tree
+    classes = dict(zip(tree["module"], tree["class"], strict=True))
+    of_class = {module: name if module else "" for module, name in classes.items()}
+    sums: dict[tuple[str, ...], list[int | None]] = {}
+    for row in found.ops[[*_KEY, *_SUMS]].itertuples(index=False, name=None):
+        module, *rest = row[: len(_KEY)]
+        entry = sums.setdefault((of_class.get(module, module), *rest), [0] * len(_SUMS))
+        for at, value in enumerate(row[len(_KEY) :]):
+            so_far = entry[at]
+            entry[at] = None if so_far is None or not isinstance(value, Integral) else so_far + int(value)
+    calls: Counter[str] = Counter()
+    causality: dict[str, str] = {}
+    of_model = tree if set(found.ops["phase"]) != {"optimizer"} else tree.head(0)
+    for module, number, how in of_model[["module", "calls", "causality"]].itertuples(index=False, name=None):
+        calls[of_class[module]] += int(number) if isinstance(number, Integral) else 0
+        if how and causality.get(of_class[module]) != "unknown":
+            causality[of_class[module]] = how
+    root = tree.iloc[0]
+    facts = {name: value for name, value in found.outcome.facts.items() if isinstance(value, list)}
+    about = {"root": {name: _plain(root[name]) for name in _ROOT}, "calls": calls, "causality": causality}
+    return about | {"facts": facts, "ops": _columns(sums)}
+
+
+def _columns(sums: dict[tuple[str, ...], list[Any]]) -> dict[str, list[Any]]:
+    """Sums by what their rows have in common, column by column."""
+    return {name: [key[at] for key in sums] for at, name in enumerate(_KEY)} | {
+        name: [entry[at] for entry in sums.values()] for at, name in enumerate(_SUMS)
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str) else int(value) if isinstance(value, Integral) else None
+
+
+def logs(path: Path) -> dict[int, Path]:
+    """The logs of a training by the rank that wrote them, in its folder; or one that is given itself.
+
+    Raises:
+        GpuprofError: there is none.
+    """
+    if path.is_file():
+        return {0: path}
+    found = {int(rank[1]): one for one in path.glob("meter-rank-*.jsonl") if (rank := _RANKED(one.name))}
+    found |= {0: path / NAME} if is_training(path) else {}
+    if not found:
+        raise GpuprofError(f"{path} has no {NAME}: give the folder that a gpuprof.Meter has as out, once it trains")
+    return dict(sorted(found.items()))
+
+
+def new_lines(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of a log from a place on, as `lines` has them, and where the next one will begin.
+
+    Raises:
+        GpuprofError: as in `lines`; or it cannot be read, or is no log.
+    """
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(len(_BEGINNING))
+            file.seek(start)
+            content = file.read()
+    except OSError as error:
+        raise GpuprofError(f"cannot read {path}: {error.strerror or error}") from error
+    if not _BEGINNING.startswith(beginning):
+        raise GpuprofError(f"{path} is not the log of a gpuprof.Meter: give the folder that one has as out")
+    return lines(content, path), start + content.rfind(b"\n") + 1
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file that is there is a meter's log, or the beginning of one."""
+    with path.open("rb") as file:
+        return file.read(len(_BEGINNING)) == _BEGINNING
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a folder is one that a meter wrote to, and so one run, and not a folder of runs."""
+    return (folder / NAME).is_file()
+
+
+def of_folder(folder: Path) -> Path:
+    """The log of a training in its folder: that of the first rank.
+
+    Raises:
+        GpuprofError: there is none.
+    """
+    if not is_training(folder):
+        raise GpuprofError(
+            f"{folder} is a folder without a {NAME}: give a run saved with -o, or the folder that a gpuprof.Meter "
+            "has as out"
+        )
+    return folder / NAME
+
+
+class _Part(NamedTuple):
+    """What one process of a training wrote."""
+
+    header: dict[str, Any]
+    counted: dict[int, list[dict[str, Any]]]
+    steps: list[list[Any]]
+    clocks: list[tuple[str, float]]
+
+
+def lines(content: bytes, path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log; what follows the last of them is being written, or was when its process was killed.
+
+    Raises:
+        GpuprofError: one is no JSON object, or is of a newer gpuprof.
+    """
+    found = []
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            one = json.loads(line)
+            if not isinstance(one, dict):
+                raise ValueError
+        except (RecursionError, ValueError) as error:
+            raise GpuprofError(f"line {number} of {path} is broken: remove it to read the others") from error
+        version = one.get("schema_version", 1) if "gpuprof" in one else 1
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise GpuprofError(
+                f"{path} has schema version {version}, this gpuprof reads up to {SCHEMA_VERSION}: upgrade gpuprof"
+            )
+        found.append(one)
+    return found
+
+
+def content(raw: bytes, path: Path) -> dict[str, Any]:
+    """The facts, the passes and the tables tree, ops, samples and telemetry of a run file, column by column.
+
+    They are of the newest training of the log, from where it began, or was resumed in another place than before. Its
+    samples are all steps whose time counts. What it counted, its tokens and its samples are the mean of a step of them,
+    so that their FLOPs over their time are what the meter said: of steps that are all alike they are that step, of
+    others they are rounded to whole numbers.
+
+    Args:
+        raw: content of a log.
+        path: of it, for what is said.
+
+    Raises:
+        GpuprofError: it has no step whose time counts, or is broken.
+    """
+    try:
+        return _content(raw, path)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise GpuprofError(f"{path} is a meter's log with a part missing or broken ({error})") from error
+
+
+def _content(raw: bytes, path: Path) -> dict[str, Any]:
+    parts, warnings = _newest(_parts(lines(raw, path)))
+    steps = [(part, step) for part in parts for step in part.steps]
+    kept = [(part, step) for part, step in steps if not step[7]]
+    if not kept:
+        raise GpuprofError(f"{path} has no step yet whose time counts: let it train, and read the meter, for longer")
+    counted = [(part, step) for part, step in kept if not {*step[3]} - {*part.counted}]
+    used = counted or kept
+    header = parts[-1].header
+    kinds = Counter(_kind(part, step) for part, step in used)
+    named = {name: header[name] for name in ("workload", "device", "environment", "settings")}
+    named["environment"]["date"] = parts[0].header["environment"].get("date")
+    named["workload"] |= {"source": "meter", "micro_batches": _micro_batches(kinds)}
+    named["workload"] |= _sizes([step for _, step in used])
+    dropped = Counter(step[7] for _, step in steps if step[7])
+    time_facts = {"kinds": len(kinds), "processes": len(parts), "dropped": dict(dropped)}
+    time_facts |= {"uncounted": len(kept) - len(used)} if len(used) < len(kept) else {}
+    tables, facts = _tables(used) if counted else (_untold(named["workload"]), {})
+    no_count = {"status": "skipped", "reason": "the meter could not count these steps", "remedy": ""}
+    return {
+        **named,
+        "warnings": warnings,
+        "passes": {
+            "count": {"status": "done", "facts": facts} if counted else no_count,
+            "time": {"status": "done", "facts": time_facts},
+            "trace": {"status": "skipped", **_NEEDS_DRILL},
+            "memory": {"status": "skipped", **_NEEDS_DRILL},
+        },
+        **tables,
+        "samples": {
+            "launch": [0] * len(used),
+            "step": [step[0] for _, step in used],
+            "phase": ["step"] * len(used),
+            "time_s": [step[1] for _, step in used],
+        },
+        "telemetry": _telemetry(parts),
+    }
+
+
+def _telemetry(parts: list[_Part]) -> dict[str, Any]:
+    """The table telemetry: the SM clock as it was at each read."""
+    clocks = [one for part in parts for one in part.clocks]
+    dates = [in_utc(date) for date, _ in clocks]
+    return {
+        "launch": [0] * len(clocks),
+        "time_s": [(date - dates[0]).total_seconds() for date in dates],
+        "quantity": ["sm_clock"] * len(clocks),
+        "unit": ["MHz"] * len(clocks),
+        "value": [clock for _, clock in clocks],
+    }
+
+
+_NEEDS_DRILL = {
+    "reason": "a meter's log has times of whole steps only",
+    "remedy": "Meter(profile_at=[200], out=...) saves a run of live step 200",
+}
+
+
+def _parts(found: Iterable[dict[str, Any]]) -> list[_Part]:
+    parts: list[_Part] = []
+    for line in found:
+        if begins(line):
+            parts.append(_Part(line, {}, [], []))
+        elif "signature" in line:
+            parts[-1].counted.setdefault(line["signature"], []).append(line)
+        elif "steps" in line:
+            parts[-1].steps.extend(line["steps"])
+            clock = line.get("figures", {}).get("device/clock_mhz")
+            if clock is not None:
+                parts[-1].clocks.append((line["date"], clock))
+    return parts
+
+
+def _newest(parts: list[_Part]) -> tuple[list[_Part], list[str]]:
+    """The processes of the newest training that ran in one place, and what is to be said of those before."""
+    parts = [part for part in parts if part.steps] or parts[-1:]
+    first = len(parts) - 1
+    different: list[str] = []
+    while first and parts[first].header["steps_before"]:
+        different = _differences(parts[first - 1].header, parts[first].header)
+        if different:
+            break
+        first -= 1
+    before = sum(len(part.steps) for part in parts[:first])
+    if not before:
+        return parts, []
+    if different:
+        why = f"the training was resumed after step {parts[first].header['steps_before']:,} with another "
+        why += ", ".join(different)
+    else:
+        why = "the training began anew in this folder"
+    return parts[first:], [f"{why}: {before:,} steps before that are left out of all figures"]
+
+
+def _differences(base: dict[str, Any], head: dict[str, Any]) -> list[str]:
+    """What two processes cannot have different and be one training, where they do: ``device (A against B)``."""
+    names = {"device": _PLACE} | {
+        part: [name for name in {**base[part], **head[part]} if name not in _FREE]
+        for part in ("environment", "settings", "workload")
+    }
+    pairs = [
+        ("device" if (part, name) == ("device", "name") else name, base[part].get(name), head[part].get(name))
+        for part, several in names.items()
+        for name in several
+    ]
+    return [f"{name} ({one} against {other})" for name, one, other in pairs if one != other]
+
+
+_PLACE = ("type", "name", "uuid", "driver", "power_limit_w")
+_FREE = ("date", "gpuprof", "python", "platform")
+"""What a process of one training may have different in its environment from the one before."""
+
+
+def _kind(part: _Part, step: list[Any]) -> tuple[str, ...]:
+    """Its micro-batches in words, in one order: which of them comes first makes no other step."""
+    found = [part.counted[number][0] for number in step[3] if number in part.counted]
+    return tuple(sorted(one["inputs"] for one in found if one["calls"]))  # the optimizer's step calls no module
+
+
+def _micro_batches(kinds: Counter[tuple[str, ...]]) -> list[str]:
+    """What the micro-batches of a step are, if most steps are alike; and whether others are not."""
+    (usual, number), *others = kinds.most_common()
+    most = [f"{count} x {words}" if count > 1 else words for words, count in Counter(usual).items()]
+    if not others:
+        return most
+    return [*most, OTHERS] if 2 * number > kinds.total() else [OTHERS]
+
+
+OTHERS = "of other shapes"
+
+
+def _sizes(steps: list[list[Any]]) -> dict[str, Any]:
+    """Tokens and samples of the mean step, missing where they are not known of all; the batch where it is one."""
+    sizes: dict[str, Any] = {}
+    for name, at in (("tokens", 4), ("samples", 6)):
+        known = [step[at] for step in steps if step[at] is not None]
+        if known and len(known) == len(steps):
+            mean = sum(known) / len(known)
+            sizes[f"{name}_per_step"] = int(mean) if mean.is_integer() else mean
+            if name == "samples" and len({*known}) == 1:
+                sizes["batch_size"] = known[0]
+    return sizes
+
+
+def _tables(used: list[tuple[_Part, list[Any]]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tables tree and ops of the mean step, and what the counting of its signatures had to say."""
+    times: Counter[tuple[int, int]] = Counter()
+    parts = {id(part): part for part, _ in used}
+    for part, step in used:
+        times.update((id(part), number) for number in step[3])
+    sums: dict[tuple[str, ...], list[Fraction | None]] = {}
+    calls: dict[str, Fraction] = {}
+    causality: dict[str, str] = {}
+    facts: dict[str, list[Any]] = {}
+    of_step = [
+        (one, Fraction(often, len(several) * len(used)))
+        for (of, number), often in times.items()
+        for several in [parts[of].counted[number]]
+        for one in several
+    ]
+    for one, often in of_step:
+        for row in zip(*(one["ops"][name] for name in (*_KEY, *_SUMS)), strict=True):
+            entry = sums.setdefault(row[: len(_KEY)], [Fraction()] * len(_SUMS))
+            for at, value in enumerate(row[len(_KEY) :]):
+                so_far = entry[at]
+                entry[at] = None if so_far is None or value is None else so_far + often * value
+        for name, count in one["calls"].items():
+            calls[name] = calls.get(name, Fraction()) + often * count
+        for name, how in one["causality"].items():
+            if causality.get(name) != "unknown":
+                causality[name] = how
+        for name, values in one["facts"].items():
+            facts[name] = sorted({*facts.get(name, ()), *values})
+    means = {key: [_whole(entry[0], least=1), *map(_whole, entry[1:])] for key, entry in sums.items()}
+    root = one["root"]
+    names = [name for name in calls if name]
+    nothing: list[Any] = [None] * len(names)
+    tree = {
+        "module": ["", *names], "class": [root["class"], *names], "extra": [""] * (len(names) + 1),
+        "calls": [_whole(calls[name], least=int(calls[name] > 0)) for name in ("", *names)],
+        **{name: [root[name], *nothing] for name in _ROOT if name != "class"},
+        "causality": [causality.get(name, "") for name in ("", *names)],
+    }  # fmt: skip
+    return {"tree": tree, "ops": _columns(means)}, facts
+
+
+def _whole(mean: Fraction | None, least: int = 0) -> int | None:
+    """The nearest whole number, of any size, and at least one that says that there was something."""
+    return None if mean is None else max(round(mean), least)
+
+
+def _untold(workload: dict[str, Any]) -> dict[str, Any]:
+    """The tables of a training of which nothing was counted."""
+    root = {"module": "", "class": workload.get("architecture") or workload["name"], "extra": "", "causality": ""}
+    unknown = dict.fromkeys(("calls", *_ROOT[1:]))
+    return {
+        "tree": {name: [value] for name, value in (root | unknown).items()},
+        "ops": _columns({}),
+    }

@@ -1,0 +1,408 @@
+"""The drill-down: a step of the loop, recorded as it runs, as a run file that tells of its modules.
+
+Nothing is run for it: the profiler warms up in one step and records the next, and what its micro-batches cost is
+counted in later ones like them, or was before. A failure of its own costs the file, and never the training.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import sys
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.profiler import ProfilerAction, profile
+
+from gpuprof.analysis.ranks import rank_rows
+from gpuprof.compiled.capture import Captured, captured
+from gpuprof.compiled.regions import regions
+from gpuprof.errors import GpuprofError, first_line
+from gpuprof.hardware.device import describe, environment
+from gpuprof.job import add_rows, rows_of
+from gpuprof.parallel.layout import first_steps, layout
+from gpuprof.parallel.units import unit_of
+from gpuprof.passes.counting import Counted, module_tree
+from gpuprof.passes.trace import Recording, Traced, ingest, profiled, recorded
+from gpuprof.profiler import add_ceilings, never_made, say_what_is_withheld, with_all_owners
+from gpuprof.record import PassOutcome, Run, columns, table
+from gpuprof.theory.rules import RULES_VERSION
+from gpuprof.workload import Workload
+from gpuprof.workload.workload import describe_inputs
+
+VARIABLE = "GPUPROF_AT"
+"""Of the environment: steps to record beside those that the meter is told."""
+
+_MOST_TRIES = 4
+"""How often a step is recorded, as long as something is compiled in it, or fails."""
+
+_MOST_TIMED = 100
+"""Steps before a recorded one whose times are kept."""
+
+
+class Part(NamedTuple):
+    """A micro-batch, as far as its cost depends on it.
+
+    Attributes:
+        key: its signature.
+        first: whether it begins a step: it makes gradients, and a further one adds to them.
+        last: whether it ends one, with the optimizer's step and in a job the reduction of the gradients.
+    """
+
+    key: Hashable
+    first: bool
+    last: bool
+
+
+@dataclass
+class _Live:
+    """A step that was recorded.
+
+    Attributes:
+        asked: number of the step that was asked for.
+        number: of the one that was recorded.
+        parts: its micro-batches.
+        inputs: descriptions of what each was given.
+        traced: the tables of the trace.
+        times: seconds of undisturbed steps before it by their number.
+    """
+
+    asked: int
+    number: int
+    parts: list[Part]
+    inputs: list[dict[str, Any]]
+    traced: Traced
+    times: dict[int, float]
+
+
+def steps_of(profile_at: Iterable[int]) -> list[int]:
+    """The steps that are to be recorded, those of the environment among them, in order.
+
+    Raises:
+        GpuprofError: one is no number, or the first step, which is like no other.
+    """
+    steps = list(profile_at)
+    given = os.environ.get(VARIABLE, "")
+    try:
+        steps += [int(step) for step in given.split(",") if step.strip()]
+    except ValueError:
+        raise GpuprofError(f"{VARIABLE}={given}: give numbers of steps, such as 200 or 200,400") from None
+    if wrong := [step for step in steps if isinstance(step, bool) or not isinstance(step, int) or step < 2]:
+        raise GpuprofError(
+            f"step {wrong[0]} cannot be recorded: steps are numbered from 1, the profiler warms up in the one before, "
+            "so give 2 or more"
+        )
+    return sorted(set(steps))
+
+
+def _harmless(method: Callable[..., None]) -> Callable[..., None]:
+    """A method whose failure ends the recording, and nothing else."""
+
+    @wraps(method)
+    def call(self: Drill, *args: Any, **kwargs: Any) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:
+            self._give_up(f"{type(error).__name__}: {first_line(error)}")
+
+    return call
+
+
+class Drill:
+    """What records steps of a loop.
+
+    Args:
+        workload: model and device of the loop.
+        settings: how FLOPs are counted and against which peak, as `Run.settings` has it.
+        steps: numbers of those to record, in order.
+        out: folder of their files; without one they go to the working directory.
+    """
+
+    def __init__(self, workload: Workload, settings: dict[str, Any], steps: list[int], out: Path | None) -> None:
+        self._workload, self._settings, self._out = workload, settings, out
+        self._left = deque(steps)
+        self._at = self._left[0] if steps else 0  # the step that is recorded next
+        self._tries = 0
+        self._number = self._place = 0  # of the step that runs, and of the micro-batch in it
+        self._device: dict[str, Any] = {}
+        self._stack = ExitStack()  # of what is captured of compiled code
+        self._profiling = ExitStack()
+        self._profiler: profile | None = None
+        self._recording: Recording | None = None
+        self._compiled: Captured | None = None
+        self._compilations = 0
+        self._parts: list[Part] = []
+        self._inputs: list[dict[str, Any]] = []
+        self._waiting: list[_Live] = []
+        self._counted: dict[Part, Counted] = {}
+        self._timed: deque[tuple[int, Counter[Hashable], float]] = deque(maxlen=_MOST_TIMED)
+
+    @property
+    def active(self) -> bool:
+        """Whether the step that runs is recorded, or the next one and the profiler warms up."""
+        return self._profiler is not None
+
+    @_harmless
+    def begins(self, number: int) -> None:
+        """A micro-batch of the step with this number begins."""
+        first = number != self._number
+        self._number, self._place = number, 0 if first else self._place + 1
+        if self._recording is not None:
+            self._recording.begins()
+            return
+        while first and self._left and number > self._at:
+            _warn(f"step {self._at} is not recorded: it was over before this loop began, whose first is {number}")
+            self._next()
+        if first and self._left and number >= self._at - 1:
+            if self._profiler is None and not self._start():
+                return
+            if number == self._at:
+                self._record()
+
+    def _start(self) -> bool:
+        """The profiler warms up; False where another one is at work."""
+        if _other_profiler():
+            _warn(
+                f"step {self._at} is not recorded: a torch.profiler of your own is at work, and there can be but one; "
+                "end it before that step"
+            )
+            self._next()
+            return False
+        if self._compiled is None:
+            self._compiled = self._stack.enter_context(captured(self._workload.model, self._workload.device.type))
+        self._profiler = self._profiling.enter_context(profiled(self._workload.device))
+        return True
+
+    def _record(self) -> None:
+        assert self._profiler is not None
+        assert self._compiled is not None
+        self._compilations = self._compiled.compilations
+        self._parts, self._inputs = [], []
+        self._recording = self._profiling.enter_context(recorded(self._workload, self._profiler, self._compiled))
+        self._recording.begins()
+
+    @_harmless
+    def given(self, batch: Any) -> None:
+        """What the model is given in the micro-batch that has begun."""
+        if self._recording is not None:
+            args = () if isinstance(batch, Mapping) else (batch,)
+            self._inputs.append(describe_inputs(args, batch if isinstance(batch, Mapping) else {}))
+
+    def wants(self, key: Hashable) -> bool:
+        """Whether a micro-batch of this signature, in the place that it has, is to be counted for a recorded step."""
+        return self._number > first_steps(self._workload.model) and any(
+            part.key == key and part.first == (not self._place) and part.last == (self._place == len(live.parts) - 1)
+            for live in self._waiting
+            for part in live.parts
+            if part not in self._counted
+        )
+
+    @_harmless
+    def ends(self, key: Hashable, found: Counted | None, last: bool, error: BaseException | None) -> None:
+        """The micro-batch ends.
+
+        Args:
+            key: its signature.
+            found: what was counted of it.
+            last: whether the step ends with it.
+            error: that ended it.
+        """
+        part = Part(key, not self._place, last)
+        if found is not None and self._number > first_steps(self._workload.model):
+            self._counted[part] = found
+        if self._recording is None:
+            return
+        self._recording.ends()
+        self._parts.append(part)
+        if error is not None:
+            self._again(f"{type(error).__name__} ended it")
+
+    @_harmless
+    def timed(self, number: int, keys: Iterable[Hashable], time_s: float) -> None:
+        """An undisturbed step took so long."""
+        self._timed.append((number, Counter(keys), time_s))
+
+    @_harmless
+    def closes(self, device: dict[str, Any]) -> None:
+        """The step ends, and `timed` was told of all before it.
+
+        Args:
+            device: as `Run.device` has it, with peaks, where it is known by now.
+        """
+        self._device = device
+        if self._recording is not None:
+            self._keep()
+        for live in [live for live in self._waiting if all(part in self._counted for part in live.parts)]:
+            self._waiting.remove(live)
+            self._save(live)
+        if not (self._left or self._waiting):
+            self._counted.clear()
+            self._timed.clear()
+
+    def _keep(self) -> None:
+        """Read what was recorded of the step that has just ended."""
+        profiler, recording, compiled = self._profiler, self._recording, self._compiled
+        assert profiler is not None
+        assert recording is not None
+        assert compiled is not None
+        self._profiling.close()
+        self._profiler = self._recording = None
+        if compiled.compilations > self._compilations:
+            self._again("torch.compile compiled something in it")
+            return
+        traced = ingest(profiler, recording.ownership, unit_of(self._workload.model), compiled)
+        keys = Counter(part.key for part in self._parts)
+        times = {number: time_s for number, those, time_s in self._timed if those == keys and number < self._number}
+        self._waiting.append(_Live(self._left[0], self._number, self._parts, self._inputs, traced, times))
+        self._next()
+
+    def _again(self, why: str) -> None:
+        """What was recorded is of no use: the profiler warms up in the next step, and the one after is recorded."""
+        self._profiling.close()
+        self._profiler = self._recording = None
+        self._tries += 1
+        if self._tries < _MOST_TRIES:
+            self._at = self._number + 2
+        else:
+            _warn(f"step {self._left[0]} is not recorded, and none of {_MOST_TRIES} after it: {why}, each time")
+            self._next()
+
+    def _next(self) -> None:
+        """The step that was to be recorded is no more."""
+        self._left.popleft()
+        self._tries, self._at = 0, self._left[0] if self._left else 0
+        self._compiled = None
+        self._stack.close()
+
+    def _give_up(self, why: str) -> None:
+        """Something of the recording's own failed: the training goes on without it."""
+        at = self._left[0] if self._left else self._number
+        _warn(f"step {at} is not recorded: {why}: the training goes on")
+        for stack in (self._profiling, self._stack):
+            try:
+                stack.close()
+            except Exception as error:
+                _warn(f"what recorded it could not be ended: {type(error).__name__}: {first_line(error)}")
+        self._profiler = self._recording = self._compiled = None
+        self._left.clear()
+
+    def over(self) -> None:
+        """The loop is no more: what waits for a count is saved without it."""
+        self._profiling.close()
+        self._stack.close()
+        for live in self._waiting:
+            self._save(live)
+        self._waiting.clear()
+        for step in self._left:
+            _warn(f"step {step} was never recorded: the training ended in step {self._number}")
+        self._left.clear()
+
+    @_harmless
+    def _save(self, live: _Live) -> None:
+        run = self._run(live)
+        rank = f".rank{run.workload['rank']}" if "rank" in run.workload else ""
+        name = f"step-{live.asked}{rank}.json.gz"
+        path = Path(f"gpuprof-{name}") if self._out is None else self._out / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            run.save(path)
+        except (OSError, GpuprofError) as error:
+            _warn(f"step {live.asked} was recorded and is lost: {first_line(error)}")
+            return
+        print(f"gpuprof: step {live.number} of the training is in {path}: gpuprof show {path}", file=sys.stderr)
+
+    def _run(self, live: _Live) -> Run:
+        """The run of a recorded step."""
+        model, device = self._workload.model, self._workload.device
+        lies, compiled = layout(model), regions(self._workload)
+        run = Run(
+            self._workload.description | _inputs_of(live.inputs) | lies | ({"compiled": compiled} if compiled else {}),
+            self._device or describe(device),
+            environment() | {"flop_rules": RULES_VERSION} | ({"host": platform.node()} if lies else {}),
+            self._settings | {"step": live.number},
+        )
+        counts = [self._counted[part] for part in live.parts if part in self._counted]
+        if len(counts) == len(live.parts):
+            run.ops, run.tree, run.passes["count"] = _added(model, counts)
+        else:
+            run.passes["count"] = PassOutcome(
+                "skipped", f"the training ended before a step like step {live.number} could be counted",
+                "record an earlier step",
+            )  # fmt: skip
+        run.passes["time"] = PassOutcome("done", facts={"steps": len(live.times)})
+        if not live.times:
+            run.passes["time"] = PassOutcome(
+                "skipped", f"no undisturbed step before step {live.number} had its shapes", "record a later step"
+            )
+        rows = [{"step": number, "phase": "step", "time_s": time_s} for number, time_s in live.times.items()]
+        run.samples = table("samples", rows)
+        run.kernels, run.estimates, run.graphs, run.nodes, run.passes["trace"] = live.traced
+        for name in ("memory", "telemetry"):
+            reason = "a step of a training runs once, and this pass is not of it"
+            run.passes[name] = PassOutcome("skipped", reason, "give the model to gpuprof.profile")
+        if live.number != live.asked:
+            run.warnings.append(f"step {live.number} was recorded: step {live.asked} compiled something, or failed")
+        if not self._device:
+            add_ceilings(run)
+        run.tree = with_all_owners(run, model)
+        if lies and not run.kernels.empty:
+            run.ranks = table("ranks", [row | {"step": 0} for row in rank_rows(run, lies["rank"])])
+        run.warnings += never_made(model)
+        say_what_is_withheld(run)
+        return run
+
+
+def _added(model: torch.nn.Module, counts: list[Counted]) -> tuple[Any, Any, PassOutcome]:
+    """The ``ops`` and the ``tree`` of several micro-batches together, and how they were counted."""
+    sums: dict[tuple[Any, ...], list[int | None]] = {}
+    calls: Counter[str] = Counter()
+    causality: dict[str, str] = {}
+    facts: dict[str, Any] = {"calls": 0, "ops_without_rule": []}
+    for found in counts:
+        add_rows(sums, "ops", columns(found.ops))
+        for module, times, how in found.tree[["module", "calls", "causality"]].itertuples(index=False, name=None):
+            calls[module] += int(times)
+            known = causality.get(module, "")
+            causality[module] = "unknown" if "unknown" in (how, known) else how or known
+        said = found.outcome.facts
+        facts["calls"] += said["calls"]
+        for name in ("ops_without_rule", "ops_bounded", "sparse", "nested"):
+            if name in said:
+                facts[name] = sorted({*facts.get(name, ()), *said[name]})
+    facts["inputs_seen"] = True  # of one signature, and so of the same shapes as what was recorded
+    return rows_of("ops", sums), module_tree(model, dict(calls), causality), PassOutcome("done", facts=facts)
+
+
+def _inputs_of(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the micro-batches of a step were given, as a workload describes it; of several each by its number."""
+    found: dict[str, Any] = {}
+    for unit in ("tokens_per_step", "samples_per_step"):
+        amounts = [part[unit] for part in parts]
+        found[unit] = None if None in amounts else sum(amounts)
+    found["inputs"] = [
+        given | {"name": f"{number}.{given['name']}" if len(parts) > 1 else given["name"]}
+        for number, part in enumerate(parts)
+        for given in part["inputs"]
+    ]
+    return found
+
+
+def _other_profiler() -> bool:
+    """Whether a profiler of the user's own records, or is about to by its schedule: each would end the other."""
+    if torch.autograd._profiler_enabled():
+        return True
+    begun = [one for one in gc.get_objects() if issubclass(type(one), profile) and one.step_rec_fn is not None]
+    ahead = range(_MOST_TRIES)
+    return any(one.schedule(one.step_num + more) != ProfilerAction.NONE for one in begun for more in ahead)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"gpuprof: {text}", stacklevel=3)
