@@ -160,6 +160,9 @@ def live_runs(tmp_path_factory):
     """The folder of two steps of two micro-batches."""
     folder = tmp_path_factory.mktemp("live")
     train_llama(folder, micro_batches=2, steps=12, at=(6, 9))
+    first = gpuprof.load(folder / "step-6.json.gz")  # which may have been saved in the same second
+    first.environment["date"] = "2026-01-01T00:00:00+00:00"
+    first.save(folder / "step-6.json.gz")
     return folder
 
 
