@@ -69,6 +69,8 @@ class Meter:
     A step is what ends with a step of the optimizer: of several micro-batches each stands in a ``with`` of its own, and
     their FLOPs and times add up. What is outside of it (evaluation, checkpoints, the loader) is no part of a step.
 
+    A step that a ``GradScaler`` has the optimizer skip goes on in the next.
+
     FLOPs are counted, once for each signature of a micro-batch: the step in which one is seen first, but for the very
     first step, runs under the counting mode, and is left out of the times; once more after a hundred, to see whether
     shapes alone decide its FLOPs. On CUDA times are those of events on the current stream, read when the device has
@@ -165,12 +167,14 @@ class Meter:
         except Exception as error:
             self._fail(error)
 
-    def given(self, batch: Any, inside: bool = False) -> None:
-        """What the model is given in the micro-batch that has begun; the first word counts.
+    def given(self, batch: Any) -> None:
+        """What the model will be given in the micro-batch that has begun; the first word counts.
+
+        To be said before the model is called, and not by a hook of it: where a count begins inside of its call, what
+        torch.compile has made of it runs uncompiled ever after.
 
         Args:
             batch: as for `step`; of a call with keyword arguments their mapping.
-            inside: this is said from inside the model's call, by a forward pre-hook of it.
         """
         micro = self._micro
         if micro is None or micro.signature is not None:
@@ -190,7 +194,7 @@ class Meter:
                 self._drill.given(batch)
                 wanted = (wanted or self._drill.wants(key)) and not self._drill.active
             if wanted:
-                self._count(micro, signature, inside=inside)
+                self._count(micro, signature)
         except Exception as error:
             self._fail(error)
 
@@ -257,7 +261,7 @@ class Meter:
         self._tokens = Tokens(self._workload.device)
         self._machine = Machine(self._workload, self._settings)
         if self._profile_at and self._drill is None:
-            self._drill = Drill(self._workload, self._settings, self._profile_at, self._out)
+            self._drill = Drill(self._workload, self._machine, self._profile_at, self._out)
             weakref.finalize(self, self._drill.over)
         if self._out is not None and self._log is None:
             try:
@@ -411,7 +415,7 @@ class Meter:
             if self._drill.active:
                 self._settle()
                 self._last = None  # what it takes to read the record is between no steps
-            self._drill.closes(self._machine.facts["device"] if self._machine.denominator else {})
+            self._drill.closes()
 
     def _settle(self) -> None:
         """Steps that the device has come to the end of become samples."""
@@ -530,6 +534,8 @@ class Meter:
         if micro is not None and micro.count is not None:
             with suppress(Exception):
                 micro.count.end()
+        if self._drill is not None:
+            self._drill.over()
         self._pending.clear()
         self._warn(f"the meter stops, and the training goes on: {self._off}")
 

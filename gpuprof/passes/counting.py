@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -85,11 +85,7 @@ def count(workload: Workload, execute: Execute | None = None, mark: Mark | None 
 
 @contextmanager
 def counting(
-    workload: Workload,
-    execute: Execute | None = None,
-    mark: Mark | None = None,
-    inside: bool = False,
-    optimizer: bool = False,
+    workload: Workload, execute: Execute | None = None, mark: Mark | None = None, optimizer: bool = False
 ) -> Iterator[list[Counted]]:
     """Count every operator of the block, which runs a step, or a part of one.
 
@@ -98,8 +94,7 @@ def counting(
         execute: how operators are carried out; by default they just run. `gpuprof.workload.weightless.execute`
             carries them out without storage.
         mark: held open around every call.
-        inside: the block begins inside of a call of the model, as its forward pre-hook does.
-        optimizer: it begins inside of the optimizer's step, as a hook before that does.
+        optimizer: the block begins inside of the optimizer's step, as a hook before that does.
 
     Yields:
         A list that holds what was counted, once the block has ended without an error.
@@ -131,7 +126,6 @@ def counting(
         flex_attention_booked(counter.book),
         plain_control_flow(),
         observed_inputs(workload) as inputs,
-        _opened(model, ownership, scope_of(model, "")) if inside else nullcontext(),
     ):
         if optimizer:
             phase.open.append("optimizer")
@@ -158,18 +152,6 @@ def counting(
     outcome = PassOutcome("done", facts=facts)
     tree = module_tree(model, calls, causality)
     found.append(Counted(table("ops", rows), tree, table("traffic", moved), outcome, None, row_of))
-
-
-@contextmanager
-def _opened(model: torch.nn.Module, ownership: Ownership, scope: Scope) -> Iterator[None]:
-    """A call of the model that has begun, until its forward ends."""
-    call = ownership.open(scope)
-    handle = model.register_forward_hook(lambda *_: ownership.close(call), always_call=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-        ownership.close(call)
 
 
 def _with_room(step: Callable[[], Any]) -> Any:
