@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gpuprof.dates import in_utc
 from gpuprof.errors import GpuprofError
 
 SCHEMA_VERSION = 1
@@ -26,6 +28,7 @@ NAME = "meter.jsonl"
 """The log of a process that stands alone, or of the first rank."""
 
 _KIND = "meter log"
+_RANKED = re.compile(r"meter-rank-(\d{1,9})\.jsonl").fullmatch
 _BEGINNING = f'{{"gpuprof": "{_KIND}"'.encode()
 _MOST = 1000  # steps in a line: a reader has whole lines soon, and none is too long for an editor
 _NANOSECOND = 9  # digits: no clock of a step is finer
@@ -33,6 +36,11 @@ _NANOSECOND = 9  # digits: no clock of a step is finer
 _KEY = ("module", "phase", "op", "kind", "shapes", "dtype", "group")
 _SUMS = ("calls", "flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes")
 _ROOT = ("class", "params", "trainable_params", "param_bytes", "trainable_bytes")
+
+
+def begins(line: dict[str, Any]) -> bool:
+    """Whether a line is the header of a process."""
+    return line.get("gpuprof") == _KIND
 
 
 def name_of(rank: int) -> str:
@@ -177,6 +185,39 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str) else int(value) if isinstance(value, Integral) else None
 
 
+def logs(path: Path) -> dict[int, Path]:
+    """The logs of a training by the rank that wrote them, in its folder; or one that is given itself.
+
+    Raises:
+        GpuprofError: there is none.
+    """
+    if path.is_file():
+        return {0: path}
+    found = {int(rank[1]): one for one in path.glob("meter-rank-*.jsonl") if (rank := _RANKED(one.name))}
+    found |= {0: path / NAME} if is_training(path) else {}
+    if not found:
+        raise GpuprofError(f"{path} has no {NAME}: give the folder that a gpuprof.Meter has as out, once it trains")
+    return dict(sorted(found.items()))
+
+
+def new_lines(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of a log from a place on, as `lines` has them, and where the next one will begin.
+
+    Raises:
+        GpuprofError: as in `lines`; or it cannot be read, or is no log.
+    """
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(len(_BEGINNING))
+            file.seek(start)
+            content = file.read()
+    except OSError as error:
+        raise GpuprofError(f"cannot read {path}: {error.strerror or error}") from error
+    if not _BEGINNING.startswith(beginning):
+        raise GpuprofError(f"{path} is not the log of a gpuprof.Meter: give the folder that one has as out")
+    return lines(content, path), start + content.rfind(b"\n") + 1
+
+
 def is_log(path: Path) -> bool:
     """Whether a file that is there is a meter's log, or the beginning of one."""
     with path.open("rb") as file:
@@ -208,6 +249,7 @@ class _Part(NamedTuple):
     header: dict[str, Any]
     counted: dict[int, list[dict[str, Any]]]
     steps: list[list[Any]]
+    clocks: list[tuple[str, float]]
 
 
 def lines(content: bytes, path: Path) -> list[dict[str, Any]]:
@@ -234,7 +276,7 @@ def lines(content: bytes, path: Path) -> list[dict[str, Any]]:
 
 
 def content(raw: bytes, path: Path) -> dict[str, Any]:
-    """The facts, the passes and the tables tree, ops and samples of a run file, column by column.
+    """The facts, the passes and the tables tree, ops, samples and telemetry of a run file, column by column.
 
     They are of the newest training of the log, from where it began, or was resumed in another place than before. Its
     samples are all steps whose time counts. What it counted, its tokens and its samples are the mean of a step of them,
@@ -289,6 +331,20 @@ def _content(raw: bytes, path: Path) -> dict[str, Any]:
             "phase": ["step"] * len(used),
             "time_s": [step[1] for _, step in used],
         },
+        "telemetry": _telemetry(parts),
+    }
+
+
+def _telemetry(parts: list[_Part]) -> dict[str, Any]:
+    """The table telemetry: the SM clock as it was at each read."""
+    clocks = [one for part in parts for one in part.clocks]
+    dates = [in_utc(date) for date, _ in clocks]
+    return {
+        "launch": [0] * len(clocks),
+        "time_s": [(date - dates[0]).total_seconds() for date in dates],
+        "quantity": ["sm_clock"] * len(clocks),
+        "unit": ["MHz"] * len(clocks),
+        "value": [clock for _, clock in clocks],
     }
 
 
@@ -301,12 +357,15 @@ _NEEDS_DRILL = {
 def _parts(found: Iterable[dict[str, Any]]) -> list[_Part]:
     parts: list[_Part] = []
     for line in found:
-        if line.get("gpuprof") == _KIND:
-            parts.append(_Part(line, {}, []))
+        if begins(line):
+            parts.append(_Part(line, {}, [], []))
         elif "signature" in line:
             parts[-1].counted.setdefault(line["signature"], []).append(line)
         elif "steps" in line:
             parts[-1].steps.extend(line["steps"])
+            clock = line.get("figures", {}).get("device/clock_mhz")
+            if clock is not None:
+                parts[-1].clocks.append((line["date"], clock))
     return parts
 
 

@@ -10,6 +10,7 @@ Writes results/<device>/<date>-meter/ (results.json, table.md). Exit status 1 wh
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import tempfile
@@ -96,7 +97,7 @@ def by_torchtitan(config: LlamaConfig, case: Case, seq_len: int) -> int:
 def model_of(config: LlamaConfig, case: Case) -> torch.nn.Module:
     """The model as it is trained."""
     torch.manual_seed(0)
-    model: torch.nn.Module = LlamaForCausalLM(config).train()
+    model: torch.nn.Module = LlamaForCausalLM(copy.deepcopy(config)).train()  # a model may change its own
     if case.checkpointed:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if case.lora:

@@ -32,6 +32,7 @@ from gpuprof.cli.roofline import roofline
 from gpuprof.cli.show import show
 from gpuprof.cli.sweep import sweep
 from gpuprof.cli.validate import validate
+from gpuprof.cli.watch import watch
 from gpuprof.errors import GpuprofError
 from gpuprof.parallel.launch import speaks
 from gpuprof.signals import exit_on_sigterm
@@ -45,8 +46,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (
-    profile, sweep, count, show, validate, backward, report, budget, roofline, memory, compare, check, ab, presets,
-    devices, ceilings, doctor,
+    profile, sweep, count, show, validate, backward, report, budget, roofline, memory, compare, check, watch, ab,
+    presets, devices, ceilings, doctor,
 ):  # fmt: skip
     app.command()(verb)
 app.command("import")(import_)

@@ -80,6 +80,24 @@ def test_of_steps_of_various_shapes_the_mfu_decides(tmp_path):
     assert "MFU, datasheet 5.7 % against 6.0 %: 5.0 % worse" in said
 
 
+def test_a_clock_that_fell_is_not_the_code(tmp_path):
+    def clocked(name, day, time_s, mhz):
+        date = {"environment": {"date": f"2026-01-{day:02}T00:00:00+00:00"}}
+        figures = {"device/clock_mhz": mhz, "device/step_s": time_s}
+        return training(tmp_path / name, even(time_s), figures=figures, **date).parent
+
+    for day in range(1, 7):  # slower as the clock is lower
+        clocked(f"runs/{day}", day, 1e-6 * 1700 / (1690 + 4 * day), 1690.0 + 4 * day)
+
+    code, said = run("check", clocked("cool", 8, 1e-6 * 1700 / 1630, 1630.0), "--against", tmp_path / "runs")
+
+    assert code != 1  # 4 % slower at a clock that is 4 % lower
+    assert "No clock was read" not in said
+    code, said = run("check", clocked("slow", 9, 1.04e-6, 1704.0), "--against", tmp_path / "runs")
+    assert code == 1
+    assert "SM clock 1,704 MHz" in run("show", tmp_path / "slow")[1]
+
+
 def test_trainings_are_imported_once_and_held_against_in_a_store(folder, tmp_path):
     url = f"sqlite:///{tmp_path / 'history.db'}"
 

@@ -41,7 +41,7 @@ def test_the_run_of_a_log_has_the_figures_of_the_meter(ticks, tmp_path):
     assert run.passes["time"].facts["dropped"] == {
         "warm-up": 2,
         "counted": 1,
-    }  # the first step, and those of the counts
+    }
 
 
 def test_mfu_of_all_reads_is_that_of_the_run_whatever_the_shapes(tmp_path):

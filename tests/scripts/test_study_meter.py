@@ -49,6 +49,14 @@ def test_torchtitan_s_formula_is_this_number(study):
     assert study.by_torchtitan(TINY, study.CASES["plain"], 32) == flops
 
 
+def test_one_way_leaves_the_next_the_model_it_had(study):
+    pytest.importorskip("lightning")
+    case = study.CASES["plain"]
+    study.by_lightning(TINY, case, 32)  # which has attention written out
+
+    assert study.model_of(TINY, case).config._attn_implementation == "sdpa"
+
+
 def test_a_cell_says_how_far_it_is(study):
     assert study._against(1_000_000_000, 1_000_000_000) == "1.0 (exact)"
     assert study._against(740_000_000, 1_000_000_000) == "0.7 (-26.0%)"
