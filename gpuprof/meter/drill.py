@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -48,6 +48,9 @@ _MOST_TRIES = 4
 
 _MOST_TIMED = 100
 """Steps before a recorded one whose times are kept."""
+
+_MOST_COUNTED = 16
+"""Counts of micro-batches that are kept for steps to come; they are large."""
 
 
 class Part(NamedTuple):
@@ -141,6 +144,10 @@ class Drill:
         self._at = self._left[0] if steps else 0  # the step that is recorded next
         self._tries = 0
         self._number = self._place = 0  # of the step that runs, and of the micro-batch in it
+        self._began = 0  # number of the first step
+        self._first_steps = first_steps(workload.model)
+        self._wanted: Part | None = None  # what the micro-batch that runs is counted for
+        self._vain = 0  # how often that gave nothing
         self._stack = ExitStack()  # of what is captured of compiled code
         self._profiling = ExitStack()
         self._profiler: profile | None = None
@@ -163,6 +170,7 @@ class Drill:
         """A micro-batch of the step with this number begins."""
         first = number != self._number
         self._number, self._place = number, 0 if first else self._place + 1
+        self._began, self._wanted = self._began or number, None
         if self._recording is not None:
             self._recording.begins()
             return
@@ -208,15 +216,23 @@ class Drill:
 
     def wants(self, key: Hashable) -> bool:
         """Whether a micro-batch of this signature, in the place that it has, is to be counted for a recorded step."""
-        if not self._waiting or self._number <= first_steps(self._workload.model):
+        if not self._waiting or not self._steady():
             return False
-        whole = key, self._trained()
-        return any(
-            part.key == whole and part.first == (not self._place) and part.last == (self._place == len(live.parts) - 1)
-            for live in self._waiting
-            for part in live.parts
-            if part not in self._counted
+        here = (key, self._trained()), not self._place
+        self._wanted = next(
+            (
+                part
+                for live in self._waiting
+                for part in live.parts
+                if part not in self._counted and part[:2] == here and part.last == (self._place == len(live.parts) - 1)
+            ),
+            None,
         )
+        return self._wanted is not None
+
+    def _steady(self) -> bool:
+        """Whether the step that runs does what all further ones do."""
+        return self._number >= self._began + self._first_steps
 
     @_harmless
     def ends(self, key: Hashable, found: Counted | None, last: bool, error: BaseException | None) -> None:
@@ -228,16 +244,17 @@ class Drill:
             last: whether the step ends with it.
             error: that ended it.
         """
-        steady = self._number > first_steps(self._workload.model)
-        if self._recording is None and not (found and steady):
-            return
-        part = Part((key, self._trained()), not self._place, last)
-        if found and steady:
-            self._counted[part] = found
+        if found is not None and self._steady():
+            self._counted[Part((key, self._trained()), not self._place, last)] = found
+            needed = {part for live in self._waiting for part in live.parts}
+            for part in [part for part in self._counted if part not in needed][:-_MOST_COUNTED]:
+                del self._counted[part]
+        if self._wanted is not None and self._wanted not in self._counted:
+            self._vain += 1
         if self._recording is None:
             return
         self._recording.ends()
-        self._parts.append(part)
+        self._parts.append(Part((key, self._trained()), not self._place, last))
         if error is not None:
             self._again(f"{type(error).__name__} ended it")
 
@@ -254,9 +271,12 @@ class Drill:
         """The step ends, and `timed` was told of all before it."""
         if self._recording is not None:
             self._keep()
-        for live in [live for live in self._waiting if all(part in self._counted for part in live.parts)]:
-            self._save(live)
-            self._waiting.remove(live)
+        for live in list(self._waiting):
+            if self._vain >= _MOST_TRIES or all(part in self._counted for part in live.parts):
+                self._save(live)
+                self._waiting.remove(live)
+        if not self._waiting:
+            self._vain = 0
         if not (self._left or self._waiting):
             self._counted.clear()
             self._timed.clear()
@@ -311,6 +331,7 @@ class Drill:
         self._left.clear()
         self._waiting.clear()
 
+    @_harmless
     def over(self) -> None:
         """The loop is no more: what waits for a count is saved without it."""
         self._profiling.close()
@@ -334,7 +355,8 @@ class Drill:
         except (OSError, GpuprofError) as error:
             _warn(f"step {live.asked} was recorded and is lost: {first_line(error)}")
             return
-        print(f"gpuprof: step {live.number} of the training is in {path}: gpuprof show {path}", file=sys.stderr)
+        if not run.workload.get("rank"):
+            print(f"gpuprof: step {live.number} of the training is in {path}: gpuprof show {path}", file=sys.stderr)
 
     def _run(self, live: _Live) -> Run:
         """The run of a recorded step."""
@@ -343,7 +365,10 @@ class Drill:
         self._machine.peaks()  # measures what it lacks
         facts = self._machine.facts
         run = Run(
-            facts["workload"] | _inputs_of(live.inputs) | lies | ({"compiled": compiled} if compiled else {}),
+            facts["workload"]
+            | _inputs_of(live.inputs if len(live.inputs) == len(live.parts) else [])
+            | lies
+            | ({"compiled": compiled} if compiled else {}),
             facts["device"],
             environment() | {"flop_rules": RULES_VERSION} | ({"host": platform.node()} if lies else {}),
             facts["settings"] | {"step": live.number},
@@ -353,8 +378,7 @@ class Drill:
             run.ops, run.tree, run.passes["count"] = _added(model, counts)
         else:
             run.passes["count"] = PassOutcome(
-                "skipped", f"the training ended before a step like step {live.number} could be counted",
-                "record an earlier step",
+                "skipped", f"no other step was counted that is as step {live.number} was", "record another step"
             )  # fmt: skip
         run.passes["time"] = PassOutcome("done", facts={"steps": len(live.times)})
         if not live.times:
@@ -408,6 +432,8 @@ def _added(model: torch.nn.Module, counts: list[Counted]) -> tuple[Any, Any, Pas
 
 def _inputs_of(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """What the micro-batches of a step were given, as a workload describes it; of several each by its number."""
+    if not parts:
+        return {}
     found: dict[str, Any] = {}
     for unit in ("tokens_per_step", "samples_per_step"):
         amounts = [part[unit] for part in parts]
@@ -430,4 +456,5 @@ def _other_profiler() -> bool:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"gpuprof: {text}", stacklevel=3)
+    with suppress(Warning):  # where they are errors; a training must not end by one
+        warnings.warn(f"gpuprof: {text}", stacklevel=3)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import gpuprof
 from gpuprof.cli import app
 from gpuprof.errors import GpuprofError
-from gpuprof.meter import drill
+from gpuprof.meter import counts, drill
 
 OPS = ("module", "phase", "op", "kind", "shapes", "dtype", "group")
 SUMS = ("calls", "flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes")
@@ -58,22 +58,20 @@ def step(model, optimizer, batches, around=lambda batch: nullcontext()):
 
 
 class InPieces:
-    """The meter as a framework that has no place for a ``with`` calls it: what the model is given is heard inside."""
+    """The meter as a framework that has no place for a ``with`` calls it: it hears later what the model is given."""
 
-    def __init__(self, meter, model):
-        self.meter, self.model = meter, model
+    def __init__(self, meter):
+        self.meter = meter
 
     def __call__(self, batch):
+        self.batch = batch
         return self
 
     def __enter__(self):
         self.meter.begin()
-        self.hook = self.model.register_forward_pre_hook(
-            lambda module, args, kwargs: self.meter.given(kwargs, inside=True), with_kwargs=True
-        )
+        self.meter.given(self.batch)
 
     def __exit__(self, kind, error, trace):
-        self.hook.remove()
         self.meter.end(error)
 
 
@@ -82,7 +80,7 @@ def train_llama(folder=None, micro_batches=1, pieces=False, checkpointing=None, 
     model = llama(checkpointing)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     meter = metered(model, optimizer, profile_at=at, out=folder) if folder is not None else None
-    around = (lambda batch: nullcontext()) if meter is None else InPieces(meter, model) if pieces else meter.step
+    around = (lambda batch: nullcontext()) if meter is None else InPieces(meter) if pieces else meter.step
     torch.manual_seed(1)
     losses = []
     for _ in range(steps):
@@ -162,12 +160,15 @@ def live_runs(tmp_path_factory):
     """The folder of two steps of two micro-batches."""
     folder = tmp_path_factory.mktemp("live")
     train_llama(folder, micro_batches=2, steps=12, at=(6, 9))
+    first = gpuprof.load(folder / "step-6.json.gz")  # which may have been saved in the same second
+    first.environment["date"] = "2026-01-01T00:00:00+00:00"
+    first.save(folder / "step-6.json.gz")
     return folder
 
 
 @pytest.mark.parametrize("verb", ["show", "budget", "backward", "roofline", "report", "compare", "check"])
 def test_every_verb_that_reads_a_run_reads_it(live_runs, verb, tmp_path):
-    first, second = (str(live_runs / f"step-{number}.json.gz") for number in (6, 9))
+    second, first = (str(live_runs / f"step-{number}.json.gz") for number in (6, 9))
     rest = {
         "check": ["--against", second],
         "compare": [second],
@@ -376,10 +377,49 @@ def test_a_training_that_ends_before_the_count_keeps_the_trace(tmp_path):
     run = gpuprof.load(tmp_path / "step-6.json.gz")
 
     assert run.passes["count"].status == "skipped"
-    assert run.passes["count"].reason == "the training ended before a step like step 6 could be counted"
+    assert run.passes["count"].reason == "no other step was counted that is as step 6 was"
     assert run.passes["time"].reason == "no undisturbed step before step 6 had its shapes"
     assert run.ops.empty
     assert calls(run)["0", "forward", "aten::addmm"] == 1
+
+
+def test_what_is_counted_in_vain_is_given_up(tmp_path, monkeypatch):
+    """Steps of two micro-batches, and after the recorded one of four: none ends with the second."""
+    begun = []
+    monkeypatch.setattr(
+        counts, "begin", lambda *args, begin=counts.begin, **where: begun.append(1) or begin(*args, **where)
+    )
+    model = net()
+    optimizer = sgd(model)
+    meter = metered(model, optimizer, profile_at=[6], out=tmp_path)
+    train(meter, model, optimizer, steps=6, accumulation=2)
+    before = len(begun)
+    train(meter, model, optimizer, steps=9, accumulation=4)
+
+    run = gpuprof.load(tmp_path / "step-6.json.gz")
+
+    assert len(begun) - before == 4
+    assert run.passes["count"].status == "skipped"
+    assert run.passes["time"].facts == {"steps": 1}
+
+
+def test_a_model_whose_input_nobody_tells_is_traced(tmp_path):
+    model = net()
+    optimizer = sgd(model)
+    meter = metered(model, optimizer, profile_at=[4], out=tmp_path)
+    for _ in range(6):
+        meter.begin()
+        model(torch.ones(4, IN)).sum().backward()
+        optimizer.step()
+        meter.end()
+    del meter
+    gc.collect()
+
+    run = gpuprof.load(tmp_path / "step-4.json.gz")
+
+    assert run.workload["samples_per_step"] is None
+    assert run.workload["inputs"] == []
+    assert calls(run)["2", "forward", "aten::addmm"] == 1
 
 
 def test_a_process_that_ends_saves_what_waits(tmp_path):
