@@ -97,6 +97,10 @@ class GpuprofCallback(TrainerCallback):
         if state.log_history and state.log_history[-1]["step"] == state.global_step:  # which has a copy already
             state.log_history[-1] |= figures
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """What came after the last log goes into the meter's own."""
+        self.meter.read(reduce=True)
+
 
 def _metered(meter: Meter, training_step: Callable[..., Any]) -> Callable[..., Any]:
     def metered(model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:

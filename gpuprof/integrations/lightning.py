@@ -77,6 +77,10 @@ class LightningMeter(_Callback):
         """No micro-batch is open any more, also where the model ended the epoch at the start of one."""
         self.meter.end(StopIteration())
 
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """What came after the last log goes into the meter's own."""
+        self.meter.read(reduce=True)
+
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """What ends the training ends the micro-batch."""
         if hasattr(self, "meter"):

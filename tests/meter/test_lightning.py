@@ -1,6 +1,7 @@
 """The meter in Trainers of Lightning that really train, on a CPU."""
 
 import importlib
+import json
 import logging
 import subprocess
 import sys
@@ -286,6 +287,20 @@ def test_a_step_that_the_scaler_skips_ends_all_the_same(tmp_path):
 
     assert meter.meter.number == 6
     assert flops_of(trained)[1:] == [2 * train_flops(ROWS)] * 5
+
+
+def test_a_step_is_profiled_as_it_runs_and_all_of_them_are_in_the_meters_own_log(tmp_path):
+    meter, model, bare = LightningMeter(profile_at=[5], out=tmp_path / "run"), module(), module()
+    arguments = {"accumulate_grad_batches": 2, "log_every_n_steps": 4, "max_steps": 7}
+    fit(trainer(tmp_path, [meter], **arguments), model)
+    fit(trainer(tmp_path, [], **arguments), bare)
+
+    profiled = gpuprof.load(tmp_path / "run" / "step-5.json.gz")
+    assert totals(profiled)["flops"] == 2 * train_flops(ROWS)
+    assert profiled.done("trace")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "meter.jsonl").read_text().splitlines()]
+    assert [step[0] for line in lines for step in line.get("steps", [])] == [1, 2, 3, 4, 5, 6, 7]
+    assert model.losses == bare.losses
 
 
 def test_a_training_without_loggers_is_metered_too(tmp_path):

@@ -1,7 +1,10 @@
 """The meter in Trainers of Hugging Face that really train, on a CPU."""
 
 import functools
+import json
 import math
+import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -240,6 +243,34 @@ def test_a_step_that_the_scaler_skips_ends_all_the_same(tmp_path):
     assert {step: line.get("meter/flops_per_step") for step, line in metered(trained).items() if step > 1} == (
         dict.fromkeys(range(2, 7), train_flops(ROWS))
     )
+
+
+def test_a_step_is_profiled_as_it_runs_and_all_of_them_are_in_the_meters_own_log(tmp_path):
+    callback = GpuprofCallback(profile_at=[5], out=tmp_path / "run")
+    arguments = {"gradient_accumulation_steps": 2, "logging_steps": 4, "max_steps": 7}
+    trained = trainer(tmp_path, [callback], **arguments)
+    trained.train()
+    bare = trainer(tmp_path, **arguments)
+    bare.train()
+
+    profiled = gpuprof.load(tmp_path / "run" / "step-5.json.gz")
+    assert totals(profiled)["flops"] == 2 * train_flops(ROWS)
+    assert profiled.done("trace")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "meter.jsonl").read_text().splitlines()]
+    assert [step[0] for line in lines for step in line.get("steps", [])] == [1, 2, 3, 4, 5, 6, 7]
+    assert losses(trained) == losses(bare)
+
+
+def test_without_accelerate_it_says_what_to_install():
+    code = (
+        "import sys\nclass Absent:\n    def find_spec(name, path=None, target=None):\n"
+        "        if name == 'accelerate': raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Absent)\nfrom gpuprof import integrations, GpuprofError\n"
+        "try:\n    integrations.GpuprofCallback\nexcept GpuprofError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "a Trainer needs accelerate, which is not installed: pip install 'gpuprof[trainer]'\n"
 
 
 def test_outside_of_a_trainer_it_says_so():
