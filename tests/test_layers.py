@@ -124,6 +124,8 @@ WRONG = [
     ["budget", "absent.json"],
     ["memory", "absent.json", "--fit", "batch", "--batch-size", "2"],
     ["check", "absent.json"],
+    ["watch", "absent"],
+    ["watch", "runs", "--once", "--min-change", "much"],
     ["ab", "true", "true", "--margin", "much"],
     ["devices", "no such card"],
     ["sweep", "qwen2-0.5b,nosuch", "-o", "points"],

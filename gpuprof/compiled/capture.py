@@ -23,6 +23,7 @@ from gpuprof.compiled.afresh import Backend, compiled_afresh
 from gpuprof.compiled.caches import empty_caches
 from gpuprof.compiled.stacks import module_of, names_in
 from gpuprof.compiled.watch import in_short, place
+from gpuprof.errors import first_line
 from gpuprof.record import UNATTRIBUTED
 from gpuprof.theory.attention import AttentionFacts
 from gpuprof.traces.events import KERNEL_MARK
@@ -100,6 +101,7 @@ class Captured:
         graphs: in the order in which code was made of them.
         compilations: how many graphs of Dynamo's were given to Inductor.
         without_cuda_graphs: whether something was compiled that runs as CUDA graphs where it is not captured.
+        refused: why something could not be compiled so, and was compiled as it is without this; empty where all could.
     """
 
     def __init__(self, model: torch.nn.Module, device: str) -> None:
@@ -108,6 +110,7 @@ class Captured:
         self.compilations = 0
         self._ownership: Ownership | None = None  # of the step that is recorded now
         self.without_cuda_graphs = False
+        self.refused = ""
         self._numbers: dict[Any, int] = {}  # by Inductor's own object
         self._frames: dict[Any, Frame] = {}
         self._paths: dict[torch.nn.Module, str] = {}
@@ -231,12 +234,13 @@ def _sizes(values: Sequence[Any]) -> list[Any]:
 
 
 @contextmanager
-def captured(model: torch.nn.Module, device: str) -> Iterator[Captured]:
+def captured(model: torch.nn.Module, device: str, live: bool = False) -> Iterator[Captured]:
     """Capture whatever is compiled by Inductor and called in here; nothing of it is left afterwards.
 
     Args:
         model: whose modules the operators are of.
         device: type of the device.
+        live: somebody needs what the code computes: where it cannot be captured it is compiled as it is.
     """
     found = Captured(model, device)
     marked = False
@@ -256,8 +260,14 @@ def captured(model: torch.nn.Module, device: str) -> Iterator[Captured]:
                 if not marked:  # not before Dynamo has said that it compiles: then caches may be put somewhere else
                     into.enter_context(_marked(found))
                     marked = True
-                frame = found.compiles(graph)
-                return found.calling(ours(graph, inputs, **rest), frame, inputs)
+                try:
+                    frame = found.compiles(graph)
+                    return found.calling(ours(graph, inputs, **rest), frame, inputs)
+                except Exception as error:
+                    if not live:
+                        raise
+                    found.refused = f"{type(error).__name__}: {first_line(error)}"
+                    return backend(graph, inputs, **rest)
 
             return compile_graph
 

@@ -68,7 +68,8 @@ class LightningMeter(_Callback):
         device, rounded, and wait for that.
         """
         before = self.meter.number
-        self.meter.end()
+        # a step that the scaler of fp16 has had the optimizer skip has ended too; in manual optimization nobody knows
+        self.meter.end(last=trainer.global_step > before if pl_module.automatic_optimization else None)
         if self.meter.number != before and trainer._logger_connector.should_update_logs:
             trainer._logger_connector.log_metrics(self.meter.read(reduce=True))
 

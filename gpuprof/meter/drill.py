@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -26,8 +26,10 @@ from gpuprof.analysis.ranks import rank_rows
 from gpuprof.compiled.capture import Captured, captured
 from gpuprof.compiled.regions import regions
 from gpuprof.errors import GpuprofError, first_line
-from gpuprof.hardware.device import describe, environment
+from gpuprof.hardware.checkup import require_internals
+from gpuprof.hardware.device import environment
 from gpuprof.job import add_rows, rows_of
+from gpuprof.meter.machine import Machine
 from gpuprof.parallel.layout import first_steps, layout
 from gpuprof.parallel.units import unit_of
 from gpuprof.passes.counting import Counted, module_tree
@@ -47,17 +49,20 @@ _MOST_TRIES = 4
 _MOST_TIMED = 100
 """Steps before a recorded one whose times are kept."""
 
+_MOST_COUNTED = 16
+"""Counts of micro-batches that are kept for steps to come; they are large."""
+
 
 class Part(NamedTuple):
     """A micro-batch, as far as its cost depends on it.
 
     Attributes:
-        key: its signature.
+        key: its signature, and which parameters are trained.
         first: whether it begins a step: it makes gradients, and a further one adds to them.
         last: whether it ends one, with the optimizer's step and in a job the reduction of the gradients.
     """
 
-    key: Hashable
+    key: tuple[Hashable, tuple[bool, ...]]
     first: bool
     last: bool
 
@@ -72,6 +77,7 @@ class _Live:
         parts: its micro-batches.
         inputs: descriptions of what each was given.
         traced: the tables of the trace.
+        refused: why what is compiled could not be captured.
         times: seconds of undisturbed steps before it by their number.
     """
 
@@ -80,6 +86,7 @@ class _Live:
     parts: list[Part]
     inputs: list[dict[str, Any]]
     traced: Traced
+    refused: str
     times: dict[int, float]
 
 
@@ -89,7 +96,10 @@ def steps_of(profile_at: Iterable[int]) -> list[int]:
     Raises:
         GpuprofError: one is no number, or the first step, which is like no other.
     """
-    steps = list(profile_at)
+    try:
+        steps = list(profile_at)
+    except TypeError:
+        raise GpuprofError(f"profile_at={profile_at}: give a list of steps, such as [{profile_at}]") from None
     given = os.environ.get(VARIABLE, "")
     try:
         steps += [int(step) for step in given.split(",") if step.strip()]
@@ -104,10 +114,12 @@ def steps_of(profile_at: Iterable[int]) -> list[int]:
 
 
 def _harmless(method: Callable[..., None]) -> Callable[..., None]:
-    """A method whose failure ends the recording, and nothing else."""
+    """A method whose failure ends all recording, and nothing else; of no more use it does nothing."""
 
     @wraps(method)
     def call(self: Drill, *args: Any, **kwargs: Any) -> None:
+        if not (self._left or self._waiting):
+            return
         try:
             method(self, *args, **kwargs)
         except Exception as error:
@@ -121,18 +133,21 @@ class Drill:
 
     Args:
         workload: model and device of the loop.
-        settings: how FLOPs are counted and against which peak, as `Run.settings` has it.
+        machine: the facts of its runs, and the peaks.
         steps: numbers of those to record, in order.
         out: folder of their files; without one they go to the working directory.
     """
 
-    def __init__(self, workload: Workload, settings: dict[str, Any], steps: list[int], out: Path | None) -> None:
-        self._workload, self._settings, self._out = workload, settings, out
+    def __init__(self, workload: Workload, machine: Machine, steps: list[int], out: Path | None) -> None:
+        self._workload, self._machine, self._out = workload, machine, out
         self._left = deque(steps)
         self._at = self._left[0] if steps else 0  # the step that is recorded next
         self._tries = 0
         self._number = self._place = 0  # of the step that runs, and of the micro-batch in it
-        self._device: dict[str, Any] = {}
+        self._began = 0  # number of the first step
+        self._first_steps = first_steps(workload.model)
+        self._wanted: Part | None = None  # what the micro-batch that runs is counted for
+        self._vain = 0  # how often that gave nothing
         self._stack = ExitStack()  # of what is captured of compiled code
         self._profiling = ExitStack()
         self._profiler: profile | None = None
@@ -155,6 +170,7 @@ class Drill:
         """A micro-batch of the step with this number begins."""
         first = number != self._number
         self._number, self._place = number, 0 if first else self._place + 1
+        self._began, self._wanted = self._began or number, None
         if self._recording is not None:
             self._recording.begins()
             return
@@ -177,7 +193,9 @@ class Drill:
             self._next()
             return False
         if self._compiled is None:
-            self._compiled = self._stack.enter_context(captured(self._workload.model, self._workload.device.type))
+            require_internals()
+            model, device = self._workload.model, self._workload.device.type
+            self._compiled = self._stack.enter_context(captured(model, device, live=True))
         self._profiler = self._profiling.enter_context(profiled(self._workload.device))
         return True
 
@@ -198,12 +216,23 @@ class Drill:
 
     def wants(self, key: Hashable) -> bool:
         """Whether a micro-batch of this signature, in the place that it has, is to be counted for a recorded step."""
-        return self._number > first_steps(self._workload.model) and any(
-            part.key == key and part.first == (not self._place) and part.last == (self._place == len(live.parts) - 1)
-            for live in self._waiting
-            for part in live.parts
-            if part not in self._counted
+        if not self._waiting or not self._steady():
+            return False
+        here = (key, self._trained()), not self._place
+        self._wanted = next(
+            (
+                part
+                for live in self._waiting
+                for part in live.parts
+                if part not in self._counted and part[:2] == here and part.last == (self._place == len(live.parts) - 1)
+            ),
+            None,
         )
+        return self._wanted is not None
+
+    def _steady(self) -> bool:
+        """Whether the step that runs does what all further ones do."""
+        return self._number >= self._began + self._first_steps
 
     @_harmless
     def ends(self, key: Hashable, found: Counted | None, last: bool, error: BaseException | None) -> None:
@@ -215,15 +244,22 @@ class Drill:
             last: whether the step ends with it.
             error: that ended it.
         """
-        part = Part(key, not self._place, last)
-        if found is not None and self._number > first_steps(self._workload.model):
-            self._counted[part] = found
+        if found is not None and self._steady():
+            self._counted[Part((key, self._trained()), not self._place, last)] = found
+            needed = {part for live in self._waiting for part in live.parts}
+            for part in [part for part in self._counted if part not in needed][:-_MOST_COUNTED]:
+                del self._counted[part]
+        if self._wanted is not None and self._wanted not in self._counted:
+            self._vain += 1
         if self._recording is None:
             return
         self._recording.ends()
-        self._parts.append(part)
+        self._parts.append(Part((key, self._trained()), not self._place, last))
         if error is not None:
             self._again(f"{type(error).__name__} ended it")
+
+    def _trained(self) -> tuple[bool, ...]:
+        return tuple([parameter.requires_grad for parameter in self._workload.model.parameters()])
 
     @_harmless
     def timed(self, number: int, keys: Iterable[Hashable], time_s: float) -> None:
@@ -231,18 +267,16 @@ class Drill:
         self._timed.append((number, Counter(keys), time_s))
 
     @_harmless
-    def closes(self, device: dict[str, Any]) -> None:
-        """The step ends, and `timed` was told of all before it.
-
-        Args:
-            device: as `Run.device` has it, with peaks, where it is known by now.
-        """
-        self._device = device
+    def closes(self) -> None:
+        """The step ends, and `timed` was told of all before it."""
         if self._recording is not None:
             self._keep()
-        for live in [live for live in self._waiting if all(part in self._counted for part in live.parts)]:
-            self._waiting.remove(live)
-            self._save(live)
+        for live in list(self._waiting):
+            if self._vain >= _MOST_TRIES or all(part in self._counted for part in live.parts):
+                self._save(live)
+                self._waiting.remove(live)
+        if not self._waiting:
+            self._vain = 0
         if not (self._left or self._waiting):
             self._counted.clear()
             self._timed.clear()
@@ -259,9 +293,11 @@ class Drill:
             self._again("torch.compile compiled something in it")
             return
         traced = ingest(profiler, recording.ownership, unit_of(self._workload.model), compiled)
-        keys = Counter(part.key for part in self._parts)
+        keys = Counter(part.key[0] for part in self._parts)
         times = {number: time_s for number, those, time_s in self._timed if those == keys and number < self._number}
-        self._waiting.append(_Live(self._left[0], self._number, self._parts, self._inputs, traced, times))
+        self._waiting.append(
+            _Live(self._left[0], self._number, self._parts, self._inputs, traced, compiled.refused, times)
+        )
         self._next()
 
     def _again(self, why: str) -> None:
@@ -293,7 +329,9 @@ class Drill:
                 _warn(f"what recorded it could not be ended: {type(error).__name__}: {first_line(error)}")
         self._profiler = self._recording = self._compiled = None
         self._left.clear()
+        self._waiting.clear()
 
+    @_harmless
     def over(self) -> None:
         """The loop is no more: what waits for a count is saved without it."""
         self._profiling.close()
@@ -317,25 +355,30 @@ class Drill:
         except (OSError, GpuprofError) as error:
             _warn(f"step {live.asked} was recorded and is lost: {first_line(error)}")
             return
-        print(f"gpuprof: step {live.number} of the training is in {path}: gpuprof show {path}", file=sys.stderr)
+        if not run.workload.get("rank"):
+            print(f"gpuprof: step {live.number} of the training is in {path}: gpuprof show {path}", file=sys.stderr)
 
     def _run(self, live: _Live) -> Run:
         """The run of a recorded step."""
-        model, device = self._workload.model, self._workload.device
+        model = self._workload.model
         lies, compiled = layout(model), regions(self._workload)
+        self._machine.peaks()  # measures what it lacks
+        facts = self._machine.facts
         run = Run(
-            self._workload.description | _inputs_of(live.inputs) | lies | ({"compiled": compiled} if compiled else {}),
-            self._device or describe(device),
+            facts["workload"]
+            | _inputs_of(live.inputs if len(live.inputs) == len(live.parts) else [])
+            | lies
+            | ({"compiled": compiled} if compiled else {}),
+            facts["device"],
             environment() | {"flop_rules": RULES_VERSION} | ({"host": platform.node()} if lies else {}),
-            self._settings | {"step": live.number},
+            facts["settings"] | {"step": live.number},
         )
         counts = [self._counted[part] for part in live.parts if part in self._counted]
         if len(counts) == len(live.parts):
             run.ops, run.tree, run.passes["count"] = _added(model, counts)
         else:
             run.passes["count"] = PassOutcome(
-                "skipped", f"the training ended before a step like step {live.number} could be counted",
-                "record an earlier step",
+                "skipped", f"no other step was counted that is as step {live.number} was", "record another step"
             )  # fmt: skip
         run.passes["time"] = PassOutcome("done", facts={"steps": len(live.times)})
         if not live.times:
@@ -350,7 +393,13 @@ class Drill:
             run.passes[name] = PassOutcome("skipped", reason, "give the model to gpuprof.profile")
         if live.number != live.asked:
             run.warnings.append(f"step {live.number} was recorded: step {live.asked} compiled something, or failed")
-        if not self._device:
+        if run.passes["count"].facts.get("values"):
+            run.warnings.append(
+                f"step {live.number} has FLOPs that depend on more than shapes, and they are those of another step"
+            )
+        if live.refused:
+            run.warnings.append(f"what torch.compile made is not told apart: {live.refused}")
+        if not self._machine.denominator:  # nothing was ever counted
             add_ceilings(run)
         run.tree = with_all_owners(run, model)
         if lies and not run.kernels.empty:
@@ -374,7 +423,7 @@ def _added(model: torch.nn.Module, counts: list[Counted]) -> tuple[Any, Any, Pas
             causality[module] = "unknown" if "unknown" in (how, known) else how or known
         said = found.outcome.facts
         facts["calls"] += said["calls"]
-        for name in ("ops_without_rule", "ops_bounded", "sparse", "nested"):
+        for name in ("ops_without_rule", "ops_bounded", "sparse", "nested", "values"):
             if name in said:
                 facts[name] = sorted({*facts.get(name, ()), *said[name]})
     facts["inputs_seen"] = True  # of one signature, and so of the same shapes as what was recorded
@@ -383,6 +432,8 @@ def _added(model: torch.nn.Module, counts: list[Counted]) -> tuple[Any, Any, Pas
 
 def _inputs_of(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """What the micro-batches of a step were given, as a workload describes it; of several each by its number."""
+    if not parts:
+        return {}
     found: dict[str, Any] = {}
     for unit in ("tokens_per_step", "samples_per_step"):
         amounts = [part[unit] for part in parts]
@@ -405,4 +456,5 @@ def _other_profiler() -> bool:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"gpuprof: {text}", stacklevel=3)
+    with suppress(Warning):  # where they are errors; a training must not end by one
+        warnings.warn(f"gpuprof: {text}", stacklevel=3)

@@ -261,7 +261,7 @@ class Meter:
         self._tokens = Tokens(self._workload.device)
         self._machine = Machine(self._workload, self._settings)
         if self._profile_at and self._drill is None:
-            self._drill = Drill(self._workload, self._settings, self._profile_at, self._out)
+            self._drill = Drill(self._workload, self._machine, self._profile_at, self._out)
             weakref.finalize(self, self._drill.over)
         if self._out is not None and self._log is None:
             try:
@@ -415,7 +415,7 @@ class Meter:
             if self._drill.active:
                 self._settle()
                 self._last = None  # what it takes to read the record is between no steps
-            self._drill.closes(self._machine.facts["device"] if self._machine.denominator else {})
+            self._drill.closes()
 
     def _settle(self) -> None:
         """Steps that the device has come to the end of become samples."""
@@ -534,6 +534,8 @@ class Meter:
         if micro is not None and micro.count is not None:
             with suppress(Exception):
                 micro.count.end()
+        if self._drill is not None:
+            self._drill.over()
         self._pending.clear()
         self._warn(f"the meter stops, and the training goes on: {self._off}")
 

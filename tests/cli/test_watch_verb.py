@@ -48,11 +48,11 @@ def test_the_reads_and_what_moved(tmp_path):
     assert lines[1].split() == ["step", "date", "MFU", "tokens/s", "step", "time", "SM", "clock"]
     assert lines[2].split()[0] == "1,950"
     assert lines[3].endswith("36.0 %       900    1.111 s  1,755 MHz")
-    assert lines[4:] == [
-        "The newest 2 of 40 reads.",
-        "After step 1,000: MFU 40.0 % -> 36.0 % (-10.0 %), tokens/s 1.000 K -> 900 (-10.0 %), step time 1.000 s ->",
-        "1.111 s (+11.1 %), the SM clock did not move.",
-    ]
+    assert lines[4] == "The newest 2 of 40 reads."
+    assert " ".join(lines[5:]) == (
+        "After step 1,000: MFU 40.0 % -> 36.0 % (-10.0 %), tokens/s 1.000 K -> 900 (-10.0 %), "
+        "step time 1.000 s -> 1.111 s (+11.1 %), the SM clock did not move."
+    )
 
 
 def test_a_clock_that_fell_is_infrastructure(tmp_path):

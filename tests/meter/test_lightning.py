@@ -4,8 +4,10 @@ import importlib
 import logging
 import subprocess
 import sys
+import tempfile
 import warnings
 
+import lightning.pytorch
 import pytest
 import torch
 from meter.small_llama import LENGTH, Rows, llama, train_flops
@@ -123,7 +125,11 @@ NOTHING = ([], 0)
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_flops_of_four_micro_batches_are_counted_once_whatever_is_validated_and_saved(tmp_path, package):
-    arguments = {"accumulate_grad_batches": 4, "limit_val_batches": 2, "val_check_interval": 8}
+    arguments = {
+        "accumulate_grad_batches": 4,
+        "limit_val_batches": 2,
+        "val_check_interval": 6,
+    }  # in the middle of a step
     bare = module(package)
     fit(trainer(tmp_path / "bare", [], package, **arguments), bare)
     meter, model = LightningMeter(), module(package)
@@ -243,11 +249,43 @@ def test_an_epoch_that_the_model_ends_at_the_start_of_a_batch(tmp_path):
     assert left(trained, model) == NOTHING
 
 
-def test_a_compiled_module_costs_what_it_does_without(tmp_path):
+def test_a_compiled_module_costs_what_it_does_without_and_stays_compiled(tmp_path):
+    def compiled():
+        runs = []
+
+        def backend(graph, inputs):
+            return lambda *args: runs.append(graph) or graph(*args)
+
+        return torch.compile(module(logs=False), backend=backend), runs
+
+    bare, bare_runs = compiled()
+    fit(trainer(tmp_path, []), bare)
+    model, runs = compiled()
     trained = trainer(tmp_path, [LightningMeter()])
-    fit(trained, torch.compile(module(logs=False), backend="eager"))
+    fit(trained, model)
 
     assert flops_of(trained)[-1] == train_flops(ROWS)
+    assert len(bare_runs) % 6 == 0
+    assert len(runs) == len(bare_runs) // 6 * 5  # all steps but the one that was counted
+
+
+def test_a_step_that_the_scaler_skips_ends_all_the_same(tmp_path):
+    """As that of fp16 does after an overflow, when it has run the closure."""
+
+    class Skipping(lightning.pytorch.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 3:
+                trainer.optimizers[0].step = lambda closure: closure()
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            vars(trainer.optimizers[0]).pop("step", None)
+
+    meter = LightningMeter()
+    trained = trainer(tmp_path, [meter, Skipping()], accumulate_grad_batches=2)
+    fit(trained, module())
+
+    assert meter.meter.number == 6
+    assert flops_of(trained)[1:] == [2 * train_flops(ROWS)] * 5
 
 
 def test_a_training_without_loggers_is_metered_too(tmp_path):
@@ -279,8 +317,6 @@ def test_one_of_the_packages_is_enough_and_none_is_said_in_a_line(there):
 
 def ddp():
     """Of a rank of two that train by DDP: what it read."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         arguments = {"devices": 2, "strategy": "ddp", "accumulate_grad_batches": 2}
         model = module()
