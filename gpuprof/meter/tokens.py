@@ -17,14 +17,15 @@ class Held(NamedTuple):
 
     Attributes:
         tokens: positions of its ``input_ids``, of several together.
-        non_padding: those that the ``attention_mask`` beside them, of the same shape, does not leave out. As long as
-            the device has not said it, the tensor of the host's memory that it will be in.
         samples: first dimension of the ``input_ids``, else of the first tensor that is no other's part and has one.
+        masks: of the host, which are looked at when somebody asks, with the version that they had.
+        on_device: positions that masks of the device let take part: the cell of the host's memory that will tell.
     """
 
     tokens: int | None = None
-    non_padding: int | torch.Tensor | None = None
     samples: int | None = None
+    masks: list[tuple[torch.Tensor, int]] | None = None
+    on_device: torch.Tensor | None = None
 
 
 class Tokens:
@@ -39,9 +40,9 @@ class Tokens:
         self._free: list[torch.Tensor] = []  # cells of that memory that nobody needs any more
 
     def held(self, tensors: Tensors) -> Held:
-        """What a batch holds."""
+        """What a batch holds: positions of ``input_ids``, and those that an ``attention_mask`` beside them leaves."""
         named, first = dict(tensors), None
-        tokens, samples, masks = 0, 0, []
+        tokens, samples, masks = 0, 0, list[torch.Tensor | None]()
         for name, tensor in tensors:
             if name == "input_ids" or name.endswith(".input_ids"):
                 mask = named.get(f"{name[:-9]}attention_mask")
@@ -50,32 +51,45 @@ class Tokens:
                 samples += tensor.size(0) if tensor.dim() else 1
             elif first is None and "." not in name and tensor.dim():
                 first = tensor.size(0)
-        return Held(tokens, self._unmasked(masks), samples) if masks else Held(samples=first)
+        return Held(tokens, samples, *self._unmasked(masks)) if masks else Held(samples=first)
 
-    def _unmasked(self, masks: list[torch.Tensor | None]) -> int | torch.Tensor | None:
-        """Positions that masks let take part, which may say so by any number that is not 0."""
-        known, there = 0, list[torch.Tensor]()
+    def _unmasked(
+        self, masks: list[torch.Tensor | None]
+    ) -> tuple[list[tuple[torch.Tensor, int]] | None, torch.Tensor | None]:
+        """Where it will be known how many positions masks let take part, which may say so by any number but 0."""
+        here, there = list[tuple[torch.Tensor, int]](), list[torch.Tensor]()
         for mask in masks:
             if mask is not None and mask.is_cpu:
-                known += int(mask.count_nonzero())
+                here.append((mask, _version(mask)))
             elif mask is not None and mask.device == self._device:
                 there.append(mask.count_nonzero())
             else:  # of another device nobody tells when it is there
-                return None
+                return None, None
         if not there:
-            return known
-        on_device = there[0] if len(there) == 1 else torch.stack(there).sum()
-        if known:
-            on_device = on_device + known
+            return here, None
+        summed = there[0] if len(there) == 1 else torch.stack(there).sum()
         cell = self._free.pop() if self._free else torch.empty((), dtype=torch.int64, pin_memory=True)
-        cell.copy_(on_device, non_blocking=True)
-        return cell
+        cell.copy_(summed, non_blocking=True)
+        return here, cell
 
     def together(self, several: list[Held]) -> tuple[int | None, int | None, int | None]:
         """Tokens, those that are no padding, and samples of all of them, which the device has done."""
-        real = [None if one.non_padding is None else int(one.non_padding) for one in several]
-        self._free += [one.non_padding for one in several if isinstance(one.non_padding, torch.Tensor)]
-        return added([one.tokens for one in several]), added(real), added([one.samples for one in several])
+        real = added([_real(one) for one in several])
+        self._free += [one.on_device for one in several if one.on_device is not None]
+        return added([one.tokens for one in several]), real, added([one.samples for one in several])
+
+
+def _real(held: Held) -> int | None:
+    """Tokens that are no padding; not known where a mask was written to since."""
+    if held.masks is None or any(_version(mask) != version for mask, version in held.masks):
+        return None
+    here = sum([int(mask.count_nonzero()) for mask, _ in held.masks])
+    return here if held.on_device is None else here + int(held.on_device)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often a tensor was written to; one that was made in inference mode is not written to outside of it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def added(amounts: Iterable[Number | None]) -> Number | None:
