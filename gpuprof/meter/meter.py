@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -29,9 +29,9 @@ from gpuprof.meter.machine import Machine
 from gpuprof.meter.optimizers import optimizers_of
 from gpuprof.meter.ranks import of_all
 from gpuprof.meter.readings import Sample, Totals, figures, logged, totals
-from gpuprof.meter.signature import Signature, in_words, key_of, tensors_of
-from gpuprof.meter.tokens import Held, Tokens
-from gpuprof.meter.work import total, work_of
+from gpuprof.meter.signature import Form, Signature, form_of, in_words, is_of, key_of, tensors_of
+from gpuprof.meter.tokens import Padding, Unmasked, added, sizes_of
+from gpuprof.meter.work import Work, total, work_of
 from gpuprof.parallel.layout import in_job
 from gpuprof.passes.counting import Counted
 from gpuprof.theory.conventions import convention as fitting_convention
@@ -130,6 +130,11 @@ class Meter:
         self._stepping: Signature | None = None  # of the optimizer's step
         self._trains: tuple[bool, ...] | None = None  # which parameters need a gradient, where something was counted
         self._drill: Drill | None = None
+        self._compiling = Compiling()
+        self._hook: Any = None  # takes away the one that tells of the optimizer's steps
+        self._ready = False
+        self._same: _Same | None = None
+        self._kind_of_step = _Kind([], [])
         self._micro: _Micro | None = None
         self._parts: list[_Micro] = []  # of the step that has not ended
         self._pending: deque[_Step] = deque()
@@ -148,22 +153,20 @@ class Meter:
 
     def begin(self) -> None:
         """A micro-batch begins, for a framework that has no place for a ``with``; `given` says what it is."""
-        if self._off:
-            return
         try:
+            if not self._ready and not self._prepared():
+                return
             if self._micro is not None:
                 self._warn("a micro-batch began before the last one had ended, which is left out")
-                self._end(GpuprofError("it did not end"), None)
-            if not self._ran and not self._parts:
-                self._start()
+                self.end(GpuprofError("it did not end"))
+                self._prepared()
             if self._drill is not None:
                 self._drill.begins(self.number + 1)
-            self._micro = micro = _Micro(self._clock.mark())
-            micro.compiling.__enter__()
-            if self._optimizer is not None:
-                micro.handles.append(self._optimizer.register_step_post_hook(self._stepped))
-                if self._stepping is not None and self._stepping.due <= self._stepping.seen + 1:
-                    micro.handles.append(self._optimizer.register_step_pre_hook(self._steps))
+            self._compiling.listen()
+            self._micro = micro = _Micro(self._clock.mark(), self._compiling.begun)
+            if (stepping := self._stepping) is not None and stepping.due <= stepping.seen + 1:
+                assert self._optimizer is not None
+                micro.hook = self._optimizer.register_step_pre_hook(self._steps)
         except Exception as error:
             self._fail(error)
 
@@ -180,19 +183,22 @@ class Meter:
         if micro is None or micro.signature is not None:
             return
         try:
-            tensors = tensors_of(batch)
-            kind = self._workload.device.type
-            autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-            key = key_of(tensors), self._model.training, autocast
-            micro.signature = signature = self._known.get(key) or self._new(key)
-            micro.held = self._tokens.held(tensors)
+            kind, same = self._kind, self._same
+            how = self._model.training, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            if same is not None and same.how == how and is_of(same.form, batch):
+                signature, named = same.signature, batch
+            else:
+                signature, named = self._recognised(batch, *how)
+            micro.signature = signature
+            if masks := signature.sizes.masks:
+                micro.unmasked = self._padding.unmasked([named[name] for name in masks])
             wanted = False
             if self._ran:
                 signature.seen += 1
                 wanted = signature.due <= signature.seen and not self._inferred(signature)
             if self._drill is not None:
                 self._drill.given(batch)
-                wanted = (wanted or self._drill.wants(key)) and not self._drill.active
+                wanted = (wanted or self._drill.wants(signature.key)) and not self._drill.active
             if wanted:
                 self._count(micro, signature)
         except Exception as error:
@@ -205,10 +211,11 @@ class Meter:
             error: that ended it.
             last: whether the step ends with it, where a framework knows; else it does where the optimizer has stepped.
         """
-        if self._micro is None:
+        micro = self._micro
+        if micro is None:
             return
         try:
-            self._end(error, last)
+            self._end(micro, error, last)
         except Exception as failed:
             self._fail(failed)
 
@@ -252,13 +259,14 @@ class Meter:
             state: as `state_dict` gives it.
         """
         self.number, self._ran = int(state["step"]), 0
-        self._parts, self._last = [], None
+        self._parts, self._last, self._ready = [], None, False
 
     def _start(self) -> None:
         """The first micro-batch begins: the model is where it is trained."""
         self._workload: Workload = from_module(self._model, step=_live, mode="train", optimizer=self._optimizer)
         self._clock = Clock(self._workload.device)
-        self._tokens = Tokens(self._workload.device)
+        self._kind = self._workload.device.type
+        self._padding = Padding(self._workload.device)
         self._machine = Machine(self._workload, self._settings)
         if self._profile_at and self._drill is None:
             self._drill = Drill(self._workload, self._machine, self._profile_at, self._out)
@@ -269,12 +277,38 @@ class Meter:
             except GpuprofError as error:
                 self._warn(f"no log is written: {error}")
 
-    def _new(self, key: tuple[Any, ...]) -> Signature:
-        tensors, training, autocast = key
-        words = in_words(tensors) + ("" if training else ", in evaluation") + (f", {autocast}" if autocast else "")
-        self._known[key] = signature = Signature(len(self.signatures) + 1, words.replace("torch.", "autocast to "), key)
-        self.signatures.append(signature)
-        return signature
+    def _prepared(self) -> bool:
+        """Get ready for the next micro-batch; False where the meter is off."""
+        if self._off:
+            return False
+        if not self._ran and not self._parts:
+            self._start()
+        if self._optimizer is not None and self._hook is None:
+            self._hook = weakref.finalize(self, _hooked(self, self._optimizer).remove)
+        self._ready = True
+        return True
+
+    def _let_go(self) -> None:
+        """Nothing of the meter is attached to the optimizer until the next micro-batch."""
+        self._ready = False
+        if self._hook is not None:
+            self._hook()
+            self._hook = None
+
+    def _recognised(self, batch: Any, training: bool, autocast: torch.dtype | None) -> tuple[Signature, dict[str, Any]]:
+        """The signature of a batch, and its tensors by name."""
+        tensors = tensors_of(batch)
+        key = key_of(tensors), training, autocast
+        if (signature := self._known.get(key)) is None:
+            words = in_words(key[0]) + ("" if training else ", in evaluation") + (f", {autocast}" if autocast else "")
+            signature = Signature(
+                len(self.signatures) + 1, words.replace("torch.", "autocast to "), key, sizes_of(tensors)
+            )
+            self._known[key] = signature
+            self.signatures.append(signature)
+        form = form_of(batch, tensors)
+        self._same = None if form is None else _Same(form, (training, autocast), signature)
+        return signature, dict(tensors)
 
     def _inferred(self, signature: Signature) -> bool:
         """Whether the work of a signature that was never counted is known from others."""
@@ -316,15 +350,15 @@ class Meter:
         except Exception as error:
             self._fail(error)
 
-    def _end(self, error: BaseException | None, last: bool | None) -> None:
-        micro, self._micro = self._micro, None
-        assert micro is not None
-        try:
-            micro.release()
-            micro.finish = self._clock.mark()
-        finally:
-            found = None if micro.count is None else self._counted(micro, error)
-        if micro.compiling.begun:
+    def _end(self, micro: _Micro, error: BaseException | None, last: bool | None) -> None:
+        if micro.hook is not None:
+            micro.hook.remove()
+        if error is not None:
+            self._let_go()
+        micro.finish = self._clock.mark()
+        self._micro = None
+        found = None if micro.count is None else self._counted(micro, error)
+        if self._compiling.begun != micro.compiled:
             micro.dropped = micro.dropped or "compiled"
         if error is not None:
             micro.dropped = f"{type(error).__name__} in it"
@@ -404,7 +438,7 @@ class Meter:
         self.number += 1
         self._ran += 1
         parts, self._parts = self._parts, []
-        dropped = next((part.dropped for part in parts if part.dropped), "")
+        dropped = next((part.dropped for part in parts if part.dropped), "") if len(parts) > 1 else parts[0].dropped
         if self._ran <= _WARM_UP:
             dropped = dropped or "warm-up"
         self._pending.append(_Step(self.number, self._last, parts, dropped))
@@ -424,7 +458,9 @@ class Meter:
 
     def _resolved(self, step: _Step) -> Sample:
         clock, parts = self._clock, step.parts
-        time_s = sum([clock.seconds(part.start, part.finish) for part in parts])
+        time_s = 0.0
+        for part in parts:
+            time_s += clock.seconds(part.start, part.finish)
         between_s = None
         if step.before is not None:
             between_s = clock.seconds(step.before, parts[-1].finish) - time_s
@@ -433,12 +469,17 @@ class Meter:
         if self._drill is not None and not step.dropped:
             self._drill.timed(step.number, (part.signature and part.signature.key for part in parts), time_s)
         signatures = [part.signature for part in parts]
-        signatures += [self._stepping] * sum(part.steps for part in parts)
-        held = self._tokens.together([part.held for part in parts])
+        signatures += [self._stepping] * sum([part.steps for part in parts])
+        works = [None if one is None else one.work for one in signatures]
+        if signatures != self._kind_of_step.signatures or works != self._kind_of_step.works:
+            self._kind_of_step = _kind_of(signatures, works, len(parts))
+        kind = self._kind_of_step
+        real = self._padding.real(parts[0].unmasked) if len(parts) == 1 else added(
+            [self._padding.real(part.unmasked) for part in parts]
+        )  # fmt: skip
         return Sample(
-            step.number, time_s, between_s, tuple([None if one is None else one.number for one in signatures]),
-            total(None if one is None else one.work for one in signatures),
-            any(one is not None and one.varies for one in signatures), *held, step.dropped,
+            step.number, time_s, between_s, kind.numbers, kind.work, kind.estimated, kind.tokens, real, kind.samples,
+            step.dropped,
         )  # fmt: skip
 
     def _read(self, reduce: bool) -> dict[str, float]:
@@ -497,7 +538,8 @@ class Meter:
         if most > 1:
             self._warn(
                 f"{most:.0%} of the peak ({self._machine.peak}) is more than there is: is that the right peak "
-                "(peak_tflops), and is all that a step does inside of its block?"
+                "(peak_tflops), and is all that a step does inside of its block?",
+                "above the peak",
             )
         if most > MOST.get(self._machine.denominator, math.inf):
             return {name: value for name, value in found.items() if name not in ("mfu", "hfu", "flops_per_sec")}
@@ -517,11 +559,11 @@ class Meter:
         self._shapes = Shapes()
         self._stepping = self._trains = None
 
-    def _warn(self, text: str) -> None:
-        """Say something once."""
-        if text in self._warned:
+    def _warn(self, text: str, what: str = "") -> None:
+        """Say something once, be it in other words that it is of what was said before."""
+        if (what or text) in self._warned:
             return
-        self._warned.add(text)
+        self._warned.add(what or text)
         with suppress(Warning):  # where they are errors; a training must not end by one
             warnings.warn(f"gpuprof: {text}", stacklevel=2)
 
@@ -529,8 +571,9 @@ class Meter:
         """Something in the meter itself fails: nothing of it is left in the loop, which goes on."""
         self._off = str(error) if isinstance(error, GpuprofError) else f"{type(error).__name__}: {first_line(error)}"
         micro, self._micro = self._micro, None
-        if micro is not None:
-            micro.release()
+        self._let_go()
+        if micro is not None and micro.hook is not None:
+            micro.hook.remove()
         if micro is not None and micro.count is not None:
             with suppress(Exception):
                 micro.count.end()
@@ -557,34 +600,80 @@ class _Block:
 
 
 class _Micro:
-    """A micro-batch."""
+    """A micro-batch.
 
-    __slots__ = ("compiling", "count", "dropped", "finish", "handles", "held", "signature", "start", "steps")
+    Attributes:
+        start: mark at its begin.
+        compiled: how much had been compiled by then.
+        finish: mark at its end.
+        signature: what it is by, once that is known.
+        unmasked: where the number of its tokens that are no padding will be.
+        steps: of the optimizer.
+        dropped: why its time does not count.
+        count: that runs in it.
+        hook: before the optimizer's step, where that is counted by itself.
+    """
 
-    def __init__(self, start: Any) -> None:
-        self.start, self.finish = start, None
-        self.signature: Signature | None = None
-        self.held = Held()
-        self.steps = 0  # of the optimizer
-        self.dropped = ""
-        self.count: counts.Count | None = None
-        self.compiling = Compiling()
-        self.handles: list[Any] = []  # of hooks of the optimizer
+    finish: Any = None
+    signature: Signature | None = None
+    unmasked: Unmasked | None = None
+    steps = 0
+    dropped = ""
+    count: counts.Count | None = None
+    hook: Any = None
 
-    def release(self) -> None:
-        """Nothing of the meter is left anywhere."""
-        for handle in self.handles:
-            handle.remove()
-        self.compiling.__exit__()
+    def __init__(self, start: Any, compiled: int) -> None:
+        self.start, self.compiled = start, compiled
 
 
-class _Step:
+class _Same(NamedTuple):
+    """What the last micro-batch was known by, which most are like."""
+
+    form: Form
+    how: tuple[bool, torch.dtype | None]
+    signature: Signature
+
+
+class _Kind(NamedTuple):
+    """What steps of the same signatures have in common, most of which are as the one before."""
+
+    signatures: list[Signature | None]
+    works: list[Work | None]
+    numbers: tuple[int | None, ...] = ()
+    work: Work | None = None
+    estimated: bool = False
+    tokens: int | None = None
+    samples: int | None = None
+
+
+def _kind_of(signatures: list[Signature | None], works: list[Work | None], micro_batches: int) -> _Kind:
+    sizes = [None if one is None else one.sizes for one in signatures[:micro_batches]]
+    return _Kind(
+        signatures, works, tuple([None if one is None else one.number for one in signatures]), total(works),
+        any(one is not None and one.varies for one in signatures),
+        added([None if one is None else one.tokens for one in sizes]),
+        added([None if one is None else one.samples for one in sizes]),
+    )  # fmt: skip
+
+
+class _Step(NamedTuple):
     """A step that has ended, as the host sees it."""
 
-    __slots__ = ("before", "dropped", "number", "parts")
+    number: int
+    before: Any
+    parts: list[_Micro]
+    dropped: str
 
-    def __init__(self, number: int, before: Any, parts: list[_Micro], dropped: str) -> None:
-        self.number, self.before, self.parts, self.dropped = number, before, parts, dropped
+
+def _hooked(meter: Meter, optimizer: torch.optim.Optimizer) -> Any:
+    """The hook that tells a meter of the optimizer's steps; it keeps nothing alive."""
+    here = weakref.ref(meter)
+
+    def stepped(*_: Any) -> None:
+        if (known := here()) is not None:
+            known._stepped()
+
+    return optimizer.register_step_post_hook(stepped)
 
 
 def _live() -> None:

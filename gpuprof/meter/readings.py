@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gpuprof.meter.tokens import added
-from gpuprof.meter.work import Work, seconds, total
+from gpuprof.meter.work import Work, seconds
 
 
 class Sample(NamedTuple):
@@ -80,14 +82,26 @@ def totals(samples: Iterable[Sample], peaks: Mapping[str, float]) -> Totals | No
         return None
     gaps = [sample.between_s for sample in kept if sample.between_s is not None]
     known = [sample for sample in kept if sample.work is not None]
-    work = total(sample.work for sample in known)
-    assert work is not None
+    model, hardware = Counter[str](), Counter[str]()
+    told = True  # what was really done of all of them
+    for work, times in _alike([sample.work for sample in known]):
+        model.update({dtype: times * flops for dtype, flops in work.model.items()})
+        hardware.update({dtype: times * flops for dtype, flops in (work.hardware or {}).items()})
+        told = told and work.hardware is not None
     return Totals(
-        len(kept), sum(sample.time_s for sample in kept), statistics.median(gaps) if gaps else None,
-        added(sample.tokens for sample in kept), added(sample.non_padding for sample in kept),
-        added(sample.samples for sample in kept), sum(sample.time_s for sample in known), sum(work.model.values()),
-        seconds(work.model, peaks), seconds(work.hardware, peaks),
+        len(kept), sum([sample.time_s for sample in kept]), statistics.median(gaps) if gaps else None,
+        added([sample.tokens for sample in kept]), added([sample.non_padding for sample in kept]),
+        added([sample.samples for sample in kept]), sum([sample.time_s for sample in known]), sum(model.values()),
+        seconds(model, peaks), seconds(hardware, peaks) if told else None,
     )  # fmt: skip
+
+
+def _alike(works: Iterable[Work | None]) -> Iterator[tuple[Work, int]]:
+    """Neighbours that are one object, and how many of them."""
+    for _, several in itertools.groupby(works, key=id):
+        same = list(several)
+        if same[0] is not None:
+            yield same[0], len(same)
 
 
 def figures(processes: Sequence[Totals], sharing: int | None = 1) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gpuprof.meter.tokens import Sizes
 from gpuprof.meter.work import Work, mean
 from gpuprof.passes.counting import Counted
 from gpuprof.passes.objects import named_tensors
@@ -29,6 +30,27 @@ def tensors_of(batch: Any) -> Tensors:
     if isinstance(batch, Mapping) and set(map(type, batch.values())) == {torch.Tensor}:  # what most are
         return list(batch.items())
     return list(named_tensors(batch, _DEEPEST))
+
+
+Form = list[tuple[str, torch.Size, torch.dtype]]
+"""Names, shapes and dtypes of a mapping of plain tensors: another of the same form is known by them alone."""
+
+
+def is_of(form: Form, batch: Any) -> bool:
+    """Whether a batch has this form, for certain."""
+    try:
+        return [(name, tensor.shape, tensor.dtype) for name, tensor in batch.items()] == form
+    except Exception:  # no mapping, or not of tensors alone
+        return False
+
+
+def form_of(batch: Any, tensors: Tensors) -> Form | None:
+    """The form of a batch; None where names, shapes and dtypes are not all that there is to its tensors."""
+    if not isinstance(batch, Mapping) or [type(value) for value in batch.values()] != [torch.Tensor] * len(tensors):
+        return None
+    if any(tensor.is_nested for _, tensor in tensors):
+        return None
+    return [(name, tensor.shape, tensor.dtype) for name, tensor in tensors]
 
 
 def key_of(tensors: Tensors) -> tuple[Hashable, ...]:
@@ -54,6 +76,7 @@ class Signature:
         number: in the order in which they were first seen, from 1 on.
         words: for people.
         key: what it is by; None of the optimizer's step.
+        sizes: what a micro-batch of it holds.
         seen: micro-batches of it so far.
         due: number of the one that is to be counted next; infinite where none is.
         counted: what was counted last; None before, and where many others were counted since.
@@ -64,10 +87,11 @@ class Signature:
         why: nothing is known of it and will be; empty otherwise.
     """
 
-    def __init__(self, number: int, words: str, key: Any = None) -> None:
+    def __init__(self, number: int, words: str, key: Any = None, sizes: Sizes = Sizes(None, None, None)) -> None:  # noqa: B008
         self.number = number
         self.words = words
         self.key = key
+        self.sizes = sizes
         self.seen = 0
         self.due: float = 1
         self.counted: Counted | None = None

@@ -96,13 +96,13 @@ def test_the_mask_is_summed_where_it_is_and_read_when_that_has_been_done(monkeyp
         is_cpu = property(lambda self: False)
 
     monkeypatch.setattr(tokens.torch, "empty", empty)
-    ids = torch.ones(2, 4, dtype=torch.long)
     mask = torch.tensor([[1, 1, 1, 0], [3, 0, 0, 0]]).as_subclass(There)
-    of = tokens.Tokens(torch.device("cpu"))
-    held = of.held([("input_ids", ids), ("attention_mask", mask)])
+    padding = tokens.Padding(torch.device("cpu"))
+    unmasked = padding.unmasked([mask])
 
-    assert held.non_padding is cells[0]
-    assert of.together([held, held]) == (16, 8, 4)
+    assert unmasked[1] is cells[0]
+    assert padding.real(unmasked) == 4
+    assert padding.unmasked([mask])[1] is cells[0]
     assert len(cells) == 1
 
 

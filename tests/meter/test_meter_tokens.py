@@ -7,7 +7,7 @@ import torch
 from transformers import BatchEncoding
 
 from gpuprof.meter.signature import in_words, key_of, tensors_of
-from gpuprof.meter.tokens import Tokens
+from gpuprof.meter.tokens import Padding, sizes_of
 
 IDS = torch.ones(2, 5, dtype=torch.long)
 MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
@@ -21,8 +21,10 @@ class Batch:
 
 
 def held(batch):
-    tokens = Tokens(torch.device("cpu"))
-    return tokens.together([tokens.held(tensors_of(batch))])
+    tensors, padding = tensors_of(batch), Padding(torch.device("cpu"))
+    sizes = sizes_of(tensors)
+    unmasked = padding.unmasked([dict(tensors)[name] for name in sizes.masks]) if sizes.masks else None
+    return sizes.tokens, padding.real(unmasked), sizes.samples
 
 
 @pytest.mark.parametrize(
