@@ -74,7 +74,7 @@ class Meter:
     FLOPs are counted, once for each signature of a micro-batch: the step in which one is seen first, but for the very
     first step, runs under the counting mode, and is left out of the times; once more after a hundred, to see whether
     shapes alone decide its FLOPs. On CUDA times are those of events on the current stream, read when the device has
-    come to them. Nothing is changed in the model, and between two steps nothing of the meter is attached to anything.
+    come to them. Nothing is changed in the model; the optimizer has one hook more, which goes with the meter.
     Where the meter itself fails, it warns once, and the training goes on without its figures.
 
     Args:

@@ -1,4 +1,4 @@
-"""The optimizer's step ends a step of the loop: hooks tell of it, which are there only while a micro-batch runs."""
+"""The optimizer's step ends a step of the loop."""
 
 from __future__ import annotations
 
