@@ -8,6 +8,7 @@ import textwrap
 from collections import Counter
 from contextlib import nullcontext
 
+import loops
 import pytest
 import torch
 from loops import IN, OUT, WIDE, metered, net, sgd, train
@@ -432,7 +433,7 @@ def test_a_process_that_ends_saves_what_waits(tmp_path):
         train(meter, model, optimizer, steps=5)
         train(meter, model, optimizer, steps=1, samples=7)
     """
-    paths = os.pathsep.join([os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = os.pathsep.join([os.path.dirname(loops.__file__), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True,
