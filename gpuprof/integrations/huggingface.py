@@ -60,7 +60,7 @@ class GpuprofCallback(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The epoch that now begins is metered."""
         trainer, meter = self._trainer, self.meter
-        run_epoch = getattr(type(trainer), "_run_epoch", None)
+        run_epoch = getattr(trainer, "_run_epoch", None)  # or what another callback of this class has made of it
         if run_epoch is None:
             warnings.warn(
                 "gpuprof: this release of transformers runs its epochs in a way that is not known here, and nothing is "
@@ -70,10 +70,10 @@ class GpuprofCallback(TrainerCallback):
             return
 
         def metered(*given: Any, **named: Any) -> Any:
-            del trainer._run_epoch
+            vars(trainer).pop("_run_epoch", None)
             try:
                 with patched(trainer, {"training_step": _metered(meter, trainer.training_step)}):
-                    return run_epoch(trainer, *given, **named)
+                    return run_epoch(*given, **named)
             except BaseException as error:
                 meter.end(error)
                 raise
@@ -103,8 +103,10 @@ class GpuprofCallback(TrainerCallback):
 
 
 def _metered(meter: Meter, training_step: Callable[..., Any]) -> Callable[..., Any]:
+    own = getattr(training_step, "__func__", None) is Trainer.training_step
+
     def metered(model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
-        if not model.training:  # as after an evaluation: FLOPs depend on it, and the Trainer does it first of all
+        if own and not model.training:  # as after an evaluation: FLOPs depend on it, and it is the first that this does
             model.train()
         meter.begin()
         meter.given(inputs)

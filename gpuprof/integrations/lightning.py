@@ -48,13 +48,23 @@ class LightningMeter(_Callback):
 
     def __init__(self, **settings: Any) -> None:
         self._settings = settings
+        self._resumed: dict[str, int] = {}  # from a checkpoint
+
+    def state_dict(self) -> dict[str, int]:
+        """For a checkpoint, the number of the step where ``global_step``, which is of all optimizers, does not tell."""
+        return self.meter.state_dict() if hasattr(self, "meter") and self._several else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """The training will go on from a checkpoint."""
+        self._resumed = state_dict
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """A meter for this training."""
         self.meter = Meter(trainer.model, trainer.optimizers, **self._settings)
-        self.meter.number = trainer.global_step // (
-            len(trainer.optimizers) or 1
-        )  # which counts those of all optimizers
+        self._several = len(trainer.optimizers) > 1
+        steps = trainer.global_step // max(len(trainer.optimizers), 1)  # where they step equally often
+        self.meter.load_state_dict(self._resumed or {"step": steps})
+        self._resumed = {}
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """A micro-batch begins; the model's forward and backward are in the optimizer's step, or before it."""

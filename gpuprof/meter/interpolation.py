@@ -48,7 +48,8 @@ def between(points: Sequence[tuple[tuple[int, ...], Work]], sizes: tuple[int, ..
 
     It is of degree 2 in each of at most two sizes, of 3 in both. There has to be only one that goes through the points,
     and two more of them have to lie on it, to the FLOP. Outside of what was counted nothing is said: what attends to
-    a window, say, is another polynomial beyond it.
+    a window, say, is another polynomial beyond it. Nor is it for a size that the differences of those counted cannot
+    make: of multiples of 16 a model that pads to these is a polynomial too, and of the sizes between them it is not.
 
     Args:
         points: sizes and work of what was counted.
@@ -60,6 +61,9 @@ def between(points: Sequence[tuple[tuple[int, ...], Work]], sizes: tuple[int, ..
     where: dict[tuple[int, ...], int] = {}  # each size that varies, by its values at the points: what is asked for
     for values, size in zip(zip(*(point for point, _ in points), strict=True), sizes, strict=False):
         if not min(values) <= size <= max(values) or where.setdefault(values, size) != size:
+            return None
+        grid = math.gcd(*(value - values[0] for value in values))
+        if grid and (size - values[0]) % grid:
             return None
     varying = [values for values in where if len(set(values)) > 1]
     exponents = [

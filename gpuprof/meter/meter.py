@@ -534,6 +534,8 @@ class Meter:
 
     def _possible(self, found: dict[str, float]) -> dict[str, float]:
         """Figures without those that cannot be, as the same rule has it for a run."""
+        if not found:
+            return found
         most = max(found.get("mfu", 0.0), found.get("hfu", 0.0))
         if most > 1:
             self._warn(

@@ -214,6 +214,26 @@ def test_a_training_that_goes_on_from_a_checkpoint_goes_on_with_its_numbers(tmp_
     assert lines[8]["device/mfu"] > 0
 
 
+def test_of_optimizers_that_step_unequally_often_a_checkpoint_tells_the_step(tmp_path):
+    """The first in every batch and the second in every third, whose steps are in the ``global_step`` as well."""
+
+    class Module(type(module(manual=1, optimizers=2))):
+        def training_step(self, batch, place):
+            for optimizer in self.optimizers()[: 2 if place % 3 == 2 else 1]:
+                self.manual_backward(self.llama(**batch).loss)
+                optimizer.step()
+                optimizer.zero_grad()
+
+    first = trainer(tmp_path, [LightningMeter()], max_steps=8)
+    fit(first, Module())
+    first.save_checkpoint(tmp_path / "six.ckpt")
+    meter = LightningMeter()
+    fit(trainer(tmp_path, [meter], max_steps=12), Module(), ckpt_path=tmp_path / "six.ckpt", weights_only=False)
+
+    assert first.callbacks[0].meter.number == 6
+    assert meter.meter.number == 9
+
+
 @pytest.mark.parametrize("step", [2, 4])  # one that is counted, and one that is timed
 @pytest.mark.parametrize("event", ["training_step", "on_before_optimizer_step", "on_train_batch_end"])
 def test_an_error_ends_the_step_and_leaves_nothing(tmp_path, event, step):

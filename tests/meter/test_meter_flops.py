@@ -233,3 +233,27 @@ def test_between_shapes_flops_are_a_polynomial(ticks):
     assert figures["meter/dropped_steps"] == 6 + 1
     assert [sum(one.work.model.values()) for one in meter.signatures if one.key][-3:] == by_count
     assert figures["device/flops_per_sec"] == sum(by_count[:2]) / 2
+
+
+def test_between_shapes_that_are_multiples_nothing_is_known_of_others(ticks):
+    class Padding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.product = nn.Linear(IN, OUT, bias=False)
+
+        def forward(self, x):
+            return self.product(nn.functional.pad(x, (0, 0, 0, -len(x) % 16)))
+
+    model = Padding()
+    optimizer = sgd(model)
+    meter = gpuprof.Meter(model, optimizer, peak_tflops=1.0, interpolate=True)
+    said = []
+    for rows in (16, 16, 32, 48, 80, 112, 64, 17, 96, 33):
+        with meter.step(torch.randn(rows, IN)):
+            model(torch.randn(rows, IN)).sum().backward()
+            optimizer.step()
+        said.append(meter.read().get("meter/flops_per_step"))
+
+    # nothing needs the gradient of the input
+    assert said[1:] == [2 * 2 * rows * IN * OUT for rows in (16, 32, 48, 80, 112, 64, 32, 96, 48)]
+    assert [len(one.works) for one in meter.signatures if one.key] == [1, 1, 1, 1, 1, 0, 1, 1, 1]

@@ -43,6 +43,17 @@ def test_a_loop_whose_batches_are_tuples(ticks):
     assert "tokens_per_sec" not in figures
 
 
+def test_a_read_before_the_first_step_says_that_there_was_none(ticks):
+    model = net()
+    optimizer = sgd(model)
+    meter = metered(model, optimizer)
+    before = meter.read()
+    train(meter, model, optimizer, 6)
+
+    assert before == {"meter/counted_signatures": 0, "meter/dropped_steps": 0, "meter/step": 0}
+    assert meter.read()["meter/flops_per_step"] == flops(4)
+
+
 def test_without_an_optimizer_every_block_is_a_step(ticks):
     model = net()
     meter = metered(model)

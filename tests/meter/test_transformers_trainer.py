@@ -34,13 +34,13 @@ ROWS = 2
 BATCH = torch.utils.data.default_collate([Rows(ROWS)[place] for place in range(ROWS)])
 
 
-def trainer(folder, callbacks=(), model=None, rows=None, **arguments):
+def trainer(folder, callbacks=(), model=None, rows=None, kind=Trainer, **arguments):
     chosen = {
         "per_device_train_batch_size": ROWS, "max_steps": 6, "logging_steps": 1, "learning_rate": 1e-2,
         "save_strategy": "no", "report_to": "none", "use_cpu": True, "disable_tqdm": True,
     }  # fmt: skip
     given = TrainingArguments(str(folder), **chosen | arguments)
-    return Trainer(
+    return kind(
         model or llama(), given, train_dataset=rows or Rows(1000), eval_dataset=Rows(4), callbacks=list(callbacks)
     )
 
@@ -185,6 +185,42 @@ def test_each_length_is_counted_once(tmp_path):
     assert found[7]["meter/flops_per_step"] == train_flops(ROWS, 2 * LENGTH)
     assert found[8]["meter/flops_per_step"] == train_flops(ROWS)
     assert found[8]["meter/counted_signatures"] == 2
+
+
+def test_a_step_of_ones_own_that_trains_in_evaluation_still_does(tmp_path):
+    """It does not call ``model.train``, as the Trainer's own does: after an evaluation there is no dropout any more."""
+
+    class Own(Trainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            loss = self.compute_loss(model, self._prepare_inputs(inputs)) / 2
+            loss = loss + self.compute_loss(model, inputs) / 2
+            self.accelerator.backward(loss)
+            return loss.detach()
+
+    def trained(callbacks):
+        model = llama()
+        model.config.attention_dropout = 0.5
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        made = trainer(tmp_path, callbacks, model=model, kind=Own, eval_strategy="steps", eval_steps=2)
+        made.train()
+        return made
+
+    metered_one = trained([GpuprofCallback()])
+
+    assert losses(metered_one) == losses(trained([]))
+    assert [line.get("meter/flops_per_step") for line in metered(metered_one).values()] == (
+        [None] + [2 * train_flops(ROWS)] * 5
+    )
+
+
+def test_two_meters_in_a_trainer_measure_both(tmp_path):
+    callbacks = [GpuprofCallback(), GpuprofCallback(convention="full")]
+    trained = trainer(tmp_path, callbacks)
+    trained.train()
+
+    assert [callback.meter.number for callback in callbacks] == [6, 6]
+    assert left(trained) == NOTHING
 
 
 class Failing(TrainerCallback):
