@@ -74,7 +74,7 @@ class Log:
 
     def __init__(self, folder: str | os.PathLike[str], rank: int = 0) -> None:
         self.path = Path(folder) / name_of(rank)
-        self._begun = False
+        self._end: int | None = None  # of the file as it was left; None before the header is in it
         self._counts: list[dict[str, Any]] = []
         self._steps: list[Sequence[Any]] = []
         with self._open("a+b") as file:
@@ -105,13 +105,13 @@ class Log:
                 are no padding, samples, and why its time does not count; None where a figure is not known.
 
         Raises:
-            GpuprofError: it cannot be written.
+            GpuprofError: it cannot be written, or another process has written to it.
         """
         self._steps += [[_rounded(value) for value in one] for one in steps]
-        if not (about or self._begun):
+        if not about and self._end is None:
             return
         lines: list[dict[str, Any]] = []
-        if not self._begun:
+        if self._end is None:
             before = self._steps[0][0] - 1 if self._steps else step
             lines.append({"gpuprof": _KIND, "schema_version": SCHEMA_VERSION, "steps_before": before, **about})
         *full, last = [self._steps[at : at + _MOST] for at in range(0, len(self._steps), _MOST)] or [[]]
@@ -121,8 +121,14 @@ class Log:
         lines.append({"step": step, "date": date, "figures": known, "steps": last})
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         with self._open("ab") as file:  # anew: nothing is kept open that a process which forks would share
+            if self._end not in (None, file.tell()):  # steps below another's header would be taken for its own
+                raise GpuprofError(
+                    f"another process has changed the meter's log {self.path}: give each training a folder of its own "
+                    "with out="
+                )
             file.write(text.encode())
-        self._begun, self._counts, self._steps = True, [], []
+            self._end = file.tell()
+        self._counts, self._steps = [], []
 
     @contextmanager
     def _open(self, mode: str) -> Iterator[Any]:
@@ -203,19 +209,22 @@ def logs(path: Path) -> dict[int, Path]:
 def new_lines(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
     """The whole lines of a log from a place on, as `lines` has them, and where the next one will begin.
 
+    Of a log that is shorter than that, since it is another one by now, they are all.
+
     Raises:
         GpuprofError: as in `lines`; or it cannot be read, or is no log.
     """
     try:
         with path.open("rb") as file:
             beginning = file.read(len(_BEGINNING))
+            start = start if start <= file.seek(0, os.SEEK_END) else 0
             file.seek(start)
             content = file.read()
     except OSError as error:
         raise GpuprofError(f"cannot read {path}: {error.strerror or error}") from error
     if not _BEGINNING.startswith(beginning):
         raise GpuprofError(f"{path} is not the log of a gpuprof.Meter: give the folder that one has as out")
-    return lines(content, path), start + content.rfind(b"\n") + 1
+    return lines(content, path, start), start + content.rfind(b"\n") + 1
 
 
 def is_log(path: Path) -> bool:
@@ -252,11 +261,16 @@ class _Part(NamedTuple):
     clocks: list[tuple[str, float]]
 
 
-def lines(content: bytes, path: Path) -> list[dict[str, Any]]:
+def lines(content: bytes, path: Path, start: int = 0) -> list[dict[str, Any]]:
     """The whole lines of a log; what follows the last of them is being written, or was when its process was killed.
 
+    Args:
+        content: of the log, from some place on.
+        path: of it, for what is said.
+        start: that place.
+
     Raises:
-        GpuprofError: one is no JSON object, or is of a newer gpuprof.
+        GpuprofError: one is no JSON object, lacks what all readers need, or is of a newer gpuprof.
     """
     found = []
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
@@ -265,14 +279,37 @@ def lines(content: bytes, path: Path) -> list[dict[str, Any]]:
             if not isinstance(one, dict):
                 raise ValueError
         except (RecursionError, ValueError) as error:
-            raise GpuprofError(f"line {number} of {path} is broken: remove it to read the others") from error
+            place = _place(number, path, start)
+            raise GpuprofError(f"line {place} of {path} is broken: remove it to read the others") from error
         version = one.get("schema_version", 1) if "gpuprof" in one else 1
         if not isinstance(version, int) or version > SCHEMA_VERSION:
             raise GpuprofError(
                 f"{path} has schema version {version}, this gpuprof reads up to {SCHEMA_VERSION}: upgrade gpuprof"
             )
+        if not _sound(one):
+            place = _place(number, path, start)
+            raise GpuprofError(f"{path} is a meter's log with a part missing or broken (line {place})")
         found.append(one)
     return found
+
+
+def _place(number: int, path: Path, start: int) -> int:
+    """The number in the whole log of a line that is so many after a place."""
+    return number + path.read_bytes()[:start].count(b"\n")
+
+
+def _sound(line: dict[str, Any]) -> bool:
+    """Whether a line has what all that read it need."""
+    if begins(line):
+        parts = [line.get(part) for part in ("workload", "device", "environment", "settings")]
+        if type(line.get("steps_before")) is not int or not all(isinstance(part, dict) for part in parts):
+            return False
+        return isinstance(line["workload"].get("name"), str) and isinstance(line["device"].get("type"), str)
+    if "figures" in line:
+        figures = line["figures"]
+        numbers = isinstance(figures, dict) and all(type(value) in (int, float) for value in figures.values())
+        return numbers and type(line.get("step")) is int and isinstance(line.get("date"), str)
+    return True
 
 
 def content(raw: bytes, path: Path) -> dict[str, Any]:
@@ -298,7 +335,7 @@ def content(raw: bytes, path: Path) -> dict[str, Any]:
 
 def _content(raw: bytes, path: Path) -> dict[str, Any]:
     parts, warnings = _newest(_parts(lines(raw, path)))
-    steps = [(part, step) for part in parts for step in part.steps]
+    steps = _lasting(parts)
     kept = [(part, step) for part, step in steps if not step[7]]
     if not kept:
         raise GpuprofError(f"{path} has no step yet whose time counts: let it train, and read the meter, for longer")
@@ -372,10 +409,10 @@ def _parts(found: Iterable[dict[str, Any]]) -> list[_Part]:
 def _newest(parts: list[_Part]) -> tuple[list[_Part], list[str]]:
     """The processes of the newest training that ran in one place, and what is to be said of those before."""
     parts = [part for part in parts if part.steps] or parts[-1:]
-    first = len(parts) - 1
+    first = max(len(parts) - 1, 0)
     different: list[str] = []
     while first and parts[first].header["steps_before"]:
-        different = _differences(parts[first - 1].header, parts[first].header)
+        different = _differences(parts[first - 1], parts[first])
         if different:
             break
         first -= 1
@@ -390,8 +427,20 @@ def _newest(parts: list[_Part]) -> tuple[list[_Part], list[str]]:
     return parts[first:], [f"{why}: {before:,} steps before that are left out of all figures"]
 
 
-def _differences(base: dict[str, Any], head: dict[str, Any]) -> list[str]:
+def _lasting(parts: list[_Part]) -> list[tuple[_Part, list[Any]]]:
+    """Their steps, each with its part: of one that was trained again, from a checkpoint before it, the later."""
+    steps: list[tuple[_Part, list[Any]]] = []
+    for part in parts:
+        for step in part.steps:
+            while steps and steps[-1][1][0] >= step[0]:
+                steps.pop()
+            steps.append((part, step))
+    return steps
+
+
+def _differences(before: _Part, after: _Part) -> list[str]:
     """What two processes cannot have different and be one training, where they do: ``device (A against B)``."""
+    base, head = before.header, after.header
     names = {"device": _PLACE} | {
         part: [name for name in {**base[part], **head[part]} if name not in _FREE]
         for part in ("environment", "settings", "workload")
@@ -401,7 +450,15 @@ def _differences(base: dict[str, Any], head: dict[str, Any]) -> list[str]:
         for part, several in names.items()
         for name in several
     ]
+    if before.counted and after.counted:
+        pairs.append(("model", _model(before), _model(after)))
     return [f"{name} ({one} against {other})" for name, one, other in pairs if one != other]
+
+
+def _model(part: _Part) -> str:
+    """What was counted, by class and size."""
+    root = next(iter(part.counted.values()))[0]["root"]
+    return f"{root['class']} of {root['params']:,} parameters"
 
 
 _PLACE = ("type", "name", "uuid", "driver", "power_limit_w")

@@ -175,6 +175,7 @@ def test_a_resumed_training_is_one_run(tmp_path):
         ({"workload": {"name": "Other"}}, "name (Net against Other)"),
         ({"environment": {"torch": "2.14.0"}}, "torch (2.13.0 against 2.14.0)"),
         ({"settings": {"convention": "full"}}, "convention (causal against full)"),
+        ({"params": 256}, "model (Net of 128 parameters against Net of 256 parameters)"),
     ],
 )
 def test_a_training_that_goes_on_elsewhere_is_the_part_there(tmp_path, other, said):
@@ -188,6 +189,32 @@ def test_a_training_that_goes_on_elsewhere_is_the_part_there(tmp_path, other, sa
         f"the training was resumed after step 10 with another {said}: 10 steps before that are left out of all figures"
     ]
     assert fingerprint(run)["device"] == other.get("device", {}).get("name", "Toy GPU")
+
+
+def test_what_was_trained_again_from_a_checkpoint_counts_once_as_the_later(tmp_path):
+    training(tmp_path, even(100e-9, 10))
+    training(tmp_path, even(300e-9, 6, first=7))  # resumed after step 6, which undid 7 to 10
+
+    run = gpuprof.load(tmp_path)
+
+    assert run.samples["step"].tolist() == [4, 5, 6, 10, 11, 12]
+    assert totals(run)["step_s"] == pytest.approx((3 * 100e-9 + 3 * 300e-9) / 6)
+
+
+def test_of_two_trainings_at_once_in_one_folder_the_newer_one_has_the_log(tmp_path):
+    first, second = Log(tmp_path), Log(tmp_path)
+    for log, size in ((first, 1), (second, 4)):
+        log.counted(1, f"x {size}x8", counted(size))
+        log.write(about(), 1, {}, [step(1, 1e-7)])
+
+    with pytest.raises(gpuprof.GpuprofError, match=r"another process has changed the meter's log .*: give") as told:
+        first.write(about(), 2, {}, [step(2, 1e-7)])
+    second.write(about(), 2, {}, [step(2, 1e-7)])
+
+    assert "\n" not in str(told.value)
+    run = gpuprof.load(tmp_path)
+    assert run.samples["step"].tolist() == [1, 2]
+    assert totals(run)["flops"] == 4 * FLOPS
 
 
 def test_a_peak_that_is_measured_anew_is_no_other_place(tmp_path):
@@ -289,10 +316,11 @@ BROKEN = {
     ],
     "line 2 of .* is broken: remove it": lambda lines: [lines[0], lines[1][:50], *lines[2:]],
     "line 3 of .* is broken: remove it": lambda lines: [*lines[:2], "[1, 2]"],
-    "a part missing or broken": lambda lines: [lines[0].replace('"workload"', '"load"'), *lines[1:]],
+    r"a part missing or broken \(line 1\)": lambda lines: [lines[0].replace('"workload"', '"load"'), *lines[1:]],
     "is a gpuprof run with a part missing or broken": lambda lines: [
         *lines[:2], lines[2].replace("1e-07", "-1.0"),
     ],
+    r"a part missing or broken \(line 3\)": lambda lines: [*lines[:2], lines[2].replace('"step": 1', '"step": null')],
     r"a part missing or broken \(": lambda lines: [*lines[:2], lines[2].replace("1e-07", '"long"')],
 }  # fmt: skip
 

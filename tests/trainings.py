@@ -22,7 +22,7 @@ def about(**other):
     return {name: facts[name] | other.get(name, {}) for name in facts}
 
 
-def counted(size, *, lacking=()):
+def counted(size, *, lacking=(), params=128):
     """Two linear layers of ``1000 size`` FLOPs each forward, twice that backward."""
     modules = [("", "Net"), ("first", "Linear"), ("second", "Linear")]
     ops = [
@@ -32,7 +32,7 @@ def counted(size, *, lacking=()):
     ]
     return SimpleNamespace(
         ops=table("ops", ops),
-        tree=table("tree", [tree_row(module, name, 128 if not module else 64) for module, name in modules]),
+        tree=table("tree", [tree_row(module, name, params if not module else 64) for module, name in modules]),
         outcome=PassOutcome("done", facts={"calls": 4, "ops_without_rule": list(lacking)}),
     )
 
@@ -41,11 +41,11 @@ def step(number, time_s, signatures=(1,), *, tokens=32, dropped=""):
     return [number, time_s, 1e-6, list(signatures), tokens, tokens - 8, 4, dropped]
 
 
-def training(folder, steps, sizes=(1,), *, rank=0, reads=1, figures=None, **facts) -> Path:
+def training(folder, steps, sizes=(1,), *, rank=0, reads=1, figures=None, params=128, **facts) -> Path:
     """A log of the steps in a folder, with a signature of each size, numbered from 1 on, read so many times."""
     log = Log(made(folder), rank)
     for number, size in enumerate(sizes, start=1):
-        log.counted(number, f"x {size}x8", counted(size))
+        log.counted(number, f"x {size}x8", counted(size, params=params))
     each = max(len(steps) // reads, 1)
     for at in range(0, len(steps), each):
         part = steps[at : at + each]

@@ -37,14 +37,20 @@ class Training(NamedTuple):
     reads: dict[int, dict[str, Any]]
 
     def after(self, lines: Iterable[dict[str, Any]]) -> Training:
-        """It with more lines of its log: of a step that was trained twice, after a resume, the later."""
+        """It with more lines of its log; what was said of steps after the one that it goes on from is no more.
+
+        Of two reads in the same step the later had no more steps, or few; so the first stands, where it said anything.
+        """
         header, reads = self.header, dict(self.reads)
         for line in lines:
             if log.begins(line):
                 header = line
-                reads = reads if line["steps_before"] else {}
+                reads = {step: read for step, read in reads.items() if step <= line["steps_before"]}
             elif "figures" in line:
-                reads[line["step"]] = line["figures"] | {"date": line["date"]}
+                while reads and next(reversed(reads)) > line["step"]:
+                    reads.popitem()
+                if "device/step_s" not in reads.get(line["step"], ()):
+                    reads[line["step"]] = line["figures"] | {"date": line["date"]}
         return Training(header, reads)
 
 

@@ -80,6 +80,7 @@ def _print(folder: Path, min_change: float, limit: int, format: str) -> None:
 
 def _follow(folder: Path, min_change: float, limit: int, every: float) -> None:
     """A table that is drawn anew, on a terminal; else a line for each read, and for each change once it is seen."""
+    import os
     import sys
     import time
 
@@ -88,7 +89,7 @@ def _follow(folder: Path, min_change: float, limit: int, every: float) -> None:
     from gpuprof.render.view import View
     from gpuprof.render.watch import line, render_watch, sentence
 
-    there, on_terminal = _Logs(folder), sys.stdout.isatty()
+    there, on_terminal = _Logs(folder), sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     told, said = set[int](), set[str]()
     while True:
         if there.read():

@@ -13,7 +13,7 @@ from trainings import about, counted, even, step, training
 
 from gpuprof.analysis.following import Training, moved, together
 from gpuprof.errors import GpuprofError
-from gpuprof.log import Log, made
+from gpuprof.log import Log, begins, made, new_lines
 
 
 def said(mfu, step_s, tokens=None, clock=None):
@@ -127,6 +127,45 @@ def test_a_resumed_training_goes_on_and_another_begins_anew(tmp_path):
     Log(tmp_path).write(about(), 1, said(0.2, 1.0), [step(1, 1.0)])
     (read,) = json.loads(run("watch", tmp_path, "--once", "-f", "json")[1])["reads"]
     assert read["step"] == 1
+
+
+def test_what_a_resume_undid_is_not_shown(tmp_path):
+    log(tmp_path, steady(0.40, 4))
+    log(tmp_path, steady(0.30, 1), first=41)  # resumed after step 89: 100 to 200 are no more
+
+    reads = json.loads(run("watch", tmp_path, "--once", "-f", "json")[1])["reads"]
+
+    assert [(one["step"], round(one["mfu"], 2)) for one in reads] == [(50, 0.4), (90, 0.3)]
+
+
+def test_a_second_read_in_a_step_takes_nothing_from_the_first(tmp_path):
+    written = Log(tmp_path)
+    written.counted(1, "x 1x8", counted(1))
+    written.write(about(), 50, said(0.4, 1.0), [step(50, 1.0)])
+    written.write(about(), 50, {"meter/step": 50}, [])  # as at the end of a training
+
+    (read,) = json.loads(run("watch", tmp_path, "--once", "-f", "json")[1])["reads"]
+
+    assert (read["step"], read["mfu"]) == (50, 0.4)
+
+
+def test_a_log_that_began_again_while_it_was_watched_is_read_from_its_start(tmp_path):
+    path = log(tmp_path, steady(0.40, 9)) / "meter.jsonl"
+    _, end = new_lines(path)
+    path.unlink()
+    log(tmp_path, steady(0.30, 1))
+
+    assert [begins(line) for line in new_lines(path, end)[0]] == [True, False, False]
+
+
+def test_a_broken_line_is_told_by_its_place_in_the_whole_log(tmp_path):
+    path = log(tmp_path, steady(0.40, 2)) / "meter.jsonl"
+    found, end = new_lines(path)
+    with path.open("a") as file:
+        file.write('{"step": 1,}\n')
+
+    with pytest.raises(GpuprofError, match=f"line {len(found) + 1} of .* is broken: remove it"):
+        new_lines(path, end)
 
 
 def test_nothing_is_read_yet(tmp_path):
