@@ -6,7 +6,7 @@ import math
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -118,7 +118,7 @@ class Meter:
         self._interpolate = interpolate
         self._model = model
         self._settings = {"convention": convention, "peak_tflops": peak_tflops}
-        self._optimizer = next(iter(optimizers_of(optimizer)), None)
+        self._optimizers = optimizers_of(optimizer)
         self._off = ""  # why the meter does nothing any more
         self._warned: set[str] = set()
 
@@ -165,8 +165,7 @@ class Meter:
             self._compiling.listen()
             self._micro = micro = _Micro(self._clock.mark(), self._compiling.begun)
             if (stepping := self._stepping) is not None and stepping.due <= stepping.seen + 1:
-                assert self._optimizer is not None
-                micro.hook = self._optimizer.register_step_pre_hook(self._steps)
+                micro.hooks = [one.register_step_pre_hook(self._steps) for one in self._optimizers]
         except Exception as error:
             self._fail(error)
 
@@ -263,7 +262,9 @@ class Meter:
 
     def _start(self) -> None:
         """The first micro-batch begins: the model is where it is trained."""
-        self._workload: Workload = from_module(self._model, step=_live, mode="train", optimizer=self._optimizer)
+        self._workload: Workload = from_module(
+            self._model, step=_live, mode="train", optimizer=next(iter(self._optimizers), None)
+        )
         self._clock = Clock(self._workload.device)
         self._kind = self._workload.device.type
         self._padding = Padding(self._workload.device)
@@ -283,8 +284,8 @@ class Meter:
             return False
         if not self._ran and not self._parts:
             self._start()
-        if self._optimizer is not None and self._hook is None:
-            self._hook = weakref.finalize(self, _hooked(self, self._optimizer).remove)
+        if self._optimizers and self._hook is None:
+            self._hook = weakref.finalize(self, _hooked(self, self._optimizers[0]).remove)
         self._ready = True
         return True
 
@@ -298,7 +299,8 @@ class Meter:
     def _recognised(self, batch: Any, training: bool, autocast: torch.dtype | None) -> tuple[Signature, dict[str, Any]]:
         """The signature of a batch, and its tensors by name."""
         tensors = tensors_of(batch)
-        key = key_of(tensors), training, autocast
+        # of a batch in which there is no tensor, as of texts, nothing says how large it is
+        key = None if not tensors and batch is not None else key_of(tensors), training, autocast
         if (signature := self._known.get(key)) is None:
             words = in_words(key[0]) + ("" if training else ", in evaluation") + (f", {autocast}" if autocast else "")
             signature = Signature(
@@ -312,7 +314,8 @@ class Meter:
 
     def _inferred(self, signature: Signature) -> bool:
         """Whether the work of a signature that was never counted is known from others."""
-        work = self._shapes.work(signature.key) if self._interpolate and not signature.works else None
+        asked = self._interpolate and not signature.works and signature.key[0] is not None
+        work = self._shapes.work(signature.key) if asked else None
         if work is not None:
             signature.infer(work)
         return work is not None
@@ -345,14 +348,14 @@ class Meter:
                 self._stepping = Signature(len(self.signatures) + 1, "the optimizer's step")
                 self.signatures.append(self._stepping)
             self._stepping.seen += bool(self._ran)
-            if micro.count is not None and micro.count.signature is self._stepping:
-                self._counted(micro, None)
+            if len(self._optimizers) == 1 and micro.count is not None and micro.count.signature is self._stepping:
+                self._counted(micro, None)  # of several the others may still step
         except Exception as error:
             self._fail(error)
 
     def _end(self, micro: _Micro, error: BaseException | None, last: bool | None) -> None:
-        if micro.hook is not None:
-            micro.hook.remove()
+        for hook in micro.hooks:
+            hook.remove()
         if error is not None:
             self._let_go()
         micro.finish = self._clock.mark()
@@ -363,7 +366,7 @@ class Meter:
         if error is not None:
             micro.dropped = f"{type(error).__name__} in it"
         self._parts.append(micro)
-        closes = bool(micro.steps) or self._optimizer is None if last is None else last
+        closes = bool(micro.steps) or not self._optimizers if last is None else last
         if self._drill is not None:
             if self._drill.active:
                 micro.dropped = micro.dropped or "recorded"
@@ -384,7 +387,7 @@ class Meter:
                 return None
             of_optimizer = found.ops["phase"] == "optimizer"
             if signature is not stepping:
-                self._learn(signature, found, ~of_optimizer if self._optimizer else of_optimizer | True)
+                self._learn(signature, found, ~of_optimizer if self._optimizers else of_optimizer | True)
             if micro.steps == 1 and stepping is not None and stepping.due <= stepping.seen:
                 self._learn(stepping, found, of_optimizer)
             return None if signature is stepping else found
@@ -410,8 +413,10 @@ class Meter:
             raise GpuprofError("no matrix was multiplied in it, where Python could see it")
         if self._trains is None:
             self._trains = self._trained()
-        read = signature is not self._stepping and {"values", "nested"} & found.outcome.facts.keys()
-        signature.learn(found, work, varies=bool(read))
+        untold = signature is not self._stepping and (
+            signature.key[0] is None or bool({"values", "nested"} & found.outcome.facts.keys())
+        )
+        signature.learn(found, work, varies=untold)
         if self._log is not None:
             self._log.counted(signature.number, signature.words, found._replace(ops=found.ops[rows]))
         self._machine.need(run, work)
@@ -574,8 +579,8 @@ class Meter:
         self._off = str(error) if isinstance(error, GpuprofError) else f"{type(error).__name__}: {first_line(error)}"
         micro, self._micro = self._micro, None
         self._let_go()
-        if micro is not None and micro.hook is not None:
-            micro.hook.remove()
+        for hook in micro.hooks if micro is not None else ():
+            hook.remove()
         if micro is not None and micro.count is not None:
             with suppress(Exception):
                 micro.count.end()
@@ -613,7 +618,7 @@ class _Micro:
         steps: of the optimizer.
         dropped: why its time does not count.
         count: that runs in it.
-        hook: before the optimizer's step, where that is counted by itself.
+        hooks: before the optimizer's step, where that is counted by itself.
     """
 
     finish: Any = None
@@ -622,7 +627,7 @@ class _Micro:
     steps = 0
     dropped = ""
     count: counts.Count | None = None
-    hook: Any = None
+    hooks: Sequence[Any] = ()
 
     def __init__(self, start: Any, compiled: int) -> None:
         self.start, self.compiled = start, compiled

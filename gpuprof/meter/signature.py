@@ -60,8 +60,10 @@ def key_of(tensors: Tensors) -> tuple[Hashable, ...]:
     ])  # fmt: skip
 
 
-def in_words(key: Iterable[Any]) -> str:
-    """A key for people: ``input_ids 4x128, labels 4x128``."""
+def in_words(key: Iterable[Any] | None) -> str:
+    """A key for people: ``input_ids 4x128, labels 4x128``; None of a batch that holds no tensor."""
+    if key is None:
+        return "a batch without tensors"
     shapes = (
         (name, "x".join(map(str, shape)) or "scalar" if isinstance(shape, torch.Size) else "nested")
         for name, shape, _ in key

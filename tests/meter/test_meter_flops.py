@@ -130,6 +130,42 @@ def test_the_optimizers_flops_are_the_hardwares_and_counted_once(ticks, accumula
     assert [len(one.works) for one in meter.signatures] == [1, 1]
 
 
+@pytest.mark.parametrize("muon_first", [True, False])
+def test_of_several_optimizers_the_flops_of_all_are_counted_whoever_steps_first(ticks, muon_first):
+    model = nn.Sequential(nn.Linear(IN, WIDE, bias=False), nn.ReLU(), nn.Linear(WIDE, OUT, bias=False))
+    both = [torch.optim.Muon(model[0].parameters(), lr=1e-3), torch.optim.SGD(model[2].parameters(), lr=1e-3)]
+    both = both if muon_first else both[::-1]
+    meter = metered(model, both)
+    for micro in range(10):
+        with meter.step(batch := torch.randn(4, IN)):
+            model(batch).square().mean().backward()
+            if micro % 2:
+                for optimizer in both:
+                    optimizer.step()
+    figures = meter.read()
+
+    assert figures["device/mfu"] == pytest.approx(flops(4) / 1e6)
+    assert figures["device/hfu"] == pytest.approx((2 * flops(4) + muon_flops(IN, WIDE)) / 2 / 1e6)
+
+
+@pytest.mark.parametrize("interpolate", [True, False])
+def test_of_batches_without_a_tensor_the_mean_of_those_counted_is_said_and_that_it_is_one(ticks, interpolate):
+    def texts():
+        for rows in range(1, 8):
+            with meter.step(["a text"] * rows):
+                model(torch.ones(rows, IN)).mean().backward()
+                optimizer.step()
+
+    model = net()
+    optimizer = sgd(model)
+    meter = metered(model, optimizer, interpolate=interpolate)
+    with pytest.warns(UserWarning, match="a batch without tensors: its FLOPs depend on more than shapes"):
+        texts()
+
+    assert meter.read()["meter/flops_per_step"] == (flops(2) + flops(3) + flops(5)) // 3  # its 1st, 2nd and 4th again
+    assert next(len(one.works) for one in meter.signatures) == 3
+
+
 def test_frozen_parameters_are_noticed_and_nothing_wrong_is_said_meanwhile(ticks):
     model = net()
     optimizer = sgd(model)
