@@ -250,8 +250,14 @@ class Meter:
 
         Args:
             state: as `state_dict` gives it.
+
+        Raises:
+            GpuprofError: it is something else.
         """
-        self.number, self._ran = int(state["step"]), 0
+        try:
+            self.number, self._ran = int(state["step"]), 0
+        except (KeyError, TypeError, ValueError) as error:
+            raise GpuprofError("that is no state of a gpuprof.Meter: give what its state_dict() gave") from error
         self._parts, self._last = [], None
 
     def _start(self) -> None:
