@@ -56,8 +56,9 @@ def made(folder: str | os.PathLike[str]) -> Path:
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GpuprofError(f"cannot make the folder {folder} for the meter's log: {error.strerror or error}") from error
+    except (OSError, TypeError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise GpuprofError(f"cannot make the folder {folder} for the meter's log: {why}") from error
     return Path(folder)
 
 

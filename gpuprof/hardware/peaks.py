@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
+from numbers import Real
 from typing import Any
 
 from gpuprof.errors import GpuprofError
@@ -128,7 +129,7 @@ def check_peak(tflops: float | None) -> None:
     Raises:
         GpuprofError: it may not.
     """
-    if tflops is not None and not 0 < tflops < math.inf:
+    if tflops is not None and not (isinstance(tflops, Real) and 0 < tflops < math.inf):
         raise GpuprofError(f"--peak-tflops must be above 0 and finite, not {tflops}")
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import wraps
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,21 +97,20 @@ def steps_of(profile_at: Iterable[int]) -> list[int]:
     Raises:
         GpuprofError: one is no number, or the first step, which is like no other.
     """
-    try:
-        steps = list(profile_at)
-    except TypeError:
-        raise GpuprofError(f"profile_at={profile_at}: give a list of steps, such as [{profile_at}]") from None
+    if isinstance(profile_at, str) or not isinstance(profile_at, Iterable):
+        raise GpuprofError(f"profile_at={profile_at}: give a list of steps, such as [200]")
+    steps = list(profile_at)
     given = os.environ.get(VARIABLE, "")
     try:
         steps += [int(step) for step in given.split(",") if step.strip()]
     except ValueError:
         raise GpuprofError(f"{VARIABLE}={given}: give numbers of steps, such as 200 or 200,400") from None
-    if wrong := [step for step in steps if isinstance(step, bool) or not isinstance(step, int) or step < 2]:
+    if wrong := [step for step in steps if isinstance(step, bool) or not isinstance(step, Integral) or step < 2]:
         raise GpuprofError(
             f"step {wrong[0]} cannot be recorded: steps are numbered from 1, the profiler warms up in the one before, "
-            "so give 2 or more"
+            "so give whole numbers from 2 on"
         )
-    return sorted(set(steps))
+    return sorted({int(step) for step in steps})
 
 
 def _harmless(method: Callable[..., None]) -> Callable[..., None]:

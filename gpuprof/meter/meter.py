@@ -6,11 +6,11 @@ import math
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
@@ -29,9 +29,10 @@ from gpuprof.meter.machine import Machine
 from gpuprof.meter.optimizers import optimizers_of
 from gpuprof.meter.ranks import of_all
 from gpuprof.meter.readings import Sample, Totals, figures, logged, totals
-from gpuprof.meter.signature import Form, Signature, form_of, in_words, is_of, key_of, tensors_of
-from gpuprof.meter.tokens import Padding, Unmasked, added, sizes_of
-from gpuprof.meter.work import Work, total, work_of
+from gpuprof.meter.signature import Signature, form_of, in_words, is_of, key_of, tensors_of
+from gpuprof.meter.steps import Kind, Micro, Same, Step, kind_of
+from gpuprof.meter.tokens import Padding, added, sizes_of
+from gpuprof.meter.work import work_of
 from gpuprof.parallel.layout import in_job
 from gpuprof.passes.counting import Counted
 from gpuprof.theory.conventions import convention as fitting_convention
@@ -133,11 +134,11 @@ class Meter:
         self._compiling = Compiling()
         self._hook: Any = None  # takes away the one that tells of the optimizer's steps
         self._ready = False
-        self._same: _Same | None = None
-        self._kind_of_step = _Kind([], [])
-        self._micro: _Micro | None = None
-        self._parts: list[_Micro] = []  # of the step that has not ended
-        self._pending: deque[_Step] = deque()
+        self._same: Same | None = None
+        self._kind_of_step = Kind([], [])
+        self._micro: Micro | None = None
+        self._parts: list[Micro] = []  # of the step that has not ended
+        self._pending: deque[Step] = deque()
         self._samples: deque[Sample] = deque(maxlen=_MOST_SAMPLES)  # since they were last read
         self._last: Any = None  # mark at the end of the last step
         self._dropped = self._estimated = 0
@@ -163,7 +164,7 @@ class Meter:
             if self._drill is not None:
                 self._drill.begins(self.number + 1)
             self._compiling.listen()
-            self._micro = micro = _Micro(self._clock.mark(), self._compiling.begun)
+            self._micro = micro = Micro(self._clock.mark(), self._compiling.begun)
             if (stepping := self._stepping) is not None and stepping.due <= stepping.seen + 1:
                 micro.hooks = [one.register_step_pre_hook(self._steps) for one in self._optimizers]
         except Exception as error:
@@ -256,8 +257,14 @@ class Meter:
 
         Args:
             state: as `state_dict` gives it.
+
+        Raises:
+            GpuprofError: it is something else.
         """
-        self.number, self._ran = int(state["step"]), 0
+        try:
+            self.number, self._ran = int(state["step"]), 0
+        except (KeyError, TypeError, ValueError) as error:
+            raise GpuprofError("that is no state of a gpuprof.Meter: give what its state_dict() gave") from error
         self._parts, self._last, self._ready = [], None, False
 
     def _start(self) -> None:
@@ -309,7 +316,7 @@ class Meter:
             self._known[key] = signature
             self.signatures.append(signature)
         form = form_of(batch, tensors)
-        self._same = None if form is None else _Same(form, (training, autocast), signature)
+        self._same = None if form is None else Same(form, (training, autocast), signature)
         return signature, dict(tensors)
 
     def _inferred(self, signature: Signature) -> bool:
@@ -320,7 +327,7 @@ class Meter:
             signature.infer(work)
         return work is not None
 
-    def _count(self, micro: _Micro, signature: Signature, **where: bool) -> None:
+    def _count(self, micro: Micro, signature: Signature, **where: bool) -> None:
         micro.count = counts.begin(self._workload, signature, **where)
         if micro.count is not None:
             micro.dropped = "counted"
@@ -353,7 +360,7 @@ class Meter:
         except Exception as error:
             self._fail(error)
 
-    def _end(self, micro: _Micro, error: BaseException | None, last: bool | None) -> None:
+    def _end(self, micro: Micro, error: BaseException | None, last: bool | None) -> None:
         for hook in micro.hooks:
             hook.remove()
         if error is not None:
@@ -376,7 +383,7 @@ class Meter:
         if micro.dropped == "counted":
             self._last = None  # what the meter has done since is no part of the loop
 
-    def _counted(self, micro: _Micro, error: BaseException | None) -> Counted | None:
+    def _counted(self, micro: Micro, error: BaseException | None) -> Counted | None:
         """The count that began in a micro-batch ends, and something is learnt from it; the count of all of it."""
         count, micro.count = micro.count, None
         assert count is not None
@@ -446,7 +453,7 @@ class Meter:
         dropped = next((part.dropped for part in parts if part.dropped), "") if len(parts) > 1 else parts[0].dropped
         if self._ran <= _WARM_UP:
             dropped = dropped or "warm-up"
-        self._pending.append(_Step(self.number, self._last, parts, dropped))
+        self._pending.append(Step(self.number, self._last, parts, dropped))
         self._last = parts[-1].finish
         if len(self._pending) > _UNREAD:
             self._settle()
@@ -461,7 +468,7 @@ class Meter:
         while self._pending and self._clock.reached(self._pending[0].parts[-1].finish):
             self._samples.append(self._resolved(self._pending.popleft()))
 
-    def _resolved(self, step: _Step) -> Sample:
+    def _resolved(self, step: Step) -> Sample:
         clock, parts = self._clock, step.parts
         time_s = 0.0
         for part in parts:
@@ -477,7 +484,7 @@ class Meter:
         signatures += [self._stepping] * sum([part.steps for part in parts])
         works = [None if one is None else one.work for one in signatures]
         if signatures != self._kind_of_step.signatures or works != self._kind_of_step.works:
-            self._kind_of_step = _kind_of(signatures, works, len(parts))
+            self._kind_of_step = kind_of(signatures, works, len(parts))
         kind = self._kind_of_step
         real = self._padding.real(parts[0].unmasked) if len(parts) == 1 else added(
             [self._padding.real(part.unmasked) for part in parts]
@@ -604,72 +611,6 @@ class _Block:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._meter.end(error)
-
-
-class _Micro:
-    """A micro-batch.
-
-    Attributes:
-        start: mark at its begin.
-        compiled: how much had been compiled by then.
-        finish: mark at its end.
-        signature: what it is by, once that is known.
-        unmasked: where the number of its tokens that are no padding will be.
-        steps: of the optimizer.
-        dropped: why its time does not count.
-        count: that runs in it.
-        hooks: before the optimizer's step, where that is counted by itself.
-    """
-
-    finish: Any = None
-    signature: Signature | None = None
-    unmasked: Unmasked | None = None
-    steps = 0
-    dropped = ""
-    count: counts.Count | None = None
-    hooks: Sequence[Any] = ()
-
-    def __init__(self, start: Any, compiled: int) -> None:
-        self.start, self.compiled = start, compiled
-
-
-class _Same(NamedTuple):
-    """What the last micro-batch was known by, which most are like."""
-
-    form: Form
-    how: tuple[bool, torch.dtype | None]
-    signature: Signature
-
-
-class _Kind(NamedTuple):
-    """What steps of the same signatures have in common, most of which are as the one before."""
-
-    signatures: list[Signature | None]
-    works: list[Work | None]
-    numbers: tuple[int | None, ...] = ()
-    work: Work | None = None
-    estimated: bool = False
-    tokens: int | None = None
-    samples: int | None = None
-
-
-def _kind_of(signatures: list[Signature | None], works: list[Work | None], micro_batches: int) -> _Kind:
-    sizes = [None if one is None else one.sizes for one in signatures[:micro_batches]]
-    return _Kind(
-        signatures, works, tuple([None if one is None else one.number for one in signatures]), total(works),
-        any(one is not None and one.varies for one in signatures),
-        added([None if one is None else one.tokens for one in sizes]),
-        added([None if one is None else one.samples for one in sizes]),
-    )  # fmt: skip
-
-
-class _Step(NamedTuple):
-    """A step that has ended, as the host sees it."""
-
-    number: int
-    before: Any
-    parts: list[_Micro]
-    dropped: str
 
 
 def _hooked(meter: Meter, optimizer: torch.optim.Optimizer) -> Any:

@@ -26,7 +26,7 @@ def optimizers_of(given: Any) -> list[torch.optim.Optimizer]:
         one = inner
     if isinstance(one, torch.optim.Optimizer):
         return [one]
-    if isinstance(given, Iterable) and not isinstance(given, (str, dict)):
+    if isinstance(given, Iterable) and not isinstance(given, (str, dict, torch.Tensor)):
         return [each for item in given for each in optimizers_of(item)]
     raise GpuprofError(
         f"the meter needs a torch.optim.Optimizer, several of them or None, and not {type(given).__name__}: its step "

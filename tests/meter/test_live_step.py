@@ -281,6 +281,7 @@ def test_steps_are_given_in_the_environment(tmp_path, monkeypatch, capsys):
             [1],
             "step 1 cannot be recorded: steps are numbered from 1, the profiler warms up in the one before",
         ),
+        ("200", "profile_at=200: give a list of steps, such as [200]"),
         ([200.0], "step 200.0 cannot be recorded"),
         ([True], "step True cannot be recorded"),
         (200, "profile_at=200: give a list of steps, such as [200]"),

@@ -170,7 +170,7 @@ def test_a_failure_of_the_meter_ends_it_and_not_the_training(monkeypatch, broken
     meter = metered(model, optimizer)
     train(meter, model, optimizer, steps=4)
     where = {"mark": (Clock, "mark"), "given": (meters, "key_of"), "form": (meters, "form_of")}
-    where |= {"end": (meters, "_Step"), "read": (meters, "totals")}
+    where |= {"end": (meters, "Step"), "read": (meters, "totals")}
     monkeypatch.setattr(*where[broken], fail)
     with pytest.warns(UserWarning, match="the meter stops, and the training goes on: ZeroDivisionError: of the meter"):
         losses = [*train(meter, model, optimizer, steps=3), meter.read()]
@@ -299,6 +299,10 @@ def test_wrong_arguments_are_said_at_once():
     for given, message in [
         ((lambda x: x, None), "the meter needs the model, a torch.nn.Module, and not function"),
         ((model, "adamw"), "the meter needs a torch.optim.Optimizer, several of them or None, and not str"),
+        (
+            (model, model.parameters()),
+            "the meter needs a torch.optim.Optimizer, several of them or None, and not",
+        ),
     ]:
         with pytest.raises(gpuprof.GpuprofError, match=message):
             gpuprof.Meter(*given)
@@ -306,9 +310,15 @@ def test_wrong_arguments_are_said_at_once():
         ({"convention": "palm"}, "convention palm does not fit Sequential"),
         ({"convention": "mine"}, "no convention 'mine'"),
         ({"peak_tflops": 0.0}, "must be above 0"),
+        ({"peak_tflops": "989"}, "must be above 0 and finite, not 989"),
+        ({"profile_at": "200"}, "profile_at=200: give a list of steps"),
+        ({"out": 3}, "cannot make the folder 3 for the meter's log"),
     ]:
         with pytest.raises(gpuprof.GpuprofError, match=message):
             gpuprof.Meter(model, **options)
+    for state in (None, {}, {"step": "last"}):
+        with pytest.raises(gpuprof.GpuprofError, match="that is no state of a gpuprof"):
+            gpuprof.Meter(model).load_state_dict(state)
 
 
 def test_a_device_that_has_no_clock_here_is_said():
