@@ -76,6 +76,7 @@ class GpuprofCallback(TrainerCallback):
                     return run_epoch(*given, **named)
             except BaseException as error:
                 meter.end(error)
+                meter.rest()
                 raise
 
         trainer._run_epoch = metered
@@ -100,6 +101,7 @@ class GpuprofCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """What came after the last log goes into the meter's own."""
         self.meter.read(reduce=True)
+        self.meter.rest()
 
 
 def _metered(meter: Meter, training_step: Callable[..., Any]) -> Callable[..., Any]:

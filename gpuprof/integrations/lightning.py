@@ -90,8 +90,10 @@ class LightningMeter(_Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """What came after the last log goes into the meter's own."""
         self.meter.read(reduce=True)
+        self.meter.rest()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """What ends the training ends the micro-batch."""
         if hasattr(self, "meter"):
             self.meter.end(exception)
+            self.meter.rest()

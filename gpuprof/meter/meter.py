@@ -50,6 +50,9 @@ _PATIENCE = 3
 _UNREAD = 64
 """Steps that have ended from which on the meter looks by itself whether the device has come to them."""
 
+_MOST_PARTS = 10_000
+"""Micro-batches that are kept for a step that does not end."""
+
 _MOST_SAMPLES = 10_000
 """Steps that are kept until they are read; older ones are forgotten."""
 
@@ -296,8 +299,8 @@ class Meter:
         self._ready = True
         return True
 
-    def _let_go(self) -> None:
-        """Nothing of the meter is attached to the optimizer until the next micro-batch."""
+    def rest(self) -> None:
+        """The loop is over, or pauses: nothing of the meter is attached to the optimizer until the next micro-batch."""
         self._ready = False
         if self._hook is not None:
             self._hook()
@@ -348,6 +351,8 @@ class Meter:
         """The optimizer has stepped."""
         micro = self._micro
         if micro is None:
+            if self._parts and not self._ran:  # a loop may leave steps out, but not all
+                self._warn("the optimizer steps outside of the meter's step, which so never ends: put it inside")
             return
         try:
             micro.steps += 1
@@ -364,7 +369,7 @@ class Meter:
         for hook in micro.hooks:
             hook.remove()
         if error is not None:
-            self._let_go()
+            self.rest()
         micro.finish = self._clock.mark()
         self._micro = None
         found = None if micro.count is None else self._counted(micro, error)
@@ -380,6 +385,12 @@ class Meter:
             self._drill.ends(None if micro.signature is None else micro.signature.key, found, closes, error)
         if closes:
             self._close()
+        elif len(self._parts) == _MOST_PARTS:
+            self._warn(
+                f"{_MOST_PARTS:,} micro-batches and no step of the optimizer that the meter was given, by which a step "
+                "ends: is it the one that trains, and does it step inside of the meter's step?"
+            )
+            self._parts, self._last = [], None
         if micro.dropped == "counted":
             self._last = None  # what the meter has done since is no part of the loop
 
@@ -585,7 +596,7 @@ class Meter:
         """Something in the meter itself fails: nothing of it is left in the loop, which goes on."""
         self._off = str(error) if isinstance(error, GpuprofError) else f"{type(error).__name__}: {first_line(error)}"
         micro, self._micro = self._micro, None
-        self._let_go()
+        self.rest()
         for hook in micro.hooks if micro is not None else ():
             hook.remove()
         if micro is not None and micro.count is not None:

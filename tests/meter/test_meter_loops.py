@@ -54,6 +54,26 @@ def test_a_read_before_the_first_step_says_that_there_was_none(ticks):
     assert meter.read()["meter/flops_per_step"] == flops(4)
 
 
+def test_a_loop_whose_optimizer_steps_outside_is_told(ticks, monkeypatch, recwarn):
+    monkeypatch.setattr("gpuprof.meter.meter._MOST_PARTS", 5)
+    model = net()
+    optimizer = sgd(model)
+    meter = metered(model, optimizer)
+    for _ in range(6):
+        x = torch.randn(4, IN)
+        with meter.step(x):
+            model(x).sum().backward()
+        optimizer.step()
+
+    assert meter.number == 0
+    assert len(meter._parts) == 1
+    assert [str(one.message) for one in recwarn] == [
+        "gpuprof: the optimizer steps outside of the meter's step, which so never ends: put it inside",
+        "gpuprof: 5 micro-batches and no step of the optimizer that the meter was given, by which a step ends: is it "
+        "the one that trains, and does it step inside of the meter's step?",
+    ]
+
+
 def test_without_an_optimizer_every_block_is_a_step(ticks):
     model = net()
     meter = metered(model)
