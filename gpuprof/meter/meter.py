@@ -32,7 +32,7 @@ from gpuprof.meter.readings import Sample, Totals, figures, logged, totals
 from gpuprof.meter.signature import Signature, form_of, in_words, is_of, key_of, tensors_of
 from gpuprof.meter.steps import Kind, Micro, Same, Step, kind_of
 from gpuprof.meter.tokens import Padding, added, sizes_of
-from gpuprof.meter.work import work_of
+from gpuprof.meter.work import Work, work_of
 from gpuprof.parallel.layout import in_job
 from gpuprof.passes.counting import Counted
 from gpuprof.theory.conventions import convention as fitting_convention
@@ -444,8 +444,7 @@ class Meter:
             old.counted = None  # they are large
         if signature.varies and len(signature.works) == 2:
             self._warn(
-                f"{signature.words}: its FLOPs depend on more than shapes, {sum(signature.works[0].model.values())} "
-                f"and {sum(signature.works[1].model.values())}: the mean of those counted is taken for the others"
+                f"{signature.words}: {_varying(*signature.works)}: the mean of those counted is taken for the others"
             )
         if lacking := unpriced(run):
             operators = sorted({op for ops in lacking.values() for op in ops})
@@ -622,6 +621,18 @@ class _Block:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._meter.end(error)
+
+
+def _varying(one: Work, other: Work) -> str:
+    """How two counts of a signature that depends on more than shapes differ, in words."""
+    kinds = (
+        ("its FLOPs depend", one.model, other.model),
+        ("its FLOPs on the hardware depend", one.hardware or {}, other.hardware or {}),
+    )
+    for what, first, second in kinds:
+        if first != second:
+            return f"{what} on more than shapes, {sum(first.values())} and {sum(second.values())}"
+    return "its FLOPs may depend on more than shapes"
 
 
 def _hooked(meter: Meter, optimizer: torch.optim.Optimizer) -> Any:

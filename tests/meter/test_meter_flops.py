@@ -241,6 +241,26 @@ def test_what_is_not_the_same_each_time_is_found_out(ticks, monkeypatch):
     assert figures["meter/estimated_steps"] == 1
 
 
+def test_what_only_the_hardware_does_otherwise_is_said_so(ticks, monkeypatch):
+    """With a mask that leaves something out, attention takes another way, on which all pairs are computed."""
+    monkeypatch.setattr(signature, "_AGAIN", 4)
+    model = llama()
+    optimizer = sgd(model)
+    meter = metered(model, optimizer)
+    whole, padded = tokens(), tokens()
+    padded["attention_mask"][0, :5] = 0
+    learn(meter, model, optimizer, [whole] * 4)
+    hardware = [
+        ops.loc[ops["phase"] != "optimizer", "flops_hardware"].sum()
+        for ops in (gpuprof.count(model, batch).ops for batch in (whole, padded))
+    ]
+
+    assert hardware[0] < hardware[1]
+    said = f"its FLOPs on the hardware depend on more than shapes, {hardware[0]} and {hardware[1]}: the mean"
+    with pytest.warns(UserWarning, match=said):
+        learn(meter, model, optimizer, [padded])
+
+
 def test_a_signature_is_counted_twice_in_all(ticks, monkeypatch):
     monkeypatch.setattr(signature, "_AGAIN", 4)
     model = net()
