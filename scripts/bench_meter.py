@@ -314,6 +314,8 @@ def main() -> int:
     parser.add_argument("--size", type=int, help="of the matrices, instead of one whose product takes 10 ms")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     args = parser.parse_args()
+    if args.pairs < 2 or (args.size is not None and args.size < 1):
+        parser.error("give at least --pairs 2, and a --size above 0")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     size = args.size or product_size()

@@ -206,6 +206,8 @@ def main(command: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results/cpu"), help="folder of the device")
     command = sys.argv[1:] if command is None else command
     arguments = parser.parse_args(command)
+    if arguments.seq_len < 1:
+        parser.error("give a --seq-len above 0")
     warnings.simplefilter("ignore")
     config = LlamaConfig(**load_preset(MODEL)["config"])
     found = [finding(config, name, arguments.seq_len) for name in arguments.cases]

@@ -33,7 +33,7 @@ from gpuprof.analysis.operators import kinds, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.ranks import by_rank, require_kernels, straggler
 from gpuprof.analysis.shares import regions, split_kernels
-from gpuprof.analysis.steps import step_seconds
+from gpuprof.analysis.steps import refuse_log, step_seconds
 from gpuprof.analysis.untold import untold
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors, layer_of
@@ -171,6 +171,7 @@ def budget(
         GpuprofError: the run was not counted or traced, has no kernels, or has no such denominator or phase; or a
             phase is asked for of a job, or in a convention that knows the step as a whole alone.
     """
+    refuse_log(run, "budget", "trace")
     if run.busy.empty if run.is_job else run.kernels.empty or not run.done("trace") or not run.done("count"):
         raise GpuprofError("a budget needs operators and kernels: profile with the passes count, time and trace")
     known = denominators(run)

@@ -24,6 +24,7 @@ from gpuprof.analysis.operators import input_shapes, kinds, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.shares import split_kernels
+from gpuprof.analysis.steps import refuse_log
 from gpuprof.errors import GpuprofError
 from gpuprof.record import NOBODYS, PHASES, Run, integers
 from gpuprof.theory.rules import PRODUCTS
@@ -137,6 +138,7 @@ def roofline(run: Run, by: str = "op", denominator: str | None = None, phase: st
     require_kernels(run, "a roofline")
     if counters_only(run):
         return _of_counters(run, by, chosen_roofs(run, denominator))
+    refuse_log(run, "roofline", "trace")
     missing = [name for name in ("count", "trace") if not run.done(name)]
     if missing:
         raise GpuprofError(f"no roofline without the {missing[0]} pass: profile again with it")

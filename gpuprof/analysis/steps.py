@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from gpuprof.errors import GpuprofError
 from gpuprof.record import Run
 
 
@@ -37,6 +38,22 @@ def step_seconds(run: Run, phase: str = "step") -> float | None:
     """
     found = of_launches(run, phase)
     return None if found.empty else float(found.median())
+
+
+def refuse_log(run: Run, what: str, name: str) -> None:
+    """Refuse the log of a training where what a pass finds is asked for.
+
+    Args:
+        run: any.
+        what: is asked for.
+        name: of the pass.
+
+    Raises:
+        GpuprofError: it is such a log, and what has it instead.
+    """
+    if run.metered:
+        outcome = run.passes[name]
+        raise GpuprofError(f"no {what} of a training: {outcome.reason}; {outcome.remedy}")
 
 
 def traced(run: Run) -> str:

@@ -20,6 +20,7 @@ from gpuprof import units
 from gpuprof.analysis.generation import generation, held, held_after, is_generation
 from gpuprof.analysis.memory import account, by_module, no_timeline, peak, running
 from gpuprof.analysis.modules import by_module as module_table
+from gpuprof.analysis.steps import refuse_log
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture
 from gpuprof.record import UNATTRIBUTED, Run
@@ -62,6 +63,7 @@ def render_memory(run: Run, format: str = "text", view: View | None = None, fore
     """
     if format not in FORMATS:
         raise GpuprofError(f"no format {format!r}: known are {', '.join(FORMATS)}")
+    refuse_log(run, "memory account", "memory")
     if run.memory.empty:
         what = (
             "a recorded trace has no memory readings: profile the workload"

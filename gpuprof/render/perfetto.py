@@ -13,7 +13,7 @@ from gpuprof.analysis.collectives import Alignment, alignment
 from gpuprof.analysis.counted import convention_of
 from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.spans import Kernel, Span, lanes, module_spans, phase_spans, whole
-from gpuprof.analysis.steps import traced
+from gpuprof.analysis.steps import refuse_log, traced
 from gpuprof.errors import GpuprofError
 from gpuprof.job import rank_files
 from gpuprof.record import UNATTRIBUTED, Run
@@ -34,6 +34,7 @@ def render(run: Run, view: View) -> str:
     if run.is_job:
         aligned = alignment(run)
         return _dumped(_of_ranks(run, view, aligned), _about(run, view) | {"aligned": aligned.words()})
+    refuse_log(run, "timeline", "trace")
     if not run.done("trace"):
         raise GpuprofError("this run has no trace to show along time: profile again with trace among the --passes")
     return _dumped(_events(run, view), _about(run, view))

@@ -158,3 +158,24 @@ def test_a_folder_of_something_else_is_one_line(tmp_path):
     with pytest.raises(GpuprofError, match="or folders of trainings"):
         run("history", "import", tmp_path, "--store", url)
     assert not url.exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "message"),
+    [
+        (
+            ("budget",),
+            r"no budget of a training: .*; Meter\(profile_at=\[200\], out=...\) saves a run of live step 200",
+        ),
+        (("roofline",), r"no roofline of a training: .*; Meter\(profile_at"),
+        (("show", "-f", "perfetto"), r"no timeline of a training: .*; Meter\(profile_at"),
+        (("memory",), r"no memory account of a training: .*; give the model to gpuprof\.profile"),
+    ],
+)
+def test_what_a_log_cannot_tell_is_said_with_what_can(tmp_path, verb, message):
+    training(tmp_path, even(1.0))
+
+    with pytest.raises(GpuprofError, match=message) as told:
+        run(verb[0], tmp_path, *verb[1:])
+
+    assert "\n" not in str(told.value)
