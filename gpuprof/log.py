@@ -68,13 +68,15 @@ class Log:
     Args:
         folder: where the log is, as `made` makes it.
         rank: of this process in its job.
+        before: steps that have ended when it begins; 0 unless it goes on from a checkpoint.
 
     Raises:
         GpuprofError: the folder cannot be written to, or has a file of that name which is no log.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], rank: int = 0) -> None:
+    def __init__(self, folder: str | os.PathLike[str], rank: int = 0, before: int = 0) -> None:
         self.path = Path(folder) / name_of(rank)
+        self._before = before
         self._end: int | None = None  # of the file as it was left; None before the header is in it
         self._counts: list[dict[str, Any]] = []
         self._steps: list[Sequence[Any]] = []
@@ -113,8 +115,7 @@ class Log:
             return
         lines: list[dict[str, Any]] = []
         if self._end is None:
-            before = self._steps[0][0] - 1 if self._steps else step
-            lines.append({"gpuprof": _KIND, "schema_version": SCHEMA_VERSION, "steps_before": before, **about})
+            lines.append({"gpuprof": _KIND, "schema_version": SCHEMA_VERSION, "steps_before": self._before, **about})
         *full, last = [self._steps[at : at + _MOST] for at in range(0, len(self._steps), _MOST)] or [[]]
         known = {name: value for name, value in figures.items() if math.isfinite(value)}
         date = datetime.now(UTC).isoformat(timespec="seconds")

@@ -237,7 +237,7 @@ def test_another_training_in_the_same_folder_is_not_mixed_with_the_first(tmp_pat
 
 def test_a_process_that_was_killed_at_once_leaves_the_training_as_it_was(tmp_path):
     training(tmp_path, even(100e-9, 10))
-    Log(tmp_path).write(about(), 10, {}, [])
+    Log(tmp_path, before=10).write(about(), 10, {}, [])
 
     assert len(gpuprof.load(tmp_path).samples) == 7
 

@@ -43,7 +43,7 @@ def step(number, time_s, signatures=(1,), *, tokens=32, dropped=""):
 
 def training(folder, steps, sizes=(1,), *, rank=0, reads=1, figures=None, params=128, **facts) -> Path:
     """A log of the steps in a folder, with a signature of each size, numbered from 1 on, read so many times."""
-    log = Log(made(folder), rank)
+    log = Log(made(folder), rank, steps[0][0] - 1)
     for number, size in enumerate(sizes, start=1):
         log.counted(number, f"x {size}x8", counted(size, params=params))
     each = max(len(steps) // reads, 1)

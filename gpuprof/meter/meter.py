@@ -284,7 +284,7 @@ class Meter:
             weakref.finalize(self, self._drill.over)
         if self._out is not None and self._log is None:
             try:
-                self._log = Log(self._out, self._machine.facts["workload"].get("rank", 0))
+                self._log = Log(self._out, self._machine.facts["workload"].get("rank", 0), self.number)
             except GpuprofError as error:
                 self._warn(f"no log is written: {error}")
 
@@ -429,6 +429,11 @@ class Meter:
         work = work_of(run, found.ops[rows])
         if signature is not self._stepping and not work.model:
             raise GpuprofError("no matrix was multiplied in it, where Python could see it")
+        if signature is not self._stepping and not found.ops.loc[found.ops["phase"] == "forward", "flops_full"].any():
+            self._warn(
+                f"{signature.words}: no matrix was multiplied forward in it, so MFU is too low: the model's call "
+                "belongs inside of the block"
+            )
         if self._trains is None:
             self._trains = self._trained()
         untold = signature is not self._stepping and (
@@ -508,6 +513,11 @@ class Meter:
         found: dict[str, float] = {}
         mine: Totals | None = None
         samples: list[Sample] = []
+        if not self._ran and len(self._parts) > _UNREAD:
+            self._warn(
+                f"no step has ended in {len(self._parts)} micro-batches: is optimizer.step() inside of the block, and "
+                "that optimizer the one that the meter was given?"
+            )
         if self._ran:
             self._settle()
             samples = list(self._samples)

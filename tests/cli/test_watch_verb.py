@@ -24,7 +24,7 @@ def said(mfu, step_s, tokens=None, clock=None):
 
 def log(folder, reads, *, rank=0, every=50, first=1, **facts):
     """A log with these figures, one read every so many steps."""
-    written = Log(made(folder), rank)
+    written = Log(made(folder), rank, first - 1)
     written.counted(1, "x 1x8", counted(1))
     for place, figures in enumerate(reads):
         number = first - 1 + every * (place + 1)
@@ -131,11 +131,11 @@ def test_a_resumed_training_goes_on_and_another_begins_anew(tmp_path):
 
 def test_what_a_resume_undid_is_not_shown(tmp_path):
     log(tmp_path, steady(0.40, 4))
-    log(tmp_path, steady(0.30, 1), first=41)  # resumed after step 89: 100 to 200 are no more
+    log(tmp_path, steady(0.30, 1), first=71)  # resumed after step 70: 100 to 200 are no more
 
     reads = json.loads(run("watch", tmp_path, "--once", "-f", "json")[1])["reads"]
 
-    assert [(one["step"], round(one["mfu"], 2)) for one in reads] == [(50, 0.4), (90, 0.3)]
+    assert [(one["step"], round(one["mfu"], 2)) for one in reads] == [(50, 0.4), (120, 0.3)]
 
 
 def test_a_second_read_in_a_step_takes_nothing_from_the_first(tmp_path):

@@ -272,6 +272,36 @@ def test_more_than_was_measured_is_no_figure(ticks, monkeypatch):
     assert figures["step_s"] == 1
 
 
+def test_steps_that_end_outside_of_their_block_are_asked_for():
+    model = net()
+    optimizer = sgd(model)
+    meter = metered(model, optimizer)
+    for _ in range(65):
+        with meter.step():
+            model(torch.randn(4, 6)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with pytest.warns(UserWarning, match=r"no step has ended in 65 micro-batches: is optimizer\.step\(\) inside"):
+        assert meter.read()["meter/step"] == 0
+
+
+def test_a_forward_outside_of_its_block_is_said():
+    model = net()
+    optimizer = sgd(model)
+    meter = metered(model, optimizer)
+
+    def step():
+        loss = model(torch.randn(4, 6)).sum()
+        with meter.step():
+            loss.backward()
+            optimizer.step()
+
+    step()
+    with pytest.warns(UserWarning, match="no matrix was multiplied forward in it, so MFU is too low: the model's call"):
+        step()
+
+
 def test_an_operator_without_a_rule_is_said(ticks):
     @torch.library.custom_op("gpuprof_meter_test::product", mutates_args=())
     def product(x: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The log that a meter writes: as a run it says what the meter said."""
 
 import json
+from collections import deque
 
 import pytest
 import torch
@@ -97,6 +98,17 @@ def test_reading_at_each_step_loses_none(ticks, tmp_path):
 
     assert [one[0] for line in lines for one in line.get("steps", ())] == [1, 2, 3, 4, 5, 6]
     assert lines[0]["steps_before"] == 0
+
+
+def test_a_training_that_is_read_late_began_where_it_began(ticks, tmp_path, monkeypatch):
+    meter, model, optimizer = loop(tmp_path)
+    monkeypatch.setattr(meter, "_samples", deque(maxlen=4))  # steps that are kept until they are read
+    train(meter, model, optimizer, steps=9)
+    meter.read()
+
+    header, *_ = [json.loads(line) for line in (tmp_path / "run" / "meter.jsonl").read_text().splitlines()]
+
+    assert header["steps_before"] == 0  # or the next training in this folder would be taken for its continuation
 
 
 def test_parameters_that_are_frozen_on_the_way_cost_less_from_then_on(ticks, tmp_path):
