@@ -82,6 +82,7 @@ def test_losses_and_parameters_are_bit_for_bit_the_same(accumulation):
 def test_between_two_blocks_one_hook_of_the_optimizer_is_attached_and_that_goes_with_the_meter():
     model = net()
     optimizer = sgd(model)
+    gc.collect()
     before, listening = attached(model, optimizer), list(callback_handler.start_callbacks)
     meter = metered(model, optimizer)
     assert attached(model, optimizer) == before
@@ -270,36 +271,6 @@ def test_more_than_was_measured_is_no_figure(ticks, monkeypatch):
         figures = meter.read()
     assert not {"mfu", "device/mfu", "hfu", "flops_per_sec"} & figures.keys()
     assert figures["step_s"] == 1
-
-
-def test_steps_that_end_outside_of_their_block_are_asked_for():
-    model = net()
-    optimizer = sgd(model)
-    meter = metered(model, optimizer)
-    for _ in range(65):
-        with meter.step():
-            model(torch.randn(4, 6)).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    with pytest.warns(UserWarning, match=r"no step has ended in 65 micro-batches: is optimizer\.step\(\) inside"):
-        assert meter.read()["meter/step"] == 0
-
-
-def test_a_forward_outside_of_its_block_is_said():
-    model = net()
-    optimizer = sgd(model)
-    meter = metered(model, optimizer)
-
-    def step():
-        loss = model(torch.randn(4, 6)).sum()
-        with meter.step():
-            loss.backward()
-            optimizer.step()
-
-    step()
-    with pytest.warns(UserWarning, match="no matrix was multiplied forward in it, so MFU is too low: the model's call"):
-        step()
 
 
 def test_an_operator_without_a_rule_is_said(ticks):
