@@ -209,7 +209,7 @@ def test_without_a_terminal_it_is_a_line_for_each_read_as_it_comes(tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
         lines = [process.stdout.readline() for _ in range(20)]
-        written = Log(folder)
+        written = Log(folder, before=1000)
         for place, figures in enumerate(steady(0.36, 20), start=21):
             written.write(about(), 50 * place, figures, [step(50 * place, 1.0)])
         lines += [process.stdout.readline() for _ in range(21)]
