@@ -368,6 +368,7 @@ class _Facts:
             if (rows["phase"] == "forward").any()
         }
         self.starts = starts
+        self.of_classes = run.metered
         trained = [
             starts[path]
             for path, (_, trainable) in self.params.items()
@@ -402,6 +403,9 @@ def _own(path: str, rows: pd.DataFrame | None, facts: _Facts) -> _Part:
         _, trainable = facts.params.get(path, (0, 0))
         part.cause = UNUSED if trainable else NOT_PASSED if facts.trained_before(path) else NOTHING_TRAINED
         part.words, part.explained = CAUSES[part.cause], 0
+        return part
+    if facts.of_classes:
+        part.cause, part.words = UNEXPLAINED, "modules of one class together, as a meter's log has them: record a step"
         return part
     groups = _matched(forward, backward)
     found = [_cause(group, path, facts) for group in groups or []]

@@ -5,9 +5,10 @@ from collections import deque
 
 import pytest
 import torch
-from loops import flops, net, sgd, train
+from loops import IN, OUT, WIDE, flops, net, sgd, train
 
 import gpuprof
+from gpuprof.analysis.backward import backward_ratios
 from gpuprof.analysis.comparison import launches
 from gpuprof.analysis.modules import totals
 from gpuprof.log import Log
@@ -178,3 +179,17 @@ def test_a_file_of_that_name_that_is_no_log_is_left_alone(tmp_path):
 
     assert (tmp_path / "meter.jsonl").read_text() == "mine\n"
     assert "device/mfu" in meter.read()
+
+
+def test_a_log_tells_ratios_of_classes_and_no_causes_of_modules(tmp_path):
+    """Of the two layers the first one's input needs no gradient; which that is a log does not know."""
+    model = net()
+    optimizer = sgd(model)
+    meter = metered(model, optimizer, out=tmp_path)
+    train(meter, model, optimizer, steps=6)
+    meter.read()
+    ratios = backward_ratios(gpuprof.load(tmp_path)).set_index("module")
+
+    forward = 2 * 4 * (IN * WIDE + WIDE * OUT)
+    assert ratios.at["Linear", "ratio_flops"] == pytest.approx((flops(4) - forward) / forward)
+    assert ratios.at["Linear", "reason"].startswith("modules of one class together")
