@@ -512,7 +512,7 @@ def _merged(named: Iterable[tuple[str, _Part]], together: bool = False) -> _Part
     words = {part.words for _, part in busy}
     if lost:
         whole.cause = UNEXPLAINED
-        whole.words = CAUSES[UNEXPLAINED] + (f": {_list(lost)}" if len(known) > 1 else "")
+        whole.words = f"{CAUSES[UNEXPLAINED]}: {_list(lost)}" if len(known) > 1 else lost[0][1].words
         return whole
     whole.explained = sum(part.explained or 0 for _, part in busy)
     if len(causes) == 1 and (MIXED not in causes or (together and len(words) == 1)):

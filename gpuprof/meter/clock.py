@@ -23,13 +23,12 @@ class Clock:
         if device.type not in ("cpu", "cuda"):
             raise GpuprofError(f"the meter takes the time on a CPU or a CUDA device, and the model is on '{device}'")
         self._cuda = device.type == "cuda"
+        self.mark = self._event if self._cuda else time.perf_counter
+        """Gives a mark: now, where the device is when it has done what it was given so far."""
         self._device = device
         self._free: list[Any] = []  # events that nobody needs any more
 
-    def mark(self) -> Any:
-        """Now, where the device is when it has done what it was given so far."""
-        if not self._cuda:
-            return time.perf_counter()
+    def _event(self) -> Any:
         event = self._free.pop() if self._free else torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))  # of the model's device, whichever is the current one
         return event

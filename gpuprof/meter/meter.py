@@ -166,7 +166,6 @@ class Meter:
                 self._prepared()
             if self._drill is not None:
                 self._drill.begins(self.number + 1)
-            self._compiling.listen()
             self._micro = micro = Micro(self._clock.mark(), self._compiling.begun)
             if (stepping := self._stepping) is not None and stepping.due <= stepping.seen + 1:
                 micro.hooks = [one.register_step_pre_hook(self._steps) for one in self._optimizers]
@@ -296,6 +295,7 @@ class Meter:
             self._start()
         if self._optimizers and self._hook is None:
             self._hook = weakref.finalize(self, _hooked(self, self._optimizers[0]).remove)
+        self._compiling.listen()
         self._ready = True
         return True
 
@@ -468,7 +468,7 @@ class Meter:
         dropped = next((part.dropped for part in parts if part.dropped), "") if len(parts) > 1 else parts[0].dropped
         if self._ran <= _WARM_UP:
             dropped = dropped or "warm-up"
-        self._pending.append(Step(self.number, self._last, parts, dropped))
+        self._pending.append((self.number, self._last, parts, dropped))
         self._last = parts[-1].finish
         if len(self._pending) > _UNREAD:
             self._settle()
@@ -480,21 +480,21 @@ class Meter:
 
     def _settle(self) -> None:
         """Steps that the device has come to the end of become samples."""
-        while self._pending and self._clock.reached(self._pending[0].parts[-1].finish):
-            self._samples.append(self._resolved(self._pending.popleft()))
+        while self._pending and self._clock.reached(self._pending[0][2][-1].finish):
+            self._samples.append(self._resolved(*self._pending.popleft()))
 
-    def _resolved(self, step: Step) -> Sample:
-        clock, parts = self._clock, step.parts
+    def _resolved(self, number: int, before: Any, parts: list[Micro], dropped: str) -> Sample:
+        clock = self._clock
         time_s = 0.0
         for part in parts:
             time_s += clock.seconds(part.start, part.finish)
         between_s = None
-        if step.before is not None:
-            between_s = clock.seconds(step.before, parts[-1].finish) - time_s
-            clock.release(step.before)
+        if before is not None:
+            between_s = clock.seconds(before, parts[-1].finish) - time_s
+            clock.release(before)
         clock.release(*[part.start for part in parts], *[part.finish for part in parts[:-1]])
-        if self._drill is not None and not step.dropped:
-            self._drill.timed(step.number, (part.signature and part.signature.key for part in parts), time_s)
+        if self._drill is not None and not dropped:
+            self._drill.timed(number, (part.signature and part.signature.key for part in parts), time_s)
         signatures = [part.signature for part in parts]
         signatures += [self._stepping] * sum([part.steps for part in parts])
         works = [None if one is None else one.work for one in signatures]
@@ -505,8 +505,8 @@ class Meter:
             [self._padding.real(part.unmasked) for part in parts]
         )  # fmt: skip
         return Sample(
-            step.number, time_s, between_s, kind.numbers, kind.work, kind.estimated, kind.tokens, real, kind.samples,
-            step.dropped,
+            number, time_s, between_s, kind.numbers, kind.work, kind.estimated, kind.tokens, real, kind.samples,
+            dropped,
         )  # fmt: skip
 
     def _read(self, reduce: bool) -> dict[str, float]:
@@ -519,6 +519,7 @@ class Meter:
                 "that optimizer the one that the meter was given?"
             )
         if self._ran:
+            self._compiling.listen()
             self._settle()
             samples = list(self._samples)
             self._samples.clear()

@@ -39,9 +39,14 @@ Form = list[tuple[str, torch.Size, torch.dtype]]
 def is_of(form: Form, batch: Any) -> bool:
     """Whether a batch has this form, for certain."""
     try:
-        return [(name, tensor.shape, tensor.dtype) for name, tensor in batch.items()] == form
+        if len(batch) != len(form):
+            return False
+        for (name, tensor), (known, shape, dtype) in zip(batch.items(), form, strict=True):
+            if tensor.shape != shape or tensor.dtype != dtype or name != known:
+                return False
     except Exception:  # no mapping, or not of tensors alone
         return False
+    return True
 
 
 def form_of(batch: Any, tensors: Tensors) -> Form | None:

@@ -77,10 +77,5 @@ def kind_of(signatures: list[Signature | None], works: list[Work | None], micro_
     )  # fmt: skip
 
 
-class Step(NamedTuple):
-    """A step that has ended, as the host sees it."""
-
-    number: int
-    before: Any
-    parts: list[Micro]
-    dropped: str
+Step = tuple[int, Any, list[Micro], str]
+"""A step that has ended: its number, the mark at the end of the last one, its micro-batches, and why it is dropped."""

@@ -55,8 +55,10 @@ class Padding:
         self._device = device
         self._free: list[torch.Tensor] = []  # cells of that memory that nobody needs any more
 
-    def unmasked(self, masks: Iterable[torch.Tensor]) -> Unmasked | None:
+    def unmasked(self, masks: Sequence[torch.Tensor]) -> Unmasked | None:
         """Where the positions that masks let take part, which may say so by any number but 0, will be known."""
+        if len(masks) == 1 and (mask := masks[0]).is_cpu:  # what most are, on a CPU
+            return [(mask, _version(mask))], None
         here, there = list[tuple[torch.Tensor, int]](), list[torch.Tensor]()
         for mask in masks:
             if mask.is_cpu:

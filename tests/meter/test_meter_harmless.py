@@ -16,7 +16,6 @@ from torch.utils import _python_dispatch
 import gpuprof
 from gpuprof.meter import counts, machine
 from gpuprof.meter import meter as meters
-from gpuprof.meter.clock import Clock
 
 
 def attached(model, optimizer, hooks=0):
@@ -170,8 +169,8 @@ def test_a_failure_of_the_meter_ends_it_and_not_the_training(monkeypatch, broken
     before = attached(model, optimizer)
     meter = metered(model, optimizer)
     train(meter, model, optimizer, steps=4)
-    where = {"mark": (Clock, "mark"), "given": (meters, "key_of"), "form": (meters, "form_of")}
-    where |= {"end": (meters, "Step"), "read": (meters, "totals")}
+    where = {"mark": (meter._clock, "mark"), "given": (meters, "key_of"), "form": (meters, "form_of")}
+    where |= {"end": (meter, "_close"), "read": (meters, "totals")}
     monkeypatch.setattr(*where[broken], fail)
     with pytest.warns(UserWarning, match="the meter stops, and the training goes on: ZeroDivisionError: of the meter"):
         losses = [*train(meter, model, optimizer, steps=3), meter.read()]
