@@ -123,6 +123,7 @@ class Meter:
         self._model = model
         self._settings = {"convention": convention, "peak_tflops": peak_tflops}
         self._optimizers = optimizers_of(optimizer)
+        self._batch: Any = None  # of the block that is about to begin
         self._off = ""  # why the meter does nothing any more
         self._warned: set[str] = set()
 
@@ -153,7 +154,16 @@ class Meter:
         Args:
             batch: what the model is given: a tensor, or containers that hold tensors. None where all are alike.
         """
-        return _Block(self, batch)
+        self._batch = batch
+        return self  # and no object of its own, which would be one more in every micro-batch
+
+    def __enter__(self) -> None:
+        batch, self._batch = self._batch, None
+        self.begin()
+        self.given(batch)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.end(error)
 
     def begin(self) -> None:
         """A micro-batch begins, for a framework that has no place for a ``with``; `given` says what it is."""
@@ -616,22 +626,6 @@ class Meter:
             self._drill.over()
         self._pending.clear()
         self._warn(f"the meter stops, and the training goes on: {self._off}")
-
-
-class _Block:
-    """The ``with`` around a micro-batch."""
-
-    __slots__ = ("_batch", "_meter")
-
-    def __init__(self, meter: Meter, batch: Any) -> None:
-        self._meter, self._batch = meter, batch
-
-    def __enter__(self) -> None:
-        self._meter.begin()
-        self._meter.given(self._batch)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._meter.end(error)
 
 
 def _varying(one: Work, other: Work) -> str:
