@@ -1,9 +1,9 @@
 """What a meter adds to a step of 10 ms: `gpuprof.Meter` beside what Hugging Face's Trainer and Lightning have.
 
 Each is measured in the loop that it is made for, with and without it by turns, step by step in one process. A step is a
-product of matrices of about 10 ms, then a small model's forward and backward and the optimizer's step. The product
-empties the caches as a real step does; it is timed by itself and left out, since its own time varies by more than what
-is looked for. A pair is two neighbours, of which the first has the meter as often as the second. What is said is the
+network's forward and backward of about 10 ms, then a small model's with the optimizer's step. The network empties the
+caches as a real step does; it is timed by itself and left out, since its own time varies by more than what is looked
+for. A pair is two neighbours, of which the first has the meter as often as the second. What is said is the
 median over the pairs and the interval that holds it in at least 95 % of all cases, whatever the distribution.
 
 To gpuprof's own the cost of a ``read`` every 50 steps is added; to the others nothing of what they log. On a CPU
@@ -59,7 +59,7 @@ class Course:
         self.batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
     def work(self) -> None:
-        """The product, timed by itself."""
+        """The network, timed by itself."""
         begin = time.perf_counter()
         self._work()
         self._worked_s += time.perf_counter() - begin
@@ -83,7 +83,7 @@ class Course:
 
 
 class Small(torch.nn.Module):
-    """A model of two layers with the product before it, which is no part of what a meter counts."""
+    """A model of two layers with the network before it, which is no part of what a meter counts."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         super().__init__()
@@ -99,21 +99,28 @@ class Small(torch.nn.Module):
         return {"loss": torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())}
 
 
-def product_size() -> int:
-    """Size of the matrices whose product takes about `STEP_S`."""
-    size = 64
-    while min(_seconds(product(size)) for _ in range(5)) < STEP_S:
-        size += 64
-    return size
+def layers_of_a_step() -> int:
+    """Layers of the network whose forward and backward take about `STEP_S`."""
+    layers = 1
+    while min(_seconds(network(layers)) for _ in range(5)) < STEP_S:
+        layers += 1
+    return layers
 
 
-def product(size: int) -> Callable[[], None]:
-    """A product of two matrices of this size."""
-    one, out = torch.randn(size, size), torch.empty(size, size)
+def network(layers: int) -> Callable[[], None]:
+    """The forward and backward of a network of this depth, which are many operators as those of a real step are."""
+    model = torch.nn.Sequential(
+        *[
+            torch.nn.Sequential(torch.nn.Linear(192, 192), torch.nn.GELU(), torch.nn.LayerNorm(192))
+            for _ in range(layers)
+        ]
+    )
+    batch = torch.randn(64, 192)
 
     def work() -> None:
-        with torch.no_grad():
-            torch.mm(one, one, out=out)
+        with torch.enable_grad():
+            model(batch).sum().backward()
+        model.zero_grad()
 
     return work
 
@@ -266,22 +273,22 @@ def read_s() -> float:
     return statistics.median(found[1:])
 
 
-def measured(name: str, pairs: int, size: int) -> dict[str, Any]:
+def measured(name: str, pairs: int, layers: int) -> dict[str, Any]:
     """What one of them adds to a step, in seconds."""
     if name.endswith(TWO):
-        return on_two_ranks(name.removesuffix(TWO), pairs, size)
-    course = Course(pairs, product(size))
+        return on_two_ranks(name.removesuffix(TWO), pairs, layers)
+    course = Course(pairs, network(layers))
     (OURS | OTHERS)[name](course)
     added = course.added()
     return {"added_s": statistics.median(added), "interval_s": interval(added)}
 
 
-def on_two_ranks(name: str, pairs: int, size: int) -> dict[str, Any]:
+def on_two_ranks(name: str, pairs: int, layers: int) -> dict[str, Any]:
     """The same of the first of two ranks of a job (DDP, gloo)."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "found.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-        command += ["--only", name, "--pairs", str(pairs), "--size", str(size), "--json", str(file)]
+        command += ["--only", name, "--pairs", str(pairs), "--layers", str(layers), "--json", str(file)]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
@@ -311,23 +318,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1000, help="of steps, of each")
     parser.add_argument("--only", nargs="+", choices=known, default=known, metavar="NAME", help=", ".join(known))
-    parser.add_argument("--size", type=int, help="of the matrices, instead of one whose product takes 10 ms")
+    parser.add_argument("--layers", type=int, help="of the network, instead of as many as take 10 ms")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     args = parser.parse_args()
-    if args.pairs < 2 or (args.size is not None and args.size < 1):
-        parser.error("give at least --pairs 2, and a --size above 0")
+    if args.pairs < 2 or (args.layers is not None and args.layers < 1):
+        parser.error("give at least --pairs 2, and --layers above 0")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    size = args.size or product_size()
-    step_s = statistics.median(_seconds(product(size)) for _ in range(50))
-    found = {name: measured(name, args.pairs, size) for name in args.only}
+    layers = args.layers or layers_of_a_step()
+    step = network(layers)
+    step_s = statistics.median(_seconds(step) for _ in range(50))
+    found = {name: measured(name, args.pairs, layers) for name in args.only}
     reading = read_s() / READ_EVERY
     for name in OURS.keys() & found.keys():
         found[name]["added_s"] += reading
         found[name]["interval_s"] = [end + reading for end in found[name]["interval_s"]]
     if os.environ.get("RANK", "0") != "0":
         return 0
-    print(f"a product of {step_s * 1e3:.1f} ms, {args.pairs} pairs of steps of each; us added to a step")
+    print(f"a network of {step_s * 1e3:.1f} ms, {args.pairs} pairs of steps of each; us added to a step")
     for name, row in found.items():
         low, high = row["interval_s"]
         print(
@@ -340,7 +348,7 @@ def main() -> int:
         print(f"{'met    ' if met else 'NOT MET'}  {goal}")
     if args.json:
         about = {"device": describe(torch.device("cpu"))["name"], "environment": environment(), "pairs": args.pairs}
-        result = about | {"product_s": step_s, "read_s_per_step": reading, "found": found, "goals": goals}
+        result = about | {"network_s": step_s, "read_s_per_step": reading, "found": found, "goals": goals}
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0 if all(goals.values()) else 1
 

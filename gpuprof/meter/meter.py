@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import get_autocast_dtype, is_autocast_enabled
 
 from gpuprof.analysis.consistency import MOST
 from gpuprof.analysis.unpriced import unpriced
@@ -196,14 +197,14 @@ class Meter:
             return
         try:
             kind, same = self._kind, self._same
-            how = self._model.training, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            how = self._model.training, get_autocast_dtype(kind) if is_autocast_enabled(kind) else None
             if same is not None and same.how == how and is_of(same.form, batch):
                 signature, named = same.signature, batch
             else:
                 signature, named = self._recognised(batch, *how)
             micro.signature = signature
             if masks := signature.sizes.masks:
-                micro.unmasked = self._padding.unmasked([named[name] for name in masks])
+                micro.unmasked = self._padding.unmasked(named, masks)
             wanted = False
             if self._ran:
                 signature.seen += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -55,12 +55,17 @@ class Padding:
         self._device = device
         self._free: list[torch.Tensor] = []  # cells of that memory that nobody needs any more
 
-    def unmasked(self, masks: Sequence[torch.Tensor]) -> Unmasked | None:
-        """Where the positions that masks let take part, which may say so by any number but 0, will be known."""
-        if len(masks) == 1 and (mask := masks[0]).is_cpu:  # what most are, on a CPU
-            return [(mask, _version(mask))], None
+    def unmasked(self, tensors: Mapping[str, torch.Tensor], names: Sequence[str]) -> Unmasked | None:
+        """Where the positions that masks let take part, which may say so by any number but 0, will be known.
+
+        Args:
+            tensors: of a batch.
+            names: of the masks among them.
+        """
+        if len(names) == 1 and (mask := tensors[names[0]]).is_cpu:  # what most are, on a CPU
+            return [(mask, 0 if mask.is_inference() else mask._version)], None
         here, there = list[tuple[torch.Tensor, int]](), list[torch.Tensor]()
-        for mask in masks:
+        for mask in map(tensors.__getitem__, names):
             if mask.is_cpu:
                 here.append((mask, _version(mask)))
             elif mask.device == self._device:

@@ -98,11 +98,11 @@ def test_the_mask_is_summed_where_it_is_and_read_when_that_has_been_done(monkeyp
     monkeypatch.setattr(tokens.torch, "empty", empty)
     mask = torch.tensor([[1, 1, 1, 0], [3, 0, 0, 0]]).as_subclass(There)
     padding = tokens.Padding(torch.device("cpu"))
-    unmasked = padding.unmasked([mask])
+    unmasked = padding.unmasked({"attention_mask": mask}, ["attention_mask"])
 
     assert unmasked[1] is cells[0]
     assert padding.real(unmasked) == 4
-    assert padding.unmasked([mask])[1] is cells[0]
+    assert padding.unmasked({"attention_mask": mask}, ["attention_mask"])[1] is cells[0]
     assert len(cells) == 1
 
 

@@ -23,7 +23,7 @@ class Batch:
 def held(batch):
     tensors, padding = tensors_of(batch), Padding(torch.device("cpu"))
     sizes = sizes_of(tensors)
-    unmasked = padding.unmasked([dict(tensors)[name] for name in sizes.masks]) if sizes.masks else None
+    unmasked = padding.unmasked(dict(tensors), sizes.masks) if sizes.masks else None
     return sizes.tokens, padding.real(unmasked), sizes.samples
 
 

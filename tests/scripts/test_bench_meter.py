@@ -30,7 +30,7 @@ def test_a_pair_is_two_neighbours_of_which_each_is_first_as_often(bench, monkeyp
     assert course.added() == [2.0] * 4
 
 
-def test_the_product_is_no_part_of_what_is_added(bench, monkeypatch):
+def test_the_network_is_no_part_of_what_is_added(bench, monkeypatch):
     now = 0.0
 
     def work():
