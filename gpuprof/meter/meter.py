@@ -228,7 +228,33 @@ class Meter:
         if micro is None:
             return
         try:
-            self._end(micro, error, last)
+            for hook in micro.hooks:
+                hook.remove()
+            if error is not None:
+                self.rest()
+            micro.finish = self._clock.mark()
+            self._micro = None
+            found = None if micro.count is None else self._counted(micro, error)
+            if self._compiling.begun != micro.compiled:
+                micro.dropped = micro.dropped or "compiled"
+            if error is not None:
+                micro.dropped = f"{type(error).__name__} in it"
+            self._parts.append(micro)
+            closes = bool(micro.steps) or not self._optimizers if last is None else last
+            if self._drill is not None:
+                if self._drill.active:
+                    micro.dropped = micro.dropped or "recorded"
+                self._drill.ends(None if micro.signature is None else micro.signature.key, found, closes, error)
+            if closes:
+                self._close()
+            elif len(self._parts) == _MOST_PARTS:
+                self._warn(
+                    f"{_MOST_PARTS:,} micro-batches and no step of the optimizer that the meter was given, by which a "
+                    "step ends: is it the one that trains, and does it step inside of the meter's step?"
+                )
+                self._parts, self._last = [], None
+            if micro.dropped == "counted":
+                self._last = None  # what the meter has done since is no part of the loop
         except Exception as failed:
             self._fail(failed)
 
@@ -375,35 +401,6 @@ class Meter:
                 self._counted(micro, None)  # of several the others may still step
         except Exception as error:
             self._fail(error)
-
-    def _end(self, micro: Micro, error: BaseException | None, last: bool | None) -> None:
-        for hook in micro.hooks:
-            hook.remove()
-        if error is not None:
-            self.rest()
-        micro.finish = self._clock.mark()
-        self._micro = None
-        found = None if micro.count is None else self._counted(micro, error)
-        if self._compiling.begun != micro.compiled:
-            micro.dropped = micro.dropped or "compiled"
-        if error is not None:
-            micro.dropped = f"{type(error).__name__} in it"
-        self._parts.append(micro)
-        closes = bool(micro.steps) or not self._optimizers if last is None else last
-        if self._drill is not None:
-            if self._drill.active:
-                micro.dropped = micro.dropped or "recorded"
-            self._drill.ends(None if micro.signature is None else micro.signature.key, found, closes, error)
-        if closes:
-            self._close()
-        elif len(self._parts) == _MOST_PARTS:
-            self._warn(
-                f"{_MOST_PARTS:,} micro-batches and no step of the optimizer that the meter was given, by which a step "
-                "ends: is it the one that trains, and does it step inside of the meter's step?"
-            )
-            self._parts, self._last = [], None
-        if micro.dropped == "counted":
-            self._last = None  # what the meter has done since is no part of the loop
 
     def _counted(self, micro: Micro, error: BaseException | None) -> Counted | None:
         """The count that began in a micro-batch ends, and something is learnt from it; the count of all of it."""

@@ -218,6 +218,7 @@ def test_without_a_terminal_it_is_a_line_for_each_read_as_it_comes(tmp_path):
         process.communicate(timeout=20)
 
     assert process.returncode == 0
-    assert lines[0] == "step 50  MFU 40.0 %  step time 1.000 s\n"
-    assert lines[39] == "step 2,000  MFU 36.0 %  step time 1.111 s\n"
+    reads = [line for line in lines if line.startswith("step")]  # the change comes when it is sure, at whichever look
+    assert reads[0] == "step 50  MFU 40.0 %  step time 1.000 s\n"
+    assert reads[39] == "step 2,000  MFU 36.0 %  step time 1.111 s\n"
     assert "After step 1,000: MFU 40.0 % -> 36.0 % (-10.0 %), step time 1.000 s -> 1.111 s (+11.1 %).\n" in lines
