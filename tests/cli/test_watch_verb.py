@@ -206,7 +206,11 @@ def test_a_long_training_is_read_soon():
 def test_without_a_terminal_it_is_a_line_for_each_read_as_it_comes(tmp_path):
     folder = log(tmp_path / "run", steady(0.40, 20))
     command = [sys.executable, "-m", "gpuprof", "watch", str(folder), "--every", "0.1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # whoever starts this in the background has it ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         lines = [process.stdout.readline() for _ in range(20)]
         written = Log(folder, before=1000)
