@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gpuprof.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from gpuprof.analysis.validation import Validation, validate
     from gpuprof.errors import GpuprofError
@@ -15,11 +17,9 @@ if TYPE_CHECKING:
     from gpuprof.job import gather, read_job
     from gpuprof.meter import Meter
     from gpuprof.profiler import count, profile
-    from gpuprof.record import Run, load
     from gpuprof.reports import read_report
+    from gpuprof.run import Run, load
     from gpuprof.theory.rules import Cost, TensorSpec, flop_rule
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Cost",
@@ -43,13 +43,13 @@ _HOMES = {
     "Cost": "gpuprof.theory.rules",
     "GpuprofError": "gpuprof.errors",
     "Meter": "gpuprof.meter",
-    "Run": "gpuprof.record",
+    "Run": "gpuprof.run",
     "TensorSpec": "gpuprof.theory.rules",
     "Validation": "gpuprof.analysis.validation",
     "count": "gpuprof.profiler",
     "flop_rule": "gpuprof.theory.rules",
     "gather": "gpuprof.job",
-    "load": "gpuprof.record",
+    "load": "gpuprof.run",
     "profile": "gpuprof.profiler",
     "read_job": "gpuprof.job",
     "read_report": "gpuprof.reports",

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from gpuprof.analysis.forecast import Fit, Forecast, Sized, What
 from gpuprof.analysis.generation import generation
-from gpuprof.analysis.memory import Prediction, made, predict
+from gpuprof.analysis.memory import made, predict
 from gpuprof.errors import GpuprofError
 from gpuprof.passes.simulated import simulate
-from gpuprof.record import FORWARD, Run
+from gpuprof.record import FORWARD, Record
 from gpuprof.workload import Options, Workload, build
 
-What = Literal["batch_size", "seq_len", "prompt_len", "new_tokens"]
 SIZES: tuple[What, ...] = ("batch_size", "seq_len", "prompt_len", "new_tokens")
 
 _ENDLESS = 1 << 40
@@ -25,67 +25,8 @@ _MOST_TOKENS = 16
 """Generations up to so many tokens are simulated as they are; of longer ones those few tell."""
 
 
-@dataclass(frozen=True)
-class Sized:
-    """A prediction and the size that it is for.
-
-    Attributes:
-        batch_size: samples per step; None where the workload does not say.
-        seq_len: positions per sample; None where the workload has none.
-        prompt_len: positions of a generation's prompt, likewise.
-        new_tokens: tokens that it generates, likewise.
-        activations: bytes that its forward keeps for the backward.
-        cache: bytes that the cache of a generation holds at the end of each of its phases.
-        prediction: of the step's peak.
-    """
-
-    batch_size: int | None
-    seq_len: int | None
-    prompt_len: int | None
-    new_tokens: int | None
-    activations: int
-    cache: dict[str, int]
-    prediction: Prediction
-
-
-@dataclass(frozen=True)
-class Fit:
-    """The largest size that fits.
-
-    Attributes:
-        what: of what it is the largest.
-        capacity: bytes that there are.
-        largest: it; None where not even 1 fits.
-        beyond: the next, which does not fit; None where something else than memory is the limit.
-        limit: what that is, in words; empty where it is memory.
-    """
-
-    what: What
-    capacity: int
-    largest: Sized | None
-    beyond: Sized | None
-    limit: str
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """A prediction, and how well the simulation that it rests on meets the measured step.
-
-    Attributes:
-        sized: for a given size; None where the largest was asked for.
-        fit: the largest that fits; None where a size was given.
-        miss: as in `Sizes`.
-        calibration: as in `Sizes`.
-    """
-
-    sized: Sized | None
-    fit: Fit | None
-    miss: int | None
-    calibration: float
-
-
 def forecast(
-    run: Run,
+    run: Record,
     largest: What | None = None,
     *,
     capacity: int | None = None,
@@ -158,7 +99,7 @@ class Sizes:
             is another.
     """
 
-    def __init__(self, run: Run, model: str | None = None) -> None:
+    def __init__(self, run: Record, model: str | None = None) -> None:
         missing = [name for name in ("count", "memory") if not run.done(name)]
         if missing:
             raise GpuprofError(f"no prediction without the {missing[0]} pass: profile again with it")

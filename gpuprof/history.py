@@ -25,7 +25,7 @@ from gpuprof import dates, store_url, units
 from gpuprof.analysis import comparison, levels
 from gpuprof.errors import GpuprofError
 from gpuprof.log import is_log
-from gpuprof.record import Run, integers, load, write_atomically
+from gpuprof.record import Record, integers, load, write_atomically
 from gpuprof.store_url import DRIVERS, FORMS
 
 try:
@@ -131,7 +131,7 @@ class Store:
                     _STEPS[number](connection)
                     connection.execute(_STORE.update().values(version=number + 1))
 
-    def add(self, run: Run, commit: str = "", verdict: str = "none", accepted: bool | None = None) -> str:
+    def add(self, run: Record, commit: str = "", verdict: str = "none", accepted: bool | None = None) -> str:
         """Store a run.
 
         Args:
@@ -180,7 +180,7 @@ class Store:
         with self._transaction() as connection:
             return _frame(connection, _launches(*_filter(workload, fingerprint, since)))
 
-    def baseline(self, run: Run, allowed: Collection[str] = ()) -> pd.DataFrame:
+    def baseline(self, run: Record, allowed: Collection[str] = ()) -> pd.DataFrame:
         """What a run is to be held against: valid launches of runs of its like before it.
 
         They have its workload and fingerprint. `gpuprof.analysis.levels` says which of them are the level that it is
@@ -220,7 +220,7 @@ class Store:
         with self._transaction() as connection:
             return {name: json.loads(facts) for name, facts in connection.execute(query)}
 
-    def load(self, identity: str) -> Run:
+    def load(self, identity: str) -> Record:
         """The whole run with an id, or with the only one that begins so.
 
         Raises:
@@ -362,7 +362,7 @@ class Store:
             with self._transaction(write=True) as connection:
                 _decided_before(connection, older)
 
-    def _put(self, content: bytes, run: Run, noted: dict[str, Any]) -> bool:
+    def _put(self, content: bytes, run: Record, noted: dict[str, Any]) -> bool:
         """Store a run with its content, unless it is there; whether it was not."""
         _check_verdict(noted.get("verdict", "none"))
         identity, facts = _identity(content), json.dumps(comparison.fingerprint(run), sort_keys=True)
@@ -605,7 +605,7 @@ def _frame(connection: sa.Connection, query: sa.Select[Any]) -> pd.DataFrame:
     return frame.astype({name: kind for name, kind in types.items() if name in frame})
 
 
-def _figures(run: Run) -> list[dict[str, Any]]:
+def _figures(run: Record) -> list[dict[str, Any]]:
     """Rows of the launches of a run."""
     rows = []
     for launch in comparison.launches(run).to_dict("records"):
@@ -616,7 +616,7 @@ def _figures(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _saved(run: Run) -> bytes:
+def _saved(run: Record) -> bytes:
     """The file of a run."""
     with tempfile.TemporaryDirectory() as folder:
         return run.save(Path(folder) / "run.json").read_bytes()
@@ -632,14 +632,14 @@ def _content(connection: sa.Connection, identity: str) -> bytes:
     return gzip.decompress(stored)
 
 
-def _run(content: bytes, identity: str) -> Run:
+def _run(content: bytes, identity: str) -> Record:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{identity}.json"
         path.write_bytes(content)
         return load(path)
 
 
-def _date(run: Run) -> str:
+def _date(run: Record) -> str:
     if not run.environment.get("date"):
         raise GpuprofError(f"the run of {run.workload['name']} has no date, so it has no place in a history")
     return dates.kept(run.environment["date"])

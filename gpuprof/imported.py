@@ -14,10 +14,11 @@ from typing import Any
 
 import pandas as pd
 
-from gpuprof.analysis.ranks import rank_rows  # against the layers: here a run has just been made
+from gpuprof.analysis.ranks import rank_rows
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware.peaks import check_peak
-from gpuprof.record import PassOutcome, Run, table
+from gpuprof.record import PassOutcome, table
+from gpuprof.run import Run
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.generated import generated
 from gpuprof.theory.rules import RULES_VERSION
@@ -131,7 +132,7 @@ def _table(
         raise GpuprofError(f"{path} is a table of Nsight Compute, which is imported alone: give one file")
     if step is not None:
         raise GpuprofError(f"{path} is a table of Nsight Compute, which has no steps: leave --step out")
-    run = read_table(path, device_name, settings["peak_tflops"])
+    run = Run.of(read_table(path, device_name, settings["peak_tflops"]))
     return replace(run, workload=run.workload | ({"name": name} if name else {}), settings=settings)
 
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 
@@ -38,14 +38,17 @@ from gpuprof.record import (
     TABLES,
     UNATTRIBUTED,
     PassOutcome,
-    Run,
+    Record,
     columns,
     load,
     read,
     table,
     whole_file,
 )
+from gpuprof.run import Run
 from gpuprof.theory import CONVENTIONS
+
+Kind = TypeVar("Kind", bound=Record)
 
 _VERSIONS = (
     "gpuprof", "torch", "transformers", "cuda", "hip", "cublas", "cudnn", "flop_rules", "float32_matmul_precision",
@@ -128,7 +131,7 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     return data | {"file": file}
 
 
-def part(run: Run, file: str = "") -> dict[str, Any]:
+def part(run: Record, file: str = "") -> dict[str, Any]:
     """What a job is made of, of one of its ranks: the run as `Run.to_dict` has it, with the tables `_KEPT` alone.
 
     Args:
@@ -144,7 +147,7 @@ def part(run: Run, file: str = "") -> dict[str, Any]:
     return facts | {"file": file, "passes": passes} | {name: columns(getattr(run, name)) for name in _KEPT}
 
 
-def summed(run: Run, file: str = "") -> Run:
+def summed(run: Kind, file: str = "") -> Kind:
     """The run of a rank with its own sums: all that its job needs of its kernels, and what is doubted of it.
 
     Raises:
@@ -174,7 +177,7 @@ def _rank(workload: dict[str, Any], file: str) -> int:
     return int(rank)
 
 
-def _of_the_rank(run: Run) -> Iterator[tuple[str, int]]:
+def _of_the_rank(run: Record) -> Iterator[tuple[str, int]]:
     """What is known of a rank besides its traced steps."""
     step_s, energy_j = step_seconds(run), energy_per_step_j(run)
     products = matmul_kernels(run)
@@ -213,28 +216,6 @@ def _busy(kernels: pd.DataFrame, paths: list[str]) -> Iterator[dict[str, Any]]:
 def _busy_row(module: str, phase: str, op: str, kernels: int, nanoseconds: int) -> dict[str, Any]:
     times = dict.fromkeys(("total_ns", "least_ns", "most_ns"), nanoseconds)
     return {"module": module, "phase": phase, "op": op, "ranks": 1, "kernels": kernels, **times}
-
-
-def rank_files(job: Run, folder: Path) -> Iterator[Run]:
-    """The runs of a job's ranks, one after the other, from the files beside that of the job.
-
-    Args:
-        job: of them all.
-        folder: where its file is.
-
-    Raises:
-        GpuprofError: a file is not there, or is of something else; it is named.
-    """
-    for one in job.device["ranks"]:
-        rank, path = one["rank"], folder / one["file"]
-        if not one["file"]:
-            raise GpuprofError(f"this job does not say where the run of rank {rank} was saved: show each by itself")
-        if not path.is_file():
-            raise GpuprofError(f"{path} is not there, the file of rank {rank}: put it beside that of the job")
-        run = load(path)
-        if run.workload.get("rank") != rank or run.environment.get("date") != one["environment"].get("date"):
-            raise GpuprofError(f"{path} is not of rank {rank} of this job: put the file there that it was made of")
-        yield run
 
 
 def assemble(parts: Iterable[dict[str, Any]]) -> Run:

@@ -1,6 +1,6 @@
 """Launches: the timing pass again in fresh processes, because the steps of one process are not independent.
 
-``python -m gpuprof.launches JOB.json`` is the child: it profiles what the job says and saves the run.
+The child is `gpuprof.launched`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 
 import pandas as pd
 
+from gpuprof.analysis.shares import split_kernels
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run, load, table
+from gpuprof.record import Record, load, table
 from gpuprof.workload import Options
 
 REPEATED = ("time", "telemetry", "trace", "memory")
@@ -32,7 +33,7 @@ def repeat(
     launches: int,
     tell: Callable[[str, int, int], None],
     **how: Any,
-) -> list[Run]:
+) -> list[Record]:
     """Profile a named model in fresh processes, one after the other.
 
     Args:
@@ -55,7 +56,7 @@ def repeat(
         for number in range(launches):
             tell("launches", number, launches)
             child = subprocess.run(
-                [sys.executable, "-m", "gpuprof.launches", str(job)], stdin=subprocess.DEVNULL, capture_output=True,
+                [sys.executable, "-m", "gpuprof.launched", str(job)], stdin=subprocess.DEVNULL, capture_output=True,
                 text=True, errors="replace", check=False,
             )  # fmt: skip
             if child.returncode != 0:
@@ -68,7 +69,7 @@ def repeat(
     return runs
 
 
-def merge(run: Run, repeated: list[Run]) -> None:
+def merge(run: Record, repeated: list[Record]) -> None:
     """Put what fresh processes timed in the place of what this one would have; each is a launch, from 1 on.
 
     Args:
@@ -92,11 +93,8 @@ def merge(run: Run, repeated: list[Run]) -> None:
     run.warnings = list(dict.fromkeys([*run.warnings, *(line for other in repeated for line in other.warnings)]))
 
 
-def _rows(launch: int, run: Run) -> list[dict[str, Any]]:
+def _rows(launch: int, run: Record) -> list[dict[str, Any]]:
     """What a launch says of modules and memory."""
-    # an import against the direction of the layers: of a kernel of compiled code each module has a share
-    from gpuprof.analysis.shares import split_kernels
-
     times = split_kernels(run).groupby(["module", "phase"], sort=False)["duration_ns"].sum()
     rows = [
         {"launch": launch, "module": module, "phase": phase, "quantity": "kernel_s", "value": int(ns) * 1e-9}
@@ -106,20 +104,3 @@ def _rows(launch: int, run: Run) -> list[dict[str, Any]]:
     if len(peaks):
         rows.append({"launch": launch, "quantity": "peak_bytes", "value": float(peaks.max())})
     return rows
-
-
-def main(path: str) -> int:
-    """Profile what the job in the file says, in this fresh process."""
-    from gpuprof.profiler import profile
-
-    job = json.loads(Path(path).read_text())
-    try:
-        profile(job["model"], **job["arguments"]).save(job["out"])
-    except GpuprofError as error:
-        print(f"gpuprof: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

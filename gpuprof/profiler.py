@@ -14,8 +14,7 @@ import pandas as pd
 import torch
 from torch.nn.parameter import is_lazy
 
-from gpuprof import __version__
-from gpuprof.analysis.consistency import inconsistencies, unchecked  # against the layers: here a run has just been made
+from gpuprof.analysis.consistency import inconsistencies, unchecked
 from gpuprof.analysis.denominators import peak_dtype
 from gpuprof.analysis.ranks import LEAST_STEPS, rank_rows
 from gpuprof.analysis.replication import model_flops
@@ -39,9 +38,11 @@ from gpuprof.passes.options import DEFAULT_PASSES, check
 from gpuprof.passes.preserve import preserved
 from gpuprof.passes.table import PASSES, Measuring, Pass, Progress
 from gpuprof.passes.unsharded import count_unsharded
-from gpuprof.record import UNATTRIBUTED, PassOutcome, Run, table
+from gpuprof.record import UNATTRIBUTED, PassOutcome, Record, table
+from gpuprof.run import Run
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
+from gpuprof.version import __version__
 from gpuprof.workload import Options, Workload, build, from_module
 from gpuprof.workload.parallel import replicas
 from gpuprof.workload.workload import call_arguments
@@ -136,7 +137,7 @@ def profile(
     return run
 
 
-def _add_whole_model(run: Run, recipe: tuple[str, Options]) -> None:
+def _add_whole_model(run: Record, recipe: tuple[str, Options]) -> None:
     """On rank 0, what the model does that nobody has sharded: `gpuprof.job` holds the sum of all ranks against it."""
     if run.workload["rank"] == 0:
         try:
@@ -154,7 +155,7 @@ def _launched(
     """Fresh processes take the time, one after the other, before this one takes room for the model itself."""
     repeated = repeat(model, options, passes, launches, progress or (lambda name, done, total: None), **how)
     rest = passes - {"time", "telemetry"}
-    run = repeated[0]
+    run = Run.of(repeated[0])
     if rest:
         run = run_passes(build(model, options), passes=rest, counter_level=level, progress=progress, **how)
     merge(run, repeated)
@@ -334,20 +335,20 @@ def _attempted(one: Pass, measuring: Measuring, failures: list[StepFailure], con
     return outcome
 
 
-def _of_rank(run: Run, rank: int, measuring: Measuring) -> Iterator[dict[str, Any]]:
+def _of_rank(run: Record, rank: int, measuring: Measuring) -> Iterator[dict[str, Any]]:
     """Rows of the ``ranks`` table for each step that was traced; the times of all are beside the same timed step."""
     yield from rank_rows(run, rank)
     for step, traced in enumerate(measuring.further, start=1):
         yield from rank_rows(replace(run, kernels=traced.kernels, estimates=traced.estimates), rank, step)
 
 
-def say_what_is_withheld(run: Run) -> None:
+def say_what_is_withheld(run: Record) -> None:
     """Add to the warnings of a run why figures of it are withheld."""
     found = inconsistencies(run) or filter(None, [unchecked(run)])
     run.warnings += [line for line in found if line not in run.warnings]
 
 
-def _multiplied(run: Run, least: float = 0.0) -> list[str]:
+def _multiplied(run: Record, least: float = 0.0) -> list[str]:
     """Dtypes that the step multiplies in; float32 that may run as TF32 is both, as not every kernel does.
 
     Args:
@@ -363,7 +364,7 @@ def _multiplied(run: Run, least: float = 0.0) -> list[str]:
     return sorted(dtype for dtype, work in flops.items() if work > least * counted.sum())
 
 
-def add_ceilings(run: Run) -> None:
+def add_ceilings(run: Record) -> None:
     """Best matmul rates of this very device as a peak of it: cached, or on a CPU measured now. And its copy bandwidth.
 
     A CPU has no other peak, so there the cache has to know every dtype that the step multiplies in.
@@ -393,7 +394,7 @@ def add_ceilings(run: Run) -> None:
         run.device["peak_spread"] = {dtype: entry["spread"] for dtype, entry in known.items()}
 
 
-def with_all_owners(run: Run, model: torch.nn.Module) -> pd.DataFrame:
+def with_all_owners(run: Record, model: torch.nn.Module) -> pd.DataFrame:
     """The tree with every module that a pass booked anything on, also under a path no counted step called it by."""
     tree = run.tree
     booked = {*run.kernels["module"], *run.estimates["module"], *run.memory["module"], *run.timeline["module"]}

@@ -1,4 +1,4 @@
-"""The Run: everything that was measured, raw, in one JSON file. Rates, ratios and percentages are never stored."""
+"""The record: everything that was measured, raw, in one JSON file. Rates, ratios and percentages are never stored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -356,10 +356,11 @@ class PassOutcome:
 
 
 @dataclass
-class Run:
+class Record:
     """One workload, measured once: of a single process, of one rank of a job, or of the job as a whole.
 
-    The tables are tidy and raw; `TABLES` says what each column holds. Analysis lives in `gpuprof.analysis`.
+    The tables are tidy and raw; `TABLES` says what each column holds. What they come to is a matter of
+    `gpuprof.analysis`, and `gpuprof.run.Run` has that at hand.
 
     Attributes:
         workload: what was run: name, mode, every option, inputs, loss. In a job also ``world`` (number of processes),
@@ -405,19 +406,6 @@ class Run:
     memory: pd.DataFrame = field(default_factory=lambda: table("memory", []))
     timeline: pd.DataFrame = field(default_factory=lambda: table("timeline", []))
     telemetry: pd.DataFrame = field(default_factory=lambda: table("telemetry", []))
-
-    def modules(self, convention: str | None = None) -> pd.DataFrame:
-        """One row per module, children included in a parent; see `gpuprof.analysis.modules.by_module`."""
-        # imports against the direction of the layers, here and below: a convenience on the record itself
-        from gpuprof.analysis.modules import by_module
-
-        return by_module(self, convention)
-
-    def backward_ratios(self, by: Literal["module", "class"] = "module") -> pd.DataFrame:
-        """Backward over forward of each module or class; see `gpuprof.analysis.backward.backward_ratios`."""
-        from gpuprof.analysis.backward import backward_ratios
-
-        return backward_ratios(self, by)
 
     def done(self, name: str) -> bool:
         """Whether the named pass ran to its end."""
@@ -470,6 +458,24 @@ class Run:
         text = json.dumps(self.to_dict(), allow_nan=False, separators=(",", ":"))
         return write_atomically(path, text)
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what was saved, or the log of a `gpuprof.Meter`, or the folder of one. Does not need torch.
+
+        Raises:
+            GpuprofError: no such file, not a gpuprof run, truncated, a part missing or broken, or written by a newer
+                gpuprof.
+        """
+        data = read(path)
+        with whole_file(path):
+            run = cls(
+                **{key: data[key] for key in FACTS},
+                passes={name: PassOutcome(**outcome) for name, outcome in data["passes"].items()},
+                **{name: table(name, data[name]) for name in TABLES if name in data},
+            )
+            _check_tables(run)
+        return run
+
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> Path:
     """Write text or bytes (gzip if the name ends in ``.gz``) so that the file is never seen half-written.
@@ -497,33 +503,20 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> Path
     return path
 
 
-def load(path: str | os.PathLike[str]) -> Run:
-    """Read a run saved by `Run.save`, or the log of a `gpuprof.Meter`, or the folder of one. Does not need torch.
-
-    Raises:
-        GpuprofError: no such file, not a gpuprof run, truncated, a part missing or broken, or written by a newer
-            gpuprof.
-    """
-    data = read(path)
-    with whole_file(path):
-        run = Run(
-            **{key: data[key] for key in FACTS},
-            passes={name: PassOutcome(**outcome) for name, outcome in data["passes"].items()},
-            **{name: table(name, data[name]) for name in TABLES if name in data},
-        )
-        _check_tables(run)
-    return run
+def load(path: str | os.PathLike[str]) -> Record:
+    """Read a saved record; see `Record.load`."""
+    return Record.load(path)
 
 
 def read(path: str | os.PathLike[str], tables: Iterable[str] = TABLES) -> dict[str, Any]:
-    """A saved run as `Run.to_dict` has it, as far as it goes without what holds between tables.
+    """A saved run as `Record.to_dict` has it, as far as it goes without what holds between tables.
 
     Args:
         path: of the file.
         tables: those that are wanted. What the file is too old to have is left out.
 
     Raises:
-        GpuprofError: as in `load`.
+        GpuprofError: as in `Record.load`.
     """
     path = Path(path)
     if path.is_dir():
@@ -699,7 +692,7 @@ def _checked_columns(name: str, columns: dict[str, list[Any]]) -> dict[str, list
     return known
 
 
-def _check_tables(run: Run) -> None:
+def _check_tables(run: Record) -> None:
     """What holds between rows and tables, and is divided by."""
     samples = run.samples
     steps = samples.loc[samples["phase"].isin(["step", "reference"])]
@@ -731,7 +724,7 @@ def _check_tables(run: Run) -> None:
     _check_generation(run)
 
 
-def _check_generation(run: Run) -> None:
+def _check_generation(run: Record) -> None:
     """What times are divided by and bytes are added up by, in the tables of a generation."""
     parts, traffic = run.generation, run.traffic
     phases, times = {*FORWARD} - {"forward"}, parts[["launch", "step", "part", "time_s"]]
@@ -749,7 +742,7 @@ def _check_generation(run: Run) -> None:
         raise ValueError("traffic of what nobody knows")
 
 
-def _check_compiled(run: Run) -> None:
+def _check_compiled(run: Record) -> None:
     """What times are split by and FLOPs are added up by, in the tables of what torch.compile made."""
     graphs, nodes = run.graphs, run.nodes
     numbers = set(graphs["graph"])

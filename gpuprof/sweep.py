@@ -19,11 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gpuprof
 from gpuprof.errors import GpuprofError, is_out_of_memory
 
 if TYPE_CHECKING:
-    from gpuprof.record import Run  # which loads pandas, and a plan is checked without
+    from gpuprof.record import Record  # which loads pandas, and a plan is checked without
 
 SCHEMA_VERSION = 1
 SIZES = ("seq_len", "batch_size", "prompt_len", "new_tokens", "image_crops")
@@ -126,7 +125,7 @@ def read(folder: Path) -> tuple[list[str] | None, list[Point]]:
     return options, points
 
 
-def run_of(point: Point, folder: Path) -> Run | None:
+def run_of(point: Point, folder: Path) -> Record | None:
     """The saved run of a point, None where there is no whole one."""
     from gpuprof.record import load
 
@@ -209,7 +208,7 @@ def sweep(
 
 def command() -> list[str]:
     """What measures a point. Modules that happen to lie in the working directory are none of ours."""
-    here = Path(gpuprof.__file__).parent.parent == Path.cwd()  # a checkout that is not installed
+    here = Path(__file__).parent.parent == Path.cwd()  # a checkout that is not installed
     return [sys.executable, *([] if here else ["-P"]), "-m", "gpuprof", "profile"]
 
 
@@ -255,7 +254,7 @@ def stop(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def _judge(run: Run) -> tuple[str, str]:
+def _judge(run: Record) -> tuple[str, str]:
     """Status and reason of a point that saved its run: passes may have failed in it."""
     for name, outcome in run.passes.items():
         if outcome.status == "failed":

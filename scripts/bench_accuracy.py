@@ -701,7 +701,7 @@ def worker(tool: str, cases: list[str], out: Path) -> int:
 def installed(tool: str) -> str | None:
     """Version of the tool, None if it is not there; gpuprof is that of this checkout."""
     if tool == "gpuprof":
-        return re.search(r'__version__ = "(.*)"', (REPOSITORY / "gpuprof/__init__.py").read_text())[1]
+        return re.search(r'__version__ = "(.*)"', (REPOSITORY / "gpuprof/version.py").read_text())[1]
     try:
         return version(TOOLS[tool].package)
     except PackageNotFoundError:

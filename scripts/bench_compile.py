@@ -25,7 +25,7 @@ from gpuprof.analysis.compiled import compiled_flops, compiled_lines
 from gpuprof.analysis.consistency import owned_kernels
 from gpuprof.analysis.gained import gained
 from gpuprof.analysis.modules import totals
-from gpuprof.record import Run
+from gpuprof.run import Run
 from gpuprof.units import duration
 
 LEAST_OWNED = 0.99

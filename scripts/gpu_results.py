@@ -23,8 +23,9 @@ from gpuprof import units
 from gpuprof.analysis.budget import budget
 from gpuprof.analysis.executed import TOLERANCE, executed, executed_by_module, not_collected
 from gpuprof.errors import ForeignFileError, GpuprofError
-from gpuprof.record import Run, load
+from gpuprof.record import load
 from gpuprof.render.budget import budget_chart
+from gpuprof.run import Run
 
 Facts = dict[str, Any]
 Result = dict[str, Any]

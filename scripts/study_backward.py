@@ -18,8 +18,9 @@ import torch
 
 from gpuprof.analysis.backward import backward_ratios, whole
 from gpuprof.profiler import run_passes
-from gpuprof.record import Run, write_atomically
+from gpuprof.record import write_atomically
 from gpuprof.render.charts import ratio_bars
+from gpuprof.run import Run
 from gpuprof.units import MISSING
 from gpuprof.workload import Options, Workload, build
 

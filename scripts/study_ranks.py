@@ -23,7 +23,8 @@ import torch.distributed as dist
 import gpuprof
 from gpuprof.analysis.replication import model_flops, replication, sentence
 from gpuprof.passes.unsharded import count_unsharded
-from gpuprof.record import Run, load, write_atomically
+from gpuprof.record import load, write_atomically
+from gpuprof.run import Run
 from gpuprof.workload import Options, Workload, build
 
 MODEL = "smollm2-135m"

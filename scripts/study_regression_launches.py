@@ -25,7 +25,8 @@ from gpuprof.analysis.check import check, moved
 from gpuprof.analysis.comparison import launches
 from gpuprof.analysis.regression import judge
 from gpuprof.launches import merge
-from gpuprof.record import Run, load, write_atomically
+from gpuprof.record import load, write_atomically
+from gpuprof.run import Run
 
 BASELINE, HEAD, STEPS = 20, 5, 100
 WIDTH, BATCH, BLOCKS = 512, 256, 8

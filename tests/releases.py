@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gpuprof.record import Run
+from gpuprof.run import Run
 
 _LACKS = (
     "requires the Torchvision library",

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from gpuprof.record import PassOutcome, Run, table
+from gpuprof.record import PassOutcome, table
+from gpuprof.run import Run
 
 
 def ops_row(module, phase, op, flops, *, full=None, hardware=None, kind="matmul", calls=1, vector=0, dtype="bfloat16"):

@@ -15,7 +15,7 @@ PACKAGE = Path(gpuprof.__file__).parent
 
 # from the bottom up: a module may import from its own layer and from those before it
 LAYERS = [
-    ("errors", "signals", "undo", "units"),
+    ("errors", "signals", "undo", "units", "version"),
     ("dates", "pictures"),
     ("store_url",),
     ("log",),
@@ -26,25 +26,23 @@ LAYERS = [
     ("theory",),
     ("workload",),
     ("calls", "traces"),
+    ("sweep",),
+    ("analysis",),
+    ("render",),
+    ("run",),
     ("attribution",),
     ("parallel",),
     ("passes", "compiled"),
-    ("profiler", "launches", "imported"),
-    ("sweep",),
-    ("analysis",),
+    ("launches",),
+    ("profiler", "imported"),
+    ("launched",),
     ("fit", "job"),
     ("meter",),
     ("integrations",),
     ("history",),
-    ("render",),
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-
-# Run.modules() and Run.backward_ratios() are conveniences that reach up, when they are called; so do the profiler and
-# the import, to say in run.warnings what an analysis makes of the run that they have just made, and the launches, to
-# keep of each the times that its modules have in kernels that they share
-EXCEPTIONS = {(name, "analysis") for name in ("record", "profiler", "launches", "imported")}
 
 TORCH_FREE = [
     "errors",
@@ -55,6 +53,7 @@ TORCH_FREE = [
     "pictures",
     "log",
     "record",
+    "run",
     "paths",
     "reports",
     "sweep",
@@ -187,9 +186,37 @@ def test_imports_point_down(path):
     if own in ("__init__", "__main__"):
         return
 
-    above = {name for name in imports(path) if RANK[name] > RANK[own] and (own, name) not in EXCEPTIONS}
+    above = {name for name in imports(path) if RANK[name] > RANK[own]}
 
     assert not above
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name."""
+    names = {path: ("gpuprof", *path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}
+    return {".".join(parts[:-1] if parts[-1] == "__init__" else parts): path for path, parts in names.items()}
+
+
+def imported_by(path: Path, known: dict[str, Path]) -> set[str]:
+    """The modules of the package that a file names in an import, anywhere in it, also where only types need it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found.update(inner & known.keys() or {node.module})
+    return {name for name in found if known.get(name, path) != path}
+
+
+def test_no_modules_import_one_another_in_a_circle():
+    known = modules()
+    left = {name: imported_by(path, known) for name, path in known.items()}
+    while free := [name for name, needed in left.items() if not needed & left.keys()]:
+        for name in free:
+            del left[name]
+
+    assert not left
 
 
 def test_every_part_has_a_layer():

@@ -1,1 +1,1 @@
-"""Pure functions on a Run. Nothing here loads torch or touches a device."""
+"""Pure functions on a record. Nothing here loads torch or touches a device."""

@@ -20,7 +20,7 @@ from gpuprof.analysis.modules import by_module, by_phase, convention_of, counted
 from gpuprof.analysis.unpriced import ratio_withheld, reason, unpriced
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
-from gpuprof.record import UNATTRIBUTED, Run, integers
+from gpuprof.record import UNATTRIBUTED, Record, integers
 from gpuprof.theory import CONVENTIONS
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import PRODUCTS
@@ -105,7 +105,7 @@ class _Products(NamedTuple):
     to_second: int
 
 
-def backward_ratios(run: Run, by: Literal["module", "class"] = "module") -> pd.DataFrame:
+def backward_ratios(run: Record, by: Literal["module", "class"] = "module") -> pd.DataFrame:
     """Backward over forward of every module or class, by counted FLOPs, hardware FLOPs and kernel time.
 
     Args:
@@ -139,7 +139,7 @@ def backward_ratios(run: Run, by: Literal["module", "class"] = "module") -> pd.D
     return rows
 
 
-def _below(run: Run, rows: pd.DataFrame) -> list[set[str]]:
+def _below(run: Record, rows: pd.DataFrame) -> list[set[str]]:
     """The modules that each row is made of: a module and those below it, or all of a class."""
     classes = {**dict(zip(run.tree["module"], run.tree["class"], strict=True)), UNATTRIBUTED: ""}
     names = "module" if "module" in rows else "class"
@@ -150,7 +150,7 @@ def _below(run: Run, rows: pd.DataFrame) -> list[set[str]]:
     return [found[name] for name in rows[names]]
 
 
-def whole(run: Run) -> dict[str, Any]:
+def whole(run: Record) -> dict[str, Any]:
     """The whole step: its ratios, and the error of assuming twice the forward. None where a figure is not known.
 
     Keys: convention; flops_forward, flops_recompute, flops_backward; flops_hardware_, flops_executed_ and time_ of the
@@ -209,7 +209,7 @@ def whole(run: Run) -> dict[str, Any]:
     return figures | {"cause": root["cause"], "reason": root["reason"], "causes": _causes(alone)}
 
 
-def require_backward(run: Run) -> None:
+def require_backward(run: Record) -> None:
     """Refuse a run that has nothing to hold against the forward.
 
     Raises:
@@ -222,7 +222,7 @@ def require_backward(run: Run) -> None:
         raise GpuprofError(f"this run has no backward: {remedy}")
 
 
-def _convention(run: Run) -> str:
+def _convention(run: Record) -> str:
     """The run's own where it counts what ran; else, as a formula or a peer has no backward to ask, the nearest."""
     return CONVENTIONS[convention_of(run)].modules_in
 
@@ -231,7 +231,7 @@ def _quotient(above: float | None, below: float | None) -> float | None:
     return above / below if above is not None and below else None
 
 
-def _hardware(run: Run) -> dict[tuple[str, str], int]:
+def _hardware(run: Record) -> dict[tuple[str, str], int]:
     """Hardware FLOPs by module, children included, and phase."""
     sums: dict[tuple[str, str], int] = {}
     for (module, phase), flops in (
@@ -258,7 +258,7 @@ def _finished(table: pd.DataFrame, parts: list[_Part]) -> pd.DataFrame:
     return table
 
 
-def _explained(run: Run) -> tuple[pd.DataFrame, dict[str, _Part], list[_Part]]:
+def _explained(run: Record) -> tuple[pd.DataFrame, dict[str, _Part], list[_Part]]:
     """The table by module without ratios, what is known of every module, and of the modules' own products."""
     require_backward(run)
     table = by_module(run, _convention(run)).set_index("module")
@@ -316,7 +316,7 @@ def _causes(alone: list[_Part]) -> list[dict[str, Any]]:
     ]
 
 
-def _explain(run: Run, table: pd.DataFrame) -> tuple[dict[str, _Part], list[_Part]]:
+def _explain(run: Record, table: pd.DataFrame) -> tuple[dict[str, _Part], list[_Part]]:
     """What is known of every module, its children included, and of the modules' own products."""
     if not run.done("count"):
         return {}, []
@@ -352,7 +352,7 @@ def _explain(run: Run, table: pd.DataFrame) -> tuple[dict[str, _Part], list[_Par
 class _Facts:
     """What the record says of modules: what of them is trained, and what ran before them."""
 
-    def __init__(self, run: Run, children: dict[str, list[str]], mine: dict[str, pd.DataFrame]) -> None:
+    def __init__(self, run: Record, children: dict[str, list[str]], mine: dict[str, pd.DataFrame]) -> None:
         rows = zip(run.tree["module"], run.tree["params"], run.tree["trainable_params"], strict=True)
         # none of a recording, and of a training those of the whole model alone
         known = [] if run.tree["params"].isna().any() else list(rows)

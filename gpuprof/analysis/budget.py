@@ -37,7 +37,7 @@ from gpuprof.analysis.steps import refuse_log, step_seconds
 from gpuprof.analysis.untold import untold
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors, layer_of
-from gpuprof.record import FORWARD, MODEL, UNATTRIBUTED, Run
+from gpuprof.record import FORWARD, MODEL, UNATTRIBUTED, Record
 from gpuprof.theory.rows import Shape, read_shapes
 from gpuprof.theory.rules import PRODUCTS
 
@@ -106,7 +106,7 @@ class Budget:
     Of a job, which has no kernels, ops, kernels and rows are empty.
     """
 
-    run: Run
+    run: Record
     phase: str
     number: int | None
     step_s: float
@@ -154,7 +154,7 @@ class Budget:
 
 
 def budget(
-    run: Run, convention: str | None = None, denominator: str | None = None, ceilings: dict[str, Any] | None = None,
+    run: Record, convention: str | None = None, denominator: str | None = None, ceilings: dict[str, Any] | None = None,
     phase: str | None = None,
 ) -> Budget:  # fmt: skip
     """Split the time of a step, or of one of its phases, into parts that add up to it.
@@ -293,7 +293,7 @@ def idle_owners(found: Budget, longest_gap_s: float = math.inf) -> pd.DataFrame:
     return table.sort_values("idle_s", ascending=False, ignore_index=True)
 
 
-def read_ceilings(path: Path, run: Run) -> dict[str, Any]:
+def read_ceilings(path: Path, run: Record) -> dict[str, Any]:
     """Read what ``gpuprof ceilings -o`` saved, for the device of a run.
 
     Raises:
@@ -314,7 +314,7 @@ def read_ceilings(path: Path, run: Run) -> dict[str, Any]:
     return dict(found)
 
 
-def phases_of(run: Run) -> list[str]:
+def phases_of(run: Record) -> list[str]:
     """Phases of a run that a budget can be of: those with a time of their own, or with kernels; in their order."""
     found = {*run.samples["phase"], *run.kernels["phase"]}
     return [phase for phase in (*FORWARD, "backward", "optimizer") if phase in found]
@@ -325,19 +325,19 @@ def _inside(phase: str) -> tuple[str, ...]:
     return ("backward", "recompute") if phase == "backward" else (phase,)
 
 
-def _number(run: Run, phase: str) -> int | None:
+def _number(run: Record, phase: str) -> int | None:
     """How many parts a generation has of a phase; None where that is not known, or varies."""
     found = run.generation[run.generation["phase"] == phase].groupby(["launch", "step"]).size().unique()
     return int(found[0]) if len(found) == 1 else None
 
 
-def _moved(run: Run, phase: str) -> int | None:
+def _moved(run: Record, phase: str) -> int | None:
     """Bytes that must move in a phase of a generation, if they are of the step that was timed."""
     found = moved(run)
     return int(found.loc[phase, "bytes"]) if phase in found.index and not withheld_of_bytes(run) else None
 
 
-def _check_phase(run: Run, phase: str, convention: str | None) -> None:
+def _check_phase(run: Record, phase: str, convention: str | None) -> None:
     require_kernels(run, "a budget of a phase")
     if phase not in (known := phases_of(run)):
         raise GpuprofError(f"no phase {phase!r} in this run that has its own time: there are {', '.join(known)}")
@@ -349,7 +349,7 @@ def _check_phase(run: Run, phase: str, convention: str | None) -> None:
 
 
 def _of_job(
-    run: Run, convention: str | None, name: str, peaks: dict[str, float], ceilings: dict[str, Any] | None
+    run: Record, convention: str | None, name: str, peaks: dict[str, float], ceilings: dict[str, Any] | None
 ) -> Budget:
     """The budget of a job: what its ranks' devices do in the step of the slowest of them."""
     if ceilings is not None:
@@ -410,7 +410,7 @@ def _from_to(times: pd.Series) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _bandwidth(run: Run, ceilings: dict[str, Any] | None) -> float | None:
+def _bandwidth(run: Record, ceilings: dict[str, Any] | None) -> float | None:
     """The measured one where there is one, else the datasheet's."""
     copy = (ceilings or {}).get("copy") or {}
     return copy.get("bytes_per_s") or run.device.get("measured_bandwidth") or run.device.get("memory_bandwidth")
@@ -426,7 +426,7 @@ def _cut(module: str, depth: int | None) -> str:
 
 
 def _operators(
-    run: Run, convention: str | None, peaks: dict[str, float], scores: dict[str, set[Shape]]
+    run: Record, convention: str | None, peaks: dict[str, float], scores: dict[str, set[Shape]]
 ) -> pd.DataFrame:
     """The ``ops`` table in the convention, with ideal_s and hardware_s at these peaks, and the work."""
     ops = counted(run, convention)
@@ -448,7 +448,7 @@ def _operators(
     return ops
 
 
-def _with_compiled(run: Run, ops: pd.DataFrame, convention: str | None) -> pd.DataFrame:
+def _with_compiled(run: Record, ops: pd.DataFrame, convention: str | None) -> pd.DataFrame:
     """What was counted, with the FLOPs of the model, and what ran, with what else it did.
 
     Bytes of products stay those that were counted; a compiler moves those of all else.
@@ -469,7 +469,7 @@ def _of_kernels(ops: pd.DataFrame) -> dict[tuple[str, str, str], str]:
     return found
 
 
-def _scores(run: Run) -> dict[str, set[Shape]]:
+def _scores(run: Record) -> dict[str, set[Shape]]:
     """Queries and keys of the score matrices that attention modules write out: what their softmax is of."""
     scores: dict[str, set[Shape]] = {module: set() for module in run.tree.loc[run.tree["causality"] != "", "module"]}
     softmax = run.ops[run.ops["op"].str.contains("softmax") & run.ops["module"].isin(scores.keys())]
@@ -497,7 +497,7 @@ def _work(rows: pd.DataFrame, scores: dict[str, set[Shape]]) -> list[str]:
 
 def _add_bounds(
     ops: pd.DataFrame,
-    run: Run,
+    run: Record,
     clock: dict[str, float] | None,
     bandwidth: float | None,
     ceilings: dict[str, Any] | None,
@@ -529,7 +529,7 @@ def _shape_rates(ceilings: dict[str, Any] | None) -> dict[tuple[Any, ...], float
     }
 
 
-def _at_ceiling(row: dict[str, Any], rates: dict[tuple[Any, ...], float], run: Run) -> float:
+def _at_ceiling(row: dict[str, Any], rates: dict[tuple[Any, ...], float], run: Record) -> float:
     """Seconds that a product takes at the measured rate of its shape; NaN where there is none."""
     if row["work"] != "matmul" or row["op"] not in _WITH_CEILING or not row["flops_hardware"]:
         return float("nan")
@@ -540,7 +540,7 @@ def _at_ceiling(row: dict[str, Any], rates: dict[tuple[Any, ...], float], run: R
     return row["flops_hardware"] / rate if rate else float("nan")
 
 
-def _classified(run: Run, ops: pd.DataFrame, convention: str | None, scores: dict[str, set[Shape]]) -> pd.DataFrame:
+def _classified(run: Record, ops: pd.DataFrame, convention: str | None, scores: dict[str, set[Shape]]) -> pd.DataFrame:
     """The kernels by start, with what is known of their operators, and the part that their time falls under."""
     kernels = split_kernels(run).sort_values("start_ns", kind="stable", ignore_index=True)
     kernels["op"] = kernels["op"].map(plain_op)
@@ -565,7 +565,7 @@ def _classified(run: Run, ops: pd.DataFrame, convention: str | None, scores: dic
     return kernels
 
 
-def _timed(kernels: pd.DataFrame, run: Run, phase: str | None) -> tuple[pd.DataFrame, float, list[str]]:
+def _timed(kernels: pd.DataFrame, run: Record, phase: str | None) -> tuple[pd.DataFrame, float, list[str]]:
     """The kernels with own_s and idle_s; the time that they are of, s; and what is to be said of it."""
     own, gaps = owned(
         kernels["start_ns"].to_numpy("int64"),
@@ -630,7 +630,7 @@ def _rows(kernels: pd.DataFrame, step_s: float, ops: pd.DataFrame, cuda: bool) -
     return rows[rows["time_s"] != 0].reset_index(drop=True)
 
 
-def _perhaps(run: Run) -> list[str]:
+def _perhaps(run: Record) -> list[str]:
     """What to say of kernels that may be communication and are not counted as that."""
     found = collectives(run)
     found = found[found["kind"] == PERHAPS]
@@ -639,7 +639,7 @@ def _perhaps(run: Run) -> list[str]:
     return [] if found.empty else [f"Perhaps communication by name, but not counted as that: {names}."]
 
 
-def _title(part: str, run: Run, unknown: set[str]) -> str:
+def _title(part: str, run: Record, unknown: set[str]) -> str:
     cuda = run.device.get("type") == "cuda"
     above = "above ideal" if "ideal" not in unknown else "all of it"
     return {
@@ -659,7 +659,7 @@ def _title(part: str, run: Run, unknown: set[str]) -> str:
     }[part]
 
 
-def _what(part: str, run: Run, ops: pd.DataFrame, kernels: pd.DataFrame, facts: dict[str, Any]) -> str:
+def _what(part: str, run: Record, ops: pd.DataFrame, kernels: pd.DataFrame, facts: dict[str, Any]) -> str:
     """The evidence of a part in a few words; empty where there is nothing to say."""
     mine = kernels[kernels["part"] == part]
     took = units.duration(float(mine["own_s"].sum()))

@@ -6,14 +6,14 @@ import pandas as pd
 
 from gpuprof.analysis.denominators import peak_dtype
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run, integers
+from gpuprof.record import Record, integers
 from gpuprof.theory.rows import read_shapes
 
 _FIRST_FACTOR = {"aten::mm": 0, "aten::addmm": 1, "aten::bmm": 0, "aten::baddbmm": 1}
 """Which tensor input the left factor is; the right one follows it."""
 
 
-def matmul_shapes(run: Run) -> pd.DataFrame:
+def matmul_shapes(run: Record) -> pd.DataFrame:
     """Every distinct product of mm, addmm, bmm and baddbmm in a run, the one with most FLOPs first.
 
     How an operand lies in memory, transposed or not, is not in the record and makes no difference here.

@@ -54,7 +54,7 @@ from gpuprof.analysis.regression import (
 from gpuprof.analysis.steps import varied
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import unwrapped
-from gpuprof.record import Run, integers
+from gpuprof.record import Record, integers
 
 METRICS: dict[str, Better] = {
     "step_s": "lower", "ttft_s": "lower", "tpot_s": "lower", "tpot_p99_s": "lower", "forward_s": "lower",
@@ -95,7 +95,7 @@ OF_VARIED = {
 """Of one of steps of various shapes the first that is known decides alone: what their times are of differs."""
 
 
-def decides(run: Run, launches: pd.DataFrame) -> dict[str, str]:
+def decides(run: Record, launches: pd.DataFrame) -> dict[str, str]:
     """Metrics that decide what becomes of a run, in words.
 
     Args:
@@ -226,7 +226,7 @@ MOVED_COLUMNS = [
 """Columns of `moved` after those that say which part: the machine-readable contract."""
 
 
-def moved(base: Sequence[Run], head: Sequence[Run], by: By = "module", margin: float = MARGIN) -> pd.DataFrame:
+def moved(base: Sequence[Record], head: Sequence[Record], by: By = "module", margin: float = MARGIN) -> pd.DataFrame:
     """Whose kernel time moved, each part by its own work alone, so that no blame climbs up the tree.
 
     Args:
@@ -279,7 +279,7 @@ def moved(base: Sequence[Run], head: Sequence[Run], by: By = "module", margin: f
     return table.loc[order, MOVED_COLUMNS].rename_axis(KEYS[by]).reset_index()
 
 
-def _forward_alone(run: Run) -> Run:
+def _forward_alone(run: Record) -> Record:
     """A run with the phases of a generation as files of before schema 6 have them, to be held against one."""
     tables = {name: getattr(run, name) for name in ("ops", "kernels", "nodes", "launches", "busy")}
     return replace(run, **{name: rows.assign(phase=directions(rows["phase"])) for name, rows in tables.items()})
@@ -304,8 +304,8 @@ class Check:
     verdicts: list[Verdict]
     decides: Collection[str]
     moved: dict[str, pd.DataFrame]
-    base: Run
-    head: Run
+    base: Record
+    head: Record
     notes: list[str] = field(default_factory=list)
     gained: pd.DataFrame = field(default_factory=pd.DataFrame)
 
@@ -315,8 +315,8 @@ class Check:
 
 
 def check(
-    head: Run,
-    baseline: Sequence[Run],
+    head: Record,
+    baseline: Sequence[Record],
     margin: float | None = None,
     allowed: Collection[str] = (),
     by: Collection[By] = ("layer", "kernel"),
@@ -350,7 +350,7 @@ NO_VERDICT = "no verdict on the code"
 
 
 def compare(
-    base: Run, head: Run, by: Collection[By] = (), margin: float = MARGIN, allowed: Collection[str] = ()
+    base: Record, head: Record, by: Collection[By] = (), margin: float = MARGIN, allowed: Collection[str] = ()
 ) -> Check:
     """Set two runs beside one another: of one workload in one place as `check` does, else without a verdict.
 
@@ -393,7 +393,7 @@ def compare(
     return replace(concluded, status=INCONCLUSIVE)
 
 
-def _compiled_or_not(base: Run, head: Run, by: Collection[By], margin: float, allowed: Collection[str]) -> Check:
+def _compiled_or_not(base: Record, head: Record, by: Collection[By], margin: float, allowed: Collection[str]) -> Check:
     """A run beside the same compiled: no verdict, as compilation is no change of the code, and what it gained."""
     plain = [replace(run, workload={**run.workload, "compiled": None}) for run in (base, head)]
     _comparable(plain[1], plain[:1], allowed)
@@ -409,15 +409,15 @@ def _compiled_or_not(base: Run, head: Run, by: Collection[By], margin: float, al
     return replace(concluded, status=INCONCLUSIVE, gained=table)
 
 
-def _modules(run: Run) -> set[str]:
+def _modules(run: Record) -> set[str]:
     """Paths of the modules of a model, whatever is put around it."""
     return set(unwrapped(run.tree["module"], run.tree["class"]).values())
 
 
 def against(
-    head: Run,
+    head: Record,
     base: pd.DataFrame,
-    runs: Sequence[Run],
+    runs: Sequence[Record],
     margin: float | None = None,
     by: Collection[By] = ("layer", "kernel"),
     notes: Sequence[str] = (),
@@ -533,7 +533,7 @@ def check_timed(launches: pd.DataFrame, name: str) -> None:
         raise GpuprofError(f"{name} has no valid timed launch: profile it again with the passes count,time,trace")
 
 
-def unopposed(head: Run, why: str) -> Check:
+def unopposed(head: Record, why: str) -> Check:
     """A check of a run that there is nothing to hold against yet, and why: inconclusive.
 
     Raises:
@@ -548,7 +548,7 @@ def unopposed(head: Run, why: str) -> Check:
 
 
 def check_interleaved(
-    base: Sequence[Run], head: Sequence[Run], margin: float = MARGIN, by: Collection[By] = ("layer", "kernel")
+    base: Sequence[Record], head: Sequence[Record], margin: float = MARGIN, by: Collection[By] = ("layer", "kernel")
 ) -> Check:
     """Hold runs against others that took turns with them on one device; the median of a run's launches is its figure.
 
@@ -577,7 +577,7 @@ def _places(base: dict[str, str], head: dict[str, str]) -> list[str]:
     return differences(base, head, set(base) - {"device", "uuid"})
 
 
-def _as_one(run: Run) -> pd.DataFrame:
+def _as_one(run: Record) -> pd.DataFrame:
     """A run as one row of `launches`."""
     frame = launches(run)
     check_timed(frame, "a run of the two")
@@ -586,13 +586,13 @@ def _as_one(run: Run) -> pd.DataFrame:
     return medians.assign(flops=integers(frame["flops"].head(1)), invalid=invalid)
 
 
-def _comparable(head: Run, baseline: Sequence[Run], allowed: Collection[str]) -> tuple[list[Run], list[str]]:
+def _comparable(head: Record, baseline: Sequence[Record], allowed: Collection[str]) -> tuple[list[Record], list[str]]:
     """The runs that compare with the head, oldest first, and how many do not, by what differs.
 
     Raises:
         GpuprofError: none does.
     """
-    own, kept, others = fingerprint(head), list[Run](), dict[tuple[str, ...], int]()
+    own, kept, others = fingerprint(head), list[Record](), dict[tuple[str, ...], int]()
     different: tuple[str, ...] = ("there is no other run",)
     for run in sorted(baseline, key=_date):
         different = tuple(differences(fingerprint(run), own, allowed))
@@ -607,16 +607,18 @@ def _comparable(head: Run, baseline: Sequence[Run], allowed: Collection[str]) ->
     return kept, [f"{number} of another {', '.join(said)}" for said, number in others.items()]
 
 
-def _date(run: Run) -> str:
+def _date(run: Record) -> str:
     return str(run.environment.get("date", ""))
 
 
-def _newest(runs: Sequence[Run], allowed: Collection[str], metric: str) -> tuple[list[Run], pd.DataFrame, list[str]]:
+def _newest(
+    runs: Sequence[Record], allowed: Collection[str], metric: str
+) -> tuple[list[Record], pd.DataFrame, list[str]]:
     """The newest `WINDOW` runs with valid launches, oldest first, those launches, and why others are not valid.
 
     The launches have columns of the fields of the fingerprint that may differ. Levels are those of a metric.
     """
-    used, frames, invalid = list[Run](), list[pd.DataFrame](), list[str]()
+    used, frames, invalid = list[Record](), list[pd.DataFrame](), list[str]()
     for run in reversed(runs):
         frame = launches(run)
         valid = frame[(frame["invalid"] == "") & frame[metric].notna()]
@@ -640,14 +642,14 @@ def _newest(runs: Sequence[Run], allowed: Collection[str], metric: str) -> tuple
     return used, to_newest(base, figures), invalid
 
 
-def _described(used: Sequence[Run], base: pd.DataFrame) -> str:
+def _described(used: Sequence[Record], base: pd.DataFrame) -> str:
     dates = [_date(run)[:10] for run in used]
     days = f", {dates[0]}" + (f" to {dates[-1]}" if dates[-1] != dates[0] else "") if dates[0] else ""
     launches = units.number(len(base), "launch", "launches")
     return f"Baseline: {launches} of {units.number(len(used), 'run')}{days}."
 
 
-def _with_launches(runs: Sequence[Run]) -> Sequence[Run]:
+def _with_launches(runs: Sequence[Record]) -> Sequence[Record]:
     """The newest of some runs that have `MOST` launches together."""
     known = 0
     for number, run in enumerate(reversed(runs), start=1):
@@ -659,8 +661,8 @@ def _with_launches(runs: Sequence[Run]) -> Sequence[Run]:
 
 def _concluded(
     found: list[Verdict],
-    base: Sequence[Run],
-    head: Sequence[Run],
+    base: Sequence[Record],
+    head: Sequence[Record],
     notes: list[str],
     margin: float,
     decides: Collection[str],

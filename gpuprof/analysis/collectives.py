@@ -16,7 +16,7 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run, integers
+from gpuprof.record import Record, integers
 
 JOB_COLUMNS = [
     "name", "group", "ranks", "calls", "bytes", "latency_s", "skew_s", "algbw", "busbw", "exposed_s",
@@ -51,7 +51,7 @@ def bus_factor(name: str, ranks: int) -> float | None:
     return 1.0 if _ONE_WAY(name) else None
 
 
-def by_collective(run: Run) -> pd.DataFrame:
+def by_collective(run: Record) -> pd.DataFrame:
     """Collectives of a job by operator and process group, those that hold it up longest first.
 
     Args:
@@ -117,7 +117,7 @@ class Alignment(NamedTuple):
         )
 
 
-def alignment(run: Run) -> Alignment:
+def alignment(run: Record) -> Alignment:
     """Lay the traces of a job's ranks beside one another, from the lowest on, each by the median of what it shares.
 
     Raises:
@@ -167,7 +167,7 @@ class _Recorded(NamedTuple):
     duration_ns: int
 
 
-def _instances(run: Run) -> dict[_Call, list[_Recorded]]:
+def _instances(run: Record) -> dict[_Call, list[_Recorded]]:
     """Every call that all ranks of its group recorded, under one name."""
     groups = {
         (name, rank): tuple(members)

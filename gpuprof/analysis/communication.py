@@ -15,7 +15,7 @@ import pandas as pd
 from gpuprof.analysis.kernel_time import busy_seconds, owned, union_ns
 from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run, integers, table
+from gpuprof.record import Record, integers, table
 from gpuprof.theory import rule_for
 from gpuprof.theory.names import communicates, function_of, perhaps_communicates
 
@@ -48,7 +48,7 @@ def communicating(kernels: pd.DataFrame) -> np.ndarray:
     return _where(kernels["kernel"], communicates) | _where(kernels["op"], communicates)
 
 
-def account(run: Run) -> Account:
+def account(run: Record) -> Account:
     """What the device did in the traced step, to the nanosecond.
 
     Raises:
@@ -65,7 +65,7 @@ def account(run: Run) -> Account:
     return Account(compute, union_ns(start[communicate], end[communicate]), busy - compute, step - busy, step)
 
 
-def calls(run: Run) -> pd.DataFrame:
+def calls(run: Record) -> pd.DataFrame:
     """The collectives of one rank, call by call: what the ``collectives`` table holds of it, without its rank.
 
     The message and the group of a call are those of the row of ``ops`` with its owner, operator and shapes; where that
@@ -98,7 +98,7 @@ def calls(run: Run) -> pd.DataFrame:
     return table("collectives", rows).drop(columns="rank")
 
 
-def _told(run: Run) -> Callable[[str, str, str, str], tuple[int | None, str]]:
+def _told(run: Record) -> Callable[[str, str, str, str], tuple[int | None, str]]:
     """What the counted calls tell of a traced one: bytes of its message, None where unknown, and its group."""
     found: dict[tuple[str, ...], tuple[set[int | None], set[str]]] = {}
     rows = run.ops.loc[
@@ -121,7 +121,7 @@ def _told(run: Run) -> Callable[[str, str, str, str], tuple[int | None, str]]:
     return known
 
 
-def collectives(run: Run) -> pd.DataFrame:
+def collectives(run: Record) -> pd.DataFrame:
     """Communication by operator, or by kernel where no operator of that kind launched it; most exposed time first.
 
     Returns:

@@ -25,7 +25,7 @@ from gpuprof.analysis.steps import typical
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import layer_of, unsharded, unwrapped
-from gpuprof.record import ALL, MODEL, Run, integers
+from gpuprof.record import ALL, MODEL, Record, integers
 
 LAUNCH_COLUMNS = [
     "launch", "step_s", "step_iqr_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "samples_per_s",
@@ -63,7 +63,7 @@ BY_NAME = ("op", "kernel", "op-kernel")
 """Those that only the traced step of the run itself has, not that of every launch."""
 
 
-def launches(run: Run) -> pd.DataFrame:
+def launches(run: Record) -> pd.DataFrame:
     """One row per launch of a run: its timed steps as single figures.
 
     Args:
@@ -106,7 +106,7 @@ def launches(run: Run) -> pd.DataFrame:
     return _frame(rows)
 
 
-def untimed(run: Run) -> pd.DataFrame:
+def untimed(run: Record) -> pd.DataFrame:
     """A run without a timed step as one row of `launches`, with what is known of it all the same."""
     return _frame([{"launch": 0, "invalid": "", **_of_all(run)[0]}])
 
@@ -115,7 +115,7 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame({name: _typed(name, [row.get(name) for row in rows]) for name in LAUNCH_COLUMNS})
 
 
-def _of_all(run: Run) -> tuple[dict[str, Any], _Ideal]:
+def _of_all(run: Record) -> tuple[dict[str, Any], _Ideal]:
     """What every launch of a run has in common, and what `_flops_and_ideal` and `_at_bandwidth` give."""
     flops, ideal = _flops_and_ideal(run)
     kernels = len(run.kernels) if run.done("trace") and len(run.kernels) else None
@@ -129,7 +129,7 @@ _Ideal = dict[str, tuple[str, float]]
 """By column of `launches` that is a share: of which phase it is, and the seconds that the phase would take ideally."""
 
 
-def _figures(launch: Run, ideal: _Ideal) -> dict[str, Any]:
+def _figures(launch: Record, ideal: _Ideal) -> dict[str, Any]:
     times = launch.samples.groupby("phase")["time_s"]
     middle = typical(launch, times)
     step_s = float(middle["step"])
@@ -158,7 +158,7 @@ def _figures(launch: Run, ideal: _Ideal) -> dict[str, Any]:
     }
 
 
-def _flops_and_ideal(run: Run) -> tuple[int | None, _Ideal]:
+def _flops_and_ideal(run: Record) -> tuple[int | None, _Ideal]:
     """Model FLOPs of the step, and the seconds that they take at each known peak, as `totals` has them."""
     if not run.done("count"):
         return None, {}
@@ -175,7 +175,7 @@ def _flops_and_ideal(run: Run) -> tuple[int | None, _Ideal]:
     return sums["flops"], ideal
 
 
-def _at_bandwidth(run: Run) -> _Ideal:
+def _at_bandwidth(run: Record) -> _Ideal:
     """The seconds that what decoding must move takes at each known bandwidth."""
     found = moved(run)
     if "decode" not in found.index or withheld_of_bytes(run):
@@ -199,7 +199,7 @@ def identity(workload: dict[str, Any]) -> dict[str, Any]:
     return {name: workload.get(name) for name in _IDENTITY if name not in own}
 
 
-def workload_key(run: Run) -> str:
+def workload_key(run: Record) -> str:
     """A name for the workload that is the same wherever and whenever it runs, in characters that suit a file's name.
 
     Its words are for people; the eight digits at its end are a hash of all that makes the workload: model and sizes,
@@ -220,7 +220,7 @@ def workload_key(run: Run) -> str:
     return "-".join(re.sub(r"[^\w.]+", "-", str(word)) for word in words if word)
 
 
-def fingerprint(run: Run) -> dict[str, str]:
+def fingerprint(run: Record) -> dict[str, str]:
     """All that has to be the same for two runs to compare, by field; empty where it is not known.
 
     Of a job and its ranks there are more fields than of a single process: world, rank, mesh and parallel.
@@ -243,13 +243,13 @@ def fingerprint(run: Run) -> dict[str, str]:
     return {name: "" if value is None else str(value) for name, value in fields.items()}
 
 
-def compiled(run: Run) -> bool:
+def compiled(run: Record) -> bool:
     """Whether something in the workload is compiled."""
     traced = "trace" in run.passes and run.passes["trace"].facts.get("compiled")
     return bool(run.workload.get("compiled") or traced)
 
 
-def _place(run: Run) -> dict[str, Any]:
+def _place(run: Record) -> dict[str, Any]:
     """What a run of a job or of one of its ranks has to have in common with another, beside what any has."""
     about = run.workload
     mesh = ", ".join(f"{name} {size}" for name, size in (about.get("mesh") or {}).items())
@@ -283,7 +283,7 @@ def differences(base: Mapping[str, str], head: Mapping[str, str], allowed: Colle
     ]
 
 
-def kernel_seconds(run: Run, by: By) -> pd.DataFrame:
+def kernel_seconds(run: Record, by: By) -> pd.DataFrame:
     """Kernel time of a part's own work, without that of the modules inside it; kernels that overlap add up.
 
     Args:
@@ -307,7 +307,7 @@ def kernel_seconds(run: Run, by: By) -> pd.DataFrame:
     return sums.unstack("launch", fill_value=0.0)
 
 
-def own_counts(run: Run, by: By) -> pd.DataFrame:
+def own_counts(run: Record, by: By) -> pd.DataFrame:
     """What a part does by itself: columns kernels (of the traced step) and flops (model FLOPs; none by kernel).
 
     Of a job those of all its ranks.
@@ -320,14 +320,14 @@ def own_counts(run: Run, by: By) -> pd.DataFrame:
     return pd.DataFrame(counts).reindex(columns=["kernels", "flops"])
 
 
-def _own(run: Run, by: By) -> pd.DataFrame:
+def _own(run: Record, by: By) -> pd.DataFrame:
     """Own work of the modules of a job, by phase and operator."""
     if "kernel" in KEYS[by]:
         require_kernels(run, f"what moved by {by}")
     return own_of_ranks(run)
 
 
-def parts_of(rows: pd.DataFrame, run: Run, by: By) -> list[pd.Series]:
+def parts_of(rows: pd.DataFrame, run: Record, by: By) -> list[pd.Series]:
     """What each row belongs to, a series for each of the `KEYS`."""
     if by == "op":
         return [rows["op"].map(plain_op)]

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pandas as pd
 
 from gpuprof import units
-from gpuprof.record import WHOLE_STEP, Run
+from gpuprof.record import WHOLE_STEP, Record
 
 _TOLD = 5
 """Breaks, recompilations and the like that are told one by one."""
 
 
-def compile_lines(run: Run) -> list[str]:
+def compile_lines(run: Record) -> list[str]:
     """What there is to say of compilation, one line each; nothing where nothing is compiled. Of a job only how."""
     if run.compilations.empty and not run.workload.get("compiled"):
         return []
@@ -30,7 +30,7 @@ def compile_lines(run: Run) -> list[str]:
     ]
 
 
-def compile_seconds(run: Run) -> tuple[float | None, float | None]:
+def compile_seconds(run: Record) -> tuple[float | None, float | None]:
     """Seconds that the compilations of a step took with empty caches, and with caches that held them.
 
     None where it is not known: the first where something was compiled before the run, the second where the caches did
@@ -47,12 +47,12 @@ def compile_seconds(run: Run) -> tuple[float | None, float | None]:
     )
 
 
-def _steps_own(run: Run) -> pd.DataFrame:
+def _steps_own(run: Record) -> pd.DataFrame:
     """What the steps compiled by themselves, and nobody to look at it."""
     return run.compilations[~run.compilations["pass"].isin(["warm", "trace"])]
 
 
-def _how(run: Run) -> Iterator[str]:
+def _how(run: Record) -> Iterator[str]:
     by_how: dict[str, list[str]] = {}
     for path, how in run.workload.get("compiled", {}).items():
         by_how.setdefault(how, []).append({"": "the model", WHOLE_STEP: "the step"}.get(path, path))
@@ -61,7 +61,7 @@ def _how(run: Run) -> Iterator[str]:
         yield f"Compiled: {whole} ({how})"
 
 
-def _times(run: Run) -> Iterator[str]:
+def _times(run: Record) -> Iterator[str]:
     cold, warm = compile_seconds(run)
     if cold is None and (run.is_job or not (run.done("time") or run.done("memory"))):
         return  # the file of a rank has its own
@@ -78,7 +78,7 @@ def _times(run: Run) -> Iterator[str]:
 _PARTS = {"dynamo_s": "Dynamo", "inductor_s": "Inductor"}
 
 
-def _caches(run: Run) -> Iterator[str]:
+def _caches(run: Record) -> Iterator[str]:
     """What Inductor's caches had, and why they were not asked."""
     warm = run.compilations[run.compilations["pass"] == "warm"]
     found, refused = [], list[str]()
@@ -93,13 +93,13 @@ def _caches(run: Run) -> Iterator[str]:
     yield from (f"  {reason}" for reason in list(dict.fromkeys(refused))[:_TOLD])
 
 
-def _graphs(run: Run) -> Iterator[str]:
+def _graphs(run: Record) -> Iterator[str]:
     if not run.graphs.empty:
         calls = int(run.graphs["calls"].sum())
         yield f"{units.number(len(run.graphs), 'graph')} in {units.number(calls, 'call')} in the traced step"
 
 
-def _breaks(run: Run) -> Iterator[str]:
+def _breaks(run: Record) -> Iterator[str]:
     rows = run.breaks
     if rows.empty:
         if not run.compilations.empty:
@@ -113,7 +113,7 @@ def _breaks(run: Run) -> Iterator[str]:
         yield f"  and {units.number(len(places) - _TOLD, 'more place')}"
 
 
-def _recompiled(run: Run) -> Iterator[str]:
+def _recompiled(run: Record) -> Iterator[str]:
     own = _steps_own(run)
     for frame, rows in own[own["reason"] != ""].groupby("frame", sort=False):
         first = rows["reason"].iloc[0]
@@ -122,7 +122,7 @@ def _recompiled(run: Run) -> Iterator[str]:
         yield f"{frame or 'a function'} not compiled: {rows['gave_up'].iloc[0]}"
 
 
-def _cuda_graphs(run: Run) -> Iterator[str]:
+def _cuda_graphs(run: Record) -> Iterator[str]:
     said = _steps_own(run)["cuda_graph"]
     for what, times in said[said != ""].value_counts().items():
         if what == "recorded":

@@ -16,7 +16,7 @@ from gpuprof import units
 from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.paths import ancestors
-from gpuprof.record import PHASES, UNATTRIBUTED, Run, integers
+from gpuprof.record import PHASES, UNATTRIBUTED, Record, integers
 from gpuprof.theory import rule_for
 from gpuprof.theory.rules import PRODUCTS
 
@@ -35,7 +35,7 @@ MORE = "further products"
 UNUSED = "left out"
 
 
-def compiled_flops(run: Run) -> pd.DataFrame:
+def compiled_flops(run: Record) -> pd.DataFrame:
     """One row per module and phase of compiled code, what runs outside of it included.
 
     Returns:
@@ -64,7 +64,7 @@ def compiled_flops(run: Run) -> pd.DataFrame:
     )
 
 
-def compiled_lines(run: Run) -> list[str]:
+def compiled_lines(run: Record) -> list[str]:
     """What `compiled_flops` says, in a line for the whole and one for each cause; none where it has no rows."""
     table = compiled_flops(run)
     if table.empty:
@@ -97,7 +97,7 @@ def _named(rows: pd.DataFrame) -> str:
 _MOST = 3  # modules that are named
 
 
-def hardware_of_compiled(run: Run) -> int | None:
+def hardware_of_compiled(run: Record) -> int | None:
     """Matmul FLOPs that the traced step really did, of compiled code and of what ran outside of it.
 
     Returns:
@@ -109,7 +109,7 @@ def hardware_of_compiled(run: Run) -> int | None:
     return _flops(ran(run).to_dict("records"))
 
 
-def _strayed(run: Run) -> set[str]:
+def _strayed(run: Record) -> set[str]:
     """Modules with a product outside compiled code that the count has not there, in this phase and these shapes.
 
     So has a region what Python calls inside it.
@@ -135,7 +135,7 @@ def _by_place(rows: pd.DataFrame) -> dict[tuple[str, str], _Rows]:
     return found
 
 
-def _covered(run: Run) -> set[tuple[str, str]]:
+def _covered(run: Record) -> set[tuple[str, str]]:
     """Modules and phases that compiled code has, as far as its insides are known."""
     facts = run.passes["trace"].facts if "trace" in run.passes else {}
     unmapped = run.graphs.loc[run.graphs["unmapped"] != "", "region"]

@@ -23,7 +23,7 @@ from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import step_seconds
-from gpuprof.record import ALL, UNATTRIBUTED, Run
+from gpuprof.record import ALL, UNATTRIBUTED, Record
 from gpuprof.theory import rule_for
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import PRODUCTS
@@ -49,7 +49,7 @@ TOLD = 5
 _EMPTY = re.compile(r"(^|[ x])0($|[ x])").search  # a shape with nothing in it
 
 
-def withheld(run: Run) -> str:
+def withheld(run: Record) -> str:
     """Why a run has no MFU, FLOP/s and backward ratio though it was counted and timed; empty where it may have them.
 
     They hold what one pass counted against what another timed, so they need both to be of the same step.
@@ -57,24 +57,24 @@ def withheld(run: Run) -> str:
     return _reason(mismatches(run))
 
 
-def withheld_of_kernels(run: Run) -> str:
+def withheld_of_kernels(run: Record) -> str:
     """The same of modules, operators and phases, whose times are the trace's: also why those may be another's."""
     return withheld(run) or _reason(misbooked(run))
 
 
-def withheld_of_step(run: Run) -> str:
+def withheld_of_step(run: Record) -> str:
     """The same of the whole step: also why a recording has no MFU, HFU and FLOP/s of it, though of its operators."""
     if run.recorded and step_seconds(run) is None and not withheld(run):
         return "withheld: no step is found in the recording ('gpuprof import --step all' takes the whole of it as one)"
     return withheld(run)
 
 
-def withheld_of_owners(run: Run) -> str:
+def withheld_of_owners(run: Record) -> str:
     """Why the trace's time is no module's: empty where it may be."""
     return _reason(misowned(run))
 
 
-def owned_kernels(run: Run) -> pd.DataFrame:
+def owned_kernels(run: Record) -> pd.DataFrame:
     """`split_kernels`, all of it of no module where the trace's owners are not those that were counted."""
     kernels = split_kernels(run)
     return kernels.assign(module=UNATTRIBUTED) if withheld_of_owners(run) else kernels
@@ -86,14 +86,14 @@ def _reason(found: list[str]) -> str:
     return f"withheld: {found[0]}" + (f" (and {len(found) - 1} more such)" if len(found) > 1 else "")
 
 
-def inconsistencies(run: Run) -> list[str]:
+def inconsistencies(run: Record) -> list[str]:
     """What is found, one line each; of many the first `TOLD`."""
     found = [*mismatches(run), *misbooked(run), *mismoved(run)]
     return found if len(found) <= TOLD else [*found[:TOLD], f"and {len(found) - TOLD} more such"]
 
 
 @once
-def mismatches(run: Run) -> list[str]:
+def mismatches(run: Record) -> list[str]:
     """In what the passes saw different steps, one line each; empty if they agree or only one of them ran.
 
     The first kind that is found is told: each would only say once more what the one before it has said. Of a job what
@@ -108,7 +108,7 @@ def mismatches(run: Run) -> list[str]:
 
 
 @once
-def misbooked(run: Run) -> list[str]:
+def misbooked(run: Record) -> list[str]:
     """In what the trace's times cannot be those of what has them, one line each; nothing where the steps differ."""
     if run.is_job:
         return run.doubts["misbooked"]
@@ -118,7 +118,7 @@ def misbooked(run: Run) -> list[str]:
 
 
 @once
-def misowned(run: Run) -> list[str]:
+def misowned(run: Record) -> list[str]:
     """In what the trace gives time to other modules than those that were counted, one line each; likewise.
 
     A recording has both from the same events: what is no module's there is so in both.
@@ -131,7 +131,7 @@ def misowned(run: Run) -> list[str]:
 
 
 @once
-def mismoved(run: Run) -> list[str]:
+def mismoved(run: Record) -> list[str]:
     """Where a cache that only grows holds other bytes than were read of it and written to it, one line for each part.
 
     Its call reads all that was there and writes the rest.
@@ -149,7 +149,7 @@ def mismoved(run: Run) -> list[str]:
     ]
 
 
-def unchecked(run: Run) -> str:
+def unchecked(run: Record) -> str:
     """Why nothing can tell that the timed steps did the work of the counted one; empty where something can."""
     if not (run.done("count") and run.done("time")) or not _unseen(run) or _comparable(run):
         return ""
@@ -160,7 +160,7 @@ def unchecked(run: Run) -> str:
     )
 
 
-def _of_inputs(run: Run) -> Iterator[str]:
+def _of_inputs(run: Record) -> Iterator[str]:
     """Inputs of a step that had other shapes when it was timed than when it was counted.
 
     A step that is compiled as a whole shows none while it is timed; then those of the step before the counted one.
@@ -180,7 +180,7 @@ def _of_inputs(run: Run) -> Iterator[str]:
         yield f"the inputs of the step vary: counted at {counted}, {where}; let the step take batches of one shape"
 
 
-def _of_calls(run: Run) -> Iterator[str]:
+def _of_calls(run: Record) -> Iterator[str]:
     """Operators that multiply matrices, called another number of times when counted than when traced, or on others.
 
     Elementwise operators are left out: with a dispatch mode on, autograd sums gradients out of place, and takes some
@@ -212,7 +212,7 @@ def _of_calls(run: Run) -> Iterator[str]:
             yield f"{op} in the {phase}: counted on {here}, traced on {there}: the passes ran different steps"
 
 
-def _of_owners(run: Run) -> Iterator[str]:
+def _of_owners(run: Record) -> Iterator[str]:
     """Modules with more or fewer products in the trace than were counted of them."""
     if not _comparable(run):
         return
@@ -227,7 +227,7 @@ def _of_owners(run: Run) -> Iterator[str]:
             )
 
 
-def _of_estimates(run: Run) -> Iterator[str]:
+def _of_estimates(run: Record) -> Iterator[str]:
     """Operators of which torch's own profiler sees more multiplied than was counted of them.
 
     A module with more calls in the trace than were counted has another's work there, which `_of_owners` says.
@@ -260,26 +260,26 @@ def _of_estimates(run: Run) -> Iterator[str]:
             )
 
 
-def _of_devices(run: Run) -> Iterator[str]:
+def _of_devices(run: Record) -> Iterator[str]:
     """A recording with kernels of several devices, which no peak is the peak of."""
     devices = run.passes["trace"].facts.get("devices", [])
     if len(devices) > 1:
         yield f"the recording has kernels of {len(devices)} devices ({', '.join(map(str, devices))}), not of one"
 
 
-def _of_graphs(run: Run) -> Iterator[str]:
+def _of_graphs(run: Record) -> Iterator[str]:
     """A recording that hides most of its operators."""
     if (share := graph_share(run)) > IN_GRAPHS:
         yield f"{units.percent(share)} of the kernel time is in CUDA or HIP graphs, where a recording has no operators"
 
 
-def graph_share(run: Run) -> float:
+def graph_share(run: Record) -> float:
     """Share of a recording's kernel time that graphs launched."""
     whole = int(run.kernels["duration_ns"].sum())
     return run.passes["trace"].facts.get("graph_ns", 0) / whole if whole else 0.0
 
 
-def _of_the_step(run: Run) -> Iterator[str]:
+def _of_the_step(run: Record) -> Iterator[str]:
     """A step that did more than the device can."""
     name, peaks = denominator(run)
     step_s = step_seconds(run)
@@ -293,7 +293,7 @@ def _of_the_step(run: Run) -> Iterator[str]:
         )
 
 
-def _judged(run: Run, name: str) -> bool:
+def _judged(run: Record, name: str) -> bool:
     """Whether a rate above this peak is a mistake: above a given one it may be the peak that is wrong."""
     return name in MOST or (run.recorded and bool(name))
 
@@ -306,7 +306,7 @@ def _peak(name: str) -> str:
     return WORDS[name] if name == "given" else f"the {WORDS[name]}"
 
 
-def _doubt(run: Run, name: str, else_: str) -> str:
+def _doubt(run: Record, name: str, else_: str) -> str:
     if run.recorded:  # nothing was measured that could be of another step
         else_ = "a mistake of reading, please report it"
     if name == "given":
@@ -316,7 +316,7 @@ def _doubt(run: Run, name: str, else_: str) -> str:
     return f"{else_}, or the peak was measured under other load: 'gpuprof ceilings' measures it anew"
 
 
-def _without_owner(run: Run) -> Iterator[str]:
+def _without_owner(run: Record) -> Iterator[str]:
     """Work in the backward of which the trace does not tell who made it."""
     whole = int(run.kernels["duration_ns"].sum())
     share = run.passes["trace"].facts.get("unknown_owner_ns", 0) / whole if whole else 0.0
@@ -324,7 +324,7 @@ def _without_owner(run: Run) -> Iterator[str]:
         yield f"of {units.percent(share)} of the kernel time, in the backward, the trace does not tell the owner"
 
 
-def _of_transformations(run: Run) -> Iterator[str]:
+def _of_transformations(run: Record) -> Iterator[str]:
     """Operators that were counted one by one, and have their time in the trace inside another one's."""
     if run.passes["trace"].facts.get("transformed"):
         untold = "times the trace does not tell apart as they were counted"
@@ -332,7 +332,7 @@ def _of_transformations(run: Run) -> Iterator[str]:
         yield f"under torch.func or forward-mode differentiation operators run inside others, whose {whose}"
 
 
-def _of_kernel_time(run: Run) -> Iterator[str]:
+def _of_kernel_time(run: Record) -> Iterator[str]:
     """Kernels of one traced step that would not fit into the undisturbed one."""
     step_s = step_seconds(run)
     if not step_s or run.device.get("type") != "cuda":
@@ -345,7 +345,7 @@ def _of_kernel_time(run: Run) -> Iterator[str]:
         )
 
 
-def _too_fast(run: Run) -> Iterator[str]:
+def _too_fast(run: Record) -> Iterator[str]:
     """Modules whose own products would have run faster than the device can, the fastest first."""
     name, peaks = denominator(run)
     if not _judged(run, name):
@@ -365,7 +365,7 @@ def _too_fast(run: Run) -> Iterator[str]:
             )
 
 
-def _ops_too_fast(run: Run) -> Iterator[str]:
+def _ops_too_fast(run: Record) -> Iterator[str]:
     """Operators of a recording whose products would have: one size of their inputs is enough.
 
     Over the union of the kernels that multiply: cuBLAS on Hopper fills some memory before most products.
@@ -387,13 +387,13 @@ def _ops_too_fast(run: Run) -> Iterator[str]:
             yield f"{op}{of} would have run at {units.percent(share)} of {_peak(name)}: {_doubt(run, name, '')}"
 
 
-def _comparable(run: Run) -> bool:
+def _comparable(run: Record) -> bool:
     """Whether the trace has the operators that were counted: not those of regions that are compiled or transformed."""
     facts = run.passes["trace"].facts if run.done("count") and run.done("trace") else {"compiled": True}
     return not (facts.get("compiled") or facts.get("transformed"))
 
 
-def _unseen(run: Run) -> bool:
+def _unseen(run: Record) -> bool:
     """Whether a step of the user's own has calls in which no tensor was seen, or none that could be seen."""
     facts = run.passes["count"].facts
     return run.workload.get("step") == "given" and not facts.get("inputs_seen", bool(facts.get("inputs")))
@@ -404,12 +404,12 @@ _Calls = dict[tuple[str, str, str], Counter[str]]
 
 
 @once
-def _calls(run: Run) -> tuple[_Calls, _Calls]:
+def _calls(run: Record) -> tuple[_Calls, _Calls]:
     """Those that were counted, and those that were traced."""
     return _counted_calls(run), _traced_calls(run)
 
 
-def _counted_calls(run: Run) -> _Calls:
+def _counted_calls(run: Record) -> _Calls:
     ops = run.ops[run.ops["kind"].isin(PRODUCTS) & (run.ops["flops_full"].fillna(0) > 0)]
     found: _Calls = {}
     rows = ops[["module", "phase", "op", "shapes", "calls"]]
@@ -418,7 +418,7 @@ def _counted_calls(run: Run) -> _Calls:
     return found
 
 
-def _traced_calls(run: Run) -> _Calls:
+def _traced_calls(run: Record) -> _Calls:
     """The same of the traced step, without products of nothing, which have no FLOPs and on a GPU no kernel."""
     kinds = dict(zip(map(plain_op, run.ops["op"]), run.ops["kind"], strict=True))
     products = [op for op in run.kernels["op"].unique() if _kind(plain_op(op), kinds) in PRODUCTS]
@@ -437,7 +437,7 @@ def _whole(calls: _Calls, phase: str, op: str) -> Counter[str]:
     return sum((found for key, found in calls.items() if key[1:] == (phase, op)), Counter())
 
 
-def _begun(run: Run, phase: str, calls: int, seen: int) -> bool:
+def _begun(run: Record, phase: str, calls: int, seen: int) -> bool:
     """A checkpoint stops its recomputation inside an operator: a CPU's trace shows that it began."""
     return phase == "recompute" and run.device.get("type") == "cpu" and seen > calls
 

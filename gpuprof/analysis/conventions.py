@@ -10,7 +10,7 @@ from gpuprof import units
 from gpuprof.analysis.counted import chosen, counted, formula_parts, of_no_part, whole_step
 from gpuprof.analysis.known_flops import none_known
 from gpuprof.errors import GpuprofError
-from gpuprof.record import FORWARD, MODEL, Run
+from gpuprof.record import FORWARD, MODEL, Record
 from gpuprof.theory import CONVENTIONS, Architecture
 
 REFERENCE = "causal"
@@ -37,7 +37,7 @@ _ENDS = {"head": "head", "transform": "transform", "patch": "patches"}
 """Parts of a formula by the fact that holds the path of their module."""
 
 
-def beside(run: Run) -> pd.DataFrame:
+def beside(run: Record) -> pd.DataFrame:
     """Every convention that fits the run, and how far it is from the counted causal FLOPs.
 
     Returns:
@@ -65,20 +65,20 @@ def beside(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def fitting(run: Run) -> list[str]:
+def fitting(run: Record) -> list[str]:
     """Names of the conventions that describe this run."""
     facts = run.workload.get("facts")
     return [name for name, how in CONVENTIONS.items() if not (of_no_part(run, how) or how.applies_to(facts))]
 
 
-def misfits(run: Run) -> dict[str, str]:
+def misfits(run: Record) -> dict[str, str]:
     """The others, each with the reason why it does not."""
     facts = run.workload.get("facts")
     reasons = {name: of_no_part(run, how) or how.applies_to(facts) for name, how in CONVENTIONS.items()}
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def difference(run: Run, name: str) -> dict[str, int]:
+def difference(run: Record, name: str) -> dict[str, int]:
     """FLOPs by which a convention exceeds the counted causal ones, by where they come from; they sum up exactly.
 
     Keys are those of `gpuprof.theory.formulas`; ``elementwise``, operators that are no multiplication; and
@@ -93,13 +93,13 @@ def difference(run: Run, name: str) -> dict[str, int]:
     return {part: flops for part, flops in found.items() if flops}
 
 
-def in_words(run: Run, name: str) -> str:
+def in_words(run: Record, name: str) -> str:
     """The parts of a difference as a phrase, the largest first; empty where there is none."""
     parts = sorted(difference(run, name).items(), key=lambda item: -abs(item[1]))
     return "; ".join(f"{_describe(run, name, part, flops)} {_signed(flops)}" for part, flops in parts)
 
 
-def _describe(run: Run, name: str, part: str, flops: int) -> str:
+def _describe(run: Record, name: str, part: str, flops: int) -> str:
     if part == "attention":
         return _attention_words(run, name, flops)
     if part == "recompute" and chosen(run, name).parts is None:
@@ -112,7 +112,7 @@ def _describe(run: Run, name: str, part: str, flops: int) -> str:
     return _WORDS[part]
 
 
-def _attention_words(run: Run, name: str, flops: int) -> str:
+def _attention_words(run: Record, name: str, flops: int) -> str:
     how, ops = chosen(run, name), run.ops
     if name.startswith("calflops"):
         return "attention as far as it is seen"
@@ -131,12 +131,12 @@ def _signed(flops: int) -> str:
     return f"{'+' if flops > 0 else '-'}{units.si(abs(flops))}FLOPs"
 
 
-def _flops(run: Run, name: str) -> int:
+def _flops(run: Record, name: str) -> int:
     flops: int = whole_step(run, counted(run, name), name)["flops"]
     return flops
 
 
-def _by_group(run: Run) -> dict[str, tuple[int, int]]:
+def _by_group(run: Record) -> dict[str, tuple[int, int]]:
     """Counted causal FLOPs of forward and backward, by the part of the model."""
     groups: dict[str, list[int]] = {}
     for group, phase, flops, _ in _rows(run, counted(run, REFERENCE)):
@@ -145,7 +145,7 @@ def _by_group(run: Run) -> dict[str, tuple[int, int]]:
     return {group: (forward, backward) for group, (forward, backward) in groups.items()}
 
 
-def _rows(run: Run, ops: pd.DataFrame) -> Iterator[tuple[str, str, int, int]]:
+def _rows(run: Record, ops: pd.DataFrame) -> Iterator[tuple[str, str, int, int]]:
     """Group, phase, FLOPs and position of every row."""
     attending = set(run.tree.loc[run.tree["causality"] != "", "module"])
     facts = run.workload.get("facts") or {}
@@ -162,7 +162,7 @@ def _rows(run: Run, ops: pd.DataFrame) -> Iterator[tuple[str, str, int, int]]:
         yield group, phase, 0 if flops is pd.NA else int(flops), index
 
 
-def _of_formula(run: Run, parts: dict[str, int]) -> dict[str, int]:
+def _of_formula(run: Record, parts: dict[str, int]) -> dict[str, int]:
     groups = _by_group(run)
     passes = Architecture.from_facts(run.workload["facts"]).passes
     found = {part: flops for part, flops in parts.items() if part not in groups}
@@ -172,7 +172,7 @@ def _of_formula(run: Run, parts: dict[str, int]) -> dict[str, int]:
     return found
 
 
-def _of_rows(run: Run, name: str) -> dict[str, int]:
+def _of_rows(run: Record, name: str) -> dict[str, int]:
     how = chosen(run, name)
     theirs, ours = counted(run, name), counted(run, REFERENCE)
     found: dict[str, int] = {}

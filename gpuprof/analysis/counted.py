@@ -13,19 +13,19 @@ from gpuprof.analysis.known_flops import none_known
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.steps import varied
 from gpuprof.errors import GpuprofError
-from gpuprof.record import FORWARD, MODEL, Run, integers
+from gpuprof.record import FORWARD, MODEL, Record, integers
 from gpuprof.theory.architecture import Architecture
 from gpuprof.theory.conventions import CONVENTIONS, DEFAULT_CONVENTION, Convention
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rows import Row, read_shapes
 
 
-def convention_of(run: Run, convention: str | None = None) -> str:
+def convention_of(run: Record, convention: str | None = None) -> str:
     """The convention a run is read in."""
     return convention or run.settings.get("convention", DEFAULT_CONVENTION)
 
 
-def chosen(run: Run, convention: str | None = None) -> Convention:
+def chosen(run: Record, convention: str | None = None) -> Convention:
     """The same as an entry of `gpuprof.theory.CONVENTIONS`.
 
     Raises:
@@ -40,7 +40,7 @@ def chosen(run: Run, convention: str | None = None) -> Convention:
     )
 
 
-def of_no_part(run: Run, how: Convention) -> str:
+def of_no_part(run: Record, how: Convention) -> str:
     """Why a formula, of a whole model on one batch, is not of this run; empty where it may be, or there is none.
 
     Nor is a rule, which goes by calls, of the mean of steps that made different ones.
@@ -55,13 +55,13 @@ def of_no_part(run: Run, how: Convention) -> str:
     return "it is a formula of the whole model, of which this rank has a part" if shared else ""
 
 
-def formula_parts(run: Run, convention: str | None = None) -> dict[str, int] | None:
+def formula_parts(run: Record, convention: str | None = None) -> dict[str, int] | None:
     """FLOPs of the step by part, as `gpuprof.theory.formulas` names them; None in a convention that is no formula."""
     parts = chosen(run, convention).parts
     return None if parts is None else parts(Architecture.from_facts(run.workload["facts"]))
 
 
-def counted(run: Run, convention: str | None = None) -> pd.DataFrame:
+def counted(run: Record, convention: str | None = None) -> pd.DataFrame:
     """The ``ops`` table with the figures of the convention.
 
     In a formula, which knows only the whole step, the rows are counted as its `Convention.modules_in` says. What
@@ -78,7 +78,7 @@ def counted(run: Run, convention: str | None = None) -> pd.DataFrame:
     return priced(run, pd.concat(rows, ignore_index=True), convention)
 
 
-def priced(run: Run, ops: pd.DataFrame, convention: str | None = None) -> pd.DataFrame:
+def priced(run: Record, ops: pd.DataFrame, convention: str | None = None) -> pd.DataFrame:
     """The same of other rows of a run than those of ``ops``, in its columns."""
     ops = ops.copy()
     how = chosen(run, convention)
@@ -99,12 +99,12 @@ def priced(run: Run, ops: pd.DataFrame, convention: str | None = None) -> pd.Dat
     return ops
 
 
-def hardware(run: Run, convention: str | None = None) -> pd.DataFrame:
+def hardware(run: Record, convention: str | None = None) -> pd.DataFrame:
     """The rows whose ``flops_hardware`` are what was done: as counted, of a compiled run those that ran."""
     return priced(run, ran(run), convention) if len(run.nodes) else counted(run, convention)
 
 
-def read_rows(run: Run, ops: pd.DataFrame | None = None) -> list[Row]:
+def read_rows(run: Record, ops: pd.DataFrame | None = None) -> list[Row]:
     """The ``ops`` table, or other rows in its columns, as rules see it, row by row."""
     classes = dict(zip(run.tree["module"], run.tree["class"], strict=True))
     attending = set(run.tree.loc[run.tree["causality"] != "", "module"])
@@ -141,7 +141,7 @@ def _assumed_backward(ops: pd.DataFrame, factor: int) -> pd.DataFrame:
     return rows
 
 
-def whole_step(run: Run, ops: pd.DataFrame, convention: str | None = None) -> dict[str, Any]:
+def whole_step(run: Record, ops: pd.DataFrame, convention: str | None = None) -> dict[str, Any]:
     """Model FLOPs of the step: ``flops`` in the convention, ``counted_flops`` of the rows that it was read from.
 
     Of a recording that tells nothing of FLOPs, ``flops`` is None.

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from gpuprof.hardware.counters import SCALAR_COLUMNS, TENSOR_COLUMNS
-from gpuprof.record import Run
+from gpuprof.record import Record
 
 WORDS = {
     "given": "the peak given with --peak-tflops",
@@ -18,7 +18,7 @@ WORDS = {
 """Denominators, the preferred first, in words."""
 
 
-def denominators(run: Run) -> dict[str, dict[str, float]]:
+def denominators(run: Record) -> dict[str, dict[str, float]]:
     """Peak FLOP/s per dtype under each denominator that is known for this run, the preferred first.
 
     Of a job those of all its devices together, as far as each has one.
@@ -34,14 +34,14 @@ def denominators(run: Run) -> dict[str, dict[str, float]]:
     return {name: peaks for name, peaks in sums.items() if peaks}
 
 
-def of_ranks(run: Run) -> dict[int, dict[str, dict[str, float]]]:
+def of_ranks(run: Record) -> dict[int, dict[str, dict[str, float]]]:
     """`denominators` of each rank of a job, of its own device; none of another run."""
     clocks = run.ranks[run.ranks["quantity"] == "sm_clock_hz"].set_index("rank")["amount"]
     ranks = run.device["ranks"] if run.is_job else []
     return {one["rank"]: _of_device(run, one["device"], clocks.get(one["rank"])) for one in ranks}
 
 
-def _of_device(run: Run, device: dict[str, Any], clock: float | None) -> dict[str, dict[str, float]]:
+def _of_device(run: Record, device: dict[str, Any], clock: float | None) -> dict[str, dict[str, float]]:
     peaks: dict[str, dict[str, float]] = {}
     given = run.settings.get("peak_tflops")
     if given:
@@ -58,18 +58,18 @@ def _of_device(run: Run, device: dict[str, Any], clock: float | None) -> dict[st
     return peaks
 
 
-def _executed_dtypes(run: Run) -> set[str]:
+def _executed_dtypes(run: Record) -> set[str]:
     """Dtypes whose FLOPs the GPU's own counters tell."""
     columns = [*TENSOR_COLUMNS.items(), *SCALAR_COLUMNS.items()]
     return {dtype for dtype, column in columns if run.counters[column].notna().any()}
 
 
-def denominator(run: Run) -> tuple[str, dict[str, float]]:
+def denominator(run: Record) -> tuple[str, dict[str, float]]:
     """The preferred denominator by name, and its peaks; an empty name where none is known."""
     return next(iter(denominators(run).items()), ("", {}))
 
 
-def sm_clock_hz(run: Run) -> float | None:
+def sm_clock_hz(run: Record) -> float | None:
     """Median SM clock in the timing window, or None where it was not read.
 
     Of a job that of the rank with the lowest: the others wait for it.
@@ -85,7 +85,7 @@ def sm_clock_hz(run: Run) -> float | None:
     return float(clocks["value"].median()) * factor
 
 
-def peak_dtype(dtype: str, kind: str, run: Run) -> str:
+def peak_dtype(dtype: str, kind: str, run: Record) -> str:
     """The dtype whose peak an operator of this dtype and kind runs against.
 
     float32 on tensor cores is TF32, which cuBLAS and cuDNN are allowed separately; every 8-bit float format runs at
@@ -108,7 +108,7 @@ def _family(dtype: str) -> str:
     return "float8" if dtype.startswith("float8") else _FAMILIES.get(dtype, dtype)
 
 
-def ideal_seconds(ops: pd.DataFrame, flops: str, peaks: dict[str, float], run: Run) -> pd.Series:
+def ideal_seconds(ops: pd.DataFrame, flops: str, peaks: dict[str, float], run: Record) -> pd.Series:
     """Time that the matmul FLOPs of each row would take at the peak of their dtype; missing where there is none.
 
     What every MFU is made of, so none is made of it where that is `gpuprof.analysis.consistency.withheld`.

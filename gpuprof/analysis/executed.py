@@ -20,7 +20,7 @@ from gpuprof.analysis.directions import directions
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware.counters import SCALAR_COLUMNS, TENSOR_COLUMNS, columns_of, names_of
 from gpuprof.paths import ancestors
-from gpuprof.record import PHASES, UNATTRIBUTED, Run, integers
+from gpuprof.record import PHASES, UNATTRIBUTED, Record, integers
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import PRODUCTS
 from gpuprof.theory.tiling import EXACT, SCALAR, Call, expectations, multiplies
@@ -71,7 +71,7 @@ class _Row(NamedTuple):
     parts: Counter[str]
 
 
-def executed(run: Run) -> pd.DataFrame:
+def executed(run: Record) -> pd.DataFrame:
     """One row per operator, shapes, dtype, module and phase that launched kernels under the counters.
 
     Returns:
@@ -84,7 +84,7 @@ def executed(run: Run) -> pd.DataFrame:
     return _table([row.values for row in _explained(run) if row.values["launches"]], EXECUTED_COLUMNS)
 
 
-def not_collected(run: Run) -> pd.DataFrame:
+def not_collected(run: Record) -> pd.DataFrame:
     """Kernels that multiplied matrices on tensor cores in a dtype whose FLOPs were not collected.
 
     Returns:
@@ -95,7 +95,7 @@ def not_collected(run: Run) -> pd.DataFrame:
     return grouped.agg(launches="size", tensor_instructions="sum").reset_index()
 
 
-def executed_by_module(run: Run, by: Literal["module", "class"] = "module") -> pd.DataFrame:
+def executed_by_module(run: Record, by: Literal["module", "class"] = "module") -> pd.DataFrame:
     """Executed FLOPs per phase of every module, its children included, or class.
 
     Args:
@@ -128,7 +128,7 @@ def executed_by_module(run: Run, by: Literal["module", "class"] = "module") -> p
     return _table(rows, MODULE_COLUMNS if by == "module" else MODULE_COLUMNS[1:])
 
 
-def executed_whole(run: Run) -> dict[str, Any]:
+def executed_whole(run: Record) -> dict[str, Any]:
     """The whole step: launches, flops_hardware, flops_executed, dram_bytes, bytes, factor, residual and causes.
 
     As in `executed_by_module`; None where a figure is not known.
@@ -136,12 +136,12 @@ def executed_whole(run: Run) -> dict[str, Any]:
     return _summed(_explained(run))
 
 
-def counters_only(run: Run) -> bool:
+def counters_only(run: Record) -> bool:
     """Whether a run is a table of Nsight Compute: kernels and what they executed, without operators and modules."""
     return run.tree.empty and run.done("counters")
 
 
-def executed_by_kernel(run: Run) -> pd.DataFrame:
+def executed_by_kernel(run: Record) -> pd.DataFrame:
     """One row per kernel name: what its launches executed and moved, most time first.
 
     Returns:
@@ -190,7 +190,7 @@ def _kernel_column(name: str, values: list[Any]) -> Any:
     return pd.array(values, dtype="Float64")
 
 
-def executed_flops(run: Run, by: Literal["module", "class"] = "module") -> pd.Series:
+def executed_flops(run: Record, by: Literal["module", "class"] = "module") -> pd.Series:
     """Executed matmul FLOPs by module (children included) or class and direction; missing where not known in part.
 
     Args:
@@ -226,7 +226,7 @@ def _share(above: float | None, below: float | None) -> float | None:
     return above / below if above is not None and below else None
 
 
-def _launches(run: Run) -> pd.DataFrame:
+def _launches(run: Record) -> pd.DataFrame:
     """The launches, with their FLOPs on tensor cores and outside them, and the bytes they moved.
 
     ``unseen`` are those that used tensor cores in a dtype that was not collected. No FLOPs are 0 only where the tensor
@@ -252,7 +252,7 @@ def _launches(run: Run) -> pd.DataFrame:
     return launches
 
 
-def _tensor_columns(run: Run) -> list[str]:
+def _tensor_columns(run: Record) -> list[str]:
     """Columns of all the tensor work that the chip has counters for, as far as that is known."""
     capability = ".".join(map(str, run.device.get("compute_capability") or ()))
     columns = columns_of(names_of(capability)) or dict.fromkeys(TENSOR_COLUMNS.values())
@@ -269,7 +269,7 @@ def _by_key(frame: pd.DataFrame, columns: Iterable[str]) -> dict[tuple[str, ...]
     return groups
 
 
-def _explained(run: Run) -> list[_Row]:
+def _explained(run: Record) -> list[_Row]:
     """Every row of ``ops``, and of launches that no row of it has, in their order; none without launches."""
     figures = ("calls", "flops_causal", "flops_full", "flops_hardware", "bytes")
     groups = _by_key(_launches(run), ("kernel", "grid", "tensor", "scalar", "dram", "unseen"))

@@ -13,19 +13,19 @@ from gpuprof.analysis.counted import priced
 from gpuprof.analysis.generation import is_generation
 from gpuprof.analysis.operators import GENERATED
 from gpuprof.analysis.shares import owners
-from gpuprof.record import UNATTRIBUTED, Run, integers
+from gpuprof.record import UNATTRIBUTED, Record, integers
 
 COLUMNS = ["owners", "graph", "flops", "vector_flops", "bytes", "flops_per_s", "bytes_per_s"]
 """Columns of `of_compiled`."""
 
 
-def graphs(run: Run) -> list[int | None]:
+def graphs(run: Record) -> list[int | None]:
     """The graph of each row of ``kernels`` that a compiler wrote: those of other graphs have the same names."""
     rows = run.kernels[["op", "compiled"]].itertuples(index=False, name=None)
     return [int(of.partition("/")[0]) if of and op.startswith(GENERATED) else None for op, of in rows]
 
 
-def of_compiled(run: Run, names: Sequence[tuple[str, int | None]], convention: str | None = None) -> pd.DataFrame:
+def of_compiled(run: Record, names: Sequence[tuple[str, int | None]], convention: str | None = None) -> pd.DataFrame:
     """What a kernel of compiled code does, and whose it is.
 
     Args:
@@ -71,7 +71,7 @@ def of_compiled(run: Run, names: Sequence[tuple[str, int | None]], convention: s
     return pd.DataFrame({name: _typed(name, [row.get(name) for row in rows]) for name in COLUMNS})
 
 
-def lines(run: Run) -> list[str]:
+def lines(run: Record) -> list[str]:
     """What is to be known of the kernels of a compiled step and of whose they are, a sentence each; else none.
 
     Of a recording `gpuprof.analysis.untold.untold` says it.
@@ -116,7 +116,7 @@ def lines(run: Run) -> list[str]:
     return said
 
 
-def _of_several_sizes(run: Run) -> list[int]:
+def _of_several_sizes(run: Record) -> list[int]:
     """Graphs of whose kernels nothing is known, FLOPs or bytes: as where a step calls them with several sizes."""
     nodes = run.nodes[(run.nodes["kernel"] != "") & ~run.nodes["kind"].isin(["", "view"])]  # known never, and always
     unknown = nodes[["flops_hardware", "bytes"]].isna().all(axis=1).groupby(nodes["graph"]).all()
@@ -124,7 +124,7 @@ def _of_several_sizes(run: Run) -> list[int]:
 
 
 def _does(
-    run: Run, kernel_of: dict[str, tuple[str, int | None]], convention: str | None
+    run: Record, kernel_of: dict[str, tuple[str, int | None]], convention: str | None
 ) -> dict[tuple[str, int | None], dict[str, int | None]]:
     """FLOPs and bytes of all calls of each kernel; None where those of one of its operators are not known."""
     nodes = run.nodes[run.nodes["kernel"] != ""].reset_index(drop=True)

@@ -13,7 +13,7 @@ from gpuprof.analysis.consistency import owned_kernels
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.shares import regions
 from gpuprof.paths import unwrapped
-from gpuprof.record import Run, integers
+from gpuprof.record import Record, integers
 
 GAINED_COLUMNS = [
     "eager_s", "compiled_s", "gained_s", "speedup", "fused_share", "eager_kernels", "compiled_kernels", "eager_flops",
@@ -27,7 +27,7 @@ OF_MODULES: tuple[OfModules, ...] = ("module", "layer", "class")
 """Of what kernel time is told by, those that a model has with compilation and without."""
 
 
-def gained(eager: Run, head: Run, by: OfModules = "layer") -> pd.DataFrame:
+def gained(eager: Record, head: Record, by: OfModules = "layer") -> pd.DataFrame:
     """Kernel time of each part's own work without compilation and with it, all phases together.
 
     Args:
@@ -65,13 +65,13 @@ def gained(eager: Run, head: Run, by: OfModules = "layer") -> pd.DataFrame:
     return table.loc[order, GAINED_COLUMNS].rename_axis(by).reset_index()
 
 
-def _told(run: Run) -> dict[str, str]:
+def _told(run: Record) -> dict[str, str]:
     """Modules that the trace could not tell apart by the region that has their time, both without their wrappers."""
     bare = unwrapped(run.tree["module"], run.tree["class"])
     return {bare[path]: bare[region] for path, region in regions(run).items()}
 
 
-def _placed(run: Run, places: Mapping[str, str]) -> Run:
+def _placed(run: Record, places: Mapping[str, str]) -> Record:
     """A run with the work of some modules booked on others."""
     bare = unwrapped(run.tree["module"], run.tree["class"])
     moved = {path: places[name] for path, name in bare.items() if name in places}
@@ -84,12 +84,12 @@ def _placed(run: Run, places: Mapping[str, str]) -> Run:
     return replace(run, **tables)
 
 
-def _flops(run: Run, by: OfModules) -> pd.Series:
+def _flops(run: Record, by: OfModules) -> pd.Series:
     ops = ran(run)
     return ops.groupby(parts_of(ops, run, by)[0], sort=False)["flops_hardware"].sum(min_count=1)
 
 
-def _fused(run: Run, by: OfModules) -> pd.Series:
+def _fused(run: Record, by: OfModules) -> pd.Series:
     kernels = owned_kernels(run)
     times = kernels["duration_ns"].astype("float64")
     part = parts_of(kernels, run, by)[0]

@@ -21,7 +21,7 @@ from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.telemetry import energy_per_step_j
 from gpuprof.paths import ancestors
-from gpuprof.record import ALL, FORWARD, TRAFFIC, Run, integers
+from gpuprof.record import ALL, FORWARD, TRAFFIC, Record, integers
 
 PARTS = tuple(phase for phase in FORWARD if phase != "forward")
 """Phases of a generation, in their order."""
@@ -72,19 +72,19 @@ class Generation:
     cache_bytes: int | None = None
 
 
-def phases_of(run: Run) -> list[str]:
+def phases_of(run: Record) -> list[str]:
     """The `PARTS` that a run has, in their order; none of one that is no generation."""
     tables = (run.ops, run.samples, run.kernels, run.busy)
     found = {phase for rows in tables for phase in rows["phase"].unique()}
     return [phase for phase in PARTS if phase in found]
 
 
-def is_generation(run: Run) -> bool:
+def is_generation(run: Record) -> bool:
     """Whether a run has the phases of a generation; files of before schema 6 call them all forward."""
     return bool(phases_of(run))
 
 
-def untold_parts(run: Run) -> str:
+def untold_parts(run: Record) -> str:
     """Why a generation has no prefill and decode; empty where it has, and of any other run."""
     if run.workload.get("mode") != "generate" or is_generation(run):
         return ""
@@ -93,7 +93,7 @@ def untold_parts(run: Run) -> str:
     return "this file does not tell prefill and decode apart: an older gpuprof wrote it, profile again"
 
 
-def generation(run: Run) -> Generation | None:
+def generation(run: Record) -> Generation | None:
     """The figures of a generation; None of any other run."""
     if not is_generation(run):
         return None
@@ -121,7 +121,7 @@ def generation(run: Run) -> Generation | None:
     )
 
 
-def new_tokens_per_s(run: Run) -> float | None:
+def new_tokens_per_s(run: Record) -> float | None:
     """New tokens of all sequences over the step, also of a file from before schema 6; None where they are not known."""
     made = _generations(run)
     if made.empty:  # a generation of gpuprof's own is as long as it was asked to be
@@ -135,7 +135,7 @@ def new_tokens_per_s(run: Run) -> float | None:
     return 1 / per_token_s if per_token_s else None
 
 
-def moved(run: Run) -> pd.DataFrame:
+def moved(run: Record) -> pd.DataFrame:
     """Bytes that must move in each phase of one step, as the counting pass found them.
 
     Returns:
@@ -146,7 +146,7 @@ def moved(run: Run) -> pd.DataFrame:
     return found.loc[[phase for phase in PARTS if phase in found.index]]
 
 
-def moved_by_module(run: Run, phase: str) -> pd.DataFrame:
+def moved_by_module(run: Record, phase: str) -> pd.DataFrame:
     """The same of each module, children included, in a phase; the row of the root is what the phase must move.
 
     Args:
@@ -164,7 +164,7 @@ def moved_by_module(run: Run, phase: str) -> pd.DataFrame:
     return _moved(up, "module")
 
 
-def bandwidths(run: Run) -> dict[str, float]:
+def bandwidths(run: Record) -> dict[str, float]:
     """Bytes per second of the device's memory as far as they are known, the preferred first.
 
     Returns:
@@ -175,12 +175,12 @@ def bandwidths(run: Run) -> dict[str, float]:
     return {name: value for name, value in known.items() if value}
 
 
-def bandwidth(run: Run) -> tuple[str, float]:
+def bandwidth(run: Record) -> tuple[str, float]:
     """The preferred of the `bandwidths` by name; an empty name and a NaN where none is known."""
     return next(iter(bandwidths(run).items()), ("", math.nan))
 
 
-def unknown_bytes(run: Run) -> str:
+def unknown_bytes(run: Record) -> str:
     """Why the bytes that must move are not known, though the step was counted; empty where they are."""
     if not run.done("count") or not is_generation(run):
         return ""
@@ -197,7 +197,7 @@ def unknown_bytes(run: Run) -> str:
 
 
 @once
-def withheld_of_bytes(run: Run) -> str:
+def withheld_of_bytes(run: Record) -> str:
     """Why bytes and times of a step are not held against each other: empty where they may be.
 
     Beside what withholds every rate of a step, a generation may have other parts when it is timed than when counted.
@@ -213,12 +213,12 @@ def withheld_of_bytes(run: Run) -> str:
     return ""
 
 
-def withheld_of_kernel_bytes(run: Run) -> str:
+def withheld_of_kernel_bytes(run: Record) -> str:
     """The same of modules, and of phases where their time is the trace's."""
     return withheld_of_bytes(run) or withheld_of_kernels(run)
 
 
-def mbu(run: Run, phase: str = "decode") -> dict[str, float]:
+def mbu(run: Record, phase: str = "decode") -> dict[str, float]:
     """Share of the bandwidth that the bytes which must move in a phase are, over its time in the undisturbed step.
 
     Returns:
@@ -227,12 +227,12 @@ def mbu(run: Run, phase: str = "decode") -> dict[str, float]:
     return {} if withheld_of_bytes(run) else _shares(run, phase, step_seconds(run, phase))
 
 
-def kernel_mbu(run: Run, phase: str = "decode") -> dict[str, float]:
+def kernel_mbu(run: Record, phase: str = "decode") -> dict[str, float]:
     """The same over the kernel time of the traced step; empty too where `withheld_of_kernel_bytes` says why."""
     return {} if withheld_of_kernel_bytes(run) else _shares(run, phase, _kernel_seconds(run).get(phase))
 
 
-def parts(run: Run) -> pd.DataFrame:
+def parts(run: Record) -> pd.DataFrame:
     """One row per part of a step: how the time of a step of decoding grows with the cache.
 
     Returns:
@@ -266,7 +266,7 @@ def _parts_of(rows: pd.DataFrame) -> list[str]:
     return [str(phase) for phase in rows.sort_values("part")["phase"]]
 
 
-def _counted_parts(run: Run) -> list[str]:
+def _counted_parts(run: Record) -> list[str]:
     return _parts_of(run.traffic[run.traffic["module"] == ALL].drop_duplicates("part"))
 
 
@@ -275,7 +275,7 @@ def _words(phases: list[str]) -> str:
     return ", ".join(words for words, phase in zip(found, PARTS, strict=True) if phase in phases)
 
 
-def _traffic(run: Run, whole: bool) -> pd.DataFrame:
+def _traffic(run: Record, whole: bool) -> pd.DataFrame:
     """Rows of the whole model, or of its modules; none where not all is known."""
     rows = run.traffic.head(0) if unknown_bytes(run) else run.traffic
     return rows[(rows["module"] == ALL) == whole]
@@ -287,21 +287,21 @@ def _moved(rows: pd.DataFrame, by: str | list[str]) -> pd.DataFrame:
     return sums.assign(**{name: integers(sums[name]) for name in sums})
 
 
-def _shares(run: Run, phase: str, seconds: float | None) -> dict[str, float]:
+def _shares(run: Record, phase: str, seconds: float | None) -> dict[str, float]:
     found = moved(run)
     if phase not in found.index or not seconds:
         return {}
     return {name: int(found.loc[phase, "bytes"]) / float(seconds) / rate for name, rate in bandwidths(run).items()}
 
 
-def _kernel_seconds(run: Run) -> dict[str, float]:
+def _kernel_seconds(run: Record) -> dict[str, float]:
     """Kernel time of the traced step by phase."""
     if run.is_job:
         return of_ranks(run).get(ALL, {})
     return kernel_times(split_kernels(run).assign(module=""), [""])[""]
 
 
-def _numbered(run: Run) -> pd.DataFrame:
+def _numbered(run: Record) -> pd.DataFrame:
     """The table ``generation`` with the number of each part's generation in its step, and the positions before it."""
     rows = run.generation.sort_values(["launch", "step", "part"], ignore_index=True)
     step = [rows["launch"], rows["step"]]
@@ -315,7 +315,7 @@ def _numbered(run: Run) -> pd.DataFrame:
     return rows
 
 
-def _generations(run: Run) -> pd.DataFrame:
+def _generations(run: Record) -> pd.DataFrame:
     """One row per generation that was timed: launch, step, ttft_s, sequences, prompt, new_tokens."""
     found = []
     for (launch, step, _), rows in _numbered(run).groupby(["launch", "step", "generation"]):
@@ -343,7 +343,7 @@ def _tokens(made: pd.DataFrame) -> pd.Series:
     return tokens.sum().mask(tokens.count() < tokens.size())
 
 
-def _size(run: Run, made: pd.DataFrame) -> tuple[int | None, int | None]:
+def _size(run: Record, made: pd.DataFrame) -> tuple[int | None, int | None]:
     """Sequences and new tokens of each; of a run that was not timed what was asked for."""
     if made.empty:
         return run.workload.get("samples_per_step"), run.workload.get("new_tokens")
@@ -366,19 +366,19 @@ def _agree(values: pd.Series) -> bool:
     return not values.isna().any() and values.nunique() == 1
 
 
-def held(run: Run) -> list[int]:
+def held(run: Record) -> list[int]:
     """Bytes that the cache holds after each part of the counted step; empty where they are not known."""
     facts = run.passes["count"].facts if run.done("count") else {}
     return (facts.get("cache") or {}).get("bytes") or []
 
 
-def held_after(run: Run) -> dict[str, int]:
+def held_after(run: Record) -> dict[str, int]:
     """Bytes that the cache holds at the end of each phase of the counted step; empty where they are not known."""
     sizes, phases = held(run), _counted_parts(run)
     return dict(zip(phases, sizes, strict=True)) if len(sizes) == len(phases) else {}
 
 
-def _growth(run: Run, sequences: int | None) -> int | None:
+def _growth(run: Record, sequences: int | None) -> int | None:
     """Bytes that the cache grows by, per sequence and position, in the last part, if that is a step of decoding.
 
     By what is held and not by what is written: a state of a recurrent layer is written whole and does not grow.

@@ -20,7 +20,7 @@ from gpuprof.analysis.kernel_time import busy_seconds
 from gpuprof.analysis.operators import GENERATED, plain_op
 from gpuprof.analysis.steps import traced
 from gpuprof.analysis.telemetry import limits
-from gpuprof.record import NOBODYS, Run
+from gpuprof.record import NOBODYS, Record
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import ITEM_BYTES
 
@@ -318,7 +318,7 @@ def _logits(found: Budget) -> _Found:
         )
 
 
-def _head(run: Run) -> str:
+def _head(run: Record) -> str:
     """The output head; of a model of which no facts are known the root's child that multiplies last in a decode."""
     facts = run.workload.get("facts")
     if facts is not None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from gpuprof.paths import ancestors
-from gpuprof.record import ALL, Run
+from gpuprof.record import ALL, Record
 
 
 def kernel_times(kernels: pd.DataFrame, paths: list[str]) -> dict[str, dict[str, float]]:
@@ -28,7 +28,7 @@ def kernel_times(kernels: pd.DataFrame, paths: list[str]) -> dict[str, dict[str,
     return times
 
 
-def of_ranks(run: Run) -> dict[str, dict[str, float]]:
+def of_ranks(run: Record) -> dict[str, dict[str, float]]:
     """The same of a job, the mean of its ranks, each of its own traced step; under `ALL` by phase alone."""
     rows = run.busy[run.busy["op"] == ALL]
     times: dict[str, dict[str, float]] = {}
@@ -37,7 +37,7 @@ def of_ranks(run: Run) -> dict[str, dict[str, float]]:
     return times
 
 
-def own_of_ranks(run: Run) -> pd.DataFrame:
+def own_of_ranks(run: Record) -> pd.DataFrame:
     """A module's own work by phase and operator, of a job: means of its ranks of kernels and time_s (durations).
 
     And all_kernels, those of all ranks.

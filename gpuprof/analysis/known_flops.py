@@ -9,7 +9,7 @@ import pandas as pd
 from gpuprof import units
 from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
-from gpuprof.record import Run
+from gpuprof.record import Record
 from gpuprof.theory import rule_for
 from gpuprof.theory.rules import PRODUCTS
 from gpuprof.theory.tiling import multiplies
@@ -19,7 +19,7 @@ NEARLY_ALL = 0.99
 
 
 @once
-def matmul_kernels(run: Run) -> pd.DataFrame:
+def matmul_kernels(run: Record) -> pd.DataFrame:
     """The kernels that multiply matrices: by their names, or in an operator call that has matmul FLOPs or would.
 
     Returns:
@@ -37,7 +37,7 @@ def matmul_kernels(run: Run) -> pd.DataFrame:
     return products[[product for product, _ in each]]
 
 
-def priced_share(run: Run) -> float | None:
+def priced_share(run: Record) -> float | None:
     """Share of the matmul kernel time whose calls have FLOPs; None where no kernel of a GPU multiplies."""
     if run.is_job:
         sums = run.ranks.groupby("quantity")["amount"].sum()
@@ -47,17 +47,17 @@ def priced_share(run: Run) -> float | None:
     return int(kernels.loc[kernels["priced"], "duration_ns"].sum()) / whole if whole else None
 
 
-def at_least(run: Run | float) -> str:
+def at_least(run: Record | float) -> str:
     """What to say before a rate of the step, ``"at least "``: empty where `NEARLY_ALL` of the FLOPs are in it.
 
     Args:
         run: the run, or its `priced_share`; a NaN is not known.
     """
-    share = priced_share(run) if isinstance(run, Run) else run
+    share = priced_share(run) if isinstance(run, Record) else run
     return "at least " if share is not None and share < NEARLY_ALL else ""
 
 
-def known_of(run: Run) -> str:
+def known_of(run: Record) -> str:
     """The words that go with `at_least`: of how much of the matmul kernel time FLOPs are known; empty likewise."""
     share = priced_share(run)
     if share is None or share >= NEARLY_ALL or none_known(run):
@@ -65,7 +65,7 @@ def known_of(run: Run) -> str:
     return f"FLOPs are known of {units.percent(share)} of the matmul kernel time"
 
 
-def none_known(run: Run) -> bool:
+def none_known(run: Record) -> bool:
     """Whether the FLOPs of a recording are unknown altogether, and not none."""
     if not run.recorded or (run.ops["flops_hardware"].fillna(0) > 0).any():
         return False
@@ -78,7 +78,7 @@ _OfCalls = dict[tuple[str, str], tuple[bool, bool]]
 """Whether the calls of an operator on such inputs have matmul FLOPs or would, and whether all of these are known."""
 
 
-def _flops_of_calls(run: Run) -> _OfCalls:
+def _flops_of_calls(run: Record) -> _OfCalls:
     """By operator and shapes, by operator alone, on `_ANY`, and by the kernel of compiled code, on `_COMPILED`."""
     found: _OfCalls = {}
 
@@ -97,7 +97,7 @@ def _flops_of_calls(run: Run) -> _OfCalls:
     return found
 
 
-def _of(key: tuple[str, str, str, str], of_call: _OfCalls, run: Run) -> tuple[bool, bool]:
+def _of(key: tuple[str, str, str, str], of_call: _OfCalls, run: Record) -> tuple[bool, bool]:
     """Whether a kernel multiplies, and whether the FLOPs of its call are known."""
     op, shapes, kernel, compiled = key
     op = plain_op(op)

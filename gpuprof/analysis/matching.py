@@ -7,13 +7,13 @@ import re
 import pandas as pd
 
 from gpuprof.paths import unsharded, unwrapped
-from gpuprof.record import Run
+from gpuprof.record import Record
 
 _CONTAINERS = {"model", "vision_model", "transformer", "base_model", "module"}
 _NUMBERED = re.compile(r"\d+-\d+(\.\d+-\d+)*")
 
 
-def match(claims: pd.DataFrame, run: Run) -> dict[str, list[str]]:
+def match(claims: pd.DataFrame, run: Record) -> dict[str, list[str]]:
     """Modules of the model that each module of the report stands for; an empty list where there is none.
 
     A path of the model is taken as it is. Otherwise names have moved between releases of a library, where containers
@@ -41,7 +41,7 @@ def match(claims: pd.DataFrame, run: Run) -> dict[str, list[str]]:
 class _Lines:
     """The modules of a report, and what of the model they could be."""
 
-    def __init__(self, claims: pd.DataFrame, modules: pd.DataFrame, run: Run) -> None:
+    def __init__(self, claims: pd.DataFrame, modules: pd.DataFrame, run: Record) -> None:
         self.classes = dict(zip(modules["module"], modules["class"], strict=True))
         params = claims[claims["quantity"] == "params"].drop_duplicates("module")
         figures = zip(params["value"], params["precision"], strict=True)

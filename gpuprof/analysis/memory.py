@@ -11,7 +11,7 @@ import pandas as pd
 from gpuprof.analysis.generation import held_after, is_generation
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
-from gpuprof.record import FORWARD, PHASES, UNATTRIBUTED, Run
+from gpuprof.record import FORWARD, PHASES, UNATTRIBUTED, Record
 
 EXPECTED = ("parameters", "buffers", "gradients", "optimizer_state", "cache", "activations")
 """What must be there by the sizes of tensors."""
@@ -34,7 +34,7 @@ class _Moment(NamedTuple):
     measured: int
 
 
-def no_timeline(run: Run) -> str:
+def no_timeline(run: Record) -> str:
     """Why a run has none, and what to do."""
     if run.is_job:
         rank = run.device["ranks"][run.passes["memory"].facts["rank"]] if run.done("memory") else run.device["ranks"][0]
@@ -43,7 +43,7 @@ def no_timeline(run: Run) -> str:
     return "this run has no memory timeline: profile it again with the memory pass"
 
 
-def account(run: Run) -> pd.DataFrame:
+def account(run: Record) -> pd.DataFrame:
     """Expected against measured bytes at the end of each phase and at its peak.
 
     Measured is torch's allocated memory on CUDA, elsewhere the resident set of the process. A peak has an expectation
@@ -74,7 +74,7 @@ def account(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=ACCOUNT_COLUMNS)
 
 
-def by_module(run: Run) -> pd.DataFrame:
+def by_module(run: Record) -> pd.DataFrame:
     """What each module takes, its children included, and one row for what belongs to no module.
 
     Returns:
@@ -105,7 +105,7 @@ def by_module(run: Run) -> pd.DataFrame:
     return pd.DataFrame({name: pd.array(values, dtype=types[name]) for name, values in columns.items()})
 
 
-def peak(run: Run) -> dict[str, Any]:
+def peak(run: Record) -> dict[str, Any]:
     """The highest reading of the step and what surrounds it; None where a figure is not known.
 
     Keys: bytes, phase, module (that ran then; empty for the loss and whatever else is in none), time_s, reserved_bytes
@@ -174,7 +174,7 @@ class Prediction:
     total: int
 
 
-def made(run: Run) -> dict[str, int]:
+def made(run: Record) -> dict[str, int]:
     """By phase, what the step itself made and was there at its peak; in the optimizer's phase, when that begins.
 
     Activations, gradients, outputs and temporaries: all but parameters, buffers, optimizer state, and what was there
@@ -188,7 +188,7 @@ def made(run: Run) -> dict[str, int]:
     return {phase: max(level - aside, 0) for phase, level in levels.items() if level is not None}
 
 
-def predict(run: Run, simulated: Mapping[str, tuple[float, float]]) -> Prediction:
+def predict(run: Record, simulated: Mapping[str, tuple[float, float]]) -> Prediction:
     """What a step of another size needs at its peak.
 
     What the measured step made beyond the simulated one either grows with it or stays as it is: the truth lies between.
@@ -221,14 +221,14 @@ def predict(run: Run, simulated: Mapping[str, tuple[float, float]]) -> Predictio
     return max(found, key=lambda prediction: prediction.total)
 
 
-def _expected(run: Run) -> dict[str, int]:
+def _expected(run: Record) -> dict[str, int]:
     """Bytes by size: those of `EXPECTED`, and the optimizer's state before the step."""
     analytic = run.memory[run.memory["source"] == "analytic"].groupby("quantity")["bytes"].sum()
     sizes = {name: int(analytic.get(name, 0)) for name in EXPECTED}
     return sizes | {"optimizer_state_before": int(analytic.get("optimizer_state_before", sizes["optimizer_state"]))}
 
 
-def _measured(run: Run, phase: str, name: str) -> int | None:
+def _measured(run: Record, phase: str, name: str) -> int | None:
     """A reading of the whole model: entry, exit or peak of a phase, or a quantity by its own name."""
     memory = run.memory
     names = (name, f"allocated_{name}", f"rss_{name}")
@@ -236,7 +236,7 @@ def _measured(run: Run, phase: str, name: str) -> int | None:
     return int(found.iloc[0]) if len(found) else None
 
 
-def _before(run: Run) -> int:
+def _before(run: Record) -> int:
     """What was in use before the step and is neither parameter, buffer nor optimizer state; 0 if not known."""
     entries = [entry for phase in FORWARD if (entry := _measured(run, phase, "entry")) is not None]
     if not entries:
@@ -245,7 +245,7 @@ def _before(run: Run) -> int:
     return max(entries[0] - sum(sizes[name] for name in ("parameters", "buffers", "optimizer_state_before")), 0)
 
 
-def _end(run: Run, phase: str) -> _Moment | None:
+def _end(run: Record, phase: str) -> _Moment | None:
     measured = _measured(run, phase, "exit")
     if measured is None:
         return None
@@ -258,7 +258,7 @@ def _end(run: Run, phase: str) -> _Moment | None:
     return _Moment(_parts(run, phase, kept, gradients), measured)
 
 
-def _peak(run: Run, phase: str) -> _Moment | None:
+def _peak(run: Record, phase: str) -> _Moment | None:
     index, measured = _highest(run.timeline, phase), _highest_bytes(run, phase)
     if index is None or measured is None:
         return None
@@ -268,7 +268,7 @@ def _peak(run: Run, phase: str) -> _Moment | None:
     return _Moment(_parts(run, phase, *max(readings, key=sum)), measured)
 
 
-def _parts(run: Run, phase: str, kept: int, gradients: int) -> dict[str, int]:
+def _parts(run: Record, phase: str, kept: int, gradients: int) -> dict[str, int]:
     sizes = _expected(run)
     state = sizes["optimizer_state" if phase in _AFTER else "optimizer_state_before"]
     return {name: sizes[name] for name in EXPECTED} | {
@@ -283,7 +283,7 @@ def _highest(timeline: pd.DataFrame, phase: str) -> int | None:
     return None if rows.empty else int(rows["peak_bytes"].fillna(rows["bytes"]).astype("int64").idxmax())
 
 
-def _highest_bytes(run: Run, phase: str) -> int | None:
+def _highest_bytes(run: Record, phase: str) -> int | None:
     index, known = _highest(run.timeline, phase), _measured(run, phase, "peak")
     return known if known is not None or index is None else int(run.timeline["bytes"].iloc[index])
 

@@ -34,7 +34,7 @@ from gpuprof.analysis.shares import split_kernels, untimed
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.unpriced import ratio_withheld
 from gpuprof.paths import ancestors
-from gpuprof.record import ALL, FORWARD, MODEL, PHASES, UNATTRIBUTED, Run, integers
+from gpuprof.record import ALL, FORWARD, MODEL, PHASES, UNATTRIBUTED, Record, integers
 from gpuprof.theory import rule_for
 
 __all__ = [
@@ -60,7 +60,7 @@ PART_COLUMNS = ["flops_{}", "time_{}_s", "flops_per_s_{}", "mfu_{}", "bytes_{}",
 """Columns that it has beside those of each phase of a generation: encode, prefill, decode, as far as they ran."""
 
 
-def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
+def by_module(run: Record, convention: str | None = None) -> pd.DataFrame:
     """One row per module, children included in their parent, and one for what belongs to no module.
 
     Args:
@@ -136,7 +136,7 @@ def by_module(run: Run, convention: str | None = None) -> pd.DataFrame:
     return table.reset_index()[[*MODULE_COLUMNS, *of_parts]]
 
 
-def convention_by_module(run: Run, name: str) -> pd.DataFrame:
+def convention_by_module(run: Record, name: str) -> pd.DataFrame:
     """What a convention makes of each module's forward, children included: what calflops prints of it, for one.
 
     Returns:
@@ -205,19 +205,19 @@ def _ratio(numerator: pd.Series, denominator: pd.Series) -> pd.Series:
     return (above / below.where(below > 0)).where(above > 0)
 
 
-def _rate(run: Run, work: pd.Series, time: pd.Series, reason: str | None = None) -> pd.Series:
+def _rate(run: Record, work: pd.Series, time: pd.Series, reason: str | None = None) -> pd.Series:
     """FLOP/s, or MFU where the work is ideal time; missing where they are withheld, below the whole step by default."""
     found = _ratio(work, time)
     return found.mask(found.notna()) if (withheld_of_kernels(run) if reason is None else reason) else found
 
 
-def _ideal_s(run: Run, moved_bytes: pd.Series) -> pd.Series:
+def _ideal_s(run: Record, moved_bytes: pd.Series) -> pd.Series:
     """Time that bytes would take at the preferred bandwidth; missing where none is known."""
     name, per_s = bandwidth(run)
     return moved_bytes.astype("Float64") / (per_s if name else pd.NA)
 
 
-def _add_rates(run: Run, table: pd.DataFrame, phase: str) -> None:
+def _add_rates(run: Record, table: pd.DataFrame, phase: str) -> None:
     """Columns of rates of a phase over kernel time, from those of its work and times."""
     time, moved_bytes = table[f"time_{phase}_s"], table[f"bytes_{phase}"]
     table[f"flops_per_s_{phase}"] = _rate(run, table[f"flops_{phase}"], time)
@@ -226,7 +226,7 @@ def _add_rates(run: Run, table: pd.DataFrame, phase: str) -> None:
     table[f"mbu_{phase}"] = _rate(run, _ideal_s(run, moved_bytes), time, withheld_of_kernel_bytes(run))
 
 
-def by_class(run: Run, convention: str | None = None) -> pd.DataFrame:
+def by_class(run: Record, convention: str | None = None) -> pd.DataFrame:
     """One row per class: the sum over its modules, a module inside another of the same class counted once."""
     modules = by_module(run, convention)
     classes = dict(zip(modules["module"], modules["class"], strict=True))
@@ -290,7 +290,7 @@ KERNEL_COLUMNS = [
 """Columns of `by_kernel` where code was compiled."""
 
 
-def by_op(run: Run, convention: str | None = None) -> pd.DataFrame:
+def by_op(run: Record, convention: str | None = None) -> pd.DataFrame:
     """One row per operator: what it cost, how long it took, and what torch.profiler itself makes of it.
 
     Kernels that no operator launched come last, under an empty name. ``flops`` is missing where an operator has no
@@ -338,7 +338,7 @@ def by_op(run: Run, convention: str | None = None) -> pd.DataFrame:
     return _ordered(table.reset_index(), OP_COLUMNS)
 
 
-def _of_compiled(run: Run, convention: str | None) -> pd.DataFrame:
+def _of_compiled(run: Record, convention: str | None) -> pd.DataFrame:
     """What ran, by the plain operator that its kernels are booked on: FLOPs, ideal_s and those of compiled kernels."""
     work = priced(run, ran(run), convention)
     sums = work.groupby("within")[["flops", "ideal_s"]].sum()
@@ -350,7 +350,7 @@ def _of_compiled(run: Run, convention: str | None) -> pd.DataFrame:
     return sums.assign(compiled=compiled["flops_hardware"], compiled_vector=compiled["vector_flops"])
 
 
-def by_kernel(run: Run, convention: str | None = None) -> pd.DataFrame:
+def by_kernel(run: Record, convention: str | None = None) -> pd.DataFrame:
     """One row per kernel name: times, the operators that launch it, and their kinds, communication by its own name too.
 
     No FLOPs: an operator may launch several. Where code was compiled, a row is a kernel of one graph, with the columns
@@ -388,7 +388,7 @@ def _words(names: pd.Series) -> str:
     return " ".join(sorted(set(names) - {""}))
 
 
-def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
+def by_phase(run: Record, convention: str | None = None) -> pd.DataFrame:
     """One row per phase: step time by events (median and quartiles), kernel time, FLOPs, rates.
 
     ``time_s`` of the backward includes recomputation, which cannot be told apart without a trace. ``kernel_time_s``
@@ -437,7 +437,7 @@ def by_phase(run: Run, convention: str | None = None) -> pd.DataFrame:
     return _ordered(table[table.notna().any(axis=1)].reset_index(), columns)
 
 
-def without_rule(run: Run) -> pd.DataFrame:
+def without_rule(run: Record) -> pd.DataFrame:
     """Operators that no rule prices: their calls and their share of kernel time (missing without a trace)."""
     table = by_op(run)
     missing = table[(table["kind"] == "") & (table["op"] != "") & ~table["op"].str.startswith(GENERATED)]
@@ -448,7 +448,7 @@ def without_rule(run: Run) -> pd.DataFrame:
     return missing[columns].reset_index(drop=True)
 
 
-def estimate_coverage(run: Run) -> float | None:
+def estimate_coverage(run: Record) -> float | None:
     """Share of the counted matmul FLOPs (full square) that torch.profiler's own estimates reach; None if unknown.
 
     Its estimates for elementwise operators are left out.
@@ -461,7 +461,7 @@ def estimate_coverage(run: Run) -> float | None:
     return float(run.estimates.loc[~elementwise, "flops_profiler"].sum() / counted_flops)
 
 
-def totals(run: Run, convention: str | None = None) -> dict[str, Any]:
+def totals(run: Record, convention: str | None = None) -> dict[str, Any]:
     """The figures of the header; None where a figure is not known.
 
     Keys: params, trainable_params, macs, flops_forward, flops_recompute, flops_backward, flops (model FLOPs of the

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TypeVar
 
-from gpuprof.record import Run
+from gpuprof.record import Record
 
 _Found = TypeVar("_Found")
 
 
-def once(find: Callable[[Run], _Found]) -> Callable[[Run], _Found]:
+def once(find: Callable[[Record], _Found]) -> Callable[[Record], _Found]:
     """Found once for each state of a run: every table and page asks again."""
 
     @wraps(find)
-    def found(run: Run) -> _Found:
+    def found(run: Record) -> _Found:
         kept = run.__dict__.setdefault("_found", {})
         state = _state(run)
         if find.__name__ not in kept or kept[find.__name__][0] != state:
@@ -25,7 +25,7 @@ def once(find: Callable[[Run], _Found]) -> Callable[[Run], _Found]:
     return found
 
 
-def _state(run: Run) -> str:
+def _state(run: Record) -> str:
     frames = [
         (run.ops, ("calls", "flops_full", "flops_hardware")), (run.kernels, ("duration_ns", "call")),
         (run.estimates, ("flops_profiler",)), (run.samples, ("time_s",)),

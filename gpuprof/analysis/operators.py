@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuprof.record import ALL, Run
+from gpuprof.record import ALL, Record
 from gpuprof.theory import rule_for
 from gpuprof.theory.generated import generated
 from gpuprof.theory.rules import PRODUCTS
@@ -18,7 +18,7 @@ def plain_op(op: str) -> str:
     return op.partition(".")[0].rstrip("_")
 
 
-def kinds(run: Run) -> dict[str, str]:
+def kinds(run: Record) -> dict[str, str]:
     """Kind of each plain operator of a run; of those that only the trace saw by their rule, empty without one.
 
     What a compiler wrote is of the strongest kind of the operators in it, a product before all others, or where they
@@ -33,7 +33,7 @@ def kinds(run: Run) -> dict[str, str]:
     return known
 
 
-def _of_generated(run: Run) -> dict[str, str]:
+def _of_generated(run: Record) -> dict[str, str]:
     kernels = run.kernels[run.kernels["op"].str.startswith(GENERATED)]
     if kernels.empty:
         return {}

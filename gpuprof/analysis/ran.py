@@ -9,13 +9,13 @@ import pandas as pd
 from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.analysis.shares import owners
-from gpuprof.record import Run, integers
+from gpuprof.record import Record, integers
 
 _COUNTS = ("calls", "flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes")
 
 
 @once
-def ran(run: Run) -> pd.DataFrame:
+def ran(run: Record) -> pd.DataFrame:
     """The ``ops`` table as the traced step had it: of compiled code the operators that the compiler made of it.
 
     The others are as they were counted, so far as the trace has calls of them outside compiled code.
@@ -46,7 +46,7 @@ def ran(run: Run) -> pd.DataFrame:
     return pd.DataFrame({name: integers(values) if name in _COUNTS else values for name, values in columns.items()})
 
 
-def _outside(run: Run, counted: pd.DataFrame) -> list[dict[str, Any]]:
+def _outside(run: Record, counted: pd.DataFrame) -> list[dict[str, Any]]:
     """The counted rows that the trace has outside compiled code, each with the share of its calls that it has."""
     place = ["module", "phase", "op", "shapes"]
     calls = run.kernels[(run.kernels["compiled"] == "") & run.kernels["call"].notna()].drop_duplicates("call")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -20,7 +21,7 @@ from gpuprof.analysis.counted import chosen
 from gpuprof.analysis.denominators import denominator, of_ranks, peak_dtype
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.errors import GpuprofError
-from gpuprof.record import MODEL, Run, integers
+from gpuprof.record import MODEL, Record, integers, load
 
 RANK_COLUMNS = [
     "rank", "step_s", "compute_s", "exposed_s", "idle_s", "communication_s", "kernels", "flops", "flops_per_s", "mfu",
@@ -77,7 +78,7 @@ class _Slowest(NamedTuple):
         return f"{excess}, where the others wait {units.duration(self.wait * 1e-9)}"
 
 
-def rank_rows(run: Run, rank: int, step: int = 0) -> list[dict[str, Any]]:
+def rank_rows(run: Record, rank: int, step: int = 0) -> list[dict[str, Any]]:
     """Rows of the ``ranks`` table from the run of one rank: sums in nanoseconds and FLOPs, no rates.
 
     Of a rank whose rates are withheld it has no FLOPs: who reads the table could not tell why.
@@ -109,7 +110,7 @@ def rank_rows(run: Run, rank: int, step: int = 0) -> list[dict[str, Any]]:
     return [row | {"step": step} for row in (*times, *flops_rows(run, rank))]
 
 
-def flops_rows(run: Run, rank: int) -> list[dict[str, Any]]:
+def flops_rows(run: Record, rank: int) -> list[dict[str, Any]]:
     """The FLOPs among `rank_rows`, of no step; of a rank whose rates are withheld none."""
     if withheld(run):  # most of it is in graphs, say
         return []
@@ -126,7 +127,7 @@ def flops_rows(run: Run, rank: int) -> list[dict[str, Any]]:
     return found
 
 
-def by_rank(run: Run, convention: str | None = None) -> pd.DataFrame:
+def by_rank(run: Record, convention: str | None = None) -> pd.DataFrame:
     """One row per rank: of several recorded steps the one of median length, of an even number the shorter.
 
     Of those that are as long, as all are where the step was timed apart, the one in which the device is busy that long.
@@ -185,14 +186,14 @@ def by_rank(run: Run, convention: str | None = None) -> pd.DataFrame:
     return table.drop(columns=[name for name in HELD_COLUMNS if table[name].isna().all()])
 
 
-def busy_of_ranks(run: Run) -> float | None:
+def busy_of_ranks(run: Record) -> float | None:
     """Seconds in which a device of a job is busy in a step, the mean of its ranks; None where none was traced."""
     table = by_rank(run)
     busy = (table["compute_s"] + table["exposed_s"]).dropna()
     return float(busy.mean()) if len(busy) == len(table) > 0 else None
 
 
-def require_kernels(run: Run, what: str) -> None:
+def require_kernels(run: Record, what: str) -> None:
     """Refuse a job where the kernels of a rank are asked for.
 
     Args:
@@ -205,7 +206,7 @@ def require_kernels(run: Run, what: str) -> None:
     refuse_job(run, f"{what} needs kernels, and the file of a job has none")
 
 
-def refuse_job(run: Run, why: str) -> None:
+def refuse_job(run: Record, why: str) -> None:
     """Refuse a job where that of a rank is wanted.
 
     Raises:
@@ -216,7 +217,7 @@ def refuse_job(run: Run, why: str) -> None:
         raise GpuprofError(f"{why}: give the file of one of its ranks{f', such as {file}' if file else ''}")
 
 
-def straggler(run: Run) -> Straggler:
+def straggler(run: Record) -> Straggler:
     """Whether one rank holds up the others: told by the time that each computes, never by the length of its step.
 
     In a step the slowest is the rank that computes longest. Its excess is what it computes longer than the next; the
@@ -278,7 +279,7 @@ def _length(step: _Figures) -> tuple[int, int]:
     return step["step_ns", ""], -step["idle_ns", ""]
 
 
-def _steps(run: Run) -> dict[int, dict[int, _Figures]]:
+def _steps(run: Record) -> dict[int, dict[int, _Figures]]:
     """The ``ranks`` table by rank and step; a rank without a step is not there."""
     found: dict[int, dict[int, _Figures]] = {}
     rows = run.ranks.loc[run.ranks["step"].notna(), ["rank", "step", "quantity", "dtype", "amount"]]
@@ -287,10 +288,32 @@ def _steps(run: Run) -> dict[int, dict[int, _Figures]]:
     return {rank: found[rank] for rank in sorted(found)}
 
 
-def _held(run: Run) -> dict[int, _Figures]:
+def _held(run: Record) -> dict[int, _Figures]:
     """What the ``ranks`` table has of each rank and of no traced step."""
     found: dict[int, _Figures] = {}
     rows = run.ranks.loc[run.ranks["step"].isna(), ["rank", "quantity", "dtype", "amount"]]
     for rank, quantity, dtype, amount in rows.itertuples(index=False, name=None):
         found.setdefault(int(rank), {})[quantity, dtype] = int(amount)
     return {rank: found[rank] for rank in sorted(found)}
+
+
+def rank_files(job: Record, folder: Path) -> Iterator[Record]:
+    """The runs of a job's ranks, one after the other, from the files beside that of the job.
+
+    Args:
+        job: of them all.
+        folder: where its file is.
+
+    Raises:
+        GpuprofError: a file is not there, or is of something else; it is named.
+    """
+    for one in job.device["ranks"]:
+        rank, path = one["rank"], folder / one["file"]
+        if not one["file"]:
+            raise GpuprofError(f"this job does not say where the run of rank {rank} was saved: show each by itself")
+        if not path.is_file():
+            raise GpuprofError(f"{path} is not there, the file of rank {rank}: put it beside that of the job")
+        run = load(path)
+        if run.workload.get("rank") != rank or run.environment.get("date") != one["environment"].get("date"):
+            raise GpuprofError(f"{path} is not of rank {rank} of this job: put the file there that it was made of")
+        yield run

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gpuprof.analysis.counted import read_rows
 from gpuprof.paths import ancestors
-from gpuprof.record import Run
+from gpuprof.record import Record
 from gpuprof.theory import CONVENTIONS
 from gpuprof.theory.calflops import count_today
 from gpuprof.theory.rows import Row, elements
@@ -68,7 +68,7 @@ def add_up(values: Iterable[tuple[str, dict[str, int]]]) -> Sums:
     return sums
 
 
-def readings(run: Run, tool: str) -> list[Sums]:
+def readings(run: Record, tool: str) -> list[Sums]:
     """What the tool would print of the run, under each of the rules that its releases follow."""
     rows = list(zip(run.ops["module"], read_rows(run), strict=True))
     if tool == "torchinfo":
@@ -279,7 +279,7 @@ def _affine(row: Row) -> bool:
     return len(row.inputs) == 5 or ("batch_norm" not in row.op and len(row.inputs) > 1)
 
 
-def _torchinfo(run: Run, rows: list[tuple[str, Row]], predecessor: bool = False) -> Iterator[Part]:
+def _torchinfo(run: Record, rows: list[tuple[str, Row]], predecessor: bool = False) -> Iterator[Part]:
     """Parameters times the batch, in what has Conv in its name times the positions; nothing without parameters.
 
     Its predecessor torch-summary takes the weight alone, and one sample of the batch.
@@ -330,7 +330,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
 }
 
 
-def covered_params(run: Run, tool: str) -> dict[str, int] | None:
+def covered_params(run: Record, tool: str) -> dict[str, int] | None:
     """Parameters by module of only the types that the tool knows; None if it knows all."""
     if tool not in _COVERED:
         return None
@@ -342,7 +342,7 @@ def covered_params(run: Run, tool: str) -> dict[str, int] | None:
     return {path: entry["params"] for path, entry in add_up(leaves).items()}
 
 
-def lookups(run: Run) -> tuple[Sums, Sums]:
+def lookups(run: Record) -> tuple[Sums, Sums]:
     """FLOPs by which the forward changes with the output layer at every position, and with embeddings as products."""
     rows = [(module, row) for module, row in zip(run.ops["module"], read_rows(run), strict=True)
             if row.phase == "forward" and len(row.inputs) > 1]  # fmt: skip
@@ -364,7 +364,7 @@ def lookups(run: Run) -> tuple[Sums, Sums]:
     return add_up(heads), add_up(products)
 
 
-def own_counts(run: Run) -> Sums:
+def own_counts(run: Record) -> Sums:
     """The count itself: ``PHASE causal``, ``PHASE full`` and what of it is ``PHASE attention``; ``profiler``.
 
     The phases are forward and backward; the parts of a generation are forward, and each by itself too.

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from gpuprof.paths import layer_of, unwrapped
-from gpuprof.record import MODEL, Run
+from gpuprof.record import MODEL, Record
 
 _NAMED = 3  # modules in a line; the others are added up
 
@@ -31,7 +31,7 @@ def model_flops(ops: pd.DataFrame, bare: dict[str, str] | None = None) -> dict[s
     return sums
 
 
-def replication(job: Run, once: dict[str, int], replicas: int) -> dict[str, Any]:
+def replication(job: Record, once: dict[str, int], replicas: int) -> dict[str, Any]:
     """Model FLOPs of a job against those of the unsharded model.
 
     Args:

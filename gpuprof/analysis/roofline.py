@@ -26,7 +26,7 @@ from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import refuse_log
 from gpuprof.errors import GpuprofError
-from gpuprof.record import NOBODYS, PHASES, Run, integers
+from gpuprof.record import NOBODYS, PHASES, Record, integers
 from gpuprof.theory.rules import PRODUCTS
 
 BY = ("op", "class", "module", "kernel")
@@ -60,7 +60,7 @@ class Roofs(NamedTuple):
         return peak / self.bytes_per_s if peak and self.bytes_per_s else None
 
 
-def roofs(run: Run) -> list[Roofs]:
+def roofs(run: Record) -> list[Roofs]:
     """The ceilings of a run under each denominator, the preferred first.
 
     A measured peak goes with the measured bandwidth, any other with the datasheet's; where that one is not known, the
@@ -75,7 +75,7 @@ def roofs(run: Run) -> list[Roofs]:
     return found
 
 
-def chosen_roofs(run: Run, denominator: str | None = None) -> Roofs:
+def chosen_roofs(run: Record, denominator: str | None = None) -> Roofs:
     """Those of one denominator; the preferred by default, without any ceiling where none is known.
 
     Raises:
@@ -91,7 +91,7 @@ def chosen_roofs(run: Run, denominator: str | None = None) -> Roofs:
     raise GpuprofError(f"no denominator {denominator!r} in this run: there are {names}")
 
 
-def dtypes(run: Run) -> list[str]:
+def dtypes(run: Record) -> list[str]:
     """Dtypes of the peaks that a run's products go against, the one with most FLOPs first."""
     sums: Counter[str] = Counter()
     columns = run.ops[["dtype", "kind", "flops_hardware"]].itertuples(index=False, name=None)
@@ -103,7 +103,7 @@ def dtypes(run: Run) -> list[str]:
     return [dtype for dtype, _ in sums.most_common()]
 
 
-def roofline(run: Run, by: str = "op", denominator: str | None = None, phase: str | None = None) -> pd.DataFrame:
+def roofline(run: Record, by: str = "op", denominator: str | None = None, phase: str | None = None) -> pd.DataFrame:
     """Intensity and rate of every operator, class, module or kernel, against its roof.
 
     A class or a module is what it owns itself, its children apart, so every kernel is in one row; it has a row per
@@ -169,7 +169,7 @@ def roofline(run: Run, by: str = "op", denominator: str | None = None, phase: st
     return table.sort_values("time_s", ascending=False, kind="stable", ignore_index=True)
 
 
-def clouds(run: Run) -> pd.DataFrame:
+def clouds(run: Record) -> pd.DataFrame:
     """A generation's phases as wholes: where the points of each lie together.
 
     Returns:
@@ -206,7 +206,7 @@ def _of_phase(kernels: pd.DataFrame, phase: str | None) -> pd.DataFrame:
     return found
 
 
-def _of_counters(run: Run, by: str, ceilings: Roofs) -> pd.DataFrame:
+def _of_counters(run: Record, by: str, ceilings: Roofs) -> pd.DataFrame:
     if by != "kernel":
         raise GpuprofError(f"a table of Nsight Compute has kernels alone, no roofline by {by}: give --by kernel")
     groups = dict(list(run.counters.groupby("kernel")))
@@ -252,7 +252,7 @@ def _held_against(row: dict[str, Any], compute_s: float | None, ceilings: Roofs)
     return found
 
 
-def _work(run: Run, ceilings: Roofs) -> pd.DataFrame:
+def _work(run: Record, ceilings: Roofs) -> pd.DataFrame:
     """What ran, under the operator of its kernel, with the FLOPs that count here, and their time at the peak."""
     ops = ran(run)
     ops = ops.assign(op=ops["op"].where(ops["compiled"] == "", ops["within"]))
@@ -270,7 +270,7 @@ def _work(run: Run, ceilings: Roofs) -> pd.DataFrame:
     return ops
 
 
-def _keyed(run: Run, rows: pd.DataFrame, by: str, known: dict[str, str]) -> pd.DataFrame:
+def _keyed(run: Record, rows: pd.DataFrame, by: str, known: dict[str, str]) -> pd.DataFrame:
     """Rows with their plain operator, and the name, phase and kind of the point that they belong to."""
     rows = rows.assign(op=rows["op"].map(plain_op))
     communicate = communicating(rows) if "kernel" in rows else [known.get(op) == "communication" for op in rows["op"]]
@@ -312,7 +312,7 @@ def _each(whole: Any, calls: Any) -> Any:
     return part.numerator if part.denominator == 1 else part
 
 
-def _dram(run: Run, by: str, known: dict[str, str]) -> dict[Any, int]:
+def _dram(run: Record, by: str, known: dict[str, str]) -> dict[Any, int]:
     """Bytes moved by the memory of the device, by point, where counters were read of every launch in it."""
     launches = _keyed(run, run.counters, by, known)
     launches["dram"] = launches["dram_read_bytes"] + launches["dram_written_bytes"]

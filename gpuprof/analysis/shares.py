@@ -14,7 +14,7 @@ import pandas as pd
 
 from gpuprof.analysis.once import once
 from gpuprof.paths import ancestors
-from gpuprof.record import WHOLE_STEP, Run
+from gpuprof.record import WHOLE_STEP, Record
 
 
 def split_ns(duration: int, weights: Sequence[int]) -> list[int]:
@@ -28,7 +28,7 @@ def split_ns(duration: int, weights: Sequence[int]) -> list[int]:
     return [duration * end // whole - duration * begin // whole for begin, end in itertools.pairwise(ends)]
 
 
-def owners(run: Run) -> dict[str, dict[tuple[str, str], int | None]]:
+def owners(run: Record) -> dict[str, dict[tuple[str, str], int | None]]:
     """Bytes that each owner, a module and a phase, pays for in one call of a kernel of compiled code.
 
     Returns:
@@ -49,7 +49,7 @@ def owners(run: Run) -> dict[str, dict[tuple[str, str], int | None]]:
 
 
 @once
-def split_kernels(run: Run) -> pd.DataFrame:
+def split_kernels(run: Record) -> pd.DataFrame:
     """The ``kernels`` table with every kernel that has several owners in parts, one after the other.
 
     Returns:
@@ -87,7 +87,7 @@ def split_kernels(run: Run) -> pd.DataFrame:
     return rows.assign(**columns)
 
 
-def untimed(run: Run, timed: Collection[str]) -> set[str]:
+def untimed(run: Record, timed: Collection[str]) -> set[str]:
     """Modules whose kernel time a trace of compiled code does not tell: nobody may take it for none.
 
     What is inside a region that the trace pass could not look into, and in a trace that looked into none every module
@@ -114,7 +114,7 @@ def untimed(run: Run, timed: Collection[str]) -> set[str]:
     return unknown
 
 
-def regions(run: Run) -> dict[str, str]:
+def regions(run: Record) -> dict[str, str]:
     """Modules whose kernel time a trace of compiled code does not tell, by the region that has it."""
     timed = {path for module in set(split_kernels(run)["module"]) for path in ancestors(module)}
     unknown = untimed(run, timed)

@@ -12,7 +12,7 @@ from gpuprof.analysis.counted import chosen, counted, priced
 from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.paths import ancestors
-from gpuprof.record import Run
+from gpuprof.record import Record
 from gpuprof.theory import rule_for
 
 _MULTIPLY = ("matmul", "convolution", "attention", "recurrent")
@@ -75,7 +75,7 @@ class Span(NamedTuple):
         return sum(known) if len(known) == len(calls) else None
 
 
-def lanes(run: Run, convention: str | None = None) -> dict[tuple[str, int], list[Kernel]]:
+def lanes(run: Record, convention: str | None = None) -> dict[tuple[str, int], list[Kernel]]:
     """Kernels by stream (thread on a CPU) and number of the lane, in order of start; in a lane no two overlap.
 
     A stream has more than one lane only where a kernel began before the one ahead of it had ended.
@@ -150,7 +150,7 @@ def _spans(lane: Sequence[Kernel], chains: Sequence[Sequence[str | None]]) -> li
     return [Span(module, of[0].phase, of[0].start_ns, of[-1].end_ns, of) for module, of in members]
 
 
-def _flops_per_call(run: Run, convention: str | None) -> dict[tuple[str, str, str], dict[str, set[int]]]:
+def _flops_per_call(run: Record, convention: str | None) -> dict[tuple[str, str, str], dict[str, set[int]]]:
     """FLOPs that one call may have, by module, phase and operator, and then by the shapes of its inputs."""
     if not run.done("count"):
         return {}
@@ -164,7 +164,7 @@ def _flops_per_call(run: Run, convention: str | None) -> dict[tuple[str, str, st
     return found
 
 
-def _flops_of_compiled(run: Run, convention: str | None) -> dict[str, dict[tuple[str, str] | None, int | None]]:
+def _flops_of_compiled(run: Record, convention: str | None) -> dict[str, dict[tuple[str, str] | None, int | None]]:
     """FLOPs of one call of each kernel of compiled code, by its owners, and under None of all of them."""
     found: dict[str, dict[tuple[str, str] | None, int | None]] = {}
     if not run.done("count"):

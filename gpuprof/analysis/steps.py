@@ -7,20 +7,20 @@ from typing import Any
 import pandas as pd
 
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run
+from gpuprof.record import Record
 
 
-def typical(run: Run, times: Any) -> Any:
+def typical(run: Record, times: Any) -> Any:
     """What stands for the times of each group of steps: their median; of a training their mean, as of what they do."""
     return times.mean() if run.metered else times.median()
 
 
-def varied(run: Run) -> bool:
+def varied(run: Record) -> bool:
     """Whether it is of a training whose steps were not all of the same shapes."""
     return run.metered and run.passes["time"].facts.get("kinds", 1) > 1
 
 
-def of_launches(run: Run, phase: str = "step") -> pd.Series:
+def of_launches(run: Record, phase: str = "step") -> pd.Series:
     """Typical seconds of a phase, or of the whole step, in each launch: steps of one process share its mood.
 
     Args:
@@ -31,7 +31,7 @@ def of_launches(run: Run, phase: str = "step") -> pd.Series:
     return typical(run, samples.groupby("launch")["time_s"])
 
 
-def step_seconds(run: Run, phase: str = "step") -> float | None:
+def step_seconds(run: Record, phase: str = "step") -> float | None:
     """The time of a phase, or of the whole step: the median of its launches; None where it was not timed.
 
     Of a launch it is the median of its steps, and of a training their mean: `typical`.
@@ -40,7 +40,7 @@ def step_seconds(run: Run, phase: str = "step") -> float | None:
     return None if found.empty else float(found.median())
 
 
-def refuse_log(run: Run, what: str, name: str) -> None:
+def refuse_log(run: Record, what: str, name: str) -> None:
     """Refuse the log of a training where what a pass finds is asked for.
 
     Args:
@@ -56,6 +56,6 @@ def refuse_log(run: Run, what: str, name: str) -> None:
         raise GpuprofError(f"no {what} of a training: {outcome.reason}; {outcome.remedy}")
 
 
-def traced(run: Run) -> str:
+def traced(run: Record) -> str:
     """What the kernels of a run are of, in words."""
     return "traced step" if not run.recorded else "recorded step" if step_seconds(run) else "recording"

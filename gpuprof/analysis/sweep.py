@@ -13,7 +13,7 @@ from gpuprof.analysis.generation import bandwidth, generation
 from gpuprof.analysis.known_flops import known_of
 from gpuprof.analysis.modules import by_phase, totals
 from gpuprof.analysis.telemetry import invalid_reasons
-from gpuprof.record import Run, integers
+from gpuprof.record import Record, integers
 from gpuprof.sweep import SIZES, SWEPT, Point
 
 _FIGURES = (
@@ -29,7 +29,7 @@ _INTEGERS = {*SIZES, "steps", "flops", "peak_bytes"}
 _TEXT = {"model", *SWEPT, "denominator", "bandwidth", "convention", "device", "status", "reason"} - _INTEGERS
 
 
-def sweep_table(points: Sequence[tuple[Point, Run | None]]) -> pd.DataFrame:
+def sweep_table(points: Sequence[tuple[Point, Record | None]]) -> pd.DataFrame:
     """One row per point, in their order.
 
     Args:
@@ -52,7 +52,7 @@ def sweep_table(points: Sequence[tuple[Point, Run | None]]) -> pd.DataFrame:
     return pd.DataFrame({name: _typed(name, [row.get(name) for row in rows]) for name in names})
 
 
-def _row(point: Point, run: Run | None) -> dict[str, Any]:
+def _row(point: Point, run: Record | None) -> dict[str, Any]:
     row: dict[str, Any] = {"model": point.model, "mode": "train", "status": point.status, "reason": point.reason}
     if run is not None:
         figures = totals(run)
@@ -69,7 +69,7 @@ def _row(point: Point, run: Run | None) -> dict[str, Any]:
     return row | point.options
 
 
-def _of_generation(run: Run) -> dict[str, Any]:
+def _of_generation(run: Record) -> dict[str, Any]:
     """The figures of `_GENERATION`; none of another run."""
     if (found := generation(run)) is None:
         return {}

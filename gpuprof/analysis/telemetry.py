@@ -12,7 +12,7 @@ from gpuprof import units
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.counted import counted, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
-from gpuprof.record import Run
+from gpuprof.record import Record
 
 _COUNTER_STEP_S = 0.1  # drivers advance the cumulative counters about every 0.1 s, so a window may gain one step
 
@@ -95,7 +95,7 @@ def invalid_reasons(frame: pd.DataFrame) -> list[str]:
     return [_sentence(limit, frame) for limit in limits(frame) if limit.cause.invalid]
 
 
-def summary(run: Run) -> dict[str, Any]:
+def summary(run: Record) -> dict[str, Any]:
     """The telemetry in figures; None where a figure is not known.
 
     Keys: window_s, sm_clock_mhz (median), max_sm_clock_mhz (of the device), sm_clock_ratio (of the two), power_w
@@ -121,7 +121,7 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def of_phases(run: Run) -> pd.DataFrame:
+def of_phases(run: Record) -> pd.DataFrame:
     """Median clock and power in each phase of a generation, by the readings that fall into its parts.
 
     A driver refreshes what it says about every 0.1 s, so a reading belongs to the parts of a phase in a row that began
@@ -156,7 +156,7 @@ def _in_a_row(parts: pd.DataFrame) -> Iterator[tuple[int, str, float, float]]:
         yield int(first["launch"]), str(first["phase"]), first["start_s"], last["start_s"] + last["time_s"]
 
 
-def energy_per_step_j(run: Run) -> float | None:
+def energy_per_step_j(run: Record) -> float | None:
     """What the energy counter of the GPU gained over the window, by every step in it, in J.
 
     So the warm-up and the pauses between steps are in it, and whatever else the GPU did.
@@ -170,13 +170,13 @@ def energy_per_step_j(run: Run) -> float | None:
     return energy_j / steps if energy_j > 0 and steps and _of_this_run(run) else None
 
 
-def _of_all_ranks(run: Run) -> float | None:
+def _of_all_ranks(run: Record) -> float | None:
     """The energy of a step of a job; None where one of its ranks does not know its own."""
     found = run.ranks.loc[run.ranks["quantity"] == "energy_uj", "amount"]
     return int(found.sum()) * 1e-6 if len(found) == run.workload["world"] else None
 
 
-def flops_per_joule(run: Run, convention: str | None = None) -> float | None:
+def flops_per_joule(run: Record, convention: str | None = None) -> float | None:
     """Model FLOPs of a step over its energy; None where either is not known.
 
     Args:
@@ -218,7 +218,7 @@ class TensorActivity(NamedTuple):
         return self.counted_flops_per_s * self.ratio
 
 
-def tensor_activity(run: Run) -> TensorActivity | None:
+def tensor_activity(run: Record) -> TensorActivity | None:
     """A check of counted FLOPs and HFU by the GPU's own monitor, which knows of neither.
 
     Every step of the window is in it, warm-up included. Products in float32 (without TF32) and float64 are left out.
@@ -242,12 +242,12 @@ def tensor_activity(run: Run) -> TensorActivity | None:
     return TensorActivity(float(busy.mean()) / 100, ideal_s * per_s, int(ops["flops_hardware"].sum()) * per_s)
 
 
-def _of_this_run(run: Run) -> bool:
+def _of_this_run(run: Record) -> bool:
     """Whether counters of the whole GPU over the whole window can be taken for what the steps did."""
     return _window(run.telemetry) >= TRUSTED_WINDOW_S and " MIG " not in (run.device.get("name") or "")
 
 
-def _steps(run: Run) -> int:
+def _steps(run: Record) -> int:
     """Steps in the window, warm-up included; 0 where it is not known."""
     settings, launches = run.settings, run.telemetry["launch"].nunique()
     return int(settings["warmup"] + settings["steps"]) * launches if {"warmup", "steps"} <= settings.keys() else 0

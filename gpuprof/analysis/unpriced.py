@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.known_flops import known_of
-from gpuprof.record import MODEL, Run
+from gpuprof.record import MODEL, Record
 from gpuprof.theory import rule_for
 from gpuprof.theory.generated import generated
 from gpuprof.theory.names import communicates
@@ -32,7 +32,7 @@ def may_multiply(op: str) -> bool:
     return not _KNOWN(namespace) or not _MULTIPLIES.isdisjoint(re.findall("[a-z]+", name.partition(".")[0]))
 
 
-def unpriced(run: Run) -> dict[str, list[str]]:
+def unpriced(run: Record) -> dict[str, list[str]]:
     """Such operators in the forward and backward, by the module that owns them: without a rule, or without shapes."""
     unknown = (run.ops["kind"] == "") | (run.ops["kind"].isin(PRODUCTS) & run.ops["flops_full"].isna())
     rows = run.ops[unknown & run.ops["phase"].isin([*MODEL, "recompute"])]
@@ -43,7 +43,7 @@ def unpriced(run: Run) -> dict[str, list[str]]:
     return found
 
 
-def ratio_withheld(run: Run) -> str:
+def ratio_withheld(run: Record) -> str:
     """Why the backward of a step has no counted ratio to its forward; empty where it may have one."""
     known = known_of(run)
     unpriced_ops = (op for ops in unpriced(run).values() for op in ops)

@@ -11,7 +11,7 @@ from gpuprof.analysis.consistency import IN_GRAPHS, graph_share
 from gpuprof.analysis.known_flops import NEARLY_ALL, matmul_kernels, priced_share
 from gpuprof.analysis.operators import plain_op
 from gpuprof.analysis.steps import step_seconds
-from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.record import UNATTRIBUTED, Record
 from gpuprof.theory.generated import REDUCTION, generated
 from gpuprof.traces.events import launches_graph
 
@@ -25,7 +25,7 @@ _NAMES = 3
 """Kernels, operators or reasons that are named."""
 
 
-def untold(run: Run) -> list[str]:
+def untold(run: Record) -> list[str]:
     """What is not known of an imported run, a sentence each; nothing of one that was measured."""
     if not run.recorded:
         return []
@@ -37,7 +37,7 @@ def untold(run: Run) -> list[str]:
     return [sentence for look in looks for sentence in look(run, facts)]
 
 
-def host_steps(run: Run) -> str:
+def host_steps(run: Record) -> str:
     """How long the host took for its steps, where that is not what the GPU took; empty where it is, or is not known."""
     steps, step_s = run.passes["trace"].facts.get("host_step_s") or [] if run.recorded else [], step_seconds(run)
     if not steps or not step_s or all(abs(host / step_s - 1) <= _AHEAD for host in steps):
@@ -46,7 +46,7 @@ def host_steps(run: Run) -> str:
     return f"on the host ProfilerStep took {low if low == high else f'{low} to {high}'}"
 
 
-def _shapes(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+def _shapes(run: Record, facts: dict[str, Any]) -> Iterator[str]:
     yield from _share_of(
         run, facts.get("no_shapes_ns", 0),
         "{} of the kernel time is of operators without shapes, so without FLOPs"
@@ -54,7 +54,7 @@ def _shapes(run: Run, facts: dict[str, Any]) -> Iterator[str]:
     )  # fmt: skip
 
 
-def _modules(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+def _modules(run: Record, facts: dict[str, Any]) -> Iterator[str]:
     nobodys = (run.kernels["phase"] == "optimizer") | communicating(run.kernels)  # nor need they be
     kernels = run.kernels[(run.kernels["module"] == UNATTRIBUTED) & ~nobodys]
     nowhere, backward = (int(rows["duration_ns"].sum()) for rows in (kernels, kernels[kernels["phase"] == "backward"]))
@@ -70,7 +70,7 @@ def _modules(run: Run, facts: dict[str, Any]) -> Iterator[str]:
     yield from _share_of(run, nowhere, text)
 
 
-def _regions(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+def _regions(run: Record, facts: dict[str, Any]) -> Iterator[str]:
     paths = set(facts.get("regions", ()))
     inside = int(run.kernels.loc[run.kernels["module"].isin(paths), "duration_ns"].sum())
     yield from _share_of(
@@ -80,7 +80,7 @@ def _regions(run: Run, facts: dict[str, Any]) -> Iterator[str]:
     )  # fmt: skip
 
 
-def _unseen(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+def _unseen(run: Record, facts: dict[str, Any]) -> Iterator[str]:
     if unseen := facts.get("unseen_ns", 0):
         yield (
             f"Compiled code took {units.duration(unseen * 1e-9, 3)} outside its operators: kernels fused for a CPU are "
@@ -88,13 +88,13 @@ def _unseen(run: Run, facts: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _graphs(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+def _graphs(run: Record, facts: dict[str, Any]) -> Iterator[str]:
     text = "{} of the kernel time is in CUDA or HIP graphs: without operator, shapes, FLOPs and module"
     if _LEAST <= graph_share(run) <= IN_GRAPHS:  # above that it is why all rates are withheld, which is said everywhere
         yield f"{text.format(units.percent(graph_share(run)))}."
 
 
-def _launchers(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+def _launchers(run: Record, facts: dict[str, Any]) -> Iterator[str]:
     kernels = run.kernels[run.kernels["call"].isna() & ~run.kernels["op"].map(launches_graph)]
     times = kernels.groupby("op")["duration_ns"].sum().nlargest(_NAMES)
     named = _named([op or "nothing that is recorded" for op in times.index])
@@ -103,7 +103,7 @@ def _launchers(run: Run, facts: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def _without_flops(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+def _without_flops(run: Record, facts: dict[str, Any]) -> Iterator[str]:
     share, kernels = priced_share(run), matmul_kernels(run)
     if share is not None and share < NEARLY_ALL:
         times = kernels[~kernels["priced"]].groupby("kernel")["duration_ns"].sum().nlargest(_NAMES)
@@ -114,7 +114,7 @@ def _without_flops(run: Run, facts: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _as_sums(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+def _as_sums(run: Record, facts: dict[str, Any]) -> Iterator[str]:
     kernels = run.kernels[run.kernels["kernel"].map(_perhaps_sums).astype(bool)]
     times = kernels.groupby("kernel")["duration_ns"].sum().sort_values(ascending=False)
     yield from _share_of(
@@ -130,7 +130,7 @@ def _perhaps_sums(kernel: str) -> bool:
     return made is not None and made.work in ("", REDUCTION) and not {"mm", "bmm", "mv", "dot"}.isdisjoint(made.ops)
 
 
-def _unread(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+def _unread(run: Record, facts: dict[str, Any]) -> Iterator[str]:
     unread = run.passes["count"].facts.get("ops_unread") or {} if run.done("count") else {}
     times = run.kernels.groupby(run.kernels["op"].map(plain_op))["duration_ns"].sum()
     by_reason: dict[str, list[str]] = {}
@@ -143,7 +143,7 @@ def _unread(run: Run, facts: dict[str, Any]) -> Iterator[str]:
         yield f"FLOPs of {_named(ops)} cannot be told for all calls: {why} ({units.percent(share)} of the kernel time)."
 
 
-def _masks(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+def _masks(run: Record, facts: dict[str, Any]) -> Iterator[str]:
     if masked := run.passes["count"].facts.get("flops_perhaps_masked") if run.done("count") else 0:
         yield (
             "Whether fused attention is causal, the recording does not say: it counts over the whole square, and "
@@ -151,7 +151,7 @@ def _masks(run: Run, facts: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _not_run(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+def _not_run(run: Record, facts: dict[str, Any]) -> Iterator[str]:
     found = run.passes["count"].facts.get("ops_not_run") or {} if run.done("count") else {}
     if found:
         many = units.number(sum(found.values()), "call")
@@ -161,12 +161,12 @@ def _not_run(run: Run, facts: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _device(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+def _device(run: Record, facts: dict[str, Any]) -> Iterator[str]:
     if run.device.get("type") == "cuda" and not facts.get("devices") and not run.device.get("peaks"):
         yield "The recording does not name its device: no peak and no MFU without --device-name or --peak-tflops."
 
 
-def _outside(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+def _outside(run: Record, facts: dict[str, Any]) -> Iterator[str]:
     """Kernels that are of no step."""
     whole = facts.get("all_ns", 0)
     for kind, what in (("early", "launched before the recording began"), ("outside", "launched outside every step")):
@@ -175,25 +175,25 @@ def _outside(run: Run, facts: dict[str, Any]) -> Iterator[str]:
             yield f"{many} ({share} of its kernel time) {what}: of no step, and left out."
 
 
-def _left_out(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+def _left_out(run: Record, facts: dict[str, Any]) -> Iterator[str]:
     if left_out := facts.get("left_out"):
         reasons = ", ".join(f"{count} for {reason}" for reason, count in left_out.items())
         yield f"Broken events of the file are left out: {reasons}."
 
 
-def _accuracy(run: Run, facts: dict[str, Any]) -> Iterator[str]:
+def _accuracy(run: Record, facts: dict[str, Any]) -> Iterator[str]:
     if facts.get("whole_us") and len(run.kernels):
         median = units.duration(float(run.kernels["duration_ns"].median()) * 1e-9, 2)
         yield f"All times are whole microseconds, so each is known to 1 us: half the kernels take {median} at most."
 
 
-def _share_of(run: Run, nanoseconds: int, text: str) -> Iterator[str]:
+def _share_of(run: Record, nanoseconds: int, text: str) -> Iterator[str]:
     share = _share(run, nanoseconds)
     if share >= _LEAST:
         yield f"{text.format(units.percent(share))}."
 
 
-def _share(run: Run, nanoseconds: int) -> float:
+def _share(run: Record, nanoseconds: int) -> float:
     whole = int(run.kernels["duration_ns"].sum())
     return nanoseconds / whole if whole else 0.0
 

@@ -24,7 +24,7 @@ from gpuprof.analysis.ranks import refuse_job
 from gpuprof.analysis.readings import TOTAL
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
-from gpuprof.record import Run
+from gpuprof.record import Record
 from gpuprof.reports import read_report
 
 LINE_COLUMNS = [
@@ -66,7 +66,7 @@ class Validation:
     phases: dict[str, dict[str, int]]
 
 
-def validate(report: pd.DataFrame | str | os.PathLike[str], run: Run) -> Validation:
+def validate(report: pd.DataFrame | str | os.PathLike[str], run: Record) -> Validation:
     """Hold a report against a run of the same workload.
 
     A cause is given only where the figure that follows from it is the claimed one within its printed precision.
@@ -355,7 +355,7 @@ def _made_of(row: pd.Series, figures: _Figures) -> str:
 class _Figures:
     """Counted figures of modules, and what the tool would make of them, cause by cause."""
 
-    def __init__(self, run: Run, tool: str, claims: pd.DataFrame, places: dict[str, list[str]]) -> None:
+    def __init__(self, run: Record, tool: str, claims: pd.DataFrame, places: dict[str, list[str]]) -> None:
         self.run = run
         self.tool = tool
         self.in_causal = convention_of(run) == "causal"

@@ -12,7 +12,6 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.main import get_command
 
-from gpuprof import __version__
 from gpuprof.cli.ab import ab
 from gpuprof.cli.backward import backward
 from gpuprof.cli.budget import budget
@@ -36,6 +35,7 @@ from gpuprof.cli.watch import watch
 from gpuprof.errors import GpuprofError
 from gpuprof.parallel.launch import speaks
 from gpuprof.signals import exit_on_sigterm
+from gpuprof.version import __version__
 
 app = typer.Typer(
     name="gpuprof",

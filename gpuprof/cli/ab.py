@@ -19,7 +19,7 @@ from gpuprof.errors import GpuprofError
 from gpuprof.parallel.launch import require_one_process
 
 if TYPE_CHECKING:
-    from gpuprof.record import Run
+    from gpuprof.record import Record
 
 
 def ab(
@@ -56,9 +56,9 @@ def ab(
     conclude(check_interleaved(runs["base"], runs["head"], share), format, top, output)
 
 
-def _take_turns(commands: dict[str, str], launches: int, folder: Path, quiet: bool) -> dict[str, list[Run]]:
+def _take_turns(commands: dict[str, str], launches: int, folder: Path, quiet: bool) -> dict[str, list[Record]]:
     """Launch both so often, ABBA: what drifts steadily favours neither."""
-    runs: dict[str, list[Run]] = {name: [] for name in commands}
+    runs: dict[str, list[Record]] = {name: [] for name in commands}
     turns = [name for pair in range(launches) for name in list(commands)[:: -1 if pair % 2 else 1]]
     for number, name in enumerate(turns, start=1):
         begin = time.perf_counter()
@@ -72,7 +72,7 @@ def _take_turns(commands: dict[str, str], launches: int, folder: Path, quiet: bo
     return runs
 
 
-def _launch(command: str, path: Path) -> Run:
+def _launch(command: str, path: Path) -> Record:
     """Run a command of the shell, in a process group of its own, and read the run that it saved.
 
     Raises:
@@ -107,7 +107,7 @@ def _launch(command: str, path: Path) -> Run:
     return run
 
 
-def _tell(turn: str, run: Run, seconds: float) -> None:
+def _tell(turn: str, run: Record, seconds: float) -> None:
     from gpuprof import units
     from gpuprof.analysis.steps import step_seconds
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from gpuprof.profiler import Progress
-    from gpuprof.record import Run
+    from gpuprof.record import Record
 
 SCHEMA_VERSION = 1
 _USUAL = {"cpu": ("bfloat16", "float16", "float32"), "cuda": ("bfloat16", "float16", "tf32", "float32", "float8")}
@@ -82,7 +82,7 @@ def ceilings(
 
 
 def measure(
-    device: torch.device, dtypes: list[str], run: Run | None, seconds: float, progress: Progress | None = None
+    device: torch.device, dtypes: list[str], run: Record | None, seconds: float, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Measure the ceilings of a device and cache them.
 
@@ -170,12 +170,12 @@ def _watched(device: torch.device, measured: Callable[[], dict[str, Any]]) -> di
     """What was measured, with the state of the device meanwhile, as far as it is known, and the date."""
     from gpuprof.analysis.telemetry import summary
     from gpuprof.passes import telemetry
-    from gpuprof.record import Run
+    from gpuprof.record import Record
 
     with telemetry.watch(device) as watched:
         figures = measured()
     figures.pop("times_s", None)
-    state = summary(Run({}, {}, {}, telemetry=watched.rows()))
+    state = summary(Record({}, {}, {}, telemetry=watched.rows()))
     figures |= {name: state[name] for name in ("sm_clock_mhz", "power_w", "limits")}
     return figures | {"date": datetime.now(UTC).isoformat(timespec="seconds")}
 

@@ -16,7 +16,7 @@ from gpuprof.log import is_log, is_training
 
 if TYPE_CHECKING:
     from gpuprof.analysis.check import Check
-    from gpuprof.record import Run
+    from gpuprof.record import Record
 
 
 class Format(StrEnum):
@@ -107,7 +107,7 @@ def check(
 _LOADED = 5  # newest runs of a baseline that are read whole, for what moved
 
 
-def check_in_store(head: Run, url: str, margin: float | None, allowed: Collection[str]) -> Check:
+def check_in_store(head: Record, url: str, margin: float | None, allowed: Collection[str]) -> Check:
     """Hold a run against the accepted launches of a store, and keep it there with its verdict.
 
     A run that is inconclusive is kept too, and held against later ones if that is for the noise of its baseline, of
@@ -189,7 +189,7 @@ def _is_several(path: Path) -> bool:
     return path.is_dir() and not is_training(path)
 
 
-def _newest(folder: Path) -> tuple[Run, Path]:
+def _newest(folder: Path) -> tuple[Record, Path]:
     """The newest run of a folder, and its file.
 
     Raises:
@@ -205,11 +205,11 @@ def _newest(folder: Path) -> tuple[Run, Path]:
     return runs[path], path
 
 
-def _gather(paths: list[Path], head: Run) -> tuple[list[Run], list[str]]:
+def _gather(paths: list[Path], head: Record) -> tuple[list[Record], list[str]]:
     """The runs of files and folders, each once and without the head itself, and what was left out of folders."""
     from gpuprof.record import load
 
-    runs: list[Run] = []
+    runs: list[Record] = []
     left_out: list[str] = []
     for path in paths:
         found, others = _runs_in(path) if _is_several(path) else ({path: load(path)}, {})
@@ -220,20 +220,20 @@ def _gather(paths: list[Path], head: Run) -> tuple[list[Run], list[str]]:
     return runs, [f"Left out: {', '.join(left_out)}: no whole run."] if left_out else []
 
 
-def _is_copy(run: Run, other: Run) -> bool:
+def _is_copy(run: Record, other: Record) -> bool:
     """Whether two runs are one, from two files."""
     facts = ("environment", "device", "workload")  # with the date
     return all(getattr(run, name) == getattr(other, name) for name in facts) and run.samples.equals(other.samples)
 
 
-def _runs_in(folder: Path) -> tuple[dict[Path, Run], dict[Path, GpuprofError]]:
+def _runs_in(folder: Path) -> tuple[dict[Path, Record], dict[Path, GpuprofError]]:
     """The runs among the JSON files, the logs and the folders of trainings in a folder, without the ranks of jobs.
 
     And what is wrong with the other JSON files.
     """
     from gpuprof.record import load
 
-    runs: dict[Path, Run] = {}
+    runs: dict[Path, Record] = {}
     others: dict[Path, GpuprofError] = {}
     for path in sorted(folder.iterdir()):
         if path.name.endswith((".json", ".json.gz")) or is_training(path) or (path.is_file() and is_log(path)):

@@ -12,7 +12,7 @@ from gpuprof.cli.output import deliver, progress
 from gpuprof.errors import GpuprofError
 
 if TYPE_CHECKING:
-    from gpuprof.record import Run
+    from gpuprof.record import Record
 
 _READING = "Reading"
 
@@ -74,7 +74,7 @@ def import_(
     if output is not None and output.exists() and any(map(output.samefile, traces)):
         raise GpuprofError(f"cannot write {output}: it is the trace itself; save the run under another name")
 
-    def make() -> Run:
+    def make() -> Record:
         from gpuprof.imported import read_trace
 
         return read_trace(

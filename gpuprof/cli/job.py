@@ -14,7 +14,8 @@ from gpuprof.parallel import launch
 
 if TYPE_CHECKING:
     from gpuprof.parallel.control import Control
-    from gpuprof.record import Run
+    from gpuprof.record import Record
+    from gpuprof.run import Run
 
 
 @contextmanager
@@ -93,7 +94,7 @@ def _check(control: Control, output: Path | None, store: str | None) -> None:
         check_store(store)
 
 
-def _save_what_there_is(run: Run, control: Control, output: Path | None) -> None:
+def _save_what_there_is(run: Record, control: Control, output: Path | None) -> None:
     """A job that has lost a rank has no figures of its own; this rank's passes before that are kept.
 
     Raises:

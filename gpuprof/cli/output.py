@@ -14,7 +14,7 @@ from gpuprof.errors import GpuprofError
 
 if TYPE_CHECKING:
     from gpuprof.profiler import Progress
-    from gpuprof.record import Run
+    from gpuprof.record import Record
 
 
 def check_output(path: Path | None) -> None:
@@ -57,7 +57,9 @@ def progress(quiet: bool, *, of_files: bool = False) -> Iterator[Progress | None
         yield tell
 
 
-def deliver(make: Callable[[], Run], output: Path | None, quiet: bool, verbose: bool, store: str | None = None) -> None:
+def deliver(
+    make: Callable[[], Record], output: Path | None, quiet: bool, verbose: bool, store: str | None = None
+) -> None:
     """Make the run, save it, and print its report."""
     check_output(output)
     if store is not None:
@@ -90,7 +92,7 @@ def check_store(store: str) -> None:
     open_store(store).close()
 
 
-def keep(run: Run, store: str, quiet: bool) -> None:
+def keep(run: Record, store: str, quiet: bool) -> None:
     """Add a run to a store, and say as what."""
     from gpuprof.history import open_store
 
@@ -100,7 +102,7 @@ def keep(run: Run, store: str, quiet: bool) -> None:
         print(f"\nStored as {stored}: look again with 'gpuprof history show {stored} --store {opened.name}'")
 
 
-def print_outcomes(run: Run) -> None:
+def print_outcomes(run: Record) -> None:
     """How each pass ended, a line each."""
     for name, outcome in run.passes.items():
         about = "; ".join(part for part in (outcome.reason, outcome.remedy) if part)
@@ -120,7 +122,7 @@ def commit() -> str:
     return said.stdout.strip()
 
 
-def print_report(run: Run) -> None:
+def print_report(run: Record) -> None:
     """The tree on standard output, in colour on a terminal."""
     from gpuprof.render import render
     from gpuprof.render.view import View

@@ -22,13 +22,12 @@ import torch._dynamo.utils as dynamo
 from torch._dynamo import trace_rules
 from torch._dynamo.callback import CallbackArgs, CallbackTrigger, callback_handler
 
-import gpuprof
 from gpuprof.compiled.afresh import Backend, compiled_afresh
 from gpuprof.compiled.caches import clear_caches, empty_caches
 from gpuprof.record import table
 from gpuprof.undo import patched, undoing
 
-_PACKAGE = Path(gpuprof.__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _OURS = [_PACKAGE / part for part in ("passes", "compiled", "attribution.py", "undo.py")]
 """What may run inside a step: where that is compiled, it is not to be compiled with it."""
 

@@ -36,7 +36,7 @@ from gpuprof.parallel.units import unit_of
 from gpuprof.passes.counting import Counted, module_tree
 from gpuprof.passes.trace import Recording, Traced, ingest, profiled, recorded
 from gpuprof.profiler import add_ceilings, never_made, say_what_is_withheld, with_all_owners
-from gpuprof.record import PassOutcome, Run, columns, table
+from gpuprof.record import PassOutcome, Record, columns, table
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.workload import Workload
 from gpuprof.workload.workload import describe_inputs
@@ -358,13 +358,13 @@ class Drill:
         if not run.workload.get("rank"):
             print(f"gpuprof: step {live.number} of the training is in {path}: gpuprof show {path}", file=sys.stderr)
 
-    def _run(self, live: _Live) -> Run:
+    def _run(self, live: _Live) -> Record:
         """The run of a recorded step."""
         model = self._workload.model
         lies, compiled = layout(model), regions(self._workload)
         self._machine.peaks()  # measures what it lacks
         facts = self._machine.facts
-        run = Run(
+        run = Record(
             facts["workload"]
             | _inputs_of(live.inputs if len(live.inputs) == len(live.parts) else [])
             | lies

@@ -14,7 +14,7 @@ from gpuprof.meter.work import Work
 from gpuprof.parallel.layout import layout
 from gpuprof.passes.counting import Counted
 from gpuprof.profiler import add_ceilings
-from gpuprof.record import Run
+from gpuprof.record import Record
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.workload import Workload
 
@@ -27,7 +27,7 @@ class Machine:
         settings: convention and peak_tflops.
 
     Attributes:
-        facts: ``workload``, ``device``, ``environment`` and ``settings``, as `gpuprof.record.Run` has them.
+        facts: ``workload``, ``device``, ``environment`` and ``settings``, as `gpuprof.record.Record` has them.
         denominator: name of the peak that is divided by, of `gpuprof.analysis.denominators.WORDS`; empty before any is
             known.
     """
@@ -43,13 +43,13 @@ class Machine:
         self._device = workload.device
         self._peaks: dict[str, float] = {}
         self._needed: set[str] = set()  # dtypes that something was counted in
-        self._new: list[Run] = []  # counts in others than those of before
+        self._new: list[Record] = []  # counts in others than those of before
 
-    def run(self, found: Counted) -> Run:
+    def run(self, found: Counted) -> Record:
         """A count as a run."""
-        return Run(**self.facts, passes={"count": found.outcome}, ops=found.ops, tree=found.tree)
+        return Record(**self.facts, passes={"count": found.outcome}, ops=found.ops, tree=found.tree)
 
-    def need(self, run: Run, work: Work) -> None:
+    def need(self, run: Record, work: Work) -> None:
         """The peaks of what was counted will be asked for."""
         dtypes = work.model.keys() | (work.hardware or {}).keys()
         if not dtypes <= self._needed:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from gpuprof.analysis.counted import priced
 from gpuprof.analysis.denominators import peak_dtype
-from gpuprof.record import MODEL, Run
+from gpuprof.record import MODEL, Record
 
 Flops = dict[str, int]
 """FLOPs by dtype; no dtype has none."""
@@ -61,7 +61,7 @@ def seconds(flops: Flops | None, peaks: Mapping[str, float]) -> float | None:
     return sum(amount / peaks[dtype] for dtype, amount in flops.items())
 
 
-def work_of(run: Run, ops: pd.DataFrame) -> Work:
+def work_of(run: Record, ops: pd.DataFrame) -> Work:
     """The work of some rows of a count.
 
     Args:
@@ -72,7 +72,7 @@ def work_of(run: Run, ops: pd.DataFrame) -> Work:
     return Work(_by_dtype(rows[rows["phase"].isin(MODEL)], "flops", run), _by_dtype(rows, "flops_hardware", run))
 
 
-def _by_dtype(rows: pd.DataFrame, column: str, run: Run) -> Flops:
+def _by_dtype(rows: pd.DataFrame, column: str, run: Record) -> Flops:
     flops: Counter[str] = Counter()
     for dtype, kind, amount in zip(rows["dtype"], rows["kind"], rows[column], strict=True):
         if not pd.isna(amount) and amount:

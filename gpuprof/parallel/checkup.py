@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from gpuprof import __version__
 from gpuprof.hardware.checkup import Finding
 from gpuprof.hardware.device import describe
 from gpuprof.parallel.control import Control
+from gpuprof.version import __version__
 
 _SAME = ("device", "backend", "python", "torch", "transformers", "gpuprof", "driver", "NCCL")
 """Facts that the ranks of a job have in common."""

@@ -30,7 +30,7 @@ class _Part(NamedTuple):
 
 
 def layout(model: torch.nn.Module) -> dict[str, Any]:
-    """Where this process stands in its job and how the model lies on it, as `Run.workload` has it; JSON-ready.
+    """Where this process stands in its job and how the model lies on it, as `Record.workload` has it; JSON-ready.
 
     Returns:
         Empty in a single process. Else ``world``, ``rank``; ``mesh``, sizes by dimension, the outermost first where one

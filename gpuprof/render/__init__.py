@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from gpuprof.analysis.executed import counters_only
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run
+from gpuprof.record import Record
 from gpuprof.render import calflops, executed, perfetto, tables, tree
 from gpuprof.render.view import BY, View
 
-FORMATS: dict[str, Callable[[Run, View], str]] = {
+FORMATS: dict[str, Callable[[Record, View], str]] = {
     "tree": tree.render,
     "table": tables.text,
     "markdown": tables.markdown,
@@ -22,7 +22,7 @@ FORMATS: dict[str, Callable[[Run, View], str]] = {
 """Every format by name."""
 
 
-def render(run: Run, format: str = "tree", view: View | None = None) -> str:
+def render(run: Record, format: str = "tree", view: View | None = None) -> str:
     """A run in one of the `FORMATS`.
 
     Raises:

@@ -28,7 +28,7 @@ from gpuprof.analysis.backward import (
 )
 from gpuprof.analysis.modules import by_module
 from gpuprof.errors import GpuprofError
-from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.record import UNATTRIBUTED, Record
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.tree import build, walk
@@ -54,7 +54,7 @@ _SHARES = {
 _ROOMY = 110  # columns of text from which the counts have room too
 
 
-def render_backward(run: Run, format: str = "text", view: View | None = None) -> str:
+def render_backward(run: Record, format: str = "text", view: View | None = None) -> str:
     """The backward of a run against twice its forward, in one of the `FORMATS`.
 
     Of the view, ``by`` (module or class), ``depth``, ``top`` (the rows furthest from twice their forward), ``width``
@@ -68,7 +68,7 @@ def render_backward(run: Run, format: str = "text", view: View | None = None) ->
     return FORMATS[format](run, view or View())
 
 
-def frame(run: Run, view: View) -> pd.DataFrame:
+def frame(run: Record, view: View) -> pd.DataFrame:
     """The rows of a view, with raw figures; with ``top`` those furthest from twice their forward, in FLOPs or time."""
     rows = run_rows = backward_ratios(run, view.by)  # type: ignore[arg-type]  # it says itself what it knows
     if view.depth is not None and view.by == "module":
@@ -81,12 +81,12 @@ def frame(run: Run, view: View) -> pd.DataFrame:
     return rows.loc[[index for index in distance.index if index in rows.index][: view.top]]
 
 
-def verdict(run: Run) -> str:
+def verdict(run: Record) -> str:
     """What the assumption is worth for this run: one sentence on FLOPs, one on time."""
     return _verdict(run, whole(run))
 
 
-def _verdict(run: Run, figures: dict[str, Any]) -> str:
+def _verdict(run: Record, figures: dict[str, Any]) -> str:
     return f"{_counted(figures)} {_measured(run, figures)}"
 
 
@@ -113,7 +113,7 @@ def _counted(figures: dict[str, Any]) -> str:
     return f"{text}: of the forward's FLOPs, {', '.join(parts)}." if parts else f"{text}."
 
 
-def _measured(run: Run, figures: dict[str, Any]) -> str:
+def _measured(run: Record, figures: dict[str, Any]) -> str:
     if figures["ratio_time"] is None:
         if figures["ratio_step"] is None:
             return "Its time was not measured."
@@ -134,7 +134,7 @@ def _error(share: float | None, verb: str) -> str:
     return f"{verb} {units.percent(abs(share))} too {'high' if share > 0 else 'low'}"
 
 
-def text(run: Run, view: View) -> str:
+def text(run: Record, view: View) -> str:
     """The verdict, then a tree of modules with equal layers folded; a flat table by class or with ``top``."""
     figures = whole(run)
     lines = Text("\n".join(textwrap.wrap(_verdict(run, figures), view.width)))
@@ -165,7 +165,7 @@ def text(run: Run, view: View) -> str:
     return to_text(Group(lines, Text(""), grid, Text(""), *notes), view)
 
 
-def markdown(run: Run, view: View) -> str:
+def markdown(run: Record, view: View) -> str:
     """The verdict and a Markdown table with readable figures."""
     ratios = _ratios(run)
     heads = {view.by: view.by, **_COUNTS, **ratios, "reason": "why"}
@@ -178,12 +178,12 @@ def markdown(run: Run, view: View) -> str:
     return f"{verdict(run)}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def csv(run: Run, view: View) -> str:
+def csv(run: Record, view: View) -> str:
     """Raw figures: exact integers, seconds, ratios; empty where unknown."""
     return frame(run, view).to_csv(index=False, lineterminator="\n")
 
 
-def json(run: Run, view: View) -> str:
+def json(run: Record, view: View) -> str:
     """Raw figures: the whole step under ``whole``, a list of objects under ``rows``; null where unknown."""
     rows = [{name: plain(value) for name, value in row.items()} for row in frame(run, view).to_dict(orient="records")]
     figures = whole(run)
@@ -191,16 +191,16 @@ def json(run: Run, view: View) -> str:
     return json_module.dumps(result, indent=1, allow_nan=False) + "\n"
 
 
-FORMATS: dict[str, Callable[[Run, View], str]] = {"text": text, "markdown": markdown, "csv": csv, "json": json}
+FORMATS: dict[str, Callable[[Record, View], str]] = {"text": text, "markdown": markdown, "csv": csv, "json": json}
 """Every format by name."""
 
 
-def _ratios(run: Run) -> dict[str, str]:
+def _ratios(run: Record) -> dict[str, str]:
     """The ratios to show: that of executed FLOPs only where counters were read."""
     return {name: head for name, head in _RATIOS.items() if name != "ratio_executed" or run.done("counters")}
 
 
-def _tree(run: Run, view: View, convention: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _tree(run: Record, view: View, convention: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Lines of the module tree, layers that agree in all but their times as one, with their mean times."""
     ratios = backward_ratios(run)
     own = ratios.drop(columns="ratio_time")  # of every layer its own, and made again from the means
@@ -217,7 +217,7 @@ def _tree(run: Run, view: View, convention: str) -> Iterator[tuple[str, dict[str
         yield UNATTRIBUTED, rest
 
 
-def _flat(run: Run, view: View) -> Iterator[tuple[str, dict[str, Any]]]:
+def _flat(run: Record, view: View) -> Iterator[tuple[str, dict[str, Any]]]:
     for row in frame(run, view).to_dict(orient="records"):
         yield _label(row, view), row
 

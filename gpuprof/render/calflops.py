@@ -18,7 +18,7 @@ from gpuprof.analysis.directions import directions
 from gpuprof.analysis.known_flops import known_of, none_known
 from gpuprof.analysis.modules import convention_by_module, convention_of, counted, totals
 from gpuprof.analysis.ranks import refuse_job
-from gpuprof.record import FORWARD, UNATTRIBUTED, Run
+from gpuprof.record import FORWARD, UNATTRIBUTED, Record
 from gpuprof.render.view import View
 from gpuprof.theory import CONVENTIONS
 
@@ -46,7 +46,7 @@ class _Totals:
     homeless: int = 0
 
 
-def render(run: Run, view: View) -> str:
+def render(run: Record, view: View) -> str:
     """Header, explanation and module tree, readable by `gpuprof.read_report`.
 
     In a calflops convention it says what calflops would, its assumed backward included; in any other the counts of that
@@ -62,7 +62,7 @@ def render(run: Run, view: View) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _totals(run: Run, convention: str) -> _Totals:
+def _totals(run: Record, convention: str) -> _Totals:
     if not run.done("count") or none_known(run):
         return _Totals()
     ops = counted(run, convention)
@@ -78,7 +78,7 @@ def _totals(run: Run, convention: str) -> _Totals:
     return _Totals(macs, flops, macs_backward, flops_backward, int(homeless))
 
 
-def _header(run: Run, convention: str, sums: _Totals) -> Iterator[str]:
+def _header(run: Record, convention: str, sums: _Totals) -> Iterator[str]:
     yield "Notations:"
     yield "Params are parameters, MACs multiply-accumulate operations;"
     yield "FLOPs and FLOPS both are numbers of floating-point operations, neither is a rate;"
@@ -93,7 +93,7 @@ def _header(run: Run, convention: str, sums: _Totals) -> Iterator[str]:
     yield _total("fwd+bwd FLOPs", _long(_plus(sums.flops, sums.flops_backward), "FLOPS"))
 
 
-def _assumption(run: Run, convention: str, sums: _Totals) -> str:
+def _assumption(run: Record, convention: str, sums: _Totals) -> str:
     takes = "model backpropagation takes {:.2f} times as much computation as forward propagation."
     factor = CONVENTIONS[convention].backward_factor
     if factor is not None:
@@ -110,7 +110,7 @@ def _assumption(run: Run, convention: str, sums: _Totals) -> str:
     return f"counted backward is {ratio:.2f}x forward: {takes.format(ratio)}"
 
 
-def _notes(run: Run, convention: str, sums: _Totals) -> Iterator[str]:
+def _notes(run: Record, convention: str, sums: _Totals) -> Iterator[str]:
     how = CONVENTIONS[convention]
     yield "After its name every module has, of the forward and with its children, in this order:"
     yield "params, percentage of total params, MACs, percentage of total MACs, FLOPS, percentage of total FLOPs"
@@ -130,7 +130,7 @@ def _notes(run: Run, convention: str, sums: _Totals) -> Iterator[str]:
     yield " ".join(words)
 
 
-def _tree(run: Run, modules: pd.DataFrame, sums: _Totals, depth: int | None) -> list[str]:
+def _tree(run: Record, modules: pd.DataFrame, sums: _Totals, depth: int | None) -> list[str]:
     """The model as torch prints it, with figures in front of what each module says of itself."""
     rows = {row["module"]: row for row in modules.to_dict(orient="records") if row["module"] != UNATTRIBUTED}
     extras = dict(zip(run.tree["module"], run.tree["extra"], strict=True))

@@ -13,7 +13,7 @@ import pandas as pd
 from gpuprof.analysis.backward import ASSUMED, backward_ratios, whole
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture
-from gpuprof.record import UNATTRIBUTED, Run, write_atomically
+from gpuprof.record import UNATTRIBUTED, Record, write_atomically
 from gpuprof.render.view import View, depth_of
 
 _FLOPS_COLOR, _TIME_COLOR, _LINE_COLOR = "#1f4e79", "#e0a030", "#b02020"
@@ -30,7 +30,7 @@ _MOST = 24  # rows of a chart
 _LEAST_TIME = 0.002  # share of the time below which a row without FLOPs is left out
 
 
-def backward_chart(run: Run, path: str | os.PathLike[str], view: View | None = None) -> Path:
+def backward_chart(run: Record, path: str | os.PathLike[str], view: View | None = None) -> Path:
     """Draw the ratios backward / forward by counted FLOPs and by time, with a line at what is assumed.
 
     Args:
@@ -107,7 +107,7 @@ def ratio_bars(bars: pd.DataFrame, title: str, path: Path) -> Path:
     return path
 
 
-def chart_rows(run: Run, view: View) -> pd.DataFrame:
+def chart_rows(run: Record, view: View) -> pd.DataFrame:
     """The bars of `backward_chart`: column label and those of `RATIOS`, in the model's order."""
     rows = backward_ratios(run, view.by)  # type: ignore[arg-type]  # it says itself what it knows
     rows = rows[rows["module" if view.by == "module" else "class"].map(lambda name: name not in ("", UNATTRIBUTED))]
@@ -138,7 +138,7 @@ def _figure(column: str, value: float) -> str:
     return f"{value:.3f}" if column == "ratio_flops" else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
-def subject(run: Run) -> str:
+def subject(run: Record) -> str:
     """What was measured and on what, in a line."""
     about = run.workload
     device = run.device.get("name") or run.device.get("type")
@@ -153,7 +153,7 @@ def subject(run: Run) -> str:
     return " · ".join(str(part) for part in parts if part)
 
 
-def _title(run: Run) -> str:
+def _title(run: Record) -> str:
     figures, parts = whole(run), []
     if figures["ratio_flops"] is not None:
         parts.append(f"{figures['ratio_flops']:.3f} by FLOPs (convention {figures['convention']})")

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from gpuprof import units
 from gpuprof.analysis.executed import flops_by_dtype, not_collected
-from gpuprof.record import Run
+from gpuprof.record import Record
 from gpuprof.render import tables
 from gpuprof.render.console import to_text
 from gpuprof.render.view import View
@@ -19,7 +19,7 @@ from gpuprof.render.view import View
 _TOP = 20  # kernels, unless they say how many
 
 
-def render(run: Run, view: View) -> str:
+def render(run: Record, view: View) -> str:
     """Totals, the kernels with most time, and what was not collected."""
     grid = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     grid.add_column(style="bold", no_wrap=True)
@@ -30,7 +30,7 @@ def render(run: Run, view: View) -> str:
     return f"{to_text(grid, view)}\n{rows}" + "".join(f"{line}\n" for line in _notes(run, view.top or _TOP))
 
 
-def _lines(run: Run) -> Iterator[tuple[str, str]]:
+def _lines(run: Record) -> Iterator[tuple[str, str]]:
     launches, device = run.counters, run.device
     yield "Workload", f"{run.workload['name']} · a table of Nsight Compute"
     capability = ".".join(map(str, device.get("compute_capability") or ()))
@@ -53,7 +53,7 @@ def _sum(values: pd.Series) -> int | None:
     return sum(map(int, known)) if len(known) else None
 
 
-def _notes(run: Run, shown: int) -> Iterator[str]:
+def _notes(run: Record, shown: int) -> Iterator[str]:
     if (kernels := run.counters["kernel"].nunique()) > shown:
         yield f"Not shown: {units.number(kernels - shown, 'kernel')} with less time ('gpuprof show RUN --by kernel')."
     facts = run.passes["counters"].facts

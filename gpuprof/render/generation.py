@@ -13,13 +13,13 @@ from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.generation import Generation, bandwidths, generation, mbu, parts, phases_of, withheld_of_bytes
 from gpuprof.analysis.known_flops import at_least
 from gpuprof.analysis.modules import by_phase
-from gpuprof.record import Run
+from gpuprof.record import Record
 
 _KINDS = {"weights": ("weights",), "cache": ("cache_read", "cache_written"), "activations": ("activations",)}
 """What the bytes of a phase are made of, in words."""
 
 
-def generation_lines(run: Run, convention: str | None = None) -> Iterator[tuple[str, str]]:
+def generation_lines(run: Record, convention: str | None = None) -> Iterator[tuple[str, str]]:
     """Label and text of Encode, Prefill, Decode and Cache, as far as a run has them; none of one that is no generation.
 
     Args:
@@ -50,7 +50,7 @@ def _joined(*texts: str) -> str:
     return "; ".join(text for text in texts if text and text != units.MISSING)
 
 
-def _prefill(run: Run, found: Generation, phase: dict[str, Any]) -> str:
+def _prefill(run: Record, found: Generation, phase: dict[str, Any]) -> str:
     said = [f"TTFT {units.duration(found.ttft_s)}"] if found.ttft_s else []
     if not said and len(run.generation) and "decode" not in phases_of(run):
         said.append("TTFT unknown: several prefills, and no decode that tells which of them gives the first token")
@@ -61,7 +61,7 @@ def _prefill(run: Run, found: Generation, phase: dict[str, Any]) -> str:
     return _joined(*said, _arithmetic(run, phase))
 
 
-def _arithmetic(run: Run, phase: dict[str, Any]) -> str:
+def _arithmetic(run: Record, phase: dict[str, Any]) -> str:
     """FLOPs of a phase, and the MFU over its time in the undisturbed step."""
     figures = [units.si(phase.get("flops"), "FLOPs"), units.si(phase.get("step_flops_per_s"), "FLOP/s")]
     if "step_mfu" in phase:
@@ -74,7 +74,7 @@ def _arithmetic(run: Run, phase: dict[str, Any]) -> str:
     return ", ".join(said)
 
 
-def _decode(run: Run, found: Generation, phase: dict[str, Any]) -> Iterator[str]:
+def _decode(run: Record, found: Generation, phase: dict[str, Any]) -> Iterator[str]:
     if found.tpot_s:
         ninety, most = units.duration(found.tpot_p90_s), units.duration(found.tpot_p99_s)
         rate = f"; {units.si(found.decode_tokens_per_s)} tokens/s" if found.decode_tokens_per_s else ""

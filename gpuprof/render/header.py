@@ -51,7 +51,7 @@ from gpuprof.analysis.telemetry import (
     tensor_activity,
 )
 from gpuprof.analysis.untold import host_steps, untold
-from gpuprof.record import MODEL, Run
+from gpuprof.record import MODEL, Record
 from gpuprof.render.generation import generation_lines
 from gpuprof.render.view import View
 from gpuprof.theory import CONVENTIONS
@@ -63,7 +63,7 @@ _WORTH_TELLING = 0.01
 """Share of the step from which time outside the phases is told."""
 
 
-def header(run: Run, view: View, sums: dict[str, Any]) -> RenderableType:
+def header(run: Record, view: View, sums: dict[str, Any]) -> RenderableType:
     """The totals as labelled lines."""
     grid = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     grid.add_column(style="bold", no_wrap=True)
@@ -73,7 +73,7 @@ def header(run: Run, view: View, sums: dict[str, Any]) -> RenderableType:
     return grid
 
 
-def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _lines(run: Record, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Workload", _workload(run)
     if run.workload.get("world", 1) > 1:
         yield "Job", _job(run)
@@ -151,24 +151,24 @@ def _lines(run: Run, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, st
         yield "Memory", _memory(run, sums)
 
 
-def compilation_lines(run: Run) -> list[str]:
+def compilation_lines(run: Record) -> list[str]:
     """All that is to be known of the compiled code of a run, a line each; else none."""
     return [*compile_lines(run), *lines(run), *compiled_lines(run)]
 
 
-def _formula(run: Run, convention: str, sums: dict[str, Any]) -> str:
+def _formula(run: Record, convention: str, sums: dict[str, Any]) -> str:
     causal = totals(run, "causal")["flops"]
     beside = f", {units.percent(sums['flops'] / causal)} of the counted causal FLOPs" if causal else ""
     below = f"rates and MFU of the step are of these, all else below is counted ({CONVENTIONS[convention].modules_in})"
     return f"{units.si(sums['flops'], 'FLOPs')} a step by {convention}{beside}; {below}"
 
 
-def _coverage(run: Run) -> str:
+def _coverage(run: Record) -> str:
     covered = estimate_coverage(run)
     return "" if covered is None else f"; torch.profiler's own estimate reaches {units.percent(covered)} of full"
 
 
-def _workload(run: Run) -> str:
+def _workload(run: Record) -> str:
     about = run.workload
     size = [f"batch {about['batch_size']}"] if about.get("batch_size") else []
     for key, words in (
@@ -201,7 +201,7 @@ _SHARDED = {
 }  # fmt: skip
 
 
-def _job(run: Run) -> str:
+def _job(run: Record) -> str:
     """How a job lies on its processes, and what each has of it."""
     about = run.workload
     mesh = ", ".join(f"{name} {size}" for name, size in (about.get("mesh") or {}).items())
@@ -212,7 +212,7 @@ def _job(run: Run) -> str:
     return " · ".join(parts)
 
 
-def _of_ranks(run: Run, view: View) -> str:
+def _of_ranks(run: Record, view: View) -> str:
     """The least, the median and the most of what the ranks of a job have."""
     table = by_rank(run, view.convention if view.convention in ("causal", "full") else None)
     if "timed_s" in table:
@@ -230,7 +230,7 @@ def _of_ranks(run: Run, view: View) -> str:
     return f"min / median / max: {'; '.join(said)}" if said else ""
 
 
-def _device(run: Run) -> str:
+def _device(run: Record) -> str:
     device, software = run.device, run.environment
     name = device.get("name") or ("unknown GPU" if run.recorded else device.get("type"))
     if run.is_job:
@@ -244,7 +244,7 @@ def _device(run: Run) -> str:
     return " · ".join(part for part in (name, threads, driver, versions, software.get("date")) if part)
 
 
-def _parameters(run: Run, sums: dict[str, Any]) -> str:
+def _parameters(run: Record, sums: dict[str, Any]) -> str:
     text = f"{sums['params']:,}"
     frozen = sums["params"] - sums["trainable_params"]
     text += f" ({sums['trainable_params']:,} trainable)" if frozen else ""
@@ -255,7 +255,7 @@ def _parameters(run: Run, sums: dict[str, Any]) -> str:
     return text
 
 
-def _step(run: Run, sums: dict[str, Any]) -> str:
+def _step(run: Record, sums: dict[str, Any]) -> str:
     text = f"{units.duration(sums['step_s'])} {of_steps(run, sums)} (IQR {units.duration(sums['step_iqr_s'])})"
     text += ", each of the rank that took longest for it" if run.is_job else ""
     if run.recorded:
@@ -272,7 +272,7 @@ def _step(run: Run, sums: dict[str, Any]) -> str:
     return "; ".join(filter(None, [text, ", ".join(parts), ", ".join(rates)]))
 
 
-def of_steps(run: Run, sums: dict[str, Any]) -> str:
+def of_steps(run: Record, sums: dict[str, Any]) -> str:
     """Which steps the time of a step is of, and what of them: ``median of 20``; of a training what was left out too."""
     if not run.metered:
         return f"median of {sums['steps']}"
@@ -285,7 +285,7 @@ def of_steps(run: Run, sums: dict[str, Any]) -> str:
     return f"mean of {units.number(sums['steps'], 'step')}{shapes}{resumed}{without}"
 
 
-def _recorded_step(run: Run, sums: dict[str, Any]) -> str:
+def _recorded_step(run: Record, sums: dict[str, Any]) -> str:
     """What a step of a recording is: the GPU's, from one step's first kernel to the next one's."""
     text = f"{units.duration(sums['step_s'])} "
     if run.passes["trace"].facts.get("step") == "all":
@@ -298,7 +298,7 @@ def _recorded_step(run: Run, sums: dict[str, Any]) -> str:
     return ", ".join(filter(None, [text, host_steps(run)]))
 
 
-def _achieved(run: Run, view: View, sums: dict[str, Any]) -> str:
+def _achieved(run: Record, view: View, sums: dict[str, Any]) -> str:
     least, known_part = at_least(run), known_of(run)
     whose = "all ranks' model FLOPs over the slowest one's step" if run.is_job else "model FLOPs over the step"
     rate = f"{least}{units.si(sums['flops_per_s'], 'FLOP/s')} of {whose}"
@@ -328,7 +328,7 @@ def _achieved(run: Run, view: View, sums: dict[str, Any]) -> str:
     return "\n".join([rate, *lines])
 
 
-def _executed(run: Run) -> str:
+def _executed(run: Record) -> str:
     whole = executed_whole(run)
     text = f"{units.si(whole['flops_executed'], 'FLOPs')} by the GPU's own counters"
     if whole["factor"]:
@@ -346,7 +346,7 @@ def _executed(run: Run) -> str:
     return f"{text}; a 4096^3 matmul reads {first['dtype']} {first['executed'] / first['expected']:.4g} of its FLOPs"
 
 
-def _telemetry(run: Run, view: View) -> str:
+def _telemetry(run: Record, view: View) -> str:
     known = summary(run)
     state = []
     if known["sm_clock_mhz"]:
@@ -378,7 +378,7 @@ def _telemetry(run: Run, view: View) -> str:
     return "\n".join(filter(None, [whole, *_telemetry_of_phases(run)]))
 
 
-def _telemetry_of_phases(run: Run) -> Iterator[str]:
+def _telemetry_of_phases(run: Record) -> Iterator[str]:
     for row in of_phases(run).to_dict("records"):
         clock = "" if pd.isna(row["sm_clock_mhz"]) else f"SM clock {row['sm_clock_mhz']:,.0f} MHz"
         power = "" if pd.isna(row["power_w"]) else f"{row['power_w']:,.0f} W"
@@ -391,7 +391,7 @@ def _dtypes(ops: Any) -> list[str]:
     return [name for dtype in names for name in ((dtype, "tf32") if dtype == "float32" else (dtype,))]
 
 
-def _kernels(run: Run, sums: dict[str, Any]) -> str:
+def _kernels(run: Record, sums: dict[str, Any]) -> str:
     what = "kernel time" if run.device.get("type") == "cuda" else "operator time"
     whose = f"{'a' if run.is_job else 'the'} {traced(run)}{' of a rank, the mean of all' if run.is_job else ''}"
     text = f"{units.duration(sums['kernel_s'])} of {what} in {whose}"
@@ -401,7 +401,7 @@ def _kernels(run: Run, sums: dict[str, Any]) -> str:
     return f"{text}; {units.percent(sums['owned_share'])} has an owner"
 
 
-def _communication(run: Run, found: communication.Account, step_s: float | None) -> str:
+def _communication(run: Record, found: communication.Account, step_s: float | None) -> str:
     took, exposed = (units.duration(part * 1e-9) for part in (found.communication_ns, found.exposed_ns))
     whole_s = step_s if run.recorded and step_s else found.step_ns * 1e-9  # where both are of one step
     share = units.percent(found.exposed_ns * 1e-9 / whole_s)
@@ -409,7 +409,7 @@ def _communication(run: Run, found: communication.Account, step_s: float | None)
     return f"{took} in the {traced(run)}; no computation hides {exposed}, {share} of the {whole}"
 
 
-def _of_job(run: Run, step_s: float | None) -> str:
+def _of_job(run: Record, step_s: float | None) -> str:
     table = by_rank(run)
     took, exposed = (float(table[f"{part}_s"].mean()) for part in ("communication", "exposed"))
     share = f", {units.percent(exposed / step_s)} of the step" if step_s else ""
@@ -419,7 +419,7 @@ def _of_job(run: Run, step_s: float | None) -> str:
     )
 
 
-def _memory(run: Run, sums: dict[str, Any]) -> str:
+def _memory(run: Record, sums: dict[str, Any]) -> str:
     cuda = run.device.get("type") == "cuda"
     text = f"peak {units.size(sums['peak_bytes'])} {'allocated' if cuda else 'resident set of the process'}"
     text += f" on rank {run.passes['memory'].facts['rank']}, the most of all" if run.is_job else ""
@@ -447,14 +447,14 @@ def _of_kernel_time(share: Any) -> str:
     return "" if share is None or pd.isna(share) else f", {units.percent(share)} of kernel time"
 
 
-def times_of(run: Run) -> str:
+def times_of(run: Record) -> str:
     """What the times of modules are of, in words."""
     if run.is_job:
         return "FLOPs are those of all ranks together, times the mean of one traced step of each"
     return f"Times are of {'the' if (what := traced(run)) == 'recording' else 'one'} {what}"
 
 
-def footer(run: Run, view: View, sums: dict[str, Any]) -> Iterator[RenderableType]:
+def footer(run: Record, view: View, sums: dict[str, Any]) -> Iterator[RenderableType]:
     """Notes below the tree: what was not counted, not known, not measured."""
     lines = []
     if run.done("count"):

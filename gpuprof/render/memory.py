@@ -23,7 +23,7 @@ from gpuprof.analysis.modules import by_module as module_table
 from gpuprof.analysis.steps import refuse_log
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture
-from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.record import UNATTRIBUTED, Record
 from gpuprof.render.charts import save_picture, subject
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
@@ -31,7 +31,7 @@ from gpuprof.render.tree import build, walk
 from gpuprof.render.view import View, depth_of
 
 if TYPE_CHECKING:
-    from gpuprof.fit import Forecast, Sized
+    from gpuprof.analysis.forecast import Forecast, Sized
 
 _QUANTITIES = {
     "parameters": "parameters", "buffers": "buffers", "gradients": "gradients", "optimizer_state": "optimizer state",
@@ -55,7 +55,7 @@ _WORDS = {
 }  # fmt: skip
 
 
-def render_memory(run: Run, format: str = "text", view: View | None = None, forecast: Forecast | None = None) -> str:
+def render_memory(run: Record, format: str = "text", view: View | None = None, forecast: Forecast | None = None) -> str:
     """The memory account of a run in one of the `FORMATS`; of the view, ``depth``, ``width`` and ``color`` count.
 
     Raises:
@@ -74,7 +74,7 @@ def render_memory(run: Run, format: str = "text", view: View | None = None, fore
     return FORMATS[format](run, view or View(), forecast)
 
 
-def text(run: Run, view: View, forecast: Forecast | None) -> str:
+def text(run: Record, view: View, forecast: Forecast | None) -> str:
     """The peak, the account by phase, the modules with equal layers folded, and the forecast."""
     parts: list[RenderableType] = [*_wrapped(_sentences(run), view)]
     if forecast is not None:
@@ -83,7 +83,7 @@ def text(run: Run, view: View, forecast: Forecast | None) -> str:
     return to_text(Group(*parts, *_wrapped(_notes(run), view)), view)
 
 
-def markdown(run: Run, view: View, forecast: Forecast | None) -> str:
+def markdown(run: Record, view: View, forecast: Forecast | None) -> str:
     """The same as Markdown, modules one by one."""
     lines = list(_sentences(run)) + ([*_foretold(run, forecast)] if forecast is not None else [])
     rows = account(run)
@@ -100,12 +100,12 @@ def markdown(run: Run, view: View, forecast: Forecast | None) -> str:
     return "\n\n".join([*lines, *piped])
 
 
-def csv(run: Run, view: View, forecast: Forecast | None) -> str:
+def csv(run: Record, view: View, forecast: Forecast | None) -> str:
     """One row per module, in bytes; empty where unknown."""
     return _shown(run, view).to_csv(index=False, lineterminator="\n")
 
 
-def json(run: Run, view: View, forecast: Forecast | None) -> str:
+def json(run: Record, view: View, forecast: Forecast | None) -> str:
     """Everything in bytes: peak, account, modules and forecast; null where unknown."""
     tables = {"account": account(run), "modules": _shown(run, view)}
     rows = {
@@ -116,16 +116,16 @@ def json(run: Run, view: View, forecast: Forecast | None) -> str:
     return json_module.dumps({"peak": peak(run), **rows, "forecast": found}, indent=1, allow_nan=False) + "\n"
 
 
-FORMATS: dict[str, Callable[[Run, View, Any], str]] = {"text": text, "markdown": markdown, "csv": csv, "json": json}
+FORMATS: dict[str, Callable[[Record, View, Any], str]] = {"text": text, "markdown": markdown, "csv": csv, "json": json}
 """Every format by name."""
 
 
-def _shown(run: Run, view: View) -> pd.DataFrame:
+def _shown(run: Record, view: View) -> pd.DataFrame:
     rows = by_module(run)
     return rows if view.depth is None else rows[rows["module"].map(depth_of) <= view.depth]
 
 
-def _sentences(run: Run) -> Iterator[str]:
+def _sentences(run: Record) -> Iterator[str]:
     yield subject(run)
     figures = peak(run)
     if figures["bytes"] is None:
@@ -151,7 +151,7 @@ def _where(phase: str, module: str | None) -> str:
     return f"in the {phase}" + (f", {where} {module}" if module else "")
 
 
-def _moments(run: Run) -> Table:
+def _moments(run: Record) -> Table:
     """The account, a column per moment."""
     rows = account(run)
     grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
@@ -164,11 +164,11 @@ def _moments(run: Run) -> Table:
     return grid
 
 
-def _quantities(run: Run) -> dict[str, str]:
+def _quantities(run: Record) -> dict[str, str]:
     return {name: words for name, words in _QUANTITIES.items() if name != "cache" or is_generation(run)}
 
 
-def _modules(run: Run, view: View) -> Table:
+def _modules(run: Record, view: View) -> Table:
     """Modules as a tree, equal layers as one line with the figures of the first."""
     rows = by_module(run)
     found = {row["module"]: row for row in rows.to_dict(orient="records")}
@@ -186,7 +186,7 @@ def _modules(run: Run, view: View) -> Table:
     return grid
 
 
-def _notes(run: Run) -> Iterator[str]:
+def _notes(run: Record) -> Iterator[str]:
     cuda = run.device.get("type") == "cuda"
     there = "inputs and cuBLAS's workspace" if cuda else "Python and its libraries"
     yield (
@@ -205,7 +205,7 @@ def _notes(run: Run) -> Iterator[str]:
         yield f"No peaks: {no_timeline(run)}."
 
 
-def _foretold(run: Run, forecast: Forecast) -> Iterator[str]:
+def _foretold(run: Record, forecast: Forecast) -> Iterator[str]:
     fit = forecast.fit
     if fit is None:
         assert forecast.sized is not None
@@ -262,7 +262,7 @@ def _sum(sized: Sized) -> str:
     return f"{units.size(found.total)}{least} at its peak, in the {found.phase}: {known}{kept}"
 
 
-def memory_chart(run: Run, path: str | os.PathLike[str]) -> Path:
+def memory_chart(run: Record, path: str | os.PathLike[str]) -> Path:
     """Draw the step over time: what is expected, stacked, against the measured line; phases shaded, the peak named.
 
     Args:
@@ -323,7 +323,7 @@ def memory_chart(run: Run, path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _stack(run: Run) -> dict[str, Any]:
+def _stack(run: Record) -> dict[str, Any]:
     """What is expected at each row of the timeline, from the bottom up, in bytes."""
     ends = account(run).set_index("moment")
     first, last = ends.iloc[0], ends.iloc[-1]
@@ -340,7 +340,7 @@ def _stack(run: Run) -> dict[str, Any]:
     }
 
 
-def _cache(run: Run) -> Any:
+def _cache(run: Record) -> Any:
     """Bytes of a generation's cache at each row of the timeline: after each part what the counted step held after it.
 
     None of any where the steps had not the same parts.

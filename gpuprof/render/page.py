@@ -33,7 +33,7 @@ from gpuprof.analysis.replication import sentence
 from gpuprof.analysis.telemetry import invalid_reasons
 from gpuprof.analysis.untold import host_steps, untold
 from gpuprof.errors import GpuprofError
-from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.record import UNATTRIBUTED, Record
 from gpuprof.render.backward import verdict
 from gpuprof.render.header import compilation_lines, of_steps, times_of
 from gpuprof.render.tables import OF_A_JOB, OF_COMPILED, plain, readable, spread
@@ -57,7 +57,7 @@ def check_page() -> None:
         raise GpuprofError(_NEEDS) from error
 
 
-def render_page(run: Run, convention: str | None = None, command: str = "") -> str:
+def render_page(run: Record, convention: str | None = None, command: str = "") -> str:
     """A run as one self-contained HTML page.
 
     Args:
@@ -99,13 +99,13 @@ def render_page(run: Run, convention: str | None = None, command: str = "") -> s
     )
 
 
-def _subtitle(run: Run) -> str:
+def _subtitle(run: Record) -> str:
     about, env = run.workload, run.environment
     parts = [about.get("architecture"), about.get("mode"), about.get("dtype"), run.of_job, run.device.get("name")]
     return " · ".join(str(part) for part in (*parts, env.get("date")) if part)
 
 
-def _cards(run: Run, convention: str | None) -> Iterator[dict[str, str]]:
+def _cards(run: Record, convention: str | None) -> Iterator[dict[str, str]]:
     """The figures that everybody looks for first; those that are not known are left out."""
     sums = totals(run, convention)
     if is_generation(run):
@@ -143,7 +143,7 @@ def _cards(run: Run, convention: str | None) -> Iterator[dict[str, str]]:
         yield {"name": "Parameters", "figure": units.si(sums["params"]), "about": trained}
 
 
-def _cards_of_generation(run: Run, convention: str | None) -> Iterator[dict[str, str]]:
+def _cards_of_generation(run: Record, convention: str | None) -> Iterator[dict[str, str]]:
     """What those who serve a model ask for; prefill and decode each by what bounds it."""
     found = generation(run)
     assert found is not None
@@ -187,7 +187,7 @@ def _section(name: str, title: str, text: str = "", **content: Any) -> dict[str,
     return {"id": name, "title": title, "text": text, "hints": None, "figure": None, "table": None} | content
 
 
-def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[str, Any]]:
+def _sections(run: Record, convention: str | None, command: str) -> Iterator[dict[str, Any]]:
     from gpuprof.render import page_charts
 
     modules, of_parts = by_module(run, convention), phases_of(run)
@@ -258,7 +258,7 @@ def _sections(run: Run, convention: str | None, command: str) -> Iterator[dict[s
     yield _section("provenance", "Provenance", table=_provenance(run, convention, command))
 
 
-def _sections_of_generation(run: Run, convention: str | None) -> Iterator[dict[str, Any]]:
+def _sections_of_generation(run: Record, convention: str | None) -> Iterator[dict[str, Any]]:
     from gpuprof.render import page_charts
 
     if picture := page_charts.tokens(run):
@@ -300,7 +300,7 @@ _TREE_COLUMNS = {
 }
 
 
-def _module_table(run: Run, modules: pd.DataFrame) -> dict[str, Any]:
+def _module_table(run: Record, modules: pd.DataFrame) -> dict[str, Any]:
     """The tree of modules, folded as in the terminal."""
     rows = []
     columns = dict(_TREE_COLUMNS)
@@ -357,7 +357,7 @@ def _heading(column: str) -> str:
     return name.replace("flops", "FLOPs").replace("mfu", "MFU").replace("mbu", "MBU")
 
 
-def _provenance(run: Run, convention: str | None, command: str) -> dict[str, Any]:
+def _provenance(run: Record, convention: str | None, command: str) -> dict[str, Any]:
     """Where every figure comes from."""
     name = convention_of(run, convention)
     facts: dict[str, Any] = {

@@ -14,7 +14,7 @@ from gpuprof.analysis.budget import Budget
 from gpuprof.analysis.generation import PARTS, bandwidths, parts, withheld_of_bytes
 from gpuprof.analysis.roofline import dtypes, roofs
 from gpuprof.analysis.roofline import roofline as points
-from gpuprof.record import TRAFFIC, UNATTRIBUTED, Run
+from gpuprof.record import TRAFFIC, UNATTRIBUTED, Record
 from gpuprof.render.charts import RATIOS, chart_rows
 from gpuprof.render.tables import readable
 from gpuprof.render.view import View
@@ -105,7 +105,7 @@ def waterfall(found: Budget) -> go.Figure:
     return _laid_out(figure, height=480, margin={**_MARGIN, "t": 50, "b": 70})
 
 
-def backward(run: Run) -> go.Figure:
+def backward(run: Record) -> go.Figure:
     """Backward over forward by class: what was counted, what it took, and the 2 that is assumed."""
     bars = chart_rows(run, View(by="class"))[::-1]
     figure = go.Figure()
@@ -123,7 +123,7 @@ def backward(run: Run) -> go.Figure:
     return _laid_out(figure, height=160 + 42 * len(bars), barmode="group", legend=_LEGEND)
 
 
-def roofline(run: Run) -> go.Figure | None:
+def roofline(run: Record) -> go.Figure | None:
     """Rate against intensity of every operator, under the ceilings of the device; None without a dot to draw."""
     dots = points(run)
     dots = dots[(dots["intensity"] > 0) & (dots["flops_per_s"] > 0)]
@@ -162,7 +162,7 @@ def roofline(run: Run) -> go.Figure | None:
     return _laid_out(figure, height=560, legend=_LEGEND)
 
 
-def memory(run: Run) -> go.Figure | None:
+def memory(run: Record) -> go.Figure | None:
     """Bytes in use along the step of the memory pass, over those kept for the backward and of gradients by size."""
     line = _thinned(run.timeline)
     if line.empty:
@@ -196,7 +196,7 @@ def _thinned(line: pd.DataFrame) -> pd.DataFrame:
     return line.loc[line["bytes"].astype("float64").groupby(stretch).idxmax()]
 
 
-def telemetry(run: Run) -> go.Figure | None:
+def telemetry(run: Record) -> go.Figure | None:
     """Clock, power and temperature over the timing pass; None where none was read."""
     wanted = {"sm_clock": "SM clock", "power_instant": "power", "power_usage": "power", "temperature": "temperature"}
     read = run.telemetry[run.telemetry["quantity"].isin(list(wanted))]
@@ -251,7 +251,7 @@ def ranks(table: pd.DataFrame) -> go.Figure | None:
     )
 
 
-def tokens(run: Run) -> go.Figure | None:
+def tokens(run: Record) -> go.Figure | None:
     """Time of each step of decoding against what the cache held before, over the least that its bytes would take.
 
     None where no step of decoding was timed.

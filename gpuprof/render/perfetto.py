@@ -11,18 +11,17 @@ from typing import Any
 from gpuprof import units
 from gpuprof.analysis.collectives import Alignment, alignment
 from gpuprof.analysis.counted import convention_of
-from gpuprof.analysis.ranks import require_kernels
+from gpuprof.analysis.ranks import rank_files, require_kernels
 from gpuprof.analysis.spans import Kernel, Span, lanes, module_spans, phase_spans, whole
 from gpuprof.analysis.steps import refuse_log, traced
 from gpuprof.errors import GpuprofError
-from gpuprof.job import rank_files
-from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.record import UNATTRIBUTED, Record
 from gpuprof.render.view import View
 
 _PHASES, _MODULES, _KERNELS = 1, 2, 3  # processes of the trace, from the top
 
 
-def render(run: Run, view: View) -> str:
+def render(run: Record, view: View) -> str:
     """Three groups of tracks: phases, modules (children below their parent) and kernels, one per stream each.
 
     Of a job a group of tracks for each rank, read from their files in the view's folder and aligned as
@@ -45,7 +44,7 @@ def _dumped(events: Iterable[dict[str, Any]], about: dict[str, Any]) -> str:
     return json.dumps(trace, separators=(",", ":")) + "\n"
 
 
-def _events(run: Run, view: View) -> Iterator[dict[str, Any]]:
+def _events(run: Record, view: View) -> Iterator[dict[str, Any]]:
     cuda = run.device.get("type") == "cuda"
     names = {_PHASES: "phases", _MODULES: "modules", _KERNELS: f"{'GPU' if cuda else 'CPU'} ({traced(run)})"}
     for process, name in names.items():
@@ -54,7 +53,7 @@ def _events(run: Run, view: View) -> Iterator[dict[str, Any]]:
         yield from _track(process, thread, track, events)
 
 
-def _of_ranks(job: Run, view: View, aligned: Alignment) -> Iterator[dict[str, Any]]:
+def _of_ranks(job: Record, view: View, aligned: Alignment) -> Iterator[dict[str, Any]]:
     """A process of the trace for each rank, with the tracks of its phases, modules and kernels; from 0 on."""
     if view.folder is None:
         require_kernels(job, "a trace")
@@ -87,7 +86,7 @@ def _track(
         yield {"ph": "X", "pid": process, "tid": thread, **event, **when}
 
 
-def _tracks(run: Run, view: View) -> Iterator[tuple[int, str, list[dict[str, Any]]]]:
+def _tracks(run: Record, view: View) -> Iterator[tuple[int, str, list[dict[str, Any]]]]:
     """Tracks of a run: of which group, their names and their slices, with start and end in nanoseconds."""
     cuda = run.device.get("type") == "cuda"
     classes = dict(zip(run.tree["module"], run.tree["class"], strict=True))
@@ -142,7 +141,7 @@ def _microseconds(nanoseconds: int) -> float:
     return value if int(value * 1000.0) == nanoseconds else math.nextafter(value, math.inf)
 
 
-def _about(run: Run, view: View) -> dict[str, Any]:
+def _about(run: Record, view: View) -> dict[str, Any]:
     return {
         "workload": run.workload["name"],
         "mode": run.workload["mode"],

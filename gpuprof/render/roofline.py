@@ -21,7 +21,7 @@ from gpuprof.analysis.executed import counters_only
 from gpuprof.analysis.roofline import Roofs, by_bound, chosen_roofs, clouds, dtypes, roofline, roofs
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture
-from gpuprof.record import Run
+from gpuprof.record import Record
 from gpuprof.render.charts import save_picture, subject
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
@@ -46,7 +46,7 @@ _WORDS = ("phase", "kind", "bound by", "kernel")
 Cells = dict[str, Callable[[dict[str, Any]], str]]
 
 
-def render_roofline(run: Run, format: str = "text", view: View | None = None, denominator: str | None = None) -> str:
+def render_roofline(run: Record, format: str = "text", view: View | None = None, denominator: str | None = None) -> str:
     """The roofline in one of the `FORMATS`; of the view, ``by``, ``phase``, ``top``, ``width`` and ``color`` count.
 
     Raises:
@@ -57,7 +57,7 @@ def render_roofline(run: Run, format: str = "text", view: View | None = None, de
     return FORMATS[format](run, view or View(by="op"), denominator)
 
 
-def text(run: Run, view: View, denominator: str | None) -> str:
+def text(run: Record, view: View, denominator: str | None) -> str:
     """Sentences on the whole, an aligned table, and what its figures mean."""
     rows = roofline(run, view.by, denominator, view.phase)
     shown = rows.head(view.top or _TOP).to_dict(orient="records")
@@ -80,7 +80,7 @@ def text(run: Run, view: View, denominator: str | None) -> str:
     return to_text(Group(*_wrapped(lines, view), Text(""), grid, Text(""), *_wrapped(notes, view)), view)
 
 
-def markdown(run: Run, view: View, denominator: str | None) -> str:
+def markdown(run: Record, view: View, denominator: str | None) -> str:
     """The same as Markdown."""
     rows = roofline(run, view.by, denominator, view.phase)
     columns = _columns(run, rows, view.by)
@@ -91,12 +91,12 @@ def markdown(run: Run, view: View, denominator: str | None) -> str:
     return "\n\n".join([*_sentences(run, rows, denominator), piped, *_notes(run, rows, len(shown), view.by)]) + "\n"
 
 
-def csv(run: Run, view: View, denominator: str | None) -> str:
+def csv(run: Record, view: View, denominator: str | None) -> str:
     """Raw figures: exact integers, seconds, FLOP/s, FLOP per byte, shares of 1; empty where unknown."""
     return _rows(run, view, denominator).to_csv(index=False, lineterminator="\n")
 
 
-def json(run: Run, view: View, denominator: str | None) -> str:
+def json(run: Record, view: View, denominator: str | None) -> str:
     """Raw figures: the ceilings and ridges under ``roofs``, a list of objects under ``rows``; null where unknown.
 
     Under ``phases`` those of a generation, as `gpuprof.analysis.roofline.clouds` has them.
@@ -110,7 +110,7 @@ def json(run: Run, view: View, denominator: str | None) -> str:
     return json_module.dumps(result, indent=1, allow_nan=False) + "\n"
 
 
-FORMATS: dict[str, Callable[[Run, View, str | None], str]] = {
+FORMATS: dict[str, Callable[[Record, View, str | None], str]] = {
     "text": text,
     "markdown": markdown,
     "csv": csv,
@@ -119,12 +119,12 @@ FORMATS: dict[str, Callable[[Run, View, str | None], str]] = {
 """Every format by name."""
 
 
-def _rows(run: Run, view: View, denominator: str | None) -> pd.DataFrame:
+def _rows(run: Record, view: View, denominator: str | None) -> pd.DataFrame:
     rows = roofline(run, view.by, denominator, view.phase)
     return rows if view.top is None else rows.head(view.top)
 
 
-def _columns(run: Run, rows: pd.DataFrame, by: str) -> Cells:
+def _columns(run: Record, rows: pd.DataFrame, by: str) -> Cells:
     """Heads of the columns, and how a row's figure is shown; those in which nothing is known are left out."""
     columns: Cells = {by: lambda row: _name(row["name"])}
     if by in ("class", "module") or (rows["phase"] != "").any():
@@ -144,7 +144,7 @@ def _columns(run: Run, rows: pd.DataFrame, by: str) -> Cells:
     return columns
 
 
-def _sentences(run: Run, rows: pd.DataFrame, denominator: str | None) -> Iterator[str]:
+def _sentences(run: Record, rows: pd.DataFrame, denominator: str | None) -> Iterator[str]:
     yield subject(run)
     ceilings = chosen_roofs(run, denominator)
     if not ceilings.flops_per_s:
@@ -176,7 +176,7 @@ def _sentences(run: Run, rows: pd.DataFrame, denominator: str | None) -> Iterato
     yield from _clouds(run, rows, ceilings)
 
 
-def _clouds(run: Run, rows: pd.DataFrame, ceilings: Roofs) -> Iterator[str]:
+def _clouds(run: Record, rows: pd.DataFrame, ceilings: Roofs) -> Iterator[str]:
     """What limits each phase of a generation, and its intensity as a whole."""
     for cloud in clouds(run).to_dict(orient="records"):
         mine = rows[rows["phase"] == cloud["phase"]]
@@ -196,7 +196,7 @@ def _clouds(run: Run, rows: pd.DataFrame, ceilings: Roofs) -> Iterator[str]:
         yield f"{text}."
 
 
-def _notes(run: Run, rows: pd.DataFrame, shown: int, by: str) -> Iterator[str]:
+def _notes(run: Record, rows: pd.DataFrame, shown: int, by: str) -> Iterator[str]:
     if counters_only(run):
         yield (
             "FLOP/B are executed FLOPs of the dtypes that were collected over bytes that device memory moved. Times "
@@ -221,7 +221,7 @@ def _notes(run: Run, rows: pd.DataFrame, shown: int, by: str) -> Iterator[str]:
 
 
 def roofline_chart(
-    run: Run, path: str | os.PathLike[str], view: View | None = None, denominator: str | None = None
+    run: Record, path: str | os.PathLike[str], view: View | None = None, denominator: str | None = None
 ) -> Path:
     """Draw rates against intensities, both logarithmic, under the roofs; dots are as large as their share of time.
 

@@ -17,7 +17,7 @@ from gpuprof.analysis.executed import ALONE, KERNEL_COLUMNS
 from gpuprof.analysis.generation import BANDWIDTHS, PARTS, bandwidth, bandwidths, moved, withheld_of_bytes
 from gpuprof.analysis.known_flops import known_of
 from gpuprof.analysis.ranks import straggler
-from gpuprof.record import Run
+from gpuprof.record import Record
 from gpuprof.render.console import to_text
 from gpuprof.render.view import View, frame
 
@@ -73,7 +73,7 @@ _WIDEST, _WIDEST_OF_TWO = 56, 30  # characters of a cell, and where kernels and 
 _CUT = 22  # characters that names are cut to before a column is left out
 
 
-def text(run: Run, view: View) -> str:
+def text(run: Record, view: View) -> str:
     """An aligned table; columns that do not fit the width are left out, the rightmost first."""
     raw = frame(run, view)
     rows = _rows(run, view, raw)
@@ -121,7 +121,7 @@ def aligned(
     return grid, f"Not shown at this width: {', '.join(left_out)}" if left_out else ""
 
 
-def markdown(run: Run, view: View) -> str:
+def markdown(run: Record, view: View) -> str:
     """A Markdown table with readable figures."""
     raw = frame(run, view)
     rows, notes = _rows(run, view, raw), [_cell(note) for note in _notes(run, view, raw) if note]
@@ -130,25 +130,25 @@ def markdown(run: Run, view: View) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "".join(f"\n{note}\n" for note in notes)
 
 
-def csv(run: Run, view: View) -> str:
+def csv(run: Record, view: View) -> str:
     """Raw figures: exact integers, seconds, FLOP/s, shares of 1; empty where unknown."""
     return _raw(run, view).to_csv(index=False, lineterminator="\n")
 
 
-def json(run: Run, view: View) -> str:
+def json(run: Record, view: View) -> str:
     """Raw figures as a list of objects; null where unknown."""
     rows = [{column: plain(value) for column, value in row.items()} for row in _raw(run, view).to_dict("records")]
     return json_module.dumps(rows, indent=1, allow_nan=False) + "\n"
 
 
-def _raw(run: Run, view: View) -> pd.DataFrame:
+def _raw(run: Record, view: View) -> pd.DataFrame:
     """The rows for machines; where rates are withheld with a column that says why."""
     rows = frame(run, view)
     reason = _withheld(run, rows) or _withheld_bytes(run, rows)
     return rows.assign(withheld=reason) if reason else rows
 
 
-def _notes(run: Run, view: View, rows: pd.DataFrame) -> list[str]:
+def _notes(run: Record, view: View, rows: pd.DataFrame) -> list[str]:
     """What a reader of the rows has to know of them; empty where there is nothing."""
     alone = ALONE if list(rows) == KERNEL_COLUMNS else _why_withheld(run, rows)
     known = known_of(run) if view.by == "convention" or ("mfu" in rows and not alone) else ""
@@ -160,18 +160,18 @@ def _notes(run: Run, view: View, rows: pd.DataFrame) -> list[str]:
     return [alone, least, held_up, of_rows.get(view.by, ""), of_calls, *_of_bytes(run, view, rows)]
 
 
-def _why_withheld(run: Run, rows: pd.DataFrame) -> str:
+def _why_withheld(run: Record, rows: pd.DataFrame) -> str:
     """The reason why rows have no rates, as a line; empty where they have, or never do."""
     reason = _withheld(run, rows)
     what = "FLOP/s, MFU and MBU" if reason == _withheld_bytes(run, rows) else "FLOP/s and MFU"
     return f"{what} {reason}." if reason else ""
 
 
-def _withheld(run: Run, rows: pd.DataFrame) -> str:
+def _withheld(run: Record, rows: pd.DataFrame) -> str:
     return withheld_of_kernels(run) if "mfu" in rows else withheld_of_step(run) if "step_mfu" in rows else ""
 
 
-def _withheld_bytes(run: Run, rows: pd.DataFrame) -> str:
+def _withheld_bytes(run: Record, rows: pd.DataFrame) -> str:
     """The same of bytes that must move."""
     return (withheld_of_bytes(run) or _withheld(run, rows)) if _utilisations(rows) else ""
 
@@ -180,7 +180,7 @@ def _utilisations(rows: pd.DataFrame) -> list[str]:
     return [str(column) for column in rows if str(column).removeprefix("step_").startswith("mbu")]
 
 
-def _of_bytes(run: Run, view: View, rows: pd.DataFrame) -> Iterator[str]:
+def _of_bytes(run: Record, view: View, rows: pd.DataFrame) -> Iterator[str]:
     """What a reader has to know of MBU, if the rows have it."""
     if not (columns := _utilisations(rows)):
         return
@@ -229,7 +229,7 @@ def _is_text(column: Any) -> bool:
     )  # fmt: skip
 
 
-def _rows(run: Run, view: View, raw: pd.DataFrame) -> pd.DataFrame:
+def _rows(run: Record, view: View, raw: pd.DataFrame) -> pd.DataFrame:
     """The rows for people; below those of ranks the least, the median and the most of all of them."""
     rows = _readable(_thinned(view, raw).dropna(axis=1, how="all") if view.by == "part" else raw)
     if view.by != "rank" or len(whole := frame(run, View("rank", convention=view.convention))) < 2:

@@ -15,7 +15,7 @@ from rich.text import Text
 from gpuprof import units
 from gpuprof.analysis.generation import PARTS, moved, phases_of
 from gpuprof.analysis.modules import by_module, totals
-from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.record import UNATTRIBUTED, Record
 from gpuprof.render import tables
 from gpuprof.render.console import to_text
 from gpuprof.render.header import footer, header
@@ -70,7 +70,7 @@ class Node:
     children: list[Node] = field(default_factory=list)
 
 
-def render(run: Run, view: View) -> str:
+def render(run: Record, view: View) -> str:
     """Header, tree and notes as text of the view's width."""
     modules = by_module(run, view.convention)
     sums = totals(run, view.convention)
@@ -100,7 +100,7 @@ def render(run: Run, view: View) -> str:
     return tree + ranks + to_text(Group(*footer(run, view, sums)), view)
 
 
-def _known(run: Run, sums: dict[str, Any], of_parts: list[str]) -> list[str]:
+def _known(run: Record, sums: dict[str, Any], of_parts: list[str]) -> list[str]:
     """The figures of which there can be any in the run."""
     lacking = set() if run.done("counters") else {"executed"}
     lacking |= {"params", "of params"} if sums["params"] is None else set()

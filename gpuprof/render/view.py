@@ -16,21 +16,21 @@ from gpuprof.analysis.executed import counters_only, executed_by_kernel, execute
 from gpuprof.analysis.generation import is_generation, parts, untold_parts
 from gpuprof.analysis.ranks import by_rank
 from gpuprof.errors import GpuprofError
-from gpuprof.record import UNATTRIBUTED, Run
+from gpuprof.record import UNATTRIBUTED, Record
 
 
-def _executed(run: Run, convention: str | None) -> pd.DataFrame:
+def _executed(run: Record, convention: str | None) -> pd.DataFrame:
     if not run.done("counters"):
         why = run.passes["counters"].reason if "counters" in run.passes else "profile with --counters minimal on a GPU"
         raise GpuprofError(f"this run has no hardware counters: {why}")
     return executed_by_kernel(run) if counters_only(run) else executed_by_module(run)
 
 
-def _by_kernel(run: Run, convention: str | None) -> pd.DataFrame:
+def _by_kernel(run: Record, convention: str | None) -> pd.DataFrame:
     return executed_by_kernel(run) if counters_only(run) else modules.by_kernel(run, convention)
 
 
-def _by_part(run: Run, convention: str | None) -> pd.DataFrame:
+def _by_part(run: Record, convention: str | None) -> pd.DataFrame:
     if not is_generation(run):
         raise GpuprofError(
             untold_parts(run) or "this run has no parts: they are those of a generation, --mode generate"
@@ -38,7 +38,7 @@ def _by_part(run: Run, convention: str | None) -> pd.DataFrame:
     return parts(run)
 
 
-BY: dict[str, Callable[[Run, str | None], pd.DataFrame]] = {
+BY: dict[str, Callable[[Record, str | None], pd.DataFrame]] = {
     "module": modules.by_module,
     "class": modules.by_class,
     "op": modules.by_op,
@@ -80,7 +80,7 @@ class View:
     folder: Path | None = None
 
 
-def frame(run: Run, view: View) -> pd.DataFrame:
+def frame(run: Record, view: View) -> pd.DataFrame:
     """The rows of a view, with raw figures.
 
     Raises:

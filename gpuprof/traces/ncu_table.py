@@ -1,4 +1,4 @@
-"""A table of Nsight Compute becomes a Run: what each kernel executed and moved, and nothing of any model."""
+"""A table of Nsight Compute becomes a record: what each kernel executed and moved, and nothing of any model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import counters, ncu
 from gpuprof.hardware.facts import recorded_gpu
-from gpuprof.record import UNATTRIBUTED, PassOutcome, Run, table
+from gpuprof.record import UNATTRIBUTED, PassOutcome, Record, table
 
 _NAME, _SMS, _MEMORY, _CLOCK = (
     f"device__attribute_{what}"
@@ -28,7 +28,9 @@ _SKIPPED = {
 }
 
 
-def read_table(path: str | os.PathLike[str], device_name: str | None = None, peak_tflops: float | None = None) -> Run:
+def read_table(
+    path: str | os.PathLike[str], device_name: str | None = None, peak_tflops: float | None = None
+) -> Record:
     """Make a run of a ``--page raw --csv`` table of Nsight Compute, plain or gzip.
 
     Args:
@@ -75,7 +77,7 @@ def read_table(path: str | os.PathLike[str], device_name: str | None = None, pea
             column for column in dict.fromkeys(c.column for c in counters.all_counters()) if column not in columns
         ],
     }
-    return Run(
+    return Record(
         workload={"name": _stem(path), "mode": "kernels", "source": "ncu", "file": path.name},
         device=_device(said, capability, device_name),
         environment={"date": None},

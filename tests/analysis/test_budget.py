@@ -9,7 +9,8 @@ import gpuprof
 from gpuprof.analysis.budget import PARTS, budget, budget_by, idle_owners, owned, read_ceilings
 from gpuprof.analysis.modules import totals, union_ns
 from gpuprof.analysis.steps import step_seconds
-from gpuprof.record import UNATTRIBUTED, PassOutcome, Run, table
+from gpuprof.record import UNATTRIBUTED, PassOutcome, table
+from gpuprof.run import Run
 
 NS = 1e-9
 

@@ -3,7 +3,8 @@ from runs import ops_row
 
 from gpuprof.analysis.ceilings import matmul_shapes
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Run, table
+from gpuprof.record import table
+from gpuprof.run import Run
 
 
 def run(*ops, **environment):

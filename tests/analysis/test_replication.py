@@ -4,7 +4,8 @@ import pytest
 from runs import ops_row, tree_row
 
 from gpuprof.analysis.replication import model_flops, replication, sentence
-from gpuprof.record import Run, table
+from gpuprof.record import table
+from gpuprof.run import Run
 
 UP = 2 * 128 * 64 * 256
 HEAD = 2 * 128 * 64 * 128

@@ -15,7 +15,8 @@ from gpuprof.cli.ceilings import ceilings
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import ceiling_cache
 from gpuprof.hardware import ceilings as hardware
-from gpuprof.record import Run, table
+from gpuprof.record import table
+from gpuprof.run import Run
 
 app = typer.Typer()
 app.command()(ceilings)

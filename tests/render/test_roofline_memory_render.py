@@ -8,9 +8,9 @@ from analysis.test_memory_analysis import training
 from runs import counted_run, generation_run, gpu_run
 
 import gpuprof
+from gpuprof.analysis.forecast import Fit, Forecast, Sized
 from gpuprof.analysis.memory import ACCOUNT_COLUMNS, MODULE_COLUMNS, Prediction
 from gpuprof.analysis.roofline import COLUMNS
-from gpuprof.fit import Fit, Forecast, Sized
 from gpuprof.record import table
 from gpuprof.render.memory import _cache, memory_chart, render_memory
 from gpuprof.render.roofline import render_roofline, roofline_chart

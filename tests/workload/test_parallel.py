@@ -17,7 +17,8 @@ import gpuprof
 from gpuprof.analysis.replication import model_flops, replication
 from gpuprof.errors import GpuprofError
 from gpuprof.passes.unsharded import count_unsharded
-from gpuprof.record import Run, columns, table
+from gpuprof.record import columns, table
+from gpuprof.run import Run
 from gpuprof.workload import Options, build
 
 HIDDEN, INNER, VOCABULARY, HEADS, HEAD, POSITIONS = 64, 128, 256, 4, 16, 2 * 16
