@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuprof.cli import options as o
+from gpuprof.cli.groups import Sizes, grouped
 from gpuprof.pictures import check_picture
 from gpuprof.workload.options import flag
 
 if TYPE_CHECKING:
-    from gpuprof.fit import What
+    from gpuprof.analysis.forecast import What
 
 
 class Fit(StrEnum):
@@ -31,6 +32,7 @@ _WHAT: dict[Fit, What] = {
 }  # fmt: skip
 
 
+@grouped
 def memory(
     run: o.RunArgument,
     fit: Annotated[Fit | None, typer.Option("--fit", help="Predict the largest that fits.", show_default=False)] = None,
@@ -38,10 +40,8 @@ def memory(
         float | None,
         typer.Option("--memory", metavar="GIB", help="With --fit: instead of all of the device's.", show_default=False),
     ] = None,
-    batch_size: o.BatchSize = None,
-    seq_len: o.SeqLen = None,
-    prompt_len: o.PromptLen = None,
-    new_tokens: o.NewTokens = None,
+    *,
+    of: Sizes,
     model: Annotated[
         str | None,
         typer.Option(
@@ -72,7 +72,7 @@ def memory(
         raise GpuprofError("--memory is the room for --fit: say of what the largest is wanted")
     if room is not None and not 0 < room < math.inf:
         raise GpuprofError(f"--memory must be above 0 and finite, in GiB, not {room}")
-    sizes = {"batch_size": batch_size, "seq_len": seq_len, "prompt_len": prompt_len, "new_tokens": new_tokens}
+    sizes = vars(of)
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise GpuprofError(f"{flag(name)} must be at least 1, not {size}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpuprof.cli import options as o
+from gpuprof.cli.groups import Shared, Swept, Timing, grouped
 from gpuprof.errors import GpuprofError
 from gpuprof.parallel.launch import require_one_process
 
@@ -21,13 +22,10 @@ if TYPE_CHECKING:
 
     from gpuprof.sweep import Point, Tell
 
-_SWEPT, _MEASURING, _OUTPUT = "Swept: several values, separated by commas", "Measuring", "Output"
+_MEASURING, _OUTPUT = "Measuring", "Output"
 
 
-def _list(help: str) -> Any:
-    return typer.Option(metavar="LIST", help=help, rich_help_panel=_SWEPT, show_default=False)
-
-
+@grouped
 def sweep(
     model: Annotated[
         str,
@@ -44,32 +42,13 @@ def sweep(
             show_default=False,
         ),
     ],
-    seq_len: Annotated[str | None, _list("Positions per sample.")] = None,
-    batch_size: Annotated[str | None, _list("Samples per step.")] = None,
-    prompt_len: Annotated[str | None, _list("Positions of the prompt (generate).")] = None,
-    new_tokens: Annotated[str | None, _list("Tokens to generate.")] = None,
-    image_crops: Annotated[str | None, _list("Crops of the image (vision-language models).")] = None,
-    dtype: Annotated[str | None, _list("bfloat16, float16, float32.")] = None,
-    attention: Annotated[str | None, _list("eager, sdpa, flash_attention_2, flex_attention.")] = None,
-    cache: Annotated[str | None, _list("dynamic, static (generate).")] = None,
-    checkpointing: Annotated[str | None, _list("none, reentrant, non-reentrant.")] = None,
-    optimizer: Annotated[str | None, _list("none, adamw, sgd.")] = None,
-    compile: Annotated[str | None, _list("none, default, reduce-overhead, max-autotune.")] = None,
-    mode: Annotated[str | None, _list("train, forward, generate.")] = None,
-    device: o.Device = None,
-    freeze: o.Freeze = None,
-    seed: o.Seed = 0,
-    trust_remote_code: o.TrustRemoteCode = False,
-    warmup: Annotated[
-        int | None, typer.Option(min=0, help="Steps before the clock counts.", rich_help_panel=_MEASURING)
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Timed steps.", rich_help_panel=_MEASURING)] = None,
+    swept: Swept,
+    shared: Shared,
+    timing: Timing,
     passes: Annotated[
         str,
         typer.Option(metavar="LIST", help="Which passes to run at each point.", rich_help_panel=_MEASURING),
     ] = "count,time,memory,telemetry",
-    peak_tflops: o.PeakTflops = None,
-    convention: o.ConventionOption = o.Convention.causal,
     limit: Annotated[
         float | None,
         typer.Option(
@@ -92,19 +71,18 @@ def sweep(
     The same command goes on where it was interrupted.
     """
     require_one_process("sweep")
-    given = o.plain(locals())
     from gpuprof.passes.options import check as check_passes
-    from gpuprof.sweep import SIZES, SWEPT, check, grid, joined
+    from gpuprof.sweep import SIZES, check, grid, joined
     from gpuprof.sweep import sweep as run_sweep
 
-    swept = {name: _values(name, given[name], name in SIZES) for name in SWEPT if given[name] is not None}
-    planned = grid([str(name) for name in _values("MODEL", model, False)], swept)
-    check_passes(o.names(passes), warmup, steps, peak_tflops)
+    values = {name: _values(name, given, name in SIZES) for name, given in vars(swept).items() if given is not None}
+    planned = grid([str(name) for name in _values("MODEL", model, False)], values)
+    check_passes(o.names(passes), timing.warmup, timing.steps, timing.peak_tflops)
     if limit is not None and not limit > 0:
         raise GpuprofError(f"--limit must be above 0, not {limit:g}")
-    shared = ("device", "freeze", "seed", "trust_remote_code")
-    check(planned, **{name: given[name] for name in shared})
-    fixed = _arguments(given, (*shared, "warmup", "steps", "passes", "peak_tflops", "convention"))
+    same = o.plain(vars(shared))
+    check(planned, **same)
+    fixed = _arguments(same | o.plain(vars(timing)) | {"passes": passes})
     if dry_run:
         for line in _commands(planned, joined(planned, fixed, output), fixed, output, retry):
             print(line)
@@ -144,11 +122,11 @@ def _values(name: str, given: str, whole: bool) -> list[int | str]:
         raise GpuprofError(f"{words} {given!r}: give whole numbers, separated by commas") from error
 
 
-def _arguments(given: dict[str, Any], names: Sequence[str]) -> list[str]:
+def _arguments(given: dict[str, Any]) -> list[str]:
     """Options as arguments of ``gpuprof profile``, without those that were not given."""
     arguments: list[str] = []
-    for name in names:
-        flag, value = f"--{name.replace('_', '-')}", given[name]
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
         if value is True:
             arguments.append(flag)
         elif value is not None and value is not False:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gpuprof.cli import options as o
+from gpuprof.cli.groups import Reported, grouped
 
 
 class Format(StrEnum):
@@ -22,6 +23,7 @@ class Format(StrEnum):
     html = "html"
 
 
+@grouped
 def validate(
     report: Annotated[
         Path,
@@ -40,24 +42,13 @@ def validate(
     run: Annotated[
         Path | None, typer.Option("--run", metavar="RUN", help="Instead of MODEL: a saved run.", show_default=False)
     ] = None,
-    mode: o.ModeOption = o.Mode.forward,
-    batch_size: o.BatchSize = None,
-    seq_len: o.SeqLen = None,
-    prompt_len: o.PromptLen = None,
-    new_tokens: o.NewTokens = None,
-    image_crops: o.ImageCrops = None,
-    dtype: o.Dtype = None,
-    attention: o.AttentionOption = None,
-    cache: o.CacheOption = None,
-    checkpointing: o.CheckpointingOption = o.Checkpointing.none,
-    freeze: o.Freeze = None,
-    seed: o.Seed = 0,
-    trust_remote_code: o.TrustRemoteCode = False,
+    *,
+    workload: Reported,
     format: Annotated[Format, typer.Option("--format", "-f", help="For people or for machines.")] = Format.tree,
     output: o.TextFile = None,
 ) -> None:
     """Say of every figure of a report whether it is right, and why not. Status 1 if one is unexplained."""
-    chosen = o.plain(locals())
+    asked = o.plain(vars(workload))
     from gpuprof.cli.output import check_output, in_color, terminal_width
     from gpuprof.errors import GpuprofError
 
@@ -66,7 +57,7 @@ def validate(
         raise GpuprofError("say what the report is of: MODEL with its options, or --run RUN, and not both")
     o.existing(run)
     if model is not None:
-        o.check_workload(model, chosen, weightless=True)
+        o.check_workload(model, asked, weightless=True)
     from gpuprof.analysis.validation import validate as hold
     from gpuprof.record import load, write_atomically
     from gpuprof.render.validation import render_validation
@@ -74,14 +65,13 @@ def validate(
     from gpuprof.reports import read_report
 
     claims = read_report(report)
-    if run is not None:
+    if model is None:
+        assert run is not None
         found = load(run)
     else:
         from gpuprof.profiler import count
 
-        for name in ("report", "run", "format", "output"):
-            del chosen[name]
-        found = count(**chosen)
+        found = count(model, **asked)
     validation = hold(claims, found)
     view = View(width=terminal_width(), color=in_color() and output is None)
     text = render_validation(validation, format.value, view)
