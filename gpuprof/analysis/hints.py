@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from gpuprof import units
-from gpuprof.analysis.budget import LAUNCH_GAP_S, Budget, idle_owners
+from gpuprof.analysis.budget import Budget, idle_owners
+from gpuprof.analysis.budget_words import LAUNCH_GAP_S
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
 from gpuprof.analysis.generation import generation, moved

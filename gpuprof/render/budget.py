@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.budget import NEGATIVE, PARTS, Budget, budget_by, idle_owners
+from gpuprof.analysis.budget import PARTS, Budget, budget_by, idle_owners
+from gpuprof.analysis.budget_words import NEGATIVE
 from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.hints import Hint, hints
 from gpuprof.analysis.known_flops import at_least, known_of, priced_share
