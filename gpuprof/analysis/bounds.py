@@ -13,7 +13,7 @@ from gpuprof.errors import GpuprofError
 from gpuprof.record import Record
 from gpuprof.theory.rows import read_shapes
 
-_WITH_CEILING = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+WITH_CEILING = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
 BOUNDS = {"ideal": "ideal_s", "clock": "clock_s", "memory_bytes": "bytes_s", "matmul_shape": "shape_s"}
 """Parts that a bound explains, by the column of the operators that says how long."""
@@ -82,7 +82,7 @@ def _shape_rates(ceilings: dict[str, Any] | None) -> dict[tuple[Any, ...], float
 
 def _at_ceiling(row: dict[str, Any], rates: dict[tuple[Any, ...], float], run: Record) -> float:
     """Seconds that a product takes at the measured rate of its shape; NaN where there is none."""
-    if row["work"] != "matmul" or row["op"] not in _WITH_CEILING or not row["flops_hardware"]:
+    if row["work"] != "matmul" or row["op"] not in WITH_CEILING or not row["flops_hardware"]:
         return float("nan")
     *rows, n = read_shapes(row["shapes"])[1][0]
     batch, m = (1, *rows)[-2:]

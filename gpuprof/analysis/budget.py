@@ -20,7 +20,7 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.bounds import BOUNDS, add_bounds, bandwidth_of
-from gpuprof.analysis.budget_words import LAUNCH_GAP_S, NEGATIVE, evidence, title
+from gpuprof.analysis.budget_words import LAUNCH_GAP_S, evidence, negative, title
 from gpuprof.analysis.communication import PERHAPS, collectives
 from gpuprof.analysis.compiled import hardware_of_compiled
 from gpuprof.analysis.consistency import withheld_of_kernels, withheld_of_step
@@ -46,6 +46,9 @@ PARTS = (
 
 JOB_PARTS = ("ideal", "compute", "communication", "idle", "behind")
 """Those of a job, each the mean of its ranks."""
+
+LEAST = 0.0005
+"""Share of the step below which a part is next to nothing."""
 
 PART_COLUMNS = ["part", "title", "time_s", "share", "what"]
 """Columns of `Budget.parts`: the machine-readable contract."""
@@ -81,6 +84,8 @@ class Budget:
             step that it alone has) and idle_s (of the gap that it ended): the two add up to the step, as far as the
             traced one shows it.
         notes: what is to be known of the figures, a sentence each.
+        slowed: kernel time of the traced step over the undisturbed one; above 1 idle time cannot be told, and kernels
+            are scaled down. Of a job that of the rank with most.
 
     Of a job, which has no kernels, ops, kernels and rows are empty.
     """
@@ -100,11 +105,19 @@ class Budget:
     ops: pd.DataFrame
     kernels: pd.DataFrame
     notes: list[str]
+    slowed: float
+
+    @property
+    def rest(self) -> pd.DataFrame:
+        """The rows of `parts` beside the ideal that take time, most first."""
+        rows = self.parts[(self.parts["part"] != "ideal") & (self.parts["share"] >= LEAST)]
+        return rows.sort_values("time_s", ascending=False, kind="stable", ignore_index=True)
 
     @property
     def span(self) -> str:
         """What the time is of, in a word."""
-        return self.phase or "step"
+        whole = "recording" if self.run.recorded and step_seconds(self.run) is None else "step"
+        return self.phase or whole
 
     @property
     def floor_s(self) -> float | None:
@@ -175,7 +188,7 @@ def budget(
         ops["ideal_s"] = float("nan")
     else:
         add_bounds(ops, run, known.get("clock") if name == "datasheet" else None, bandwidth, ceilings)
-    kernels, step_s, notes = _timed(classified(run, of_all, convention, scores), run, phase)
+    kernels, step_s, slowed, notes = _timed(classified(run, of_all, convention, scores), run, phase)
     if places := regions(run):  # bounds are of the modules that have the time
         ops["module"], kernels["module"] = (rows["module"].replace(places) for rows in (ops, kernels))
     rows = _rows(kernels, step_s, ops, cuda)
@@ -202,15 +215,14 @@ def budget(
     if not name:
         notes.append(f"No ideal time: {run.device.get('peak_remedy') or 'no peak is known of this device'}.")
     notes += _perhaps(run)
-    if (parts["share"] < -0.0005).any():
-        notes.append(NEGATIVE)
+    notes += [negative(part) for part in parts.loc[parts["share"] <= -LEAST, "part"]]
     notes += untold(run)
     return Budget(
         run=run, phase=phase or "", number=_number(run, phase or ""), step_s=step_s,
         convention=convention_of(run, convention), denominator=name, mfu=_share(ideal_s, step_s),
         hfu=_share(everything["hardware_s"].sum(skipna=False), step_s) if did else None,
         bandwidth=bandwidth, moved_bytes=_moved(run, phase or ""), parts=parts, rows=rows, ops=ops, kernels=kernels,
-        notes=notes,
+        notes=notes, slowed=slowed,
     )  # fmt: skip
 
 
@@ -333,8 +345,8 @@ def _of_job(
     known = ideal_s > 0 and not math.isnan(ideal_s)
     parts = pd.DataFrame({"part": JOB_PARTS})
     parts["title"] = [
-        "ideal: model FLOPs at all peaks", f"computation: {'above ideal' if known else 'all of it'}",
-        "communication not hidden", "devices idle", "behind the slowest rank",
+        "ideal: model FLOPs at all peaks", f"compute: {'above ideal' if known else 'all of it'}",
+        "communication: not hidden", "idle: devices wait", "behind: the slowest rank",
     ]  # fmt: skip
     parts["time_s"] = [
         ideal_s if known else math.nan, float(compute_s.mean()) - (ideal_s if known else 0.0), float(exposed_s.mean()),
@@ -352,14 +364,14 @@ def _of_job(
     elif not name:
         notes.append(f"No ideal time: {run.device.get('peak_remedy') or 'no peak is known of every device'}.")
     notes += [line] if (line := straggler(run).text) else []
-    if (parts["share"] < -0.0005).any():
-        notes.append(NEGATIVE)
+    notes += [negative(part) for part in parts.loc[parts["share"] <= -LEAST, "part"]]
     return Budget(
         run=run, phase="", number=None, step_s=step_s, convention=convention_of(run, convention), denominator=name,
         mfu=_share(ideal_s, step_s), hfu=_share(hardware_s, step_s), bandwidth=bandwidth_of(run, None),
         moved_bytes=None, parts=parts,
         rows=pd.DataFrame(columns=["module", "phase", "op", "part", "time_s"]), ops=ops.head(0),
         kernels=run.kernels.assign(own_s=0.0, idle_s=0.0, gap_s=0.0), notes=notes,
+        slowed=float((busy_s / rank_s).max()),
     )  # fmt: skip
 
 
@@ -377,8 +389,8 @@ def _cut(module: str, depth: int | None) -> str:
     return module if depth is None or module == UNATTRIBUTED else paths[max(len(paths) - 1 - depth, 0)]
 
 
-def _timed(kernels: pd.DataFrame, run: Record, phase: str | None) -> tuple[pd.DataFrame, float, list[str]]:
-    """The kernels with own_s and idle_s; the time that they are of, s; and what is to be said of it."""
+def _timed(kernels: pd.DataFrame, run: Record, phase: str | None) -> tuple[pd.DataFrame, float, float, list[str]]:
+    """The kernels with own_s and idle_s; the time that they are of, s; `Budget.slowed`; and what is to be said."""
     own, gaps = owned(
         kernels["start_ns"].to_numpy("int64"),
         kernels["duration_ns"].to_numpy("int64"),
@@ -418,7 +430,7 @@ def _timed(kernels: pd.DataFrame, run: Record, phase: str | None) -> tuple[pd.Da
     # tracing lengthens gaps, so there is no more idle time than it shows
     idle_s = min(max(step_s - busy_s, 0.0), gaps_s)
     kernels["idle_s"] = kernels["gap_s"] * (idle_s / gaps_s if gaps_s else 0.0)
-    return kernels, step_s, notes
+    return kernels, step_s, busy_s / step_s, notes
 
 
 def _rows(kernels: pd.DataFrame, step_s: float, ops: pd.DataFrame, cuda: bool) -> pd.DataFrame:

@@ -15,29 +15,62 @@ from gpuprof.record import Record
 LAUNCH_GAP_S = 100e-6
 """A gap up to this is the launch of one operator; in a longer one the host did something else."""
 
-NEGATIVE = "A negative part is work that was faster than the bound it is held against."
-"""Note of a budget with a negative part; a budget without may have one in the rows of a module or class."""
+_NEGATIVE = {
+    "clock": "the SM clock was above the one that the datasheet's peak is of",
+    "matmul_shape": "the ceilings of its shapes are above the peak, which was measured under other load",
+    "matmul": "products were faster than the peak, bandwidth or ceiling that they are held against, which was "
+    "measured under other load, or a cache holds what they read",
+    "attention": "it was faster than its counted FLOPs at peak: fused attention skips masked pairs that a convention "
+    "may count, and a peak may be measured under other load",
+    "memory": "it was faster than its bytes at the bandwidth: a cache holds what it reads, or the bandwidth was "
+    "measured under other load",
+    "compute": "computation was faster than the FLOPs counted of it at peak, which was measured under other load",
+    "behind": "the median step of the job is shorter than the mean of its ranks' own",
+}
+"""What it means that a part is negative."""
 
 
 def title(part: str, run: Record, unknown: set[str]) -> str:
-    """What a part is called; above what, if anything is known that explains some of it."""
+    """What a part is called, after its name: above what, if anything is known that explains some of it."""
     cuda = run.device.get("type") == "cuda"
     above = "above ideal" if "ideal" not in unknown else "all of it"
     return {
         "ideal": "ideal: model FLOPs at peak",
-        "clock": "clock below the datasheet's",
+        "clock": "clock: below the datasheet's",
         "recompute": "recompute",
-        "matmul_shape": "matmuls: limit of their shape",
-        "matmul": f"matmuls: {'above that' if 'matmul_shape' not in unknown else above}",
+        "matmul_shape": "matmul shape: its limit",
+        "matmul": f"matmul: {'above that limit' if 'matmul_shape' not in unknown else above}",
         "attention": f"attention: {above}",
-        "memory_bytes": "memory-bound: their bytes",
-        "memory": f"memory-bound: {'above that' if 'memory_bytes' not in unknown else 'all of it'}",
+        "memory_bytes": "memory bytes: at bandwidth",
+        "memory": f"memory: {'above its bytes' if 'memory_bytes' not in unknown else 'all of it'}",
         "optimizer": "optimizer",
-        "communication": "communication not hidden",
-        "idle_launch": "GPU idle: launch-bound",
-        "idle_host": "GPU idle: host-bound" if cuda else "host between operators",
+        "communication": "communication: not hidden",
+        "idle_launch": "idle launch: GPU waits",
+        "idle_host": "idle host: GPU waits" if cuda else "idle host: between operators",
         "other": "other",
     }[part]
+
+
+def words(part: str) -> str:
+    """A part's name as people read it: its title begins with it, and tables name it so."""
+    return part.replace("_", " ")
+
+
+def in_a_sentence(title: str) -> str:
+    """A title amid other words: ``memory (above its bytes)`` for ``memory: above its bytes``."""
+    name, _, more = title.partition(": ")
+    return f"{name} ({more})" if more else name
+
+
+def negative(part: str, where: str = "") -> str:
+    """A sentence on a part that is negative: what that means.
+
+    Args:
+        part: of a step or of a job.
+        where: of what, if it is not negative as a whole.
+    """
+    why = _NEGATIVE.get(part, "its work was faster than the bound that it is held against")
+    return f"{words(part).capitalize()} is negative{where}: {why}."
 
 
 def evidence(part: str, run: Record, ops: pd.DataFrame, kernels: pd.DataFrame, facts: dict[str, Any]) -> str:
