@@ -285,8 +285,8 @@ def test_faster_than_its_bound_is_negative_and_said():
 
     assert parts_ns(found) == {"ideal": 80, "matmul": -3}
     assert found.notes == [
-        "Matmul is negative: products were faster than the peak, bandwidth or ceiling that they are held against, which "
-        "was measured under other load, or a cache holds what they read."
+        "Matmul is negative: products were faster than the peak, bandwidth or ceiling that they are held against, "
+        "which was measured under other load, or a cache holds what they read."
     ]
     assert (found.slowed, found.rest.empty) == (1, True)
     assert_adds_up(found)
