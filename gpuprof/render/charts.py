@@ -1,4 +1,4 @@
-"""What every picture of a run shares: whose it is, in a line, and the file. matplotlib is loaded only when one is drawn."""
+"""What the pictures of runs share: a line that says of what they are, and the file. matplotlib is loaded late."""
 
 from __future__ import annotations
 
