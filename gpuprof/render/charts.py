@@ -6,15 +6,18 @@ import io
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from gpuprof.analysis.backward import ASSUMED, backward_ratios, whole
 from gpuprof.errors import GpuprofError
-from gpuprof.pictures import check_picture
+from gpuprof.pictures import check_drawing, check_picture
 from gpuprof.record import UNATTRIBUTED, Record, write_atomically
 from gpuprof.render.view import View, depth_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _FLOPS_COLOR, _TIME_COLOR, _LINE_COLOR = "#1f4e79", "#e0a030", "#b02020"
 _EXECUTED_COLOR = "#5b8c5a"
@@ -31,37 +34,47 @@ _LEAST_TIME = 0.002  # share of the time below which a row without FLOPs is left
 
 
 def backward_chart(run: Record, path: str | os.PathLike[str], view: View | None = None) -> Path:
-    """Draw the ratios backward / forward by counted FLOPs and by time, with a line at what is assumed.
+    """Write `backward_figure` to a file.
 
     Args:
         run: a run with a backward.
         path: the picture, PNG or SVG by its suffix. It appears whole or not at all.
+        view: as in `backward_figure`.
+
+    Raises:
+        GpuprofError: no such kind of picture, the file cannot be written, or as `backward_figure`.
+    """
+    path = Path(path)
+    check_picture(path)
+    save_picture(backward_figure(run, view), path)
+    return path
+
+
+def backward_figure(run: Record, view: View | None = None) -> Figure:
+    """Draw the ratios backward / forward by counted FLOPs and by time, with a line at what is assumed.
+
+    Args:
+        run: a run with a backward.
         view: ``by``, ``depth`` and ``top`` say which rows; modules without a depth are those of the first depth that
             has three with FLOPs, or of the deepest.
 
     Raises:
-        GpuprofError: no such kind of picture, matplotlib is missing, the run has no backward, or the file cannot be
-            written.
+        GpuprofError: matplotlib is missing, or the run has no backward.
     """
-    path, view = Path(path), view or View(by="class")
-    check_picture(path)
-    return ratio_bars(chart_rows(run, view), _title(run), path)
+    return ratio_bars(chart_rows(run, view or View(by="class")), _title(run))
 
 
-def ratio_bars(bars: pd.DataFrame, title: str, path: Path) -> Path:
+def ratio_bars(bars: pd.DataFrame, title: str) -> Figure:
     """Draw ratios backward / forward as groups of bars, with a line at what is assumed.
 
     Args:
         bars: column label, and of `RATIOS` those that there are, missing where unknown; a row per group of bars.
         title: what stands above.
-        path: as in `backward_chart`.
 
     Raises:
-        GpuprofError: as in `backward_chart`, or there is no ratio.
+        GpuprofError: matplotlib is missing, or there is no ratio.
     """
-    check_picture(path)
-    from matplotlib.figure import Figure
-
+    check_drawing()
     series = [
         (column, label, color)
         for column, (label, color) in RATIOS.items()
@@ -73,7 +86,7 @@ def ratio_bars(bars: pd.DataFrame, title: str, path: Path) -> Path:
         )
     longest = max(float(bars[column].max()) for column, _, _ in series if bars[column].notna().any())
     limit = min(max(longest * 1.15, ASSUMED * 1.35), _LONGEST)
-    figure = Figure(figsize=(9, 1.9 + 0.46 * len(bars)), dpi=150, layout="constrained")
+    figure = new_figure(9, 1.9 + 0.46 * len(bars))
     axes = figure.add_subplot()
     height = 0.8 / len(series)
     for index, (column, label, color) in enumerate(series):
@@ -103,8 +116,7 @@ def ratio_bars(bars: pd.DataFrame, title: str, path: Path) -> Path:
     axes.tick_params(axis="y", length=0)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", parse_math=False)
     figure.legend(loc="outside lower right", ncols=3, fontsize=8.5, frameon=False)
-    save_picture(figure, path)
-    return path
+    return figure
 
 
 def chart_rows(run: Record, view: View) -> pd.DataFrame:
@@ -164,7 +176,14 @@ def _title(run: Record) -> str:
     return f"{subject(run)}\nwhole step, recompute apart: {', '.join(parts)}"
 
 
-def save_picture(figure: Any, path: Path) -> None:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, which no window of pyplot holds on to."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def save_picture(figure: Figure, path: Path) -> None:
     """Write the picture whole, in the format of the suffix."""
     from matplotlib import rc_context
 
