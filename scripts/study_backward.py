@@ -19,7 +19,8 @@ import torch
 from gpuprof.analysis.backward import backward_ratios, whole
 from gpuprof.profiler import run_passes
 from gpuprof.record import write_atomically
-from gpuprof.render.charts import ratio_bars, save_picture
+from gpuprof.render.backward_chart import ratio_bars
+from gpuprof.render.charts import save_picture
 from gpuprof.run import Run
 from gpuprof.units import MISSING
 from gpuprof.workload import Options, Workload, build

@@ -12,7 +12,7 @@ from gpuprof.analysis.backward import RATIO_COLUMNS
 from gpuprof.pictures import SUFFIXES
 from gpuprof.record import table
 from gpuprof.render.backward import FORMATS, render_backward, verdict
-from gpuprof.render.charts import backward_chart, chart_rows
+from gpuprof.render.backward_chart import backward_chart, chart_rows
 from gpuprof.render.view import View
 
 CONTRACT = [
@@ -133,7 +133,7 @@ def test_without_matplotlib_the_way_to_get_it_is_said(monkeypatch, tmp_path):
 
 
 def test_matplotlib_is_loaded_late():
-    code = "import sys, gpuprof.render.charts; print('matplotlib' in sys.modules)"
+    code = "import sys, gpuprof.render.backward_chart; print('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
