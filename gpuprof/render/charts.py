@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gpuprof.record import Record, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def subject(run: Record) -> str:
@@ -24,7 +27,14 @@ def subject(run: Record) -> str:
     return " · ".join(str(part) for part in parts if part)
 
 
-def save_picture(figure: Any, path: Path) -> None:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, which no window of pyplot holds on to."""
+    from gpuprof.render.figure import ShownFigure
+
+    return ShownFigure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def save_picture(figure: Figure, path: Path) -> None:
     """Write the picture whole, in the format of the suffix."""
     from matplotlib import rc_context
 
