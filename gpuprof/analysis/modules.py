@@ -255,9 +255,7 @@ def by_class(run: Record, convention: str | None = None) -> pd.DataFrame:
         _add_rates(run, table, phase)
         del table[f"ideal_{phase}_s"]
     # ideal times follow from kernel MFU x time, module by module
-    ideal = (sums["kernel_mfu"] * (sums["time_forward_s"] + sums["time_recompute_s"] + sums["time_backward_s"])).fillna(
-        0
-    )
+    ideal = (sums["kernel_mfu"] * sums[list(times)].sum(axis=1, skipna=False)).fillna(0)
     table["kernel_mfu"] = _ratio(ideal.groupby(sums["class"], sort=False).sum(), times.sum(axis=1, skipna=False))
     table["time_s"] = times.sum(axis=1, skipna=False)
     return table.reset_index().sort_values(["time_s", "flops_forward"], ascending=False, ignore_index=True)

@@ -486,10 +486,8 @@ def footer(run: Record, view: View, sums: dict[str, Any]) -> Iterator[Renderable
             )
             lines.append(f"Causality unknown, attention counted full: {some}.")
     if run.done("trace") or len(run.busy):
-        what = (
-            "backward with recompute. FLOPs are of the forward; FLOP/s and kernel MFU are over that time, MFU is over "
-        )
-        what += "the step."
+        rates = "FLOP/s and kernel MFU are over that time, MFU over the step"
+        what = f"backward with recompute. FLOPs are of the forward; {rates}."
         if is_generation(run):
             what = "kernel MFU of the prefill and kernel MBU of the decode over it. FLOPs are of all phases."
         lines.append(

@@ -29,8 +29,9 @@ _READABLE = [
 """What people read of modules and classes; machines get every column."""
 
 _READABLE_PARTS = [
-    "module", "class", "modules", "time_prefill_s", "kernel_mfu_prefill", "time_decode_s", "kernel_mbu_decode", "params",
-    "flops_prefill", "bytes_decode", "flops_decode", "time_encode_s", "kernel_mfu_encode", "flops_encode", "macs",
+    "module", "class", "modules", "time_prefill_s", "kernel_mfu_prefill", "time_decode_s", "kernel_mbu_decode",
+    "params", "flops_prefill", "bytes_decode", "flops_decode", "time_encode_s", "kernel_mfu_encode", "flops_encode",
+    "macs",
 ]  # fmt: skip
 """The same of a generation."""
 
