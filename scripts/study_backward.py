@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 
 from gpuprof.analysis.backward import backward_ratios, whole
+from gpuprof.files import write_atomically
 from gpuprof.profiler import run_passes
-from gpuprof.record import write_atomically
 from gpuprof.render.charts import ratio_bars
 from gpuprof.run import Run
 from gpuprof.units import MISSING

@@ -6,7 +6,8 @@ import pandas as pd
 
 from gpuprof.analysis.denominators import peak_dtype
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import integers
 from gpuprof.theory.rows import read_shapes
 
 _FIRST_FACTOR = {"aten::mm": 0, "aten::addmm": 1, "aten::bmm": 0, "aten::baddbmm": 1}

@@ -10,7 +10,8 @@ from gpuprof import units
 from gpuprof.analysis.counted import chosen, counted, formula_parts, of_no_part, whole_step
 from gpuprof.analysis.known_flops import none_known
 from gpuprof.errors import GpuprofError
-from gpuprof.record import FORWARD, MODEL, Record
+from gpuprof.record import Record
+from gpuprof.schema import FORWARD, MODEL
 from gpuprof.theory import CONVENTIONS, Architecture
 
 REFERENCE = "causal"

@@ -13,7 +13,8 @@ from gpuprof.analysis.known_flops import none_known
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.steps import varied
 from gpuprof.errors import GpuprofError
-from gpuprof.record import FORWARD, MODEL, Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import FORWARD, MODEL, integers
 from gpuprof.theory.architecture import Architecture
 from gpuprof.theory.conventions import CONVENTIONS, DEFAULT_CONVENTION, Convention
 from gpuprof.theory.conventions import convention as fitting_convention

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gpuprof.record import ALL, Record
+from gpuprof.record import Record
+from gpuprof.schema import ALL
 from gpuprof.theory import rule_for
 from gpuprof.theory.generated import generated
 from gpuprof.theory.rules import PRODUCTS

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.known_flops import known_of
-from gpuprof.record import MODEL, Record
+from gpuprof.record import Record
+from gpuprof.schema import MODEL
 from gpuprof.theory import rule_for
 from gpuprof.theory.generated import generated
 from gpuprof.theory.names import communicates

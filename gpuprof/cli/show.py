@@ -67,7 +67,8 @@ def show(
         raise GpuprofError(f"calflops' layout is by module: give --by {by.value} with --format table")
     if chosen is Format.perfetto and (by is not By.module or top or sort):
         raise GpuprofError("a trace has every kernel: give --by, --top and --sort with --format table")
-    from gpuprof.record import load, write_atomically
+    from gpuprof.files import write_atomically
+    from gpuprof.record import load
     from gpuprof.render import render
     from gpuprof.render.view import View
 

@@ -22,7 +22,7 @@ from torch.fx import Graph, Node
 from gpuprof.passes.operators import name_of
 from gpuprof.passes.specs import spec_of, torch_free
 from gpuprof.paths import ancestors
-from gpuprof.record import NOBODYS, PHASES, UNATTRIBUTED
+from gpuprof.schema import NOBODYS, PHASES, UNATTRIBUTED
 from gpuprof.theory import rule_for
 from gpuprof.theory.attention import AttentionFacts
 from gpuprof.theory.priced import FIGURES, Described, describe, dtype_of, shapes_text, tensor_specs

@@ -29,7 +29,8 @@ from gpuprof.passes.phases import Phase, observed_phases
 from gpuprof.passes.specs import decide, is_wrapper, nested_device, spec_of, torch_free
 from gpuprof.passes.traffic import Traffic
 from gpuprof.paths import ancestors
-from gpuprof.record import GRADIENT_ALLREDUCE, PassOutcome, table
+from gpuprof.record import PassOutcome
+from gpuprof.schema import GRADIENT_ALLREDUCE, table
 from gpuprof.theory import rule_for
 from gpuprof.theory.attention import BLOCKS, AttentionFacts
 from gpuprof.theory.names import all_reduces

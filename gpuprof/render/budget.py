@@ -22,11 +22,11 @@ from gpuprof.analysis.known_flops import at_least, known_of, priced_share
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture
-from gpuprof.record import UNATTRIBUTED
 from gpuprof.render.charts import save_picture, subject
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.view import View
+from gpuprof.schema import UNATTRIBUTED
 
 _ROOMY = 100  # columns of text from which the evidence has room too
 _LEAST = 0.0005  # share of the step below which a part is not drawn

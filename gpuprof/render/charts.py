@@ -12,9 +12,11 @@ import pandas as pd
 
 from gpuprof.analysis.backward import ASSUMED, backward_ratios, whole
 from gpuprof.errors import GpuprofError
+from gpuprof.files import write_atomically
 from gpuprof.pictures import check_picture
-from gpuprof.record import UNATTRIBUTED, Record, write_atomically
+from gpuprof.record import Record
 from gpuprof.render.view import View, depth_of
+from gpuprof.schema import UNATTRIBUTED
 
 _FLOPS_COLOR, _TIME_COLOR, _LINE_COLOR = "#1f4e79", "#e0a030", "#b02020"
 _EXECUTED_COLOR = "#5b8c5a"
