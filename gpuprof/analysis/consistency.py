@@ -70,6 +70,17 @@ def withheld_of_step(run: Record) -> str:
     return withheld(run)
 
 
+def per_step(run: Record, unit: str) -> int | None:
+    """How many tokens or samples a step takes; None where it is not known, or a step of the user's own varies.
+
+    Args:
+        run: the run.
+        unit: ``tokens`` or ``samples``. Of a step of the user's own those of all calls of the model in the counted one.
+    """
+    varies = run.workload.get("step") == "given" and withheld(run)
+    return None if varies else run.workload.get(f"{unit}_per_step")
+
+
 def withheld_of_owners(run: Record) -> str:
     """Why the trace's time is no module's: empty where it may be."""
     return _reason(misowned(run))

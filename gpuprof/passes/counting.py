@@ -67,6 +67,7 @@ class Counted(NamedTuple):
 
     Attributes:
         row_of: row of ``ops`` of each signature of calls, by its number.
+        amounts: of `gpuprof.passes.inputs.Given`.
     """
 
     ops: pd.DataFrame
@@ -75,6 +76,7 @@ class Counted(NamedTuple):
     outcome: PassOutcome
     result: Any
     row_of: list[int]
+    amounts: dict[str, int | None]
 
 
 def count(workload: Workload, execute: Execute | None = None, mark: Mark | None = None) -> Counted:
@@ -152,7 +154,7 @@ def counting(
         facts |= known
     outcome = PassOutcome("done", facts=facts)
     tree = module_tree(model, calls, causality)
-    found.append(Counted(table("ops", rows), tree, table("traffic", moved), outcome, None, row_of))
+    found.append(Counted(table("ops", rows), tree, table("traffic", moved), outcome, None, row_of, given.amounts))
 
 
 def _with_room(step: Callable[[], Any]) -> Any:
