@@ -13,6 +13,7 @@ from gpuprof.errors import GpuprofError
 from gpuprof.record import Record
 from gpuprof.schema import FORWARD, MODEL
 from gpuprof.theory import CONVENTIONS, Architecture
+from gpuprof.theory.names import without_overload
 
 REFERENCE = "causal"
 """What the others are compared with."""
@@ -153,7 +154,7 @@ def _rows(run: Record, ops: pd.DataFrame) -> Iterator[tuple[str, str, int, int]]
     ends = {facts[fact]: part for fact, part in _ENDS.items() if facts.get(fact)}
     columns = ops[["module", "phase", "op", "kind", "flops"]].itertuples(index=False, name=None)
     for index, (module, phase, op, kind, flops) in enumerate(columns):
-        product = op.partition(".")[0] in ("aten::bmm", "aten::baddbmm", "aten::baddbmm_", "aten::matmul")
+        product = without_overload(op) in ("aten::bmm", "aten::baddbmm", "aten::baddbmm_", "aten::matmul")
         if kind == "attention" or (product and module in attending):
             group = "attention"
         elif kind not in ("matmul", "convolution", "recurrent", ""):
