@@ -248,15 +248,25 @@ def run_passes(
         tell=progress or (lambda name, done, total: None),
         traced_steps=1 if control.alone else LEAST_STEPS,
     )  # fmt: skip
+    _attempt(measuring, control)
+    _complete(measuring, control)
+    return run
+
+
+def _attempt(measuring: Measuring, control: Control) -> None:
+    """Run the passes that are wanted, one after the other, and keep how each ended.
+
+    Raises:
+        GpuprofError: no pass was done, or what the step changes could not be put back.
+    """
+    workload, run = measuring.workload, measuring.run
+    on_device = torch.cuda.device(workload.device) if workload.device.type == "cuda" else nullcontext()
     failures: list[StepFailure] = []
     unkept = ""
     try:
-        with (
-            _alone, preserved(workload), torch.cuda.device(workload.device) if cuda else nullcontext(),
-            watched(measuring.tell) as measuring.watch,
-        ):  # fmt: skip
+        with _alone, preserved(workload), on_device, watched(measuring.tell) as measuring.watch:
             for one in PASSES:
-                if one.name in wanted:
+                if one.name in measuring.wanted:
                     measuring.watch.begin(one.name)
                     run.passes[one.name] = _attempted(one, measuring, failures, control)
             run.compilations, run.breaks = measuring.watch.compilations, measuring.watch.breaks
@@ -271,6 +281,11 @@ def run_passes(
         raise GpuprofError(f"{failures[0].line}; {unkept}" if unkept else failures[0].line) from failures[0].error
     if not done and (why := control.broken()):
         raise GpuprofError(why)
+
+
+def _complete(measuring: Measuring, control: Control) -> None:
+    """Add to a run what its passes make known together: ceilings, owners, the rank's own times, and what to warn of."""
+    workload, run, wanted = measuring.workload, measuring.run, measuring.wanted
     if "telemetry" in wanted and "telemetry" not in run.passes:
         reason, remedy = "telemetry is read around the timing pass, which did not end", "see its reason"
         if "time" not in wanted:
@@ -287,7 +302,6 @@ def run_passes(
     control.late.clear()
     run.warnings += [f"the {name} pass failed: {o.reason}" for name, o in run.passes.items() if o.status == "failed"]
     say_what_is_withheld(run)
-    return run
 
 
 def _attempted(one: Pass, measuring: Measuring, failures: list[StepFailure], control: Control) -> PassOutcome:
