@@ -38,7 +38,8 @@ LAYERS = [
     ("launches",),
     ("profiler", "imported"),
     ("launched",),
-    ("fit", "job"),
+    ("fit", "job_part", "job_facts"),
+    ("job",),
     ("meter",),
     ("integrations",),
     ("history",),
@@ -89,6 +90,8 @@ TORCH_FREE = [
     "traces.ops",
     "imported",
     "job",
+    "job_facts",
+    "job_part",
     "traces.composite",
     "traces.pricing",
 ]
