@@ -27,7 +27,6 @@ from gpuprof.schema import ALL, FACTS, UNATTRIBUTED, columns, table
 
 Kind = TypeVar("Kind", bound=Record)
 
-
 KEPT = (
     "tree", "ops", "traffic", "samples", "generation", "memory", "telemetry", "ranks", "busy", "collectives",
 )  # fmt: skip

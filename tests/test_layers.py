@@ -42,6 +42,7 @@ LAYERS = [
     ("job",),
     ("meter",),
     ("integrations",),
+    ("history_schema",),
     ("history",),
     ("cli",),
 ]
@@ -64,6 +65,7 @@ TORCH_FREE = [
     "reports",
     "sweep",
     "store_url",
+    "history_schema",
     "history",
     "theory",
     "analysis",
