@@ -32,7 +32,8 @@ from gpuprof.paths import ancestors
 from gpuprof.record import PassOutcome
 from gpuprof.schema import GRADIENT_ALLREDUCE, table
 from gpuprof.theory import rule_for
-from gpuprof.theory.attention import BLOCKS, AttentionFacts
+from gpuprof.theory.attention import BLOCKS
+from gpuprof.theory.masks import AttentionFacts
 from gpuprof.theory.names import all_reduces, without_overload
 from gpuprof.theory.nested import nested_in
 from gpuprof.theory.priced import FIGURES, Described, describe, tensor_specs
