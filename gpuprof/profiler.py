@@ -31,9 +31,9 @@ from gpuprof.parallel.join import join
 from gpuprof.parallel.launch import TIMEOUT_S
 from gpuprof.parallel.layout import layout
 from gpuprof.parallel.same_model import same_model
-from gpuprof.passes import counting
 from gpuprof.passes.failure import StepFailure, explain, let_go, short
 from gpuprof.passes.modes import modes_as_before
+from gpuprof.passes.module_tree import module_tree
 from gpuprof.passes.options import DEFAULT_PASSES, check
 from gpuprof.passes.preserve import preserved
 from gpuprof.passes.table import PASSES, Measuring, Pass, Progress
@@ -417,7 +417,7 @@ def with_all_owners(run: Record, model: torch.nn.Module) -> pd.DataFrame:
     if not (booked or tree.empty):
         return tree
     calls = dict.fromkeys(sorted(booked), 0) | dict(zip(tree["module"], tree["calls"], strict=True))
-    return counting.module_tree(model, calls, dict(zip(tree["module"], tree["causality"], strict=True)))
+    return module_tree(model, calls, dict(zip(tree["module"], tree["causality"], strict=True)))
 
 
 def never_made(model: torch.nn.Module) -> list[str]:
