@@ -26,9 +26,9 @@ from gpuprof.analysis.steps import step_seconds
 from gpuprof.record import Record
 from gpuprof.schema import ALL, UNATTRIBUTED
 from gpuprof.theory import rule_for
+from gpuprof.theory.kernel_names import multiplies
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import PRODUCTS
-from gpuprof.theory.tiling import multiplies
 
 MOST = {"datasheet": 1.05, "measured": 1.30}
 """Share of a peak above which a rate is somebody's mistake. Of 10,242 operators in published traces of GPUs none came
