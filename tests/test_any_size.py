@@ -28,8 +28,8 @@ from gpuprof.history import open_store
 from gpuprof.record import integers, table
 from gpuprof.render import FORMATS, render
 from gpuprof.render.backward import render_backward
+from gpuprof.render.backward_chart import backward_chart
 from gpuprof.render.budget import budget_chart, render_budget
-from gpuprof.render.charts import backward_chart
 from gpuprof.render.page import render_page
 from gpuprof.render.regression import render_check
 from gpuprof.render.roofline import render_roofline, roofline_chart

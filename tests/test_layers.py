@@ -227,7 +227,7 @@ def test_every_part_has_a_layer():
 
 def loaded_by(code: str, cwd: Path | None = None) -> list[str]:
     """Which of the heavy libraries a fresh interpreter has after running code."""
-    heavy = ("torch", "transformers", "pandas", "sqlalchemy")
+    heavy = ("torch", "transformers", "pandas", "sqlalchemy", "matplotlib")
     check = f"{code}\nimport sys; print([name for name in {heavy!r} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     run = subprocess.run(

@@ -42,7 +42,7 @@ def backward(
         check_picture(chart)
     from gpuprof.record import load, write_atomically
     from gpuprof.render.backward import render_backward
-    from gpuprof.render.charts import backward_chart
+    from gpuprof.render.backward_chart import backward_chart
     from gpuprof.render.view import View
 
     view = View(by=by.value, depth=depth, top=top, width=terminal_width(), color=in_color() and output is None)

@@ -15,7 +15,7 @@ from gpuprof.analysis.generation import PARTS, bandwidths, parts, withheld_of_by
 from gpuprof.analysis.roofline import dtypes, roofs
 from gpuprof.analysis.roofline import roofline as points
 from gpuprof.record import TRAFFIC, UNATTRIBUTED, Record
-from gpuprof.render.charts import RATIOS, chart_rows
+from gpuprof.render.backward_chart import RATIOS, chart_rows
 from gpuprof.render.tables import readable
 from gpuprof.render.view import View
 
