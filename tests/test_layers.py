@@ -16,9 +16,11 @@ PACKAGE = Path(gpuprof.__file__).parent
 # from the bottom up: a module may import from its own layer and from those before it
 LAYERS = [
     ("errors", "signals", "undo", "units", "version"),
+    ("files", "schema"),
     ("dates", "pictures"),
     ("store_url",),
     ("log",),
+    ("record_checks",),
     ("record",),
     ("paths",),
     ("reports",),
@@ -52,6 +54,9 @@ TORCH_FREE = [
     "dates",
     "pictures",
     "log",
+    "files",
+    "schema",
+    "record_checks",
     "record",
     "run",
     "paths",

@@ -13,10 +13,11 @@ from gpuprof import units
 from gpuprof.analysis.backward import ASSUMED, whole
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_drawing, check_picture
-from gpuprof.record import UNATTRIBUTED, Record
+from gpuprof.record import Record
 from gpuprof.render.backward import Line, lines
 from gpuprof.render.charts import new_figure, save_picture, subject
 from gpuprof.render.view import View
+from gpuprof.schema import UNATTRIBUTED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

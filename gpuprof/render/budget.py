@@ -22,11 +22,11 @@ from gpuprof.analysis.known_flops import at_least, known_of, priced_share
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_drawing, check_picture
-from gpuprof.record import UNATTRIBUTED
 from gpuprof.render.charts import new_figure, save_picture, subject
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.view import View
+from gpuprof.schema import UNATTRIBUTED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuprof.record import Record, write_atomically
+from gpuprof.files import write_atomically
+from gpuprof.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -51,9 +51,10 @@ from gpuprof.analysis.telemetry import (
     tensor_activity,
 )
 from gpuprof.analysis.untold import host_steps, untold
-from gpuprof.record import MODEL, Record
+from gpuprof.record import Record
 from gpuprof.render.generation import generation_lines
 from gpuprof.render.view import View
+from gpuprof.schema import MODEL
 from gpuprof.theory import CONVENTIONS
 
 _STEADY = 0.5

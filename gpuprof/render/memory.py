@@ -23,12 +23,13 @@ from gpuprof.analysis.modules import by_module as module_table
 from gpuprof.analysis.steps import refuse_log
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_drawing, check_picture
-from gpuprof.record import UNATTRIBUTED, Record
+from gpuprof.record import Record
 from gpuprof.render.charts import new_figure, save_picture, subject
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.tree import build, walk
 from gpuprof.render.view import View, depth_of
+from gpuprof.schema import UNATTRIBUTED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

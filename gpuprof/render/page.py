@@ -33,11 +33,12 @@ from gpuprof.analysis.replication import sentence
 from gpuprof.analysis.telemetry import invalid_reasons
 from gpuprof.analysis.untold import host_steps, untold
 from gpuprof.errors import GpuprofError
-from gpuprof.record import UNATTRIBUTED, Record
+from gpuprof.record import Record
 from gpuprof.render.backward import verdict
 from gpuprof.render.header import compilation_lines, of_steps, times_of
 from gpuprof.render.tables import OF_A_JOB, OF_COMPILED, plain, readable, spread
 from gpuprof.render.tree import build, has_rate, walk
+from gpuprof.schema import UNATTRIBUTED
 from gpuprof.theory import CONVENTIONS
 
 _MOST_KERNELS = 200

@@ -15,11 +15,12 @@ from rich.text import Text
 from gpuprof import units
 from gpuprof.analysis.generation import PARTS, moved, phases_of
 from gpuprof.analysis.modules import by_module, totals
-from gpuprof.record import UNATTRIBUTED, Record
+from gpuprof.record import Record
 from gpuprof.render import tables
 from gpuprof.render.console import to_text
 from gpuprof.render.header import footer, header
 from gpuprof.render.view import View
+from gpuprof.schema import UNATTRIBUTED
 
 _TIMES = ("time_forward_s", "time_recompute_s", "time_backward_s")
 _COLUMNS = {
