@@ -14,14 +14,13 @@ from gpuprof.analysis.backward import ASSUMED, backward_ratios, whole
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture
 from gpuprof.record import UNATTRIBUTED, Record, write_atomically
+from gpuprof.render import palette
 from gpuprof.render.view import View, depth_of
 
-_FLOPS_COLOR, _TIME_COLOR, _LINE_COLOR = "#1f4e79", "#e0a030", "#b02020"
-_EXECUTED_COLOR = "#5b8c5a"
 RATIOS = {
-    "ratio_flops": ("by counted FLOPs", _FLOPS_COLOR),
-    "ratio_executed": ("by executed FLOPs", _EXECUTED_COLOR),
-    "ratio_time": ("by time", _TIME_COLOR),
+    "ratio_flops": ("by counted FLOPs", palette.BLUE),
+    "ratio_executed": ("by executed FLOPs", palette.TEAL),
+    "ratio_time": ("by time", palette.ORANGE),
 }
 """Ratios that are drawn where they are known, with their names and colours."""
 
@@ -88,10 +87,10 @@ def ratio_bars(bars: pd.DataFrame, title: str, path: Path) -> Path:
                 _figure(column, number) + (" →" if beyond else ""), (0 if math.isnan(shown) else shown, at),
                 xytext=(-3 if beyond else 3, 0), textcoords="offset points", va="center",
                 ha="right" if beyond else "left", fontsize=7.5, zorder=4,
-                color="white" if beyond and color == _FLOPS_COLOR else "#303030",
+                color="white" if beyond and color == palette.BLUE else "#303030",
                 bbox=None if beyond else {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
             )  # fmt: skip
-    axes.axvline(ASSUMED, color=_LINE_COLOR, linewidth=1.4, linestyle="--", zorder=3, label=f"assumed: {ASSUMED}.0")
+    axes.axvline(ASSUMED, color=palette.MARK, linewidth=1.4, linestyle="--", zorder=3, label=f"assumed: {ASSUMED}.0")
     axes.set_yticks(range(len(bars)), [str(label) for label in bars["label"]], fontsize=8.5)
     axes.set_ylim(len(bars) - 0.45, -0.55)
     axes.set_xlim(0, limit)
@@ -122,6 +121,8 @@ def chart_rows(run: Record, view: View) -> pd.DataFrame:
             depth = fits[0] if fits else int(depths.max() if len(depths) else 0)
         rows, busy = rows[depths == depth], busy[depths == depth]
     rows = rows[busy]
+    if view.by == "class" and len(apart := rows[~rows["class"].isin(_containers(run))]):
+        rows = apart
     if view.top is not None or len(rows) > _MOST:
         keep = time[rows.index].sort_values(ascending=False, kind="stable").index[: view.top or _MOST]
         rows = rows.loc[sorted(keep)]
@@ -130,6 +131,13 @@ def chart_rows(run: Record, view: View) -> pd.DataFrame:
     else:
         labels = [f"{r['class']} x {r['modules']}" if r["modules"] > 1 else r["class"] for r in rows.to_dict("records")]
     return pd.DataFrame({"label": labels, **{column: rows[column].array for column in RATIOS}})
+
+
+def _containers(run: Record) -> set[str]:
+    """Classes that are no more than the modules in them, which have bars of their own: the model's and torch's."""
+    classes = run.tree["class"]
+    whole = {name for name in classes[run.tree["module"] == ""] if (classes == name).sum() == 1}
+    return whole | {"ModuleList", "ModuleDict", "Sequential"}
 
 
 def _figure(column: str, value: float) -> str:
@@ -145,12 +153,17 @@ def subject(run: Record) -> str:
     if run.device.get("type") == "cpu":
         threads = run.environment.get("threads")
         device = f"CPU ({device}, {threads} thread{'' if threads == 1 else 's'})"
+    parts = (about.get("name"), *sizes(run), about.get("dtype"), run.of_job, device)
+    return " · ".join(str(part) for part in parts if part)
+
+
+def sizes(run: Record) -> list[str]:
+    """Sizes of the inputs in words, those that are known: ``batch 1``, ``sequence 512``."""
+    about = run.workload
     size = [f"batch {about['batch_size']}"] if about.get("batch_size") else []
     size += [f"sequence {about['seq_len']}"] if about.get("seq_len") else []
     size += [f"prompt {about['prompt_len']}"] if about.get("prompt_len") else []
-    size += [f"{about['new_tokens']} new tokens"] if about.get("new_tokens") else []
-    parts = (about.get("name"), *size, about.get("dtype"), run.of_job, device)
-    return " · ".join(str(part) for part in parts if part)
+    return size + ([f"{about['new_tokens']} new tokens"] if about.get("new_tokens") else [])
 
 
 def _title(run: Record) -> str:

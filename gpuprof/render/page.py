@@ -32,15 +32,18 @@ from gpuprof.analysis.ranks import by_rank, straggler
 from gpuprof.analysis.replication import sentence
 from gpuprof.analysis.telemetry import invalid_reasons
 from gpuprof.analysis.untold import host_steps, untold
+from gpuprof.analysis.verdict import verdict
 from gpuprof.errors import GpuprofError
 from gpuprof.record import UNATTRIBUTED, Record
-from gpuprof.render.backward import verdict
+from gpuprof.render.backward import verdict as backward_verdict
+from gpuprof.render.charts import sizes
 from gpuprof.render.header import compilation_lines, of_steps, times_of
 from gpuprof.render.tables import OF_A_JOB, OF_COMPILED, plain, readable, spread
 from gpuprof.render.tree import build, has_rate, walk
 from gpuprof.theory import CONVENTIONS
 
 _MOST_KERNELS = 200
+_WIDEST = 60  # characters of a cell
 _NEEDS = "the report needs plotly and jinja2, which are not installed: pip install 'gpuprof[report]'"
 
 
@@ -85,7 +88,8 @@ def render_page(run: Record, convention: str | None = None, command: str = "") -
         # inside a script element nothing but its end tag means anything
         section["figure"] = figure and Markup(figure.to_json().replace("<", "\\u003c"))
     return template.render(
-        title=str(run.workload["name"]),
+        title=_title(run),
+        verdict=verdict(run),
         subtitle=_subtitle(run),
         cards=list(_cards(run, convention)),
         warnings=[
@@ -99,9 +103,17 @@ def render_page(run: Record, convention: str | None = None, command: str = "") -
     )
 
 
+def _title(run: Record) -> str:
+    """What was measured, in the words that tell it from other runs."""
+    about = run.workload
+    attention = f"{about['attention']} attention" if about.get("attention") else None
+    parts = [about["name"], *sizes(run), attention, about.get("dtype")]
+    return " · ".join(str(part) for part in parts if part)
+
+
 def _subtitle(run: Record) -> str:
     about, env = run.workload, run.environment
-    parts = [about.get("architecture"), about.get("mode"), about.get("dtype"), run.of_job, run.device.get("name")]
+    parts = [about.get("architecture"), about.get("mode"), run.of_job, run.device.get("name")]
     return " · ".join(str(part) for part in (*parts, env.get("date")) if part)
 
 
@@ -213,18 +225,18 @@ def _sections(run: Record, convention: str | None, command: str) -> Iterator[dic
     text = f"{times_of(run)}{backward}; layers that agree in every count are one line."
     yield _section("modules", "Modules", text, table=_module_table(run, modules))
     if (run.ops["phase"] == "backward").any():
-        yield _section("backward", "Backward over forward", verdict(run), figure=page_charts.backward(run))
+        yield _section("backward", "Backward over forward", backward_verdict(run), figure=page_charts.backward(run))
     if reason := withheld_of_kernels(run):
         yield _section("roofline", "Roofline", f"FLOP/s are {reason}.")
     elif run.done("count") and run.done("trace") and (picture := page_charts.roofline(run)):
         text = (
             "Each dot is an operator, as large as its share of the time: under the slope memory limits it, under the "
-            "level arithmetic does. FLOPs of vector operators are an estimate."
+            f"level arithmetic does. FLOPs of vector operators are an estimate. {page_charts.roofs_in_words(run)}"
         )
         yield _section("roofline", "Roofline", text, figure=picture)
     if picture := page_charts.memory(run):
-        what = "allocated by torch" if run.device.get("type") == "cuda" else "resident set of the process"
-        text = f"In use is the {what}; by size are the tensors themselves. 'gpuprof memory' has the account."
+        what = "what torch has allocated" if run.device.get("type") == "cuda" else "the resident set of the process"
+        text = f"In use is {what}; below it what is expected by size. 'gpuprof memory' has the account."
         yield _section("memory", "Memory", text, figure=picture)
     if len(messages := by_collective(run) if run.is_job else collectives(run)):
         text = "Exposed is what no computation hides; of what is perhaps communication, by its name, nobody knows."
@@ -343,9 +355,9 @@ def _flat(frame: pd.DataFrame, summary: bool = False) -> dict[str, Any]:
     for row in [*frame.to_dict(orient="records"), *(spread(frame).to_dict(orient="records") if summary else [])]:
         values = {str(name): plain(value) for name, value in row.items()}
         cells = [{"text": readable(n, v), "value": "" if v is None else v} for n, v in values.items()]
-        if "owners" in values:  # of a product that all modules call, all of them
-            owners = cells[list(values).index("owners")]
-            owners |= {"whole": owners["text"], "text": units.shortened(owners["text"], 60)}
+        for cell in cells[1:]:  # as of a kernel that many operators launch
+            if len(cell["text"]) > _WIDEST:
+                cell |= {"whole": cell["text"], "text": units.shortened(cell["text"], _WIDEST)}
         rows.append({"depth": None, "cells": cells})
     heads = [{"name": _heading(str(name)), "about": ""} for name in frame]
     return {"tree": False, "words": False, "heads": heads, "rows": rows}

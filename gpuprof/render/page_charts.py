@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import html
+import math
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -15,17 +18,34 @@ from gpuprof.analysis.generation import PARTS, bandwidths, parts, withheld_of_by
 from gpuprof.analysis.roofline import dtypes, roofs
 from gpuprof.analysis.roofline import roofline as points
 from gpuprof.record import TRAFFIC, UNATTRIBUTED, Record
+from gpuprof.render import palette
 from gpuprof.render.charts import RATIOS, chart_rows
-from gpuprof.render.tables import readable
+from gpuprof.render.roofline import short_name
+from gpuprof.render.tables import plain, readable
+from gpuprof.render.timeline import LAYERS, layers, measured
 from gpuprof.render.view import View
+from gpuprof.theory.rules import PRODUCTS
 
 _MARGIN = {"l": 60, "r": 20, "t": 20, "b": 50}
 _MOST_MOMENTS = 3000  # of a timeline: more than a screen has columns
 _LEAST_INTENSITY = 1e-3  # dots further left, as of lookups, stand at the edge
 _LONGEST = 6.0  # ratios beyond are cut, as a lookup's may be a hundred
 _SYMBOLS = {"encode": "square", "prefill": "circle", "decode": "diamond"}  # of the phases of a generation
-_BLUE, _ORANGE, _RED, _GREEN, _GREY = "#4493f8", "#e0a030", "#d1495b", "#2e9e6b", "#8b949e"
-_PALE = "rgba(68, 147, 248, 0.25)"
+_QUARTILES = "rgba(0, 119, 187, 0.25)"  # the blue of the median between them
+_UNKNOWN = -6  # where the scale of shares has the grey of those that are not known
+_TOLD = (5, 20, 40, 70, 100)  # of the shares that the scale has colours of, in percent
+_DASHES = {"given": "solid", "datasheet": "solid", "clock": "dot", "measured": "dash"}
+_MOST_LABELS = 7  # of a logarithmic axis
+_NARROWEST = 330, 300  # pixels of the roofline's frame on a page of 500
+_MOST_NAMES = 10  # of dots
+_FONT = 11  # pixels
+_ONE = 9  # pixels between dots that have one name
+_AROUND = {
+    (1, 0): ("left", "middle"), (-1, 0): ("right", "middle"), (0, 1): ("center", "bottom"), (0, -1): ("center", "top"),
+    (0.7, 0.7): ("left", "bottom"), (0.7, -0.7): ("left", "top"), (-0.7, 0.7): ("right", "bottom"),
+    (-0.7, -0.7): ("right", "top"),
+}  # fmt: skip
+"""Where a name may stand, in radii from its dot, and which side of it is there."""
 _FEW = 64  # steps of decoding, up to which each has a dot
 
 
@@ -49,7 +69,7 @@ def icicle(modules: pd.DataFrame, share: str = "mfu") -> go.Figure | None:
             inside[path.rpartition(".")[0]] += total[path]
     figures = rows.set_index("module")
     shares = [figures.at[path, share] for path in shown]
-    known = [100 * float(value) for value in shares if not pd.isna(value)]
+    known = shares and not pd.isna(shares).all()
     names = [path.rpartition(".")[2] or str(figures.at[path, "class"]) for path in shown]
     figure = go.Figure(
         go.Icicle(
@@ -57,19 +77,28 @@ def icicle(modules: pd.DataFrame, share: str = "mfu") -> go.Figure | None:
             labels=[_safe(name) for name in names],
             parents=["" if not path else _safe(path.rpartition(".")[0]) or "(root)" for path in shown],
             # a parent's own time is what its children leave; intervals that overlap may leave less than nothing
-            values=[max(total[path] - inside[path], 0.0) for path in shown],
+            values=_compact(pd.Series([max(total[path] - inside[path], 0.0) for path in shown])),
             branchvalues="remainder",
             marker={
-                "colors": [None if pd.isna(value) else 100 * float(value) for value in shares],
-                "colorscale": "RdYlGn",
-                "cmin": 0,
-                "cmax": max([100.0, *known]) if known and max(known) > 60 else max([*known, 1.0]),
-                "colorbar": {"title": {"text": f"{word} %"}},
+                "colors": _compact(pd.Series([_UNKNOWN if pd.isna(value) else 100 * float(value) for value in shares])),
+                "colorscale": _scale(),
+                "cmin": _UNKNOWN,
+                "cmax": max(palette.SHARES),
+                "colorbar": {
+                    "title": {"text": f"{word} %"},
+                    "thickness": 12,
+                    "tickvals": [_UNKNOWN / 2, *_TOLD],
+                    "ticktext": ["none", *map(str, _TOLD)],
+                },
                 "showscale": bool(known),
+                "line": {"width": 0.5},
             },
-            customdata=[[units.duration(total[path]), units.percent(total[path] / total[""])] for path in shown],
+            customdata=[
+                [units.duration(total[path]), units.percent(total[path] / total[""]), units.percent(plain(value))]
+                for path, value in zip(shown, shares, strict=True)
+            ],
             hovertemplate="%{id}<br>%{customdata[0]}, %{customdata[1]} of the time<br>"
-            f"{word} %{{color:.1f}}<extra></extra>",
+            f"{word} %{{customdata[2]}}<extra></extra>",
             maxdepth=6,
             sort=False,
             tiling={"orientation": "v"},
@@ -78,47 +107,77 @@ def icicle(modules: pd.DataFrame, share: str = "mfu") -> go.Figure | None:
     return _laid_out(figure, height=520, margin={"l": 10, "r": 10, "t": 10, "b": 10})
 
 
-def waterfall(found: Budget) -> go.Figure:
-    """The parts of the step, one after the other, up to the whole."""
+def _scale() -> list[list[Any]]:
+    """The colours of shares as Plotly takes them, with grey for what is not known below."""
+    length = max(palette.SHARES) - _UNKNOWN
+    stops: list[list[Any]] = [[(share - _UNKNOWN) / length, color] for share, color in palette.SHARES.items()]
+    return [[0, palette.PALE], [stops[0][0], palette.PALE], *stops]
+
+
+def waterfall(found: Budget, longest_s: float | None = None) -> go.Figure:
+    """The parts of the step, one below the other, from the ideal time to the whole.
+
+    Args:
+        found: of `gpuprof.analysis.budget.budget`.
+        longest_s: the longer step of two that are drawn on one scale.
+    """
     parts = found.parts[found.parts["time_s"].fillna(0) != 0]
-    ideal = parts["part"].iloc[0] == "ideal" if len(parts) else False
+    times = [float(time_s) for time_s in parts["time_s"]]
+    after = [sum(times[: number + 1]) for number in range(len(times))]
+    factor, unit = units.time_unit(longest_s or found.step_s)
+    titles = [*(_safe(title).replace(": ", ":<br>") for title in parts["title"]), found.span]
     figure = go.Figure(
-        go.Waterfall(
-            x=[_safe(title).replace(": ", ":<br>") for title in [*parts["title"], found.span]],
-            y=[*(1e3 * parts["time_s"]), 1e3 * found.step_s],
-            # what the FLOPs themselves need stands like the whole, the losses between the two
-            measure=["absolute" if ideal else "relative"] + ["relative"] * (len(parts) - 1) + ["total"],
+        go.Bar(
+            y=titles,
+            x=[time_s / factor for time_s in [*times, found.step_s]],
+            base=[*((end - time_s) / factor for end, time_s in zip(after, times, strict=True)), 0],
+            orientation="h",
+            marker_color=[*map(_part_color, parts["part"], times), palette.GREY],
             text=[
-                f"{units.duration(t)}<br>{units.percent(t / found.step_s)}" for t in [*parts["time_s"], found.step_s]
+                f"{units.duration(time_s)}  {units.percent(time_s / found.step_s)}" for time_s in [*times, found.step_s]
             ],
             textposition="outside",
             hovertext=[_safe(str(what)) for what in [*parts["what"], f"the whole {found.span}"]],
-            increasing={"marker": {"color": _ORANGE}},
-            decreasing={"marker": {"color": _GREEN}},
-            totals={"marker": {"color": _GREY}},
-            connector={"line": {"color": _GREY, "width": 1}},
+            hovertemplate="%{hovertext}<br>%{text}<extra></extra>",
             cliponaxis=False,
         )
     )
-    figure.update_xaxes(tickangle=0)
-    figure.update_yaxes(title_text="ms")
-    return _laid_out(figure, height=480, margin={**_MARGIN, "t": 50, "b": 70})
+    reach = max(longest_s or found.step_s, *after) / factor
+    figure.update_xaxes(title_text=unit, range=[min(0.0, *after) / factor, reach])
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return _laid_out(figure, height=110 + 42 * len(titles), margin={**_MARGIN, "r": 125})
+
+
+def _part_color(part: str, time_s: float) -> str:
+    if part == "ideal":
+        return palette.IDEAL
+    return palette.GAINED if time_s < 0 else palette.IDLE if part.startswith("idle") else palette.LOST
 
 
 def backward(run: Record) -> go.Figure:
-    """Backward over forward by class: what was counted, what it took, and the 2 that is assumed."""
+    """Backward over forward by class: what was counted, what it took, and the 2 that is assumed.
+
+    A bar beyond the scale is cut, and its figure has an arrow.
+    """
     bars = chart_rows(run, View(by="class"))[::-1]
+    bars = bars[bars[list(RATIOS)].notna().any(axis=1)]
+    longest = [float(bars[column].max()) for column in RATIOS if bars[column].notna().any()]
+    limit = min(1.05 * max([*longest, ASSUMED]), _LONGEST)
     figure = go.Figure()
-    for (column, (name, _)), color in zip(RATIOS.items(), (_BLUE, _GREEN, _ORANGE), strict=True):
+    for column, (name, color) in RATIOS.items():
         if bars[column].notna().any():
             values = [None if pd.isna(value) else float(value) for value in bars[column]]
             figure.add_bar(
-                y=[_safe(label) for label in bars["label"]], x=values, name=name, orientation="h", marker_color=color,
-                text=["" if value is None else f"{value:.2f}" for value in values], textposition="auto",
+                y=[_safe(label) for label in bars["label"]], x=[value and min(value, limit) for value in values],
+                name=name, orientation="h", marker_color=color, textposition="auto", textangle=0,
+                text=["" if value is None else f"{value:.2f}{' →' if value > limit else ''}" for value in values],
+                hovertemplate="%{y}: %{text}<extra></extra>",
             )  # fmt: skip
-    figure.add_vline(x=ASSUMED, line={"color": _RED, "dash": "dash"}, annotation_text="assumed")
-    longest = max([value for trace in figure.data for value in trace.x if value is not None], default=ASSUMED)
-    figure.update_xaxes(title_text="backward / forward", range=[0, min(1.05 * longest, _LONGEST)])
+    figure.add_vline(
+        x=ASSUMED, line={"color": palette.MARK, "dash": "dash"}, layer="below", name=f"assumed: {ASSUMED:.1f}",
+        showlegend=True,
+    )  # fmt: skip
+    figure.update_xaxes(title_text="backward / forward", range=[0, limit])
     figure.update_yaxes(automargin=True)
     return _laid_out(figure, height=160 + 42 * len(bars), barmode="group", legend=_LEGEND)
 
@@ -131,61 +190,165 @@ def roofline(run: Record) -> go.Figure | None:
         return None
     figure = go.Figure()
     dots = dots.assign(intensity=dots["intensity"].clip(lower=_LEAST_INTENSITY))
-    left, right = float(dots["intensity"].min()) / 3, float(dots["intensity"].max()) * 3
-    for number, ceilings in enumerate(roofs(run)):
-        dash = "dash" if number else "solid"
+    peaks = [entry.flops_per_s[dtype] for entry in roofs(run) for dtype in dtypes(run) if dtype in entry.flops_per_s]
+    ridges = [3 * ridge for entry in roofs(run) for dtype in dtypes(run) if (ridge := entry.ridge(dtype))]
+    across = float(dots["intensity"].min()) / 3, max(float(dots["intensity"].max()) * 3, *ridges, 0.0)
+    up = float(dots["flops_per_s"].min()) / 3, max(float(dots["flops_per_s"].max()), *peaks, 0.0) * 3
+    _draw_roofs(figure, run, *across)
+    for (phase, kind), rows in dots.groupby(["phase", "kind"], sort=False):
+        shares = zip(rows["name"], rows["time_share"], strict=True)
+        color = palette.PHASES.get(phase, palette.KINDS[kind])
+        look = {"symbol": _SYMBOLS[phase]} if phase in _SYMBOLS else {}
+        figure.add_scatter(
+            x=_compact(rows["intensity"]),
+            y=_compact(rows["flops_per_s"]),
+            mode="markers",
+            name=_safe(f"{phase}: {kind or 'no rule'}" if phase else kind or "no rule"),
+            text=[_safe(f"{name} {phase}".strip() + f", {units.percent(share)} of the time") for name, share in shares],
+            marker={
+                "size": [2 * _radius(share) for share in rows["time_share"]], "color": color,
+                "opacity": 0.75 if kind in PRODUCTS or phase not in _SYMBOLS else 0.4,
+            } | look,
+            hovertemplate="%{text}<br>%{x:.3g} FLOP/B, %{customdata}<extra></extra>",
+            customdata=[units.si(float(rate), "FLOP/s") for rate in rows["flops_per_s"]],
+        )  # fmt: skip
+    for label in _labels(dots, across, up):
+        figure.add_annotation(showarrow=False, font={"size": _FONT}, **label)
+    figure.update_xaxes(title_text="FLOP per least byte", **_log_axis(*across))
+    figure.update_yaxes(**_log_axis(*up, "FLOP/s"))
+    return _laid_out(figure, height=560, margin={**_MARGIN, "l": 90}, legend=_LEGEND)
+
+
+def _draw_roofs(figure: go.Figure, run: Record, left: float, right: float) -> None:
+    """The ceilings: a style for each denominator, figures where a pointer is; the text above the picture has them."""
+    for entry in roofs(run):
+        named = False
         for dtype in dtypes(run):
-            peak, ridge = ceilings.flops_per_s.get(dtype), ceilings.ridge(dtype)
+            peak, ridge = entry.flops_per_s.get(dtype), entry.ridge(dtype)
             if not peak:
                 continue
             x, y = [left, right], [peak, peak]
-            name = f"{ceilings.denominator}: {dtype} {units.si(peak, 'FLOP/s')}"
-            if ridge and ceilings.bytes_per_s:
+            if ridge and entry.bytes_per_s:
                 start = min(left, ridge / 3)
-                x, y = [start, ridge, max(right, 3 * ridge)], [start * ceilings.bytes_per_s, peak, peak]
-                name += f", {units.si(ceilings.bytes_per_s, 'B/s')}"
-            figure.add_scatter(x=x, y=y, mode="lines", name=_safe(name), line={"dash": dash}, hoverinfo="name")
-    for (phase, kind), rows in dots.groupby(["phase", "kind"], sort=False):
-        shares = zip(rows["name"], rows["time_share"], strict=True)
-        look = {"symbol": _SYMBOLS[phase], "line": {"width": 1, "color": _GREY}} if phase in _SYMBOLS else {}
-        figure.add_scatter(
-            x=rows["intensity"].astype(float),
-            y=rows["flops_per_s"].astype(float),
-            mode="markers",
-            name=_safe(f"{phase}: {kind or 'no rule'}" if phase else str(kind)),
-            text=[_safe(f"{name} {phase}".strip() + f", {units.percent(share)} of the time") for name, share in shares],
-            marker={"size": [8 + 40 * float(share) ** 0.5 for share in rows["time_share"]], "opacity": 0.75} | look,
-            hovertemplate="%{text}<br>%{x:.3g} FLOP/B, %{y:.3s}FLOP/s<extra></extra>",
+                x, y = [start, ridge, max(right, 3 * ridge)], [start * entry.bytes_per_s, peak, peak]
+            figure.add_scatter(
+                x=x, y=y, mode="lines", name=f"roof: {entry.denominator}", legendgroup=entry.denominator,
+                showlegend=not named, line={"color": palette.GREY, "width": 1.5, "dash": _DASHES[entry.denominator]},
+                hovertemplate=f"{entry.denominator} {_safe(dtype)} {units.si(peak, 'FLOP/s')}<extra></extra>",
+            )  # fmt: skip
+            named = True
+
+
+def roofs_in_words(run: Record) -> str:
+    """The ceilings that a roofline is drawn under; empty where none is known."""
+    said = []
+    for entry in roofs(run):
+        rates = [f"{name} {units.si(entry.flops_per_s[name], 'FLOP/s')}" for name in dtypes(run)
+                 if name in entry.flops_per_s]  # fmt: skip
+        rates += [units.si(entry.bytes_per_s, "B/s")] if entry.bytes_per_s else []
+        said += [f"{entry.denominator} {', '.join(rates)}"] if rates else []
+    return f"Roofs: {'; '.join(said)}." if said else ""
+
+
+def _log_axis(low: float, high: float, unit: str = "") -> dict[str, Any]:
+    """A logarithmic axis with a label at powers of ten, at most at so many as a narrow page has room for."""
+    first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
+    powers = range(first, last + 1, (last - first) // _MOST_LABELS + 1)
+    names = [units.si(10.0**power, unit, 1) if power >= 0 else f"{10.0**power:.{-power}f} {unit}" for power in powers]
+    return {
+        "type": "log", "range": [math.log10(low), math.log10(high)], "tickvals": [10.0**power for power in powers],
+        "ticktext": [name.strip() for name in names],
+    }  # fmt: skip
+
+
+def _radius(share: float) -> float:
+    """Of a dot, in pixels."""
+    return 4 + 20 * float(share) ** 0.5
+
+
+def _labels(dots: pd.DataFrame, across: tuple[float, float], up: tuple[float, float]) -> Iterator[dict[str, Any]]:
+    """Names of the dots with most time, as annotations that lie on no dot and no other name.
+
+    Places are tried on the narrowest picture: what is apart there is apart on any wider one.
+    """
+    sides = [
+        [(math.log10(value) - math.log10(low)) / (math.log10(high) - math.log10(low)) * length for value in values]
+        for values, (low, high), length in zip(
+            (dots["intensity"], dots["flops_per_s"]), (across, up), _NARROWEST, strict=True
         )
-    figure.update_xaxes(type="log", title_text="FLOPs per least byte")
-    figure.update_yaxes(type="log", title_text="FLOP/s")
-    return _laid_out(figure, height=560, legend=_LEGEND)
+    ]
+    radii = [_radius(share) for share in dots["time_share"]]
+    places = list(zip(*sides, radii, strict=True))
+    taken = [(x - r, y - r, x + r, y + r) for x, y, r in places]
+    named: list[tuple[float, float]] = []
+    for (x, y, r), row in zip(places, dots.to_dict(orient="records"), strict=True):
+        if len(named) == _MOST_NAMES or any(math.dist((x, y), other) < _ONE for other in named):
+            continue  # one name for dots that lie on one another
+        words = units.shortened(f"{short_name(row['name'])} {row['phase']}".strip(), 26)
+        wide, high = 0.62 * _FONT * len(words), 1.4 * _FONT
+        for (dx, dy), (anchor_x, anchor_y) in _AROUND.items():
+            left = x + dx * (r + 3) - {"left": 0, "center": wide / 2, "right": wide}[anchor_x]
+            low = y + dy * (r + 3) - {"bottom": 0, "middle": high / 2, "top": high}[anchor_y]
+            box = left, low, left + wide, low + high
+            inside = box[0] > 0 and box[1] > 0 and box[2] < _NARROWEST[0] and box[3] < _NARROWEST[1]
+            own = (x - r, y - r, x + r, y + r)
+            if inside and not any(_overlap(box, other) for other in taken if other != own):
+                taken.append(box)
+                named.append((x, y))
+                yield {
+                    "x": math.log10(row["intensity"]), "y": math.log10(row["flops_per_s"]), "text": _safe(words),
+                    "xshift": dx * (r + 3), "yshift": dy * (r + 3), "xanchor": anchor_x, "yanchor": anchor_y,
+                }  # fmt: skip
+                break
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def memory(run: Record) -> go.Figure | None:
-    """Bytes in use along the step of the memory pass, over those kept for the backward and of gradients by size."""
-    line = _thinned(run.timeline)
-    if line.empty:
+    """What is expected along the step of the memory pass, stacked, under the measured line with its peak."""
+    if run.timeline.empty:
         return None
+    line = measured(run)
+    highest = line.loc[line["bytes"].idxmax()]
+    size, unit = units.size_unit(highest["bytes"])
+    second, of_time = units.time_unit(line["time_s"].iloc[-1])
     figure = go.Figure()
-    for column, name, fill in (
-        ("kept_bytes", "kept for the backward, by size", "tozeroy"),
-        ("gradient_bytes", "gradients, by size", "tonexty"),
-    ):
-        if line[column].notna().any():
-            values = [float(value) / 2**20 for value in line[column].fillna(0)]
-            figure.add_scatter(x=line["time_s"], y=values, name=name, stackgroup="expected", mode="none", fill=fill)
-    for column, name in (("bytes", "in use"), ("reserved_bytes", "reserved")):
-        if line[column].notna().any():
-            inside = [None if pd.isna(value) else float(value) / 2**20 for value in line[column]]
-            figure.add_scatter(
-                x=line["time_s"], y=inside, name=name, mode="lines",
-                text=[_safe(f"{phase} {module}") for phase, module in zip(line["phase"], line["module"], strict=True)],
-                hovertemplate="%{y:,.0f} MiB<br>%{text}<extra></extra>",
-            )  # fmt: skip
-    figure.update_xaxes(title_text="s")
-    figure.update_yaxes(title_text="MiB")
-    return _laid_out(figure, height=420, legend=_LEGEND)
+    kept = _thinned(run.timeline)
+    for name, values in layers(run).items():
+        figure.add_scatter(
+            x=_compact(kept["time_s"] / second), y=_compact(pd.Series(values)[kept.index] / size), name=LAYERS[name],
+            stackgroup="expected", mode="none", fillcolor=palette.HELD[name], hoverinfo="skip",
+        )  # fmt: skip
+    kept = _thinned(line)
+    figure.add_scatter(
+        x=_compact(kept["time_s"] / second), y=kept["bytes"].to_numpy() / size, name="in use", mode="lines",
+        line={"color": palette.MARK, "width": 1.5},
+        text=[_safe(f"{phase} {module}") for phase, module in zip(kept["phase"], kept["module"], strict=True)],
+        hovertemplate=f"%{{y:.4r}} {unit}<br>%{{text}}<extra></extra>",
+    )  # fmt: skip
+    if (reserved := run.timeline["reserved_bytes"]).notna().any():
+        rows = run.timeline.loc[_thinned(run.timeline).index]
+        figure.add_scatter(
+            x=_compact(rows["time_s"] / second), y=_compact(reserved[rows.index] / size), name="reserved",
+            mode="lines", line={"color": palette.GREY, "width": 1}, hovertemplate=f"%{{y}} {unit}<extra></extra>",
+        )  # fmt: skip
+    late = highest["time_s"] > line["time_s"].iloc[-1] / 2
+    figure.add_annotation(
+        x=highest["time_s"] / second, y=highest["bytes"] / size,
+        text=f"peak {units.size(highest['bytes'])}, {_safe(highest['phase'])}",
+        ax=-30 if late else 30, ay=-24, arrowhead=0, arrowcolor=palette.MARK, font={"color": palette.MARK},
+        xanchor="right" if late else "left",
+    )  # fmt: skip
+    figure.update_xaxes(title_text=of_time)
+    figure.update_yaxes(title_text=unit, range=[0, 1.2 * highest["bytes"] / size])
+    return _laid_out(figure, height=420, legend=_LEGEND | {"traceorder": "normal"})
+
+
+def _compact(values: pd.Series) -> np.ndarray:
+    """In as few bytes as a picture needs, which Plotly packs."""
+    return values.to_numpy("float32", na_value=np.nan)
 
 
 def _thinned(line: pd.DataFrame) -> pd.DataFrame:
@@ -226,9 +389,9 @@ def ranks(table: pd.DataFrame) -> go.Figure | None:
         table: of `gpuprof.analysis.ranks.by_rank`.
     """
     parts = {
-        "compute_s": ("computation", _BLUE),
-        "exposed_s": ("exposed communication", _ORANGE),
-        "idle_s": ("idle", _GREY),
+        "compute_s": ("computation", palette.BLUE),
+        "exposed_s": ("exposed communication", palette.ORANGE),
+        "idle_s": ("idle", palette.GREY),
     }
     if table[list(parts)].isna().all(axis=None):
         return None
@@ -266,19 +429,20 @@ def tokens(run: Record) -> go.Figure | None:
     figure = go.Figure()
     figure.add_scatter(x=places, y=low, mode="lines", line={"width": 0}, hoverinfo="skip", showlegend=False)
     figure.add_scatter(
-        x=places, y=high, mode="lines", line={"width": 0}, fill="tonexty", fillcolor=_PALE, name="quartiles",
+        x=places, y=high, mode="lines", line={"width": 0}, fill="tonexty", fillcolor=_QUARTILES, name="quartiles",
         hoverinfo="skip",
     )  # fmt: skip
     figure.add_scatter(
         x=places, y=middle, mode="lines+markers" if len(places) < _FEW else "lines", name="median",
-        line={"color": _BLUE}, hovertemplate="%{x} positions: %{y:.3g} ms<extra></extra>",
+        line={"color": palette.BLUE}, hovertemplate="%{x} positions: %{y:.3g} ms<extra></extra>",
     )  # fmt: skip
     if not withheld_of_bytes(run) and steps["bytes"].notna().all():
         for (name, rate), dash in zip(bandwidths(run).items(), ("solid", "dash"), strict=False):
             least = [1e3 * int(nbytes) / rate for nbytes in steps["bytes"]]
             figure.add_scatter(
                 x=places, y=least, mode="lines", name=f"its bytes at the {name} {units.si(rate, 'B/s')}",
-                line={"color": _ORANGE, "dash": dash}, hovertemplate="%{y:.3g} ms for the bytes alone<extra></extra>",
+                line={"color": palette.ORANGE, "dash": dash},
+                hovertemplate="%{y:.3g} ms for the bytes alone<extra></extra>",
             )  # fmt: skip
     figure.update_xaxes(title_text="positions in the cache before" if known else "part of the step")
     figure.update_yaxes(title_text="ms", rangemode="tozero")
@@ -329,16 +493,14 @@ def _pieces(rows: pd.DataFrame) -> pd.DataFrame:
     return table.assign(share=100 * table["amount"] / table.groupby("bar")["amount"].transform("sum"))
 
 
-_PIECES = {
-    "encode": _GREEN, "prefill": _ORANGE, "decode": _BLUE,
-    "weights": "#6f7fb0", "cache read": "#b07aa1", "cache written": _RED, "activations": _GREY,
-}  # fmt: skip
+_PIECES = palette.PHASES | palette.TRAFFIC
+_COLORWAY = [palette.BLUE, palette.ORANGE, palette.TEAL, palette.MAGENTA, palette.CYAN]
 _LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
 
 def _laid_out(figure: go.Figure, height: int, margin: dict[str, int] | None = None, **layout: Any) -> go.Figure:
     # the page gives figures its own colours, so no template
-    figure.update_layout(template="none", height=height, margin=margin or _MARGIN, **layout)
+    figure.update_layout(template="none", colorway=_COLORWAY, height=height, margin=margin or _MARGIN, **layout)
     return figure
 
 

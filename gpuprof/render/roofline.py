@@ -126,7 +126,7 @@ def _rows(run: Record, view: View, denominator: str | None) -> pd.DataFrame:
 
 def _columns(run: Record, rows: pd.DataFrame, by: str) -> Cells:
     """Heads of the columns, and how a row's figure is shown; those in which nothing is known are left out."""
-    columns: Cells = {by: lambda row: _name(row["name"])}
+    columns: Cells = {by: lambda row: short_name(row["name"])}
     if by in ("class", "module") or (rows["phase"] != "").any():
         columns["phase"] = lambda row: row["phase"]
     columns |= {
@@ -398,7 +398,7 @@ def _label(figure: Any, axes: Any, dots: pd.DataFrame) -> None:
         if len(named) == _LABELS or any(math.dist(place, other) < 4 * figure.dpi / 72 for other in named):
             continue  # one name for dots that lie on one another: that of the largest
         named.append(place)
-        words = f"{_name(row['name'])[-44:]} {row['phase']}".strip() + f" {units.percent(row['time_share'])}"
+        words = f"{short_name(row['name'])[-44:]} {row['phase']}".strip() + f" {units.percent(row['time_share'])}"
         for x, y in _around(radius):
             far = math.hypot(x, y) > radius + 6
             line = {"arrowstyle": "-", "color": "#707070", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
@@ -455,7 +455,8 @@ def _around(radius: float) -> Iterator[tuple[float, float]]:
             yield distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle))
 
 
-def _name(name: str) -> str:
+def short_name(name: str) -> str:
+    """An operator's name as people say it."""
     return name.removeprefix("aten::").replace("_scaled_dot_product_", "sdpa_") or "(root)"
 
 
