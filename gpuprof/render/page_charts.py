@@ -17,13 +17,14 @@ from gpuprof.analysis.budget import Budget
 from gpuprof.analysis.generation import PARTS, bandwidths, parts, withheld_of_bytes
 from gpuprof.analysis.roofline import dtypes, roofs
 from gpuprof.analysis.roofline import roofline as points
-from gpuprof.record import TRAFFIC, UNATTRIBUTED, Record
+from gpuprof.record import Record
 from gpuprof.render import palette
-from gpuprof.render.charts import RATIOS, chart_rows
+from gpuprof.render.backward_chart import RATIOS, chart_rows
 from gpuprof.render.roofline import short_name
 from gpuprof.render.tables import plain, readable
 from gpuprof.render.timeline import LAYERS, layers, measured
 from gpuprof.render.view import View
+from gpuprof.schema import TRAFFIC, UNATTRIBUTED
 from gpuprof.theory.rules import PRODUCTS
 
 _MARGIN = {"l": 60, "r": 20, "t": 20, "b": 50}
@@ -161,6 +162,8 @@ def backward(run: Record) -> go.Figure:
     """
     bars = chart_rows(run, View(by="class"))[::-1]
     bars = bars[bars[list(RATIOS)].notna().any(axis=1)]
+    apart = bars[~bars["label"].map(lambda label: label.partition(" x ")[0]).isin(_containers(run))]
+    bars = apart if len(apart) else bars
     longest = [float(bars[column].max()) for column in RATIOS if bars[column].notna().any()]
     limit = min(1.05 * max([*longest, ASSUMED]), _LONGEST)
     figure = go.Figure()
@@ -170,7 +173,7 @@ def backward(run: Record) -> go.Figure:
             figure.add_bar(
                 y=[_safe(label) for label in bars["label"]], x=[value and min(value, limit) for value in values],
                 name=name, orientation="h", marker_color=color, textposition="auto", textangle=0,
-                text=["" if value is None else f"{value:.2f}{' →' if value > limit else ''}" for value in values],
+                text=["" if value is None else f"{value:.{0 if value > 99 else 2}f}{' →' if value > limit else ''}" for value in values],
                 hovertemplate="%{y}: %{text}<extra></extra>",
             )  # fmt: skip
     figure.add_vline(
@@ -180,6 +183,13 @@ def backward(run: Record) -> go.Figure:
     figure.update_xaxes(title_text="backward / forward", range=[0, limit])
     figure.update_yaxes(automargin=True)
     return _laid_out(figure, height=160 + 42 * len(bars), barmode="group", legend=_LEGEND)
+
+
+def _containers(run: Record) -> set[str]:
+    """Classes that are no more than the modules in them, which have bars of their own: the model's and torch's."""
+    classes = run.tree["class"]
+    whole = {name for name in classes[run.tree["module"] == ""] if (classes == name).sum() == 1}
+    return whole | {"ModuleList", "ModuleDict", "Sequential"}
 
 
 def roofline(run: Record) -> go.Figure | None:
