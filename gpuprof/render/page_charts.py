@@ -173,7 +173,7 @@ def backward(run: Record) -> go.Figure:
             figure.add_bar(
                 y=[_safe(label) for label in bars["label"]], x=[value and min(value, limit) for value in values],
                 name=name, orientation="h", marker_color=color, textposition="auto", textangle=0,
-                text=["" if value is None else f"{value:.{0 if value > 99 else 2}f}{' →' if value > limit else ''}" for value in values],
+                text=["" if value is None else _ratio(value, limit) for value in values],
                 hovertemplate="%{y}: %{text}<extra></extra>",
             )  # fmt: skip
     figure.add_vline(
@@ -183,6 +183,10 @@ def backward(run: Record) -> go.Figure:
     figure.update_xaxes(title_text="backward / forward", range=[0, limit])
     figure.update_yaxes(automargin=True)
     return _laid_out(figure, height=160 + 42 * len(bars), barmode="group", legend=_LEGEND)
+
+
+def _ratio(value: float, limit: float) -> str:
+    return f"{value:.{2 if value < 100 else 0}f}{' →' if value > limit else ''}"
 
 
 def _containers(run: Record) -> set[str]:
@@ -407,14 +411,15 @@ def ranks(table: pd.DataFrame) -> go.Figure | None:
         return None
     figure = go.Figure()
     names = [f"rank {rank}" for rank in table["rank"]]
+    second, unit = units.time_unit(float(table[list(parts)].sum(axis=1).max()))
     for column, (name, color) in parts.items():
         hover = [f"{name} {units.duration(time_s)}" for time_s in table[column]]
         figure.add_bar(
-            y=names, x=1e3 * table[column], name=name, orientation="h", marker={"color": color}, hovertext=hover,
+            y=names, x=table[column] / second, name=name, orientation="h", marker={"color": color}, hovertext=hover,
             hoverinfo="y+text",
         )  # fmt: skip
     figure.update_layout(barmode="stack")
-    figure.update_xaxes(title_text="ms of a step")
+    figure.update_xaxes(title_text=f"{unit} of a step")
     figure.update_yaxes(autorange="reversed", automargin=True)
     return _laid_out(
         figure,
