@@ -76,35 +76,43 @@ def render_page(run: Record, convention: str | None = None, command: str = "") -
     check_page()
     if counters_only(run):
         raise GpuprofError("a table of Nsight Compute has kernels alone, no page: 'gpuprof show RUN' reports them")
+    return filled(
+        title=title(run),
+        subtitles=[subtitle(run)],
+        verdict=verdict(run),
+        cards=list(cards(run, convention)),
+        warnings=warnings(run),
+        untold=untold(run),
+        sections=list(_sections(run, convention, command)),
+    )
+
+
+def filled(**content: Any) -> str:
+    """The page with its content, each section's figure in it as JSON."""
     import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    invalid = run.doubts["invalid"] if run.is_job else invalid_reasons(run.telemetry)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
-    sections = list(_sections(run, convention, command))
-    for section in sections:
-        figure = section["figure"]
+    for one in content["sections"]:
+        figure = one["figure"]
         # inside a script element nothing but its end tag means anything
-        section["figure"] = figure and Markup(figure.to_json().replace("<", "\\u003c"))
-    return template.render(
-        title=_title(run),
-        verdict=verdict(run),
-        subtitle=_subtitle(run),
-        cards=list(_cards(run, convention)),
-        warnings=[
-            *dict.fromkeys((*run.warnings, *inconsistencies(run))),
-            *(f"Invalid for tracking: {reason}" for reason in invalid),
-            *([f"No time to first token, time per token and MBU: {why}."] if (why := untold_parts(run)) else []),
-        ],
-        untold=untold(run),
-        sections=sections,
-        plotly=Markup(get_plotlyjs()),
-    )
+        one["figure"] = figure and Markup(figure.to_json().replace("<", "\\u003c"))
+    return template.render(**content, plotly=Markup(get_plotlyjs()))
 
 
-def _title(run: Record) -> str:
+def warnings(run: Record) -> list[str]:
+    """What puts figures of a run in doubt."""
+    invalid = run.doubts["invalid"] if run.is_job else invalid_reasons(run.telemetry)
+    return [
+        *dict.fromkeys((*run.warnings, *inconsistencies(run))),
+        *(f"Invalid for tracking: {reason}" for reason in invalid),
+        *([f"No time to first token, time per token and MBU: {why}."] if (why := untold_parts(run)) else []),
+    ]
+
+
+def title(run: Record) -> str:
     """What was measured, in the words that tell it from other runs."""
     about = run.workload
     attention = f"{about['attention']} attention" if about.get("attention") else None
@@ -112,13 +120,14 @@ def _title(run: Record) -> str:
     return " · ".join(str(part) for part in parts if part)
 
 
-def _subtitle(run: Record) -> str:
+def subtitle(run: Record) -> str:
+    """On what and when."""
     about, env = run.workload, run.environment
     parts = [about.get("architecture"), about.get("mode"), run.of_job, run.device.get("name")]
     return " · ".join(str(part) for part in (*parts, env.get("date")) if part)
 
 
-def _cards(run: Record, convention: str | None) -> Iterator[dict[str, str]]:
+def cards(run: Record, convention: str | None) -> Iterator[dict[str, str]]:
     """The figures that everybody looks for first; those that are not known are left out."""
     sums = totals(run, convention)
     if is_generation(run):
@@ -196,7 +205,8 @@ def _cards_of_generation(run: Record, convention: str | None) -> Iterator[dict[s
         yield {"name": "Cache", "figure": units.size(found.cache_bytes), "about": about}
 
 
-def _section(name: str, title: str, text: str = "", **content: Any) -> dict[str, Any]:
+def section(name: str, title: str, text: str = "", **content: Any) -> dict[str, Any]:
+    """A section of the page: hints, a figure and a table, of those that it is given."""
     return {"id": name, "title": title, "text": text, "hints": None, "figure": None, "table": None} | content
 
 
@@ -206,9 +216,9 @@ def _sections(run: Record, convention: str | None, command: str) -> Iterator[dic
     modules, of_parts = by_module(run, convention), phases_of(run)
     if of_parts:
         yield from _sections_of_generation(run, convention)
-    if run.done("count") and (len(run.busy) if run.is_job else run.done("trace") and len(run.kernels)):
+    if has_budget(run):
         found = budget(run, convention)
-        yield _section(
+        yield section(
             "budget", "Where the time went", " ".join(_budget_words(found)), figure=page_charts.waterfall(found)
         )
         best = hints(found)
@@ -216,59 +226,64 @@ def _sections(run: Record, convention: str | None, command: str) -> Iterator[dic
         text = "" if told else "No hint has evidence in this run."
         if run.is_job:
             text = "Hints are told by kernels: the page of a rank's own file has them."
-        yield _section("hints", "What to change first", text, hints=told)
+        yield section("hints", "What to change first", text, hints=told)
     by_mbu = "mbu_decode" in modules and modules["mbu_decode"].notna().any()
     if picture := page_charts.icicle(modules, "mbu_decode" if by_mbu else "mfu"):
         colour = "MBU of decode" if by_mbu else "MFU"
         text = f"As wide as the kernel time, coloured by {colour}; click to go in. {times_of(run)}."
-        yield _section("time", "Time by module", text, figure=picture)
+        yield section("time", "Time by module", text, figure=picture)
     backward = "" if of_parts else ", backward with recompute"
     text = f"{times_of(run)}{backward}; layers that agree in every count are one line."
-    yield _section("modules", "Modules", text, table=module_table(run, modules))
+    yield section("modules", "Modules", text, table=module_table(run, modules))
     if (run.ops["phase"] == "backward").any():
-        yield _section("backward", "Backward over forward", backward_verdict(run), figure=page_charts.backward(run))
+        yield section("backward", "Backward over forward", backward_verdict(run), figure=page_charts.backward(run))
     if reason := withheld_of_kernels(run):
-        yield _section("roofline", "Roofline", f"FLOP/s are {reason}.")
+        yield section("roofline", "Roofline", f"FLOP/s are {reason}.")
     elif run.done("count") and run.done("trace") and (picture := page_charts.roofline(run)):
         text = (
             "Each dot is an operator, as large as its share of the time: under the slope memory limits it, under the "
             f"level arithmetic does. FLOPs of vector operators are an estimate. {page_charts.roofs_in_words(run)}"
         )
-        yield _section("roofline", "Roofline", text, figure=picture)
+        yield section("roofline", "Roofline", text, figure=picture)
     if picture := page_charts.memory(run):
         what = "what torch has allocated" if run.device.get("type") == "cuda" else "the resident set of the process"
         text = f"In use is {what}; below it what is expected by size. 'gpuprof memory' has the account."
-        yield _section("memory", "Memory", text, figure=picture)
+        yield section("memory", "Memory", text, figure=picture)
     if len(messages := by_collective(run) if run.is_job else collectives(run)):
         text = "Exposed is what no computation hides; of what is perhaps communication, by its name, nobody knows."
         text = OF_A_JOB["communication"] if run.is_job else text
         text += f" {ON_A_CPU}" if run.is_job and run.device.get("type") == "cpu" else ""
-        yield _section("communication", "Communication", text, table=_flat(messages))
+        yield section("communication", "Communication", text, table=flat(messages))
     if run.ranks["rank"].nunique() > 1:
         of_ranks = by_rank(run)
         picture = page_charts.ranks(of_ranks)
         said = [straggler(run).text, *([OF_A_JOB["rank"]] if run.is_job else [])]
         if run.workload.get("unsharded"):
             said.append(f"Replication: {sentence(run.workload['unsharded'], run.workload['world'])}.")
-        yield _section("ranks", "Ranks", " ".join(said), figure=picture, table=_flat(of_ranks, summary=True))
+        yield section("ranks", "Ranks", " ".join(said), figure=picture, table=flat(of_ranks, summary=True))
     if compiled := compilation_lines(run):
         of_graphs = run.graphs.assign(region=run.graphs["region"].replace("", "(root)"))
-        shown = _flat(of_graphs) if len(of_graphs) else None
-        yield _section("compilation", "Compilation", lines=compiled, table=shown)
+        shown = flat(of_graphs) if len(of_graphs) else None
+        yield section("compilation", "Compilation", lines=compiled, table=shown)
     if run.done("count"):
         text = OF_A_JOB["op"] if run.is_job else ""
         text = OF_COMPILED["op"] if len(run.nodes) else text
-        yield _section("operators", "Operators", text, table=_flat(by_op(run, convention)))
+        yield section("operators", "Operators", text, table=flat(by_op(run, convention)))
     if run.done("trace") and len(run.kernels):
         kernels = by_kernel(run, convention)
         many = f"The {_MOST_KERNELS} with most time of {len(kernels)}." if len(kernels) > _MOST_KERNELS else ""
         many += f" {OF_COMPILED['kernel']}" if len(run.nodes) else ""
-        yield _section("kernels", "Kernels", many.strip(), table=_flat(kernels.head(_MOST_KERNELS)))
+        yield section("kernels", "Kernels", many.strip(), table=flat(kernels.head(_MOST_KERNELS)))
     if picture := page_charts.telemetry(run):
         whose = run.passes["telemetry"].facts["rank"] if run.is_job else None
         text = "" if whose is None else f"Of rank {whose}, whose step is longest."
-        yield _section("telemetry", "Telemetry", text, figure=picture)
-    yield _section("provenance", "Provenance", table=_provenance(run, convention, command))
+        yield section("telemetry", "Telemetry", text, figure=picture)
+    yield section("provenance", "Provenance", table=provenance(run, convention, command))
+
+
+def has_budget(run: Record) -> bool:
+    """Whether its time can be taken apart."""
+    return run.done("count") and bool(len(run.busy) if run.is_job else run.done("trace") and len(run.kernels))
 
 
 def _sections_of_generation(run: Record, convention: str | None) -> Iterator[dict[str, Any]]:
@@ -281,13 +296,13 @@ def _sections_of_generation(run: Record, convention: str | None) -> Iterator[dic
         )
         if reason := withheld_of_bytes(run):
             text = f"Steps of decoding by what the cache held before each. What their bytes would take is {reason}."
-        yield _section("tokens", "Time per token", text, figure=picture)
+        yield section("tokens", "Time per token", text, figure=picture)
     phases = by_phase(run, convention)
     text = (
         "What each phase has of the step, and what the bytes are that it must move. Figures of the step are over the "
         "time of the undisturbed one, the others over kernel time."
     )
-    yield _section("phases", "Prefill and decode", text, figure=page_charts.phases(phases), table=_flat(phases))
+    yield section("phases", "Prefill and decode", text, figure=page_charts.phases(phases), table=flat(phases))
 
 
 def _budget_words(found: Any) -> Iterator[str]:
@@ -350,7 +365,7 @@ def _tree_row(columns: Iterable[str], depth: int, label: str, figures: dict[str,
     return {"depth": depth, "path": path, "class": kind, "parent": parent, "cells": cells}
 
 
-def _flat(frame: pd.DataFrame, summary: bool = False) -> dict[str, Any]:
+def flat(frame: pd.DataFrame, summary: bool = False) -> dict[str, Any]:
     """A table whose rows stand alone; of ranks, with ``summary``, the least, the median and the most below them."""
     rows = []
     for row in [*frame.to_dict(orient="records"), *(spread(frame).to_dict(orient="records") if summary else [])]:
@@ -370,7 +385,7 @@ def _heading(column: str) -> str:
     return name.replace("flops", "FLOPs").replace("mfu", "MFU").replace("mbu", "MBU")
 
 
-def _provenance(run: Record, convention: str | None, command: str) -> dict[str, Any]:
+def provenance(run: Record, convention: str | None, command: str) -> dict[str, Any]:
     """Where every figure comes from."""
     name = convention_of(run, convention)
     facts: dict[str, Any] = {

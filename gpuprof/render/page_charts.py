@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from gpuprof import units
 from gpuprof.analysis.backward import ASSUMED
@@ -115,44 +116,56 @@ def _scale() -> list[list[Any]]:
     return [[0, palette.PALE], [stops[0][0], palette.PALE], *stops]
 
 
-def waterfall(found: Budget, longest_s: float | None = None) -> go.Figure:
-    """The parts of the step, one below the other, from the ideal time to the whole.
+def waterfall(*budgets: Budget, names: tuple[str, ...] = ()) -> go.Figure:
+    """The parts of the step, one below the other, from the ideal time to the whole; of several runs on one scale.
 
     Args:
-        found: of `gpuprof.analysis.budget.budget`.
-        longest_s: the longer step of two that are drawn on one scale.
+        budgets: of `gpuprof.analysis.budget.budget`, one for each run.
+        names: of the runs, where there are several.
     """
+    longest = max(found.step_s for found in budgets)
+    second, unit = units.time_unit(longest)
+    lines = [1 + int((found.parts["time_s"].fillna(0) != 0).sum()) for found in budgets]
+    figure = make_subplots(
+        rows=len(budgets), shared_xaxes=True, row_heights=lines, subplot_titles=[_safe(name) for name in names] or None,
+        vertical_spacing=0.1,
+    )  # fmt: skip
+    low = 0.0
+    for row, found in enumerate(budgets, 1):
+        bars = _parts_as_bars(found, second)
+        low = min(low, *bars.base)
+        longest = max(longest, *(second * (begin + length) for begin, length in zip(bars.base, bars.x, strict=True)))
+        figure.add_trace(bars, row=row, col=1)
+    figure.update_xaxes(range=[low, longest / second])
+    figure.update_xaxes(title_text=unit, row=len(budgets), col=1)
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    top = 40 if names else _MARGIN["t"]
+    margin = {**_MARGIN, "t": top, "r": 125}
+    return _laid_out(figure, height=90 + 42 * sum(lines) + 45 * (len(budgets) - 1), margin=margin, showlegend=False)
+
+
+def _parts_as_bars(found: Budget, second: float) -> go.Bar:
+    """A bar for each part, which begins where the one before ends, and one for the whole; in units of ``second``."""
     parts = found.parts[found.parts["time_s"].fillna(0) != 0]
     times = [float(time_s) for time_s in parts["time_s"]]
-    after = [sum(times[: number + 1]) for number in range(len(times))]
-    factor, unit = units.time_unit(longest_s or found.step_s)
-    titles = [*(_safe(title).replace(": ", ":<br>") for title in parts["title"]), found.span]
-    figure = go.Figure(
-        go.Bar(
-            y=titles,
-            x=[time_s / factor for time_s in [*times, found.step_s]],
-            base=[*((end - time_s) / factor for end, time_s in zip(after, times, strict=True)), 0],
-            orientation="h",
-            marker_color=[*map(_part_color, parts["part"], times), palette.GREY],
-            text=[
-                f"{units.duration(time_s)}  {units.percent(time_s / found.step_s)}" for time_s in [*times, found.step_s]
-            ],
-            textposition="outside",
-            hovertext=[_safe(str(what)) for what in [*parts["what"], f"the whole {found.span}"]],
-            hovertemplate="%{hovertext}<br>%{text}<extra></extra>",
-            cliponaxis=False,
-        )
+    begin = [sum(times[:number]) for number in range(len(times))]
+    return go.Bar(
+        y=[*(_safe(title).replace(": ", ":<br>") for title in parts["title"]), found.span],
+        x=[abs(time_s) / second for time_s in [*times, found.step_s]],
+        # a negative part goes back; its figure stands on the right all the same
+        base=[min(start, start + time_s) / second for start, time_s in zip(begin, times, strict=True)] + [0.0],
+        orientation="h",
+        marker_color=[*map(_part_color, parts["part"], times), palette.GREY],
+        text=[f"{units.duration(time_s)}  {units.percent(time_s / found.step_s)}" for time_s in [*times, found.step_s]],
+        textposition="outside",
+        hovertext=[_safe(str(what)) for what in [*parts["what"], f"the whole {found.span}"]],
+        hovertemplate="%{hovertext}<br>%{text}<extra></extra>",
+        cliponaxis=False,
     )
-    reach = max(longest_s or found.step_s, *after) / factor
-    figure.update_xaxes(title_text=unit, range=[min(0.0, *after) / factor, reach])
-    figure.update_yaxes(autorange="reversed", automargin=True)
-    return _laid_out(figure, height=110 + 42 * len(titles), margin={**_MARGIN, "r": 125})
 
 
 def _part_color(part: str, time_s: float) -> str:
-    if part == "ideal":
-        return palette.IDEAL
-    return palette.GAINED if time_s < 0 else palette.IDLE if part.startswith("idle") else palette.LOST
+    return palette.GAINED if time_s < 0 else palette.PARTS.get(part, palette.LOST)
 
 
 def backward(run: Record) -> go.Figure:

@@ -9,8 +9,9 @@ from __future__ import annotations
 BLUE, CYAN, TEAL, ORANGE, RED, MAGENTA = "#0077bb", "#33bbee", "#009988", "#ee7733", "#cc3311", "#ee3377"
 GREY, PALE = "#6e7781", "#afb8c1"
 
-IDEAL, LOST, GAINED, IDLE = BLUE, ORANGE, TEAL, PALE
-"""What the FLOPs need, what comes on top, what is faster than its bound, and where nothing ran."""
+PARTS = {"ideal": BLUE, "idle": PALE, "idle_launch": PALE, "idle_host": PALE}
+LOST, GAINED = ORANGE, TEAL
+"""Of a step: what the FLOPs need and where nothing ran; what else comes on top; what is faster than its bound."""
 
 MARK = RED
 """What the rest is held against: what is assumed, what was measured."""
