@@ -100,7 +100,7 @@ def _shade_phases(axes: Any, run: Record, second: float) -> None:
             start / second, end / second, color="#000000", alpha=0.035 if number % 2 else 0.0, linewidth=0, zorder=0
         )
         axes.axvline(start / second, color=palette.PALE, linewidth=0.6, zorder=2)
-        if end - start > 0.011 * len(phase) * last:
+        if end - start > 0.0085 * len(phase) * last:
             axes.text(
                 (start + end) / 2 / second, 0.985, phase, transform=axes.get_xaxis_transform(), ha="center", va="top",
                 fontsize=8.5, color="#505050", zorder=4,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from gpuprof import units
@@ -92,7 +93,9 @@ def roofline_figure(run: Record, view: View | None = None, denominator: str | No
     time = "kernel time" if run.device.get("type") == "cuda" else "operator time"
     said = f"by {view.by}, areas as {time}: {units.percent(dots['time_share'].sum())} of it is drawn"
     figure.suptitle(f"{subject(run)}\n{said}", fontsize=10, x=0.01, ha="left", parse_math=False)
-    figure.legend(handles=_keys(dots), loc="outside lower center", ncols=7, fontsize=8, frameon=False)
+    figure.legend(
+        handles=[*_keys_of_roofs(known), *_keys(dots)], loc="outside lower center", ncols=7, fontsize=8, frameon=False
+    )
     _label(figure, axes, dots)
     return figure
 
@@ -110,6 +113,7 @@ def _set_limits(axes: Any, dots: pd.DataFrame, known: list[Roofs], used: list[st
 def _draw_roofs(axes: Any, known: list[Roofs], used: list[str]) -> None:
     left, right = axes.get_xlim()
     drawn: set[tuple[str, float]] = set()
+    above: dict[str, Any] = {}  # by dtype, the name above which there is room for the next
     for number, entry in enumerate(known):
         below = number == len(known) - 1 > 0  # of its line: the names of two that are close are apart
         style = {"color": palette.GREY, "linestyle": _STYLES[entry.denominator], "linewidth": 1.3, "zorder": 2}
@@ -117,16 +121,18 @@ def _draw_roofs(axes: Any, known: list[Roofs], used: list[str]) -> None:
         for dtype, peak in peaks.items():
             ridge = entry.ridge(dtype)
             axes.plot([ridge or left, right], [peak, peak], **style)
-            axes.annotate(
-                f"{entry.denominator} {dtype} {units.si(peak, 'FLOP/s', 3)}", (ridge or left, peak),
-                xytext=(4, -2 if below else 2), textcoords="offset points", ha="left", va="top" if below else "bottom",
-                fontsize=7.5, color=palette.GREY, zorder=6,
+            place: dict[str, Any] = {"xy": (ridge or left, peak), "xytext": (4, -2 if below else 2)}
+            if dtype in above and not below:
+                place = {"xy": (0, 1), "xycoords": above[dtype], "xytext": (0, 1)}
+            above[dtype] = axes.annotate(
+                f"{entry.denominator} {dtype} {units.si(peak, 'FLOP/s', 3)}", **place, textcoords="offset points",
+                ha="left", va="top" if below else "bottom", fontsize=8, color=palette.GREY, zorder=6,
             )  # fmt: skip
             if ridge and number == 0:
                 axes.axvline(ridge, color=palette.GREY, linewidth=0.7, linestyle=(0, (1, 3)), zorder=1)
                 axes.annotate(
                     f"ridge {flop_per_byte(ridge)}", (ridge, 0.012), xycoords=axes.get_xaxis_transform(), xytext=(3, 0),
-                    textcoords="offset points", fontsize=7.5, color=palette.GREY, zorder=6,
+                    textcoords="offset points", fontsize=8, color=palette.GREY, zorder=6,
                 )  # fmt: skip
         bandwidth = entry.bytes_per_s
         if bandwidth and peaks and (entry.bandwidth_of, bandwidth) not in drawn:
@@ -137,7 +143,7 @@ def _draw_roofs(axes: Any, known: list[Roofs], used: list[str]) -> None:
             at = math.sqrt(max(left, axes.get_ylim()[0] / bandwidth) * end)
             axes.text(
                 at, at * bandwidth * (0.88 if below else 1.12), f"{entry.bandwidth_of} {units.si(bandwidth, 'B/s', 3)}",
-                fontsize=7.5, color=palette.GREY, rotation=_slope(axes), rotation_mode="anchor", ha="center",
+                fontsize=8, color=palette.GREY, rotation=_slope(axes), rotation_mode="anchor", ha="center",
                 va="top" if below else "bottom", zorder=6,
             )  # fmt: skip
 
@@ -185,6 +191,16 @@ def _draw_dots(axes: Any, dots: pd.DataFrame) -> None:
             axes.scatter(*moved, s=18, facecolors="white", edgecolors=color, linewidths=1.0, zorder=5)
 
 
+def _keys_of_roofs(known: list[Roofs]) -> list[Any]:
+    """What the lines are, where there is more than one kind."""
+    from matplotlib.lines import Line2D
+
+    styles = [(entry.denominator, _STYLES[entry.denominator]) for entry in known]
+    return [
+        Line2D([], [], color=palette.GREY, linestyle=style, label=name) for name, style in styles * (len(styles) > 1)
+    ]
+
+
 def _keys(dots: pd.DataFrame) -> list[Any]:
     """What the colours mean."""
     from matplotlib.lines import Line2D
@@ -218,6 +234,10 @@ def _label(figure: Any, axes: Any, dots: pd.DataFrame) -> None:
     radii = [_radius(row) for row in dots.to_dict(orient="records")]
     taken += [_box(place, radius * figure.dpi / 72) for place, radius in zip(places, radii, strict=True)]
     taken += [line.get_window_extent().padded(2.0) for line in axes.lines if len(set(line.get_ydata())) == 1]  # roofs
+    slopes = [line.get_xydata() for line in axes.lines if len(set(line.get_ydata())) > 1 and line.get_xdata()[0] > 0]
+    for ends in slopes:  # in logarithms they are straight
+        (x0, y0), (x1, y1) = axes.transData.transform(ends)
+        taken += [_box((x0 + at * (x1 - x0), y0 + at * (y1 - y0)), 2.0) for at in np.linspace(0, 1, 150)]
     moved = axes.transData.transform(dots[["dram_intensity", "flops_per_s"]].to_numpy("float64", na_value=math.nan))
     taken += [_span(place, to) for place, to in zip(places, moved, strict=True) if not math.isnan(to[0])]
     named: list[Any] = []
@@ -232,7 +252,7 @@ def _label(figure: Any, axes: Any, dots: pd.DataFrame) -> None:
             line = {"arrowstyle": "-", "color": "#707070", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
             label = axes.annotate(
                 words, (float(row["intensity"]), float(row["flops_per_s"])), xytext=(x, y), textcoords="offset points",
-                ha="left" if x > 1 else "right" if x < -1 else "center", va="center", fontsize=7.5, zorder=7,
+                ha="left" if x > 1 else "right" if x < -1 else "center", va="center", fontsize=8, zorder=7,
                 arrowprops=line if far else None, parse_math=False,
             )  # fmt: skip
             box = _text_box(label)
