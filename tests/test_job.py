@@ -375,7 +375,7 @@ def test_what_is_hidden_on_a_rank_is_not_known_of_the_job():
 
     frame = job_of(first, second).modules().set_index("module")
 
-    assert frame.loc["fc", ["time_forward_s", "mfu"]].isna().all()
+    assert frame.loc["fc", ["time_forward_s", "kernel_mfu"]].isna().all()
     assert frame.loc["", "time_forward_s"] > 0
     assert job_of(*two()).modules().set_index("module").loc["fc", "time_forward_s"] > 0
 

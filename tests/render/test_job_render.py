@@ -56,7 +56,7 @@ def test_modules_have_the_flops_of_all_ranks_and_the_mean_time_of_them(job):
     times = [fc[f"time_{phase}_s"] / NS for phase in ("forward", "recompute", "backward")]
     assert times == pytest.approx([75, 20, 20])
     # 4000 FLOPs at 200 FLOP/ns and 2000 at 100: 40 of 115 ns
-    assert fc["mfu"] == pytest.approx(40 / 115)
+    assert fc["kernel_mfu"] == pytest.approx(40 / 115)
     mm = row(by_op(job), op="aten::mm")
     assert (mm["calls"], mm["kernels"], mm["time_s"]) == (6, 3, pytest.approx(115 * NS))
     # the all-reduce overlaps the backward by 10 ns
