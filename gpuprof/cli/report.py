@@ -52,6 +52,7 @@ def report(
     chosen = convention.value if convention else None
     command = f"gpuprof report {' '.join(run.name for run in runs)} -o {output.name}"
     command += f" --convention {chosen}" if chosen else ""
-    page = (render_page if len(runs) == 1 else render_pair)(*map(load, runs), chosen, command)
+    base, *head = [load(run) for run in runs]
+    page = render_pair(base, head[0], chosen, command) if head else render_page(base, chosen, command)
     write_atomically(output, page)
     print(f"{output}: {len(page.encode()) / 1e6:.1f} MB, opens in any browser")

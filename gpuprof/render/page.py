@@ -2,49 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
-
-import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.budget import budget
 from gpuprof.analysis.collectives import ON_A_CPU, by_collective
 from gpuprof.analysis.communication import collectives
-from gpuprof.analysis.consistency import inconsistencies, withheld_of_kernels, withheld_of_step
-from gpuprof.analysis.denominators import denominator
+from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.executed import counters_only
 from gpuprof.analysis.generation import (
-    BANDWIDTHS,
-    bandwidths,
-    generation,
-    is_generation,
-    mbu,
     phases_of,
     untold_parts,
     withheld_of_bytes,
 )
 from gpuprof.analysis.hints import hints
 from gpuprof.analysis.known_flops import at_least, known_of
-from gpuprof.analysis.modules import by_kernel, by_module, by_op, by_phase, convention_of, totals
+from gpuprof.analysis.modules import by_kernel, by_module, by_op, by_phase
 from gpuprof.analysis.ranks import by_rank, straggler
 from gpuprof.analysis.replication import sentence
-from gpuprof.analysis.telemetry import invalid_reasons
-from gpuprof.analysis.untold import host_steps, untold
+from gpuprof.analysis.untold import untold
 from gpuprof.analysis.verdict import verdict
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Record
 from gpuprof.render.backward import verdict as backward_verdict
-from gpuprof.render.charts import sizes
-from gpuprof.render.header import compilation_lines, of_steps, times_of
-from gpuprof.render.tables import OF_A_JOB, OF_COMPILED, plain, readable, spread
-from gpuprof.render.tree import build, has_rate, walk
-from gpuprof.schema import UNATTRIBUTED
-from gpuprof.theory import CONVENTIONS
+from gpuprof.render.header import compilation_lines, times_of, warnings
+from gpuprof.render.page_cards import cards, subtitle, title
+from gpuprof.render.page_tables import flat, module_table, provenance
+from gpuprof.render.tables import OF_A_JOB, OF_COMPILED
 
 _MOST_KERNELS = 200
-_WIDEST = 60  # characters of a cell
 _NEEDS = "the report needs plotly and jinja2, which are not installed: pip install 'gpuprof[report]'"
 
 
@@ -81,7 +69,7 @@ def render_page(run: Record, convention: str | None = None, command: str = "") -
         subtitles=[subtitle(run)],
         verdict=verdict(run),
         cards=list(cards(run, convention)),
-        warnings=warnings(run),
+        warnings=doubts(run),
         untold=untold(run),
         sections=list(_sections(run, convention, command)),
     )
@@ -102,107 +90,10 @@ def filled(**content: Any) -> str:
     return template.render(**content, plotly=Markup(get_plotlyjs()))
 
 
-def warnings(run: Record) -> list[str]:
-    """What puts figures of a run in doubt."""
-    invalid = run.doubts["invalid"] if run.is_job else invalid_reasons(run.telemetry)
-    return [
-        *dict.fromkeys((*run.warnings, *inconsistencies(run))),
-        *(f"Invalid for tracking: {reason}" for reason in invalid),
-        *([f"No time to first token, time per token and MBU: {why}."] if (why := untold_parts(run)) else []),
-    ]
-
-
-def title(run: Record) -> str:
-    """What was measured, in the words that tell it from other runs."""
-    about = run.workload
-    attention = f"{about['attention']} attention" if about.get("attention") else None
-    parts = [about["name"], *sizes(run), attention, about.get("dtype")]
-    return " · ".join(str(part) for part in parts if part)
-
-
-def subtitle(run: Record) -> str:
-    """On what and when."""
-    about, env = run.workload, run.environment
-    parts = [about.get("architecture"), about.get("mode"), run.of_job, run.device.get("name")]
-    return " · ".join(str(part) for part in (*parts, env.get("date")) if part)
-
-
-def cards(run: Record, convention: str | None) -> Iterator[dict[str, str]]:
-    """The figures that everybody looks for first; those that are not known are left out."""
-    sums = totals(run, convention)
-    if is_generation(run):
-        yield from _cards_of_generation(run, convention)
-    elif sums["mfu"] is not None:
-        least, part = at_least(run), known_of(run)
-        hfu = f"HFU {least}{units.percent(sums['hfu'])}, " if sums["hfu"] is not None else ""
-        about = f"{hfu}of {sums['denominator']}, convention {convention_of(run, convention)}"
-        about += f"; {part}" if part else ""
-        yield {"name": "MFU", "figure": f"{least}{units.percent(sums['mfu'])}", "about": about}
-    elif sums["withheld"] and (sums["step_s"] is not None or run.recorded):
-        yield {"name": "MFU and FLOP/s", "figure": units.MISSING, "about": sums["withheld"]}
-    if sums["step_s"] is not None:
-        steps = of_steps(run, sums) if run.metered else f"median of {sums['steps']} steps"
-        about = f"{steps}, IQR {units.duration(sums['step_iqr_s'])}"
-        about = "of one recorded step" if run.recorded and sums["steps"] == 1 else about
-        about += f"; {host}" if (host := host_steps(run)) else ""
-        about += ", each of the slowest rank" if run.is_job else ""
-        yield {"name": "Step", "figure": units.duration(sums["step_s"]), "about": about}
-    if sums["flops"] is not None:
-        back = f"{sums['backward_ratio']:.3f} x the forward in the backward" if sums["backward_ratio"] else "a forward"
-        back = "prefill and decode together" if is_generation(run) else back
-        if sums["ratio_withheld"] and sums["flops_backward"]:
-            back = f"forward and backward, their ratio {sums['ratio_withheld']}"
-        yield {"name": "Model FLOPs", "figure": f"{at_least(run)}{units.si(sums['flops'], 'FLOPs')}", "about": back}
-    if sums["flops_per_s"] and not is_generation(run):
-        rate = f"{units.si(sums['tokens_per_s'])} tokens/s" if sums["tokens_per_s"] else "of model FLOPs over the step"
-        yield {"name": "Achieved", "figure": f"{at_least(run)}{units.si(sums['flops_per_s'], 'FLOP/s')}", "about": rate}
-    if sums["peak_bytes"] is not None:
-        what = "allocated at the peak" if run.device.get("type") == "cuda" else "resident set of the process"
-        what += f" of rank {run.passes['memory'].facts['rank']}, the most of all" if run.is_job else ""
-        yield {"name": "Memory", "figure": units.size(sums["peak_bytes"]), "about": what}
-    if sums["params"] is not None:
-        trained = f"{units.si(sums['trainable_params'])} trained"
-        yield {"name": "Parameters", "figure": units.si(sums["params"]), "about": trained}
-
-
-def _cards_of_generation(run: Record, convention: str | None) -> Iterator[dict[str, str]]:
-    """What those who serve a model ask for; prefill and decode each by what bounds it."""
-    found = generation(run)
-    assert found is not None
-    if found.ttft_s is not None:
-        prompt = [units.number(found.prompt, "position")] if found.prompt else []
-        sequences = [units.number(found.sequences, "sequence")] if found.sequences else []
-        about = " x ".join([*prompt, *sequences])
-        yield {"name": "Time to first token", "figure": units.duration(found.ttft_s), "about": about}
-    if found.tpot_s is not None:
-        about = f"median of the steps; p90 {units.duration(found.tpot_p90_s)}, p99 {units.duration(found.tpot_p99_s)}"
-        yield {"name": "Time per token", "figure": units.duration(found.tpot_s), "about": about}
-    if found.tokens_per_s is not None:
-        about = f"new ones over the step; {units.si(found.decode_tokens_per_s)} tokens/s while decoding"
-        about += f"; {units.si(found.joules_per_token, 'J')} per token" if found.joules_per_token else ""
-        yield {"name": "Tokens/s", "figure": units.si(found.tokens_per_s), "about": about}
-    phases = by_phase(run, convention).set_index("phase")
-    least, part = at_least(run), known_of(run)
-    share = phases["mfu"].get("prefill") if "mfu" in phases else None
-    if share is not None and not pd.isna(share):
-        about = f"of {denominator(run)[0]}, convention {convention_of(run, convention)}{f'; {part}' if part else ''}"
-        yield {"name": "MFU of prefill", "figure": f"{least}{units.percent(share)}", "about": about}
-    elif reason := withheld_of_step(run):
-        yield {"name": "MFU of prefill", "figure": units.MISSING, "about": reason}
-    if utilisation := mbu(run):
-        rates = bandwidths(run)
-        named = [
-            f"{units.percent(share)} of {BANDWIDTHS[name]}, {units.si(rates[name], 'B/s')}"
-            for name, share in utilisation.items()
-        ]
-        figure, _, first = named[0].partition(" of ")
-        yield {"name": "MBU of decode", "figure": figure, "about": "; ".join([f"of {first}", *named[1:]])}
-    elif reason := withheld_of_bytes(run):
-        yield {"name": "MBU of decode", "figure": units.MISSING, "about": reason}
-    if found.cache_bytes:
-        each = found.cache_bytes_per_token
-        about = f"at the end{f'; {units.size(each)} per token and sequence' if each else ''}"
-        yield {"name": "Cache", "figure": units.size(found.cache_bytes), "about": about}
+def doubts(run: Record) -> list[str]:
+    """What puts figures of a run in doubt, a line each."""
+    why = untold_parts(run)
+    return [*warnings(run), *([f"No time to first token, time per token and MBU: {why}."] if why else [])]
 
 
 def section(name: str, title: str, text: str = "", **content: Any) -> dict[str, Any]:
@@ -211,7 +102,7 @@ def section(name: str, title: str, text: str = "", **content: Any) -> dict[str, 
 
 
 def _sections(run: Record, convention: str | None, command: str) -> Iterator[dict[str, Any]]:
-    from gpuprof.render import page_charts
+    from gpuprof.render import page_charts, page_roofline
 
     modules, of_parts = by_module(run, convention), phases_of(run)
     if of_parts:
@@ -239,10 +130,10 @@ def _sections(run: Record, convention: str | None, command: str) -> Iterator[dic
         yield section("backward", "Backward over forward", backward_verdict(run), figure=page_charts.backward(run))
     if reason := withheld_of_kernels(run):
         yield section("roofline", "Roofline", f"FLOP/s are {reason}.")
-    elif run.done("count") and run.done("trace") and (picture := page_charts.roofline(run)):
+    elif run.done("count") and run.done("trace") and (picture := page_roofline.roofline(run)):
         text = (
             "Each dot is an operator, as large as its share of the time: under the slope memory limits it, under the "
-            f"level arithmetic does. FLOPs of vector operators are an estimate. {page_charts.roofs_in_words(run)}"
+            f"level arithmetic does. FLOPs of vector operators are an estimate. {page_roofline.roofs_in_words(run)}"
         )
         yield section("roofline", "Roofline", text, figure=picture)
     if picture := page_charts.memory(run):
@@ -312,104 +203,3 @@ def _budget_words(found: Any) -> Iterator[str]:
         yield f"{shares}, convention {found.convention}{part}."
     apart = set(untold(found.run))  # in a list of their own
     yield from (note for note in found.notes if note not in apart)
-
-
-_SHARES_OF_PARTS = {
-    "kernel_mfu_prefill": ("kernel MFU", "of the prefill: ideal time over kernel time"),
-    "kernel_mbu_decode": ("kernel MBU", "of the decode: bytes that must move over kernel time and bandwidth"),
-}
-_TREE_COLUMNS = {
-    "params": ("params", "parameters, children included"),
-    "flops_forward": ("FLOPs", "of the forward, in the convention"),
-    "time_forward_s": ("forward", "kernel time"),
-    "time_backward_s": ("backward", "kernel time, recompute included"),
-    "flops_per_s": ("FLOP/s", "forward and backward over their kernel time"),
-    "kernel_mfu": ("kernel MFU", "ideal time over kernel time"),
-}
-
-
-def module_table(run: Record, modules: pd.DataFrame) -> dict[str, Any]:
-    """The tree of modules, folded as in the terminal."""
-    rows = []
-    columns = dict(_TREE_COLUMNS)
-    if of_parts := phases_of(run):
-        columns = {name: columns[name] for name in ("params", "flops_forward")}
-        columns["flops_forward"] = "FLOPs", "of all phases, in the convention"
-        for phase in of_parts:
-            columns[f"time_{phase}_s"] = phase, "kernel time"
-            columns |= {name: head for name, head in _SHARES_OF_PARTS.items() if name.endswith(phase)}
-    if modules["params"].isna().all():
-        del columns["params"]
-    for prefix, node in walk(build(modules)):
-        rows.append(_tree_row(columns, len(prefix) // 3, node.label, node.figures, bool(node.children)))
-    rest = modules[modules["module"] == UNATTRIBUTED].iloc[0].to_dict()
-    rows.append(_tree_row(columns, 0, UNATTRIBUTED, rest, False))
-    heads = [{"name": "module", "about": ""}]
-    heads += [{"name": name, "about": about} for name, about in columns.values()]
-    return {"tree": True, "words": False, "heads": heads, "rows": rows}
-
-
-def _tree_row(columns: Iterable[str], depth: int, label: str, figures: dict[str, Any], parent: bool) -> dict[str, Any]:
-    numbers = {name: plain(value) for name, value in figures.items()}
-    back = [numbers[f"time_{phase}_s"] for phase in ("recompute", "backward")]
-    numbers["time_backward_s"] = sum(t or 0.0 for t in back) if any(t is not None for t in back) else None
-    time = (numbers["time_forward_s"] or 0.0) + (numbers["time_backward_s"] or 0.0)
-    flops = (numbers["flops_forward"] or 0) + (numbers["flops_backward"] or 0)
-    numbers["flops_per_s"] = flops / time if flops and time and has_rate(figures) else None
-    name, _, kind = label.partition(": ")
-    path = str(figures["module"]) or "(root)"
-    cells = [{"text": name, "value": path}]
-    for column in columns:
-        value = numbers[column]
-        cells.append({"text": readable(column, value), "value": "" if value is None else value})
-    return {"depth": depth, "path": path, "class": kind, "parent": parent, "cells": cells}
-
-
-def flat(frame: pd.DataFrame, summary: bool = False) -> dict[str, Any]:
-    """A table whose rows stand alone; of ranks, with ``summary``, the least, the median and the most below them."""
-    rows = []
-    for row in [*frame.to_dict(orient="records"), *(spread(frame).to_dict(orient="records") if summary else [])]:
-        values = {str(name): plain(value) for name, value in row.items()}
-        cells = [{"text": readable(n, v), "value": "" if v is None else v} for n, v in values.items()]
-        for cell in cells[1:]:  # as of a kernel that many operators launch
-            if len(cell["text"]) > _WIDEST:
-                cell |= {"whole": cell["text"], "text": units.shortened(cell["text"], _WIDEST)}
-        rows.append({"depth": None, "cells": cells})
-    heads = [{"name": _heading(str(name)), "about": ""} for name in frame]
-    return {"tree": False, "words": False, "heads": heads, "rows": rows}
-
-
-def _heading(column: str) -> str:
-    """A column's name without its unit, which every cell has."""
-    name = column.replace("flops_per_s", "FLOP/s").replace("bytes_per_s", "B/s").removesuffix("_s").replace("_", " ")
-    return name.replace("flops", "FLOPs").replace("mfu", "MFU").replace("mbu", "MBU")
-
-
-def provenance(run: Record, convention: str | None, command: str) -> dict[str, Any]:
-    """Where every figure comes from."""
-    name = convention_of(run, convention)
-    facts: dict[str, Any] = {
-        "convention": f"{name}: {CONVENTIONS[name].title} Source: {CONVENTIONS[name].source}",
-        **{f"workload: {key}": value for key, value in run.workload.items() if _short(value)},
-        **{f"device: {key}": value for key, value in run.device.items() if _short(value)},
-        **{f"environment: {key}": value for key, value in run.environment.items() if _short(value)},
-        **{f"settings: {key}": value for key, value in run.settings.items() if _short(value)},
-    }
-    for one in run.device["ranks"] if run.is_job else ():
-        names = (one["file"], one["device"].get("name"), one["device"].get("uuid"), one["environment"].get("host"))
-        facts[f"rank {one['rank']}"] = ", ".join(str(name) for name in names if name)
-    for key, outcome in run.passes.items():
-        about = "; ".join(part for part in (outcome.reason, outcome.remedy) if part)
-        facts[f"pass: {key}"] = f"{outcome.status} in {outcome.seconds:g} s {about}".strip()
-    if command:
-        facts["this page"] = command
-    rows = [
-        {"depth": None, "cells": [{"text": str(key), "value": ""}, {"text": str(value), "value": ""}]}
-        for key, value in facts.items()
-    ]
-    heads = [{"name": "what", "about": ""}, {"name": "value", "about": ""}]
-    return {"tree": False, "words": True, "heads": heads, "rows": rows}
-
-
-def _short(value: Any) -> bool:
-    return value not in (None, "", [], {}) and len(str(value)) < 400

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,38 +14,20 @@ from gpuprof import units
 from gpuprof.analysis.backward import ASSUMED
 from gpuprof.analysis.budget import Budget
 from gpuprof.analysis.generation import PARTS, bandwidths, parts, withheld_of_bytes
-from gpuprof.analysis.roofline import dtypes, roofs
-from gpuprof.analysis.roofline import roofline as points
 from gpuprof.record import Record
 from gpuprof.render import palette
 from gpuprof.render.backward_chart import RATIOS, chart_rows
-from gpuprof.render.roofline import short_name
 from gpuprof.render.tables import plain, readable
 from gpuprof.render.timeline import LAYERS, layers, measured
 from gpuprof.render.view import View
 from gpuprof.schema import TRAFFIC, UNATTRIBUTED
-from gpuprof.theory.rules import PRODUCTS
 
-_MARGIN = {"l": 60, "r": 20, "t": 20, "b": 50}
+MARGIN = {"l": 60, "r": 20, "t": 20, "b": 50}
 _MOST_MOMENTS = 3000  # of a timeline: more than a screen has columns
-_LEAST_INTENSITY = 1e-3  # dots further left, as of lookups, stand at the edge
 _LONGEST = 6.0  # ratios beyond are cut, as a lookup's may be a hundred
-_SYMBOLS = {"encode": "square", "prefill": "circle", "decode": "diamond"}  # of the phases of a generation
 _QUARTILES = "rgba(0, 119, 187, 0.25)"  # the blue of the median between them
 _UNKNOWN = -6  # where the scale of shares has the grey of those that are not known
 _TOLD = (5, 20, 40, 70, 100)  # of the shares that the scale has colours of, in percent
-_DASHES = {"given": "solid", "datasheet": "solid", "clock": "dot", "measured": "dash"}
-_MOST_LABELS = 7  # of a logarithmic axis
-_NARROWEST = 330, 300  # pixels of the roofline's frame on a page of 500
-_MOST_NAMES = 10  # of dots
-_FONT = 11  # pixels
-_ONE = 9  # pixels between dots that have one name
-_AROUND = {
-    (1, 0): ("left", "middle"), (-1, 0): ("right", "middle"), (0, 1): ("center", "bottom"), (0, -1): ("center", "top"),
-    (0.7, 0.7): ("left", "bottom"), (0.7, -0.7): ("left", "top"), (-0.7, 0.7): ("right", "bottom"),
-    (-0.7, -0.7): ("right", "top"),
-}  # fmt: skip
-"""Where a name may stand, in radii from its dot, and which side of it is there."""
 _FEW = 64  # steps of decoding, up to which each has a dot
 
 
@@ -75,14 +55,14 @@ def icicle(modules: pd.DataFrame, share: str = "kernel_mfu") -> go.Figure | None
     names = [path.rpartition(".")[2] or str(figures.at[path, "class"]) for path in shown]
     figure = go.Figure(
         go.Icicle(
-            ids=[_safe(path) or "(root)" for path in shown],
-            labels=[_safe(name) for name in names],
-            parents=["" if not path else _safe(path.rpartition(".")[0]) or "(root)" for path in shown],
+            ids=[safe(path) or "(root)" for path in shown],
+            labels=[safe(name) for name in names],
+            parents=["" if not path else safe(path.rpartition(".")[0]) or "(root)" for path in shown],
             # a parent's own time is what its children leave; intervals that overlap may leave less than nothing
-            values=_compact(pd.Series([max(total[path] - inside[path], 0.0) for path in shown])),
+            values=compact(pd.Series([max(total[path] - inside[path], 0.0) for path in shown])),
             branchvalues="remainder",
             marker={
-                "colors": _compact(pd.Series([_UNKNOWN if pd.isna(value) else 100 * float(value) for value in shares])),
+                "colors": compact(pd.Series([_UNKNOWN if pd.isna(value) else 100 * float(value) for value in shares])),
                 "colorscale": _scale(),
                 "cmin": _UNKNOWN,
                 "cmax": max(palette.SHARES),
@@ -106,7 +86,8 @@ def icicle(modules: pd.DataFrame, share: str = "kernel_mfu") -> go.Figure | None
             tiling={"orientation": "v"},
         )
     )
-    return _laid_out(figure, height=520, margin={"l": 10, "r": 10, "t": 10, "b": 10})
+    deepest = max(path.count(".") + 2 if path else 1 for path in shown)
+    return laid_out(figure, height=60 + 77 * min(deepest, 6), margin={"l": 10, "r": 10, "t": 10, "b": 10})
 
 
 def _scale() -> list[list[Any]]:
@@ -127,7 +108,7 @@ def waterfall(*budgets: Budget, names: tuple[str, ...] = ()) -> go.Figure:
     second, unit = units.time_unit(longest)
     lines = [1 + int((found.parts["time_s"].fillna(0) != 0).sum()) for found in budgets]
     figure = make_subplots(
-        rows=len(budgets), shared_xaxes=True, row_heights=lines, subplot_titles=[_safe(name) for name in names] or None,
+        rows=len(budgets), shared_xaxes=True, row_heights=lines, subplot_titles=[safe(name) for name in names] or None,
         vertical_spacing=0.1,
     )  # fmt: skip
     low = 0.0
@@ -139,9 +120,9 @@ def waterfall(*budgets: Budget, names: tuple[str, ...] = ()) -> go.Figure:
     figure.update_xaxes(range=[low, longest / second])
     figure.update_xaxes(title_text=unit, row=len(budgets), col=1)
     figure.update_yaxes(autorange="reversed", automargin=True)
-    top = 40 if names else _MARGIN["t"]
-    margin = {**_MARGIN, "t": top, "r": 125}
-    return _laid_out(figure, height=90 + 42 * sum(lines) + 45 * (len(budgets) - 1), margin=margin, showlegend=False)
+    top = 40 if names else MARGIN["t"]
+    margin = {**MARGIN, "t": top, "r": 125}
+    return laid_out(figure, height=90 + 42 * sum(lines) + 45 * (len(budgets) - 1), margin=margin, showlegend=False)
 
 
 def _parts_as_bars(found: Budget, second: float) -> go.Bar:
@@ -150,7 +131,7 @@ def _parts_as_bars(found: Budget, second: float) -> go.Bar:
     times = [float(time_s) for time_s in parts["time_s"]]
     begin = [sum(times[:number]) for number in range(len(times))]
     return go.Bar(
-        y=[*(_safe(title).replace(": ", ":<br>") for title in parts["title"]), found.span],
+        y=[*(safe(title).replace(": ", ":<br>") for title in parts["title"]), found.span],
         x=[abs(time_s) / second for time_s in [*times, found.step_s]],
         # a negative part goes back; its figure stands on the right all the same
         base=[min(start, start + time_s) / second for start, time_s in zip(begin, times, strict=True)] + [0.0],
@@ -158,7 +139,7 @@ def _parts_as_bars(found: Budget, second: float) -> go.Bar:
         marker_color=[*map(_part_color, parts["part"], times), palette.GREY],
         text=[f"{units.duration(time_s)}  {units.percent(time_s / found.step_s)}" for time_s in [*times, found.step_s]],
         textposition="outside",
-        hovertext=[_safe(str(what)) for what in [*parts["what"], f"the whole {found.span}"]],
+        hovertext=[safe(str(what)) for what in [*parts["what"], f"the whole {found.span}"]],
         hovertemplate="%{hovertext}<br>%{text}<extra></extra>",
         cliponaxis=False,
     )
@@ -184,7 +165,7 @@ def backward(run: Record) -> go.Figure:
         if bars[column].notna().any():
             values = [None if pd.isna(value) else float(value) for value in bars[column]]
             figure.add_bar(
-                y=[_safe(label) for label in bars["label"]], x=[value and min(value, limit) for value in values],
+                y=[safe(label) for label in bars["label"]], x=[value and min(value, limit) for value in values],
                 name=name, orientation="h", marker_color=color, textposition="auto", textangle=0,
                 text=["" if value is None else _ratio(value, limit) for value in values],
                 hovertemplate="%{y}: %{text}<extra></extra>",
@@ -195,7 +176,7 @@ def backward(run: Record) -> go.Figure:
     )  # fmt: skip
     figure.update_xaxes(title_text="backward / forward", range=[0, limit])
     figure.update_yaxes(automargin=True)
-    return _laid_out(figure, height=160 + 42 * len(bars), barmode="group", legend=_LEGEND)
+    return laid_out(figure, height=160 + 42 * len(bars), barmode="group", legend=LEGEND)
 
 
 def _ratio(value: float, limit: float) -> str:
@@ -207,130 +188,6 @@ def _containers(run: Record) -> set[str]:
     classes = run.tree["class"]
     whole = {name for name in classes[run.tree["module"] == ""] if (classes == name).sum() == 1}
     return whole | {"ModuleList", "ModuleDict", "Sequential"}
-
-
-def roofline(run: Record) -> go.Figure | None:
-    """Rate against intensity of every operator, under the ceilings of the device; None without a dot to draw."""
-    dots = points(run)
-    dots = dots[(dots["intensity"] > 0) & (dots["flops_per_s"] > 0)]
-    if dots.empty:
-        return None
-    figure = go.Figure()
-    dots = dots.assign(intensity=dots["intensity"].clip(lower=_LEAST_INTENSITY))
-    peaks = [entry.flops_per_s[dtype] for entry in roofs(run) for dtype in dtypes(run) if dtype in entry.flops_per_s]
-    ridges = [3 * ridge for entry in roofs(run) for dtype in dtypes(run) if (ridge := entry.ridge(dtype))]
-    across = float(dots["intensity"].min()) / 3, max(float(dots["intensity"].max()) * 3, *ridges, 0.0)
-    up = float(dots["flops_per_s"].min()) / 3, max(float(dots["flops_per_s"].max()), *peaks, 0.0) * 3
-    _draw_roofs(figure, run, *across)
-    for (phase, kind), rows in dots.groupby(["phase", "kind"], sort=False):
-        shares = zip(rows["name"], rows["time_share"], strict=True)
-        color = palette.PHASES.get(phase, palette.KINDS[kind])
-        look = {"symbol": _SYMBOLS[phase]} if phase in _SYMBOLS else {}
-        figure.add_scatter(
-            x=_compact(rows["intensity"]),
-            y=_compact(rows["flops_per_s"]),
-            mode="markers",
-            name=_safe(f"{phase}: {kind or 'no rule'}" if phase else kind or "no rule"),
-            text=[_safe(f"{name} {phase}".strip() + f", {units.percent(share)} of the time") for name, share in shares],
-            marker={
-                "size": [2 * _radius(share) for share in rows["time_share"]], "color": color,
-                "opacity": 0.75 if kind in PRODUCTS or phase not in _SYMBOLS else 0.4,
-            } | look,
-            hovertemplate="%{text}<br>%{x:.3g} FLOP/B, %{customdata}<extra></extra>",
-            customdata=[units.si(float(rate), "FLOP/s") for rate in rows["flops_per_s"]],
-        )  # fmt: skip
-    for label in _labels(dots, across, up):
-        figure.add_annotation(showarrow=False, font={"size": _FONT}, **label)
-    figure.update_xaxes(title_text="FLOP per least byte", **_log_axis(*across))
-    figure.update_yaxes(**_log_axis(*up, "FLOP/s"))
-    return _laid_out(figure, height=560, margin={**_MARGIN, "l": 90}, legend=_LEGEND)
-
-
-def _draw_roofs(figure: go.Figure, run: Record, left: float, right: float) -> None:
-    """The ceilings: a style for each denominator, figures where a pointer is; the text above the picture has them."""
-    for entry in roofs(run):
-        named = False
-        for dtype in dtypes(run):
-            peak, ridge = entry.flops_per_s.get(dtype), entry.ridge(dtype)
-            if not peak:
-                continue
-            x, y = [left, right], [peak, peak]
-            if ridge and entry.bytes_per_s:
-                start = min(left, ridge / 3)
-                x, y = [start, ridge, max(right, 3 * ridge)], [start * entry.bytes_per_s, peak, peak]
-            figure.add_scatter(
-                x=x, y=y, mode="lines", name=f"roof: {entry.denominator}", legendgroup=entry.denominator,
-                showlegend=not named, line={"color": palette.GREY, "width": 1.5, "dash": _DASHES[entry.denominator]},
-                hovertemplate=f"{entry.denominator} {_safe(dtype)} {units.si(peak, 'FLOP/s')}<extra></extra>",
-            )  # fmt: skip
-            named = True
-
-
-def roofs_in_words(run: Record) -> str:
-    """The ceilings that a roofline is drawn under; empty where none is known."""
-    said = []
-    for entry in roofs(run):
-        rates = [f"{name} {units.si(entry.flops_per_s[name], 'FLOP/s')}" for name in dtypes(run)
-                 if name in entry.flops_per_s]  # fmt: skip
-        rates += [units.si(entry.bytes_per_s, "B/s")] if entry.bytes_per_s else []
-        said += [f"{entry.denominator} {', '.join(rates)}"] if rates else []
-    return f"Roofs: {'; '.join(said)}." if said else ""
-
-
-def _log_axis(low: float, high: float, unit: str = "") -> dict[str, Any]:
-    """A logarithmic axis with a label at powers of ten, at most at so many as a narrow page has room for."""
-    first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
-    powers = range(first, last + 1, (last - first) // _MOST_LABELS + 1)
-    names = [units.si(10.0**power, unit, 1) if power >= 0 else f"{10.0**power:.{-power}f} {unit}" for power in powers]
-    return {
-        "type": "log", "range": [math.log10(low), math.log10(high)], "tickvals": [10.0**power for power in powers],
-        "ticktext": [name.strip() for name in names],
-    }  # fmt: skip
-
-
-def _radius(share: float) -> float:
-    """Of a dot, in pixels."""
-    return 4 + 20 * float(share) ** 0.5
-
-
-def _labels(dots: pd.DataFrame, across: tuple[float, float], up: tuple[float, float]) -> Iterator[dict[str, Any]]:
-    """Names of the dots with most time, as annotations that lie on no dot and no other name.
-
-    Places are tried on the narrowest picture: what is apart there is apart on any wider one.
-    """
-    sides = [
-        [(math.log10(value) - math.log10(low)) / (math.log10(high) - math.log10(low)) * length for value in values]
-        for values, (low, high), length in zip(
-            (dots["intensity"], dots["flops_per_s"]), (across, up), _NARROWEST, strict=True
-        )
-    ]
-    radii = [_radius(share) for share in dots["time_share"]]
-    places = list(zip(*sides, radii, strict=True))
-    taken = [(x - r, y - r, x + r, y + r) for x, y, r in places]
-    named: list[tuple[float, float]] = []
-    for (x, y, r), row in zip(places, dots.to_dict(orient="records"), strict=True):
-        if len(named) == _MOST_NAMES or any(math.dist((x, y), other) < _ONE for other in named):
-            continue  # one name for dots that lie on one another
-        words = units.shortened(f"{short_name(row['name'])} {row['phase']}".strip(), 26)
-        wide, high = 0.62 * _FONT * len(words), 1.4 * _FONT
-        for (dx, dy), (anchor_x, anchor_y) in _AROUND.items():
-            left = x + dx * (r + 3) - {"left": 0, "center": wide / 2, "right": wide}[anchor_x]
-            low = y + dy * (r + 3) - {"bottom": 0, "middle": high / 2, "top": high}[anchor_y]
-            box = left, low, left + wide, low + high
-            inside = box[0] > 0 and box[1] > 0 and box[2] < _NARROWEST[0] and box[3] < _NARROWEST[1]
-            own = (x - r, y - r, x + r, y + r)
-            if inside and not any(_overlap(box, other) for other in taken if other != own):
-                taken.append(box)
-                named.append((x, y))
-                yield {
-                    "x": math.log10(row["intensity"]), "y": math.log10(row["flops_per_s"]), "text": _safe(words),
-                    "xshift": dx * (r + 3), "yshift": dy * (r + 3), "xanchor": anchor_x, "yanchor": anchor_y,
-                }  # fmt: skip
-                break
-
-
-def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def memory(run: Record) -> go.Figure | None:
@@ -345,35 +202,35 @@ def memory(run: Record) -> go.Figure | None:
     kept = _thinned(run.timeline)
     for name, values in layers(run).items():
         figure.add_scatter(
-            x=_compact(kept["time_s"] / second), y=_compact(pd.Series(values)[kept.index] / size), name=LAYERS[name],
+            x=compact(kept["time_s"] / second), y=compact(pd.Series(values)[kept.index] / size), name=LAYERS[name],
             stackgroup="expected", mode="none", fillcolor=palette.HELD[name], hoverinfo="skip",
         )  # fmt: skip
     kept = _thinned(line)
     figure.add_scatter(
-        x=_compact(kept["time_s"] / second), y=kept["bytes"].to_numpy() / size, name="in use", mode="lines",
+        x=compact(kept["time_s"] / second), y=kept["bytes"].to_numpy() / size, name="in use", mode="lines",
         line={"color": palette.MARK, "width": 1.5},
-        text=[_safe(f"{phase} {module}") for phase, module in zip(kept["phase"], kept["module"], strict=True)],
+        text=[safe(f"{phase} {module}") for phase, module in zip(kept["phase"], kept["module"], strict=True)],
         hovertemplate=f"%{{y:.4r}} {unit}<br>%{{text}}<extra></extra>",
     )  # fmt: skip
     if (reserved := run.timeline["reserved_bytes"]).notna().any():
         rows = run.timeline.loc[_thinned(run.timeline).index]
         figure.add_scatter(
-            x=_compact(rows["time_s"] / second), y=_compact(reserved[rows.index] / size), name="reserved",
+            x=compact(rows["time_s"] / second), y=compact(reserved[rows.index] / size), name="reserved",
             mode="lines", line={"color": palette.GREY, "width": 1}, hovertemplate=f"%{{y}} {unit}<extra></extra>",
         )  # fmt: skip
     late = highest["time_s"] > line["time_s"].iloc[-1] / 2
     figure.add_annotation(
         x=highest["time_s"] / second, y=highest["bytes"] / size,
-        text=f"peak {units.size(highest['bytes'])}, {_safe(highest['phase'])}",
+        text=f"peak {units.size(highest['bytes'])}, {safe(highest['phase'])}",
         ax=-30 if late else 30, ay=-24, arrowhead=0, arrowcolor=palette.MARK, font={"color": palette.MARK},
         xanchor="right" if late else "left",
     )  # fmt: skip
     figure.update_xaxes(title_text=of_time)
     figure.update_yaxes(title_text=unit, range=[0, 1.2 * highest["bytes"] / size])
-    return _laid_out(figure, height=420, legend=_LEGEND | {"traceorder": "normal"})
+    return laid_out(figure, height=420, legend=LEGEND | {"traceorder": "normal"})
 
 
-def _compact(values: pd.Series) -> np.ndarray:
+def compact(values: pd.Series) -> np.ndarray:
     """In as few bytes as a picture needs, which Plotly packs."""
     return values.to_numpy("float32", na_value=np.nan)
 
@@ -398,15 +255,15 @@ def telemetry(run: Record) -> go.Figure | None:
         unit = str(group["unit"].iloc[0])
         axis = axes.setdefault(unit, "y" if not axes else f"y{len(axes) + 1}")
         name = f"{wanted[str(quantity)]}, {unit}"
-        figure.add_scatter(x=group["time_s"], y=group["value"], name=_safe(name), mode="lines", yaxis=axis)
+        figure.add_scatter(x=group["time_s"], y=group["value"], name=safe(name), mode="lines", yaxis=axis)
     sides: dict[str, dict[str, Any]] = {}
     for number, (unit, axis) in enumerate(axes.items()):
         key = "yaxis" + axis[1:]
-        sides[key] = {"title": {"text": _safe(unit)}}
+        sides[key] = {"title": {"text": safe(unit)}}
         if number:
             sides[key] |= {"overlaying": "y", "side": "right", "anchor": "free", "position": 1 - 0.06 * (number - 1)}
     figure.update_layout(**sides, xaxis={"title": {"text": "s"}, "domain": [0, 1 - 0.06 * max(len(axes) - 2, 0)]})
-    return _laid_out(figure, height=360, legend=_LEGEND)
+    return laid_out(figure, height=360, legend=LEGEND)
 
 
 def ranks(table: pd.DataFrame) -> go.Figure | None:
@@ -434,11 +291,11 @@ def ranks(table: pd.DataFrame) -> go.Figure | None:
     figure.update_layout(barmode="stack")
     figure.update_xaxes(title_text=f"{unit} of a step")
     figure.update_yaxes(autorange="reversed", automargin=True)
-    return _laid_out(
+    return laid_out(
         figure,
         height=max(300, 140 + 26 * len(names)),
-        margin={**_MARGIN, "t": 50},
-        legend=_LEGEND | {"traceorder": "normal"},
+        margin={**MARGIN, "t": 50},
+        legend=LEGEND | {"traceorder": "normal"},
     )
 
 
@@ -474,7 +331,7 @@ def tokens(run: Record) -> go.Figure | None:
             )  # fmt: skip
     figure.update_xaxes(title_text="positions in the cache before" if known else "part of the step")
     figure.update_yaxes(title_text="ms", rangemode="tozero")
-    return _laid_out(figure, height=400, legend=_LEGEND | {"traceorder": "normal"})
+    return laid_out(figure, height=400, legend=LEGEND | {"traceorder": "normal"})
 
 
 def phases(found: pd.DataFrame) -> go.Figure | None:
@@ -499,7 +356,7 @@ def phases(found: pd.DataFrame) -> go.Figure | None:
     figure.update_layout(barmode="stack", uniformtext={"minsize": 9, "mode": "hide"})
     figure.update_xaxes(title_text="%", range=[0, 100])
     figure.update_yaxes(automargin=True, categoryorder="array", categoryarray=bars[::-1])
-    return _laid_out(figure, height=170 + 44 * len(bars), legend=_LEGEND | {"traceorder": "normal"})
+    return laid_out(figure, height=170 + 44 * len(bars), legend=LEGEND | {"traceorder": "normal"})
 
 
 def _pieces(rows: pd.DataFrame) -> pd.DataFrame:
@@ -523,14 +380,16 @@ def _pieces(rows: pd.DataFrame) -> pd.DataFrame:
 
 _PIECES = palette.PHASES | palette.TRAFFIC
 _COLORWAY = [palette.BLUE, palette.ORANGE, palette.TEAL, palette.MAGENTA, palette.CYAN]
-_LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
 
-def _laid_out(figure: go.Figure, height: int, margin: dict[str, int] | None = None, **layout: Any) -> go.Figure:
+def laid_out(figure: go.Figure, height: int, margin: dict[str, int] | None = None, **layout: Any) -> go.Figure:
+    """A figure with what all of them share."""
     # the page gives figures its own colours, so no template
-    figure.update_layout(template="none", colorway=_COLORWAY, height=height, margin=margin or _MARGIN, **layout)
+    figure.update_layout(template="none", colorway=_COLORWAY, height=height, margin=margin or MARGIN, **layout)
     return figure
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
+    """A name as text, which Plotly does not take for markup."""
     return html.escape(text, quote=False)  # quotes are no markup in a label, and Plotly does not read &quot;

@@ -13,18 +13,9 @@ from gpuprof.analysis.comparison import KEYS, differences, fingerprint, workload
 from gpuprof.analysis.executed import counters_only
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Record
-from gpuprof.render.page import (
-    cards,
-    check_page,
-    filled,
-    flat,
-    has_budget,
-    provenance,
-    section,
-    subtitle,
-    title,
-    warnings,
-)
+from gpuprof.render.page import check_page, doubts, filled, has_budget, section
+from gpuprof.render.page_cards import cards, subtitle, title
+from gpuprof.render.page_tables import flat, provenance
 from gpuprof.render.regression import change, summary
 
 _SIDES = ("base", "head")
@@ -59,7 +50,7 @@ def render_pair(base: Record, head: Record, convention: str | None = None, comma
         subtitles=[f"{side}: {subtitle(run)}" for side, run in zip(_SIDES, runs, strict=True)],
         verdict=said,
         cards=list(_pairs(*(list(cards(run, convention)) for run in runs))),
-        warnings=[f"{side}: {line}" for side, run in zip(_SIDES, runs, strict=True) for line in warnings(run)],
+        warnings=[f"{side}: {line}" for side, run in zip(_SIDES, runs, strict=True) for line in doubts(run)],
         untold=[],
         sections=list(_sections(runs, found, why, convention, command)),
     )

@@ -31,7 +31,7 @@ _DOTS = 60  # dots in a picture, those with most time
 _LEAST = 0.01  # FLOP per byte below which work is as good as a copy, and left out of a picture
 _LEAST_TIME = 0.002  # share of the time below which a dot is left out, unless --top wants it
 _MARKERS = {"encode": "s", "prefill": "o", "decode": "D"}  # of a generation
-_STYLES = {"given": "-", "datasheet": "-", "clock": ":", "measured": "--"}
+_STYLES: dict[str, Any] = {"given": "-", "datasheet": "-", "clock": ":", "measured": "--"}
 
 
 def roofline_chart(

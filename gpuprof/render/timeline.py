@@ -23,7 +23,7 @@ _LEAST = 0.001  # of the highest reading, below which a layer is not drawn
 def layers(run: Record) -> dict[str, Any]:
     """What is expected at each row of the timeline, in bytes: those of `LAYERS` that are not next to nothing."""
     rows = run.timeline
-    ends = account(run) if rows["kept_bytes"].notna().all() else []
+    ends = account(run) if rows["kept_bytes"].notna().all() else pd.DataFrame()
     after = rows["phase"].isin(["optimizer", "other"]).to_numpy()
     constant = after * 0
     stack = {
