@@ -22,6 +22,7 @@ from gpuprof.analysis.known_flops import at_least, known_of, priced_share
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_drawing, check_picture
+from gpuprof.render import palette
 from gpuprof.render.charts import new_figure, save_picture, subject
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
@@ -36,8 +37,6 @@ _LEAST = 0.0005  # share of the step below which a part is not drawn
 _TOP = {"class": 8, "module": 15}  # rows for people, unless they say how many
 _OWNERS = 5
 _NEGATIVE = "▒"
-_COLORS = {"ideal": "#1f4e79", "idle_launch": "#9a9a9a", "idle_host": "#9a9a9a", "other": "#c8c8c8"}
-_LOST, _GAINED = "#e0a030", "#4a9a5a"
 
 
 def render_budget(found: Budget, format: str = "text", view: View | None = None) -> str:
@@ -184,12 +183,12 @@ def budget_figure(found: Budget) -> Figure:
     after = 0.0
     for row, part in enumerate(parts):
         before, after = after, after + part["share"] * 100
-        color = _GAINED if part["share"] < 0 else _COLORS.get(part["part"], _LOST)
+        color = palette.GAINED if part["share"] < 0 else palette.PARTS.get(part["part"], palette.LOST)
         axes.barh(row, after - before, 0.62, left=before, color=color, zorder=2)
-        axes.plot([after, after], [row, row + 1], color="#909090", linewidth=0.7, zorder=1)
+        axes.plot([after, after], [row, row + 1], color=palette.PALE, linewidth=0.7, zorder=1)
         label = f"{units.percent(part['share'])}   {units.duration(part['time_s'], 3)}"
         _beside(axes, row, min(before, after), max(before, after), label)
-    axes.barh(len(parts), 100, 0.62, color="#404040", zorder=2)
+    axes.barh(len(parts), 100, 0.62, color=palette.GREY, zorder=2)
     _beside(axes, len(parts), 0, 100, f"100 %   {units.duration(found.step_s, 3)}")
     axes.set_yticks(range(len(parts) + 1), [*(part["title"] for part in parts), found.span], fontsize=8.5)
     axes.invert_yaxis()
