@@ -1,9 +1,11 @@
 """README and docs say what is so: transcripts, command lines, code, links and words."""
 
 import ast
+import fnmatch
 import functools
 import importlib
 import inspect
+import json
 import re
 import shlex
 import sys
@@ -39,7 +41,6 @@ SHOWN_ONLY = {
     "[1/9] gpt2,seq-len=16": "docs/sweep.md measures for minutes",
     "Net on NVIDIA H100": "docs/watch.md looks at a training that is running",
     "all ranks together": "docs/parallel.md has a job of two processes",
-    "max(margin, 2 s/m0, 3 e)": "a formula",
 }
 PAGES = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in docs.PAGES]
 TYPED = re.compile(r"(\$ |[A-Z_]+=\S+ |export |srun )?(gpuprof|torchrun|python|pip|scripts/|git|export|source|\. )")
@@ -56,7 +57,7 @@ def test_a_transcript_is_what_its_commands_print(block):
     assert docs.difference(block) == "", "python scripts/docs.py --write puts it right"
 
 
-@pytest.mark.parametrize("block", of("", "text", "indented"))
+@pytest.mark.parametrize("block", of("", "indented"))
 def test_what_is_printed_stands_in_a_transcript(block):
     if not any(block.lines[0].startswith(begin) for begin in SHOWN_ONLY):
         assert TYPED.match(block.lines[0]), "```console and '$ gpuprof ...' above it, or a reason in SHOWN_ONLY"
@@ -139,12 +140,12 @@ def choices(value):
 
 
 def shell(page):
-    """The blocks of a page that are typed into a shell, or into a file for one; what a synopsis goes on with is in its line."""
+    """The blocks of a page that a shell takes, and synopses, each in one line."""
     for block in docs.blocks(page):
         text = "\n".join(block.lines)
         if block.language in ("bash", "sh", "yaml", "console"):
             yield text
-        elif block.language in ("", "text", "indented"):
+        elif block.language in ("", "indented"):
             yield re.sub(r"\n {4,}", " ", re.sub(r"\|\n\s+", "|", text))
 
 
@@ -180,7 +181,54 @@ def prose(page):
 def anchors(page):
     """What the headings of a page are called in links."""
     heads = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", head)).lower().replace(" ", "-") for head in heads}
+    return {
+        re.sub(r"[^\w\- ]", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", head)).lower().replace(" ", "-") for head in heads
+    }
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs/index.md").read_text()
+
+    assert [
+        page.name for page in ROOT.glob("docs/*.md") if page.name != "index.md" and f"({page.name})" not in index
+    ] == []
+
+
+GLOSSARY = [line.split(" | ")[0].removeprefix("| ") for line in (ROOT / "docs/glossary.md").read_text().splitlines()]
+TERMS = [one.strip(" `") for cell in GLOSSARY for one in cell.split(",")]
+
+
+def test_a_word_is_in_the_glossary_once():
+    rows = [cell for cell in GLOSSARY if cell and not cell.startswith(("#", "|--"))]
+
+    assert [cell for cell in rows if rows.count(cell) > 1 and cell not in ("word", "line", "column")] == []
+
+
+@pytest.mark.parametrize("name", ["train", "generate"])
+@pytest.mark.parametrize("by", ["module", "class", "phase", "op"])
+def test_every_column_is_in_the_glossary(name, by, gpuprof_cli):
+    done = gpuprof_cli("show", ROOT / f"examples/smollm2-{name}.json.gz", "--by", by, "--format", "csv")
+    columns = done.stdout.splitlines()[0].split(",")
+
+    assert [one for one in columns if not any(fnmatch.fnmatchcase(one, term) for term in TERMS)] == []
+
+
+def test_every_line_of_the_header_is_in_the_glossary():
+    labels = {label for file in ("header", "generation") for label in re.findall(
+        r'yield "([A-Z][A-Za-z ]+)", ', (ROOT / f"gpuprof/render/{file}.py").read_text())}  # fmt: skip
+
+    assert len(labels) > 15
+    assert labels - set(TERMS) == set()
+
+
+def test_the_readme_quotes_other_pages_as_they_are():
+    readme, accuracy = ((ROOT / name).read_text() for name in ("README.md", "docs/accuracy.md"))
+    table = re.findall(r"^\| (?:model|Llama).*$", readme, re.MULTILINE)
+    bench = json.loads(max(ROOT.glob("results/cpu/*-meter/bench.json")).read_text())["found"]
+
+    assert len(table) == 3
+    assert [row for row in table if row not in accuracy.split("### Forward and backward")[1]] == []
+    assert f"it adds {1e6 * bench['Meter, plain loop']['added_s']:.0f} us a step" in readme
 
 
 @pytest.mark.parametrize("block", of("python"))
