@@ -24,8 +24,10 @@ import pandas as pd
 from gpuprof import dates, store_url, units
 from gpuprof.analysis import comparison, levels
 from gpuprof.errors import GpuprofError
+from gpuprof.files import write_atomically
 from gpuprof.log import is_log
-from gpuprof.record import Record, integers, load, write_atomically
+from gpuprof.record import Record, load
+from gpuprof.schema import integers
 from gpuprof.store_url import DRIVERS, FORMS
 
 try:

@@ -31,21 +31,9 @@ from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
-from gpuprof.record import (
-    ALL,
-    DOUBTS,
-    FACTS,
-    TABLES,
-    UNATTRIBUTED,
-    PassOutcome,
-    Record,
-    columns,
-    load,
-    read,
-    table,
-    whole_file,
-)
+from gpuprof.record import PassOutcome, Record, load, read, whole_file
 from gpuprof.run import Run
+from gpuprof.schema import ALL, DOUBTS, FACTS, TABLES, UNATTRIBUTED, columns, table
 from gpuprof.theory import CONVENTIONS
 
 Kind = TypeVar("Kind", bound=Record)

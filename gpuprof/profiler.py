@@ -38,8 +38,9 @@ from gpuprof.passes.options import DEFAULT_PASSES, check
 from gpuprof.passes.preserve import preserved
 from gpuprof.passes.table import PASSES, Measuring, Pass, Progress
 from gpuprof.passes.unsharded import count_unsharded
-from gpuprof.record import UNATTRIBUTED, PassOutcome, Record, table
+from gpuprof.record import PassOutcome, Record
 from gpuprof.run import Run
+from gpuprof.schema import UNATTRIBUTED, table
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.version import __version__

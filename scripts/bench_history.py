@@ -24,8 +24,9 @@ import sqlalchemy as sa
 from gpuprof import Run, history
 from gpuprof.analysis.changepoints import series_of
 from gpuprof.analysis.noise import WINDOW
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import PassOutcome
 from gpuprof.render.history import history_chart, render_history
+from gpuprof.schema import table
 
 GOALS_S = {"check": 1.0, "history plot, whole process": 3.0}
 LAUNCHES, IDEAL_S, CLOCK_MHZ, MFU, KIB = 3, 0.040, 1755.0, 0.40, 32

@@ -25,7 +25,7 @@ from gpuprof import history
 from gpuprof.analysis import comparison
 from gpuprof.errors import GpuprofError
 from gpuprof.history import open_store
-from gpuprof.record import table
+from gpuprof.schema import table
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["gpuprof.history"])

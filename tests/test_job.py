@@ -11,7 +11,7 @@ from gpuprof.analysis.generation import generation, mbu
 from gpuprof.analysis.modules import totals
 from gpuprof.analysis.ranks import by_rank
 from gpuprof.job import assemble, part, summed
-from gpuprof.record import table
+from gpuprof.schema import table
 
 NS = 1e-9
 FACTS = {

@@ -16,9 +16,11 @@ PACKAGE = Path(gpuprof.__file__).parent
 # from the bottom up: a module may import from its own layer and from those before it
 LAYERS = [
     ("errors", "signals", "undo", "units", "version"),
+    ("files", "schema"),
     ("dates", "pictures"),
     ("store_url",),
     ("log",),
+    ("record_checks",),
     ("record",),
     ("paths",),
     ("reports",),
@@ -52,6 +54,9 @@ TORCH_FREE = [
     "dates",
     "pictures",
     "log",
+    "files",
+    "schema",
+    "record_checks",
     "record",
     "run",
     "paths",
@@ -227,7 +232,7 @@ def test_every_part_has_a_layer():
 
 def loaded_by(code: str, cwd: Path | None = None) -> list[str]:
     """Which of the heavy libraries a fresh interpreter has after running code."""
-    heavy = ("torch", "transformers", "pandas", "sqlalchemy")
+    heavy = ("torch", "transformers", "pandas", "sqlalchemy", "matplotlib")
     check = f"{code}\nimport sys; print([name for name in {heavy!r} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     run = subprocess.run(

@@ -37,7 +37,8 @@ from gpuprof.analysis.steps import refuse_log, step_seconds
 from gpuprof.analysis.untold import untold
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors, layer_of
-from gpuprof.record import FORWARD, MODEL, UNATTRIBUTED, Record
+from gpuprof.record import Record
+from gpuprof.schema import FORWARD, MODEL, UNATTRIBUTED
 from gpuprof.theory.rows import Shape, read_shapes
 from gpuprof.theory.rules import PRODUCTS
 

@@ -25,7 +25,8 @@ from gpuprof.analysis.steps import typical
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import layer_of, unsharded, unwrapped
-from gpuprof.record import ALL, MODEL, Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import ALL, MODEL, integers
 
 LAUNCH_COLUMNS = [
     "launch", "step_s", "step_iqr_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "samples_per_s",

@@ -23,7 +23,8 @@ from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import step_seconds
-from gpuprof.record import ALL, UNATTRIBUTED, Record
+from gpuprof.record import Record
+from gpuprof.schema import ALL, UNATTRIBUTED
 from gpuprof.theory import rule_for
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import PRODUCTS

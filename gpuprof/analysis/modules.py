@@ -34,7 +34,8 @@ from gpuprof.analysis.shares import split_kernels, untimed
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.unpriced import ratio_withheld
 from gpuprof.paths import ancestors
-from gpuprof.record import ALL, FORWARD, MODEL, PHASES, UNATTRIBUTED, Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import ALL, FORWARD, MODEL, PHASES, UNATTRIBUTED, integers
 from gpuprof.theory import rule_for
 
 __all__ = [

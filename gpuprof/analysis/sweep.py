@@ -13,7 +13,8 @@ from gpuprof.analysis.generation import bandwidth, generation
 from gpuprof.analysis.known_flops import known_of
 from gpuprof.analysis.modules import by_phase, totals
 from gpuprof.analysis.telemetry import invalid_reasons
-from gpuprof.record import Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import integers
 from gpuprof.sweep import SIZES, SWEPT, Point
 
 _FIGURES = (

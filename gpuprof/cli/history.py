@@ -56,8 +56,8 @@ def list_(
     least = o.share(min_change, "--min-change")
     from gpuprof.analysis.changepoints import series_of
     from gpuprof.cli.output import check_output, in_color, terminal_width
+    from gpuprof.files import write_atomically
     from gpuprof.history import open_store
-    from gpuprof.record import write_atomically
     from gpuprof.render.history import render_history
     from gpuprof.render.view import View
 

@@ -27,7 +27,8 @@ def report(
     if output.suffix.lower() not in (".html", ".htm"):
         raise GpuprofError(f"cannot write {output}: a report is a page, give a name that ends in .html")
     check_output(output)
-    from gpuprof.record import load, write_atomically
+    from gpuprof.files import write_atomically
+    from gpuprof.record import load
     from gpuprof.render.page import check_page, render_page
 
     check_page()

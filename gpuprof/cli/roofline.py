@@ -48,8 +48,9 @@ def roofline(
     from gpuprof.cli.output import check_output, in_color, terminal_width
 
     check_output(output)
+    from gpuprof.files import write_atomically
     from gpuprof.pictures import SUFFIXES, check_picture
-    from gpuprof.record import load, write_atomically
+    from gpuprof.record import load
     from gpuprof.render.roofline import render_roofline, roofline_chart
     from gpuprof.render.view import View
 

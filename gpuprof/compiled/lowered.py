@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from gpuprof.compiled.capture import Graph
 from gpuprof.compiled.nodes import operators, place, strangers
-from gpuprof.record import UNATTRIBUTED
+from gpuprof.schema import UNATTRIBUTED
 from gpuprof.theory.attention import AttentionFacts
 from gpuprof.theory.generated import generated
 from gpuprof.theory.priced import FIGURES

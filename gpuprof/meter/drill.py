@@ -36,7 +36,8 @@ from gpuprof.parallel.units import unit_of
 from gpuprof.passes.counting import Counted, module_tree
 from gpuprof.passes.trace import Recording, Traced, ingest, profiled, recorded
 from gpuprof.profiler import add_ceilings, never_made, say_what_is_withheld, with_all_owners
-from gpuprof.record import PassOutcome, Record, columns, table
+from gpuprof.record import PassOutcome, Record
+from gpuprof.schema import columns, table
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.workload import Workload
 from gpuprof.workload.workload import describe_inputs

@@ -29,10 +29,11 @@ from gpuprof.passes.phases import Phase, observed_phases
 from gpuprof.passes.specs import decide, is_wrapper, nested_device, spec_of, torch_free
 from gpuprof.passes.traffic import Traffic
 from gpuprof.paths import ancestors
-from gpuprof.record import GRADIENT_ALLREDUCE, PassOutcome, table
+from gpuprof.record import PassOutcome
+from gpuprof.schema import GRADIENT_ALLREDUCE, table
 from gpuprof.theory import rule_for
 from gpuprof.theory.attention import BLOCKS, AttentionFacts
-from gpuprof.theory.names import all_reduces
+from gpuprof.theory.names import all_reduces, without_overload
 from gpuprof.theory.nested import nested_in
 from gpuprof.theory.priced import FIGURES, Described, describe, tensor_specs
 from gpuprof.workload import Workload
@@ -370,7 +371,7 @@ class _Counter(TorchDispatchMode):
         args, kwargs = torch_free(given), dict(torch_free(named))
         found = describe(name_of(func), args, kwargs, torch_free(made), facts, device)
         if any(spec.stored is not None for spec in tensor_specs((args, tuple(kwargs.values())))):
-            self.sparse.add(found.op.partition(".")[0])
+            self.sparse.add(without_overload(found.op))
         if next(nested_in((args, tuple(kwargs.values()))), None) is not None:
             self.nested.add(found.op)
         if found.bound:

@@ -25,7 +25,7 @@ from torch.optim.optimizer import (
 from gpuprof.attribution import in_backward, inside_compiled
 from gpuprof.calls import Around, calls_through
 from gpuprof.passes.generation import Part, Parts
-from gpuprof.record import FORWARD
+from gpuprof.schema import FORWARD
 from gpuprof.undo import patched, undoing
 from gpuprof.workload import Workload
 

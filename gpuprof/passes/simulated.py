@@ -14,6 +14,7 @@ from gpuprof.passes.kept import Held, Kept, kept_for_backward, total_bytes
 from gpuprof.passes.modes import unseen
 from gpuprof.passes.objects import named_tensors
 from gpuprof.passes.phases import Phase, observed_phases
+from gpuprof.theory.names import without_overload
 from gpuprof.workload import Workload, weightless
 from gpuprof.workload.steps import tensors
 
@@ -126,8 +127,8 @@ def _attend(
     scale: float | None = None, enable_gqa: bool = False,
 ) -> Any:  # fmt: skip
     """Fused attention by the operator of this name, with those of the arguments that it takes."""
-    namespace, _, name = op.partition("::")
-    operator = getattr(getattr(torch.ops, namespace), name.partition(".")[0]).default
+    namespace, _, name = without_overload(op).partition("::")
+    operator = getattr(getattr(torch.ops, namespace), name).default
     given = {
         "attn_mask": attn_mask, "attn_bias": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal, "scale": scale,
         "compute_log_sumexp": True,

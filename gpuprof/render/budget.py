@@ -7,7 +7,7 @@ import os
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Group, RenderableType
@@ -21,12 +21,15 @@ from gpuprof.analysis.hints import Hint, hints
 from gpuprof.analysis.known_flops import at_least, known_of, priced_share
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.errors import GpuprofError
-from gpuprof.pictures import check_picture
-from gpuprof.record import UNATTRIBUTED
-from gpuprof.render.charts import save_picture, subject
+from gpuprof.pictures import check_drawing, check_picture
+from gpuprof.render.charts import new_figure, save_picture, subject
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.view import View
+from gpuprof.schema import UNATTRIBUTED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _ROOMY = 100  # columns of text from which the evidence has room too
 _LEAST = 0.0005  # share of the step below which a part is not drawn
@@ -150,7 +153,7 @@ FORMATS: dict[str, Callable[[Budget, View], str]] = {"text": text, "markdown": m
 
 
 def budget_chart(found: Budget, path: str | os.PathLike[str]) -> Path:
-    """Draw the parts of the step or phase as a waterfall, from the ideal time to the whole.
+    """Write `budget_figure` to a file.
 
     Args:
         found: what `gpuprof.analysis.budget.budget` gives.
@@ -161,10 +164,22 @@ def budget_chart(found: Budget, path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     check_picture(path)
-    from matplotlib.figure import Figure
+    save_picture(budget_figure(found), path)
+    return path
 
+
+def budget_figure(found: Budget) -> Figure:
+    """Draw the parts of the step or phase as a waterfall, from the ideal time to the whole.
+
+    Args:
+        found: what `gpuprof.analysis.budget.budget` gives.
+
+    Raises:
+        GpuprofError: matplotlib is missing.
+    """
+    check_drawing()
     parts = _shown(found)
-    figure = Figure(figsize=(9, 1.5 + 0.4 * (len(parts) + 1)), dpi=150, layout="constrained")
+    figure = new_figure(9, 1.5 + 0.4 * (len(parts) + 1))
     axes = figure.add_subplot()
     after = 0.0
     for row, part in enumerate(parts):
@@ -187,8 +202,7 @@ def budget_chart(found: Budget, path: str | os.PathLike[str]) -> Path:
         axes.spines[side].set_visible(False)
     title = "\n".join([subject(found.run), *textwrap.wrap(headline(found), 110)])
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", parse_math=False)
-    save_picture(figure, path)
-    return path
+    return figure
 
 
 def _levels(parts: list[dict[str, Any]]) -> list[float]:

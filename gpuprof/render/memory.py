@@ -22,15 +22,18 @@ from gpuprof.analysis.memory import account, by_module, no_timeline, peak, runni
 from gpuprof.analysis.modules import by_module as module_table
 from gpuprof.analysis.steps import refuse_log
 from gpuprof.errors import GpuprofError
-from gpuprof.pictures import check_picture
-from gpuprof.record import UNATTRIBUTED, Record
-from gpuprof.render.charts import save_picture, subject
+from gpuprof.pictures import check_drawing, check_picture
+from gpuprof.record import Record
+from gpuprof.render.charts import new_figure, save_picture, subject
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.tree import build, walk
 from gpuprof.render.view import View, depth_of
+from gpuprof.schema import UNATTRIBUTED
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from gpuprof.analysis.forecast import Forecast, Sized
 
 _QUANTITIES = {
@@ -263,29 +266,40 @@ def _sum(sized: Sized) -> str:
 
 
 def memory_chart(run: Record, path: str | os.PathLike[str]) -> Path:
-    """Draw the step over time: what is expected, stacked, against the measured line; phases shaded, the peak named.
+    """Write `memory_figure` to a file.
 
     Args:
         run: one with a timeline.
         path: the picture, PNG or SVG by its suffix. It appears whole or not at all.
 
     Raises:
-        GpuprofError: no such kind of picture, matplotlib is missing, the run has no timeline, or the file cannot be
-            written.
+        GpuprofError: no such kind of picture, the file cannot be written, or as `memory_figure`.
     """
     path = Path(path)
     check_picture(path)
+    save_picture(memory_figure(run), path)
+    return path
+
+
+def memory_figure(run: Record) -> Figure:
+    """Draw the step over time: what is expected, stacked, against the measured line; phases shaded, the peak named.
+
+    Args:
+        run: one with a timeline.
+
+    Raises:
+        GpuprofError: matplotlib is missing, or the run has no timeline.
+    """
+    check_drawing()
     if run.timeline.empty:
         raise GpuprofError(no_timeline(run))
-    from matplotlib.figure import Figure
-
     rows = run.timeline
     scale, unit = next((s, u) for s, u in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1, "B")) if rows["bytes"].max() >= s)
     times = rows["time_s"].to_numpy("float64") * 1e3
     layers = {
         name: values / scale for name, values in _stack(run).items() if max(values) > 0.001 * int(rows["bytes"].max())
     }
-    figure = Figure(figsize=(10, 5), dpi=150, layout="constrained")
+    figure = new_figure(10, 5)
     axes = figure.add_subplot()
     axes.stackplot(
         times, *layers.values(), labels=[_LAYERS[name][0] for name in layers],
@@ -319,8 +333,7 @@ def memory_chart(run: Record, path: str | os.PathLike[str]) -> Path:
         axes.spines[side].set_visible(False)
     figure.suptitle(subject(run), fontsize=10, x=0.01, ha="left", parse_math=False)
     figure.legend(loc="outside lower center", ncols=7, fontsize=8, frameon=False)
-    save_picture(figure, path)
-    return path
+    return figure
 
 
 def _stack(run: Record) -> dict[str, Any]:

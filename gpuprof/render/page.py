@@ -33,11 +33,12 @@ from gpuprof.analysis.replication import sentence
 from gpuprof.analysis.telemetry import invalid_reasons
 from gpuprof.analysis.untold import host_steps, untold
 from gpuprof.errors import GpuprofError
-from gpuprof.record import UNATTRIBUTED, Record
+from gpuprof.record import Record
 from gpuprof.render.backward import verdict
 from gpuprof.render.header import compilation_lines, of_steps, times_of
 from gpuprof.render.tables import OF_A_JOB, OF_COMPILED, plain, readable, spread
 from gpuprof.render.tree import build, has_rate, walk
+from gpuprof.schema import UNATTRIBUTED
 from gpuprof.theory import CONVENTIONS
 
 _MOST_KERNELS = 200
@@ -211,7 +212,7 @@ def _sections(run: Record, convention: str | None, command: str) -> Iterator[dic
         yield _section("time", "Time by module", text, figure=picture)
     backward = "" if of_parts else ", backward with recompute"
     text = f"{times_of(run)}{backward}; layers that agree in every count are one line."
-    yield _section("modules", "Modules", text, table=_module_table(run, modules))
+    yield _section("modules", "Modules", text, table=module_table(run, modules))
     if (run.ops["phase"] == "backward").any():
         yield _section("backward", "Backward over forward", verdict(run), figure=page_charts.backward(run))
     if reason := withheld_of_kernels(run):
@@ -300,7 +301,7 @@ _TREE_COLUMNS = {
 }
 
 
-def _module_table(run: Record, modules: pd.DataFrame) -> dict[str, Any]:
+def module_table(run: Record, modules: pd.DataFrame) -> dict[str, Any]:
     """The tree of modules, folded as in the terminal."""
     rows = []
     columns = dict(_TREE_COLUMNS)

@@ -14,10 +14,11 @@ from gpuprof.analysis.budget import Budget
 from gpuprof.analysis.generation import PARTS, bandwidths, parts, withheld_of_bytes
 from gpuprof.analysis.roofline import dtypes, roofs
 from gpuprof.analysis.roofline import roofline as points
-from gpuprof.record import TRAFFIC, UNATTRIBUTED, Record
-from gpuprof.render.charts import RATIOS, chart_rows
+from gpuprof.record import Record
+from gpuprof.render.backward_chart import RATIOS, chart_rows
 from gpuprof.render.tables import readable
 from gpuprof.render.view import View
+from gpuprof.schema import TRAFFIC, UNATTRIBUTED
 
 _MARGIN = {"l": 60, "r": 20, "t": 20, "b": 50}
 _MOST_MOMENTS = 3000  # of a timeline: more than a screen has columns

@@ -21,10 +21,10 @@ from gpuprof import units
 from gpuprof.analysis.check import DECIDES, NO_VERDICT, OF_GENERATIONS, Check
 from gpuprof.analysis.comparison import BY_NAME, KEYS, compiled, fingerprint, workload_key
 from gpuprof.analysis.regression import DRIFT, FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION, Verdict
-from gpuprof.record import UNATTRIBUTED
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import aligned, plain
 from gpuprof.render.view import View
+from gpuprof.schema import UNATTRIBUTED
 
 _PEAKS = {"given": ", given peak", "datasheet": ", datasheet", "clock": " at the clock", "measured": ", measured peak"}
 

@@ -8,7 +8,7 @@ import os
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from rich.console import Group
@@ -20,13 +20,16 @@ from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.executed import counters_only
 from gpuprof.analysis.roofline import Roofs, by_bound, chosen_roofs, clouds, dtypes, roofline, roofs
 from gpuprof.errors import GpuprofError
-from gpuprof.pictures import check_picture
+from gpuprof.pictures import check_drawing, check_picture
 from gpuprof.record import Record
-from gpuprof.render.charts import save_picture, subject
+from gpuprof.render.charts import new_figure, save_picture, subject
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.view import View
 from gpuprof.theory.rules import PRODUCTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _TOP = 20  # rows for people, unless they say how many
 _LABELS = 12  # names in a picture
@@ -223,28 +226,43 @@ def _notes(run: Record, rows: pd.DataFrame, shown: int, by: str) -> Iterator[str
 def roofline_chart(
     run: Record, path: str | os.PathLike[str], view: View | None = None, denominator: str | None = None
 ) -> Path:
-    """Draw rates against intensities, both logarithmic, under the roofs; dots are as large as their share of time.
+    """Write `roofline_figure` to a file.
 
     Args:
         run: one with the counting and the tracing pass.
         path: the picture, PNG or SVG by its suffix. It appears whole or not at all.
+        view: as in `roofline_figure`.
+        denominator: as in `roofline_figure`.
+
+    Raises:
+        GpuprofError: no such kind of picture, the file cannot be written, or as `roofline_figure`.
+    """
+    path = Path(path)
+    check_picture(path)
+    save_picture(roofline_figure(run, view, denominator), path)
+    return path
+
+
+def roofline_figure(run: Record, view: View | None = None, denominator: str | None = None) -> Figure:
+    """Draw rates against intensities, both logarithmic, under the roofs; dots are as large as their share of time.
+
+    Args:
+        run: one with the counting and the tracing pass.
         view: ``by`` says what a dot is, ``phase`` of which phase, ``top`` how many there are.
         denominator: whose roof is the filled one; every other is drawn too.
 
     Raises:
-        GpuprofError: no such kind of picture, matplotlib is missing, nothing has both FLOPs and time, the file cannot
-            be written, or as `gpuprof.analysis.roofline.roofline` says.
+        GpuprofError: matplotlib is missing, nothing has both FLOPs and time, or as
+            `gpuprof.analysis.roofline.roofline` says.
     """
-    path, view = Path(path), view or View(by="op")
-    check_picture(path)
+    view = view or View(by="op")
+    check_drawing()
     rows = roofline(run, view.by, denominator, view.phase)
     drawable = rows[(rows["intensity"].fillna(0) >= _LEAST) & (rows["flops_per_s"].fillna(0) > 0)]
     dots = drawable[drawable["time_share"] >= _LEAST_TIME].head(_DOTS) if view.top is None else drawable.head(view.top)
     if dots.empty:
         raise GpuprofError(f"nothing to draw: no row has time and at least {_LEAST} FLOP per byte")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 6.4), dpi=150, layout="constrained")
+    figure = new_figure(10, 6.4)
     axes = figure.add_subplot()
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -266,8 +284,7 @@ def roofline_chart(
     figure.suptitle(f"{subject(run)}\n{said}", fontsize=10, x=0.01, ha="left", parse_math=False)
     figure.legend(handles=_keys(dots), loc="outside lower center", ncols=7, fontsize=8, frameon=False)
     _label(figure, axes, dots)
-    save_picture(figure, path)
-    return path
+    return figure
 
 
 def _set_limits(axes: Any, dots: pd.DataFrame, known: list[Roofs], used: list[str]) -> None:

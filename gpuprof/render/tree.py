@@ -15,11 +15,12 @@ from rich.text import Text
 from gpuprof import units
 from gpuprof.analysis.generation import PARTS, moved, phases_of
 from gpuprof.analysis.modules import by_module, totals
-from gpuprof.record import UNATTRIBUTED, Record
+from gpuprof.record import Record
 from gpuprof.render import tables
 from gpuprof.render.console import to_text
 from gpuprof.render.header import footer, header
 from gpuprof.render.view import View
+from gpuprof.schema import UNATTRIBUTED
 
 _TIMES = ("time_forward_s", "time_recompute_s", "time_backward_s")
 _COLUMNS = {
@@ -62,12 +63,14 @@ class Node:
         figures: its row of the module table; times of folded modules are their mean.
         spread: of the folded modules' times, standard deviation over mean, by column; empty for one module.
         children: the lines below it.
+        modules: paths of the modules that the line is of.
     """
 
     label: str
     figures: dict[str, Any]
     spread: dict[str, float] = field(default_factory=dict)
     children: list[Node] = field(default_factory=list)
+    modules: list[str] = field(default_factory=list)
 
 
 def render(run: Record, view: View) -> str:
@@ -153,7 +156,7 @@ def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
             label = f"{times}{figures['class']} ({_numbers(paths)})" if times else name
         elif figures["class"].replace(".", "_") == name:  # a label
             label = str(figures["class"])
-        return Node(label, figures, spread, below)
+        return Node(label, figures, spread, below, paths)
 
     def folded(parents: list[str], level: int) -> Iterator[Node]:
         """Lines below parents that agree: their children of one name are one line, and neighbours may be too."""

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from .names import without_overload
 from .rules import Cost, Kind, TensorSpec, flop_rule, tensors
 
 SOFTMAX_FLOPS = 5
@@ -254,7 +255,7 @@ def with_facts(
         attention whose mask is unknown, or a fused attention with a mask tensor in a module of which nothing
         is known; they are then those of the whole square.
     """
-    name = op.partition(".")[0]
+    name = without_overload(op)
     if name in _PRODUCTS:
         return _product_with_facts(args[_PRODUCTS[name] :], cost, facts)
     if name in _LAYERS:

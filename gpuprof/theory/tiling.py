@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from .attention import unmasked_pairs
 from .generated import TEMPLATE, generated
+from .names import without_overload
 from .rows import Shape, elements
 
 EXACT = "exact"
@@ -335,7 +336,7 @@ _MATMULS = {
 
 
 def _matmul(call: Call) -> list[tuple[int, _Steps]]:
-    name = call.op.partition(".")[0]
+    name = without_overload(call.op)
     if name not in _MATMULS or not call.full or not call.results:
         return []
     *rows, n = call.results[0] or (1,)  # a vector is a row; a number is both

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from gpuprof.record import table
+from gpuprof.schema import table
 from gpuprof.theory.priced import FIGURES, Described
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import PRODUCTS

@@ -8,7 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from gpuprof.record import GRADIENT_ALLREDUCE, UNATTRIBUTED
+from gpuprof.schema import GRADIENT_ALLREDUCE, UNATTRIBUTED
 from gpuprof.theory import rule_for
 from gpuprof.theory.names import all_reduces, communicates
 from gpuprof.theory.rules import PRODUCTS

@@ -9,8 +9,9 @@ import gpuprof
 from gpuprof.analysis.budget import PARTS, budget, budget_by, idle_owners, owned, read_ceilings
 from gpuprof.analysis.modules import totals, union_ns
 from gpuprof.analysis.steps import step_seconds
-from gpuprof.record import UNATTRIBUTED, PassOutcome, table
+from gpuprof.record import PassOutcome
 from gpuprof.run import Run
+from gpuprof.schema import UNATTRIBUTED, table
 
 NS = 1e-9
 

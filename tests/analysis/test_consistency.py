@@ -24,7 +24,6 @@ from gpuprof.analysis.modules import by_class, by_module, by_op, by_phase, total
 from gpuprof.analysis.roofline import roofline
 from gpuprof.analysis.sweep import sweep_table
 from gpuprof.errors import GpuprofError
-from gpuprof.record import table
 from gpuprof.render import render
 from gpuprof.render.backward import render_backward
 from gpuprof.render.budget import render_budget
@@ -32,6 +31,7 @@ from gpuprof.render.page import render_page
 from gpuprof.render.regression import render_check
 from gpuprof.render.sweep import FORMATS as SWEEP_FORMATS
 from gpuprof.render.view import View
+from gpuprof.schema import table
 from gpuprof.sweep import Point
 
 

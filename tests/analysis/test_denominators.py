@@ -2,7 +2,7 @@ import pytest
 from runs import gpu_run
 
 from gpuprof.analysis.denominators import denominator, denominators, peak_dtype
-from gpuprof.record import table
+from gpuprof.schema import table
 
 
 def test_the_clock_peak_is_the_rate_per_clock_at_the_clock_measured():

@@ -9,7 +9,7 @@ from gpuprof.analysis.budget import budget, idle_owners
 from gpuprof.analysis.hints import hints
 from gpuprof.errors import GpuprofError
 from gpuprof.job import assemble, part
-from gpuprof.record import table
+from gpuprof.schema import table
 
 NS = 1e-9
 

@@ -5,7 +5,8 @@ from runs import generation_run, gpu_run, row, traffic_row
 from gpuprof.analysis import generation as g
 from gpuprof.analysis.modules import by_class, by_module, by_phase, totals
 from gpuprof.analysis.telemetry import of_phases
-from gpuprof.record import load, table
+from gpuprof.record import load
+from gpuprof.schema import table
 
 NS = 1e-9
 

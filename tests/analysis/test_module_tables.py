@@ -4,7 +4,7 @@ import pytest
 from runs import counted_run, gpu_run, kernel_row, row
 
 from gpuprof.analysis import modules
-from gpuprof.record import table
+from gpuprof.schema import table
 
 
 def test_counts_roll_up_and_add_up():

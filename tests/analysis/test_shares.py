@@ -5,7 +5,7 @@ from runs import compiled_run, gpu_run, row
 from gpuprof.analysis.consistency import owned_kernels
 from gpuprof.analysis.modules import by_class, by_phase, totals
 from gpuprof.analysis.shares import split_kernels, split_ns
-from gpuprof.record import table
+from gpuprof.schema import table
 
 
 @pytest.mark.parametrize(

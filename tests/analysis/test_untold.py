@@ -10,7 +10,8 @@ from gpuprof.analysis.consistency import misbooked, mismatches, withheld, withhe
 from gpuprof.analysis.known_flops import at_least, known_of, priced_share
 from gpuprof.analysis.modules import by_module, by_op, totals
 from gpuprof.analysis.untold import host_steps, untold
-from gpuprof.record import UNATTRIBUTED, load, table
+from gpuprof.record import load
+from gpuprof.schema import UNATTRIBUTED, table
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
 

@@ -6,10 +6,10 @@ from runs import compiled_run, eager_run
 from gpuprof.analysis.budget import budget
 from gpuprof.analysis.fused import lines
 from gpuprof.analysis.modules import by_phase, totals
-from gpuprof.record import table
 from gpuprof.render import render
 from gpuprof.render.page import render_page
 from gpuprof.render.view import View
+from gpuprof.schema import table
 
 
 def words(text):

@@ -13,9 +13,9 @@ from gpuprof.analysis.ranks import rank_rows
 from gpuprof.cli import app
 from gpuprof.errors import GpuprofError
 from gpuprof.job import assemble, part
-from gpuprof.record import table
 from gpuprof.render import render
 from gpuprof.render.view import View
+from gpuprof.schema import table
 
 
 def lines_of(text):

@@ -248,7 +248,7 @@ def test_the_clock_of_a_job_is_that_of_its_slowest_device():
         run = rank_run(rank)
         run.passes["telemetry"] = gpuprof.record.PassOutcome("done")
         reading = {"time_s": 0.0, "quantity": "sm_clock", "unit": "MHz", "value": mhz}
-        run.telemetry = gpuprof.record.table("telemetry", [reading])
+        run.telemetry = gpuprof.schema.table("telemetry", [reading])
         run.device |= {"flops_per_clock_per_sm": {"bfloat16": 10, "float32": 5}}
         runs.append(run)
     job = gpuprof.job.assemble(map(gpuprof.job.part, runs))

@@ -10,10 +10,10 @@ from runs import counted_run, generation_run, gpu_run, kernel_row, tree_row
 
 import gpuprof
 from gpuprof.analysis.modules import by_module, by_phase
-from gpuprof.record import table
 from gpuprof.render import page_charts
 from gpuprof.render.page import render_page
 from gpuprof.run import Run
+from gpuprof.schema import table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"

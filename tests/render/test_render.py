@@ -9,10 +9,11 @@ from runs import counted_run, generation_run, gpu_run, ops_row, tree_row
 import gpuprof
 from gpuprof.analysis.modules import MODULE_COLUMNS, by_module
 from gpuprof.analysis.ranks import rank_rows
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import PassOutcome
 from gpuprof.render import FORMATS, render
 from gpuprof.render.tree import build
 from gpuprof.render.view import BY, View
+from gpuprof.schema import table
 
 CONTRACT = [
     "module", "class", "calls", "params", "trainable_params", "macs", "flops_forward", "flops_recompute",

@@ -11,10 +11,10 @@ import gpuprof
 from gpuprof.analysis.forecast import Fit, Forecast, Sized
 from gpuprof.analysis.memory import ACCOUNT_COLUMNS, MODULE_COLUMNS, Prediction
 from gpuprof.analysis.roofline import COLUMNS
-from gpuprof.record import table
 from gpuprof.render.memory import _cache, memory_chart, render_memory
 from gpuprof.render.roofline import render_roofline, roofline_chart
 from gpuprof.render.view import View
+from gpuprof.schema import table
 
 
 def roof_run(**device):
