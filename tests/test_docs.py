@@ -111,9 +111,10 @@ def wrong(words):
     while words and hasattr(at, "commands"):
         if words[0].startswith("-") or words[0].isupper():
             return ""
-        if words[0] not in at.commands:
-            return f"no verb {words[0]}"
-        at = at.commands[words.pop(0)]
+        name = words.pop(0)
+        at = at.get_command(context, name)
+        if at is None:
+            return f"no verb {name}"
         context = at.context_class(at, info_name=at.name, parent=context)
     try:
         values, _, _ = at.make_parser(context).parse_args(words)
