@@ -76,7 +76,7 @@ def typed(text):
 
 def synopsis(line):
     """A synopsis with everything that may be left out."""
-    return re.sub(r"[\[\]]|\[(the same |workload |the )?options\]|\[more ranks \.\.\.\]| \| |\.\.\.", " ", line)
+    return re.sub(r"\[(?:[a-z][a-z .]*|,\w+)\]|[\[\]]| \| |\.\.\.", " ", line)
 
 
 def commands(line):
@@ -98,8 +98,7 @@ def command(words):
         before = words[at - 1] if at else "$"
         if word == "gpuprof" and (before in ("$", "-m", "srun", "run:") or re.match(r"[A-Z_]+=", before)):
             yield words[at + 1 :]
-            return
-        if "gpuprof " in word:  # a command in quotes
+        elif "gpuprof " in word:  # a command in quotes
             yield from commands(re.sub(r"^\w+=", "", word))
 
 
@@ -117,13 +116,15 @@ def wrong(words):
             return f"no verb {name}"
         context = at.context_class(at, info_name=at.name, parent=context)
     try:
-        values, _, _ = at.make_parser(context).parse_args(words)
+        values, left, _ = at.make_parser(context).parse_args(list(words))
         for one in at.params:
             one.callback = None  # it would look for files
             for value in choices(values.get(one.name)):
                 one.process_value(context, value)
     except Exception as error:  # of click, or of the click inside Typer
         return getattr(error, "message", "") or str(error) or type(error).__name__
+    if [word for word in left if not re.match(r"\[|[A-Z]", word)]:
+        return f"too many arguments: {' '.join(left)}"
     missing = [word for word in words if word.startswith(COMMITTED) and not list(ROOT.glob(word))]
     return f"no such file: {', '.join(missing)}" if missing else ""
 
@@ -295,3 +296,41 @@ def setting(tmp_path, monkeypatch):
         "batches": [batch] * 20, "loader": [batch] * 20, "train": train, "train_step": train, "log": print,
         "ROOT": ROOT,
     }  # fmt: skip
+
+
+def test_a_transcript_that_is_not_true_is_found_and_put_right(tmp_path, monkeypatch):
+    monkeypatch.setattr(docs, "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text(
+        "# Before\n\n```console\n$ gpuprof --version\ngpuprof 0.0.0\n\n$ COLUMNS=80 gpuprof presets \\\n"
+        "    | wc -l | tr -d 0-9\n```\nafter\n"
+    )
+    (block,) = docs.blocks(page := tmp_path / "page.md")
+    said = docs.difference(block)
+
+    assert (block.number, f"\n-gpuprof 0.0.0\n+gpuprof {gpuprof.__version__}\n" in said) == (4, True)
+    assert [docs.write(page), docs.write(page)] == [1, 0]
+    assert page.read_text() == (
+        f"# Before\n\n```console\n$ gpuprof --version\ngpuprof {gpuprof.__version__}\n\n"
+        "$ COLUMNS=80 gpuprof presets \\\n    | wc -l | tr -d 0-9\n\n```\nafter\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("gpuprof show run.json --by module", ""),
+        ("gpuprof show run.json --by modules", "modules"),
+        ("gpuprof show", "run"),
+        ("gpuprof show a.json b.json", "too many"),
+        ("gpuprof shows run.json", "no verb shows"),
+        ("gpuprof show run.json --layers 3", "--layers"),
+        ("gpuprof show examples/of-nothing.json.gz", "no such file"),
+        ("gpuprof show run.json [--by op|modules] [--depth N]", "modules"),
+        ('cd base && gpuprof ab "gpuprof profile gpt2 --sequence 3" "python b.py" | tee log', "--sequence"),
+        ("torchrun --nproc-per-node 2 -m gpuprof profile gpt2 --device gpu7", ""),
+    ],
+)
+def test_what_is_wrong_with_a_command_line(line, why):
+    found = [said for words in typed(line) if (said := wrong(words))]
+
+    assert (bool(found), why in "".join(found)) == (bool(why), True)
