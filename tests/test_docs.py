@@ -27,7 +27,7 @@ import docs  # noqa: E402
 BLOCKS = [block for page in docs.PAGES for block in docs.blocks(page)]
 COMMITTED = ("examples/", "tests/data/", "results/cpu/", "results/nvidia")
 
-# what was measured elsewhere, or costs too much to run here: its page has command, device and date beside it
+# measured elsewhere, or too dear to run here: the page has command, device and date, or says that it is made up
 SHOWN_ONLY = {
     "AMD EPYC · 2 threads · torch 2.13.0+cpu": "docs/ceilings.md measures a device",
     "phase    time_s    flops  moved_bytes": "docs/generate.md counts a model of 7 billion parameters for 10 s",
