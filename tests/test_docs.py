@@ -86,7 +86,7 @@ def commands(line):
         return
     part = []
     for word in [*words, ";"]:
-        if word in ("|", "||", "&&", ";", ">", "2>"):
+        if word in ("|", "||", "&&", ";", ">", ">>", "2>"):
             yield from command(part)
             part = []
         else:
