@@ -134,7 +134,7 @@ def header_lines(run: Record, view: View, sums: dict[str, Any]) -> Iterator[tupl
         yield "Achieved", f"FLOP/s and MFU {sums['withheld']}"
     if (reason := withheld_of_kernels(run)) and not withheld(run):
         times = "times of modules, " if withheld_of_owners(run) else ""
-        yield "Modules", f"{times}FLOP/s and MFU below the whole step {reason}"
+        yield "Modules", f"{times}FLOP/s and kernel MFU below the whole step {reason}"
     if run.is_job and len(run.ranks) and (spread := _of_ranks(run, view)):
         yield "Ranks", spread
     if run.done("counters"):
@@ -487,9 +487,10 @@ def footer(run: Record, view: View, sums: dict[str, Any]) -> Iterator[Renderable
             )
             lines.append(f"Causality unknown, attention counted full: {some}.")
     if run.done("trace") or len(run.busy):
-        what = "backward with recompute. FLOPs are of the forward."
+        rates = "FLOP/s and kernel MFU are over that time, MFU over the step"
+        what = f"backward with recompute. FLOPs are of the forward; {rates}."
         if is_generation(run):
-            what = "MFU of the prefill and MBU of the decode over it. FLOPs are of all phases."
+            what = "kernel MFU of the prefill and kernel MBU of the decode over it. FLOPs are of all phases."
         lines.append(
             f"{times_of(run)}: the union of the intervals of a module's kernels, {what} "
             "Folded layers show their mean ± standard deviation."

@@ -162,7 +162,7 @@ def _cards_of_generation(run: Record, convention: str | None) -> Iterator[dict[s
         yield {"name": "Tokens/s", "figure": units.si(found.tokens_per_s), "about": about}
     phases = by_phase(run, convention).set_index("phase")
     least, part = at_least(run), known_of(run)
-    share = phases["step_mfu"].get("prefill") if "step_mfu" in phases else None
+    share = phases["mfu"].get("prefill") if "mfu" in phases else None
     if share is not None and not pd.isna(share):
         about = f"of {denominator(run)[0]}, convention {convention_of(run, convention)}{f'; {part}' if part else ''}"
         yield {"name": "MFU of prefill", "figure": f"{least}{units.percent(share)}", "about": about}
@@ -205,9 +205,9 @@ def _sections(run: Record, convention: str | None, command: str) -> Iterator[dic
         if run.is_job:
             text = "Hints are told by kernels: the page of a rank's own file has them."
         yield _section("hints", "What to change first", text, hints=told)
-    by_mbu = "mbu_decode" in modules and modules["mbu_decode"].notna().any()
-    if picture := page_charts.icicle(modules, "mbu_decode" if by_mbu else "mfu"):
-        colour = "MBU of decode" if by_mbu else "MFU"
+    by_mbu = "kernel_mbu_decode" in modules and modules["kernel_mbu_decode"].notna().any()
+    if picture := page_charts.icicle(modules, "kernel_mbu_decode" if by_mbu else "kernel_mfu"):
+        colour = "kernel MBU of decode" if by_mbu else "kernel MFU"
         text = f"As wide as the kernel time, coloured by {colour}; click to go in. {times_of(run)}."
         yield _section("time", "Time by module", text, figure=picture)
     backward = "" if of_parts else ", backward with recompute"
@@ -272,8 +272,8 @@ def _sections_of_generation(run: Record, convention: str | None) -> Iterator[dic
         yield _section("tokens", "Time per token", text, figure=picture)
     phases = by_phase(run, convention)
     text = (
-        "What each phase has of the step, and what the bytes are that it must move. Figures of the step are over the "
-        "time of the undisturbed one, the others over kernel time."
+        "What each phase has of the step, and what the bytes are that it must move. MFU, MBU and rates are over the "
+        "time in the undisturbed step, those of kernels over kernel time."
     )
     yield _section("phases", "Prefill and decode", text, figure=page_charts.phases(phases), table=_flat(phases))
 
@@ -288,8 +288,8 @@ def _budget_words(found: Any) -> Iterator[str]:
 
 
 _SHARES_OF_PARTS = {
-    "mfu_prefill": ("MFU", "of the prefill: ideal time over kernel time"),
-    "mbu_decode": ("MBU", "of the decode: bytes that must move over kernel time and bandwidth"),
+    "kernel_mfu_prefill": ("kernel MFU", "of the prefill: ideal time over kernel time"),
+    "kernel_mbu_decode": ("kernel MBU", "of the decode: bytes that must move over kernel time and bandwidth"),
 }
 _TREE_COLUMNS = {
     "params": ("params", "parameters, children included"),
@@ -297,7 +297,7 @@ _TREE_COLUMNS = {
     "time_forward_s": ("forward", "kernel time"),
     "time_backward_s": ("backward", "kernel time, recompute included"),
     "flops_per_s": ("FLOP/s", "forward and backward over their kernel time"),
-    "mfu": ("MFU", "ideal time over kernel time"),
+    "kernel_mfu": ("kernel MFU", "ideal time over kernel time"),
 }
 
 

@@ -30,15 +30,15 @@ _PALE = "rgba(68, 147, 248, 0.25)"
 _FEW = 64  # steps of decoding, up to which each has a dot
 
 
-def icicle(modules: pd.DataFrame, share: str = "mfu") -> go.Figure | None:
+def icicle(modules: pd.DataFrame, share: str = "kernel_mfu") -> go.Figure | None:
     """Modules as bars within bars: as wide as their kernel time, coloured by a share; None without times.
 
     Args:
         modules: of `gpuprof.analysis.modules.by_module`.
-        share: column of it, MFU or the MBU of a phase.
+        share: column of it, kernel MFU or the kernel MBU of a phase.
     """
     times = [f"time_{way}_s" for way in ("forward", "recompute", "backward")]
-    word = share.partition("_")[0].upper()
+    word = " ".join(("kernel", share.split("_")[1].upper()))
     rows = modules[modules["module"] != UNATTRIBUTED]
     total = dict(zip(rows["module"], rows[times].astype("Float64").fillna(0).sum(axis=1), strict=True))
     if not total or not total.get(""):
