@@ -36,7 +36,8 @@ from gpuprof.analysis.untold import untold
 from gpuprof.analysis.work import classified, operators, score_shapes
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors, layer_of
-from gpuprof.record import FORWARD, MODEL, UNATTRIBUTED, Record
+from gpuprof.record import Record
+from gpuprof.schema import FORWARD, MODEL, UNATTRIBUTED
 
 PARTS = (
     "ideal", "clock", "recompute", "matmul_shape", "matmul", "attention", "memory_bytes", "memory", "optimizer",

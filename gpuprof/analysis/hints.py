@@ -23,7 +23,8 @@ from gpuprof.analysis.next_steps import next_step
 from gpuprof.analysis.operators import GENERATED, plain_op
 from gpuprof.analysis.steps import traced
 from gpuprof.analysis.telemetry import limits
-from gpuprof.record import NOBODYS, Record
+from gpuprof.record import Record
+from gpuprof.schema import NOBODYS
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import ITEM_BYTES
 

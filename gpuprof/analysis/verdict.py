@@ -20,7 +20,8 @@ from gpuprof.analysis.known_flops import at_least, known_of
 from gpuprof.analysis.ranks import straggler
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.telemetry import invalid_reasons
-from gpuprof.record import MODEL, Record
+from gpuprof.record import Record
+from gpuprof.schema import MODEL
 
 ALIKE = 0.1
 """Two figures that differ by less than this share of the larger one are too close to say which is the larger."""

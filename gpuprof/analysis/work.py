@@ -15,7 +15,8 @@ from gpuprof.analysis.denominators import ideal_seconds
 from gpuprof.analysis.operators import kinds, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.shares import split_kernels
-from gpuprof.record import MODEL, UNATTRIBUTED, Record
+from gpuprof.record import Record
+from gpuprof.schema import MODEL, UNATTRIBUTED
 from gpuprof.theory.rows import Shape, read_shapes
 from gpuprof.theory.rules import PRODUCTS
 

@@ -23,6 +23,25 @@ FORMATS: dict[str, Callable[[Record, View], str]] = {
 """Every format by name."""
 
 
+def fitting(format: str | None, view: View) -> str:
+    """The format asked for, by default a tree, or a table where rows are chosen or are no modules.
+
+    Raises:
+        GpuprofError: the format cannot have the rows that the view chooses.
+    """
+    chooses = view.top is not None or view.sort is not None
+    of_modules = view.by == "module"
+    if format is None:
+        return "tree" if of_modules and not chooses else "table"
+    if format in ("tree", "calflops") and chooses:
+        raise GpuprofError("a tree keeps the model's order: give --top and --sort with --format table")
+    if format == "calflops" and not of_modules:
+        raise GpuprofError(f"calflops' layout is by module: give --by {view.by} with --format table")
+    if format == "perfetto" and (chooses or not of_modules):
+        raise GpuprofError("a trace has every kernel: give --by, --top and --sort with --format table")
+    return format
+
+
 def render(run: Record, format: str = "tree", view: View | None = None) -> str:
     """A run in one of the `FORMATS`.
 

@@ -7,7 +7,7 @@ import os
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Group, RenderableType
@@ -21,19 +21,21 @@ from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.hints import Hint, hints
 from gpuprof.analysis.known_flops import at_least, known_of, priced_share
 from gpuprof.errors import GpuprofError
-from gpuprof.pictures import check_picture
-from gpuprof.record import UNATTRIBUTED
-from gpuprof.render.charts import save_picture, subject
+from gpuprof.pictures import check_drawing, check_picture
+from gpuprof.render import palette
+from gpuprof.render.charts import new_figure, save_picture, subject
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.view import View
+from gpuprof.schema import UNATTRIBUTED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _ROOMY = 100  # columns of text from which the evidence has room too
 _TOP = {"class": 8, "module": 15}  # rows for people, unless they say how many
 _OWNERS = 5
 _NEGATIVE = "▒"
-_COLORS = {"ideal": "#1f4e79", "idle_launch": "#9a9a9a", "idle_host": "#9a9a9a", "other": "#c8c8c8"}
-_LOST, _GAINED = "#e0a030", "#4a9a5a"
 
 
 def render_budget(found: Budget, format: str = "text", view: View | None = None) -> str:
@@ -148,7 +150,7 @@ FORMATS: dict[str, Callable[[Budget, View], str]] = {"text": text, "markdown": m
 
 
 def budget_chart(found: Budget, path: str | os.PathLike[str]) -> Path:
-    """Draw the parts of the step or phase as a waterfall, from the ideal time to the whole.
+    """Write `budget_figure` to a file.
 
     Args:
         found: what `gpuprof.analysis.budget.budget` gives.
@@ -159,20 +161,32 @@ def budget_chart(found: Budget, path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     check_picture(path)
-    from matplotlib.figure import Figure
+    save_picture(budget_figure(found), path)
+    return path
 
+
+def budget_figure(found: Budget) -> Figure:
+    """Draw the parts of the step or phase as a waterfall, from the ideal time to the whole.
+
+    Args:
+        found: what `gpuprof.analysis.budget.budget` gives.
+
+    Raises:
+        GpuprofError: matplotlib is missing.
+    """
+    check_drawing()
     parts = _shown(found)
-    figure = Figure(figsize=(9, 1.5 + 0.4 * (len(parts) + 1)), dpi=150, layout="constrained")
+    figure = new_figure(9, 1.5 + 0.4 * (len(parts) + 1))
     axes = figure.add_subplot()
     after = 0.0
     for row, part in enumerate(parts):
         before, after = after, after + part["share"] * 100
-        color = _GAINED if part["share"] < 0 else _COLORS.get(part["part"], _LOST)
+        color = palette.GAINED if part["share"] < 0 else palette.PARTS.get(part["part"], palette.LOST)
         axes.barh(row, after - before, 0.62, left=before, color=color, zorder=2)
-        axes.plot([after, after], [row, row + 1], color="#909090", linewidth=0.7, zorder=1)
+        axes.plot([after, after], [row, row + 1], color=palette.PALE, linewidth=0.7, zorder=1)
         label = f"{units.percent(part['share'])}   {units.duration(part['time_s'], 3)}"
         _beside(axes, row, min(before, after), max(before, after), label)
-    axes.barh(len(parts), 100, 0.62, color="#404040", zorder=2)
+    axes.barh(len(parts), 100, 0.62, color=palette.GREY, zorder=2)
     _beside(axes, len(parts), 0, 100, f"100 %   {units.duration(found.step_s, 3)}")
     axes.set_yticks(range(len(parts) + 1), [*(part["title"] for part in parts), found.span], fontsize=8.5)
     axes.invert_yaxis()
@@ -185,8 +199,7 @@ def budget_chart(found: Budget, path: str | os.PathLike[str]) -> Path:
         axes.spines[side].set_visible(False)
     title = "\n".join([subject(found.run), *textwrap.wrap(headline(found), 110)])
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", parse_math=False)
-    save_picture(figure, path)
-    return path
+    return figure
 
 
 def _levels(parts: list[dict[str, Any]]) -> list[float]:

@@ -11,8 +11,9 @@ from gpuprof.analysis.budget import PARTS, budget, budget_by, idle_owners
 from gpuprof.analysis.kernel_time import owned
 from gpuprof.analysis.modules import totals, union_ns
 from gpuprof.analysis.steps import step_seconds
-from gpuprof.record import UNATTRIBUTED, PassOutcome, table
+from gpuprof.record import PassOutcome
 from gpuprof.run import Run
+from gpuprof.schema import UNATTRIBUTED, table
 
 NS = 1e-9
 
