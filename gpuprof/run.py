@@ -70,12 +70,13 @@ class Run(record.Record):
         Raises:
             GpuprofError: an argument is none of these, they contradict, or the run has no such rows.
         """
-        from gpuprof.render import render
+        from gpuprof.render import fitting, render
         from gpuprof.render.view import View
 
         _check_counts(depth=depth, top=top)
         width = shutil.get_terminal_size((120, 24)).columns
-        print(render(self, format, View(by, depth, top, sort, convention, width=width)), end="")
+        view = View(by, depth, top, sort, convention, width=width)
+        print(render(self, fitting(format, view), view), end="")
 
     def budget_figure(
         self, phase: str | None = None, *, convention: str | None = None, denominator: str | None = None

@@ -10,7 +10,7 @@ import pandas as pd
 
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.compiled import hardware_of_compiled
-from gpuprof.analysis.consistency import owned_kernels, withheld_of_kernels, withheld_of_owners, withheld_of_step
+from gpuprof.analysis.consistency import owned_kernels, per_step, withheld_of_kernels, withheld_of_owners, withheld_of_step
 from gpuprof.analysis.counted import chosen, convention_of, counted, hardware, priced, whole_step
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.directions import directions
@@ -517,7 +517,7 @@ def totals(run: Record, convention: str | None = None) -> dict[str, Any]:
             "steps": len(steps),
         }
         for unit in ("tokens", "samples"):
-            amount = run.workload.get(f"{unit}_per_step")
+            amount = per_step(run, unit)
             figures[f"{unit}_per_s"] = amount / step_s if amount else None
         if run.workload.get("mode") == "generate":  # most positions are the prompt's, and a rate of them none of tokens
             figures["tokens_per_s"] = new_tokens_per_s(run)
