@@ -182,9 +182,8 @@ def named_paths(
 def _callers(paths: dict[str, torch.nn.Module]) -> dict[str, str]:
     """The module above each path that would call it: containers such as a ModuleList call nothing."""
 
-    def has_forward(
-        module: torch.nn.Module,
-    ) -> bool:  # asked of the class: scripted modules have a forward of another kind
+    def has_forward(module: torch.nn.Module) -> bool:
+        # asked of the class: scripted modules have a forward of another kind
         return inspect.getattr_static(type(module), "forward") is not torch.nn.Module.forward
 
     callers = {}

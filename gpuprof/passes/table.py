@@ -265,13 +265,7 @@ def _counters(measuring: Measuring) -> PassOutcome:
 PASSES = (
     Pass("count", _count, ("ops", "tree", "traffic")),
     Pass("time", _time, ("samples", "generation", "telemetry")),
-    Pass(
-        "trace",
-        _trace,
-        ("kernels", "estimates", "graphs", "nodes"),
-        missing=_other_profiler,
-        before=_steps_before_trace,
-    ),
+    Pass("trace", _trace, ("kernels", "estimates", "graphs", "nodes"), _other_profiler, _steps_before_trace),
     Pass("memory", _memory, ("memory", "timeline"), before=_steps_before_memory),
     Pass("counters", _counters, ("counters",), missing=_not_counted),
 )
