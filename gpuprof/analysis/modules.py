@@ -10,7 +10,13 @@ import pandas as pd
 
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.compiled import hardware_of_compiled
-from gpuprof.analysis.consistency import owned_kernels, per_step, withheld_of_kernels, withheld_of_owners, withheld_of_step
+from gpuprof.analysis.consistency import (
+    owned_kernels,
+    per_step,
+    withheld_of_kernels,
+    withheld_of_owners,
+    withheld_of_step,
+)
 from gpuprof.analysis.counted import chosen, convention_of, counted, hardware, priced, whole_step
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.directions import directions
@@ -393,8 +399,10 @@ def _words(names: pd.Series) -> str:
 
 
 def by_phase(run: Record, convention: str | None = None) -> pd.DataFrame:
-    """One row per phase: step time by events (median and quartiles), kernel time, FLOPs, rates.
+    """One row per phase: its time in the step by events, kernel time, FLOPs, rates.
 
+    ``time_s`` of all phases is the time of the step, as `gpuprof.analysis.steps.step_seconds` has it; quartiles are of
+    each phase by itself.
     ``time_s`` of the backward includes recomputation, which cannot be told apart without a trace. ``kernel_time_s``
     includes that of communication, hidden or not, which has a column where there is any. Rates are over ``time_s``,
     those that begin with ``kernel_`` over ``kernel_time_s``.

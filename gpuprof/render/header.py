@@ -266,7 +266,8 @@ def _step(run: Record, sums: dict[str, Any]) -> str:
     parts = [
         f"{row.phase} {units.duration(row.time_s)}"
         for row in phases.itertuples()
-        if (row.phase != "other" or row.time_s > _WORTH_TELLING * sums["step_s"])
+        if row.time_s
+        and (row.phase != "other" or row.time_s > _WORTH_TELLING * sums["step_s"])
         and units.duration(row.time_s) != units.MISSING
     ]
     of_what = ("tokens",) if run.workload.get("mode") == "generate" else ("tokens", "samples")
