@@ -269,7 +269,7 @@ def by_class(run: Record, convention: str | None = None) -> pd.DataFrame:
 
 
 OP_COLUMNS = [
-    "op", "kind", "calls", "flops", "flops_profiler", "time_s", "time_share", "flops_per_s", "kernel_mfu", "kernels",
+    "op", "kind", "time_s", "time_share", "calls", "flops", "flops_per_s", "kernel_mfu", "flops_profiler", "kernels",
     "vector_flops", "bytes", "flops_full", "flops_hardware", "flops_compiled", "vector_flops_compiled",
 ]  # fmt: skip
 """Columns of `by_op`, as far as the passes that give them ran."""
@@ -377,15 +377,14 @@ def by_kernel(run: Record, convention: str | None = None) -> pd.DataFrame:
     grouped = kernels.groupby(key, sort=False, dropna=False)
     table = pd.DataFrame(
         {
-            "ops": grouped["op"].agg(_words),
-            "kind": grouped["kind"].agg(_words),
+            "time_s": (time_s := grouped["duration_ns"].sum().astype("float64") * 1e-9),
+            "time_share": time_s / time_s.sum() if time_s.sum() else math.nan,
             "kernels": grouped.size(),
-            "time_s": grouped["duration_ns"].sum().astype("float64") * 1e-9,
             "median_s": grouped["duration_ns"].median().astype("float64") * 1e-9,
+            "kind": grouped["kind"].agg(_words),
+            "ops": grouped["op"].agg(_words),
         }
     )
-    total = table["time_s"].sum()
-    table["time_share"] = table["time_s"] / total if total else math.nan
     table = table.sort_values("time_s", ascending=False).reset_index()
     if not compiled:
         return table

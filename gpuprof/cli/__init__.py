@@ -21,6 +21,7 @@ from gpuprof.cli.compare import compare
 from gpuprof.cli.count import count
 from gpuprof.cli.devices import devices
 from gpuprof.cli.doctor import doctor
+from gpuprof.cli.encoding import spell_out
 from gpuprof.cli.history import history
 from gpuprof.cli.import_ import import_
 from gpuprof.cli.memory import memory
@@ -77,6 +78,7 @@ _UsageError: Any = typer.BadParameter.__base__  # click's, or that of the click 
 def main() -> None:
     """Run the command line; what the user can mend is one line on stderr and status 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the report is what the user asked for
+    spell_out()
     exit_on_sigterm()  # what runs in other process groups for this one is ended too
     try:
         # not app(): it would print wrong usage in a box, and end a broken pipe and the end of a file with status 1

@@ -511,7 +511,7 @@ def footer(run: Record, view: View, sums: dict[str, Any]) -> Iterator[Renderable
     for row in not_collected(run).to_dict(orient="records") if run.done("counters") else ():
         lines.append(
             f"Ran on tensor cores in a dtype whose FLOPs were not collected (--counters full): {row['kernel']} of "
-            f"{row['module'] or '(root)'}, {row['launches']} launches."
+            f"{row['module'] or '(root)'}, {units.number(row['launches'], 'launch', 'launches')}."
         )
     lines += warnings(run)
     for name, outcome in run.passes.items():
