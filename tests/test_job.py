@@ -10,7 +10,8 @@ from gpuprof.analysis.conventions import fitting
 from gpuprof.analysis.generation import generation, mbu
 from gpuprof.analysis.modules import totals
 from gpuprof.analysis.ranks import by_rank
-from gpuprof.job import assemble, part, summed
+from gpuprof.job import assemble
+from gpuprof.job_part import part, summed
 from gpuprof.schema import table
 
 NS = 1e-9

@@ -26,9 +26,9 @@ from gpuprof.analysis.steps import step_seconds
 from gpuprof.record import Record
 from gpuprof.schema import ALL, UNATTRIBUTED
 from gpuprof.theory import rule_for
+from gpuprof.theory.kernel_names import multiplies
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import PRODUCTS
-from gpuprof.theory.tiling import multiplies
 
 MOST = {"datasheet": 1.05, "measured": 1.30}
 """Share of a peak above which a rate is somebody's mistake. Of 10,242 operators in published traces of GPUs none came
@@ -213,7 +213,8 @@ def _of_calls(run: Record) -> Iterator[str]:
         if _begun(run, phase, calls, seen):
             continue
         if seen != calls:
-            yield f"{op} in the {phase}: counted {units.number(calls, 'call')}, traced {seen}: the passes ran different steps"
+            known = units.number(calls, "call")
+            yield f"{op} in the {phase}: counted {known}, traced {seen}: the passes ran different steps"
         elif (
             op not in nested
             and "" not in theirs

@@ -9,12 +9,16 @@ import typer
 
 from gpuprof import units
 from gpuprof.cli import options as o
+from gpuprof.cli.verbs import VerbGroup
 from gpuprof.log import is_training
 
 history = typer.Typer(
     name="history",
+    cls=VerbGroup,
     help="The runs of a store: list, show and draw them, move them in and out, prune them.",
     no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
 )
 
 

@@ -20,7 +20,6 @@ from gpuprof.workload.steps import CACHE_NAMES
 from gpuprof.workload.workload import describe_inputs
 
 _LONGEST = 200  # characters of a step's shapes that are kept as they are
-_DEEPEST = 4  # containers and objects in one another in which tensors are looked for
 _UNITS = ("tokens_per_step", "samples_per_step")
 _CHOICES = (bool, int, str)  # arguments that may decide how much there is to do; metadata of a batch is deeper down
 
@@ -138,7 +137,7 @@ def _what(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, bool]:
     """Shapes of all tensors in the arguments and the arguments that are a choice, ``8x64 args[1]=3``; if any tensor."""
     named = {**{f"args[{place}]": value for place, value in enumerate(args)}, **kwargs}
     been: set[int] = set()
-    shapes = [_shape(tensor) for value in named.values() for _, tensor in named_tensors(value, _DEEPEST, been)]
+    shapes = [_shape(tensor) for value in named.values() for _, tensor in named_tensors(value, been=been)]
     choices = [f"{name}={value}" for name, value in named.items() if isinstance(value, _CHOICES)]
     return " ".join([*(shapes or ["no tensor"]), *choices]), bool(shapes)
 

@@ -12,7 +12,8 @@ from gpuprof.analysis.modules import by_module
 from gpuprof.analysis.ranks import rank_rows
 from gpuprof.cli import app
 from gpuprof.errors import GpuprofError
-from gpuprof.job import assemble, part
+from gpuprof.job import assemble
+from gpuprof.job_part import part
 from gpuprof.render import render
 from gpuprof.render.view import View
 from gpuprof.schema import table
