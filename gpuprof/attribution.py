@@ -24,7 +24,7 @@ import torch.utils.checkpoint
 from gpuprof.calls import calls_through
 from gpuprof.paths import ancestors
 from gpuprof.schema import UNATTRIBUTED
-from gpuprof.theory.attention import AttentionFacts
+from gpuprof.theory.masks import AttentionFacts
 from gpuprof.undo import patched
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 import pandas as pd
 
-from gpuprof import log
+from gpuprof import log, log_content
 from gpuprof.errors import ForeignFileError, GpuprofError, no_run
 from gpuprof.files import write_atomically
 from gpuprof.record_checks import check_facts, check_tables, checked_columns
@@ -205,7 +205,7 @@ def read(path: str | os.PathLike[str], tables: Iterable[str] = TABLES) -> dict[s
 
 def _of_log(raw: bytes, path: Path, tables: Iterable[str]) -> dict[str, Any]:
     """The log of a meter as the run that it is, which has few tables."""
-    content = {name: columns(table(name, [])) for name in TABLES} | log.content(raw, path)
+    content = {name: columns(table(name, [])) for name in TABLES} | log_content.content(raw, path)
     return _checked({"schema_version": SCHEMA_VERSION, **content}, path, tables)
 
 

@@ -1,7 +1,7 @@
 """What README and docs show of a terminal, held against what the commands print.
 
-A block of Markdown that begins with ```console is a transcript: `$ gpuprof ...` and below it what that prints, in 120 columns
-or in those that `COLUMNS=80 gpuprof ...` gives. What is left out is left out by the command itself, as in `| head -12`.
+A block of Markdown in the language `console` is a transcript: `$ gpuprof ...` and below it what that prints, in 120
+columns or in those that `COLUMNS=80 gpuprof ...` gives. What is left out, the command leaves out: `| head -12`.
 Without arguments the blocks that are no longer true are named, with exit status 1; with --write they are put right.
 """
 
@@ -24,7 +24,12 @@ from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("examples/*.md")), *sorted(ROOT.glob("docs/*.md"))]  # fmt: skip
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(ROOT.glob("examples/*.md")),
+    *sorted(ROOT.glob("docs/*.md")),
+]
 
 _BLOCK = re.compile(r"^```(\S*)\n(.*?)^```$|^((?: {4}[^\n]*\n)+)", re.MULTILINE | re.DOTALL)
 _PROMPT = "$ "
@@ -85,7 +90,7 @@ def printed(command: str) -> list[str]:
 def _gpuprof(words: list[str], columns: str) -> str:
     from gpuprof.cli import main
 
-    said, before = io.StringIO(), signal.getsignal(signal.SIGTERM)
+    said, before = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), signal.getsignal(signal.SIGTERM)
     with (
         tempfile.TemporaryDirectory() as cache,  # no ceilings of this machine
         mock.patch.dict(os.environ, {"COLUMNS": columns, "GPUPROF_CACHE": cache}),
@@ -101,7 +106,8 @@ def _gpuprof(words: list[str], columns: str) -> str:
             signal.signal(signal.SIGTERM, before)
     if (status or 0) not in _FINDINGS:
         raise RuntimeError(f"'{shlex.join(words)}' ended with status {status}")
-    return said.getvalue()
+    said.seek(0)
+    return said.read()
 
 
 def difference(block: Block) -> str:

@@ -1,9 +1,11 @@
 """README and docs say what is so: transcripts, command lines, code, links and words."""
 
 import ast
+import fnmatch
 import functools
 import importlib
 import inspect
+import json
 import re
 import shlex
 import sys
@@ -25,7 +27,7 @@ import docs  # noqa: E402
 BLOCKS = [block for page in docs.PAGES for block in docs.blocks(page)]
 COMMITTED = ("examples/", "tests/data/", "results/cpu/", "results/nvidia")
 
-# what was measured elsewhere, or costs too much to run here: its page has command, device and date beside it
+# measured elsewhere, or too dear to run here: the page has command, device and date, or says that it is made up
 SHOWN_ONLY = {
     "AMD EPYC · 2 threads · torch 2.13.0+cpu": "docs/ceilings.md measures a device",
     "phase    time_s    flops  moved_bytes": "docs/generate.md counts a model of 7 billion parameters for 10 s",
@@ -39,7 +41,6 @@ SHOWN_ONLY = {
     "[1/9] gpt2,seq-len=16": "docs/sweep.md measures for minutes",
     "Net on NVIDIA H100": "docs/watch.md looks at a training that is running",
     "all ranks together": "docs/parallel.md has a job of two processes",
-    "max(margin, 2 s/m0, 3 e)": "a formula",
 }
 PAGES = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in docs.PAGES]
 TYPED = re.compile(r"(\$ |[A-Z_]+=\S+ |export |srun )?(gpuprof|torchrun|python|pip|scripts/|git|export|source|\. )")
@@ -56,7 +57,7 @@ def test_a_transcript_is_what_its_commands_print(block):
     assert docs.difference(block) == "", "python scripts/docs.py --write puts it right"
 
 
-@pytest.mark.parametrize("block", of("", "text", "indented"))
+@pytest.mark.parametrize("block", of("", "indented"))
 def test_what_is_printed_stands_in_a_transcript(block):
     if not any(block.lines[0].startswith(begin) for begin in SHOWN_ONLY):
         assert TYPED.match(block.lines[0]), "```console and '$ gpuprof ...' above it, or a reason in SHOWN_ONLY"
@@ -75,7 +76,7 @@ def typed(text):
 
 def synopsis(line):
     """A synopsis with everything that may be left out."""
-    return re.sub(r"[\[\]]|\[(the same |workload |the )?options\]|\[more ranks \.\.\.\]| \| |\.\.\.", " ", line)
+    return re.sub(r"\[(?:[a-z][a-z .]*|,\w+)\]|[\[\]]| \| |\.\.\.", " ", line)
 
 
 def commands(line):
@@ -85,7 +86,7 @@ def commands(line):
         return
     part = []
     for word in [*words, ";"]:
-        if word in ("|", "||", "&&", ";", ">", "2>"):
+        if word in ("|", "||", "&&", ";", ">", ">>", "2>"):
             yield from command(part)
             part = []
         else:
@@ -97,8 +98,7 @@ def command(words):
         before = words[at - 1] if at else "$"
         if word == "gpuprof" and (before in ("$", "-m", "srun", "run:") or re.match(r"[A-Z_]+=", before)):
             yield words[at + 1 :]
-            return
-        if "gpuprof " in word:  # a command in quotes
+        elif "gpuprof " in word:  # a command in quotes
             yield from commands(re.sub(r"^\w+=", "", word))
 
 
@@ -110,18 +110,21 @@ def wrong(words):
     while words and hasattr(at, "commands"):
         if words[0].startswith("-") or words[0].isupper():
             return ""
-        if words[0] not in at.commands:
-            return f"no verb {words[0]}"
-        at = at.commands[words.pop(0)]
+        name = words.pop(0)
+        at = at.get_command(context, name)
+        if at is None:
+            return f"no verb {name}"
         context = at.context_class(at, info_name=at.name, parent=context)
     try:
-        values, _, _ = at.make_parser(context).parse_args(words)
+        values, left, _ = at.make_parser(context).parse_args(list(words))
         for one in at.params:
             one.callback = None  # it would look for files
             for value in choices(values.get(one.name)):
                 one.process_value(context, value)
     except Exception as error:  # of click, or of the click inside Typer
         return getattr(error, "message", "") or str(error) or type(error).__name__
+    if [word for word in left if not re.match(r"\[|[A-Z]", word)]:
+        return f"too many arguments: {' '.join(left)}"
     missing = [word for word in words if word.startswith(COMMITTED) and not list(ROOT.glob(word))]
     return f"no such file: {', '.join(missing)}" if missing else ""
 
@@ -139,12 +142,12 @@ def choices(value):
 
 
 def shell(page):
-    """The blocks of a page that are typed into a shell, or into a file for one; what a synopsis goes on with is in its line."""
+    """The blocks of a page that a shell takes, and synopses, each in one line."""
     for block in docs.blocks(page):
         text = "\n".join(block.lines)
         if block.language in ("bash", "sh", "yaml", "console"):
             yield text
-        elif block.language in ("", "text", "indented"):
+        elif block.language in ("", "indented"):
             yield re.sub(r"\n {4,}", " ", re.sub(r"\|\n\s+", "|", text))
 
 
@@ -180,7 +183,57 @@ def prose(page):
 def anchors(page):
     """What the headings of a page are called in links."""
     heads = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", head)).lower().replace(" ", "-") for head in heads}
+    return {
+        re.sub(r"[^\w\- ]", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", head)).lower().replace(" ", "-") for head in heads
+    }
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs/index.md").read_text()
+
+    assert [
+        page.name for page in ROOT.glob("docs/*.md") if page.name != "index.md" and f"({page.name})" not in index
+    ] == []
+
+
+GLOSSARY = [line.split(" | ")[0].removeprefix("| ") for line in (ROOT / "docs/glossary.md").read_text().splitlines()]
+TERMS = [one.strip(" `") for cell in GLOSSARY for one in cell.split(",")]
+
+
+def test_a_word_is_in_the_glossary_once():
+    rows = [cell for cell in GLOSSARY if cell and not cell.startswith(("#", "|--"))]
+
+    assert [cell for cell in rows if rows.count(cell) > 1 and cell not in ("word", "line", "column")] == []
+
+
+@pytest.mark.parametrize("name", ["train", "generate"])
+@pytest.mark.parametrize("by", ["module", "class", "phase", "op"])
+def test_every_column_is_in_the_glossary(name, by, gpuprof_cli):
+    done = gpuprof_cli("show", ROOT / f"examples/smollm2-{name}.json.gz", "--by", by, "--format", "csv")
+    columns = done.stdout.splitlines()[0].split(",")
+
+    assert [one for one in columns if not any(fnmatch.fnmatchcase(one, term) for term in TERMS)] == []
+
+
+def test_every_line_of_the_header_is_in_the_glossary():
+    labels = {label for file in ("header", "generation") for label in re.findall(
+        r'yield "([A-Z][A-Za-z ]+)", ', (ROOT / f"gpuprof/render/{file}.py").read_text())}  # fmt: skip
+
+    assert len(labels) > 15
+    assert labels - set(TERMS) == set()
+
+
+def test_the_readme_quotes_other_pages_as_they_are():
+    readme, accuracy = ((ROOT / name).read_text() for name in ("README.md", "docs/accuracy.md"))
+    rows = [line.strip("| ").split(" | ") for line in accuracy.split("### Forward and backward")[1].splitlines()]
+    table = [line.strip("| ").split(" | ") for line in re.findall(r"^\| .*", readme, re.MULTILINE)]
+    bench = json.loads(max(ROOT.glob("results/cpu/*-meter/bench.json")).read_text())["found"]
+    columns = {row[0]: row for row in rows if len(row) > 2}
+    ours = list(zip(*table, strict=True))
+
+    assert [name.removesuffix(", FLOPs") for name in ours[0][2:]] == columns["model"][2:]
+    assert [list(column[1:]) for column in ours[1:]] == [columns[column[0]][1:] for column in ours[1:]]
+    assert f"it adds {1e6 * bench['Meter, plain loop']['added_s']:.0f} us a step" in readme
 
 
 @pytest.mark.parametrize("block", of("python"))
@@ -246,3 +299,41 @@ def setting(tmp_path, monkeypatch):
         "batches": [batch] * 20, "loader": [batch] * 20, "train": train, "train_step": train, "log": print,
         "ROOT": ROOT,
     }  # fmt: skip
+
+
+def test_a_transcript_that_is_not_true_is_found_and_put_right(tmp_path, monkeypatch):
+    monkeypatch.setattr(docs, "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text(
+        "# Before\n\n```console\n$ gpuprof --version\ngpuprof 0.0.0\n\n$ COLUMNS=80 gpuprof presets \\\n"
+        "    | wc -l | tr -d 0-9\n```\nafter\n"
+    )
+    (block,) = docs.blocks(page := tmp_path / "page.md")
+    said = docs.difference(block)
+
+    assert (block.number, f"\n-gpuprof 0.0.0\n+gpuprof {gpuprof.__version__}\n" in said) == (4, True)
+    assert [docs.write(page), docs.write(page)] == [1, 0]
+    assert page.read_text() == (
+        f"# Before\n\n```console\n$ gpuprof --version\ngpuprof {gpuprof.__version__}\n\n"
+        "$ COLUMNS=80 gpuprof presets \\\n    | wc -l | tr -d 0-9\n\n```\nafter\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("gpuprof show run.json --by module", ""),
+        ("gpuprof show run.json --by modules", "modules"),
+        ("gpuprof show", "run"),
+        ("gpuprof show a.json b.json", "too many"),
+        ("gpuprof shows run.json", "no verb shows"),
+        ("gpuprof show run.json --layers 3", "--layers"),
+        ("gpuprof show examples/of-nothing.json.gz", "no such file"),
+        ("gpuprof show run.json [--by op|modules] [--depth N]", "modules"),
+        ('cd base && gpuprof ab "gpuprof profile gpt2 --sequence 3" "python b.py" | tee log', "--sequence"),
+        ("torchrun --nproc-per-node 2 -m gpuprof profile gpt2 --device gpu7", ""),
+    ],
+)
+def test_what_is_wrong_with_a_command_line(line, why):
+    found = [said for words in typed(line) if (said := wrong(words))]
+
+    assert (bool(found), why in "".join(found)) == (bool(why), True)

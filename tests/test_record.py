@@ -6,7 +6,8 @@ import pytest
 from runs import compiled_run, generation_run, gpu_run, rank_run
 
 import gpuprof
-from gpuprof.job import assemble, part
+from gpuprof.job import assemble
+from gpuprof.job_part import part
 from gpuprof.schema import SCHEMA_VERSION, TABLES
 
 

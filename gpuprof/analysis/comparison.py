@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from gpuprof.analysis.consistency import owned_kernels, withheld_of_step
+from gpuprof.analysis.consistency import owned_kernels, per_step, withheld_of_step
 from gpuprof.analysis.counted import convention_of, counted, whole_step
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds, sm_clock_hz
 from gpuprof.analysis.executed import counters_only
@@ -138,7 +138,7 @@ def _figures(launch: Record, ideal: _Ideal) -> dict[str, Any]:
     rates = {
         f"{unit}_per_s": amount / step_s
         for unit in ("tokens", "samples")
-        if (amount := launch.workload.get(f"{unit}_per_step"))
+        if (amount := per_step(launch, unit))
     }
     if launch.workload["mode"] == "generate":
         rates["tokens_per_s"] = new_tokens_per_s(launch)

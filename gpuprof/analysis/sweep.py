@@ -77,7 +77,7 @@ def _of_generation(run: Record) -> dict[str, Any]:
     names = ("ttft_s", "tpot_s", "tpot_p90_s", "tpot_p99_s", "decode_tokens_per_s")
     phases = by_phase(run).set_index("phase")
     of_phases = {
-        f"{phase}_{share}": phases.at[phase, f"step_{share}"]
+        f"{phase}_{share}": phases.at[phase, share]
         for phase, share in (("prefill", "mfu"), ("decode", "mfu"), ("decode", "mbu"))
         if phase in phases.index
     }

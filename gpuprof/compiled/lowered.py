@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from gpuprof.compiled.capture import Graph
 from gpuprof.compiled.nodes import operators, place, strangers
 from gpuprof.schema import UNATTRIBUTED
-from gpuprof.theory.attention import AttentionFacts
 from gpuprof.theory.generated import generated
+from gpuprof.theory.masks import AttentionFacts
 from gpuprof.theory.priced import FIGURES
 from gpuprof.traces.owners import KernelCall
 

@@ -24,7 +24,7 @@ from gpuprof.passes.specs import spec_of, torch_free
 from gpuprof.paths import ancestors
 from gpuprof.schema import NOBODYS, PHASES, UNATTRIBUTED
 from gpuprof.theory import rule_for
-from gpuprof.theory.attention import AttentionFacts
+from gpuprof.theory.masks import AttentionFacts
 from gpuprof.theory.names import without_overload
 from gpuprof.theory.priced import FIGURES, Described, describe, dtype_of, shapes_text, tensor_specs
 from gpuprof.theory.rules import Missing, TensorSpec

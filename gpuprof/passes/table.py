@@ -136,6 +136,7 @@ def _count(measuring: Measuring) -> PassOutcome:
     run = measuring.run
     counted, difference = steady.count_steady(measuring.workload, measuring.seeded)
     run.ops, run.tree, run.traffic = counted.ops, counted.tree, counted.traffic
+    run.workload |= counted.amounts
     run.warnings += [*difference, *_bounds(counted.outcome), *_loss_warning(counted.result)]
     return counted.outcome
 

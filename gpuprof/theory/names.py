@@ -1,4 +1,4 @@
-"""Names of operators and kernels: which communicate, and an operator without its overload. Decided here only."""
+"""Names of operators and kernels: which communicate, what is an overload. Decided here and nowhere else."""
 
 from __future__ import annotations
 

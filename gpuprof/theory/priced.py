@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from .attention import AttentionFacts, with_facts
+from .masked import with_facts
+from .masks import AttentionFacts
 from .names import without_overload
 from .nested import Nested, nested_in
 from .rules import Cost, Kind, NotKnownError, TensorSpec, cost_of, least_bytes, total

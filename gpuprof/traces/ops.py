@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from gpuprof.schema import table
+from gpuprof.theory.kernel_names import tensor_float32
 from gpuprof.theory.priced import FIGURES, Described
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import PRODUCTS
-from gpuprof.theory.tiling import tensor_float32
 from gpuprof.traces.chrome import Recorded
 from gpuprof.traces.owners import OpCall
 from gpuprof.traces.pricing import NO_RULE, described

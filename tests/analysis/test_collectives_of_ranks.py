@@ -7,7 +7,8 @@ import gpuprof
 from gpuprof.analysis.collectives import JOB_COLUMNS, alignment, bus_factor, by_collective
 from gpuprof.analysis.communication import calls, collectives
 from gpuprof.analysis.ranks import by_rank
-from gpuprof.job import assemble, part
+from gpuprof.job import assemble
+from gpuprof.job_part import part
 
 NS = 1e-9
 
