@@ -146,6 +146,7 @@ def _from_file(reference: str, options: Options, *, weightless: bool) -> Workloa
     """The workload that a user's function describes."""
     device = torch.device("meta") if weightless else resolve_device(options.device)
     given = userfile.call(reference, options)
+    own = [name for name in ("loss", "optimizer", "step") if getattr(given, name) is not None]
     if given.step is None and options.mode == "generate":
         raise GpuprofError(f"{reference} gives no step: --mode generate needs one that generates, as the key 'step'")
     if given.step is not None and (weightless or options.optimizer != "none"):
@@ -179,6 +180,7 @@ def _from_file(reference: str, options: Options, *, weightless: bool) -> Workloa
     workload.description |= {
         "name": f"{Path(path).name}:{function}",
         "source": "file",
+        "own": own,
         "weights": "none" if weightless else "given",
     }
     workload.owned = True

@@ -26,11 +26,11 @@ class Workload:
         step: Runs one whole step: forward and, in train mode, loss, backward and the optimizer if there is
             one. Returns the loss in train mode, else the output.
         description: What this workload is, in JSON's types: `name`, `source` (`preset`, `directory`, `hub`,
-            `file` or `module`), `architecture`, `mode`, every option as resolved, `loss`, `weights`
-            (`random`, `loaded` or `none`), `inputs` (a list of `name`, `shape`, `dtype`), `tokens_per_step`
-            (positions of text that one step processes, encoder and decoder together; None where there is
-            no text), `samples_per_step` (None where no inputs are given; of a given step both are what it is counted to
-            take, and None until then), `notes` and `facts` (the architecture as
+            `file` or `module`), `own` (what a `file` gave of `loss`, `optimizer` and `step`), `architecture`,
+            `mode`, every option as resolved, `loss`, `weights` (`random`, `loaded` or `none`), `inputs` (a list
+            of `name`, `shape`, `dtype`), `tokens_per_step` (positions of text that one step processes, encoder
+            and decoder together; None where there is no text), `samples_per_step` (None where no inputs are
+            given; of a given step both are what it is counted to take, None until then), `notes` and `facts` (the architecture as
             closed formulas ask for it, see `gpuprof.theory.Architecture`; None where it is not known).
         device: Where the step runs; `meta` for a workload without weights.
         optimizer: What the step updates the parameters with.
