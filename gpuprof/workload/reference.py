@@ -13,7 +13,7 @@ import torch
 from gpuprof.errors import GpuprofError, first_line
 from gpuprof.workload import parallel, steps, training, userfile
 from gpuprof.workload.names import check
-from gpuprof.workload.options import Options, dtype_name, resolve_device, resolve_dtype
+from gpuprof.workload.options import Options, dtype_name, flag, resolve_device, resolve_dtype
 from gpuprof.workload.workload import Workload, describe_inputs, from_module
 
 if TYPE_CHECKING:
@@ -161,6 +161,12 @@ def _from_file(reference: str, options: Options, *, weightless: bool) -> Workloa
         raise GpuprofError(f"{reference} gives a step of its own, which gpuprof cannot {why}")
     if given.step is not None and options.compile != "none":
         raise GpuprofError(f"{reference} gives a step of its own: let it compile that, and leave --compile out")
+    for name in ("dtype", "checkpointing", "freeze") if given.step is not None else ():
+        if getattr(options, name) != _UNASKED[name]:
+            raise GpuprofError(
+                f"{reference} gives a step of its own, which {flag(name)} cannot reach: let the function take a "
+                f"parameter {name}"
+            )
     if given.optimizer is not None and options.optimizer != "none":
         raise GpuprofError(f"{reference} gives an optimizer of its own; leave --optimizer {options.optimizer} out")
 
