@@ -23,8 +23,8 @@ import torch.utils.checkpoint
 
 from gpuprof.calls import calls_through
 from gpuprof.paths import ancestors
-from gpuprof.record import UNATTRIBUTED
-from gpuprof.theory.attention import AttentionFacts
+from gpuprof.schema import UNATTRIBUTED
+from gpuprof.theory.masks import AttentionFacts
 from gpuprof.undo import patched
 
 

@@ -31,15 +31,16 @@ from gpuprof.parallel.join import join
 from gpuprof.parallel.launch import TIMEOUT_S
 from gpuprof.parallel.layout import layout
 from gpuprof.parallel.same_model import same_model
-from gpuprof.passes import counting
 from gpuprof.passes.failure import StepFailure, explain, let_go, short
 from gpuprof.passes.modes import modes_as_before
+from gpuprof.passes.module_tree import module_tree
 from gpuprof.passes.options import DEFAULT_PASSES, check
 from gpuprof.passes.preserve import preserved
 from gpuprof.passes.table import PASSES, Measuring, Pass, Progress
 from gpuprof.passes.unsharded import count_unsharded
-from gpuprof.record import UNATTRIBUTED, PassOutcome, Record, table
+from gpuprof.record import PassOutcome, Record
 from gpuprof.run import Run
+from gpuprof.schema import UNATTRIBUTED, table
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.version import __version__
@@ -253,15 +254,25 @@ def run_passes(
         tell=progress or (lambda name, done, total: None),
         traced_steps=1 if control.alone else LEAST_STEPS,
     )  # fmt: skip
+    _attempt(measuring, control)
+    _complete(measuring, control)
+    return run
+
+
+def _attempt(measuring: Measuring, control: Control) -> None:
+    """Run the passes that are wanted, one after the other, and keep how each ended.
+
+    Raises:
+        GpuprofError: no pass was done, or what the step changes could not be put back.
+    """
+    workload, run = measuring.workload, measuring.run
+    on_device = torch.cuda.device(workload.device) if workload.device.type == "cuda" else nullcontext()
     failures: list[StepFailure] = []
     unkept = ""
     try:
-        with (
-            _alone, preserved(workload), torch.cuda.device(workload.device) if cuda else nullcontext(),
-            watched(measuring.tell) as measuring.watch,
-        ):  # fmt: skip
+        with _alone, preserved(workload), on_device, watched(measuring.tell) as measuring.watch:
             for one in PASSES:
-                if one.name in wanted:
+                if one.name in measuring.wanted:
                     measuring.watch.begin(one.name)
                     run.passes[one.name] = _attempted(one, measuring, failures, control)
             run.compilations, run.breaks = measuring.watch.compilations, measuring.watch.breaks
@@ -276,6 +287,11 @@ def run_passes(
         raise GpuprofError(f"{failures[0].line}; {unkept}" if unkept else failures[0].line) from failures[0].error
     if not done and (why := control.broken()):
         raise GpuprofError(why)
+
+
+def _complete(measuring: Measuring, control: Control) -> None:
+    """Add to a run what its passes make known together: ceilings, owners, the rank's own times, and what to warn of."""
+    workload, run, wanted = measuring.workload, measuring.run, measuring.wanted
     if "telemetry" in wanted and "telemetry" not in run.passes:
         reason, remedy = "telemetry is read around the timing pass, which did not end", "see its reason"
         if "time" not in wanted:
@@ -292,7 +308,6 @@ def run_passes(
     control.late.clear()
     run.warnings += [f"the {name} pass failed: {o.reason}" for name, o in run.passes.items() if o.status == "failed"]
     say_what_is_withheld(run)
-    return run
 
 
 def _attempted(one: Pass, measuring: Measuring, failures: list[StepFailure], control: Control) -> PassOutcome:
@@ -408,7 +423,7 @@ def with_all_owners(run: Record, model: torch.nn.Module) -> pd.DataFrame:
     if not (booked or tree.empty):
         return tree
     calls = dict.fromkeys(sorted(booked), 0) | dict(zip(tree["module"], tree["calls"], strict=True))
-    return counting.module_tree(model, calls, dict(zip(tree["module"], tree["causality"], strict=True)))
+    return module_tree(model, calls, dict(zip(tree["module"], tree["causality"], strict=True)))
 
 
 def never_made(model: torch.nn.Module) -> list[str]:

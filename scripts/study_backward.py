@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 
 from gpuprof.analysis.backward import backward_ratios, whole
+from gpuprof.files import write_atomically
 from gpuprof.profiler import run_passes
-from gpuprof.record import write_atomically
 from gpuprof.render.backward_chart import ratio_bars
 from gpuprof.render.charts import save_picture
 from gpuprof.run import Run

@@ -20,7 +20,8 @@ from gpuprof.analysis.modules import by_module, by_phase, convention_of, counted
 from gpuprof.analysis.unpriced import ratio_withheld, reason, unpriced
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
-from gpuprof.record import UNATTRIBUTED, Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import UNATTRIBUTED, integers
 from gpuprof.theory import CONVENTIONS
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import PRODUCTS
@@ -166,8 +167,8 @@ def whole(run: Record) -> dict[str, Any]:
         GpuprofError: as in `backward_ratios`.
     """
     table, parts, alone = _explained(run)
-    figures: dict[str, Any] = {"convention": _convention(run), "withheld": ratio_withheld(run)}
-    phases = by_phase(run, _convention(run)).set_index("phase")
+    figures: dict[str, Any] = {"convention": convention_of_modules(run), "withheld": ratio_withheld(run)}
+    phases = by_phase(run, convention_of_modules(run)).set_index("phase")
     for name, column, done in (
         ("flops_{}", "flops", "count"),
         ("flops_hardware_{}", "flops_hardware", "count"),
@@ -222,7 +223,7 @@ def require_backward(run: Record) -> None:
         raise GpuprofError(f"this run has no backward: {remedy}")
 
 
-def _convention(run: Record) -> str:
+def convention_of_modules(run: Record) -> str:
     """The run's own where it counts what ran; else, as a formula or a peer has no backward to ask, the nearest."""
     return CONVENTIONS[convention_of(run)].modules_in
 
@@ -235,7 +236,7 @@ def _hardware(run: Record) -> dict[tuple[str, str], int]:
     """Hardware FLOPs by module, children included, and phase."""
     sums: dict[tuple[str, str], int] = {}
     for (module, phase), flops in (
-        counted(run, _convention(run)).groupby(["module", "phase"])["flops_hardware"].sum().items()
+        counted(run, convention_of_modules(run)).groupby(["module", "phase"])["flops_hardware"].sum().items()
     ):
         for path in ancestors(module):
             sums[path, phase] = sums.get((path, phase), 0) + int(flops)
@@ -261,7 +262,7 @@ def _finished(table: pd.DataFrame, parts: list[_Part]) -> pd.DataFrame:
 def _explained(run: Record) -> tuple[pd.DataFrame, dict[str, _Part], list[_Part]]:
     """The table by module without ratios, what is known of every module, and of the modules' own products."""
     require_backward(run)
-    table = by_module(run, _convention(run)).set_index("module")
+    table = by_module(run, convention_of_modules(run)).set_index("module")
     hardware = _hardware(run)
     for phase in _PHASES:
         column = f"flops_hardware_{phase}"
@@ -320,7 +321,7 @@ def _explain(run: Record, table: pd.DataFrame) -> tuple[dict[str, _Part], list[_
     """What is known of every module, its children included, and of the modules' own products."""
     if not run.done("count"):
         return {}, []
-    ops = counted(run, _convention(run))
+    ops = counted(run, convention_of_modules(run))
     ops = ops.assign(row=range(len(ops)))
     mine = {str(path): rows for path, rows in ops.groupby("module", sort=False)}
     children: dict[str, list[str]] = {path: [] for path in table.index}

@@ -5,25 +5,21 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis import readings
-from gpuprof.analysis.counted import convention_of
-from gpuprof.analysis.executed import executed_flops
+from gpuprof.analysis.claimable import Figures, Option, signed
 from gpuprof.analysis.generation import PARTS
 from gpuprof.analysis.matching import match
 from gpuprof.analysis.ranks import refuse_job
 from gpuprof.analysis.readings import TOTAL
 from gpuprof.errors import GpuprofError
-from gpuprof.paths import ancestors
 from gpuprof.record import Record
 from gpuprof.reports import read_report
 
@@ -89,7 +85,7 @@ def validate(report: pd.DataFrame | str | os.PathLike[str], run: Record) -> Vali
         )
     tool = str(claims.attrs["tool"])
     places = match(claims, run)
-    figures = _Figures(run, tool, claims, places)
+    figures = Figures(run, tool, claims, places)
     rows = [_judged(claim, places, figures) for claim in claims.to_dict(orient="records")]
     # figures as they are: pandas would make floats of integers beside ratios and beside what is missing
     columns = {name: [row[name] for row in rows] for name in LINE_COLUMNS}
@@ -111,11 +107,8 @@ _BACKWARD = {"macs_backward": 0.5}
 _WITH_BACKWARD = {"macs_forward_backward": 0.5, "flops_forward_backward": 1.0}
 _PARAMS = ("params", "params_own", "params_trainable", "params_frozen", "params_of_model")
 
-Option = tuple[str, float]
-"""What a claim could be: the cause in words, empty for the count itself, and the figure that follows from it."""
 
-
-def _judged(claim: dict[str, Any], places: dict[str, list[str]], figures: _Figures) -> dict[str, Any]:
+def _judged(claim: dict[str, Any], places: dict[str, list[str]], figures: Figures) -> dict[str, Any]:
     """One claimed figure with its verdict; of a generation it may be that of the prefill alone."""
     row = _held(claim, places, figures)
     if row["verdict"] == "unexplained" and figures.prefill is not None:
@@ -126,7 +119,7 @@ def _judged(claim: dict[str, Any], places: dict[str, list[str]], figures: _Figur
     return row
 
 
-def _held(claim: dict[str, Any], places: dict[str, list[str]], figures: _Figures) -> dict[str, Any]:
+def _held(claim: dict[str, Any], places: dict[str, list[str]], figures: Figures) -> dict[str, Any]:
     """One claimed figure held against these of the run."""
     module, quantity = claim["module"], claim["quantity"]
     paths = [TOTAL] if module == TOTAL else places.get(module, [])
@@ -183,7 +176,7 @@ def _verdict(claimed: float, slack: float, options: Iterable[Option]) -> dict[st
 
 
 def _judge_count(
-    claimed: float, slack: float, paths: list[str], factor: float, figures: _Figures, phases: tuple[str, ...]
+    claimed: float, slack: float, paths: list[str], factor: float, figures: Figures, phases: tuple[str, ...]
 ) -> dict[str, Any]:
     """MACs or FLOPs of the phases."""
     profiler = figures.run.done("trace") and "forward" in phases
@@ -202,7 +195,7 @@ def _judge_count(
 
 
 def _causes(
-    paths: list[str], factor: float, figures: _Figures, phases: tuple[str, ...] = ("forward",)
+    paths: list[str], factor: float, figures: Figures, phases: tuple[str, ...] = ("forward",)
 ) -> Iterator[Option]:
     """What a claim could be, the likeliest first: the tool's own rules, then what any tool may do."""
     quantity, unit = ("macs", "MACs") if factor == 0.5 else ("flops", "FLOPs")
@@ -211,7 +204,7 @@ def _causes(
     for sums in figures.by_rule if forward else ():
         if words := figures.words(paths, sums, quantity, full != causal):
             yield words, figures.of(paths, sums, quantity)
-    without = f"{readings.ATTENTION} ({_signed(-fused * factor, unit)})"
+    without = f"{readings.ATTENTION} ({signed(-fused * factor, unit)})"
     options: list[Option] = [(readings.SQUARE, full), ("attention over unmasked pairs only", causal)]
     if fused:
         options.append((without, full - fused))
@@ -220,7 +213,7 @@ def _causes(
     for cause, sums in (("output layer at every position", figures.heads), (readings.EMBEDDING, figures.tables)):
         if change := figures.of(paths, sums, "flops") if forward else 0:
             for attention, value in options:
-                words = f"{cause} ({_signed(change * factor, unit)})"
+                words = f"{cause} ({signed(change * factor, unit)})"
                 yield words + (f", {attention}" if fused else ""), (value + change) * factor
     for cause, times in (("MACs printed as FLOPs", 0.5), ("FLOPs printed as MACs", 2.0)):
         if (times == 0.5) == (quantity == "flops"):
@@ -230,7 +223,7 @@ def _causes(
         yield "a copy that never runs: the model has one of it for all layers", 0.0
 
 
-def _share_options(paths: list[str], of: str, figures: _Figures) -> Iterator[Option]:
+def _share_options(paths: list[str], of: str, figures: Figures) -> Iterator[Option]:
     """Shares of the whole: of the count, then of the tool's own figures."""
     if of.startswith("params"):
         for cause, part in figures.params_options(paths, of):
@@ -248,7 +241,7 @@ def _share_options(paths: list[str], of: str, figures: _Figures) -> Iterator[Opt
             yield "share of the tool's own total", figures.of(paths, sums, of) / whole
 
 
-def _judge_backward(claimed: float, slack: float, factor: float, figures: _Figures) -> dict[str, Any]:
+def _judge_backward(claimed: float, slack: float, factor: float, figures: Figures) -> dict[str, Any]:
     """Forward and backward together, where tools take the backward for a multiple of the forward."""
     both = ("forward", "backward")
     causal, full = (figures.count([TOTAL], kind, both) * Fraction(factor) for kind in ("causal", "full"))
@@ -260,7 +253,7 @@ def _judge_backward(claimed: float, slack: float, factor: float, figures: _Figur
     return {"causal": int(causal), "full": int(full)} | _verdict(claimed, slack, itertools.chain([first], assumed))
 
 
-def _judge_factor(claimed: float, figures: _Figures) -> dict[str, Any]:
+def _judge_factor(claimed: float, figures: Figures) -> dict[str, Any]:
     forward, backward = (figures.count([TOTAL], "causal", (phase,)) for phase in ("forward", "backward"))
     if not backward or not forward:
         return {"verdict": "explained", "cause": "an assumption: no backward ran in this workload"}
@@ -276,11 +269,7 @@ def _error(claimed: float, reference: float) -> float | None:
     return None if not reference else 100 * (claimed - reference) / reference
 
 
-def _signed(value: float, unit: str) -> str:
-    return ("+" if value > 0 else "-") + units.si(abs(value), unit)
-
-
-def _sentences(tool: str, lines: pd.DataFrame, figures: _Figures) -> str:
+def _sentences(tool: str, lines: pd.DataFrame, figures: Figures) -> str:
     """The verdict in two sentences: what is wrong with the total, and how the lines came out."""
     verdicts = lines["verdict"].value_counts()
     counts = ", ".join(f"{verdicts.get(name, 0)} {name}" for name in ("right", "explained", "unexplained", "unmatched"))
@@ -310,7 +299,7 @@ def _sentences(tool: str, lines: pd.DataFrame, figures: _Figures) -> str:
     return f"{first}: {made or row['cause']}. {second}{third}"
 
 
-def _split(row: pd.Series, unit: str, figures: _Figures) -> str:
+def _split(row: pd.Series, unit: str, figures: Figures) -> str:
     """What of the counted total each phase of a generation has; empty of anything else."""
     of_phase = {phase: int(row[phase]) for phase in figures.generated if row[phase]}
     whole = sum(of_phase.values())
@@ -330,7 +319,7 @@ def _split(row: pd.Series, unit: str, figures: _Figures) -> str:
 _ADDED = (readings.BROADCAST, readings.VECTOR, readings.ELEMENTWISE, readings.BIAS)
 
 
-def _made_of(row: pd.Series, figures: _Figures) -> str:
+def _made_of(row: pd.Series, figures: Figures) -> str:
     """What a claimed total of FLOPs consists of by the tool's own rules, and what it lacks; empty without rules."""
     for sums in figures.by_rule:
         parts = figures.parts([TOTAL], sums, "flops")
@@ -347,139 +336,3 @@ def _made_of(row: pd.Series, figures: _Figures) -> str:
         lack = f"{units.si(lacking - masked)} (full square: {units.si(lacking)})" if masked else units.si(lacking)
         return f"{made}, without {lack} of fused attention"
     return ""
-
-
-# figures
-
-
-class _Figures:
-    """Counted figures of modules, and what the tool would make of them, cause by cause."""
-
-    def __init__(self, run: Record, tool: str, claims: pd.DataFrame, places: dict[str, list[str]]) -> None:
-        self.run = run
-        self.tool = tool
-        self.in_causal = convention_of(run) == "causal"
-        self.kind = "causal" if self.in_causal else "full"
-        self.ours = readings.own_counts(run)
-        self.by_rule = readings.readings(run, tool)
-        self.heads, self.tables = readings.lookups(run)
-        self.covered = readings.covered_params(run, tool)
-        meant = Counter(path for paths in places.values() for path in paths)
-        self.meant_twice = {path for path, times in meant.items() if times > 1}
-        factors = claims.loc[claims["quantity"] == "backward_factor", "value"]
-        self.backward_factor = float(factors.iloc[0]) if len(factors) else 2.0
-        self._claims, self._places = claims, places
-        self._executed = executed_flops(run).to_dict() if run.done("counters") else None
-        self._params = self._by_path("params")
-        self._trainable = self._by_path("trainable_params")
-        self._children: dict[str, list[str]] = {}
-        for path in run.tree["module"]:
-            if path:
-                self._children.setdefault(path.rpartition(".")[0], []).append(path)
-
-    def _by_path(self, column: str) -> dict[str, int]:
-        values = dict(zip(self.run.tree["module"], (int(value) for value in self.run.tree[column]), strict=True))
-        return values | {TOTAL: values.get("", 0)}
-
-    @property
-    def phases(self) -> tuple[str, ...]:
-        """What the tool's figures are of: a forward; of FlopCounterMode also of the backward, if one ran."""
-        return ("forward", "backward") if self.tool == "torch-counter" else ("forward",)
-
-    @cached_property
-    def generated(self) -> dict[str, dict[str, int]]:
-        """FLOPs of a generation's phases, causal and full; empty of any other run."""
-        phases = [phase for phase in PARTS if (self.run.ops["phase"] == phase).any()]
-        return {phase: {kind: self.count([TOTAL], kind, (phase,)) for kind in ("causal", "full")} for phase in phases}
-
-    @cached_property
-    def prefill(self) -> _Figures | None:
-        """Those of a generation without its decoding: a report may be of one forward; None where nothing decodes."""
-        decoding = self.run.ops["phase"] == "decode"
-        if not decoding.any():
-            return None
-        estimates = self.run.estimates[self.run.estimates["phase"] != "decode"]
-        alone = replace(self.run, ops=self.run.ops[~decoding], estimates=estimates)
-        return _Figures(alone, self.tool, self._claims, self._places)
-
-    def of(self, paths: list[str], table: readings.Sums, name: str) -> int:
-        """Sum over modules, which do not contain each other."""
-        return sum(table.get(path, {}).get(name, 0) for path in paths)
-
-    def count(self, paths: list[str], kind: str, phases: tuple[str, ...]) -> int:
-        """FLOPs of the phases, of a kind: causal, full, or attention, which is a part of full."""
-        return sum(self.of(paths, self.ours, f"{phase} {kind}") for phase in phases)
-
-    def executed(self, paths: list[str], factor: float, phases: tuple[str, ...]) -> int | None:
-        """FLOPs of the phases that the GPU executed, or MACs by the factor; None where that is not known."""
-        if self._executed is None:
-            return None
-        flops = [self._executed.get(("" if p == TOTAL else p, phase), 0) for p in paths for phase in phases]
-        return None if any(pd.isna(value) for value in flops) else int(sum(flops) * Fraction(factor))
-
-    def both_in(self, tool: str) -> bool:
-        """Whether the figures of the tool have the backward in them, and one ran."""
-        return tool == "torch-counter" and self.count([TOTAL], "full", ("backward",)) > 0
-
-    def parts(self, paths: list[str], table: readings.Sums, quantity: str) -> dict[str, int]:
-        """By how much each cause changes the figure of the full square, the largest first."""
-        names = {name for path in paths for name in table.get(path, {}) if name.startswith(f"{quantity} ")}
-        changes = {name.partition(" ")[2]: self.of(paths, table, name) for name in names}
-        return dict(sorted(((cause, change) for cause, change in changes.items() if change), key=_by_size))
-
-    def words(self, paths: list[str], table: readings.Sums, quantity: str, masked: bool) -> str:
-        """The causes by which a figure of the tool differs from the count, empty if it does not."""
-        parts = self.parts(paths, table, quantity)
-        unit = "MACs" if quantity == "macs" else "FLOPs"
-        named = [f"{cause} ({_signed(change, unit)})" for cause, change in parts.items()]
-        if masked and readings.ATTENTION not in parts:
-            named.insert(0, readings.SQUARE)
-        return ", ".join(named)
-
-    def params_options(self, paths: list[str], quantity: str) -> list[Option]:
-        """What a claim of parameters could be; first what they are."""
-        params, trainable = (sum(table[path] for path in paths) for table in (self._params, self._trainable))
-        if quantity == "params_frozen":
-            return [("", params - trainable)]
-        if quantity == "params_own":
-            below = sum(self._params[child] for path in paths for child in self._children.get(_root(path), []))
-            return [("", max(params - below, 0)), ("tied parameters subtracted twice", params - below)]
-        twice = self.tied()
-        options: list[Option] = [("", trainable if quantity == "params_trainable" else params)]
-        if quantity == "params_of_model":
-            options.append(("0: the profiler ran outside the DeepSpeed engine", 0))
-        if trainable != params:
-            options.append(("trainable parameters only", trainable))
-        if self.covered is not None:
-            options.append((readings.UNCOVERED, sum(self.covered.get(path, 0) for path in paths)))
-        if twice:
-            options += [("tied parameters counted twice", options[0][1] + twice)]
-            options += [("tied parameters counted only where they are first", options[0][1] - twice)]
-        return options
-
-    def tied(self) -> int:
-        """Parameters that are in more than one of the root's children."""
-        return max(0, sum(self._params[child] for child in self._children.get("", [])) - self._params[""])
-
-    def missing(self, places: dict[str, list[str]]) -> list[str]:
-        """Modules that multiply or have parameters, without children, and are not part of what a line stands for.
-
-        A line whose own modules have no lines stands for all that is in it. A report without lines of modules leaves
-        none out.
-        """
-        seen = {path for paths in places.values() for path in paths}
-        opened = {parent for path in seen for parent in ancestors(path)[1:]}
-        return [
-            path for path in self.run.tree["module"]
-            if places and path not in self._children
-            and (self._params[path] or self.ours.get(path, {}).get("forward full"))
-            and not any(place in seen and (place == path or place not in opened) for place in ancestors(path))
-        ]  # fmt: skip
-
-
-def _by_size(item: tuple[str, int]) -> int:
-    return -abs(item[1])
-
-
-def _root(path: str) -> str:
-    return "" if path == TOTAL else path

@@ -59,7 +59,8 @@ def show(
     from gpuprof.cli.output import check_output, in_color, terminal_width
 
     check_output(output)
-    from gpuprof.record import load, write_atomically
+    from gpuprof.files import write_atomically
+    from gpuprof.record import load
     from gpuprof.render import fitting, render
     from gpuprof.render.view import View
 

@@ -152,7 +152,7 @@ def _commands(
 def _save(reached: Sequence[Point], folder: Path) -> tuple[pd.DataFrame, list[str]]:
     """Write the table and the chart; the names of what was written."""
     from gpuprof.analysis.sweep import sweep_table
-    from gpuprof.record import write_atomically
+    from gpuprof.files import write_atomically
     from gpuprof.render.sweep import csv, markdown, sweep_chart
     from gpuprof.render.view import View
     from gpuprof.sweep import run_of

@@ -22,7 +22,8 @@ from gpuprof.parallel.layout import first_steps
 from gpuprof.passes import counters, memory, steady, telemetry, timing, trace
 from gpuprof.passes.failure import explain, let_go
 from gpuprof.passes.seeding import seed_all
-from gpuprof.record import WHOLE_STEP, PassOutcome, Record
+from gpuprof.record import PassOutcome, Record
+from gpuprof.schema import WHOLE_STEP
 from gpuprof.workload import Workload
 
 _MOST_WINDOWS, _WINDOWS_OF_JOB = 5, 3
@@ -135,6 +136,7 @@ def _count(measuring: Measuring) -> PassOutcome:
     run = measuring.run
     counted, difference = steady.count_steady(measuring.workload, measuring.seeded)
     run.ops, run.tree, run.traffic = counted.ops, counted.tree, counted.traffic
+    run.workload |= counted.amounts
     run.warnings += [*difference, *_bounds(counted.outcome), *_loss_warning(counted.result)]
     return counted.outcome
 

@@ -8,6 +8,7 @@ from gpuprof.analysis.executed import counters_only
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Record
 from gpuprof.render import calflops, executed, perfetto, tables, tree
+from gpuprof.render.verdict import verdict_text
 from gpuprof.render.view import BY, View
 
 FORMATS: dict[str, Callable[[Record, View], str]] = {
@@ -56,9 +57,9 @@ def render(run: Record, format: str = "tree", view: View | None = None) -> str:
         raise GpuprofError(
             f"a tree is by module; by {view.by} there are: {', '.join(f for f in FORMATS if f != 'tree')}"
         )
-    if counters_only(run):
-        if format == "tree":
-            return executed.render(run, view)
-        if format in ("calflops", "perfetto"):
-            raise GpuprofError(f"a table of Nsight Compute has kernels alone, nothing for {format}: give --by kernel")
+    only_counters = counters_only(run)
+    if only_counters and format in ("calflops", "perfetto"):
+        raise GpuprofError(f"a table of Nsight Compute has kernels alone, nothing for {format}: give --by kernel")
+    if format == "tree":
+        return verdict_text(run, view) + (executed.render if only_counters else tree.render)(run, view)
     return FORMATS[format](run, view)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import textwrap
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -24,15 +25,17 @@ from gpuprof.analysis.backward import (
     UNEXPLAINED,
     UNUSED,
     backward_ratios,
+    convention_of_modules,
     whole,
 )
 from gpuprof.analysis.modules import by_module
 from gpuprof.errors import GpuprofError
-from gpuprof.record import UNATTRIBUTED, Record
+from gpuprof.record import Record
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.tree import build, walk
 from gpuprof.render.view import View, depth_of
+from gpuprof.schema import UNATTRIBUTED
 
 _COUNTS = {
     "flops_forward": "forward", "flops_recompute": "recompute", "flops_backward": "backward",
@@ -51,7 +54,8 @@ _SHARES = {
 }
 """The causes, as a share of the forward's FLOPs has them."""
 
-_ROOMY = 110  # columns of text from which the counts have room too
+_ROOMY = {**dict.fromkeys(_COUNTS, 110), "ratio_hardware": 60}
+"""Columns of text from which a figure has room."""
 
 
 def render_backward(run: Record, format: str = "text", view: View | None = None) -> str:
@@ -134,35 +138,62 @@ def _error(share: float | None, verb: str) -> str:
     return f"{verb} {units.percent(abs(share))} too {'high' if share > 0 else 'low'}"
 
 
+@dataclass
+class Line:
+    """A line of the text, and a group of bars of the chart.
+
+    Attributes:
+        label: name and class of a module, or of several that agree, folded; a class.
+        figures: its row of `backward_ratios`; ``ratio_time`` of folded modules is that of their mean times.
+        branches: what leads to it in the tree; empty in a flat table.
+        depth: how deep it lies in the tree; the root is 0.
+        modules: how many modules are folded in it.
+        spread: of their ``ratio_time``, standard deviation over mean; None of one module.
+    """
+
+    label: str
+    figures: dict[str, Any]
+    branches: str = ""
+    depth: int = 0
+    modules: int = 1
+    spread: float | None = None
+
+
+def lines(run: Record, view: View) -> list[Line]:
+    """The lines of a view: the tree of modules with equal layers folded; flat by class, or with ``top``."""
+    if view.by == "module" and view.top is None:
+        return list(_tree(run, view))
+    return [Line(_label(row, view), row) for row in frame(run, view).to_dict(orient="records")]
+
+
 def text(run: Record, view: View) -> str:
     """The verdict, then a tree of modules with equal layers folded; a flat table by class or with ``top``."""
-    figures = whole(run)
-    lines = Text("\n".join(textwrap.wrap(_verdict(run, figures), view.width)))
+    verdict = Text("\n".join(textwrap.wrap(_verdict(run, whole(run)), view.width)))
+    rows = lines(run, view)
+    heads = {name: head for name, head in _COUNTS.items() if name != "flops_recompute" or _any_known(rows, name)}
+    heads |= _ratios(run)
+    left_out = [name for name, least in _ROOMY.items() if name in heads and view.width < least]
+    shown = {name: head for name, head in heads.items() if name not in left_out}
     grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
-    rows = list(
-        _tree(run, view, figures["convention"]) if view.by == "module" and view.top is None else _flat(run, view)
-    )
-    columns = [name for name in _COUNTS if name != "flops_recompute" or any(_known(row[name]) for _, row in rows)]
-    ratios = _ratios(run)
-    heads = (_COUNTS if view.width >= _ROOMY else {}) | ratios
-    heads = {name: head for name, head in heads.items() if name in columns or name in ratios}
-    taken = sum(10 if name in _COUNTS else 9 for name in heads)
-    names = min(max((len(label) for label, _ in rows), default=0), (view.width - taken) * 55 // 100)
+    taken = sum(10 if name in _COUNTS else 9 for name in shown)
+    names = min(max((len(row.branches + row.label) for row in rows), default=0), (view.width - taken) * 55 // 100)
     grid.add_column(view.by, no_wrap=True, overflow="ellipsis", width=max(names, 16))
-    for name, head in heads.items():
+    for name, head in shown.items():
         grid.add_column(head, justify="right", no_wrap=True, min_width=9 if name in _COUNTS else 8)
     grid.add_column("why", overflow="fold", ratio=1)
-    for label, row in rows:
-        cells = [_figure(name, row[name]) for name in heads]
-        grid.add_row(Text(label), *cells, Text(row["reason"]))
+    for row in rows:
+        cells = [_figure(name, row.figures[name]) for name in shown]
+        grid.add_row(Text(row.branches + row.label), *cells, Text(row.figures["reason"]))
     note = [
         f"Ratios are backward / forward, {ASSUMED} is what is assumed; recompute is in none of them. "
         "Hardware counts what a fused attention backward computes again."
     ]
     if not run.done("trace") and run.busy.empty:
         note.append("No times: the run was not traced.")
+    if left_out:
+        note.append(f"Left out at this width: {', '.join(heads[name] for name in left_out)}; --format csv has them.")
     notes = [Text(line) for part in note for line in textwrap.wrap(part, view.width)]
-    return to_text(Group(lines, Text(""), grid, Text(""), *notes), view)
+    return to_text(Group(verdict, Text(""), grid, Text(""), *notes), view)
 
 
 def markdown(run: Record, view: View) -> str:
@@ -200,26 +231,30 @@ def _ratios(run: Record) -> dict[str, str]:
     return {name: head for name, head in _RATIOS.items() if name != "ratio_executed" or run.done("counters")}
 
 
-def _tree(run: Record, view: View, convention: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _tree(run: Record, view: View) -> Iterator[Line]:
     """Lines of the module tree, layers that agree in all but their times as one, with their mean times."""
     ratios = backward_ratios(run)
-    own = ratios.drop(columns="ratio_time")  # of every layer its own, and made again from the means
-    modules = by_module(run, convention)
+    times = ratios.set_index("module")["ratio_time"]  # of every layer its own, and made again from the means
+    own = ratios.drop(columns="ratio_time")
+    modules = by_module(run, convention_of_modules(run))
     joined = pd.concat([modules, own[[name for name in own if name not in modules]]], axis=1)
-    above: list[str] = []  # what stands on the way down to a line
+    above: list[str] = []  # reasons on the way down to a line
     for prefix, node in walk(build(joined, view.depth)):
-        reason, level = str(node.figures["reason"]), len(prefix) // 3
-        said = reason and level and above[level - 1] == reason
-        above = [*above[:level], reason]
-        yield prefix + node.label, _timed(node.figures | ({"reason": "as above"} if said else {}))
+        reason, depth = str(node.figures["reason"]), len(prefix) // 3
+        said = reason and depth and above[depth - 1] == reason
+        above = [*above[:depth], reason]
+        figures = _timed(node.figures | ({"reason": "as above"} if said else {}))
+        yield Line(node.label, figures, prefix, depth, len(node.modules), _spread(times[node.modules]))
     rest = ratios[ratios["module"] == UNATTRIBUTED].iloc[0].to_dict()
     if _known(rest["flops_forward"]) or _known(rest["flops_backward"]) or _known(rest["time_backward_s"]):
-        yield UNATTRIBUTED, rest
+        yield Line(UNATTRIBUTED, rest)
 
 
-def _flat(run: Record, view: View) -> Iterator[tuple[str, dict[str, Any]]]:
-    for row in frame(run, view).to_dict(orient="records"):
-        yield _label(row, view), row
+def _spread(ratios: pd.Series) -> float | None:
+    """Standard deviation over mean of several ratios that are all known."""
+    if len(ratios) < 2 or ratios.isna().any():
+        return None
+    return float(ratios.std(ddof=0) / ratios.mean()) if ratios.mean() else None
 
 
 def _label(row: dict[str, Any], view: View) -> str:
@@ -232,6 +267,10 @@ def _label(row: dict[str, Any], view: View) -> str:
 def _timed(figures: dict[str, Any]) -> dict[str, Any]:
     forward, backward = figures["time_forward_s"], figures["time_backward_s"]
     return figures | {"ratio_time": backward / forward if _known(forward) and not pd.isna(backward) else None}
+
+
+def _any_known(rows: list[Line], name: str) -> bool:
+    return any(_known(row.figures[name]) for row in rows)
 
 
 def _known(value: Any) -> bool:

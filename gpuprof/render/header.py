@@ -24,7 +24,7 @@ from gpuprof.analysis.consistency import (
     withheld_of_owners,
 )
 from gpuprof.analysis.counted import hardware
-from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds
+from gpuprof.analysis.denominators import STEADY, WORDS, denominators, ideal_seconds
 from gpuprof.analysis.executed import executed_whole, not_collected
 from gpuprof.analysis.fused import lines
 from gpuprof.analysis.generation import generation, is_generation, moved, phases_of, untold_parts
@@ -51,13 +51,11 @@ from gpuprof.analysis.telemetry import (
     tensor_activity,
 )
 from gpuprof.analysis.untold import host_steps, untold
-from gpuprof.record import MODEL, Record
+from gpuprof.record import Record
 from gpuprof.render.generation import generation_lines
 from gpuprof.render.view import View
+from gpuprof.schema import MODEL
 from gpuprof.theory import CONVENTIONS
-
-_STEADY = 0.5
-"""Spread of a measured ceiling, 10th to 90th percentile over its value, from which it is doubted."""
 
 _WORTH_TELLING = 0.01
 """Share of the step from which time outside the phases is told."""
@@ -133,7 +131,7 @@ def header_lines(run: Record, view: View, sums: dict[str, Any]) -> Iterator[tupl
         yield "Achieved", f"FLOP/s and MFU {sums['withheld']}"
     if (reason := withheld_of_kernels(run)) and not withheld(run):
         times = "times of modules, " if withheld_of_owners(run) else ""
-        yield "Modules", f"{times}FLOP/s and MFU below the whole step {reason}"
+        yield "Modules", f"{times}FLOP/s and kernel MFU below the whole step {reason}"
     if run.is_job and len(run.ranks) and (spread := _of_ranks(run, view)):
         yield "Ranks", spread
     if run.done("counters"):
@@ -486,9 +484,10 @@ def footer(run: Record, view: View, sums: dict[str, Any]) -> Iterator[Renderable
             )
             lines.append(f"Causality unknown, attention counted full: {some}.")
     if run.done("trace") or len(run.busy):
-        what = "backward with recompute. FLOPs are of the forward."
+        rates = "FLOP/s and kernel MFU are over that time, MFU over the step"
+        what = f"backward with recompute. FLOPs are of the forward; {rates}."
         if is_generation(run):
-            what = "MFU of the prefill and MBU of the decode over it. FLOPs are of all phases."
+            what = "kernel MFU of the prefill and kernel MBU of the decode over it. FLOPs are of all phases."
         lines.append(
             f"{times_of(run)}: the union of the intervals of a module's kernels, {what} "
             "Folded layers show their mean ± standard deviation."
@@ -500,7 +499,7 @@ def footer(run: Record, view: View, sums: dict[str, Any]) -> Iterator[Renderable
     lines += untold(run)
     lines += [f"No time to first token, time per token and MBU: {why}."] if (why := untold_parts(run)) else []
     for dtype, spread in run.device.get("peak_spread", {}).items():
-        if spread > _STEADY:
+        if spread > STEADY:
             lines.append(
                 f"The {dtype} ceiling varied by {spread:.0%} while it was measured: other work on this device makes "
                 "MFU uncertain."

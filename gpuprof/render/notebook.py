@@ -14,12 +14,13 @@ from gpuprof.analysis.known_flops import at_least
 from gpuprof.analysis.modules import by_module, counted, totals
 from gpuprof.analysis.steps import traced
 from gpuprof.analysis.untold import untold
-from gpuprof.record import MODEL, UNATTRIBUTED, Record
+from gpuprof.record import Record
 from gpuprof.render import render
 from gpuprof.render.charts import subject
 from gpuprof.render.header import header_lines, of_steps, peaks_used, times_of, warnings
-from gpuprof.render.page import module_table
+from gpuprof.render.page_tables import module_table
 from gpuprof.render.view import View
+from gpuprof.schema import MODEL, UNATTRIBUTED
 
 _OPEN = 2
 """Levels of the tree that are open at first."""

@@ -23,13 +23,15 @@ from gpuprof.render.view import View, frame
 
 _READABLE = [
     "module", "class", "modules", "params", "macs", "flops_forward", "flops_backward", "time_s", "time_forward_s",
-    "time_backward_s", "flops_per_s_forward", "flops_per_s_backward", "mfu_forward", "mfu_backward", "mfu",
+    "time_backward_s", "flops_per_s_forward", "flops_per_s_backward", "kernel_mfu_forward", "kernel_mfu_backward",
+    "kernel_mfu",
 ]  # fmt: skip
 """What people read of modules and classes; machines get every column."""
 
 _READABLE_PARTS = [
-    "module", "class", "modules", "time_prefill_s", "mfu_prefill", "time_decode_s", "mbu_decode", "params",
-    "flops_prefill", "bytes_decode", "flops_decode", "time_encode_s", "mfu_encode", "flops_encode", "macs",
+    "module", "class", "modules", "time_prefill_s", "kernel_mfu_prefill", "time_decode_s", "kernel_mbu_decode",
+    "params", "flops_prefill", "bytes_decode", "flops_decode", "time_encode_s", "kernel_mfu_encode", "flops_encode",
+    "macs",
 ]  # fmt: skip
 """The same of a generation."""
 
@@ -151,7 +153,7 @@ def _raw(run: Record, view: View) -> pd.DataFrame:
 def _notes(run: Record, view: View, rows: pd.DataFrame) -> list[str]:
     """What a reader of the rows has to know of them; empty where there is nothing."""
     alone = ALONE if list(rows) == KERNEL_COLUMNS else _why_withheld(run, rows)
-    known = known_of(run) if view.by == "convention" or ("mfu" in rows and not alone) else ""
+    known = known_of(run) if view.by == "convention" or ({"mfu", "kernel_mfu"} & {*rows} and not alone) else ""
     figures = "FLOPs" if view.by == "convention" else "FLOP/s and MFU"
     least = f"{figures} are at least that: {known}." if known else ""
     of_calls = ON_A_CPU if list(rows) == JOB_COLUMNS and run.device.get("type") == "cpu" else ""
@@ -164,11 +166,13 @@ def _why_withheld(run: Record, rows: pd.DataFrame) -> str:
     """The reason why rows have no rates, as a line; empty where they have, or never do."""
     reason = _withheld(run, rows)
     what = "FLOP/s, MFU and MBU" if reason == _withheld_bytes(run, rows) else "FLOP/s and MFU"
+    if {"mfu", "kernel_mfu"} <= {*rows} and not withheld_of_step(run):
+        what = "Kernel FLOP/s and kernel MFU"
     return f"{what} {reason}." if reason else ""
 
 
 def _withheld(run: Record, rows: pd.DataFrame) -> str:
-    return withheld_of_kernels(run) if "mfu" in rows else withheld_of_step(run) if "step_mfu" in rows else ""
+    return withheld_of_kernels(run) if "kernel_mfu" in rows else withheld_of_step(run) if "mfu" in rows else ""
 
 
 def _withheld_bytes(run: Record, rows: pd.DataFrame) -> str:
@@ -177,7 +181,7 @@ def _withheld_bytes(run: Record, rows: pd.DataFrame) -> str:
 
 
 def _utilisations(rows: pd.DataFrame) -> list[str]:
-    return [str(column) for column in rows if str(column).removeprefix("step_").startswith("mbu")]
+    return [str(column) for column in rows if str(column).removeprefix("kernel_").startswith("mbu")]
 
 
 def _of_bytes(run: Record, view: View, rows: pd.DataFrame) -> Iterator[str]:
@@ -194,8 +198,6 @@ def _of_bytes(run: Record, view: View, rows: pd.DataFrame) -> Iterator[str]:
     else:
         name, per_s = bandwidth(run)
         yield f"MBU is bytes that must move over time and {BANDWIDTHS[name]}, {units.si(per_s, 'B/s')}."
-    if "step_mfu" in rows:
-        yield "step_mfu and step_mbu are over time_s, of the undisturbed step; mfu and mbu over kernel time."
     if (rows[columns].astype("Float64") > 1).any(axis=None):
         yield "Above 100 % the bytes fit the device's own caches: not all of them come from its memory."
     if view.by == "part" and (left_out := len(rows) - len(_thinned(view, rows))):
@@ -254,7 +256,7 @@ def _readable(rows: pd.DataFrame) -> pd.DataFrame:
 
 def readable(column: Any, value: Any) -> str:
     """A figure as its column's name says: seconds, FLOP/s, a share, bytes or a count."""
-    name = str(column).removeprefix("step_") if column != "step_s" else "step_s"
+    name = str(column).removeprefix("kernel_")
     if _is_text(name) or isinstance(value, str):
         return "(root)" if name == "module" and value == "" else str(value)
     number = None if value is None or pd.isna(value) else float(value)

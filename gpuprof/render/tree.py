@@ -15,20 +15,21 @@ from rich.text import Text
 from gpuprof import units
 from gpuprof.analysis.generation import PARTS, moved, phases_of
 from gpuprof.analysis.modules import by_module, totals
-from gpuprof.record import UNATTRIBUTED, Record
+from gpuprof.record import Record
 from gpuprof.render import tables
 from gpuprof.render.console import to_text
 from gpuprof.render.header import footer, header
 from gpuprof.render.view import View
+from gpuprof.schema import UNATTRIBUTED
 
 _TIMES = ("time_forward_s", "time_recompute_s", "time_backward_s")
 _COLUMNS = {
     "params": 6, "of params": 5, "MACs": 6, "FLOPs": 6, "of FLOPs": 5, "executed": 8, "forward": 12, "backward": 13,
-    "FLOP/s": 6, "MFU %": 5,
+    "FLOP/s": 6, "MFU %": 6,
 }  # fmt: skip
 """Figures of a line and their widths; executed is what counters say over the counted hardware FLOPs."""
 
-_PARTS = {"encode": 13, "prefill": 13, "MFU %": 5, "bytes": 9, "decode": 13, "MBU %": 5}
+_PARTS = {"encode": 13, "prefill": 13, "MFU %": 6, "bytes": 9, "decode": 13, "MBU %": 6}
 """Those of a generation in place of forward and what follows it: MFU of the prefill, bytes and MBU of the decode."""
 
 _RANKS = 8
@@ -39,18 +40,18 @@ _GIVE_WAY = ("MACs", "of params", "of FLOPs", "FLOP/s", "bytes", "params", "FLOP
 
 _Rate = tuple[str, tuple[str, ...]]
 
-_RATES: dict[str, _Rate] = {"MFU %": ("mfu", _TIMES)}
+_RATES: dict[str, _Rate] = {"MFU %": ("kernel_mfu", _TIMES)}
 """Columns of shares of the most that there can be, and the times that they are over."""
 
 _BOUND = {"MFU %": "prefill", "MBU %": "decode"}
 """Whose they are in a generation."""
 
 _RATES_OF_PARTS: dict[str, _Rate] = {
-    "MFU %": ("mfu_prefill", ("time_prefill_s",)), "MBU %": ("mbu_decode", ("time_decode_s",)),
+    "MFU %": ("kernel_mfu_prefill", ("time_prefill_s",)), "MBU %": ("kernel_mbu_decode", ("time_decode_s",)),
 }  # fmt: skip
 """The same of it."""
 
-_HEADINGS = {"of params": "%", "of FLOPs": "%"}
+_HEADINGS = {"of params": "%", "of FLOPs": "%", "MFU %": "kernel\nMFU %", "MBU %": "kernel\nMBU %"}
 
 
 @dataclass
@@ -62,12 +63,14 @@ class Node:
         figures: its row of the module table; times of folded modules are their mean.
         spread: of the folded modules' times, standard deviation over mean, by column; empty for one module.
         children: the lines below it.
+        modules: paths of the modules that the line is of.
     """
 
     label: str
     figures: dict[str, Any]
     spread: dict[str, float] = field(default_factory=dict)
     children: list[Node] = field(default_factory=list)
+    modules: list[str] = field(default_factory=list)
 
 
 def render(run: Record, view: View) -> str:
@@ -80,9 +83,11 @@ def render(run: Record, view: View) -> str:
     grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
     # the figures keep their room; names give way
     names = view.width - _width(columns)
-    grid.add_column("module", no_wrap=True, overflow="ellipsis", min_width=16, max_width=max(names, 16))
+    grid.add_column(
+        "module", no_wrap=True, vertical="bottom", overflow="ellipsis", min_width=16, max_width=max(names, 16)
+    )
     for name in columns:
-        grid.add_column(_HEADINGS.get(name, name), justify="right", no_wrap=True)
+        grid.add_column(_HEADINGS.get(name, name), justify="right", no_wrap=True, vertical="bottom")
     root = build(modules, view.depth)
     whole = modules.iloc[0].to_dict()
     lost = {name: (_lost(whole, *rate) or 0.0, rate) for name, rate in rates.items()}
@@ -153,7 +158,7 @@ def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
             label = f"{times}{figures['class']} ({_numbers(paths)})" if times else name
         elif figures["class"].replace(".", "_") == name:  # a label
             label = str(figures["class"])
-        return Node(label, figures, spread, below)
+        return Node(label, figures, spread, below, paths)
 
     def folded(parents: list[str], level: int) -> Iterator[Node]:
         """Lines below parents that agree: their children of one name are one line, and neighbours may be too."""
@@ -219,7 +224,7 @@ def _must_agree(column: str) -> bool:
 
 
 def _is_timed(column: str) -> bool:
-    return column.startswith(("time_", "flops_per_s", "bytes_per_s", "mfu", "mbu"))
+    return column.startswith(("time_", "flops_per_s", "bytes_per_s", "kernel_"))
 
 
 def _numbers(paths: list[str]) -> str:

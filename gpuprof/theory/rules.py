@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from gpuprof.errors import GpuprofError
-from gpuprof.theory.names import communicates
+from gpuprof.theory.names import communicates, without_overload
 
 RULES_VERSION = 2
 """Raised whenever a rule changes a figure: runs of different versions are not comparable."""
@@ -161,7 +161,7 @@ def rule_for(op: str) -> Rule | None:
 
     Whatever `gpuprof.theory.names.communicates` has one: `message`, unless another is registered.
     """
-    return _RULES.get(op) or _RULES.get(op.partition(".")[0]) or (_COMMUNICATION if communicates(op) else None)
+    return _RULES.get(op) or _RULES.get(without_overload(op)) or (_COMMUNICATION if communicates(op) else None)
 
 
 def message(*args: Any, out: Any = None, **kwargs: Any) -> Cost:

@@ -29,7 +29,7 @@ class Workload:
             `file` or `module`), `architecture`, `mode`, every option as resolved, `loss`, `weights`
             (`random`, `loaded` or `none`), `inputs` (a list of `name`, `shape`, `dtype`), `tokens_per_step`
             (positions of text that one step processes, encoder and decoder together; None where there is
-            no text), `samples_per_step` (None where no inputs are given), `notes` and `facts` (the architecture as
+            no text), `samples_per_step` (None where no inputs are given; both None of a given step until it was counted), `notes` and `facts` (the architecture as
             closed formulas ask for it, see `gpuprof.theory.Architecture`; None where it is not known).
         device: Where the step runs; `meta` for a workload without weights.
         optimizer: What the step updates the parameters with.
@@ -100,6 +100,8 @@ def from_module(
         **describe_inputs(args, kwargs),
         "notes": [],
     }
+    if step is not None:  # it may call the model with them many times, with others, or not at all: the counting pass sees
+        description |= dict.fromkeys(("tokens_per_step", "samples_per_step"))
     description["facts"] = _facts(model, description) if step is None else None
     if step is not None:
         description["step"] = "given"

@@ -8,8 +8,9 @@ from test_hints import the
 from gpuprof.analysis.budget import budget, idle_owners
 from gpuprof.analysis.hints import hints
 from gpuprof.errors import GpuprofError
-from gpuprof.job import assemble, part
-from gpuprof.record import table
+from gpuprof.job import assemble
+from gpuprof.job_part import part
+from gpuprof.schema import table
 
 NS = 1e-9
 

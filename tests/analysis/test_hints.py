@@ -4,7 +4,7 @@ from test_budget import attention_run, op, run_of
 
 from gpuprof.analysis.budget import budget
 from gpuprof.analysis.hints import LEAST_GAIN, MOST, hints
-from gpuprof.record import table
+from gpuprof.schema import table
 
 NS = 1e-9
 

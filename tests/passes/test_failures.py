@@ -10,7 +10,7 @@ from torch import nn
 import gpuprof
 from gpuprof.errors import GpuprofError
 from gpuprof.passes.failure import explain
-from gpuprof.record import UNATTRIBUTED
+from gpuprof.schema import UNATTRIBUTED
 from gpuprof.workload import Options, build
 
 PASSES = ["count", "time", "trace", "memory"]

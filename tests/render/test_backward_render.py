@@ -10,10 +10,10 @@ from runs import counted_run, gpu_run, kernel_row, ops_row, tree_row
 import gpuprof
 from gpuprof.analysis.backward import RATIO_COLUMNS
 from gpuprof.pictures import SUFFIXES
-from gpuprof.record import table
 from gpuprof.render.backward import FORMATS, render_backward, verdict
 from gpuprof.render.backward_chart import backward_chart, chart_rows
 from gpuprof.render.view import View
+from gpuprof.schema import table
 
 CONTRACT = [
     "module", "class", "params", "trainable_params", "flops_forward", "flops_recompute", "flops_backward",
@@ -147,17 +147,69 @@ def test_charts_of_both_kinds(tmp_path):
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.png", "a.svg", "b.svg"]
 
 
-def test_chart_rows_are_the_first_depth_with_something_to_compare():
-    assert list(chart_rows(gpu_run(), View())["label"]) == ["layers.0", "layers.1"]  # no depth has three: the deepest
-    assert list(chart_rows(gpu_run(), View(depth=1))["label"]) == ["layers", "head"]
-    assert list(chart_rows(gpu_run(), View(by="class"))["label"]) == ["Net", "ModuleList", "Block x 2", "Linear"]
-    assert list(chart_rows(gpu_run(), View(by="class", top=1))["label"]) == ["Net"]
+def layers_of_times(*backward_ns):
+    """A net whose layers each take 100 us forward, of which the gradients take what is given."""
+    run = gpu_run()
+    layers = [tree_row(f"layers.{index}", "Block", 100) for index in range(len(backward_ns))]
+    run.tree = table("tree", [tree_row("", "Net", 100), tree_row("layers", "ModuleList", 100), *layers])
+    phases = [("forward", 10, [100_000] * len(backward_ns)), ("backward", 20, backward_ns)]
+    run.ops = table("ops", [
+        ops_row(f"layers.{index}", phase, "aten::mm.default", flops)
+        for phase, flops, times in phases for index in range(len(times))
+    ])  # fmt: skip
+    run.kernels = table("kernels", [
+        kernel_row(f"layers.{index}", phase, "aten::mm", at, ns)
+        for phase, _, times in phases for index, ns in enumerate(times)
+        for at in [(phase == "backward") * 50_000_000 + index * 1_000_000]
+    ])  # fmt: skip
+    return run
+
+
+def test_the_chart_has_the_lines_of_the_tree_with_mean_and_spread():
+    bars = chart_rows(layers_of_times(*[100_000, 300_000] * 15), View())
+
+    assert list(bars["label"]) == ["layers: ModuleList", "(0-29): 30 x Block"]
+    assert list(bars["depth"]) == [0, 1]
+    assert list(bars["ratio_flops"]) == [2, 2]
+    assert list(bars["ratio_time"]) == pytest.approx([2, 2])  # of 1 and 3
+    assert bars["spread"].isna()[0]
+    assert bars["spread"][1] == pytest.approx(0.5)  # 1 and 3 lie 1 from 2
+    assert [*chart_rows(gpu_run(), View())["label"]] == ["layers: ModuleList", "(0-1): 2 x Block", "head: Linear"]
+    assert [*chart_rows(gpu_run(), View(depth=1))["label"]] == ["layers: ModuleList", "head: Linear"]
+    assert [*chart_rows(gpu_run(), View(by="class"))["label"]] == ["Net", "ModuleList", "Block x 2", "Linear"]
+    assert [*chart_rows(gpu_run(), View(by="class", top=1))["label"]] == ["Net"]
+
+
+def test_what_the_chart_leaves_out_is_said(tmp_path):
+    run = layers_of_times(*[200_000] * 31)
+    run.tree["class"] = ["Net", "ModuleList", *(f"Block{index}" for index in range(31))]  # none folds
+    drawn = backward_chart(run, tmp_path / "a.svg", View()).read_text()
+
+    assert "left out: what lies deeper than 1 (--depth)" in drawn
+    assert [*chart_rows(run, View())["label"]] == ["layers: ModuleList"]
+    assert len(chart_rows(run, View(depth=2))) == 32
+    drawn = backward_chart(run, tmp_path / "b.svg", View(by="class")).read_text()
+    assert "left out: 3 lines of less time" in drawn  # 33 classes
+    run = layers_of_times(200_000, 200_000)
+    run.tree = table("tree", [*run.tree.to_dict(orient="records"), tree_row("idle", "Idle")])
+    idle = kernel_row("idle", "backward", "aten::relu", 90_000_000, 300)  # 600 us in the layers: 0.05 %
+    run.kernels = table("kernels", [*run.kernels.to_dict(orient="records"), idle])
+    drawn = backward_chart(run, tmp_path / "c.svg", View()).read_text()
+    assert "left out: 1 line without FLOPs and below 0.2 % of the time" in drawn
+    assert "left out" not in backward_chart(layers_of_times(200_000), tmp_path / "d.svg", View()).read_text()
+
+
+def test_text_says_which_columns_it_leaves_out():
+    for width, left_out in ((59, "forward, backward, hardware"), (109, "forward, backward"), (110, "")):
+        text = " ".join(render_backward(gpu_run(), view=View(width=width)).split())
+        assert (f"Left out at this width: {left_out}; --format csv has them." in text) == bool(left_out)
+        assert ("Left out" in text) == bool(left_out)
 
 
 def test_nothing_to_draw_is_said(tmp_path):
     run = gpu_run()
     with pytest.raises(gpuprof.GpuprofError, match="no ratio to draw"):
-        backward_chart(run, tmp_path / "a.png", View(depth=9))
+        backward_chart(run, tmp_path / "a.png", View(depth=0))
     assert SUFFIXES == (".png", ".svg")
 
 

@@ -8,9 +8,10 @@ import trainings
 from runs import counted_run, generation_run, gpu_run, rank_run, tree_row
 
 import gpuprof
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import PassOutcome
 from gpuprof.render import render
 from gpuprof.render.view import View
+from gpuprof.schema import table
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 

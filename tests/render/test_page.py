@@ -10,10 +10,10 @@ from runs import counted_run, generation_run, gpu_run, kernel_row, tree_row
 
 import gpuprof
 from gpuprof.analysis.modules import by_module, by_phase
-from gpuprof.record import table
 from gpuprof.render import page_charts
 from gpuprof.render.page import render_page
 from gpuprof.run import Run
+from gpuprof.schema import table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -185,7 +185,7 @@ def test_a_generation_is_told_by_what_bounds_its_phases():
     assert "<span>MFU</span>" not in page
     assert "with recompute" not in page
     heads = re.findall(r"<th[^>]*>([^<]*)</th>", page[page.index('id="table-modules"') :].partition("</thead>")[0])
-    assert heads == ["module", "params", "FLOPs", "prefill", "MFU", "decode", "MBU"]
+    assert heads == ["module", "params", "FLOPs", "prefill", "kernel MFU", "decode", "kernel MBU"]
 
 
 def test_the_time_per_token_lies_over_that_of_its_bytes():
@@ -225,7 +225,7 @@ def test_what_a_phase_has_of_the_step():
 
 
 def test_time_of_a_generation_is_not_counted_twice_in_its_picture():
-    figure = page_charts.icicle(by_module(generation_run()), "mbu_decode")
+    figure = page_charts.icicle(by_module(generation_run()), "kernel_mbu_decode")
 
     (icicle,) = figure.data
     assert dict(zip(icicle.ids, icicle.values, strict=True))["attn"] == pytest.approx(340e-9)  # 100 + 3 x 80
