@@ -115,9 +115,10 @@ def test_without_weights_the_function_works_on_the_cpu(write):
 @pytest.mark.parametrize(
     ("body", "options", "message"),
     [
-        ("def make(batch_size): ...", {}, "work.py:make takes 'batch_size': give --batch-size, or the parameter a default"),
-        ("def make(batchsize): ...", {}, "work.py:make takes 'batchsize', which gpuprof does not know: give it a default; "
-         "known are mode, batch_size, "),
+        ("def make(batch_size): ...", {},
+         "work.py:make takes 'batch_size': give --batch-size, or the parameter a default"),
+        ("def make(batchsize): ...", {},
+         "work.py:make takes 'batchsize', which gpuprof does not know: give it a default; known are mode, batch_size"),
         ("def make(batch_size=1): ...", {"seq_len": 2},
          "--seq-len cannot reach work.py:make: let the function take a parameter seq_len"),
         ("def make(**sizes): ...", {"seq_len": 2}, "--seq-len cannot reach work.py:make"),
