@@ -38,7 +38,7 @@ _STYLE = """
 .gpuprof td { padding: 1px 0; white-space: pre-wrap; overflow-wrap: anywhere; max-width: 80em; }
 .gpuprof .tree { overflow-x: auto; font-variant-numeric: tabular-nums; }
 .gpuprof .line { display: flex; padding: 1px 0; border-bottom: 1px solid rgba(128, 128, 128, .25); }
-.gpuprof .line span { flex: none; width: 8.4em; text-align: right; white-space: nowrap; }
+.gpuprof .line span { flex: none; width: 8em; text-align: right; white-space: nowrap; }
 .gpuprof .line .name { flex: 1; text-align: left; overflow: hidden; text-overflow: ellipsis; }
 .gpuprof summary { cursor: pointer; list-style: none; }
 .gpuprof summary .name::before { content: "\\25B8"; display: inline-block; width: 1.1em; opacity: .7; }
@@ -91,7 +91,7 @@ def html(run: Record) -> str:
     lines = "".join(f"<tr><th>{escape(label)}</th><td>{escape(text)}</td></tr>" for label, text in said)
     table = module_table(run, by_module(run))
     heads = [head["name"] for head in table["heads"]]
-    width = 15 + 8.4 * (len(heads) - 1)
+    width = 15 + 8 * (len(heads) - 1)
     first = {"path": "", "class": "", "depth": 0, "parent": False, "cells": [{"text": name} for name in heads]}
     rows = [row for row in table["rows"] if row["path"] != UNATTRIBUTED or any(c["value"] for c in row["cells"][1:])]
     backward = "" if phases_of(run) else ", backward with recompute"
