@@ -70,12 +70,13 @@ class Run(record.Record):
         Raises:
             GpuprofError: an argument is none of these, they contradict, or the run has no such rows.
         """
-        from gpuprof.render import render
+        from gpuprof.render import fitting, render
         from gpuprof.render.view import View
 
         _check_counts(depth=depth, top=top)
         width = shutil.get_terminal_size((120, 24)).columns
-        print(render(self, format, View(by, depth, top, sort, convention, width=width)), end="")
+        view = View(by, depth, top, sort, convention, width=width)
+        print(render(self, fitting(format, view), view), end="")
 
     def budget_figure(
         self, phase: str | None = None, *, convention: str | None = None, denominator: str | None = None
@@ -95,24 +96,24 @@ class Run(record.Record):
     def roofline_figure(
         self, by: str = "op", *, phase: str | None = None, top: int | None = None, denominator: str | None = None
     ) -> Figure:
-        """FLOP/s over FLOP per byte under the ceilings of the device; see `gpuprof.render.roofline.roofline_figure`.
+        """FLOP/s over FLOP per byte under the ceilings of the device: `gpuprof.render.roofline_chart.roofline_figure`.
 
         Raises:
             GpuprofError: matplotlib is missing, or the run has no such dots.
         """
-        from gpuprof.render.roofline import roofline_figure
+        from gpuprof.render.roofline_chart import roofline_figure
         from gpuprof.render.view import View
 
         _check_counts(top=top)
         return roofline_figure(self, View(by=by, phase=phase, top=top), denominator)
 
     def memory_figure(self) -> Figure:
-        """Memory over the time of the step; see `gpuprof.render.memory.memory_figure`.
+        """Memory over the time of the step; see `gpuprof.render.memory_chart.memory_figure`.
 
         Raises:
             GpuprofError: matplotlib is missing, or the run has no timeline.
         """
-        from gpuprof.render.memory import memory_figure
+        from gpuprof.render.memory_chart import memory_figure
 
         return memory_figure(self)
 

@@ -31,7 +31,8 @@ from gpuprof.render.backward_chart import backward_chart
 from gpuprof.render.budget import budget_chart, render_budget
 from gpuprof.render.page import render_page
 from gpuprof.render.regression import render_check
-from gpuprof.render.roofline import render_roofline, roofline_chart
+from gpuprof.render.roofline import render_roofline
+from gpuprof.render.roofline_chart import roofline_chart
 from gpuprof.render.sweep import FORMATS as SWEEP_FORMATS
 from gpuprof.render.validation import FORMATS as VALIDATION_FORMATS
 from gpuprof.render.validation import render_validation

@@ -81,8 +81,8 @@ def budget(
     check_output(chart)
     if chart is not None:
         check_picture(chart)
+    from gpuprof.analysis.bounds import read_ceilings
     from gpuprof.analysis.budget import budget as budget_of
-    from gpuprof.analysis.budget import read_ceilings
     from gpuprof.files import write_atomically
     from gpuprof.record import load
     from gpuprof.render.budget import budget_chart, render_budget

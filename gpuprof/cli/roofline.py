@@ -51,7 +51,8 @@ def roofline(
     from gpuprof.files import write_atomically
     from gpuprof.pictures import SUFFIXES, check_picture
     from gpuprof.record import load
-    from gpuprof.render.roofline import render_roofline, roofline_chart
+    from gpuprof.render.roofline import render_roofline
+    from gpuprof.render.roofline_chart import roofline_chart
     from gpuprof.render.view import View
 
     picture = output if output is not None and output.suffix.lower() in SUFFIXES else None

@@ -61,7 +61,7 @@ def show(
     check_output(output)
     from gpuprof.files import write_atomically
     from gpuprof.record import load
-    from gpuprof.render import render
+    from gpuprof.render import fitting, render
     from gpuprof.render.view import View
 
     view = View(
@@ -74,7 +74,8 @@ def show(
         color=in_color() and output is None,
         folder=run.parent,
     )
-    text = render(load(run), format.value if format else None, view)
+    chosen = fitting(format.value if format else None, view)
+    text = render(load(run), chosen, view)
     if output is None:
         print(text, end="")
     else:

@@ -14,6 +14,7 @@ from gpuprof.analysis.backward import ASSUMED, whole
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_drawing, check_picture
 from gpuprof.record import Record
+from gpuprof.render import palette
 from gpuprof.render.backward import Line, lines
 from gpuprof.render.charts import new_figure, save_picture, subject
 from gpuprof.render.view import View
@@ -22,12 +23,10 @@ from gpuprof.schema import UNATTRIBUTED
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FLOPS_COLOR, _TIME_COLOR, _LINE_COLOR = "#1f4e79", "#e0a030", "#b02020"
-_EXECUTED_COLOR = "#5b8c5a"
 RATIOS = {
-    "ratio_flops": ("by counted FLOPs", _FLOPS_COLOR),
-    "ratio_executed": ("by executed FLOPs", _EXECUTED_COLOR),
-    "ratio_time": ("by time", _TIME_COLOR),
+    "ratio_flops": ("by counted FLOPs", palette.BLUE),
+    "ratio_executed": ("by executed FLOPs", palette.TEAL),
+    "ratio_time": ("by time", palette.ORANGE),
 }
 """Ratios that are drawn where they are known, with their names and colours."""
 
@@ -113,10 +112,10 @@ def ratio_bars(bars: pd.DataFrame, title: str) -> Figure:
                 said + (" →" if number > limit else ""), (0 if math.isnan(shown) else shown, at),
                 xytext=(-3 if inside else 3, 0), textcoords="offset points", va="center",
                 ha="right" if inside else "left", fontsize=7.5, zorder=4,
-                color="white" if inside and color == _FLOPS_COLOR else "#303030",
+                color="white" if inside and color == palette.BLUE else "#303030",
                 bbox=None if inside else {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
             )  # fmt: skip
-    axes.axvline(ASSUMED, color=_LINE_COLOR, linewidth=1.4, linestyle="--", zorder=3, label=f"assumed: {ASSUMED}.0")
+    axes.axvline(ASSUMED, color=palette.MARK, linewidth=1.4, linestyle="--", zorder=3, label=f"assumed: {ASSUMED}.0")
     depths = bars["depth"] if "depth" in bars else [0] * len(bars)
     labels = ["   " * depth + str(label) for depth, label in zip(depths, bars["label"], strict=True)]
     axes.set_yticks(range(len(bars)), labels, fontsize=8.5, ha="left")

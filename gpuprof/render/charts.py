@@ -20,12 +20,17 @@ def subject(run: Record) -> str:
     if run.device.get("type") == "cpu":
         threads = run.environment.get("threads")
         device = f"CPU ({device}, {threads} thread{'' if threads == 1 else 's'})"
+    parts = (about.get("name"), *sizes(run), about.get("dtype"), run.of_job, device)
+    return " · ".join(str(part) for part in parts if part)
+
+
+def sizes(run: Record) -> list[str]:
+    """Sizes of the inputs in words, those that are known: ``batch 1``, ``sequence 512``."""
+    about = run.workload
     size = [f"batch {about['batch_size']}"] if about.get("batch_size") else []
     size += [f"sequence {about['seq_len']}"] if about.get("seq_len") else []
     size += [f"prompt {about['prompt_len']}"] if about.get("prompt_len") else []
-    size += [f"{about['new_tokens']} new tokens"] if about.get("new_tokens") else []
-    parts = (about.get("name"), *size, about.get("dtype"), run.of_job, device)
-    return " · ".join(str(part) for part in parts if part)
+    return size + ([f"{about['new_tokens']} new tokens"] if about.get("new_tokens") else [])
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -24,7 +24,7 @@ from gpuprof.analysis.consistency import (
     withheld_of_owners,
 )
 from gpuprof.analysis.counted import hardware
-from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds
+from gpuprof.analysis.denominators import STEADY, WORDS, denominators, ideal_seconds
 from gpuprof.analysis.executed import executed_whole, not_collected
 from gpuprof.analysis.fused import lines
 from gpuprof.analysis.generation import generation, is_generation, moved, phases_of, untold_parts
@@ -56,9 +56,6 @@ from gpuprof.render.generation import generation_lines
 from gpuprof.render.view import View
 from gpuprof.schema import MODEL
 from gpuprof.theory import CONVENTIONS
-
-_STEADY = 0.5
-"""Spread of a measured ceiling, 10th to 90th percentile over its value, from which it is doubted."""
 
 _WORTH_TELLING = 0.01
 """Share of the step from which time outside the phases is told."""
@@ -502,7 +499,7 @@ def footer(run: Record, view: View, sums: dict[str, Any]) -> Iterator[Renderable
     lines += untold(run)
     lines += [f"No time to first token, time per token and MBU: {why}."] if (why := untold_parts(run)) else []
     for dtype, spread in run.device.get("peak_spread", {}).items():
-        if spread > _STEADY:
+        if spread > STEADY:
             lines.append(
                 f"The {dtype} ceiling varied by {spread:.0%} while it was measured: other work on this device makes "
                 "MFU uncertain."

@@ -6,7 +6,9 @@ import pytest
 from runs import gpu_run, kernel_row, ops_row, tree_row
 
 import gpuprof
-from gpuprof.analysis.budget import PARTS, budget, budget_by, idle_owners, owned, read_ceilings
+from gpuprof.analysis.bounds import read_ceilings
+from gpuprof.analysis.budget import PARTS, budget, budget_by, idle_owners
+from gpuprof.analysis.kernel_time import owned
 from gpuprof.analysis.modules import totals, union_ns
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.record import PassOutcome
