@@ -263,7 +263,7 @@ NOT_RUN = {
     "examples/README.md": "FlopCounterMode prints by tabulate, which gpuprof does not need",
     "docs/training.md": "tests/meter/test_training_docs.py runs it and holds its figures",
     "docs/compile.md": "torch.compile takes half a minute; tests/compiled does the same",
-    "docs/own-models.md": "tests/workload/test_own_models.py runs its files; the rest has a model and a batch of its own",
+    "docs/own-models.md": "tests/workload/test_own_models.py runs its files; the rest has a model of its own",
     "docs/parallel.md": "needs a job of several processes; tests/parallel does the same",
 }
 
