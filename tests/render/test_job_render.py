@@ -270,7 +270,7 @@ def test_what_one_rank_doubts_is_withheld_of_the_job():
     job = gpuprof.job.assemble(map(gpuprof.job_part.part, (first, second)))
     assert gpuprof.analysis.modules.totals(job)["mfu"] is None
     text = render(job, "tree", View(width=200))
-    assert "withheld: rank 1: aten::mm in the forward: counted 1 calls, traced 0" in text
+    assert "withheld: rank 1: aten::mm in the forward: counted 1 call, traced 0" in text
 
 
 def test_in_a_folder_the_files_of_ranks_are_their_jobs(tmp_path):
