@@ -148,6 +148,14 @@ def test_a_rank_and_its_job():
     assert first.startswith("2 ranks: MFU 25.0 % of the datasheet dense peak")
     assert "of all ranks together)" in first
     assert "run.rank0.json' splits the step of rank 0" in change
+    ranks[1] = rank_run(1, compute=130, waits=20, step_ns=180)
+    first, change = verdict(assemble(part(run, f"run.rank{rank}.json") for rank, run in enumerate(ranks)))
+    # 40 of 180 ns; 115 ns of computation in the mean
+    assert "MFU 22.2 %" in first
+    assert "the largest part beside the ideal is compute (above ideal) with 41.7 % of the step" in first
+    assert change == (
+        "Next (what it would gain is not known): 'gpuprof budget run.rank1.json' splits the step of rank 1."
+    )
 
 
 def test_a_recording_without_shapes_or_a_step():
