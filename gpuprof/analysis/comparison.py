@@ -135,10 +135,8 @@ def _figures(launch: Record, ideal: _Ideal) -> dict[str, Any]:
     middle = typical(launch, times)
     step_s = float(middle["step"])
     found = generation(launch)
-    rates = {
-        f"{unit}_per_s": amount / step_s
-        for unit in ("tokens", "samples")
-        if (amount := per_step(launch, unit))
+    rates: dict[str, float | None] = {
+        f"{unit}_per_s": amount / step_s for unit in ("tokens", "samples") if (amount := per_step(launch, unit))
     }
     if launch.workload["mode"] == "generate":
         rates["tokens_per_s"] = new_tokens_per_s(launch)

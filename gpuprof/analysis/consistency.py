@@ -213,7 +213,8 @@ def _of_calls(run: Record) -> Iterator[str]:
         if _begun(run, phase, calls, seen):
             continue
         if seen != calls:
-            yield f"{op} in the {phase}: counted {calls} calls, traced {seen}: the passes ran different steps"
+            known = units.number(calls, "call")
+            yield f"{op} in the {phase}: counted {known}, traced {seen}: the passes ran different steps"
         elif (
             op not in nested
             and "" not in theirs
@@ -234,7 +235,7 @@ def _of_owners(run: Record) -> Iterator[str]:
         module, phase, op = key
         if calls != seen and not _begun(run, phase, calls, seen):
             yield (
-                f"{op} of {module or '(root)'} in the {phase}: counted {calls} calls, traced {seen}: "
+                f"{op} of {module or '(root)'} in the {phase}: counted {units.number(calls, 'call')}, traced {seen}: "
                 "the trace books time on another module"
             )
 

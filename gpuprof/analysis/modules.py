@@ -10,7 +10,13 @@ import pandas as pd
 
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.compiled import hardware_of_compiled
-from gpuprof.analysis.consistency import owned_kernels, per_step, withheld_of_kernels, withheld_of_owners, withheld_of_step
+from gpuprof.analysis.consistency import (
+    owned_kernels,
+    per_step,
+    withheld_of_kernels,
+    withheld_of_owners,
+    withheld_of_step,
+)
 from gpuprof.analysis.counted import chosen, convention_of, counted, hardware, priced, whole_step
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.directions import directions
@@ -263,7 +269,7 @@ def by_class(run: Record, convention: str | None = None) -> pd.DataFrame:
 
 
 OP_COLUMNS = [
-    "op", "kind", "calls", "flops", "flops_profiler", "time_s", "time_share", "flops_per_s", "kernel_mfu", "kernels",
+    "op", "kind", "time_s", "time_share", "calls", "flops", "flops_per_s", "kernel_mfu", "flops_profiler", "kernels",
     "vector_flops", "bytes", "flops_full", "flops_hardware", "flops_compiled", "vector_flops_compiled",
 ]  # fmt: skip
 """Columns of `by_op`, as far as the passes that give them ran."""
@@ -371,15 +377,14 @@ def by_kernel(run: Record, convention: str | None = None) -> pd.DataFrame:
     grouped = kernels.groupby(key, sort=False, dropna=False)
     table = pd.DataFrame(
         {
-            "ops": grouped["op"].agg(_words),
-            "kind": grouped["kind"].agg(_words),
+            "time_s": (time_s := grouped["duration_ns"].sum().astype("float64") * 1e-9),
+            "time_share": time_s / time_s.sum() if time_s.sum() else math.nan,
             "kernels": grouped.size(),
-            "time_s": grouped["duration_ns"].sum().astype("float64") * 1e-9,
             "median_s": grouped["duration_ns"].median().astype("float64") * 1e-9,
+            "kind": grouped["kind"].agg(_words),
+            "ops": grouped["op"].agg(_words),
         }
     )
-    total = table["time_s"].sum()
-    table["time_share"] = table["time_s"] / total if total else math.nan
     table = table.sort_values("time_s", ascending=False).reset_index()
     if not compiled:
         return table
@@ -393,8 +398,10 @@ def _words(names: pd.Series) -> str:
 
 
 def by_phase(run: Record, convention: str | None = None) -> pd.DataFrame:
-    """One row per phase: step time by events (median and quartiles), kernel time, FLOPs, rates.
+    """One row per phase: its time in the step by events, kernel time, FLOPs, rates.
 
+    ``time_s`` of all phases is the time of the step, as `gpuprof.analysis.steps.step_seconds` has it; quartiles are of
+    each phase by itself.
     ``time_s`` of the backward includes recomputation, which cannot be told apart without a trace. ``kernel_time_s``
     includes that of communication, hidden or not, which has a column where there is any. Rates are over ``time_s``,
     those that begin with ``kernel_`` over ``kernel_time_s``.

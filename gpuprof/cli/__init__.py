@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.main import get_command
 
+from gpuprof.cli.encoding import spell_out
 from gpuprof.cli.verbs import Verbs
 from gpuprof.errors import GpuprofError
 from gpuprof.parallel.launch import speaks
@@ -52,6 +53,7 @@ _UsageError: Any = typer.BadParameter.__base__  # click's, or that of the click 
 def main() -> None:
     """Run the command line; what the user can mend is one line on stderr and status 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the report is what the user asked for
+    spell_out()
     exit_on_sigterm()  # what runs in other process groups for this one is ended too
     try:
         # not app(): it would print wrong usage in a box, and end a broken pipe and the end of a file with status 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -101,17 +100,6 @@ def budget(
     if chart is not None:
         budget_chart(found, chart)
     if output is None:
-        print(_printable(text), end="")
+        print(text, end="")
     else:
         write_atomically(output, text)
-
-
-def _printable(text: str) -> str:
-    """The text with bars that this terminal can show."""
-    encoding = sys.stdout.encoding or "ascii"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        plain = text.translate(str.maketrans("█▒▏·…", "#-|-~"))
-        return plain.encode(encoding, "replace").decode(encoding)
-    return text

@@ -263,7 +263,8 @@ def _step(run: Record, sums: dict[str, Any]) -> str:
     parts = [
         f"{row.phase} {units.duration(row.time_s)}"
         for row in phases.itertuples()
-        if (row.phase != "other" or row.time_s > _WORTH_TELLING * sums["step_s"])
+        if row.time_s
+        and (row.phase != "other" or row.time_s > _WORTH_TELLING * sums["step_s"])
         and units.duration(row.time_s) != units.MISSING
     ]
     of_what = ("tokens",) if run.workload.get("mode") == "generate" else ("tokens", "samples")
@@ -507,7 +508,7 @@ def footer(run: Record, view: View, sums: dict[str, Any]) -> Iterator[Renderable
     for row in not_collected(run).to_dict(orient="records") if run.done("counters") else ():
         lines.append(
             f"Ran on tensor cores in a dtype whose FLOPs were not collected (--counters full): {row['kernel']} of "
-            f"{row['module'] or '(root)'}, {row['launches']} launches."
+            f"{row['module'] or '(root)'}, {units.number(row['launches'], 'launch', 'launches')}."
         )
     lines += warnings(run)
     for name, outcome in run.passes.items():

@@ -54,7 +54,7 @@ def cards(run: Record, convention: str | None) -> Iterator[dict[str, str]]:
     elif sums["withheld"] and (sums["step_s"] is not None or run.recorded):
         yield {"name": "MFU and FLOP/s", "figure": units.MISSING, "about": sums["withheld"]}
     if sums["step_s"] is not None:
-        steps = of_steps(run, sums) if run.metered else f"median of {sums['steps']} steps"
+        steps = of_steps(run, sums) if run.metered else f"median of {units.number(sums['steps'], 'step')}"
         about = f"{steps}, IQR {units.duration(sums['step_iqr_s'])}"
         about = "of one recorded step" if run.recorded and sums["steps"] == 1 else about
         about += f"; {host}" if (host := host_steps(run)) else ""

@@ -486,7 +486,7 @@ def _grid(heads: tuple[str, ...], rows: list[list[str]], view: View) -> Table:
     """On a narrow terminal some figures are left out, and the first names are cut."""
     columns = {head: [row[index] for row in rows] for index, head in enumerate(heads)}
     cut = "kernel" if "kernel" in heads else heads[0]
-    return aligned(columns, view.width, _WORDS, _GIVE_WAY, cut, _COLORS)[0]
+    return aligned(columns, view.width, _WORDS, _GIVE_WAY, (cut,), _COLORS)[0]
 
 
 def _rows(heads: tuple[str, ...], rows: list[list[str]]) -> str:

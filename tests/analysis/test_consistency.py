@@ -276,8 +276,8 @@ def test_time_that_the_trace_books_on_another_module():
 
     assert mismatches(run) == []
     assert misbooked(run) == [
-        "aten::mm of layers.0 in the forward: counted 1 calls, traced 0: the trace books time on another module",
-        "aten::mm of layers.1 in the forward: counted 1 calls, traced 2: the trace books time on another module",
+        "aten::mm of layers.0 in the forward: counted 1 call, traced 0: the trace books time on another module",
+        "aten::mm of layers.1 in the forward: counted 1 call, traced 2: the trace books time on another module",
     ]
     run.estimates = product_within("aten::mm", 4000).assign(module="layers.1")  # of both calls, where 2000 are counted
     assert mismatches(run) == []

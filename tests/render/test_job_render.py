@@ -129,7 +129,7 @@ def test_the_parts_of_a_job_add_up_to_the_step_of_the_slowest(job, folder):
     assert (found.step_s, found.mfu) == (pytest.approx(180 * NS), pytest.approx(40 / 180))
     assert found.parts["time_s"].sum() == pytest.approx(found.step_s, rel=1e-12)
     text = shown("budget", folder / "run.json")
-    assert "communication not hidden" in text
+    assert "communication: not hidden" in text
     assert "100 ns to 130 ns on a rank" in text
     assert json.loads(shown("budget", folder / "run.json", "-f", "json"))["rows"] == []
 
@@ -270,7 +270,7 @@ def test_what_one_rank_doubts_is_withheld_of_the_job():
     job = gpuprof.job.assemble(map(gpuprof.job_part.part, (first, second)))
     assert gpuprof.analysis.modules.totals(job)["mfu"] is None
     text = render(job, "tree", View(width=200))
-    assert "withheld: rank 1: aten::mm in the forward: counted 1 calls, traced 0" in text
+    assert "withheld: rank 1: aten::mm in the forward: counted 1 call, traced 0" in text
 
 
 def test_in_a_folder_the_files_of_ranks_are_their_jobs(tmp_path):
