@@ -125,7 +125,7 @@ def wrong(words):
         return getattr(error, "message", "") or str(error) or type(error).__name__
     if [word for word in left if not re.match(r"\[|[A-Z]", word)]:
         return f"too many arguments: {' '.join(left)}"
-    missing = [word for word in words if word.startswith(COMMITTED) and not list(ROOT.glob(word))]
+    missing = [word for word in words if word.startswith(COMMITTED) and not list(ROOT.glob(word.partition(":")[0]))]
     return f"no such file: {', '.join(missing)}" if missing else ""
 
 
