@@ -48,12 +48,14 @@ from gpuprof.workload import Options, Workload, build, from_module
 from gpuprof.workload.parallel import replicas
 from gpuprof.workload.workload import call_arguments
 
-# of the FLOPs: with the rotary angles of newer transformers, float32 products of one column, every kernel would be
-# replayed again and again for the counters of another dtype
 _WORTH_COUNTING = 1e-4
+"""Share of a step's FLOPs above which a dtype gets counters: every kernel is replayed again and again for each dtype.
+
+Below it are the rotary angles of newer transformers, float32 products of one column.
+"""
 
 _alone = threading.RLock()
-"""What the passes patch is the whole process's, and other work beside a step is in its time."""
+"""Held while passes run: what they patch is the whole process's, and other work beside a step is in its time."""
 
 
 def profile(
@@ -248,12 +250,12 @@ def run_passes(
         tell=progress or (lambda name, done, total: None),
         traced_steps=1 if control.alone else LEAST_STEPS,
     )  # fmt: skip
-    _attempt(measuring, control)
+    _run_wanted(measuring, control)
     _complete(measuring, control)
     return run
 
 
-def _attempt(measuring: Measuring, control: Control) -> None:
+def _run_wanted(measuring: Measuring, control: Control) -> None:
     """Run the passes that are wanted, one after the other, and keep how each ended.
 
     Raises:
@@ -268,7 +270,7 @@ def _attempt(measuring: Measuring, control: Control) -> None:
             for one in PASSES:
                 if one.name in measuring.wanted:
                     measuring.watch.begin(one.name)
-                    run.passes[one.name] = _attempted(one, measuring, failures, control)
+                    run.passes[one.name] = _run_pass(one, measuring, failures, control)
             run.compilations, run.breaks = measuring.watch.compilations, measuring.watch.breaks
     except GpuprofError:  # ranks are not at the same point
         raise
@@ -304,7 +306,7 @@ def _complete(measuring: Measuring, control: Control) -> None:
     say_what_is_withheld(run)
 
 
-def _attempted(one: Pass, measuring: Measuring, failures: list[StepFailure], control: Control) -> PassOutcome:
+def _run_pass(one: Pass, measuring: Measuring, failures: list[StepFailure], control: Control) -> PassOutcome:
     """Run one pass, in step with the other ranks, and say how it ended for all; why it failed is added to the failures.
 
     What it measured counts only if it was done on every rank.

@@ -118,11 +118,13 @@ def _attention(found: Budget) -> _Found:
 
     Single queries are left out: what they take is reading the cache, fused or not.
     """
-    kernels = found.kernels[(found.kernels["work"] == "attention") & found.kernels["shapes"].map(_many_queries)]
+    kernels = found.kernels[found.kernels["work"] == "attention"]
+    kernels = kernels[kernels["shapes"].map(_many_queries).astype(bool)]
     modules = set(kernels.loc[kernels["kind"] != "attention", "module"])
     kernels = kernels[kernels["module"].isin(modules)]
     ops = found.mine(found.run.ops)
-    ops = ops[ops["module"].isin(modules) & ops["op"].str.match(_ATTENTION_PRODUCT) & ops["shapes"].map(_many_queries)]
+    ops = ops[ops["module"].isin(modules) & ops["op"].str.match(_ATTENTION_PRODUCT)]
+    ops = ops[ops["shapes"].map(_many_queries).astype(bool)]
     now = float(kernels["own_s"].sum())
     products = float(kernels.loc[kernels["op"].str.match(_ATTENTION_PRODUCT), "own_s"].sum())
     if ops.empty or not products:
@@ -482,10 +484,9 @@ def _cache(found: Budget) -> _Found:
     """A cache that is copied to append to it."""
     if (decode := found.decode) is None:
         return
-    ops, kernels = (
-        rows[(rows["phase"] == "decode") & (rows["op"].map(plain_op) == "aten::cat") & rows["shapes"].map(_appends)]
-        for rows in (found.run.ops, decode.kernels)
-    )
+    decoding = (rows[rows["phase"] == "decode"] for rows in (found.run.ops, decode.kernels))
+    joined = (rows[rows["op"].map(plain_op) == "aten::cat"] for rows in decoding)
+    ops, kernels = (rows[rows["shapes"].map(_appends).astype(bool)] for rows in joined)
     must = moved(found.run)
     if ops.empty or kernels.empty or "decode" not in must.index or ops["bytes"].isna().any():
         return

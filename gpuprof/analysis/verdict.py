@@ -146,10 +146,10 @@ def _doubts(run: Record, found: Budget | None) -> Iterator[str]:
     if spread > STEADY:
         yield f"that peak varied by {spread:.0%} while it was measured, so MFU is uncertain"
     if found is not None:
-        if found.slowed > SLOWED:
-            yield f"tracing slowed the step {found.slowed:.2g} x, so shares are rough and idle time cannot be told"
         if not withheld_of_step(run) and (reason := withheld_of_kernels(run)):
             yield f"what FLOPs explain of the step is {reason}"
+        elif found.slowed > SLOWED:
+            yield f"tracing slowed the step {found.slowed:.2g} x, so shares are rough and idle time cannot be told"
         if step_seconds(run) is None and not run.recorded:
             yield "the step is the traced one, which tracing lengthens"
     yield from run.doubts["invalid"] if run.is_job else invalid_reasons(run.telemetry)

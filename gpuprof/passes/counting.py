@@ -330,6 +330,7 @@ class _Counter(TorchDispatchMode):
         self, func: Any, given: tuple[Any, ...], named: tuple[Any, ...], made: Any, facts: AttentionFacts | None,
         device: str,
     ) -> Described:  # fmt: skip
+        """What a call is and costs, by its rule; with what is to be said of its operator."""
         args, kwargs = torch_free(given), dict(torch_free(named))
         found = describe(name_of(func), args, kwargs, torch_free(made), facts, device)
         if any(spec.stored is not None for spec in tensor_specs((args, tuple(kwargs.values())))):
@@ -345,6 +346,7 @@ class _Counter(TorchDispatchMode):
 
 
 _ROW = ("module", "phase", "op", "kind", "shapes", "dtype", "priced", "group")
+"""What calls that are one row of ``ops`` have in common."""
 
 
 def _group(signature: _Signature) -> str:

@@ -67,7 +67,7 @@ def render_page(run: Record, convention: str | None = None, command: str = "") -
     return filled(
         title=title(run),
         subtitles=[subtitle(run)],
-        verdict=verdict(run),
+        verdict=verdict(run, convention),
         cards=list(cards(run, convention)),
         warnings=doubts(run),
         untold=untold(run),

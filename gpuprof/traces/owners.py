@@ -32,13 +32,13 @@ from gpuprof.traces.nodes import FOLLOWS, made_by_nodes, node_numbers
 from gpuprof.traces.taken_over import around_products, taken_over
 
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
-"""Of these none calls another, but where torch.func or forward-mode differentiation makes several calls of one."""
+"""Products of matrices. None of them calls another, but where torch.func or forward-mode differentiation does."""
 
 _TWICE = ("aten::mm", "aten::bmm", "aten::baddbmm", "aten::convolution")
-"""Those that are one more call of the operator around; addmm is what a sparse product calls."""
+"""Operators that, inside another, may be that one once more. Not addmm, which a sparse product calls by itself."""
 
 _UNKNOWN = "(unknown)"
-"""Owner of a node of which nobody knows who made it; in the rows it is that of no module."""
+"""Owner, while events are gone through, of a node of which nobody knows who made it; in the rows it is no module."""
 
 
 class _Frame:
@@ -310,7 +310,7 @@ class _Walk:
                     continue
                 frame = self._opened(index, event, around)
                 stack.append(frame)
-            elif name in _TWICE and kind == OPERATOR and _again(around.call.name, name):
+            elif name in _TWICE and kind == OPERATOR and _calls_itself(around.call.name, name):
                 # in recordings of torch 1.8 an operator has a twin inside, on the same
                 self.transformed = self.transformed or self._marked or shapes != around.call.shapes
             if flops and index not in self._taken_over:
@@ -433,7 +433,7 @@ def _is_generated(event: Event, site: KernelCall) -> bool:
     return event.kind == RANGE and bool(site.kernel)
 
 
-def _again(op: str, inside: str) -> bool:
+def _calls_itself(op: str, inside: str) -> bool:
     """Whether an operator inside another is that one once more, as torch.func or forward-mode differentiation call it.
 
     A transformation calls the operator again, on what it made of the arguments; forward-mode differentiation calls it

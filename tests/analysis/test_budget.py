@@ -285,7 +285,11 @@ def test_faster_than_its_bound_is_negative_and_said():
     )
 
     assert parts_ns(found) == {"ideal": 80, "matmul": -3}
-    assert found.notes == ["A negative part is work that was faster than the bound it is held against."]
+    assert found.notes == [
+        "Matmul is negative: products were faster than the peak, bandwidth or ceiling that they are held against, "
+        "which was measured under other load, or a cache holds what they read."
+    ]
+    assert (found.slowed, found.rest.empty) == (1, True)
     assert_adds_up(found)
 
 

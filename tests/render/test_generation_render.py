@@ -20,9 +20,9 @@ from gpuprof.schema import table
 
 
 def lines_of(text):
-    """The lines of each label of the header, joined."""
+    """The lines of each label of the header, which follows the verdict, joined."""
     found, label = {}, ""
-    for line in text.split("\n\n")[0].splitlines():
+    for line in text.split("\n\n")[1].splitlines():
         label = line[:13].strip() or label
         found.setdefault(label, []).append(line[13:].strip())
     return {name: "\n".join(lines) for name, lines in found.items()}

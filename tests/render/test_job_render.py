@@ -129,7 +129,7 @@ def test_the_parts_of_a_job_add_up_to_the_step_of_the_slowest(job, folder):
     assert (found.step_s, found.mfu) == (pytest.approx(180 * NS), pytest.approx(40 / 180))
     assert found.parts["time_s"].sum() == pytest.approx(found.step_s, rel=1e-12)
     text = shown("budget", folder / "run.json")
-    assert "communication not hidden" in text
+    assert "communication: not hidden" in text
     assert "100 ns to 130 ns on a rank" in text
     assert json.loads(shown("budget", folder / "run.json", "-f", "json"))["rows"] == []
 
