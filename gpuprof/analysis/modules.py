@@ -1,4 +1,4 @@
-"""A run per module, class, operator, kernel and phase, and its totals."""
+"""A run per module, class, operator, kernel and phase."""
 
 from __future__ import annotations
 
@@ -12,21 +12,17 @@ from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.compiled import hardware_of_compiled
 from gpuprof.analysis.consistency import (
     owned_kernels,
-    per_step,
     withheld_of_kernels,
     withheld_of_owners,
     withheld_of_step,
 )
-from gpuprof.analysis.counted import chosen, convention_of, counted, hardware, priced, whole_step
-from gpuprof.analysis.denominators import denominator
-from gpuprof.analysis.directions import directions
+from gpuprof.analysis.counted import chosen, convention_of, counted, priced
 from gpuprof.analysis.executed import executed_flops
 from gpuprof.analysis.fused import graphs, of_compiled
 from gpuprof.analysis.generation import (
     bandwidth,
     moved,
     moved_by_module,
-    new_tokens_per_s,
     phases_of,
     withheld_of_bytes,
     withheld_of_kernel_bytes,
@@ -35,13 +31,13 @@ from gpuprof.analysis.kernel_time import kernel_times, of_ranks, own_of_ranks, u
 from gpuprof.analysis.known_flops import none_known
 from gpuprof.analysis.operators import GENERATED, kinds, plain_op
 from gpuprof.analysis.ran import ran
-from gpuprof.analysis.ranks import busy_of_ranks, require_kernels
+from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.shares import split_kernels, untimed
 from gpuprof.analysis.steps import step_seconds
-from gpuprof.analysis.unpriced import ratio_withheld
+from gpuprof.analysis.totals import totals
 from gpuprof.paths import ancestors
 from gpuprof.record import Record
-from gpuprof.schema import ALL, FORWARD, MODEL, PHASES, UNATTRIBUTED, integers
+from gpuprof.schema import ALL, FORWARD, PHASES, UNATTRIBUTED, integers
 from gpuprof.theory import rule_for
 
 __all__ = [
@@ -471,93 +467,3 @@ def estimate_coverage(run: Record) -> float | None:
     rules = run.estimates["op"].map(rule_for)
     elementwise = rules.map(lambda rule: rule is not None and rule.kind == "vector")
     return float(run.estimates.loc[~elementwise, "flops_profiler"].sum() / counted_flops)
-
-
-def totals(run: Record, convention: str | None = None) -> dict[str, Any]:
-    """The figures of the header; None where a figure is not known.
-
-    Keys: params, trainable_params, macs, flops_forward, flops_recompute, flops_backward, flops (model FLOPs of the
-    step, by the formula where the convention is one), counted_flops (those of the rows: the same, but for a formula),
-    flops_hardware, vector_flops, backward_ratio (counted backward / forward), step_s, step_iqr_s, steps,
-    flops_per_s, mfu, hfu, denominator, kernel_s, owned_share (kernel time of the traced step with a known owner),
-    peak_bytes, peak_reserved_bytes, tokens_per_s (of a generation new ones), samples_per_s; withheld (why there is no
-    mfu, hfu and flops_per_s though the step was counted and timed, empty where that is not so); ratio_withheld (the
-    same of backward_ratio). Of mfu, hfu and flops_per_s `gpuprof.analysis.known_flops.known_of` says where they are
-    lower bounds.
-    """
-    figures: dict[str, Any] = dict.fromkeys(
-        (
-            "params", "trainable_params", "macs", "flops_forward", "flops_recompute", "flops_backward", "flops",
-            "counted_flops", "flops_hardware", "vector_flops", "backward_ratio", "step_s", "step_iqr_s", "steps",
-            "flops_per_s", "mfu", "hfu", "kernel_s", "owned_share", "peak_bytes", "peak_reserved_bytes",
-            "tokens_per_s", "samples_per_s",
-        )
-    )  # fmt: skip
-    figures |= {"denominator": denominator(run)[0], "withheld": (reason := withheld_of_step(run))}
-    figures["ratio_withheld"] = ratio_withheld(run)
-    if len(run.tree):
-        root = run.tree.iloc[0]
-        figures |= {name: None if pd.isna(root[name]) else int(root[name]) for name in ("params", "trainable_params")}
-    if run.done("count"):
-        ops = counted(run, convention)
-        done = hardware(run, convention)
-        phases = ops.groupby(directions(ops["phase"]))["flops"].sum()
-        forward, backward = (int(phases.get(phase, 0)) for phase in ("forward", "backward"))
-        figures |= {
-            "macs": int(ops.loc[ops["phase"].isin(FORWARD), "macs"].sum()),
-            "flops_forward": forward,
-            "flops_recompute": int(phases.get("recompute", 0)),
-            "flops_backward": backward,
-            **whole_step(run, ops, convention),
-            "flops_hardware": hardware_of_compiled(run) if len(run.nodes) else int(done["flops_hardware"].sum()),
-            "vector_flops": int(ops["vector_flops"].sum()),
-            "backward_ratio": backward / forward if forward and backward and not figures["ratio_withheld"] else None,
-        }
-        if figures["flops"] is None:
-            figures |= dict.fromkeys(("macs", "flops_forward", "flops_recompute", "flops_backward", "flops_hardware"))
-    steps = run.samples.loc[run.samples["phase"] == "step", "time_s"]
-    step_s = step_seconds(run)
-    if step_s is not None:
-        figures |= {
-            "step_s": step_s,
-            "step_iqr_s": float(steps.quantile(0.75) - steps.quantile(0.25)),
-            "steps": len(steps),
-        }
-        for unit in ("tokens", "samples"):
-            amount = per_step(run, unit)
-            figures[f"{unit}_per_s"] = amount / step_s if amount else None
-        if run.workload.get("mode") == "generate":  # most positions are the prompt's, and a rate of them none of tokens
-            figures["tokens_per_s"] = new_tokens_per_s(run)
-        if run.done("count"):
-            known = run.nodes.empty or figures["flops_hardware"] is not None
-            model = ops[ops["phase"].isin(MODEL)]
-            # a formula's FLOPs run in the mix of dtypes that was counted
-            scale = figures["flops"] / figures["counted_flops"] if figures["counted_flops"] else 1.0
-            figures |= {
-                "flops_per_s": None if reason or figures["flops"] is None else figures["flops"] / step_s,
-                "mfu": _known_share(model["ideal_s"].sum(skipna=False) * scale, step_s),
-                "hfu": _known_share(done["hardware_ideal_s"].sum(skipna=False), step_s) if known else None,
-            }
-    if run.is_job and len(run.busy):
-        figures["kernel_s"] = busy_of_ranks(run)
-        own = own_of_ranks(run)
-        owned = (own["module"] != UNATTRIBUTED) | (own["phase"] == "optimizer")
-        if total := own["time_s"].sum():
-            figures["owned_share"] = float(own.loc[owned, "time_s"].sum() / total)
-    elif run.done("trace") and len(run.kernels):
-        kernels = split_kernels(run)
-        figures["kernel_s"] = kernel_times(kernels.assign(module="", phase=""), [""])[""].get("", 0.0)
-        owned = (kernels["module"] != UNATTRIBUTED) | (kernels["phase"] == "optimizer")
-        if total := kernels["duration_ns"].sum():  # of a recording in whole microseconds, all may have taken none
-            figures["owned_share"] = float(kernels.loc[owned, "duration_ns"].sum() / total)
-    for key, names in (
-        ("peak_bytes", ("allocated_peak", "rss_peak")),
-        ("peak_reserved_bytes", ("reserved_peak",)),
-    ):
-        peaks = run.memory.loc[run.memory["quantity"].isin(names), "bytes"]
-        figures[key] = int(peaks.max()) if len(peaks) else None
-    return figures
-
-
-def _known_share(ideal_s: float, time_s: float) -> float | None:
-    return ideal_s / time_s if ideal_s > 0 and not math.isnan(ideal_s) else None

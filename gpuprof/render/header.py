@@ -1,4 +1,4 @@
-"""What stands above and below the tree: the run's totals, and what was not counted or not measured."""
+"""What stands above the tree: what ran and on what, and its totals."""
 
 from __future__ import annotations
 
@@ -17,17 +17,15 @@ from gpuprof.analysis import communication
 from gpuprof.analysis.compilation import compile_lines
 from gpuprof.analysis.compiled import compiled_lines
 from gpuprof.analysis.consistency import (
-    SLOWED,
-    inconsistencies,
     withheld,
     withheld_of_kernels,
     withheld_of_owners,
 )
 from gpuprof.analysis.counted import hardware
-from gpuprof.analysis.denominators import STEADY, WORDS, denominators, ideal_seconds
-from gpuprof.analysis.executed import executed_whole, not_collected
+from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds
+from gpuprof.analysis.executed import executed_whole
 from gpuprof.analysis.fused import lines
-from gpuprof.analysis.generation import generation, is_generation, moved, phases_of, untold_parts
+from gpuprof.analysis.generation import generation, phases_of
 from gpuprof.analysis.known_flops import at_least, known_of
 from gpuprof.analysis.memory import account
 from gpuprof.analysis.modules import (
@@ -36,7 +34,6 @@ from gpuprof.analysis.modules import (
     counted,
     estimate_coverage,
     totals,
-    without_rule,
 )
 from gpuprof.analysis.ranks import by_rank
 from gpuprof.analysis.replication import sentence
@@ -45,12 +42,11 @@ from gpuprof.analysis.telemetry import (
     TRUSTED_WINDOW_S,
     energy_per_step_j,
     flops_per_joule,
-    invalid_reasons,
     of_phases,
     summary,
     tensor_activity,
 )
-from gpuprof.analysis.untold import host_steps, untold
+from gpuprof.analysis.untold import host_steps
 from gpuprof.record import Record
 from gpuprof.render.generation import generation_lines
 from gpuprof.render.view import View
@@ -441,79 +437,3 @@ def _memory(run: Record, sums: dict[str, Any]) -> str:
         text += f"\n{end['moment']}: expected {', '.join(parts)}; measured {units.size(end['measured'])}"
         text += f", residual {units.size(end['residual'])}" + ("" if cuda else " (with Python and its libraries)")
     return text
-
-
-def _calls(number: Any) -> str:
-    return "not counted, only traced" if pd.isna(number) else units.number(number, "call")
-
-
-def _of_kernel_time(share: Any) -> str:
-    return "" if share is None or pd.isna(share) else f", {units.percent(share)} of kernel time"
-
-
-def times_of(run: Record) -> str:
-    """What the times of modules are of, in words."""
-    if run.is_job:
-        return "FLOPs are those of all ranks together, times the mean of one traced step of each"
-    return f"Times are of {'the' if (what := traced(run)) == 'recording' else 'one'} {what}"
-
-
-def warnings(run: Record) -> list[str]:
-    """What makes figures of a run doubtful, a line each."""
-    reasons = run.doubts["invalid"] if run.is_job else invalid_reasons(run.telemetry)
-    return [
-        *(f"Warning: {text}" for text in dict.fromkeys((*run.warnings, *inconsistencies(run)))),
-        *(f"Invalid for tracking: {reason}" for reason in reasons),
-    ]
-
-
-def footer(run: Record, view: View, sums: dict[str, Any]) -> Iterator[RenderableType]:
-    """Notes below the tree: what was not counted, not known, not measured."""
-    lines = []
-    if run.done("count"):
-        missing = without_rule(run)
-        if len(missing):
-            named = [
-                f"{row['op']} ({_calls(row['calls'])}{_of_kernel_time(row.get('time_share'))})"
-                for row in missing.to_dict(orient="records")
-            ]
-            lines.append(f"Without a FLOP rule, so not in any count: {', '.join(named)}.")
-        unknown = list(run.tree.loc[run.tree["causality"] == "unknown", "module"])
-        if unknown:
-            some = ", ".join(path or "(root)" for path in unknown[:3]) + (
-                f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-            )
-            lines.append(f"Causality unknown, attention counted full: {some}.")
-    if run.done("trace") or len(run.busy):
-        rates = "FLOP/s and kernel MFU are over that time, MFU over the step"
-        what = f"backward with recompute. FLOPs are of the forward; {rates}."
-        if is_generation(run):
-            what = "kernel MFU of the prefill and kernel MBU of the decode over it. FLOPs are of all phases."
-        lines.append(
-            f"{times_of(run)}: the union of the intervals of a module's kernels, {what} "
-            "Folded layers show their mean ± standard deviation."
-        )
-        if sums["step_s"] and (sums["kernel_s"] or 0) > SLOWED * sums["step_s"]:
-            lines.append("Tracing slowed the step: read times below the whole as shares, not as seconds.")
-    if "decode" in moved(run).index:
-        lines.append("Bytes are those that must move in the decode: of weights, cache and activations, at least that.")
-    lines += untold(run)
-    lines += [f"No time to first token, time per token and MBU: {why}."] if (why := untold_parts(run)) else []
-    for dtype, spread in run.device.get("peak_spread", {}).items():
-        if spread > STEADY:
-            lines.append(
-                f"The {dtype} ceiling varied by {spread:.0%} while it was measured: other work on this device makes "
-                "MFU uncertain."
-            )
-    for row in not_collected(run).to_dict(orient="records") if run.done("counters") else ():
-        lines.append(
-            f"Ran on tensor cores in a dtype whose FLOPs were not collected (--counters full): {row['kernel']} of "
-            f"{row['module'] or '(root)'}, {units.number(row['launches'], 'launch', 'launches')}."
-        )
-    lines += warnings(run)
-    for name, outcome in run.passes.items():
-        if outcome.status == "skipped":
-            lines.append(f"Pass {name} skipped: {outcome.reason}; {outcome.remedy}")
-    if lines:
-        yield Text("")
-        yield from (Text(line) for line in lines)

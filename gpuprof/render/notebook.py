@@ -18,7 +18,8 @@ from gpuprof.analysis.verdict import verdict
 from gpuprof.record import Record
 from gpuprof.render import render
 from gpuprof.render.charts import subject
-from gpuprof.render.header import header_lines, of_steps, peaks_used, times_of, warnings
+from gpuprof.render.footer import times_of, warnings
+from gpuprof.render.header import header_lines, of_steps, peaks_used
 from gpuprof.render.page_tables import module_table
 from gpuprof.render.view import View
 from gpuprof.schema import MODEL, UNATTRIBUTED

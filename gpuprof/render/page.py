@@ -27,7 +27,8 @@ from gpuprof.analysis.verdict import verdict
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Record
 from gpuprof.render.backward import verdict as backward_verdict
-from gpuprof.render.header import compilation_lines, times_of, warnings
+from gpuprof.render.footer import times_of, warnings
+from gpuprof.render.header import compilation_lines
 from gpuprof.render.page_cards import cards, subtitle, title
 from gpuprof.render.page_tables import flat, module_table, provenance
 from gpuprof.render.tables import OF_A_JOB, OF_COMPILED

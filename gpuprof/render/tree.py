@@ -18,7 +18,8 @@ from gpuprof.analysis.modules import by_module, totals
 from gpuprof.record import Record
 from gpuprof.render import tables
 from gpuprof.render.console import to_text
-from gpuprof.render.header import footer, header
+from gpuprof.render.footer import footer
+from gpuprof.render.header import header
 from gpuprof.render.view import View
 from gpuprof.schema import UNATTRIBUTED
 
@@ -127,7 +128,7 @@ def _known(run: Record, sums: dict[str, Any], of_parts: list[str]) -> list[str]:
 def _fitting(width: int, columns: list[str], lines: list[dict[str, Text]]) -> tuple[list[str], int]:
     """Those of the figures that leave names room, and how much; no figure is cut."""
     widths = {
-        name: 1 + max(map(len, [*_HEADINGS.get(name, name).split("\n"), *(line[name] for line in lines)]))
+        name: 1 + max(map(len, [*_HEADINGS.get(name, name).split("\n"), *(line[name].plain for line in lines)]))
         for name in columns
     }
     shown = list(columns)

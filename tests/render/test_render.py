@@ -298,4 +298,4 @@ def test_work_in_a_dtype_that_was_not_collected_is_named():
     run = counted_run()
     run.counters.loc[0, ["tensor_bfloat16", "tensor_instructions"]] = [0, 7]
 
-    assert "not collected (--counters full): gemm of layers.0, 1 launches." in render(run, "tree", View(width=300))
+    assert "not collected (--counters full): gemm of layers.0, 1 launch." in render(run, "tree", View(width=300))
