@@ -30,6 +30,7 @@ from gpuprof.cli.report import report
 from gpuprof.cli.roofline import roofline
 from gpuprof.cli.show import show
 from gpuprof.cli.sweep import sweep
+from gpuprof.cli.usage import in_words
 from gpuprof.cli.validate import validate
 from gpuprof.cli.watch import watch
 from gpuprof.errors import GpuprofError
@@ -92,7 +93,7 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":  # no arguments: the help, where Typer has not printed it yet
             print(error.format_message(), end="")
             sys.exit(error.exit_code)
-        said = " ".join(error.format_message().split()).removesuffix(".")
+        said = in_words(error.format_message())
         _end(f"{said} (see '{error.ctx.command_path if error.ctx else 'gpuprof'} --help')", error.exit_code)
     except KeyboardInterrupt as interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher hands on what the terminal has sent already
