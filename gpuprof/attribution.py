@@ -23,8 +23,8 @@ import torch.utils.checkpoint
 
 from gpuprof.calls import calls_through
 from gpuprof.paths import ancestors
-from gpuprof.record import UNATTRIBUTED
-from gpuprof.theory.attention import AttentionFacts
+from gpuprof.schema import UNATTRIBUTED
+from gpuprof.theory.masks import AttentionFacts
 from gpuprof.undo import patched
 
 
@@ -47,6 +47,7 @@ class Scope:
 
 
 NOWHERE = Scope(UNATTRIBUTED)
+"""Of what belongs to no module."""
 
 
 class Call:
@@ -78,11 +79,11 @@ class Ownership:
     def __init__(self, mark: Mark | None = None) -> None:
         self.calls: list[Call] = []
         self._mark = mark
-        self._stacks: dict[int, list[Call]] = {}
-        # per thread: from this sequence number on, new nodes belong to that scope
+        self._stacks: dict[int, list[Call]] = {}  # by thread: the calls that are open, the outermost first
+        # by thread: the sequence numbers at which the scope changed, and which scope new nodes belong to from there on
         self._numbers: dict[int, list[int]] = {}
         self._scopes: dict[int, list[Scope | None]] = {}
-        self._seen: dict[int, int] = {}
+        self._seen: dict[int, int] = {}  # by thread: the next sequence number at the last change or claim
 
     def open(self, scope: Scope) -> Call:
         """A module starts."""
@@ -119,6 +120,7 @@ class Ownership:
             self.close(call)
 
     def _change(self, thread: int, scope: Scope | None) -> None:
+        """New nodes of this thread belong to that scope."""
         self._seen[thread] = torch.autograd._get_sequence_nr()
         self._numbers.setdefault(thread, []).append(self._seen[thread])
         self._scopes.setdefault(thread, []).append(scope)
@@ -180,13 +182,14 @@ def named_paths(
 def _callers(paths: dict[str, torch.nn.Module]) -> dict[str, str]:
     """The module above each path that would call it: containers such as a ModuleList call nothing."""
 
-    def calls(module: torch.nn.Module) -> bool:  # asked of the class: scripted modules have a forward of another kind
+    def has_forward(module: torch.nn.Module) -> bool:
+        # asked of the class: scripted modules have a forward of another kind
         return inspect.getattr_static(type(module), "forward") is not torch.nn.Module.forward
 
     callers = {}
     for path in paths:
         above = path.rpartition(".")[0]
-        while above and not calls(paths[above]):
+        while above and not has_forward(paths[above]):
             above = above.rpartition(".")[0]
         callers[path] = above
     return callers

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
+from pathlib import Path
 
 # of torch's allocators and of the system; of CUDA's calls; of cuBLAS, cuDNN and their like, which say it by a status
 _OUT_OF_MEMORY = re.compile(
@@ -35,6 +37,22 @@ def first_line(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+def place_of(error: BaseException) -> str:
+    """Where in the user's own code an exception comes from, ``" (net.py:12)"``: the innermost line of it.
+
+    Empty where it went through none: through libraries, which are installed, and gpuprof alone.
+    """
+    if isinstance(error, SyntaxError):  # which says so itself
+        return ""
+    others = (Path(__file__).parent, Path(os.__file__).parent)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        installed = {"site-packages", "dist-packages"} & {*path.parts}
+        if not (installed or any(map(path.is_relative_to, others)) or path.name.startswith("<frozen")):
+            return f" ({path.name}:{frame.lineno})"
+    return ""
 
 
 def is_out_of_memory(said: BaseException | str) -> bool:

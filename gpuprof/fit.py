@@ -14,7 +14,8 @@ from gpuprof.analysis.generation import generation
 from gpuprof.analysis.memory import made, predict
 from gpuprof.errors import GpuprofError
 from gpuprof.passes.simulated import simulate
-from gpuprof.record import FORWARD, Record
+from gpuprof.record import Record
+from gpuprof.schema import FORWARD
 from gpuprof.workload import Options, Workload, build
 
 SIZES: tuple[What, ...] = ("batch_size", "seq_len", "prompt_len", "new_tokens")

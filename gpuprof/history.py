@@ -13,9 +13,9 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ import pandas as pd
 from gpuprof import dates, store_url, units
 from gpuprof.analysis import comparison, levels
 from gpuprof.errors import GpuprofError
+from gpuprof.files import write_atomically
 from gpuprof.log import is_log
-from gpuprof.record import Record, integers, load, write_atomically
+from gpuprof.record import Record, load
+from gpuprof.schema import integers
 from gpuprof.store_url import DRIVERS, FORMS
 
 try:
@@ -36,21 +38,27 @@ except ImportError as missing:
         "a run store needs SQLAlchemy, which is not installed: pip install 'gpuprof[history]'"
     ) from missing
 
-VERDICTS = ("none", "pass", "improvement", "regression", "drift", "inconclusive")
-
-METRICS = tuple(name for name in comparison.LAUNCH_COLUMNS if name not in ("launch", "invalid"))
-"""Figures of a launch."""
+from gpuprof.history_schema import (
+    ABOUT,
+    LAUNCHES,
+    METRICS,
+    RUNS,
+    STEPS,
+    STORE,
+    VERDICTS,
+    acceptable,
+    content_of,
+    decided_before,
+    figures_of,
+    run_of,
+    version_of,
+)
 
 NOTES = "history.json"
 """The file of an export that has what is known of its runs beyond their files."""
 
 _PATIENCE_S = 60  # that a writer waits for the others
 _LOCK = 0x67707566  # the number of our advisory lock on PostgreSQL: "gpuf"
-
-_ABOUT = ("id", "date", "commit", "workload", "fingerprint", "device", "verdict", "accepted", "decided")
-_RUNS = sa.table("gpuprof_runs", *map(sa.column, (*_ABOUT, "facts", "run")))
-_LAUNCHES = sa.table("gpuprof_launches", *map(sa.column, ("run", "launch", "invalid", *METRICS, "flops_exact")))
-_STORE = sa.table("gpuprof_store", sa.column("version"))
 
 
 def open_store(url: str | os.PathLike[str], create: bool = True) -> Store:
@@ -114,22 +122,22 @@ class Store:
                 none is to be made.
         """
         with self._transaction() as connection:
-            version = _version(connection)
+            version = version_of(connection)
             strange = self._sqlite and not version and sa.inspect(connection).get_table_names()
-        if version > len(_STEPS):
+        if version > len(STEPS):
             raise GpuprofError(
-                f"the store {self.name} has schema version {version}, this gpuprof knows up to {len(_STEPS)}: "
+                f"the store {self.name} has schema version {version}, this gpuprof knows up to {len(STEPS)}: "
                 "upgrade gpuprof"
             )
         if strange:
             raise GpuprofError(f"{self.name} is a database of something else, with a table {strange[0]}: give another")
         if not version and not create:
             raise GpuprofError(f"{self.name} has no runs: 'gpuprof profile --store' and 'history import' add some")
-        for number in range(version, len(_STEPS)):
+        for number in range(version, len(STEPS)):
             with self._transaction(write=True) as connection:
-                if _version(connection) == number:  # nobody else was quicker
-                    _STEPS[number](connection)
-                    connection.execute(_STORE.update().values(version=number + 1))
+                if version_of(connection) == number:  # nobody else was quicker
+                    STEPS[number](connection)
+                    connection.execute(STORE.update().values(version=number + 1))
 
     def add(self, run: Record, commit: str = "", verdict: str = "none", accepted: bool | None = None) -> str:
         """Store a run.
@@ -198,15 +206,15 @@ class Store:
         known = self.fingerprints(comparison.workload_key(run))
         facts = comparison.fingerprint(run)
         alike = [name for name, there in known.items() if not comparison.differences(there, facts, allowed)]
-        where = [_RUNS.c.fingerprint.in_(alike), _RUNS.c.date < _date(run)]
-        valid = [_LAUNCHES.c.invalid == ""]
-        counts = sa.select(_LAUNCHES.c.run, sa.func.count()).where(*valid).group_by(_LAUNCHES.c.run)
+        where = [RUNS.c.fingerprint.in_(alike), RUNS.c.date < _date(run)]
+        valid = [LAUNCHES.c.invalid == ""]
+        counts = sa.select(LAUNCHES.c.run, sa.func.count()).where(*valid).group_by(LAUNCHES.c.run)
         with self._transaction() as connection:
             runs = _frame(connection, _runs(*where))
             launches = {str(name): int(number) for name, number in connection.execute(counts)}
             runs = levels.standing(runs[runs["id"].isin(launches)]).set_index("id")
             chosen = levels.window(runs, pd.Series(launches, dtype="int64"))
-            frame = _frame(connection, _launches(*valid, _LAUNCHES.c.run.in_(list(chosen.index))))
+            frame = _frame(connection, _launches(*valid, LAUNCHES.c.run.in_(list(chosen.index))))
         allowed_to = {name: [known[own].get(name, "") for own in chosen["fingerprint"]] for name in allowed}
         chosen = chosen.assign(**allowed_to)
         frame = frame.join(chosen[["level", "held", "noise", "began", *allowed]], on="run")
@@ -214,9 +222,9 @@ class Store:
 
     def fingerprints(self, workload: str) -> dict[str, dict[str, str]]:
         """Every fingerprint that a workload was measured under, by its hash, that of the newest run first."""
-        newest = sa.func.max(_RUNS.c.date)
-        columns = (_RUNS.c.fingerprint, _RUNS.c.facts)
-        query = sa.select(*columns).where(_RUNS.c.workload == workload).group_by(*columns).order_by(newest.desc())
+        newest = sa.func.max(RUNS.c.date)
+        columns = (RUNS.c.fingerprint, RUNS.c.facts)
+        query = sa.select(*columns).where(RUNS.c.workload == workload).group_by(*columns).order_by(newest.desc())
         with self._transaction() as connection:
             return {name: json.loads(facts) for name, facts in connection.execute(query)}
 
@@ -228,7 +236,7 @@ class Store:
         """
         with self._transaction() as connection:
             whole = self._resolve(connection, identity)
-            return _run(_content(connection, whole), whole)
+            return run_of(content_of(connection, whole), whole)
 
     def mark(self, identity: str, verdict: str | None = None, accepted: bool | None = None) -> bool:
         """Note of a run what was found of it, and whether later runs are held against it; None leaves as it is.
@@ -245,15 +253,15 @@ class Store:
         _check_verdict(verdict or "none")
         with self._transaction(write=True) as connection:
             whole = self._resolve(connection, identity)
-            columns = (_RUNS.c.verdict, _RUNS.c.accepted, _RUNS.c.decided)
-            there = connection.execute(sa.select(*columns).where(_RUNS.c.id == whole)).one()
+            columns = (RUNS.c.verdict, RUNS.c.accepted, RUNS.c.decided)
+            there = connection.execute(sa.select(*columns).where(RUNS.c.id == whole)).one()
             now, decided = bool(there.accepted), bool(there.decided)
             if verdict is None:
                 now, decided = (now, decided) if accepted is None else (accepted, True)
             elif not decided:
-                now = _acceptable(verdict) if accepted is None else accepted
+                now = acceptable(verdict) if accepted is None else accepted
             values = {"verdict": verdict or there.verdict, "accepted": int(now), "decided": int(decided)}
-            connection.execute(_RUNS.update().where(_RUNS.c.id == whole).values(values))
+            connection.execute(RUNS.update().where(RUNS.c.id == whole).values(values))
         return now
 
     def prune(
@@ -281,15 +289,15 @@ class Store:
             raise GpuprofError(f"cannot keep {keep} runs: give 0 or more")
         where = _filter(workload)
         if before:
-            where.append(_RUNS.c.date < dates.kept(before))
+            where.append(RUNS.c.date < dates.kept(before))
         with self._transaction(write=not dry_run) as connection:
             runs = _frame(connection, _runs(*where))
             if keep is not None:
                 runs = runs[runs.groupby(["workload", "fingerprint"]).cumcount(ascending=False) >= keep]
             if not dry_run:
                 for identity in runs["id"]:
-                    connection.execute(_LAUNCHES.delete().where(_LAUNCHES.c.run == identity))
-                    connection.execute(_RUNS.delete().where(_RUNS.c.id == identity))
+                    connection.execute(LAUNCHES.delete().where(LAUNCHES.c.run == identity))
+                    connection.execute(RUNS.delete().where(RUNS.c.id == identity))
         return runs.reset_index(drop=True)
 
     def export(self, folder: str | os.PathLike[str], workload: str = "", since: str = "") -> list[Path]:
@@ -315,7 +323,7 @@ class Store:
         with self._transaction() as connection:
             for row in connection.execute(_runs(*_filter(workload, since=since))).all():
                 path = folder / f"{row.date[:10]}-{row.id}.json.gz"
-                paths.append(write_atomically(path, _content(connection, row.id)))
+                paths.append(write_atomically(path, content_of(connection, row.id)))
                 notes[row.id] = {"commit": row.commit, "verdict": row.verdict} | {
                     name: bool(getattr(row, name)) for name in ("accepted", "decided")
                 }
@@ -360,7 +368,7 @@ class Store:
         """Of runs that an older gpuprof exported, whether it is decided that they are held against."""
         if older:
             with self._transaction(write=True) as connection:
-                _decided_before(connection, older)
+                decided_before(connection, older)
 
     def _put(self, content: bytes, run: Record, noted: dict[str, Any]) -> bool:
         """Store a run with its content, unless it is there; whether it was not."""
@@ -375,18 +383,18 @@ class Store:
             "facts": facts,
             "device": ", ".join(filter(None, (run.device.get("name") or run.device["type"], run.of_job))),
             "verdict": "none",
-            "accepted": _acceptable(noted.get("verdict", "none")),
+            "accepted": acceptable(noted.get("verdict", "none")),
             "decided": False,
             "run": gzip.compress(content, mtime=0),
         } | noted
         row |= {name: int(row[name]) for name in ("accepted", "decided")}
-        launches = [{"run": identity, **launch} for launch in _figures(run)]
+        launches = [{"run": identity, **launch} for launch in figures_of(run)]
         with self._transaction(write=True) as connection:
-            if connection.execute(sa.select(_RUNS.c.id).where(_RUNS.c.id == identity)).first():
+            if connection.execute(sa.select(RUNS.c.id).where(RUNS.c.id == identity)).first():
                 return False
-            connection.execute(_RUNS.insert().values(row))
+            connection.execute(RUNS.insert().values(row))
             if launches:
-                connection.execute(_LAUNCHES.insert(), launches)
+                connection.execute(LAUNCHES.insert(), launches)
         return True
 
     def resolve(self, identity: str) -> str:
@@ -400,7 +408,7 @@ class Store:
 
     def _resolve(self, connection: sa.Connection, beginning: str) -> str:
         """The whole id."""
-        query = sa.select(_RUNS.c.id).where(_RUNS.c.id.startswith(beginning, autoescape=True)).order_by(_RUNS.c.id)
+        query = sa.select(RUNS.c.id).where(RUNS.c.id.startswith(beginning, autoescape=True)).order_by(RUNS.c.id)
         found = connection.execute(query.limit(3)).scalars().all()
         if not found:
             raise GpuprofError(f"no run {beginning} in {self.name}: 'gpuprof history list' has the ids")
@@ -474,126 +482,29 @@ def _safe_sqlite(connection: Any, record: object) -> None:
     connection.execute("PRAGMA synchronous = FULL")  # what was committed outlives a loss of power
 
 
-def _version(connection: sa.Connection) -> int:
-    """Version of the schema; 0 where there is none."""
-    if not sa.inspect(connection).has_table(_STORE.name):
-        return 0
-    return int(connection.execute(sa.select(_STORE.c.version)).scalar_one())
-
-
-def _tables(connection: sa.Connection) -> None:
-    """Version 1."""
-    made = sa.MetaData()
-    text, figure = (lambda name: sa.Column(name, sa.Text, nullable=False)), (lambda name: sa.Column(name, sa.Double))
-    sa.Table(_STORE.name, made, sa.Column("version", sa.Integer, nullable=False))
-    sa.Table(
-        _RUNS.name, made, sa.Column("id", sa.Text, primary_key=True),
-        *map(text, ("date", "commit", "workload", "fingerprint", "facts", "device", "verdict")),
-        sa.Column("accepted", sa.SmallInteger, nullable=False), sa.Column("run", sa.LargeBinary, nullable=False),
-        sa.Index("gpuprof_series", "workload", "fingerprint", "date"),
-    )  # fmt: skip
-    sa.Table(
-        _LAUNCHES.name, made, sa.Column("run", sa.ForeignKey(f"{_RUNS.name}.id"), primary_key=True),
-        sa.Column("launch", sa.Integer, primary_key=True, autoincrement=False), text("invalid"),
-        *map(figure, (
-            "step_s", "step_iqr_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "samples_per_s",
-            "mfu_datasheet", "mfu_clock", "mfu_measured", "energy_j", "sm_clock_mhz", "peak_bytes", "flops", "kernels",
-        )),
-    )  # fmt: skip
-    made.create_all(connection)
-    connection.execute(_STORE.insert().values(version=0))
-
-
-def _another_figure(connection: sa.Connection, name: str, kind: str = "DOUBLE PRECISION") -> None:
-    """A further figure of the launches, of the runs that are there too."""
-    connection.exec_driver_sql(f"ALTER TABLE {_LAUNCHES.name} ADD COLUMN {name} {kind}")
-    for identity in connection.execute(sa.select(_RUNS.c.id)).scalars().all():
-        _refigure(connection, identity, [name])
-
-
-def _refigure(connection: sa.Connection, identity: str, names: Collection[str]) -> None:
-    """Figures of the launches of a stored run, as this gpuprof has them."""
-    for launch in _figures(_run(_content(connection, identity), identity)):
-        here = (_LAUNCHES.c.run == identity) & (_LAUNCHES.c.launch == launch["launch"])
-        connection.execute(_LAUNCHES.update().where(here).values({name: launch[name] for name in names}))
-
-
-def _figures_of_generations(connection: sa.Connection) -> None:
-    """What generations are judged by; and what their tokens/s are of, which were positions before: new tokens."""
-    shares = [f"mfu_prefill_{name}" for name in ("given", "datasheet", "clock", "measured")]
-    added = ["ttft_s", "tpot_s", "tpot_p99_s", *shares, "mbu_datasheet", "mbu_measured"]
-    for name in added:
-        connection.exec_driver_sql(f"ALTER TABLE {_LAUNCHES.name} ADD COLUMN {name} DOUBLE PRECISION")
-    generations = sa.select(_RUNS.c.id).where(_RUNS.c.workload.contains("-generate-"))
-    for identity in connection.execute(generations).scalars().all():
-        _refigure(connection, identity, [*added, "tokens_per_s"])
-
-
-def _decisions(connection: sa.Connection) -> None:
-    """Who said that a run is held against."""
-    connection.exec_driver_sql(f"ALTER TABLE {_RUNS.name} ADD COLUMN decided SMALLINT NOT NULL DEFAULT 0")
-    _decided_before(connection)
-
-
-def _decided_before(connection: sa.Connection, among: Collection[str] | None = None) -> None:
-    """What runs of an older gpuprof do not tell: whether it is decided that they are held against, or are not.
-
-    It is where that is not what the verdict suggests. And an improvement began its level at once: it did where what
-    came next passed, or was better still, and where that was a regression it was one odd run.
-
-    Args:
-        connection: to the store.
-        among: ids of those runs; all of the store by default.
-    """
-    columns = (_RUNS.c[name] for name in ("id", "workload", "fingerprint", "verdict", "accepted"))
-    runs = connection.execute(sa.select(*columns).order_by(_RUNS.c.date, _RUNS.c.id)).all()
-    decided, came_next = set[str](), dict[tuple[str, str], str]()
-    for run in reversed(runs):
-        series = (run.workload, run.fingerprint)
-        began = run.verdict == "improvement" and came_next.get(series) in ("pass", "improvement")
-        if began or bool(run.accepted) != _acceptable(run.verdict):
-            decided.add(run.id)
-        if run.verdict not in ("none", "inconclusive") and bool(run.accepted) >= _acceptable(run.verdict):
-            came_next[series] = run.verdict
-    for identity in decided if among is None else decided & set(among):
-        connection.execute(_RUNS.update().where(_RUNS.c.id == identity).values(decided=1))
-
-
-_STEPS: list[Callable[[sa.Connection], None]] = [
-    _tables,
-    partial(_another_figure, name="mfu_given"),
-    partial(_another_figure, name="reference_per_s"),
-    partial(_another_figure, name="flops_exact", kind="TEXT"),  # in digits: SQLite has no integers beyond 64 bits
-    partial(_another_figure, name="priced_share"),
-    _decisions,
-    _figures_of_generations,
-]
-"""What makes each version of the schema of the one before. Never changed, only added to."""
-
-
 def _filter(workload: str = "", fingerprint: str = "", since: str = "") -> list[sa.ColumnElement[bool]]:
     where = []
     if workload:
-        where.append(_RUNS.c.workload.contains(workload, autoescape=True))
+        where.append(RUNS.c.workload.contains(workload, autoescape=True))
     if fingerprint:
-        where.append(_RUNS.c.fingerprint == fingerprint)
+        where.append(RUNS.c.fingerprint == fingerprint)
     if since:
-        where.append(_RUNS.c.date >= dates.kept(since))
+        where.append(RUNS.c.date >= dates.kept(since))
     return where
 
 
 def _runs(*where: sa.ColumnElement[bool]) -> sa.Select[Any]:
     """What is known of runs, without the runs themselves, the oldest first."""
-    columns = (_RUNS.c[name] for name in _ABOUT)
-    return sa.select(*columns).where(*where).order_by(_RUNS.c.date, _RUNS.c.id)
+    columns = (RUNS.c[name] for name in ABOUT)
+    return sa.select(*columns).where(*where).order_by(RUNS.c.date, RUNS.c.id)
 
 
 def _launches(*where: sa.ColumnElement[bool]) -> sa.Select[Any]:
     """Launches with the date of their run, the oldest first."""
-    figures = (_LAUNCHES.c.flops_exact.label(name) if name == "flops" else _LAUNCHES.c[name] for name in METRICS)
-    columns = [_LAUNCHES.c.run, _RUNS.c.date, _LAUNCHES.c.launch, _LAUNCHES.c.invalid, *figures]
-    joined = sa.select(*columns).join_from(_LAUNCHES, _RUNS, _LAUNCHES.c.run == _RUNS.c.id).where(*where)
-    return joined.order_by(_RUNS.c.date, _RUNS.c.id, _LAUNCHES.c.launch)
+    figures = (LAUNCHES.c.flops_exact.label(name) if name == "flops" else LAUNCHES.c[name] for name in METRICS)
+    columns = [LAUNCHES.c.run, RUNS.c.date, LAUNCHES.c.launch, LAUNCHES.c.invalid, *figures]
+    joined = sa.select(*columns).join_from(LAUNCHES, RUNS, LAUNCHES.c.run == RUNS.c.id).where(*where)
+    return joined.order_by(RUNS.c.date, RUNS.c.id, LAUNCHES.c.launch)
 
 
 def _frame(connection: sa.Connection, query: sa.Select[Any]) -> pd.DataFrame:
@@ -605,17 +516,6 @@ def _frame(connection: sa.Connection, query: sa.Select[Any]) -> pd.DataFrame:
     return frame.astype({name: kind for name, kind in types.items() if name in frame})
 
 
-def _figures(run: Record) -> list[dict[str, Any]]:
-    """Rows of the launches of a run."""
-    rows = []
-    for launch in comparison.launches(run).to_dict("records"):
-        known = {name: launch.get(name) for name in METRICS}
-        figures = {name: None if value is None or pd.isna(value) else float(value) for name, value in known.items()}
-        exact = None if pd.isna(launch["flops"]) else str(launch["flops"])
-        rows.append({"launch": int(launch["launch"]), "invalid": launch["invalid"], **figures, "flops_exact": exact})
-    return rows
-
-
 def _saved(run: Record) -> bytes:
     """The file of a run."""
     with tempfile.TemporaryDirectory() as folder:
@@ -624,19 +524,6 @@ def _saved(run: Record) -> bytes:
 
 def _identity(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _content(connection: sa.Connection, identity: str) -> bytes:
-    """The run file, as it came."""
-    stored = connection.execute(sa.select(_RUNS.c.run).where(_RUNS.c.id == identity)).scalar_one()
-    return gzip.decompress(stored)
-
-
-def _run(content: bytes, identity: str) -> Record:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{identity}.json"
-        path.write_bytes(content)
-        return load(path)
 
 
 def _date(run: Record) -> str:
@@ -658,11 +545,6 @@ def _notes(folder: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, AttributeError) as error:
         raise GpuprofError(f"{path} is not what 'gpuprof history export' wrote: remove it, or export again") from error
     return notes
-
-
-def _acceptable(verdict: str) -> bool:
-    """Whether later runs are held against a run, unless somebody says otherwise."""
-    return verdict not in ("regression", "drift", "inconclusive")
 
 
 def _check_verdict(verdict: str) -> None:

@@ -17,8 +17,9 @@ import pandas as pd
 from gpuprof.analysis.ranks import rank_rows
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware.peaks import check_peak
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import PassOutcome
 from gpuprof.run import Run
+from gpuprof.schema import table
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.generated import generated
 from gpuprof.theory.rules import RULES_VERSION

@@ -1,54 +1,28 @@
 """A job of several processes as one run: what every rank measured, added up, with each rank's own figures beside it.
 
-A rank's run is as large as that of a single process. `part` leaves of it what the job needs, with its kernels summed
-by module, phase and operator, so that ranks send one another little and a job's file does not grow with their kernels.
+A rank's run is as large as that of a single process. `gpuprof.job_part` leaves of it what the job needs, with its
+kernels summed by module, phase and operator, so that ranks send one another little and a job's file does not grow with
+their kernels.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from gpuprof.analysis.communication import calls
+from gpuprof import job_facts
 from gpuprof.analysis.comparison import identity
-from gpuprof.analysis.consistency import misbooked, mismatches, misowned, owned_kernels
-from gpuprof.analysis.denominators import sm_clock_hz
-from gpuprof.analysis.kernel_time import kernel_times
-from gpuprof.analysis.known_flops import matmul_kernels
-from gpuprof.analysis.memory import peak
-from gpuprof.analysis.operators import plain_op
-from gpuprof.analysis.ranks import flops_rows, rank_rows
 from gpuprof.analysis.replication import replication
-from gpuprof.analysis.steps import step_seconds
-from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
-from gpuprof.paths import ancestors
-from gpuprof.record import (
-    ALL,
-    DOUBTS,
-    FACTS,
-    TABLES,
-    UNATTRIBUTED,
-    PassOutcome,
-    Record,
-    columns,
-    load,
-    read,
-    table,
-    whole_file,
-)
+from gpuprof.job_part import KEPT, part, rank_of, read_part
 from gpuprof.run import Run
+from gpuprof.schema import DOUBTS, TABLES, table
 from gpuprof.theory import CONVENTIONS
-
-Kind = TypeVar("Kind", bound=Record)
 
 _VERSIONS = (
     "gpuprof", "torch", "transformers", "cuda", "hip", "cublas", "cudnn", "flop_rules", "float32_matmul_precision",
@@ -61,14 +35,6 @@ _ADDED = {
 }  # fmt: skip
 """Columns of tables that add up over ranks; the others say what a row is of."""
 
-_REPEATED = {"tp", "cp", "sp", "pp", "ep"}
-"""Dimensions of a mesh, and ways of sharding, whose ranks share a batch."""
-
-_KEPT = (
-    "tree", "ops", "traffic", "samples", "generation", "memory", "telemetry", "ranks", "busy", "collectives",
-)  # fmt: skip
-"""Tables of a rank that its job is made of."""
-
 
 def read_job(paths: Iterable[str | os.PathLike[str]]) -> Run:
     """Make the run of a job from the saved runs of its ranks, one after the other: one is in memory at a time.
@@ -79,7 +45,9 @@ def read_job(paths: Iterable[str | os.PathLike[str]]) -> Run:
     Raises:
         GpuprofError: a file is none of a rank, or they are not those of one job, each once.
     """
-    return assemble(map(_read, paths))
+    if not isinstance(paths, Iterable) or isinstance(paths, str):
+        raise GpuprofError(f"the ranks' files must be a list of paths, not {paths!r}")
+    return assemble(map(read_part, paths))
 
 
 def gather(run: Run, file: str = "") -> Run | None:
@@ -110,116 +78,8 @@ def gather(run: Run, file: str = "") -> Run | None:
     )
 
 
-def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """`part` of a saved run: of one with its sums without making tables of all that it holds."""
-    file = Path(path).name
-    data = {name: columns(table(name, [])) for name in _KEPT} | read(path, _KEPT)  # of older files some are empty
-    _rank(data["workload"], file)
-    if not data["doubts"]:
-        return part(load(path), file)
-    with whole_file(path):
-        needed = {
-            f"{name}.{column}": data[name][column]
-            for name, column in (
-                ("samples", "time_s"), ("ranks", "amount"), ("generation", "part"), ("generation", "time_s"),
-                ("traffic", "bytes"),
-            )
-        }  # fmt: skip
-        for name, figures in (needed | {f"busy.{column}": figures for column, figures in data["busy"].items()}).items():
-            if None in figures:
-                raise ValueError(f"{name} has a figure missing")
-    return data | {"file": file}
-
-
-def part(run: Record, file: str = "") -> dict[str, Any]:
-    """What a job is made of, of one of its ranks: the run as `Run.to_dict` has it, with the tables `_KEPT` alone.
-
-    Args:
-        run: of a rank, `summed` or not.
-        file: name of the file that it is saved in, beside that of the job.
-
-    Raises:
-        GpuprofError: the run is of no rank of a job.
-    """
-    run = summed(run, file)
-    facts = {name: getattr(run, name) for name in FACTS}
-    passes = {name: vars(outcome) for name, outcome in run.passes.items()}
-    return facts | {"file": file, "passes": passes} | {name: columns(getattr(run, name)) for name in _KEPT}
-
-
-def summed(run: Kind, file: str = "") -> Kind:
-    """The run of a rank with its own sums: all that its job needs of its kernels, and what is doubted of it.
-
-    Raises:
-        GpuprofError: the run is of no rank of a job.
-    """
-    rank = _rank(run.workload, file)
-    if run.doubts:
-        return run
-    kernels = owned_kernels(run)
-    whole = [{"rank": rank, "quantity": name, "amount": amount} for name, amount in _of_the_rank(run)]
-    steps = run.ranks.to_dict("records") if len(run.ranks) else rank_rows(run, rank) if len(kernels) else []
-    doubts = {find.__name__: find(run) for find in (mismatches, misbooked, misowned)}
-    return replace(
-        run,
-        ranks=table("ranks", [*steps, *whole, *flops_rows(run, rank)]),
-        busy=table("busy", list(_busy(kernels, [*run.tree["module"], UNATTRIBUTED]))),
-        collectives=table("collectives", columns(calls(run).assign(rank=rank))),
-        doubts=doubts | {"invalid": invalid_reasons(run.telemetry)},
-    )
-
-
-def _rank(workload: dict[str, Any], file: str) -> int:
-    rank = workload.get("rank")
-    if rank is None:
-        what = "is of a whole job" if workload.get("world", 1) > 1 else "is of a single process"
-        raise GpuprofError(f"{file or 'this run'} {what}, and not of one of its ranks: give the files of the ranks")
-    return int(rank)
-
-
-def _of_the_rank(run: Record) -> Iterator[tuple[str, int]]:
-    """What is known of a rank besides its traced steps."""
-    step_s, energy_j = step_seconds(run), energy_per_step_j(run)
-    products = matmul_kernels(run)
-    whole_ns = int(products["duration_ns"].sum())
-    found = {
-        "step_ns": None if step_s is None else step_s * 1e9,
-        "peak_bytes": peak(run)["bytes"],
-        "sm_clock_hz": sm_clock_hz(run),
-        "energy_uj": None if energy_j is None else energy_j * 1e6,
-        "matmul_ns": whole_ns or None,
-        "priced_ns": int(products.loc[products["priced"], "duration_ns"].sum()) if whole_ns else None,
-    }
-    return ((name, round(amount)) for name, amount in found.items() if amount is not None)
-
-
-def _busy(kernels: pd.DataFrame, paths: list[str]) -> Iterator[dict[str, Any]]:
-    """Rows of ``busy``: by module, phase and operator; by module with its children and phase; and by phase alone."""
-    if kernels.empty:
-        return
-    op = kernels["op"].map({name: plain_op(name) for name in kernels["op"].unique()})
-    owners = kernels.groupby([kernels["module"], kernels["phase"], op], sort=False)
-    own = owners.agg({"kernels": "sum", "duration_ns": "sum"})
-    counts: dict[tuple[str, str], int] = {}
-    for (module, phase, name), number, nanoseconds in own.itertuples(name=None):
-        yield _busy_row(module, phase, name, int(number), int(nanoseconds))
-        for path in ancestors(module):
-            counts[path, phase] = counts.get((path, phase), 0) + int(number)
-    for path, phases in kernel_times(kernels, paths).items():
-        for phase, seconds in phases.items():
-            yield _busy_row(path, phase, ALL, counts[path, phase], round(seconds * 1e9))
-    in_phase = kernels.groupby("phase")["kernels"].sum()
-    for phase, seconds in kernel_times(kernels.assign(module=""), [""])[""].items():
-        yield _busy_row(ALL, phase, ALL, int(in_phase[phase]), round(seconds * 1e9))
-
-
-def _busy_row(module: str, phase: str, op: str, kernels: int, nanoseconds: int) -> dict[str, Any]:
-    times = dict.fromkeys(("total_ns", "least_ns", "most_ns"), nanoseconds)
-    return {"module": module, "phase": phase, "op": op, "ranks": 1, "kernels": kernels, **times}
-
-
 def assemble(parts: Iterable[dict[str, Any]]) -> Run:
-    """The run of a job from what `part` gives of each of its ranks, in any order; of each only its share is kept.
+    """The run of a job from the `part` of each of its ranks, in any order; of each only its share is kept.
 
     Operators, bytes that must move, peaks and bandwidths are added up; a timed step, with the parts of a generation, is
     that of the rank that took longest for it, on the sequences of all; memory that of the rank with the highest peak,
@@ -237,9 +97,9 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
     most: dict[str, tuple[int, int, dict[str, list[Any]]]] = {}  # by table the figure that it is chosen by, and rank
     gathered: dict[str, dict[str, list[Any]]] = {name: {} for name in ("ranks", "collectives")}
     for one in parts:
-        rank = _rank(one["workload"], one["file"])
+        rank = rank_of(one["workload"], one["file"])
         _check_place(one, rank, about)
-        about[rank] = {name: value for name, value in one.items() if name not in _KEPT}
+        about[rank] = {name: value for name, value in one.items() if name not in KEPT}
         for name, sums in added.items():
             add_rows(sums, name, one[name])
         _add_busy(busy, one["busy"])
@@ -250,14 +110,10 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
         for name, rows in gathered.items():
             for column, values in one[name].items():
                 rows.setdefault(column, []).extend(values)
-        figures = dict(zip(one["ranks"]["quantity"], one["ranks"]["amount"], strict=True))
-        for name, quantity in (("memory", "peak_bytes"), ("telemetry", "step_ns")):
-            figure = figures.get(quantity, -1)
-            if name not in most or (figure, -rank) > (most[name][0], -most[name][1]):
-                most[name] = (figure, rank, one[name])
+        _choose(most, one, rank)
     _check_whole(about)
     ranks = [about[rank] for rank in sorted(about)]
-    passes = _passes(ranks)
+    passes = job_facts.outcomes(ranks)
     for name in most:
         if name in passes:
             passes[name].facts["rank"] = most[name][1]
@@ -269,25 +125,19 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
     if "trace" not in done:
         busy.clear()
         gathered["collectives"].clear()
-    remedy = f"that of a rank has its own: {ranks[0]['file']}" if ranks[0]["file"] else "save those of the ranks"
-    for name in {"trace", "counters"} & passes.keys():
-        if passes[name].status == "done":
-            passes[name] = PassOutcome("skipped", "the file of a job has no kernels", remedy)
-    hidden = {path for one in ranks for path in one["passes"].get("trace", {}).get("facts", {}).get("hidden", ())}
-    if hidden and "trace" in passes:
-        passes["trace"].facts["hidden"] = sorted(hidden)
-    if "count" in passes:
-        passes["count"].facts |= _of_traffic([one["passes"].get("count", {}).get("facts", {}) for one in ranks])
+    job_facts.without_kernels(passes, ranks)
     timed = [step for _, step in sorted(steps.items())]
     job = Run(
-        workload=_workload([one["workload"] for one in ranks]),
-        device=_device(ranks),
+        workload=job_facts.workload([one["workload"] for one in ranks]),
+        device=job_facts.device(ranks),
         environment=ranks[0]["environment"],
         settings=ranks[0]["settings"],
         passes=passes,
-        warnings=_of_all([one["warnings"] for one in ranks]),
-        doubts={name: _of_all([one["doubts"][name] for one in ranks]) for name in DOUBTS},
-        tree=_tree([trees[rank] for rank in sorted(trees)], [_stage(one["workload"]) for one in ranks]),
+        warnings=job_facts.of_all([one["warnings"] for one in ranks]),
+        doubts={name: job_facts.of_all([one["doubts"][name] for one in ranks]) for name in DOUBTS},
+        tree=job_facts.tree(
+            [trees[rank] for rank in sorted(trees)], [job_facts.stage(one["workload"]) for one in ranks]
+        ),
         samples=table("samples", [row for step in timed for row in step.samples]),
         generation=table("generation", list(_parts(timed, sequences, ranks[0]["workload"], most["telemetry"][1]))),
         busy=_busy_of_all(busy, len(ranks)),
@@ -299,6 +149,15 @@ def assemble(parts: Iterable[dict[str, Any]]) -> Run:
         if whole := job.workload.pop("whole_model", None):
             job.workload["unsharded"] = replication(job, whole["flops"], whole["batches"])
     return _in_a_convention(job)
+
+
+def _choose(most: dict[str, tuple[int, int, dict[str, list[Any]]]], one: dict[str, Any], rank: int) -> None:
+    """Put a rank's tables in the place of those of the ranks with a lower peak, or a shorter step."""
+    figures = dict(zip(one["ranks"]["quantity"], one["ranks"]["amount"], strict=True))
+    for name, quantity in (("memory", "peak_bytes"), ("telemetry", "step_ns")):
+        figure = figures.get(quantity, -1)
+        if name not in most or (figure, -rank) > (most[name][0], -most[name][1]):
+            most[name] = (figure, rank, one[name])
 
 
 def _check_place(one: dict[str, Any], rank: int, about: dict[int, dict[str, Any]]) -> None:
@@ -417,7 +276,7 @@ def _parts(
 
     When a part began is told by a telemetry's window, and there is that of the ``watched`` rank alone.
     """
-    share = ranks_per_batch(workload)
+    share = job_facts.ranks_per_batch(workload)
     for step in steps:
         for row in step.parts:
             counts = [count for count in sequences[row["launch"], row["step"], row["part"]] if count is not None]
@@ -432,159 +291,6 @@ def _by_rank(name: str, rows: dict[str, list[Any]]) -> pd.DataFrame:
     """The rows by rank, those of each in their order."""
     frame = table(name, rows or [])
     return frame.sort_values("rank", kind="stable", ignore_index=True)
-
-
-def _stage(workload: dict[str, Any]) -> int:
-    """Which stage of a pipeline a rank has; 0 where it has all of the model, or none is known."""
-    stages = workload.get("groups", {}).get("pp", [])
-    return stages.index(workload["rank"]) if workload["rank"] in stages else 0
-
-
-def _tree(trees: list[dict[str, list[Any]]], stages: list[int]) -> pd.DataFrame:
-    """The union of the ranks' trees. Where a module is on several, it is as large as on the one where it is largest.
-
-    Stages of a pipeline share names, at least that of the root, and no parameters: what their modules of one name have
-    by themselves, without their children, adds up.
-
-    Args:
-        trees: of each rank.
-        stages: of each rank which stage of a pipeline it has.
-    """
-    held = ("params", "trainable_params", "param_bytes", "trainable_bytes")
-    rows: dict[str, dict[str, Any]] = {}
-    own: dict[str, dict[str, dict[int, list[int | None]]]] = {}  # by module, column and stage
-    for tree, stage in zip(trees, stages, strict=True):
-        modules = tree["module"]
-        for place, module in enumerate(modules):
-            row = {column: tree[column][place] for column in TABLES["tree"]}
-            known = rows.setdefault(module, row)
-            known["calls"] = max(filter(lambda count: count is not None, (known["calls"], row["calls"])), default=None)
-        for column in held:
-            sizes = dict(zip(modules, tree[column], strict=True))
-            inside = dict.fromkeys(modules, 0)
-            for module in modules:
-                above = module.rpartition(".")[0]
-                if module and sizes[module] is not None and above in inside:
-                    inside[above] += sizes[module]
-            for module, size in sizes.items():
-                alone = None if size is None else size - inside[module]
-                own.setdefault(module, {}).setdefault(column, {}).setdefault(stage, []).append(alone)
-    for column in held:
-        sizes = {}
-        for module in rows:
-            sizes[module] = _added_up(map(_largest, own[module][column].values()))
-        for module in sorted(rows, key=lambda path: (path != "", path.count(".")), reverse=True):
-            above = module.rpartition(".")[0]
-            if module and above in sizes:
-                sizes[above] = _added_up((sizes[above], sizes[module]))
-        for module, row in rows.items():
-            row[column] = sizes[module]
-    return table("tree", list(rows.values()))
-
-
-def _largest(sizes: list[int | None]) -> int | None:
-    return None if None in sizes else max(size for size in sizes if size is not None)
-
-
-def _added_up(sizes: Iterable[int | None]) -> int | None:
-    found = list(sizes)
-    return None if None in found else sum(size for size in found if size is not None)
-
-
-def _passes(ranks: list[dict[str, Any]]) -> dict[str, PassOutcome]:
-    """Outcomes of the job: done where all ranks have done it, else that of the first rank that fared worst."""
-    found: dict[str, PassOutcome] = {}
-    for name in dict.fromkeys(name for one in ranks for name in one["passes"]):
-        outcomes = [one["passes"].get(name) or vars(PassOutcome("skipped")) for one in ranks]
-        order = [("done", "skipped", "failed").index(outcome["status"]) for outcome in outcomes]
-        rank = order.index(max(order))
-        worst = PassOutcome(**outcomes[rank] | {"facts": dict(outcomes[0]["facts"])})
-        if min(order) < max(order):
-            worst.reason = f"rank {rank}: {worst.reason or 'it did not run there'}"
-        worst.seconds = max(outcome["seconds"] for outcome in outcomes)
-        found[name] = worst
-    return found
-
-
-def _of_traffic(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the counting passes say of a generation's bytes: all that a rank does not know, and what their caches hold.
-
-    Each rank has a cache of its own, of its sequences or of its heads.
-    """
-    found: dict[str, Any] = {}
-    for name in ("traffic_unknown", "weights_at_most"):
-        if said := list(dict.fromkeys(text for facts in ranks for text in facts.get(name, ()))):
-            found[name] = said
-    caches = [facts["cache"]["bytes"] for facts in ranks if facts.get("cache")]
-    if caches:
-        alike = len(caches) == len(ranks) and len({*map(len, caches)}) == 1
-        sums = [sum(held) for held in zip(*caches, strict=True)] if alike else []
-        found["cache"] = ranks[0].get("cache", {}) | {"bytes": sums}
-    return found
-
-
-def _of_all(texts: list[list[str]]) -> list[str]:
-    """What ranks say, each once, with those that say it where not all do."""
-    said: dict[str, list[str]] = {}
-    for rank, lines in enumerate(texts):
-        for text in dict.fromkeys(lines):
-            said.setdefault(text, []).append(str(rank))
-    named = {text: f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks)}: " for text, ranks in said.items()}
-    return [text if len(said[text]) == len(texts) else named[text] + text for text in said]
-
-
-def _workload(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """That of the lowest rank, as far as it is of all; with every process group, and what a step takes in all."""
-    job = dict(ranks[0])
-    del job["rank"]
-    job["groups"] = {}
-    for one in ranks:
-        for name, members in one.get("groups", {}).items():
-            if members not in job["groups"].setdefault(name, []):
-                job["groups"][name].append(members)
-    share = ranks_per_batch(job)
-    for unit in ("tokens_per_step", "samples_per_step"):
-        amounts = [one[unit] for one in ranks if one.get(unit) is not None]
-        job[unit] = sum(amounts) // share if share is not None and len(amounts) == len(ranks) else None
-    return job
-
-
-def ranks_per_batch(workload: dict[str, Any]) -> int | None:
-    """How many ranks share a batch; None where that is not known."""
-    mesh, parallel = workload.get("mesh") or {}, set(workload.get("parallel") or ())
-    if parallel and not parallel & _REPEATED:
-        return 1
-    shared = [size for name, size in mesh.items() if name.split("_")[0] in _REPEATED]
-    return math.prod(shared) if shared and math.prod(mesh.values()) == workload["world"] else None
-
-
-def _device(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The device of the lowest rank, with what the devices of all can do together; and what each rank says of itself.
-
-    Of a rank that is: rank, file, device, environment, passes (without their facts).
-    """
-    devices = [one["device"] for one in ranks]
-    found = dict(devices[0])
-    found["name"] = " + ".join(dict.fromkeys(str(device.get("name")) for device in devices))
-    for name in ("memory_bandwidth", "measured_bandwidth", "sm_count"):
-        amounts = [device.get(name) for device in devices]
-        found[name] = None if None in amounts else sum(amounts)
-    found["peaks"] = {
-        kind: sums
-        for kind in devices[0].get("peaks", {})
-        if (sums := _added([device.get("peaks", {}).get(kind, {}) for device in devices]))
-    }
-    found["ranks"] = [
-        {"rank": rank, **{name: one[name] for name in ("file", "device", "environment")}}
-        | {"passes": {name: outcome | {"facts": {}} for name, outcome in one["passes"].items()}}
-        for rank, one in enumerate(ranks)
-    ]
-    return found
-
-
-def _added(peaks: list[dict[str, float]]) -> dict[str, float]:
-    """Peaks by dtype, as far as every device has one."""
-    return {dtype: sum(one[dtype] for one in peaks) for dtype in peaks[0] if all(dtype in one for one in peaks)}
 
 
 def _in_a_convention(job: Run) -> Run:

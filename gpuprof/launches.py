@@ -19,7 +19,8 @@ import pandas as pd
 
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Record, load, table
+from gpuprof.record import Record, load
+from gpuprof.schema import table
 from gpuprof.workload import Options
 
 REPEATED = ("time", "telemetry", "trace", "memory")

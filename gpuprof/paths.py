@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from gpuprof.record import NOBODYS, UNATTRIBUTED
+from gpuprof.schema import NOBODYS, UNATTRIBUTED
 
 _WRAPPED = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
 """What a module is called in a wrapper of its own: of FSDP's first version, torch.compile and checkpointing."""

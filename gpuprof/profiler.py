@@ -31,28 +31,32 @@ from gpuprof.parallel.join import join
 from gpuprof.parallel.launch import TIMEOUT_S
 from gpuprof.parallel.layout import layout
 from gpuprof.parallel.same_model import same_model
-from gpuprof.passes import counting
 from gpuprof.passes.failure import StepFailure, explain, let_go, short
 from gpuprof.passes.modes import modes_as_before
+from gpuprof.passes.module_tree import module_tree
 from gpuprof.passes.options import DEFAULT_PASSES, check
 from gpuprof.passes.preserve import preserved
 from gpuprof.passes.table import PASSES, Measuring, Pass, Progress
 from gpuprof.passes.unsharded import count_unsharded
-from gpuprof.record import UNATTRIBUTED, PassOutcome, Record, table
+from gpuprof.record import PassOutcome, Record
 from gpuprof.run import Run
+from gpuprof.schema import UNATTRIBUTED, table
 from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.version import __version__
 from gpuprof.workload import Options, Workload, build, from_module
+from gpuprof.workload.options import check_seed, dtype_name
 from gpuprof.workload.parallel import replicas
-from gpuprof.workload.workload import call_arguments
+from gpuprof.workload.workload import call_arguments, check_call, check_parts
 
-# of the FLOPs: with the rotary angles of newer transformers, float32 products of one column, every kernel would be
-# replayed again and again for the counters of another dtype
 _WORTH_COUNTING = 1e-4
+"""Share of a step's FLOPs above which a dtype gets counters: every kernel is replayed again and again for each dtype.
+
+Below it are the rotary angles of newer transformers, float32 products of one column.
+"""
 
 _alone = threading.RLock()
-"""What the passes patch is the whole process's, and other work beside a step is in its time."""
+"""Held while passes run: what they patch is the whole process's, and other work beside a step is in its time."""
 
 
 def profile(
@@ -64,7 +68,7 @@ def profile(
     optimizer: torch.optim.Optimizer | str | None = None,
     step: Callable[[], Any] | None = None,
     mode: str = "train",
-    passes: Iterable[str] = DEFAULT_PASSES,
+    passes: str | Iterable[str] = DEFAULT_PASSES,
     warmup: int | None = None,
     steps: int | None = None,
     convention: str = "causal",
@@ -93,7 +97,7 @@ def profile(
         optimizer: steps after each backward; its state and the parameters are put back. For a named model its name.
         step: a whole step of one's own, used as it is.
         mode: train, forward or generate.
-        passes: which passes to run, of `gpuprof.passes.options.PASSES`.
+        passes: which passes to run, of `gpuprof.passes.options.PASSES`; also as one text, ``"count,time"``.
         warmup: steps before the clock counts; 1 on a CPU and 5 on a GPU unless given.
         steps: timed steps; 3 on a CPU and 20 on a GPU unless given.
         convention: how FLOPs are counted, of `gpuprof.theory.conventions.CONVENTIONS`.
@@ -113,24 +117,28 @@ def profile(
         "rank_timeout": rank_timeout,
     }  # fmt: skip
     passes = check(passes, warmup, steps, peak_tflops, counter_level, launches)
+    check_seed(seed)
+    if progress is not None and not callable(progress):
+        raise GpuprofError(f"progress must be a function of a pass, how far it is and its length, not {progress!r}")
     if launches is not None and not isinstance(model, str):
         raise GpuprofError("launches: fresh processes need a model given by name")
     if isinstance(model, str):
+        _refuse_parts(inputs=inputs, kwargs=kwargs, loss=loss, step=step)
         chosen = _options(mode=mode, seed=seed, optimizer=optimizer or "none", **options)
         if launches:
             if not join(rank_timeout).alone:
                 raise GpuprofError("launches repeats one process: leave it out in a job of several")
             return _launched(model, chosen, passes, launches, counter_level, progress, how)
         workload = join(rank_timeout).together("making the model", lambda: build(model, chosen))
-    elif isinstance(optimizer, str):
-        raise GpuprofError(
-            f"optimizer {optimizer!r}: for a given module, give a torch.optim.Optimizer on its parameters"
-        )
     else:
+        check_parts(model, loss, optimizer, step)
         if options:
+            _options(**options)
             raise GpuprofError(f"{', '.join(options)}: only for a model given by name; here the module says it")
         args, keywords = call_arguments(model, inputs, kwargs)
-        workload = from_module(model, args, keywords, loss=loss, mode=mode, optimizer=optimizer, step=step)
+        if step is None:
+            check_call(model, args, keywords)
+        workload = from_module(model, args, keywords, loss=loss, mode=mode, optimizer=optimizer, step=step)  # type: ignore[arg-type]  # checked above
     run = run_passes(workload, passes=passes, counter_level=counter_level, progress=progress, **how)
     if workload.recipe is not None and workload.recipe[1].parallel != "none" and run.done("count"):
         _add_whole_model(run, workload.recipe)
@@ -186,6 +194,7 @@ def count(
             model, inputs, kwargs=kwargs, loss=loss, step=step, mode=mode, passes=("count",), convention=convention,
             seed=seed, **options,
         )  # fmt: skip
+    _refuse_parts(inputs=inputs, kwargs=kwargs, loss=loss, step=step)
     workload = build(model, _options(mode=mode, seed=seed, **options), weightless=True)
     return run_passes(workload, passes=("count",), convention=convention, seed=seed, alone=True)
 
@@ -247,17 +256,27 @@ def run_passes(
         tell=progress or (lambda name, done, total: None),
         traced_steps=1 if control.alone else LEAST_STEPS,
     )  # fmt: skip
+    _run_wanted(measuring, control)
+    _complete(measuring, control)
+    return run
+
+
+def _run_wanted(measuring: Measuring, control: Control) -> None:
+    """Run the passes that are wanted, one after the other, and keep how each ended.
+
+    Raises:
+        GpuprofError: no pass was done, or what the step changes could not be put back.
+    """
+    workload, run = measuring.workload, measuring.run
+    on_device = torch.cuda.device(workload.device) if workload.device.type == "cuda" else nullcontext()
     failures: list[StepFailure] = []
     unkept = ""
     try:
-        with (
-            _alone, preserved(workload), torch.cuda.device(workload.device) if cuda else nullcontext(),
-            watched(measuring.tell) as measuring.watch,
-        ):  # fmt: skip
+        with _alone, preserved(workload), on_device, watched(measuring.tell) as measuring.watch:
             for one in PASSES:
-                if one.name in wanted:
+                if one.name in measuring.wanted:
                     measuring.watch.begin(one.name)
-                    run.passes[one.name] = _attempted(one, measuring, failures, control)
+                    run.passes[one.name] = _run_pass(one, measuring, failures, control)
             run.compilations, run.breaks = measuring.watch.compilations, measuring.watch.breaks
     except GpuprofError:  # ranks are not at the same point
         raise
@@ -270,6 +289,11 @@ def run_passes(
         raise GpuprofError(f"{failures[0].line}; {unkept}" if unkept else failures[0].line) from failures[0].error
     if not done and (why := control.broken()):
         raise GpuprofError(why)
+
+
+def _complete(measuring: Measuring, control: Control) -> None:
+    """Add to a run what its passes make known together: ceilings, owners, the rank's own times, and what to warn of."""
+    workload, run, wanted = measuring.workload, measuring.run, measuring.wanted
     if "telemetry" in wanted and "telemetry" not in run.passes:
         reason, remedy = "telemetry is read around the timing pass, which did not end", "see its reason"
         if "time" not in wanted:
@@ -286,10 +310,9 @@ def run_passes(
     control.late.clear()
     run.warnings += [f"the {name} pass failed: {o.reason}" for name, o in run.passes.items() if o.status == "failed"]
     say_what_is_withheld(run)
-    return run
 
 
-def _attempted(one: Pass, measuring: Measuring, failures: list[StepFailure], control: Control) -> PassOutcome:
+def _run_pass(one: Pass, measuring: Measuring, failures: list[StepFailure], control: Control) -> PassOutcome:
     """Run one pass, in step with the other ranks, and say how it ended for all; why it failed is added to the failures.
 
     What it measured counts only if it was done on every rank.
@@ -402,7 +425,7 @@ def with_all_owners(run: Record, model: torch.nn.Module) -> pd.DataFrame:
     if not (booked or tree.empty):
         return tree
     calls = dict.fromkeys(sorted(booked), 0) | dict(zip(tree["module"], tree["calls"], strict=True))
-    return counting.module_tree(model, calls, dict(zip(tree["module"], tree["causality"], strict=True)))
+    return module_tree(model, calls, dict(zip(tree["module"], tree["causality"], strict=True)))
 
 
 def never_made(model: torch.nn.Module) -> list[str]:
@@ -414,7 +437,22 @@ def never_made(model: torch.nn.Module) -> list[str]:
     return [f"{paths[0]}{more}: made at the first call of a lazy module, which never came, so in no count or sum"]
 
 
+def _refuse_parts(**given: Any) -> None:
+    """Refuse parts of a step beside a model that is given by name."""
+    if parts := [name for name, part in given.items() if part is not None]:
+        raise GpuprofError(
+            f"{', '.join(parts)}: only for a module; a model given by name has its own (or let the function of "
+            "file.py:function return them)"
+        )
+
+
 def _options(**given: Any) -> Options:
+    """The options of a model given by name; dtype and device may be torch's own."""
+    for name, value in given.items():
+        if isinstance(value, torch.dtype):
+            given[name] = dtype_name(value)
+        elif isinstance(value, torch.device):
+            given[name] = str(value)
     try:
         return Options(**given)
     except TypeError as error:

@@ -282,7 +282,7 @@ def _reason(complaint: str, code: int) -> str:
 
 
 def _write(folder: Path, options: Sequence[str], points: Sequence[Point]) -> None:
-    from gpuprof.record import write_atomically
+    from gpuprof.files import write_atomically
 
     data = {
         "gpuprof": "sweep", "schema_version": SCHEMA_VERSION, "options": list(options),

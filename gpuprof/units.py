@@ -8,6 +8,7 @@ MISSING = "-"
 """Shown where a figure is not known; never 0."""
 
 _SI = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
+_TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 _BINARY = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
@@ -51,6 +52,16 @@ def duration(seconds: float | None, digits: int = 4) -> str:
         if abs(seconds) >= factor:
             return f"{significant(seconds / factor, digits)} {unit}"
     return "0 s" if seconds == 0 else f"{significant(seconds / 1e-9, digits)} ns"
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """The unit in which times up to this one read well, and its seconds: ``time_unit(7.2) == (1.0, "s")``."""
+    return next(((one, name) for one, name in _TIMES if abs(seconds) >= one), _TIMES[-1])
+
+
+def size_unit(nbytes: float) -> tuple[int, str]:
+    """The same of bytes: ``size_unit(1536) == (1024, "KiB")``."""
+    return next(((one, name) for one, name in _BINARY if abs(nbytes) >= one), (1, "B"))
 
 
 def span(seconds: float) -> str:

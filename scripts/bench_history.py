@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from gpuprof import Run, history
+from gpuprof import Run, history, history_schema
 from gpuprof.analysis.changepoints import series_of
 from gpuprof.analysis.noise import WINDOW
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import PassOutcome
 from gpuprof.render.history import history_chart, render_history
+from gpuprof.schema import table
 
 GOALS_S = {"check": 1.0, "history plot, whole process": 3.0}
 LAUNCHES, IDEAL_S, CLOCK_MHZ, MFU, KIB = 3, 0.040, 1755.0, 0.40, 32
@@ -70,7 +71,7 @@ def fill(store: history.Store, count: int, seed: int = 0) -> None:
     clock = clock + random.normal(0, 5, (count, LAUNCHES))
     identity = store.add(hand_made(0))
     with store._transaction(write=True) as connection:
-        runs, launches = history._RUNS, history._LAUNCHES
+        runs, launches = history_schema.RUNS, history_schema.LAUNCHES
         run = dict(connection.execute(sa.select(runs)).mappings().one())
         launch = dict(connection.execute(sa.select(launches)).mappings().first())
         content = gzip.compress(gzip.decompress(run["run"]) + b" " * (KIB << 10), compresslevel=0)

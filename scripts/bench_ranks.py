@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import gpuprof
-from gpuprof.job import summed
+from gpuprof.job_part import summed
 
 MOST_S, MOST_BYTES, MOST_ADDED = 5.0, 1e9, 0.05
 

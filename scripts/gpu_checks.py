@@ -52,8 +52,9 @@ from gpuprof.hardware.device import describe, uuid_of
 from gpuprof.meter import Meter
 from gpuprof.passes import telemetry, trace
 from gpuprof.profiler import count, run_passes
-from gpuprof.record import UNATTRIBUTED, load
+from gpuprof.record import load
 from gpuprof.run import Run
+from gpuprof.schema import UNATTRIBUTED
 from gpuprof.traces.events import CALL, KERNEL, NODE, Event
 from gpuprof.workload import Options, Workload, build, from_module
 from gpuprof.workload.steps import cache_argument

@@ -387,7 +387,7 @@ def _generate(facts: Facts) -> str:
         if (figures := case["figures"]) is None:
             said.append(f"{name}: not measured")
             continue
-        prefill = next((row["step_mfu"] for row in case["phases"] if row["phase"] == "prefill"), None)
+        prefill = next((row["mfu"] for row in case["phases"] if row["phase"] == "prefill"), None)
         shares = ", ".join(f"{units.percent(share)} of the {what} bandwidth" for what, share in case["mbu"].items())
         held = case["cache_tensors_bytes"]
         cache = (

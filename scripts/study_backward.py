@@ -17,9 +17,10 @@ import pandas as pd
 import torch
 
 from gpuprof.analysis.backward import backward_ratios, whole
+from gpuprof.files import write_atomically
 from gpuprof.profiler import run_passes
-from gpuprof.record import write_atomically
 from gpuprof.render.backward_chart import ratio_bars
+from gpuprof.render.charts import save_picture
 from gpuprof.run import Run
 from gpuprof.units import MISSING
 from gpuprof.workload import Options, Workload, build
@@ -128,7 +129,7 @@ def draw(about: dict[str, Any], found: list[dict[str, Any]], folder: Path) -> No
     how = f"by time: median of {found[0]['steps']} undisturbed steps, recompute in it"
     title = f"{about['model']} · {about['device']}\n{how}"
     for suffix in (".png", ".svg"):
-        ratio_bars(bars, title, folder / f"ratios{suffix}")
+        save_picture(ratio_bars(bars, title), folder / f"ratios{suffix}")
 
 
 def main(command: Sequence[str] | None = None) -> None:

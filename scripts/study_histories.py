@@ -36,8 +36,10 @@ from gpuprof.analysis.changepoints import change_points
 from gpuprof.analysis.regression import DRIFT, IMPROVEMENT, INCONCLUSIVE, REGRESSION
 from gpuprof.cli.check import check_in_store, read_margin
 from gpuprof.errors import GpuprofError
+from gpuprof.files import write_atomically
 from gpuprof.hardware.device import describe
-from gpuprof.record import PassOutcome, table, write_atomically
+from gpuprof.record import PassOutcome
+from gpuprof.schema import table
 
 SOURCES = "CUDA.jl's gh-pages and modded-nanogpt's records, both MIT"
 CUDAJL, NANOGPT = "cudajl.tsv", "nanogpt-launches.tsv"

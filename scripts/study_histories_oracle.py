@@ -22,7 +22,7 @@ import numpy as np
 import study_histories as histories
 
 from gpuprof.errors import GpuprofError
-from gpuprof.record import write_atomically
+from gpuprof.files import write_atomically
 
 LAUNCHES = 3
 LENGTHS = (1, 2, 3)

@@ -24,8 +24,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gpuprof import Meter
+from gpuprof.files import write_atomically
 from gpuprof.hardware.device import describe, environment
-from gpuprof.record import write_atomically
 from gpuprof.workload.presets import load_preset
 
 MODEL = "smollm2-135m"

@@ -22,8 +22,9 @@ import torch.distributed as dist
 
 import gpuprof
 from gpuprof.analysis.replication import model_flops, replication, sentence
+from gpuprof.files import write_atomically
 from gpuprof.passes.unsharded import count_unsharded
-from gpuprof.record import load, write_atomically
+from gpuprof.record import load
 from gpuprof.run import Run
 from gpuprof.workload import Options, Workload, build
 

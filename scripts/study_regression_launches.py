@@ -24,8 +24,9 @@ import torch
 from gpuprof.analysis.check import check, moved
 from gpuprof.analysis.comparison import launches
 from gpuprof.analysis.regression import judge
+from gpuprof.files import write_atomically
 from gpuprof.launches import merge
-from gpuprof.record import load, write_atomically
+from gpuprof.record import load
 from gpuprof.run import Run
 
 BASELINE, HEAD, STEPS = 20, 5, 100

@@ -25,8 +25,8 @@ import regression_nights
 import torch
 
 from gpuprof.analysis.regression import ALPHA, INCONCLUSIVE, MARGIN, REGRESSION, hold, rank_test
+from gpuprof.files import write_atomically
 from gpuprof.hardware.device import describe
-from gpuprof.record import write_atomically
 
 DROPS = (0.0, 0.01, 0.02, 0.03, 0.05)
 BASELINES = (5, 10, 20)

@@ -2,8 +2,9 @@
 
 from runs import kernel_row, ops_row
 
-from gpuprof.record import UNATTRIBUTED, PassOutcome, table
+from gpuprof.record import PassOutcome
 from gpuprof.run import Run
+from gpuprof.schema import UNATTRIBUTED, table
 
 FLOPS = 10**11  # of each of the six products: 100 us at the peak of 1,000 TFLOP/s
 _SHAPES = {"aten::addmm": "5000 5000x2000 2000x5000", "aten::mm": "5000x2000 2000x5000"}

@@ -2,8 +2,9 @@
 
 import pandas as pd
 
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import PassOutcome
 from gpuprof.run import Run
+from gpuprof.schema import table
 
 
 def ops_row(module, phase, op, flops, *, full=None, hardware=None, kind="matmul", calls=1, vector=0, dtype="bfloat16"):

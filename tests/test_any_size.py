@@ -25,18 +25,19 @@ from gpuprof.analysis.ranks import rank_rows
 from gpuprof.analysis.sweep import sweep_table
 from gpuprof.analysis.validation import validate
 from gpuprof.history import open_store
-from gpuprof.record import integers, table
 from gpuprof.render import FORMATS, render
 from gpuprof.render.backward import render_backward
 from gpuprof.render.backward_chart import backward_chart
 from gpuprof.render.budget import budget_chart, render_budget
 from gpuprof.render.page import render_page
 from gpuprof.render.regression import render_check
-from gpuprof.render.roofline import render_roofline, roofline_chart
+from gpuprof.render.roofline import render_roofline
+from gpuprof.render.roofline_chart import roofline_chart
 from gpuprof.render.sweep import FORMATS as SWEEP_FORMATS
 from gpuprof.render.validation import FORMATS as VALIDATION_FORMATS
 from gpuprof.render.validation import render_validation
 from gpuprof.render.view import BY, View
+from gpuprof.schema import integers, table
 from gpuprof.sweep import Point
 
 TIMES = [10**13 + 37, 10**20 + 39]

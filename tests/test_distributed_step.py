@@ -14,7 +14,7 @@ import gpuprof
 from gpuprof.analysis.communication import account, collectives
 from gpuprof.analysis.modules import without_rule
 from gpuprof.parallel.units import unit_of
-from gpuprof.record import table
+from gpuprof.schema import table
 from gpuprof.traces.events import FUNCTION, NODE, NODE_PREFIX, OPERATOR, RANGE, SUBCLASS, Event, host_kind
 from gpuprof.traces.owners import attribute
 

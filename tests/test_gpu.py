@@ -13,7 +13,7 @@ from gpuprof.analysis.consistency import inconsistencies, mismatches
 from gpuprof.analysis.modules import totals, union_ns
 from gpuprof.passes import trace
 from gpuprof.profiler import run_passes
-from gpuprof.record import UNATTRIBUTED
+from gpuprof.schema import UNATTRIBUTED
 from gpuprof.traces.events import CALL, KERNEL, NODE
 from gpuprof.workload import Options, build, from_module
 from gpuprof.workload.training import checkpoint

@@ -25,7 +25,7 @@ from gpuprof import history
 from gpuprof.analysis import comparison
 from gpuprof.errors import GpuprofError
 from gpuprof.history import open_store
-from gpuprof.record import table
+from gpuprof.schema import table
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["gpuprof.history"])
@@ -464,7 +464,7 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(url, monkeypatch):
         raise GpuprofError("out of luck")
 
     with monkeypatch.context() as patch:
-        patch.setattr(history, "_STEPS", [*history._STEPS, fails])
+        patch.setattr(history, "STEPS", [*history.STEPS, fails])
         assert error_of(open_store, url) == "out of luck"
     with open_store(url) as store:
         assert version_of(url) == 7

@@ -10,8 +10,9 @@ from gpuprof.analysis.conventions import fitting
 from gpuprof.analysis.generation import generation, mbu
 from gpuprof.analysis.modules import totals
 from gpuprof.analysis.ranks import by_rank
-from gpuprof.job import assemble, part, summed
-from gpuprof.record import table
+from gpuprof.job import assemble
+from gpuprof.job_part import part, summed
+from gpuprof.schema import table
 
 NS = 1e-9
 FACTS = {
@@ -375,7 +376,7 @@ def test_what_is_hidden_on_a_rank_is_not_known_of_the_job():
 
     frame = job_of(first, second).modules().set_index("module")
 
-    assert frame.loc["fc", ["time_forward_s", "mfu"]].isna().all()
+    assert frame.loc["fc", ["time_forward_s", "kernel_mfu"]].isna().all()
     assert frame.loc["", "time_forward_s"] > 0
     assert job_of(*two()).modules().set_index("module").loc["fc", "time_forward_s"] > 0
 

@@ -8,7 +8,7 @@ from gpuprof.analysis import steps
 from gpuprof.analysis.modules import by_phase, totals
 from gpuprof.errors import GpuprofError
 from gpuprof.launches import merge
-from gpuprof.record import table
+from gpuprof.schema import table
 
 MODEL = """
 import torch

@@ -16,9 +16,12 @@ PACKAGE = Path(gpuprof.__file__).parent
 # from the bottom up: a module may import from its own layer and from those before it
 LAYERS = [
     ("errors", "signals", "undo", "units", "version"),
+    ("files", "schema"),
     ("dates", "pictures"),
     ("store_url",),
     ("log",),
+    ("log_content",),
+    ("record_checks",),
     ("record",),
     ("paths",),
     ("reports",),
@@ -36,9 +39,11 @@ LAYERS = [
     ("launches",),
     ("profiler", "imported"),
     ("launched",),
-    ("fit", "job"),
+    ("fit", "job_part", "job_facts"),
+    ("job",),
     ("meter",),
     ("integrations",),
+    ("history_schema",),
     ("history",),
     ("cli",),
 ]
@@ -52,12 +57,17 @@ TORCH_FREE = [
     "dates",
     "pictures",
     "log",
+    "log_content",
+    "files",
+    "schema",
+    "record_checks",
     "record",
     "run",
     "paths",
     "reports",
     "sweep",
     "store_url",
+    "history_schema",
     "history",
     "theory",
     "analysis",
@@ -73,6 +83,9 @@ TORCH_FREE = [
     "traces.ncu_table",
     "traces.events",
     "traces.owners",
+    "traces.nodes",
+    "traces.phases",
+    "traces.taken_over",
     "traces.steps",
     "traces.scopes",
     "traces.chrome",
@@ -81,6 +94,8 @@ TORCH_FREE = [
     "traces.ops",
     "imported",
     "job",
+    "job_facts",
+    "job_part",
     "traces.composite",
     "traces.pricing",
 ]
@@ -227,7 +242,7 @@ def test_every_part_has_a_layer():
 
 def loaded_by(code: str, cwd: Path | None = None) -> list[str]:
     """Which of the heavy libraries a fresh interpreter has after running code."""
-    heavy = ("torch", "transformers", "pandas", "sqlalchemy")
+    heavy = ("torch", "transformers", "pandas", "sqlalchemy", "matplotlib")
     check = f"{code}\nimport sys; print([name for name in {heavy!r} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     run = subprocess.run(

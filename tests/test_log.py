@@ -12,7 +12,7 @@ from gpuprof.analysis.conventions import fitting
 from gpuprof.analysis.counted import counted as priced
 from gpuprof.analysis.modules import totals
 from gpuprof.log import Log, made, name_of
-from gpuprof.record import table
+from gpuprof.schema import table
 
 FLOPS = 6000  # of a step with one micro-batch of size 1
 

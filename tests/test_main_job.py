@@ -62,7 +62,7 @@ def test_times_add_up_and_have_owners(run):
     assert both == pytest.approx(by_phase["duration_ns"].sum() * 1e-9)
     assert sums["owned_share"] > 0.9  # the loss lies outside the model
     assert frame.loc["encoder", "time_backward_s"] > 0
-    assert 0 < frame.loc["", "mfu"] < 1.5
+    assert 0 < frame.loc["", "kernel_mfu"] < 1.5
 
 
 def test_torchs_own_estimate_stands_beside_the_count(run):

@@ -6,8 +6,9 @@ import pytest
 from runs import compiled_run, generation_run, gpu_run, rank_run
 
 import gpuprof
-from gpuprof.job import assemble, part
-from gpuprof.record import SCHEMA_VERSION, TABLES
+from gpuprof.job import assemble
+from gpuprof.job_part import part
+from gpuprof.schema import SCHEMA_VERSION, TABLES
 
 
 @pytest.mark.parametrize("name", ["run.json", "run.json.gz"])

@@ -15,8 +15,8 @@ from gpuprof.analysis import telemetry
 from gpuprof.analysis.executed import executed, executed_whole
 from gpuprof.hardware import counters, ncu
 from gpuprof.passes.operators import is_composite_name
-from gpuprof.record import UNATTRIBUTED, table
 from gpuprof.run import Run
+from gpuprof.schema import UNATTRIBUTED, table
 from gpuprof.traces.events import KERNEL, Event, host_kind
 from gpuprof.traces.owners import attribute
 

@@ -81,7 +81,10 @@ def test_every_kernel_has_its_operator(name):
 def test_no_rate_is_above_the_peak(name):
     run = imported(name, step="all")
 
-    rates = [by_op(run).get("mfu"), *(by_module(run)[column] for column in ("mfu", "mfu_forward", "mfu_backward"))]
+    rates = [
+        by_op(run).get("kernel_mfu"),
+        *(by_module(run)[f"kernel_mfu{way}"] for way in ("", "_forward", "_backward")),
+    ]
 
     assert max((float(rate.max()) for rate in rates if rate is not None and rate.notna().any()), default=0.0) <= 1.0
     assert (totals(run)["hfu"] or 0.0) <= 1.0

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 from runs import ops_row, tree_row
 
 from gpuprof.log import Log, made
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import PassOutcome
+from gpuprof.schema import table
 
 PEAK = 100e9  # FLOP/s in bfloat16
 

@@ -20,7 +20,8 @@ from gpuprof.analysis.modules import by_module, by_phase, convention_of, counted
 from gpuprof.analysis.unpriced import ratio_withheld, reason, unpriced
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
-from gpuprof.record import UNATTRIBUTED, Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import UNATTRIBUTED, integers
 from gpuprof.theory import CONVENTIONS
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import PRODUCTS

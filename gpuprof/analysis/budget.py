@@ -10,36 +10,34 @@ A phase has its own kernels and the gaps before them, and the time that the timi
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from gpuprof import units
-from gpuprof.analysis.communication import PERHAPS, collectives, communicating
+from gpuprof.analysis.bounds import BOUNDS, add_bounds, bandwidth_of
+from gpuprof.analysis.budget_words import LAUNCH_GAP_S, evidence, negative, title
+from gpuprof.analysis.communication import PERHAPS, collectives
 from gpuprof.analysis.compiled import hardware_of_compiled
-from gpuprof.analysis.consistency import withheld_of_kernels, withheld_of_owners, withheld_of_step
-from gpuprof.analysis.counted import chosen, convention_of, counted, formula_parts, priced, whole_step
-from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
+from gpuprof.analysis.consistency import withheld_of_kernels, withheld_of_step
+from gpuprof.analysis.counted import convention_of, counted, formula_parts, whole_step
+from gpuprof.analysis.denominators import denominators, ideal_seconds
 from gpuprof.analysis.generation import moved, withheld_of_bytes
-from gpuprof.analysis.kernel_time import busy_seconds, owned
+from gpuprof.analysis.kernel_time import owned
 from gpuprof.analysis.known_flops import at_least, none_known
-from gpuprof.analysis.operators import kinds, plain_op
-from gpuprof.analysis.ran import ran
 from gpuprof.analysis.ranks import by_rank, require_kernels, straggler
-from gpuprof.analysis.shares import regions, split_kernels
+from gpuprof.analysis.shares import regions
 from gpuprof.analysis.steps import refuse_log, step_seconds
 from gpuprof.analysis.untold import untold
+from gpuprof.analysis.work import classified, operators, score_shapes
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors, layer_of
-from gpuprof.record import FORWARD, MODEL, UNATTRIBUTED, Record
-from gpuprof.theory.rows import Shape, read_shapes
-from gpuprof.theory.rules import PRODUCTS
+from gpuprof.record import Record
+from gpuprof.schema import FORWARD, MODEL, UNATTRIBUTED
 
 PARTS = (
     "ideal", "clock", "recompute", "matmul_shape", "matmul", "attention", "memory_bytes", "memory", "optimizer",
@@ -50,30 +48,15 @@ PARTS = (
 JOB_PARTS = ("ideal", "compute", "communication", "idle", "behind")
 """Those of a job, each the mean of its ranks."""
 
+LEAST = 0.0005
+"""Share of the step below which a part is next to nothing."""
+
 PART_COLUMNS = ["part", "title", "time_s", "share", "what"]
 """Columns of `Budget.parts`: the machine-readable contract."""
 
-LAUNCH_GAP_S = 100e-6
-"""A gap up to this is the launch of one operator; in a longer one the host did something else."""
-
-NEGATIVE = "A negative part is work that was faster than the bound it is held against."
-"""Note of a budget with a negative part; a budget without may have one in the rows of a module or class."""
 
 _ALIKE = 0.01
 """Share of the step by which the traced one may be shorter without a word."""
-
-_BOUNDS = {"ideal": "ideal_s", "clock": "clock_s", "memory_bytes": "bytes_s", "matmul_shape": "shape_s"}
-"""Parts that a bound explains, by the column of the operators that says how long."""
-
-_WORK = {"matmul": "matmul", "convolution": "matmul", "recurrent": "matmul", "attention": "attention",
-         "vector": "memory", "movement": "memory", "view": "memory", "communication": "communication"}  # fmt: skip
-"""Kinds of operators as a budget has them; anything else is other."""
-
-_FIRST = ("matmul", "attention", "communication", "memory", "other")
-"""Which work a kernel of several is."""
-
-_ATTENTION_PRODUCTS = ("aten::bmm", "aten::baddbmm", "aten::matmul")
-_WITH_CEILING = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
 
 @dataclass(frozen=True)
@@ -102,6 +85,8 @@ class Budget:
             step that it alone has) and idle_s (of the gap that it ended): the two add up to the step, as far as the
             traced one shows it.
         notes: what is to be known of the figures, a sentence each.
+        slowed: kernel time of the traced step over the undisturbed one; above 1 idle time cannot be told, and kernels
+            are scaled down. Of a job that of the rank with most.
 
     Of a job, which has no kernels, ops, kernels and rows are empty.
     """
@@ -121,11 +106,19 @@ class Budget:
     ops: pd.DataFrame
     kernels: pd.DataFrame
     notes: list[str]
+    slowed: float
+
+    @property
+    def rest(self) -> pd.DataFrame:
+        """The rows of `parts` beside the ideal that take time, most first."""
+        rows = self.parts[(self.parts["part"] != "ideal") & (self.parts["share"] >= LEAST)]
+        return rows.sort_values("time_s", ascending=False, kind="stable", ignore_index=True)
 
     @property
     def span(self) -> str:
         """What the time is of, in a word."""
-        return self.phase or "step"
+        whole = "recording" if self.run.recorded and step_seconds(self.run) is None else "step"
+        return self.phase or whole
 
     @property
     def floor_s(self) -> float | None:
@@ -183,9 +176,9 @@ def budget(
     if run.is_job:
         return _of_job(run, convention, name, known.get(name, {}), ceilings)
     peaks, cuda = {} if withheld_of_step(run) else known.get(name, {}), run.device.get("type") == "cuda"
-    bandwidth = _bandwidth(run, ceilings)
-    scores = _scores(run)
-    everything = _operators(run, convention, peaks, scores)
+    bandwidth = bandwidth_of(run, ceilings)
+    scores = score_shapes(run)
+    everything = operators(run, convention, peaks, scores)
     of_all = everything
     if phase is not None:
         everything = everything[everything["phase"].isin(_inside(phase))]
@@ -195,13 +188,13 @@ def budget(
     if reason:
         ops["ideal_s"] = float("nan")
     else:
-        _add_bounds(ops, run, known.get("clock") if name == "datasheet" else None, bandwidth, ceilings)
-    kernels, step_s, notes = _timed(_classified(run, of_all, convention, scores), run, phase)
+        add_bounds(ops, run, known.get("clock") if name == "datasheet" else None, bandwidth, ceilings)
+    kernels, step_s, slowed, notes = _timed(classified(run, of_all, convention, scores), run, phase)
     if places := regions(run):  # bounds are of the modules that have the time
         ops["module"], kernels["module"] = (rows["module"].replace(places) for rows in (ops, kernels))
     rows = _rows(kernels, step_s, ops, cuda)
     sums = rows.groupby("part")["time_s"].sum()
-    unknown = {part for part, column in _BOUNDS.items() if column not in ops}
+    unknown = {part for part, column in BOUNDS.items() if column not in ops}
     unknown |= set() if name and not reason and not none_known(run) else {"ideal"}
     facts = {"peaks": peaks, "bandwidth": bandwidth, "flops": whole_step(run, everything, convention)["flops"]}
     again = everything[everything["phase"] == "recompute"]
@@ -209,10 +202,10 @@ def budget(
     facts["vector"] = float(again["vector_flops"].sum()) if len(run.nodes) else 0.0
     facts["unseen"] = step_s - float(kernels[["own_s", "idle_s"]].to_numpy().sum())
     parts = pd.DataFrame({"part": PARTS})
-    parts["title"] = [_title(part, run, unknown) for part in PARTS]
+    parts["title"] = [title(part, run, unknown) for part in PARTS]
     parts["time_s"] = [float("nan") if part in unknown else float(sums.get(part, 0.0)) for part in PARTS]
     parts["share"] = parts["time_s"] / step_s
-    parts["what"] = [_what(part, run, ops, kernels, facts) for part in PARTS]
+    parts["what"] = [evidence(part, run, ops, kernels, facts) for part in PARTS]
     did = run.nodes.empty or hardware_of_compiled(run) is not None
     peakless = sorted(set(ops.loc[ops["ideal_s"].isna(), "dtype"]))
     if reason:
@@ -223,15 +216,14 @@ def budget(
     if not name:
         notes.append(f"No ideal time: {run.device.get('peak_remedy') or 'no peak is known of this device'}.")
     notes += _perhaps(run)
-    if (parts["share"] < -0.0005).any():
-        notes.append(NEGATIVE)
+    notes += [negative(part) for part in parts.loc[parts["share"] <= -LEAST, "part"]]
     notes += untold(run)
     return Budget(
         run=run, phase=phase or "", number=_number(run, phase or ""), step_s=step_s,
         convention=convention_of(run, convention), denominator=name, mfu=_share(ideal_s, step_s),
         hfu=_share(everything["hardware_s"].sum(skipna=False), step_s) if did else None,
         bandwidth=bandwidth, moved_bytes=_moved(run, phase or ""), parts=parts, rows=rows, ops=ops, kernels=kernels,
-        notes=notes,
+        notes=notes, slowed=slowed,
     )  # fmt: skip
 
 
@@ -291,27 +283,6 @@ def idle_owners(found: Budget, longest_gap_s: float = math.inf) -> pd.DataFrame:
         rows.append((owner, phase, op, len(group), idle_s, idle_s / found.step_s))
     table = pd.DataFrame(rows, columns=["owner", "phase", "op", "gaps", "idle_s", "share"])
     return table.sort_values("idle_s", ascending=False, ignore_index=True)
-
-
-def read_ceilings(path: Path, run: Record) -> dict[str, Any]:
-    """Read what ``gpuprof ceilings -o`` saved, for the device of a run.
-
-    Raises:
-        GpuprofError: there is no such file, it is something else, or it is of another device.
-    """
-    try:
-        found = json.loads(path.read_bytes())
-        device, shapes = found["device"]["name"], found["shapes"]
-        [(row["dtype"], row["batch"], row["m"], row["n"], row["k"]) for row in shapes]
-    except OSError as error:
-        raise GpuprofError(f"cannot read {path}: {error.strerror or error}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise GpuprofError(
-            f"{path} has no ceilings: give a file saved by 'gpuprof ceilings --shapes RUN -o'"
-        ) from error
-    if device != run.device.get("name"):
-        raise GpuprofError(f"{path} is of {device}, the run of {run.device.get('name')}: measure ceilings there")
-    return dict(found)
 
 
 def phases_of(run: Record) -> list[str]:
@@ -375,8 +346,8 @@ def _of_job(
     known = ideal_s > 0 and not math.isnan(ideal_s)
     parts = pd.DataFrame({"part": JOB_PARTS})
     parts["title"] = [
-        "ideal: model FLOPs at all peaks", f"computation: {'above ideal' if known else 'all of it'}",
-        "communication not hidden", "devices idle", "behind the slowest rank",
+        "ideal: model FLOPs at all peaks", f"compute: {'above ideal' if known else 'all of it'}",
+        "communication: not hidden", "idle: devices wait", "behind: the slowest rank",
     ]  # fmt: skip
     parts["time_s"] = [
         ideal_s if known else math.nan, float(compute_s.mean()) - (ideal_s if known else 0.0), float(exposed_s.mean()),
@@ -394,26 +365,20 @@ def _of_job(
     elif not name:
         notes.append(f"No ideal time: {run.device.get('peak_remedy') or 'no peak is known of every device'}.")
     notes += [line] if (line := straggler(run).text) else []
-    if (parts["share"] < -0.0005).any():
-        notes.append(NEGATIVE)
+    notes += [negative(part) for part in parts.loc[parts["share"] <= -LEAST, "part"]]
     return Budget(
         run=run, phase="", number=None, step_s=step_s, convention=convention_of(run, convention), denominator=name,
-        mfu=_share(ideal_s, step_s), hfu=_share(hardware_s, step_s), bandwidth=_bandwidth(run, None), moved_bytes=None,
-        parts=parts,
+        mfu=_share(ideal_s, step_s), hfu=_share(hardware_s, step_s), bandwidth=bandwidth_of(run, None),
+        moved_bytes=None, parts=parts,
         rows=pd.DataFrame(columns=["module", "phase", "op", "part", "time_s"]), ops=ops.head(0),
         kernels=run.kernels.assign(own_s=0.0, idle_s=0.0, gap_s=0.0), notes=notes,
+        slowed=float((busy_s / rank_s).max()),
     )  # fmt: skip
 
 
 def _from_to(times: pd.Series) -> str:
     low, high = units.duration(float(times.min()), 3), units.duration(float(times.max()), 3)
     return low if low == high else f"{low} to {high}"
-
-
-def _bandwidth(run: Record, ceilings: dict[str, Any] | None) -> float | None:
-    """The measured one where there is one, else the datasheet's."""
-    copy = (ceilings or {}).get("copy") or {}
-    return copy.get("bytes_per_s") or run.device.get("measured_bandwidth") or run.device.get("memory_bandwidth")
 
 
 def _share(ideal_s: float, step_s: float) -> float | None:
@@ -425,148 +390,8 @@ def _cut(module: str, depth: int | None) -> str:
     return module if depth is None or module == UNATTRIBUTED else paths[max(len(paths) - 1 - depth, 0)]
 
 
-def _operators(
-    run: Record, convention: str | None, peaks: dict[str, float], scores: dict[str, set[Shape]]
-) -> pd.DataFrame:
-    """The ``ops`` table in the convention, with ideal_s and hardware_s at these peaks, and the work."""
-    ops = counted(run, convention)
-    if len(run.nodes):
-        ops = _with_compiled(run, ops, convention)
-    sums = whole_step(run, ops, convention)
-    # a formula's FLOPs run in the mix of dtypes that was counted
-    scale = sums["flops"] / sums["counted_flops"] if sums["counted_flops"] else 1.0
-    ops["ideal_s"] = ideal_seconds(ops, "flops", peaks, run) * scale
-    ops["hardware_s"] = ideal_seconds(ops, "flops_hardware", peaks, run)
-    ops["op"] = ops["op"].map(plain_op)
-    ops["work"] = _work(ops, scores)
-    if "compiled" in ops:
-        of_kernel = _of_kernels(ops[ops["compiled"] != ""])
-        owners = zip(*(ops[name] for name in ("compiled", "module", "phase", "work")), strict=True)
-        ops["work"] = [of_kernel.get((kernel, *owner), work) for kernel, *owner, work in owners]
-        ops["op"] = ops["op"].where(ops["compiled"] == "", ops["within"])
-    ops["part"] = ops["work"]
-    return ops
-
-
-def _with_compiled(run: Record, ops: pd.DataFrame, convention: str | None) -> pd.DataFrame:
-    """What was counted, with the FLOPs of the model, and what ran, with what else it did.
-
-    Bytes of products stay those that were counted; a compiler moves those of all else.
-    """
-    did = priced(run, ran(run), convention)
-    products = [rows["kind"].isin(PRODUCTS) for rows in (ops, did)]
-    model = ops.assign(compiled="", within="", bytes=ops["bytes"].where(products[0], 0), flops_hardware=0)
-    did = did.assign(flops=0, macs=0, vector_flops=0, bytes=did["bytes"].where(~products[1], 0))
-    return pd.concat([model, did], ignore_index=True)
-
-
-def _of_kernels(ops: pd.DataFrame) -> dict[tuple[str, str, str], str]:
-    """The work that a kernel of compiled code does for each of its owners: the first of `_FIRST` in it."""
-    found: dict[tuple[str, str, str], str] = {}
-    for kernel, module, phase, work in ops[["compiled", "module", "phase", "work"]].itertuples(index=False, name=None):
-        for key in ((kernel, module, phase), (kernel, "", "")):
-            found[key] = min(found.get(key, work), work, key=_FIRST.index)
-    return found
-
-
-def _scores(run: Record) -> dict[str, set[Shape]]:
-    """Queries and keys of the score matrices that attention modules write out: what their softmax is of."""
-    scores: dict[str, set[Shape]] = {module: set() for module in run.tree.loc[run.tree["causality"] != "", "module"]}
-    softmax = run.ops[run.ops["op"].str.contains("softmax") & run.ops["module"].isin(scores.keys())]
-    for module, shapes in zip(softmax["module"], softmax["shapes"], strict=True):
-        scores[module].update(shape[-2:] for shape in read_shapes(shapes)[0][:1])
-    return scores
-
-
-def _work(rows: pd.DataFrame, scores: dict[str, set[Shape]]) -> list[str]:
-    """The work of operators or kernels: products of attention, and what is done to its scores, are attention."""
-
-    def one(module: str, op: str, kind: str, shapes: str) -> str:
-        if module in scores:
-            if op in _ATTENTION_PRODUCTS:
-                return "attention"
-            of_scores = any(shape[-2:] in scores[module] for shape in read_shapes(shapes)[0])
-            if kind in ("vector", "movement") and of_scores:
-                return "attention"
-        return _WORK.get(kind, "other")
-
-    columns = rows[["module", "op", "kind", "shapes"]]
-    known = {key: one(*key) for key in set(columns.itertuples(index=False, name=None))}
-    return [known[key] for key in columns.itertuples(index=False, name=None)]
-
-
-def _add_bounds(
-    ops: pd.DataFrame,
-    run: Record,
-    clock: dict[str, float] | None,
-    bandwidth: float | None,
-    ceilings: dict[str, Any] | None,
-) -> None:
-    """Columns of `_BOUNDS`: what each bound adds to those before it; none for what is not known."""
-    below = ops["ideal_s"].fillna(0.0)
-    if clock:
-        ops["clock_s"] = ideal_seconds(ops, "flops", clock, run).fillna(below) - below
-        below = below + ops["clock_s"]
-    bound = ops["work"].isin(["matmul", "memory"])
-    bound |= (ops["work"] == "attention") & (ops["phase"] == "decode")  # whose few queries read the whole cache
-    if bandwidth and ops.loc[bound, "bytes"].fillna(0).any():  # a recording may have none
-        needed = ops["bytes"].astype("Float64").fillna(0).astype("float64") / bandwidth
-        ops["bytes_s"] = (needed - below).clip(lower=0).where(bound, 0.0)
-        below = below + ops["bytes_s"]
-    rates = _shape_rates(ceilings)
-    if rates:
-        ops["ceiling_s"] = [_at_ceiling(row, rates, run) for row in ops.to_dict(orient="records")]
-        ops["shape_s"] = (ops["ceiling_s"] - below).fillna(0.0)
-
-
-def _shape_rates(ceilings: dict[str, Any] | None) -> dict[tuple[Any, ...], float]:
-    """Measured FLOP/s by dtype, batch, m, n and k."""
-    rows = (ceilings or {}).get("shapes") or []
-    return {
-        (row["dtype"], row["batch"], row["m"], row["n"], row["k"]): row["flops_per_s"]
-        for row in rows
-        if row.get("flops_per_s")
-    }
-
-
-def _at_ceiling(row: dict[str, Any], rates: dict[tuple[Any, ...], float], run: Record) -> float:
-    """Seconds that a product takes at the measured rate of its shape; NaN where there is none."""
-    if row["work"] != "matmul" or row["op"] not in _WITH_CEILING or not row["flops_hardware"]:
-        return float("nan")
-    *rows, n = read_shapes(row["shapes"])[1][0]
-    batch, m = (1, *rows)[-2:]
-    k = row["flops_hardware"] // (2 * row["calls"] * batch * m * n)
-    rate = rates.get((peak_dtype(row["dtype"], row["kind"], run), batch, m, n, k))
-    return row["flops_hardware"] / rate if rate else float("nan")
-
-
-def _classified(run: Record, ops: pd.DataFrame, convention: str | None, scores: dict[str, set[Shape]]) -> pd.DataFrame:
-    """The kernels by start, with what is known of their operators, and the part that their time falls under."""
-    kernels = split_kernels(run).sort_values("start_ns", kind="stable", ignore_index=True)
-    kernels["op"] = kernels["op"].map(plain_op)
-    kernels["kind"] = kernels["op"].map(kinds(run))
-    key = ["module", "phase", "op"]
-    heaviest = ops.sort_values("bytes", na_position="first", kind="stable").drop_duplicates(key, keep="last")
-    kernels["dtype"] = kernels[key].merge(heaviest[[*key, "dtype"]], on=key, how="left")["dtype"].fillna("")
-    kernels["work"] = _work(kernels, scores)
-    if "compiled" in ops:
-        of_kernel = _of_kernels(ops[ops["compiled"] != ""])
-        owners = zip(*(kernels[name] for name in ("compiled", "module", "phase", "work")), strict=True)
-        kernels["work"] = [
-            of_kernel.get((kernel, *owner), of_kernel.get((kernel, "", ""), work)) for kernel, *owner, work in owners
-        ]
-    if withheld_of_owners(run):
-        kernels["module"] = UNATTRIBUTED
-    phase = kernels["phase"]
-    if chosen(run, convention).recompute_in_backward:
-        phase = phase.replace("recompute", "backward")
-    kernels["part"] = kernels["work"].where(phase.isin(MODEL), phase)
-    kernels.loc[communicating(kernels), ["kind", "work", "part"]] = "communication"
-    return kernels
-
-
-def _timed(kernels: pd.DataFrame, run: Record, phase: str | None) -> tuple[pd.DataFrame, float, list[str]]:
-    """The kernels with own_s and idle_s; the time that they are of, s; and what is to be said of it."""
+def _timed(kernels: pd.DataFrame, run: Record, phase: str | None) -> tuple[pd.DataFrame, float, float, list[str]]:
+    """The kernels with own_s and idle_s; the time that they are of, s; `Budget.slowed`; and what is to be said."""
     own, gaps = owned(
         kernels["start_ns"].to_numpy("int64"),
         kernels["duration_ns"].to_numpy("int64"),
@@ -606,7 +431,7 @@ def _timed(kernels: pd.DataFrame, run: Record, phase: str | None) -> tuple[pd.Da
     # tracing lengthens gaps, so there is no more idle time than it shows
     idle_s = min(max(step_s - busy_s, 0.0), gaps_s)
     kernels["idle_s"] = kernels["gap_s"] * (idle_s / gaps_s if gaps_s else 0.0)
-    return kernels, step_s, notes
+    return kernels, step_s, busy_s / step_s, notes
 
 
 def _rows(kernels: pd.DataFrame, step_s: float, ops: pd.DataFrame, cuda: bool) -> pd.DataFrame:
@@ -618,7 +443,7 @@ def _rows(kernels: pd.DataFrame, step_s: float, ops: pd.DataFrame, cuda: bool) -
         kernels[[*key, "part"]].assign(time_s=kernels["own_s"]),
         late[key].assign(part=np.where(short, "idle_launch", "idle_host"), time_s=late["idle_s"]),
     ]
-    for part, column in _BOUNDS.items():
+    for part, column in BOUNDS.items():
         if column in ops:
             moved = ops[[*key, "part"]].assign(time_s=ops[column].fillna(0.0))
             pieces += [moved.assign(part=part), moved.assign(time_s=-moved["time_s"])]
@@ -637,83 +462,3 @@ def _perhaps(run: Record) -> list[str]:
     many = f" and {len(found) - 3} more" if len(found) > 3 else ""
     names = f"{', '.join(found['name'][:3])}{many}, {units.duration(found['time_s'].sum())} in all"
     return [] if found.empty else [f"Perhaps communication by name, but not counted as that: {names}."]
-
-
-def _title(part: str, run: Record, unknown: set[str]) -> str:
-    cuda = run.device.get("type") == "cuda"
-    above = "above ideal" if "ideal" not in unknown else "all of it"
-    return {
-        "ideal": "ideal: model FLOPs at peak",
-        "clock": "clock below the datasheet's",
-        "recompute": "recompute",
-        "matmul_shape": "matmuls: limit of their shape",
-        "matmul": f"matmuls: {'above that' if 'matmul_shape' not in unknown else above}",
-        "attention": f"attention: {above}",
-        "memory_bytes": "memory-bound: their bytes",
-        "memory": f"memory-bound: {'above that' if 'memory_bytes' not in unknown else 'all of it'}",
-        "optimizer": "optimizer",
-        "communication": "communication not hidden",
-        "idle_launch": "GPU idle: launch-bound",
-        "idle_host": "GPU idle: host-bound" if cuda else "host between operators",
-        "other": "other",
-    }[part]
-
-
-def _what(part: str, run: Record, ops: pd.DataFrame, kernels: pd.DataFrame, facts: dict[str, Any]) -> str:
-    """The evidence of a part in a few words; empty where there is nothing to say."""
-    mine = kernels[kernels["part"] == part]
-    took = units.duration(float(mine["own_s"].sum()))
-    cuda = run.device.get("type") == "cuda"
-    many = f"{mine['kernels'].sum():,} {'kernels' if cuda else 'operators'}"
-    if part == "ideal":
-        priced = ops.loc[ops["ideal_s"] > 0, ["dtype", "kind", "flops"]]
-        dtypes = [peak_dtype(dtype, kind, run) for dtype, kind in zip(priced["dtype"], priced["kind"], strict=True)]
-        sums = priced["flops"].groupby(dtypes).sum().sort_values(ascending=False, kind="stable")
-        peaks = [f"{dtype} {units.si(facts['peaks'][dtype], 'FLOP/s')}" for dtype in sums.index]
-        return f"{at_least(run)}{units.si(facts['flops'], 'FLOPs')} at {', '.join(peaks)}" if peaks else ""
-    if part == "clock" and "clock_s" in ops:
-        return f"SM clock {(sm_clock_hz(run) or 0) / 1e6:,.0f} MHz in the window"
-    if part == "memory_bytes" and "bytes_s" in ops:
-        needed = float(ops["bytes_s"].sum()) * facts["bandwidth"]
-        return f"{units.size(needed)} at {units.si(facts['bandwidth'], 'B/s')}"
-    if part == "matmul_shape" and "ceiling_s" in ops:
-        matmul = ops[ops["work"] == "matmul"]
-        flops = matmul["flops_hardware"].fillna(0)
-        covered = flops[matmul["ceiling_s"].notna()].sum() / flops.sum() if flops.sum() else None
-        return f"{units.percent(covered)} of their FLOPs have one measured"
-    if part in ("idle_launch", "idle_host"):
-        launch = (kernels["gap_s"] <= LAUNCH_GAP_S) & cuda
-        late = kernels[(kernels["idle_s"] > 0) & (launch == (part == "idle_launch"))]
-        if late.empty:
-            return ""
-        longest = late.loc[late["idle_s"].idxmax()]
-        size = f" {'up to' if part == 'idle_launch' else 'over'} {units.duration(LAUNCH_GAP_S, 1)}" if cuda else ""
-        return f"{len(late):,} gaps{size}, the longest before {units.shortened(longest['op'] or longest['kernel'])}"
-    if part == "other" and facts["unseen"] > mine["own_s"].sum():
-        then = "after the last kernel" if run.recorded else "by which the step was longer than the traced one"
-        return f"{units.duration(facts['unseen'])} {then}"
-    if mine.empty:
-        return ""
-    if part in ("matmul", "attention"):
-        work = ops[ops["work"] == part]
-        written = part == "attention" and (mine["kind"] != "attention").any()
-        how = ", scores written out" if written else ""
-        flops = float(work["flops"].fillna(0).sum())
-        lacking = run.recorded and bool(work["flops"].isna().any())
-        if lacking and not flops:
-            return f"{took} in {many}"
-        own_s = 0.0 if facts["withheld"] else float(mine["own_s"].sum())
-        rate = f": {units.si(flops / own_s, 'FLOP/s')}" if own_s else ""
-        least = "at least " if lacking else ""
-        return f"{took} for {least}{units.si(flops, 'FLOPs')}{rate}{how}"
-    if part == "memory":
-        return f"{took} in {many}"
-    if part == "recompute":
-        vector = f" and about {units.si(facts['vector'], 'FLOPs')} of vector work" if facts["vector"] else ""
-        return f"{units.si(facts['again'], 'FLOPs')}{vector} once more"
-    if part == "communication":
-        return f"of {units.duration(busy_seconds(mine))} in all"
-    if part == "other":
-        largest = mine.groupby("op")["own_s"].sum().nlargest(2)
-        return f"mostly {', '.join(units.shortened(op) or 'no operator' for op in largest.index)}"
-    return many

@@ -6,7 +6,9 @@ import pandas as pd
 
 from gpuprof.analysis.denominators import peak_dtype
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import integers
+from gpuprof.theory.names import without_overload
 from gpuprof.theory.rows import read_shapes
 
 _FIRST_FACTOR = {"aten::mm": 0, "aten::addmm": 1, "aten::bmm": 0, "aten::baddbmm": 1}
@@ -32,7 +34,7 @@ def matmul_shapes(run: Record) -> pd.DataFrame:
     columns = ["dtype", "batch", "m", "n", "k"]
     rows = []
     for row in run.ops.itertuples(index=False):
-        first = _FIRST_FACTOR.get(row.op.partition(".")[0])
+        first = _FIRST_FACTOR.get(without_overload(row.op))
         if first is None or pd.isna(row.flops_hardware) or not row.flops_hardware:
             continue
         left, right = read_shapes(row.shapes)[0][first : first + 2]

@@ -54,7 +54,8 @@ from gpuprof.analysis.regression import (
 from gpuprof.analysis.steps import varied
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import unwrapped
-from gpuprof.record import Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import integers
 
 METRICS: dict[str, Better] = {
     "step_s": "lower", "ttft_s": "lower", "tpot_s": "lower", "tpot_p99_s": "lower", "forward_s": "lower",

@@ -16,7 +16,8 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import integers
 
 JOB_COLUMNS = [
     "name", "group", "ranks", "calls", "bytes", "latency_s", "skew_s", "algbw", "busbw", "exposed_s",

@@ -15,7 +15,8 @@ import pandas as pd
 from gpuprof.analysis.kernel_time import busy_seconds, owned, union_ns
 from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.errors import GpuprofError
-from gpuprof.record import Record, integers, table
+from gpuprof.record import Record
+from gpuprof.schema import integers, table
 from gpuprof.theory import rule_for
 from gpuprof.theory.names import communicates, function_of, perhaps_communicates
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from gpuprof.analysis.consistency import owned_kernels, withheld_of_step
+from gpuprof.analysis.consistency import owned_kernels, per_step, withheld_of_step
 from gpuprof.analysis.counted import convention_of, counted, whole_step
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds, sm_clock_hz
 from gpuprof.analysis.executed import counters_only
@@ -25,7 +25,8 @@ from gpuprof.analysis.steps import typical
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import layer_of, unsharded, unwrapped
-from gpuprof.record import ALL, MODEL, Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import ALL, MODEL, integers
 
 LAUNCH_COLUMNS = [
     "launch", "step_s", "step_iqr_s", "forward_s", "backward_s", "optimizer_s", "tokens_per_s", "samples_per_s",
@@ -134,10 +135,8 @@ def _figures(launch: Record, ideal: _Ideal) -> dict[str, Any]:
     middle = typical(launch, times)
     step_s = float(middle["step"])
     found = generation(launch)
-    rates = {
-        f"{unit}_per_s": amount / step_s
-        for unit in ("tokens", "samples")
-        if (amount := launch.workload.get(f"{unit}_per_step"))
+    rates: dict[str, float | None] = {
+        f"{unit}_per_s": amount / step_s for unit in ("tokens", "samples") if (amount := per_step(launch, unit))
     }
     if launch.workload["mode"] == "generate":
         rates["tokens_per_s"] = new_tokens_per_s(launch)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pandas as pd
 
 from gpuprof import units
-from gpuprof.record import WHOLE_STEP, Record
+from gpuprof.record import Record
+from gpuprof.schema import WHOLE_STEP
 
 _TOLD = 5
 """Breaks, recompilations and the like that are told one by one."""

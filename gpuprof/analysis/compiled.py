@@ -16,7 +16,8 @@ from gpuprof import units
 from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.paths import ancestors
-from gpuprof.record import PHASES, UNATTRIBUTED, Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import PHASES, UNATTRIBUTED, integers
 from gpuprof.theory import rule_for
 from gpuprof.theory.rules import PRODUCTS
 

@@ -23,11 +23,12 @@ from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import step_seconds
-from gpuprof.record import ALL, UNATTRIBUTED, Record
+from gpuprof.record import Record
+from gpuprof.schema import ALL, UNATTRIBUTED
 from gpuprof.theory import rule_for
+from gpuprof.theory.kernel_names import multiplies
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import PRODUCTS
-from gpuprof.theory.tiling import multiplies
 
 MOST = {"datasheet": 1.05, "measured": 1.30}
 """Share of a peak above which a rate is somebody's mistake. Of 10,242 operators in published traces of GPUs none came
@@ -67,6 +68,17 @@ def withheld_of_step(run: Record) -> str:
     if run.recorded and step_seconds(run) is None and not withheld(run):
         return "withheld: no step is found in the recording ('gpuprof import --step all' takes the whole of it as one)"
     return withheld(run)
+
+
+def per_step(run: Record, unit: str) -> int | None:
+    """How many tokens or samples a step takes; None where it is not known, or a step of the user's own varies.
+
+    Args:
+        run: the run.
+        unit: ``tokens`` or ``samples``. Of a step of the user's own those of all calls of the model in the counted one.
+    """
+    varies = run.workload.get("step") == "given" and withheld(run)
+    return None if varies else run.workload.get(f"{unit}_per_step")
 
 
 def withheld_of_owners(run: Record) -> str:
@@ -201,7 +213,8 @@ def _of_calls(run: Record) -> Iterator[str]:
         if _begun(run, phase, calls, seen):
             continue
         if seen != calls:
-            yield f"{op} in the {phase}: counted {calls} calls, traced {seen}: the passes ran different steps"
+            known = units.number(calls, "call")
+            yield f"{op} in the {phase}: counted {known}, traced {seen}: the passes ran different steps"
         elif (
             op not in nested
             and "" not in theirs
@@ -222,7 +235,7 @@ def _of_owners(run: Record) -> Iterator[str]:
         module, phase, op = key
         if calls != seen and not _begun(run, phase, calls, seen):
             yield (
-                f"{op} of {module or '(root)'} in the {phase}: counted {calls} calls, traced {seen}: "
+                f"{op} of {module or '(root)'} in the {phase}: counted {units.number(calls, 'call')}, traced {seen}: "
                 "the trace books time on another module"
             )
 

@@ -10,8 +10,10 @@ from gpuprof import units
 from gpuprof.analysis.counted import chosen, counted, formula_parts, of_no_part, whole_step
 from gpuprof.analysis.known_flops import none_known
 from gpuprof.errors import GpuprofError
-from gpuprof.record import FORWARD, MODEL, Record
+from gpuprof.record import Record
+from gpuprof.schema import FORWARD, MODEL
 from gpuprof.theory import CONVENTIONS, Architecture
+from gpuprof.theory.names import without_overload
 
 REFERENCE = "causal"
 """What the others are compared with."""
@@ -152,7 +154,7 @@ def _rows(run: Record, ops: pd.DataFrame) -> Iterator[tuple[str, str, int, int]]
     ends = {facts[fact]: part for fact, part in _ENDS.items() if facts.get(fact)}
     columns = ops[["module", "phase", "op", "kind", "flops"]].itertuples(index=False, name=None)
     for index, (module, phase, op, kind, flops) in enumerate(columns):
-        product = op.partition(".")[0] in ("aten::bmm", "aten::baddbmm", "aten::baddbmm_", "aten::matmul")
+        product = without_overload(op) in ("aten::bmm", "aten::baddbmm", "aten::baddbmm_", "aten::matmul")
         if kind == "attention" or (product and module in attending):
             group = "attention"
         elif kind not in ("matmul", "convolution", "recurrent", ""):

@@ -13,10 +13,12 @@ from gpuprof.analysis.known_flops import none_known
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.steps import varied
 from gpuprof.errors import GpuprofError
-from gpuprof.record import FORWARD, MODEL, Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import FORWARD, MODEL, integers
 from gpuprof.theory.architecture import Architecture
 from gpuprof.theory.conventions import CONVENTIONS, DEFAULT_CONVENTION, Convention
 from gpuprof.theory.conventions import convention as fitting_convention
+from gpuprof.theory.names import without_overload
 from gpuprof.theory.rows import Row, read_shapes
 
 
@@ -114,7 +116,7 @@ def read_rows(run: Record, ops: pd.DataFrame | None = None) -> list[Row]:
     for module, phase, op, kind, shapes, calls, causal, full in rows_of[columns].itertuples(index=False, name=None):
         inputs, results = read_shapes(shapes)
         row = Row(
-            op=op.partition(".")[0],
+            op=without_overload(op),
             kind=kind,
             phase=direction(phase),
             module_class=classes.get(module, ""),

@@ -18,6 +18,10 @@ WORDS = {
 """Denominators, the preferred first, in words."""
 
 
+STEADY = 0.5
+"""Spread of a measured peak, 10th to 90th percentile over its value, from which it is doubted."""
+
+
 def denominators(run: Record) -> dict[str, dict[str, float]]:
     """Peak FLOP/s per dtype under each denominator that is known for this run, the preferred first.
 

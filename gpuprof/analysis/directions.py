@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from gpuprof.record import FORWARD
+from gpuprof.schema import FORWARD
 
 _FORWARDS = dict.fromkeys(FORWARD, "forward")
 

@@ -20,10 +20,12 @@ from gpuprof.analysis.directions import directions
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware.counters import SCALAR_COLUMNS, TENSOR_COLUMNS, columns_of, names_of
 from gpuprof.paths import ancestors
-from gpuprof.record import PHASES, UNATTRIBUTED, Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import PHASES, UNATTRIBUTED, integers
+from gpuprof.theory.kernel_names import multiplies
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import PRODUCTS
-from gpuprof.theory.tiling import EXACT, SCALAR, Call, expectations, multiplies
+from gpuprof.theory.tiling import EXACT, SCALAR, Call, expectations
 from gpuprof.units import significant
 
 TOLERANCE = 0.01

@@ -13,7 +13,8 @@ from gpuprof.analysis.counted import priced
 from gpuprof.analysis.generation import is_generation
 from gpuprof.analysis.operators import GENERATED
 from gpuprof.analysis.shares import owners
-from gpuprof.record import UNATTRIBUTED, Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import UNATTRIBUTED, integers
 
 COLUMNS = ["owners", "graph", "flops", "vector_flops", "bytes", "flops_per_s", "bytes_per_s"]
 """Columns of `of_compiled`."""

@@ -13,7 +13,8 @@ from gpuprof.analysis.consistency import owned_kernels
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.shares import regions
 from gpuprof.paths import unwrapped
-from gpuprof.record import Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import integers
 
 GAINED_COLUMNS = [
     "eager_s", "compiled_s", "gained_s", "speedup", "fused_share", "eager_kernels", "compiled_kernels", "eager_flops",

@@ -21,7 +21,8 @@ from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.telemetry import energy_per_step_j
 from gpuprof.paths import ancestors
-from gpuprof.record import ALL, FORWARD, TRAFFIC, Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import ALL, FORWARD, TRAFFIC, integers
 
 PARTS = tuple(phase for phase in FORWARD if phase != "forward")
 """Phases of a generation, in their order."""

@@ -1,7 +1,8 @@
 """What to change first: at most five hints from a budget, each with its evidence and what it would gain.
 
 A gain is an estimate that the sentence explains: the time of the work less what the same work needs by a figure of this
-run or its device. It is what there is to win at most, and gains overlap: they do not add up.
+run or its device. It is what there is to win at most, and gains overlap: they do not add up. Where the largest part of
+the budget has no such hint, one says what to measure next, and claims no gain.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from gpuprof import units
-from gpuprof.analysis.budget import LAUNCH_GAP_S, Budget, idle_owners
+from gpuprof.analysis.budget import Budget, idle_owners
+from gpuprof.analysis.budget_words import LAUNCH_GAP_S
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
 from gpuprof.analysis.generation import generation, moved
 from gpuprof.analysis.kernel_time import busy_seconds
+from gpuprof.analysis.next_steps import next_step
 from gpuprof.analysis.operators import GENERATED, plain_op
 from gpuprof.analysis.steps import traced
 from gpuprof.analysis.telemetry import limits
-from gpuprof.record import NOBODYS, Record
+from gpuprof.record import Record
+from gpuprof.schema import NOBODYS
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import ITEM_BYTES
 
@@ -30,6 +34,9 @@ MOST = 5
 LEAST_GAIN = 0.005
 """Share of the step below which a gain is not worth a hint."""
 
+WORTH = 0.25
+"""Share of the largest part below which a gain is small beside it: it is no answer to that part, and not first."""
+
 _FACTORS = {"aten::mm": 0, "aten::addmm": 1, "aten::bmm": 0, "aten::baddbmm": 1}  # which input the left one is
 _MULTIPLE = 8  # of 16-bit sizes, for rows to start at 16 bytes
 _ATTENTION_PRODUCT = r"aten::(bmm|baddbmm|matmul)\b"
@@ -38,19 +45,21 @@ _SMALL = 64  # a product with a side below this is short of work, however it is 
 
 
 class Hint(NamedTuple):
-    """One thing to change.
+    """One thing to change, or to measure next.
 
     Attributes:
         text: what takes the time, and what it would need instead: a sentence with its figures.
-        gain_s: seconds of the step that it would save.
+        gain_s: seconds of the step that it would save; None where nothing is known of that.
         gain_share: the same as a share of the step.
         action: what to do.
+        part: of the budget, the one that it is about; of several the largest.
     """
 
     text: str
-    gain_s: float
-    gain_share: float
+    gain_s: float | None
+    gain_share: float | None
     action: str
+    part: str
 
 
 _Found = Iterator[tuple[str, float, str]]
@@ -59,20 +68,36 @@ _Found = Iterator[tuple[str, float, str]]
 def hints(found: Budget) -> list[Hint]:
     """The `MOST` hints with the largest gain, that first; fewer where the record has evidence for fewer.
 
+    One about the largest part beside the ideal is always among them. If no gain worth `WORTH` of it is known, that one
+    has no gain. It comes first where all gains are small beside the part, and last where they are not.
+
     Args:
         found: what `gpuprof.analysis.budget.budget` gives.
     """
-    if found.run.is_job:  # they are told by kernels: each rank's own run has them
-        return []
     rates = not withheld_of_kernels(found.run)
-    all_hints = [
-        Hint(text, gain_s, gain_s / found.step_s, action)
-        for look in _LOOKS
+    gains = [  # of a job each rank's own run has them: they are told by kernels
+        (gain_s, Hint(text, gain_s, gain_s / found.step_s, action, _largest(found, parts)))
+        for look, parts in ({} if found.run.is_job else _LOOKS).items()
         if rates or look not in _BY_RATE
         for text, gain_s, action in look(found)
         if gain_s >= LEAST_GAIN * found.step_s
     ]
-    return sorted(all_hints, key=lambda hint: -hint.gain_s)[:MOST]
+    gains.sort(key=lambda gain: -gain[0])
+    best = [hint for _, hint in gains]
+    if found.rest.empty or found.rest["share"][0] < LEAST_GAIN:
+        return best[:MOST]
+    part, worth = str(found.rest["part"][0]), WORTH * float(found.rest["time_s"][0])
+    own = next((hint for gain_s, hint in gains if hint.part == part and gain_s >= worth), None)
+    if own is not None:
+        return best[:MOST] if own in best[:MOST] else [*best[: MOST - 1], own]
+    text, action = next_step(found, part)
+    own = Hint(text, None, None, action, part)
+    small = not gains or gains[0][0] < worth
+    return [own, *best[: MOST - 1]] if small else [*best[: MOST - 1], own]
+
+
+def _largest(found: Budget, parts: tuple[str, ...]) -> str:
+    return max(parts, key=found.seconds)
 
 
 def _of_step(found: Budget, seconds: float) -> str:
@@ -93,11 +118,13 @@ def _attention(found: Budget) -> _Found:
 
     Single queries are left out: what they take is reading the cache, fused or not.
     """
-    kernels = found.kernels[(found.kernels["work"] == "attention") & found.kernels["shapes"].map(_many_queries)]
+    kernels = found.kernels[found.kernels["work"] == "attention"]
+    kernels = kernels[kernels["shapes"].map(_many_queries).astype(bool)]
     modules = set(kernels.loc[kernels["kind"] != "attention", "module"])
     kernels = kernels[kernels["module"].isin(modules)]
     ops = found.mine(found.run.ops)
-    ops = ops[ops["module"].isin(modules) & ops["op"].str.match(_ATTENTION_PRODUCT) & ops["shapes"].map(_many_queries)]
+    ops = ops[ops["module"].isin(modules) & ops["op"].str.match(_ATTENTION_PRODUCT)]
+    ops = ops[ops["shapes"].map(_many_queries).astype(bool)]
     now = float(kernels["own_s"].sum())
     products = float(kernels.loc[kernels["op"].str.match(_ATTENTION_PRODUCT), "own_s"].sum())
     if ops.empty or not products:
@@ -230,7 +257,7 @@ def _host(found: Budget) -> _Found:
             f"the GPU waits for the host {_of_step(found, idle_s)}: {units.number(len(late), 'gap')} over "
             f"{units.duration(LAUNCH_GAP_S, 1)} in the {traced(found.run)}, the longest of {most} before {where}",
             idle_s,
-            "look at what the host does there: values read back (.item()), data, Python",
+            "look at what the host does in the long gaps: values read back (.item()), data, Python",
         )
     else:
         yield (
@@ -283,7 +310,7 @@ def _optimizer(found: Budget) -> _Found:
         f"writing parameters and state once, {units.size(needed_bytes)}, needs {units.duration(needed)} at "
         f"{units.si(found.bandwidth, 'B/s')}",
         seconds - needed,
-        "fused=True, where the optimizer has it",
+        "fused=True for the optimizer, where it has that",
     )
 
 
@@ -347,7 +374,7 @@ def _elementwise(found: Budget) -> _Found:
         f"{units.duration(needed)} at {units.si(found.bandwidth, 'B/s')}; {units.percent(by_class.max() / now)} of it "
         f"is in {by_class.idxmax()}",
         now - needed,
-        "fuse them: torch.compile, or fused kernels for norms, activations and loss",
+        "fuse elementwise operators: torch.compile, or fused kernels for norms, activations and loss",
     )
 
 
@@ -385,7 +412,7 @@ def _alignment(found: Budget) -> _Found:
             f"{units.si(flops / seconds, 'FLOP/s')}, the longest (m x n x k) {worst[1]}; at the "
             f"{units.si(rate, 'FLOP/s')} of the run's aligned products they would need {units.duration(flops / rate)}",
             seconds - flops / rate,
-            "pad those sizes to a multiple of 64, a vocabulary for one",
+            "pad sizes of products to a multiple of 64, a vocabulary for one",
         )
 
 
@@ -412,7 +439,7 @@ def _communication(found: Budget) -> _Found:
             f"{units.number(len(kernels), what)} are not hidden by computation for {_of_step(found, seconds)}, of "
             f"{units.duration(busy_seconds(kernels))} that they run",
             seconds,
-            "start them earlier: prefetching in FSDP, other bucket sizes in DDP",
+            "start communication earlier: prefetching in FSDP, other bucket sizes in DDP",
         )
 
 
@@ -442,7 +469,7 @@ def _batch(found: Budget) -> _Found:
     if 2 * ideal_s > 2 * decode.floor_s - shared_s:  # then the processor would be
         return
     each = figures.cache_bytes_per_token
-    cache = "their cache" if each is None else f"their cache, {units.size(each)} a position,"
+    cache = "the cache of all" if each is None else f"the cache of all, {units.size(each)} a position of each,"
     yield (
         f"a step of decoding reads {units.size(weights / decode.number)} of weights for "
         f"{units.number(figures.sequences, 'sequence')}, {units.percent(weights / decode.moved_bytes)} of the bytes "
@@ -457,10 +484,9 @@ def _cache(found: Budget) -> _Found:
     """A cache that is copied to append to it."""
     if (decode := found.decode) is None:
         return
-    ops, kernels = (
-        rows[(rows["phase"] == "decode") & (rows["op"].map(plain_op) == "aten::cat") & rows["shapes"].map(_appends)]
-        for rows in (found.run.ops, decode.kernels)
-    )
+    decoding = (rows[rows["phase"] == "decode"] for rows in (found.run.ops, decode.kernels))
+    joined = (rows[rows["op"].map(plain_op) == "aten::cat"] for rows in decoding)
+    ops, kernels = (rows[rows["shapes"].map(_appends).astype(bool)] for rows in joined)
     must = moved(found.run)
     if ops.empty or kernels.empty or "decode" not in must.index or ops["bytes"].isna().any():
         return
@@ -485,10 +511,13 @@ def _appends(shapes: str) -> bool:
     return inputs[0][:-2] == inputs[1][:-2] and inputs[0][-1] == inputs[1][-1] and inputs[0][-2] > inputs[1][-2]
 
 
-_LOOKS: tuple[Callable[[Budget], _Found], ...] = (
-    _attention, _precision, _decoding, _launches, _host, _recompute, _optimizer, _logits, _batch, _cache, _elementwise,
-    _alignment, _layout, _communication, _clock,
-)  # fmt: skip
+_LOOKS: dict[Callable[[Budget], _Found], tuple[str, ...]] = {
+    _attention: ("attention",), _precision: ("matmul", "attention"), _decoding: ("idle_launch", "idle_host"),
+    _launches: ("idle_launch",), _host: ("idle_host",), _recompute: ("recompute",), _optimizer: ("optimizer",),
+    _logits: ("matmul",), _batch: ("memory_bytes",), _cache: ("memory", "memory_bytes"), _elementwise: ("memory",),
+    _alignment: ("matmul",), _layout: ("matmul",), _communication: ("communication",), _clock: ("clock",),
+}  # fmt: skip
+"""Where to look for hints, and the parts of the budget that they are about."""
 
 _BY_RATE = (_attention, _precision, _alignment)
 """Those that say how long FLOPs take."""

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from gpuprof.paths import ancestors
-from gpuprof.record import ALL, Record
+from gpuprof.record import Record
+from gpuprof.schema import ALL
 
 
 def kernel_times(kernels: pd.DataFrame, paths: list[str]) -> dict[str, dict[str, float]]:

@@ -11,8 +11,8 @@ from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.record import Record
 from gpuprof.theory import rule_for
+from gpuprof.theory.kernel_names import multiplies
 from gpuprof.theory.rules import PRODUCTS
-from gpuprof.theory.tiling import multiplies
 
 NEARLY_ALL = 0.99
 """Share of the matmul kernel time whose FLOPs are known from which a rate is said without "at least"."""

@@ -11,7 +11,8 @@ import pandas as pd
 from gpuprof.analysis.generation import held_after, is_generation
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
-from gpuprof.record import FORWARD, PHASES, UNATTRIBUTED, Record
+from gpuprof.record import Record
+from gpuprof.schema import FORWARD, PHASES, UNATTRIBUTED
 
 EXPECTED = ("parameters", "buffers", "gradients", "optimizer_state", "cache", "activations")
 """What must be there by the sizes of tensors."""

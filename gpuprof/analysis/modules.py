@@ -10,7 +10,13 @@ import pandas as pd
 
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.compiled import hardware_of_compiled
-from gpuprof.analysis.consistency import owned_kernels, withheld_of_kernels, withheld_of_owners, withheld_of_step
+from gpuprof.analysis.consistency import (
+    owned_kernels,
+    per_step,
+    withheld_of_kernels,
+    withheld_of_owners,
+    withheld_of_step,
+)
 from gpuprof.analysis.counted import chosen, convention_of, counted, hardware, priced, whole_step
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.directions import directions
@@ -34,7 +40,8 @@ from gpuprof.analysis.shares import split_kernels, untimed
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.unpriced import ratio_withheld
 from gpuprof.paths import ancestors
-from gpuprof.record import ALL, FORWARD, MODEL, PHASES, UNATTRIBUTED, Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import ALL, FORWARD, MODEL, PHASES, UNATTRIBUTED, integers
 from gpuprof.theory import rule_for
 
 __all__ = [
@@ -51,12 +58,14 @@ MODULE_COLUMNS = [
     "flops_forward", "flops_recompute", "flops_backward", "flops_forward_full", "flops_backward_full",
     "flops_hardware", "vector_flops_forward", "vector_flops_recompute", "vector_flops_backward",
     "time_forward_s", "time_recompute_s", "time_backward_s", "flops_per_s_forward", "flops_per_s_backward",
-    "mfu_forward", "mfu_backward", "mfu",
+    "kernel_mfu_forward", "kernel_mfu_backward", "kernel_mfu",
     "flops_executed_forward", "flops_executed_recompute", "flops_executed_backward",
 ]  # fmt: skip
 """Columns of `by_module`: the machine-readable contract."""
 
-PART_COLUMNS = ["flops_{}", "time_{}_s", "flops_per_s_{}", "mfu_{}", "bytes_{}", "bytes_per_s_{}", "mbu_{}"]
+PART_COLUMNS = [
+    "flops_{}", "time_{}_s", "flops_per_s_{}", "kernel_mfu_{}", "bytes_{}", "bytes_per_s_{}", "kernel_mbu_{}",
+]  # fmt: skip
 """Columns that it has beside those of each phase of a generation: encode, prefill, decode, as far as they ran."""
 
 
@@ -74,8 +83,9 @@ def by_module(run: Record, convention: str | None = None) -> pd.DataFrame:
         (union of the intervals) of one traced step, and what is not known is missing, never 0. Where the trace gave
         time to other modules than those that were counted, all of it is in the row that belongs to no module. Of a job
         counts are those of all ranks and times the mean of theirs, so rates are of all devices together, as peaks are.
-        Of a generation also `PART_COLUMNS` of each of its phases: bytes are those that must move, mbu their rate over
-        the preferred of the `gpuprof.analysis.generation.bandwidths`.
+        ``kernel_mfu`` and all rates are over those times, not over the step's as the MFU of `totals`. Of a generation
+        also `PART_COLUMNS` of each of its phases: bytes are those that must move, ``kernel_mbu`` their rate over the
+        preferred of the `gpuprof.analysis.generation.bandwidths`.
     """
     paths, parts = [*run.tree["module"], UNATTRIBUTED], phases_of(run)
     table = pd.concat(
@@ -122,13 +132,13 @@ def by_module(run: Record, convention: str | None = None) -> pd.DataFrame:
     for phase in ("forward", "backward"):
         time = table[f"time_{phase}_s"]
         table[f"flops_per_s_{phase}"] = _rate(run, table[f"flops_{phase}"], time)
-        table[f"mfu_{phase}"] = _rate(run, table[f"ideal_{phase}_s"], time)
+        table[f"kernel_mfu_{phase}"] = _rate(run, table[f"ideal_{phase}_s"], time)
     for phase in parts:
         if not moved(run).empty:
             found = moved_by_module(run, phase)["bytes"].to_dict()
             table[f"bytes_{phase}"] = integers(found.get(path, 0) for path in paths)
         _add_rates(run, table, phase)
-    table["mfu"] = _rate(
+    table["kernel_mfu"] = _rate(
         run,
         table["ideal_forward_s"] + table["ideal_backward_s"],
         table["time_forward_s"] + table["time_recompute_s"] + table["time_backward_s"],
@@ -221,9 +231,9 @@ def _add_rates(run: Record, table: pd.DataFrame, phase: str) -> None:
     """Columns of rates of a phase over kernel time, from those of its work and times."""
     time, moved_bytes = table[f"time_{phase}_s"], table[f"bytes_{phase}"]
     table[f"flops_per_s_{phase}"] = _rate(run, table[f"flops_{phase}"], time)
-    table[f"mfu_{phase}"] = _rate(run, table[f"ideal_{phase}_s"], time)
+    table[f"kernel_mfu_{phase}"] = _rate(run, table[f"ideal_{phase}_s"], time)
     table[f"bytes_per_s_{phase}"] = _rate(run, moved_bytes, time, withheld_of_kernel_bytes(run))
-    table[f"mbu_{phase}"] = _rate(run, _ideal_s(run, moved_bytes), time, withheld_of_kernel_bytes(run))
+    table[f"kernel_mbu_{phase}"] = _rate(run, _ideal_s(run, moved_bytes), time, withheld_of_kernel_bytes(run))
 
 
 def by_class(run: Record, convention: str | None = None) -> pd.DataFrame:
@@ -235,7 +245,7 @@ def by_class(run: Record, convention: str | None = None) -> pd.DataFrame:
         for module, row_class in zip(modules["module"], modules["class"], strict=True)
     ]
     sums = modules[outermost]
-    columns = [c for c in modules.columns[2:] if not c.startswith(("mfu", "mbu", "flops_per_s", "bytes_per_s"))]
+    columns = [c for c in modules.columns[2:] if not c.startswith(("kernel_", "flops_per_s", "bytes_per_s"))]
     table = sums.groupby("class", sort=False)[columns].sum(min_count=1)
     for column in table.columns[
         table.columns.str.startswith(("flops_executed", "time_", "bytes_"))
@@ -247,33 +257,33 @@ def by_class(run: Record, convention: str | None = None) -> pd.DataFrame:
     table["flops_per_s_forward"] = _rate(run, table["flops_forward"], table["time_forward_s"])
     table["flops_per_s_backward"] = _rate(run, table["flops_backward"], table["time_backward_s"])
     for phase in phases_of(run):
-        ideal = (sums[f"mfu_{phase}"] * sums[f"time_{phase}_s"]).fillna(0)
+        ideal = (sums[f"kernel_mfu_{phase}"] * sums[f"time_{phase}_s"]).fillna(0)
         table[f"ideal_{phase}_s"] = ideal.groupby(sums["class"], sort=False).sum()
         _add_rates(run, table, phase)
         del table[f"ideal_{phase}_s"]
-    # ideal times follow from MFU x time, module by module
-    ideal = (sums["mfu"] * (sums["time_forward_s"] + sums["time_recompute_s"] + sums["time_backward_s"])).fillna(0)
-    table["mfu"] = _ratio(ideal.groupby(sums["class"], sort=False).sum(), times.sum(axis=1, skipna=False))
+    # ideal times follow from kernel MFU x time, module by module
+    ideal = (sums["kernel_mfu"] * sums[list(times)].sum(axis=1, skipna=False)).fillna(0)
+    table["kernel_mfu"] = _ratio(ideal.groupby(sums["class"], sort=False).sum(), times.sum(axis=1, skipna=False))
     table["time_s"] = times.sum(axis=1, skipna=False)
     return table.reset_index().sort_values(["time_s", "flops_forward"], ascending=False, ignore_index=True)
 
 
 OP_COLUMNS = [
-    "op", "kind", "calls", "flops", "flops_profiler", "time_s", "time_share", "flops_per_s", "mfu", "kernels",
+    "op", "kind", "time_s", "time_share", "calls", "flops", "flops_per_s", "kernel_mfu", "flops_profiler", "kernels",
     "vector_flops", "bytes", "flops_full", "flops_hardware", "flops_compiled", "vector_flops_compiled",
 ]  # fmt: skip
 """Columns of `by_op`, as far as the passes that give them ran."""
 
 PHASE_COLUMNS = [
-    "phase", "time_s", "time_q1_s", "time_q3_s", "kernel_time_s", "communication_time_s", "flops",
-    "flops_per_s", "mfu", "vector_flops", "bytes", "flops_full", "flops_hardware",
+    "phase", "time_s", "flops_per_s", "mfu", "kernel_time_s", "kernel_flops_per_s", "kernel_mfu", "flops",
+    "time_q1_s", "time_q3_s", "communication_time_s", "vector_flops", "bytes", "flops_full", "flops_hardware",
 ]  # fmt: skip
 """Columns of `by_phase`, likewise."""
 
 GENERATION_COLUMNS = [
-    "phase", "time_s", "step_mfu", "step_mbu", "kernel_time_s", "mfu", "mbu", "flops", "moved_bytes",
-    "step_flops_per_s", "step_bytes_per_s", "weights_bytes", "cache_read_bytes", "cache_written_bytes",
-    "activations_bytes", "time_q1_s", "time_q3_s", "communication_time_s", "flops_per_s", "bytes_per_s",
+    "phase", "time_s", "mfu", "mbu", "kernel_time_s", "kernel_mfu", "kernel_mbu", "flops", "moved_bytes",
+    "flops_per_s", "bytes_per_s", "kernel_flops_per_s", "kernel_bytes_per_s", "weights_bytes", "cache_read_bytes",
+    "cache_written_bytes", "activations_bytes", "time_q1_s", "time_q3_s", "communication_time_s",
     "vector_flops", "bytes", "flops_full", "flops_hardware",
 ]  # fmt: skip
 """Those of a generation, likewise."""
@@ -330,7 +340,7 @@ def by_op(run: Record, convention: str | None = None) -> pd.DataFrame:
             work = _of_compiled(run, convention).reindex(table.index)
             table["flops_compiled"], table["vector_flops_compiled"] = work["compiled"], work["compiled_vector"]
         table["flops_per_s"] = _rate(run, work["flops"], table["time_s"])
-        table["mfu"] = _rate(run, work["ideal_s"], table["time_s"])
+        table["kernel_mfu"] = _rate(run, work["ideal_s"], table["time_s"])
         table = table.sort_values("time_s", ascending=False, na_position="last")
     # the backward may run operators in place that the counting pass saw run out of place: known all the same
     table["kind"] = table["kind"].fillna(kinds(run)).fillna("")
@@ -367,15 +377,14 @@ def by_kernel(run: Record, convention: str | None = None) -> pd.DataFrame:
     grouped = kernels.groupby(key, sort=False, dropna=False)
     table = pd.DataFrame(
         {
-            "ops": grouped["op"].agg(_words),
-            "kind": grouped["kind"].agg(_words),
+            "time_s": (time_s := grouped["duration_ns"].sum().astype("float64") * 1e-9),
+            "time_share": time_s / time_s.sum() if time_s.sum() else math.nan,
             "kernels": grouped.size(),
-            "time_s": grouped["duration_ns"].sum().astype("float64") * 1e-9,
             "median_s": grouped["duration_ns"].median().astype("float64") * 1e-9,
+            "kind": grouped["kind"].agg(_words),
+            "ops": grouped["op"].agg(_words),
         }
     )
-    total = table["time_s"].sum()
-    table["time_share"] = table["time_s"] / total if total else math.nan
     table = table.sort_values("time_s", ascending=False).reset_index()
     if not compiled:
         return table
@@ -389,14 +398,16 @@ def _words(names: pd.Series) -> str:
 
 
 def by_phase(run: Record, convention: str | None = None) -> pd.DataFrame:
-    """One row per phase: step time by events (median and quartiles), kernel time, FLOPs, rates.
+    """One row per phase: its time in the step by events, kernel time, FLOPs, rates.
 
+    ``time_s`` of all phases is the time of the step, as `gpuprof.analysis.steps.step_seconds` has it; quartiles are of
+    each phase by itself.
     ``time_s`` of the backward includes recomputation, which cannot be told apart without a trace. ``kernel_time_s``
-    includes that of communication, hidden or not, which has a column where there is any. Rates are over kernel time.
+    includes that of communication, hidden or not, which has a column where there is any. Rates are over ``time_s``,
+    those that begin with ``kernel_`` over ``kernel_time_s``.
 
     Of a generation the columns are `GENERATION_COLUMNS`: moved_bytes are those that must move, and what they are made
-    of; mbu is their rate over kernel time, by the preferred bandwidth; step_mfu, step_mbu and the rates that begin like
-    them are over time_s, the phase's in the undisturbed step.
+    of; mbu and kernel_mbu are their rates by the preferred bandwidth.
     """
     ops = counted(run, convention).groupby("phase")
     table = pd.DataFrame(index=pd.Index(list(PHASES), name="phase"))
@@ -411,11 +422,12 @@ def by_phase(run: Record, convention: str | None = None) -> pd.DataFrame:
     if parts:
         sizes = moved(run).add_suffix("_bytes").rename(columns={"bytes_bytes": "moved_bytes"})
         table = table.join(sizes)
-    if parts and run.done("count") and table["time_s"].notna().any():
-        table["step_flops_per_s"] = _rate(run, table["flops"], table["time_s"], withheld_of_step(run))
-        table["step_mfu"] = _rate(run, table["ideal_s"], table["time_s"], withheld_of_step(run))
-        table["step_bytes_per_s"] = _rate(run, table["moved_bytes"], table["time_s"], withheld_of_bytes(run))
-        table["step_mbu"] = _rate(run, _ideal_s(run, table["moved_bytes"]), table["time_s"], withheld_of_bytes(run))
+    if run.done("count") and table["time_s"].notna().any():
+        table["flops_per_s"] = _rate(run, table["flops"], table["time_s"], withheld_of_step(run))
+        table["mfu"] = _rate(run, table["ideal_s"], table["time_s"], withheld_of_step(run))
+        if parts:
+            table["bytes_per_s"] = _rate(run, table["moved_bytes"], table["time_s"], withheld_of_bytes(run))
+            table["mbu"] = _rate(run, _ideal_s(run, table["moved_bytes"]), table["time_s"], withheld_of_bytes(run))
     times = run.samples.groupby("phase")["time_s"]
     for name, quantile in (("time_q1_s", 0.25), ("time_q3_s", 0.75)):
         table[name] = times.quantile(quantile).reindex(table.index)
@@ -427,12 +439,12 @@ def by_phase(run: Record, convention: str | None = None) -> pd.DataFrame:
         if len(messages):
             seconds = kernel_times(messages.assign(module=""), [""])[""]
             table["communication_time_s"] = pd.array([seconds.get(phase) for phase in table.index], dtype="Float64")
-        table["flops_per_s"] = _rate(run, table["flops"], table["kernel_time_s"])
-        table["mfu"] = _rate(run, table["ideal_s"], table["kernel_time_s"])
+        table["kernel_flops_per_s"] = _rate(run, table["flops"], table["kernel_time_s"])
+        table["kernel_mfu"] = _rate(run, table["ideal_s"], table["kernel_time_s"])
         if parts:
             time, reason = table["kernel_time_s"], withheld_of_kernel_bytes(run)
-            table["bytes_per_s"] = _rate(run, table["moved_bytes"], time, reason)
-            table["mbu"] = _rate(run, _ideal_s(run, table["moved_bytes"]), time, reason)
+            table["kernel_bytes_per_s"] = _rate(run, table["moved_bytes"], time, reason)
+            table["kernel_mbu"] = _rate(run, _ideal_s(run, table["moved_bytes"]), time, reason)
     columns = GENERATION_COLUMNS if parts else PHASE_COLUMNS
     return _ordered(table[table.notna().any(axis=1)].reset_index(), columns)
 
@@ -512,7 +524,7 @@ def totals(run: Record, convention: str | None = None) -> dict[str, Any]:
             "steps": len(steps),
         }
         for unit in ("tokens", "samples"):
-            amount = run.workload.get(f"{unit}_per_step")
+            amount = per_step(run, unit)
             figures[f"{unit}_per_s"] = amount / step_s if amount else None
         if run.workload.get("mode") == "generate":  # most positions are the prompt's, and a rate of them none of tokens
             figures["tokens_per_s"] = new_tokens_per_s(run)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from gpuprof.record import ALL, Record
+from gpuprof.record import Record
+from gpuprof.schema import ALL
 from gpuprof.theory import rule_for
 from gpuprof.theory.generated import generated
+from gpuprof.theory.names import without_overload
 from gpuprof.theory.rules import PRODUCTS
 
 GENERATED = "inductor::"
@@ -15,7 +17,7 @@ _STRONGEST = (*PRODUCTS, "communication", "vector", "movement", "view")
 
 def plain_op(op: str) -> str:
     """An operator without its overload, in place or not: ``aten::add`` for ``aten::add_.Tensor``."""
-    return op.partition(".")[0].rstrip("_")
+    return without_overload(op).rstrip("_")
 
 
 def kinds(run: Record) -> dict[str, str]:

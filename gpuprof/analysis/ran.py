@@ -9,7 +9,8 @@ import pandas as pd
 from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.analysis.shares import owners
-from gpuprof.record import Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import integers
 
 _COUNTS = ("calls", "flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes")
 

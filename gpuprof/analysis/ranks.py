@@ -21,7 +21,8 @@ from gpuprof.analysis.counted import chosen
 from gpuprof.analysis.denominators import denominator, of_ranks, peak_dtype
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.errors import GpuprofError
-from gpuprof.record import MODEL, Record, integers, load
+from gpuprof.record import Record, load
+from gpuprof.schema import MODEL, integers
 
 RANK_COLUMNS = [
     "rank", "step_s", "compute_s", "exposed_s", "idle_s", "communication_s", "kernels", "flops", "flops_per_s", "mfu",

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from gpuprof.paths import layer_of, unwrapped
-from gpuprof.record import MODEL, Record
+from gpuprof.record import Record
+from gpuprof.schema import MODEL
 
 _NAMED = 3  # modules in a line; the others are added up
 

@@ -26,7 +26,8 @@ from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import refuse_log
 from gpuprof.errors import GpuprofError
-from gpuprof.record import NOBODYS, PHASES, Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import NOBODYS, PHASES, integers
 from gpuprof.theory.rules import PRODUCTS
 
 BY = ("op", "class", "module", "kernel")

@@ -14,7 +14,8 @@ import pandas as pd
 
 from gpuprof.analysis.once import once
 from gpuprof.paths import ancestors
-from gpuprof.record import WHOLE_STEP, Record
+from gpuprof.record import Record
+from gpuprof.schema import WHOLE_STEP
 
 
 def split_ns(duration: int, weights: Sequence[int]) -> list[int]:

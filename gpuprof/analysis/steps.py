@@ -32,12 +32,31 @@ def of_launches(run: Record, phase: str = "step") -> pd.Series:
 
 
 def step_seconds(run: Record, phase: str = "step") -> float | None:
-    """The time of a phase, or of the whole step: the median of its launches; None where it was not timed.
+    """The time of the step, or what a phase has of it; None where it was not timed.
 
-    Of a launch it is the median of its steps, and of a training their mean: `typical`.
+    The step's is the median of its launches, and of a launch the median of its steps, of a training their mean
+    (`typical`). A phase has the part of it that it has in `middle_steps`, so the phases of a step add up to it.
     """
-    found = of_launches(run, phase)
-    return None if found.empty else float(found.median())
+    found = of_launches(run)
+    of_phase = run.samples[run.samples["phase"] == phase]
+    if found.empty or of_phase.empty:
+        return None
+    if phase == "step":
+        return float(found.median())
+    middle = middle_steps(run)
+    inside = pd.MultiIndex.from_frame(of_phase[["launch", "step"]]).isin(middle.index)
+    return float(found.median() * of_phase.loc[inside, "time_s"].sum() / middle.sum())
+
+
+def middle_steps(run: Record) -> pd.Series:
+    """Seconds, by launch and step, of the steps that phases are told of: of each launch those between its quartiles.
+
+    Of a launch of two steps both; of a training all, whose time is a mean.
+    """
+    steps = run.samples[run.samples["phase"] == "step"].set_index(["launch", "step"])["time_s"]
+    launches = steps.groupby("launch")
+    low, high = (launches.transform("quantile", quantile) for quantile in (0.25, 0.75))
+    return steps if run.metered else steps[steps.between(low, high) | (launches.transform("size") <= 2)]
 
 
 def refuse_log(run: Record, what: str, name: str) -> None:

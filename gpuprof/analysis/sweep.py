@@ -13,7 +13,8 @@ from gpuprof.analysis.generation import bandwidth, generation
 from gpuprof.analysis.known_flops import known_of
 from gpuprof.analysis.modules import by_phase, totals
 from gpuprof.analysis.telemetry import invalid_reasons
-from gpuprof.record import Record, integers
+from gpuprof.record import Record
+from gpuprof.schema import integers
 from gpuprof.sweep import SIZES, SWEPT, Point
 
 _FIGURES = (
@@ -76,7 +77,7 @@ def _of_generation(run: Record) -> dict[str, Any]:
     names = ("ttft_s", "tpot_s", "tpot_p90_s", "tpot_p99_s", "decode_tokens_per_s")
     phases = by_phase(run).set_index("phase")
     of_phases = {
-        f"{phase}_{share}": phases.at[phase, f"step_{share}"]
+        f"{phase}_{share}": phases.at[phase, share]
         for phase, share in (("prefill", "mfu"), ("decode", "mfu"), ("decode", "mbu"))
         if phase in phases.index
     }

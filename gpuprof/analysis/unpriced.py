@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.known_flops import known_of
-from gpuprof.record import MODEL, Record
+from gpuprof.record import Record
+from gpuprof.schema import MODEL
 from gpuprof.theory import rule_for
 from gpuprof.theory.generated import generated
-from gpuprof.theory.names import communicates
+from gpuprof.theory.names import communicates, without_overload
 from gpuprof.theory.rules import PRODUCTS
 
 _MULTIPLIES = frozenset(
@@ -28,8 +29,8 @@ def may_multiply(op: str) -> bool:
     """Whether an operator without a rule may be a product: torch's own by its name, of anybody else's every one."""
     if communicates(op):
         return False
-    namespace, _, name = op.partition("::")
-    return not _KNOWN(namespace) or not _MULTIPLIES.isdisjoint(re.findall("[a-z]+", name.partition(".")[0]))
+    namespace, _, name = without_overload(op).partition("::")
+    return not _KNOWN(namespace) or not _MULTIPLIES.isdisjoint(re.findall("[a-z]+", name))
 
 
 def unpriced(run: Record) -> dict[str, list[str]]:

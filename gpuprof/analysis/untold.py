@@ -11,7 +11,8 @@ from gpuprof.analysis.consistency import IN_GRAPHS, graph_share
 from gpuprof.analysis.known_flops import NEARLY_ALL, matmul_kernels, priced_share
 from gpuprof.analysis.operators import plain_op
 from gpuprof.analysis.steps import step_seconds
-from gpuprof.record import UNATTRIBUTED, Record
+from gpuprof.record import Record
+from gpuprof.schema import UNATTRIBUTED
 from gpuprof.theory.generated import REDUCTION, generated
 from gpuprof.traces.events import launches_graph
 

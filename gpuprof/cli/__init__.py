@@ -12,27 +12,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.main import get_command
 
-from gpuprof.cli.ab import ab
-from gpuprof.cli.backward import backward
-from gpuprof.cli.budget import budget
-from gpuprof.cli.ceilings import ceilings
-from gpuprof.cli.check import check
-from gpuprof.cli.compare import compare
-from gpuprof.cli.count import count
-from gpuprof.cli.devices import devices
-from gpuprof.cli.doctor import doctor
-from gpuprof.cli.history import history
-from gpuprof.cli.import_ import import_
-from gpuprof.cli.memory import memory
-from gpuprof.cli.presets import presets
-from gpuprof.cli.profile import profile
-from gpuprof.cli.report import report
-from gpuprof.cli.roofline import roofline
-from gpuprof.cli.show import show
-from gpuprof.cli.sweep import sweep
+from gpuprof.cli.encoding import spell_out
 from gpuprof.cli.usage import in_words
-from gpuprof.cli.validate import validate
-from gpuprof.cli.watch import watch
+from gpuprof.cli.verbs import Verbs
 from gpuprof.errors import GpuprofError
 from gpuprof.parallel.launch import speaks
 from gpuprof.signals import exit_on_sigterm
@@ -40,19 +22,13 @@ from gpuprof.version import __version__
 
 app = typer.Typer(
     name="gpuprof",
+    cls=Verbs,
     help="A measured GPU profiler that validates theoretical FLOPs, per module, forward and backward.",
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-for verb in (
-    profile, sweep, count, show, validate, backward, report, budget, roofline, memory, compare, check, watch, ab,
-    presets, devices, ceilings, doctor,
-):  # fmt: skip
-    app.command()(verb)
-app.command("import")(import_)
-app.add_typer(history)
 
 
 def _print_version(asked: bool) -> None:
@@ -78,10 +54,15 @@ _UsageError: Any = typer.BadParameter.__base__  # click's, or that of the click 
 def main() -> None:
     """Run the command line; what the user can mend is one line on stderr and status 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # the report is what the user asked for
+    spell_out()
     exit_on_sigterm()  # what runs in other process groups for this one is ended too
     try:
         # not app(): it would print wrong usage in a box, and end a broken pipe and the end of a file with status 1
         command = get_command(app)
+        if "_GPUPROF_COMPLETE" in os.environ:
+            from gpuprof.cli.completion import answer
+
+            answer(command)
         with command.make_context("gpuprof", sys.argv[1:]) as context:
             command.invoke(context)
         sys.stdout.flush()
@@ -91,7 +72,7 @@ def main() -> None:
         _end(str(error), 2)
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # no arguments: the help, where Typer has not printed it yet
-            print(error.format_message(), end="")
+            print(error.format_message().rstrip())
             sys.exit(error.exit_code)
         said = in_words(error.format_message())
         _end(f"{said} (see '{error.ctx.command_path if error.ctx else 'gpuprof'} --help')", error.exit_code)

@@ -40,7 +40,8 @@ def backward(
     check_output(chart)
     if chart is not None:
         check_picture(chart)
-    from gpuprof.record import load, write_atomically
+    from gpuprof.files import write_atomically
+    from gpuprof.record import load
     from gpuprof.render.backward import render_backward
     from gpuprof.render.backward_chart import backward_chart
     from gpuprof.render.view import View

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -81,9 +80,10 @@ def budget(
     check_output(chart)
     if chart is not None:
         check_picture(chart)
+    from gpuprof.analysis.bounds import read_ceilings
     from gpuprof.analysis.budget import budget as budget_of
-    from gpuprof.analysis.budget import read_ceilings
-    from gpuprof.record import load, write_atomically
+    from gpuprof.files import write_atomically
+    from gpuprof.record import load
     from gpuprof.render.budget import budget_chart, render_budget
     from gpuprof.render.view import View
 
@@ -100,17 +100,6 @@ def budget(
     if chart is not None:
         budget_chart(found, chart)
     if output is None:
-        print(_printable(text), end="")
+        print(text, end="")
     else:
         write_atomically(output, text)
-
-
-def _printable(text: str) -> str:
-    """The text with bars that this terminal can show."""
-    encoding = sys.stdout.encoding or "ascii"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        plain = text.translate(str.maketrans("█▒▏·…", "#-|-~"))
-        return plain.encode(encoding, "replace").decode(encoding)
-    return text

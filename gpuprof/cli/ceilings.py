@@ -69,7 +69,8 @@ def ceilings(
     dtypes = _dtypes(dtype)
     if not 0 < seconds < math.inf:
         raise GpuprofError(f"--seconds must be above 0 and finite, not {seconds}")
-    from gpuprof.record import load, write_atomically
+    from gpuprof.files import write_atomically
+    from gpuprof.record import load
     from gpuprof.render.ceilings import render_ceilings
     from gpuprof.render.view import View
 

@@ -163,7 +163,7 @@ def conclude(found: Check, format: Format, top: int | None, output: Path | None)
     """Show a check, and exit with the status that it means."""
     from gpuprof.analysis.regression import DRIFT, INCONCLUSIVE, REGRESSION
     from gpuprof.cli.output import in_color, terminal_width
-    from gpuprof.record import write_atomically
+    from gpuprof.files import write_atomically
     from gpuprof.render.regression import render_check, verdict
     from gpuprof.render.view import View
 

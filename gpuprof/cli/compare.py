@@ -48,7 +48,8 @@ def compare(
 
     check_output(output)
     from gpuprof.analysis.check import compare as compare_runs
-    from gpuprof.record import load, write_atomically
+    from gpuprof.files import write_atomically
+    from gpuprof.record import load
     from gpuprof.render.regression import COMPARISONS
     from gpuprof.render.view import View
 

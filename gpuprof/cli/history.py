@@ -9,12 +9,16 @@ import typer
 
 from gpuprof import units
 from gpuprof.cli import options as o
+from gpuprof.cli.verbs import VerbGroup
 from gpuprof.log import is_training
 
 history = typer.Typer(
     name="history",
+    cls=VerbGroup,
     help="The runs of a store: list, show and draw them, move them in and out, prune them.",
     no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
 )
 
 
@@ -56,8 +60,8 @@ def list_(
     least = o.share(min_change, "--min-change")
     from gpuprof.analysis.changepoints import series_of
     from gpuprof.cli.output import check_output, in_color, terminal_width
+    from gpuprof.files import write_atomically
     from gpuprof.history import open_store
-    from gpuprof.record import write_atomically
     from gpuprof.render.history import render_history
     from gpuprof.render.view import View
 

@@ -60,7 +60,8 @@ def deliver(
     """
     control.together("checking where to write", lambda: _check(control, output, store))
     run = make()
-    from gpuprof.job import gather, summed
+    from gpuprof.job import gather
+    from gpuprof.job_part import summed
 
     file = "" if output is None else rank_file(output, control.rank).name
     run = summed(run, file)

@@ -78,8 +78,10 @@ def memory(
             raise GpuprofError(f"{flag(name)} must be at least 1, not {size}")
     if fit is not None and sizes[_WHAT[fit]] is not None:
         raise GpuprofError(f"--fit {fit.value} looks for {flag(_WHAT[fit])}: leave that out")
-    from gpuprof.record import load, write_atomically
-    from gpuprof.render.memory import memory_chart, render_memory
+    from gpuprof.files import write_atomically
+    from gpuprof.record import load
+    from gpuprof.render.memory import render_memory
+    from gpuprof.render.memory_chart import memory_chart
     from gpuprof.render.view import View
 
     loaded, found = load(run), None

@@ -138,5 +138,5 @@ def terminal_width() -> int:
 
 
 def in_color() -> bool:
-    """Whether to colour: a terminal, and nobody said NO_COLOR."""
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    """Whether to colour: a terminal that can, and nobody said NO_COLOR."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and "NO_COLOR" not in os.environ

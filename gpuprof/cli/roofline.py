@@ -48,9 +48,11 @@ def roofline(
     from gpuprof.cli.output import check_output, in_color, terminal_width
 
     check_output(output)
+    from gpuprof.files import write_atomically
     from gpuprof.pictures import SUFFIXES, check_picture
-    from gpuprof.record import load, write_atomically
-    from gpuprof.render.roofline import render_roofline, roofline_chart
+    from gpuprof.record import load
+    from gpuprof.render.roofline import render_roofline
+    from gpuprof.render.roofline_chart import roofline_chart
     from gpuprof.render.view import View
 
     picture = output if output is not None and output.suffix.lower() in SUFFIXES else None

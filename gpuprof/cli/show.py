@@ -57,18 +57,11 @@ def show(
 ) -> None:
     """Show a saved run as a tree or a table, for people or for machines."""
     from gpuprof.cli.output import check_output, in_color, terminal_width
-    from gpuprof.errors import GpuprofError
 
     check_output(output)
-    chosen = format or (Format.tree if by is By.module and not (top or sort) else Format.table)
-    if chosen in (Format.tree, Format.calflops) and (top or sort):
-        raise GpuprofError("a tree keeps the model's order: give --top and --sort with --format table")
-    if chosen is Format.calflops and by is not By.module:
-        raise GpuprofError(f"calflops' layout is by module: give --by {by.value} with --format table")
-    if chosen is Format.perfetto and (by is not By.module or top or sort):
-        raise GpuprofError("a trace has every kernel: give --by, --top and --sort with --format table")
-    from gpuprof.record import load, write_atomically
-    from gpuprof.render import render
+    from gpuprof.files import write_atomically
+    from gpuprof.record import load
+    from gpuprof.render import fitting, render
     from gpuprof.render.view import View
 
     view = View(
@@ -81,7 +74,8 @@ def show(
         color=in_color() and output is None,
         folder=run.parent,
     )
-    text = render(load(run), chosen.value, view)
+    chosen = fitting(format.value if format else None, view)
+    text = render(load(run), chosen, view)
     if output is None:
         print(text, end="")
     else:

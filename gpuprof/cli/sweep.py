@@ -82,7 +82,8 @@ def sweep(
         raise GpuprofError(f"--limit must be above 0, not {limit:g}")
     same = o.plain(vars(shared))
     check(planned, **same)
-    fixed = _arguments(same | o.plain(vars(timing)) | {"passes": passes})
+    measured = {"warmup": timing.warmup, "steps": timing.steps, "passes": passes} | o.plain(vars(timing))
+    fixed = _arguments(same | measured)
     if dry_run:
         for line in _commands(planned, joined(planned, fixed, output), fixed, output, retry):
             print(line)
@@ -95,13 +96,7 @@ def sweep(
         raise
     table, saved = _save(reached, output)
     if not quiet:
-        from gpuprof.cli.output import in_color, terminal_width
-        from gpuprof.render.sweep import FORMATS
-        from gpuprof.render.view import View
-
-        print(FORMATS[format.value](table, View(width=terminal_width(), color=in_color())), end="")
-        if format is o.Format.text:
-            print(f"Saved in {output}: {', '.join(saved)}")
+        _show(table, saved, format, output)
     names = {point.name for point in planned}
     sys.exit(_status([point for point in reached if point.name in names]))
 
@@ -152,7 +147,7 @@ def _commands(
 def _save(reached: Sequence[Point], folder: Path) -> tuple[pd.DataFrame, list[str]]:
     """Write the table and the chart; the names of what was written."""
     from gpuprof.analysis.sweep import sweep_table
-    from gpuprof.record import write_atomically
+    from gpuprof.files import write_atomically
     from gpuprof.render.sweep import csv, markdown, sweep_chart
     from gpuprof.render.view import View
     from gpuprof.sweep import run_of
@@ -168,6 +163,17 @@ def _save(reached: Sequence[Point], folder: Path) -> tuple[pd.DataFrame, list[st
     except GpuprofError as error:
         print(f"gpuprof: {error}", file=sys.stderr)
     return table, saved
+
+
+def _show(table: pd.DataFrame, saved: Sequence[str], format: o.Format, output: Path) -> None:
+    """Print the table, and for people what was written."""
+    from gpuprof.cli.output import in_color, terminal_width
+    from gpuprof.render.sweep import FORMATS
+    from gpuprof.render.view import View
+
+    print(FORMATS[format.value](table, View(width=terminal_width(), color=in_color())), end="")
+    if format is o.Format.text:
+        print(f"Saved in {output}: {', '.join(saved)}")
 
 
 @contextmanager

@@ -59,7 +59,8 @@ def validate(
     if model is not None:
         o.check_workload(model, asked, weightless=True)
     from gpuprof.analysis.validation import validate as hold
-    from gpuprof.record import load, write_atomically
+    from gpuprof.files import write_atomically
+    from gpuprof.record import load
     from gpuprof.render.validation import render_validation
     from gpuprof.render.view import View
     from gpuprof.reports import read_report

@@ -24,8 +24,8 @@ from gpuprof.compiled.caches import empty_caches
 from gpuprof.compiled.stacks import module_of, names_in
 from gpuprof.compiled.watch import in_short, place
 from gpuprof.errors import first_line
-from gpuprof.record import UNATTRIBUTED
-from gpuprof.theory.attention import AttentionFacts
+from gpuprof.schema import UNATTRIBUTED
+from gpuprof.theory.masks import AttentionFacts
 from gpuprof.traces.events import KERNEL_MARK
 from gpuprof.undo import patched
 from gpuprof.workload.causality import attention_facts

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from gpuprof.compiled.capture import Graph
 from gpuprof.compiled.nodes import operators, place, strangers
-from gpuprof.record import UNATTRIBUTED
-from gpuprof.theory.attention import AttentionFacts
+from gpuprof.schema import UNATTRIBUTED
 from gpuprof.theory.generated import generated
+from gpuprof.theory.masks import AttentionFacts
 from gpuprof.theory.priced import FIGURES
 from gpuprof.traces.owners import KernelCall
 

@@ -22,9 +22,10 @@ from torch.fx import Graph, Node
 from gpuprof.passes.operators import name_of
 from gpuprof.passes.specs import spec_of, torch_free
 from gpuprof.paths import ancestors
-from gpuprof.record import NOBODYS, PHASES, UNATTRIBUTED
+from gpuprof.schema import NOBODYS, PHASES, UNATTRIBUTED
 from gpuprof.theory import rule_for
-from gpuprof.theory.attention import AttentionFacts
+from gpuprof.theory.masks import AttentionFacts
+from gpuprof.theory.names import without_overload
 from gpuprof.theory.priced import FIGURES, Described, describe, dtype_of, shapes_text, tensor_specs
 from gpuprof.theory.rules import Missing, TensorSpec
 from gpuprof.theory.vector import GATHERS
@@ -115,7 +116,7 @@ def _kernels_of(graph: Graph, kernels: Mapping[str, Sequence[str]]) -> dict[str,
 
 
 def _plain(op: str) -> str:
-    return op.partition("::")[2].partition(".")[0]
+    return without_overload(op).partition("::")[2]
 
 
 _KEY = ("graph", "kernel", "repeat", "module", "phase", "op", "kind", "shapes", "dtype")
@@ -378,7 +379,7 @@ def _arguments(node: Node, written: bool) -> list[Node]:
 
 def _bytes_read(node: Node, part: Node) -> int | None:
     whole = _nbytes(part)
-    if _name(node.target).partition(".")[0] in GATHERS and node.args and _base(node.args[0])[1] is part:  # type: ignore[arg-type]
+    if without_overload(_name(node.target)) in GATHERS and node.args and _base(node.args[0])[1] is part:  # type: ignore[arg-type]
         out = _nbytes(node)
         return None if whole is None or out is None else min(whole, out)
     return whole

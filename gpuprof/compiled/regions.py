@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.eval_frame import OptimizedModule, innermost_backend
 
 from gpuprof.attribution import inside_compiled, named_paths
-from gpuprof.record import WHOLE_STEP
+from gpuprof.schema import WHOLE_STEP
 from gpuprof.workload import Workload
 
 

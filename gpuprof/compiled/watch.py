@@ -24,7 +24,7 @@ from torch._dynamo.callback import CallbackArgs, CallbackTrigger, callback_handl
 
 from gpuprof.compiled.afresh import Backend, compiled_afresh
 from gpuprof.compiled.caches import clear_caches, empty_caches
-from gpuprof.record import table
+from gpuprof.schema import table
 from gpuprof.undo import patched, undoing
 
 _PACKAGE = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuprof.errors import GpuprofError
-from gpuprof.record import write_atomically
+from gpuprof.files import write_atomically
 
 SCHEMA_VERSION = 1
 COPY = "copy"

@@ -33,10 +33,12 @@ from gpuprof.job import add_rows, rows_of
 from gpuprof.meter.machine import Machine
 from gpuprof.parallel.layout import first_steps, layout
 from gpuprof.parallel.units import unit_of
-from gpuprof.passes.counting import Counted, module_tree
+from gpuprof.passes.counting import Counted
+from gpuprof.passes.module_tree import module_tree
 from gpuprof.passes.trace import Recording, Traced, ingest, profiled, recorded
 from gpuprof.profiler import add_ceilings, never_made, say_what_is_withheld, with_all_owners
-from gpuprof.record import PassOutcome, Record, columns, table
+from gpuprof.record import PassOutcome, Record
+from gpuprof.schema import columns, table
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.workload import Workload
 from gpuprof.workload.workload import describe_inputs

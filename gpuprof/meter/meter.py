@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 import weakref
 from collections import deque
@@ -16,20 +15,19 @@ import pandas as pd
 import torch
 from torch import get_autocast_dtype, is_autocast_enabled
 
-from gpuprof.analysis.consistency import MOST
 from gpuprof.analysis.unpriced import unpriced
 from gpuprof.errors import GpuprofError, first_line
 from gpuprof.hardware.peaks import check_peak
 from gpuprof.log import Log, made
 from gpuprof.meter import counts
+from gpuprof.meter.account import Account, of_job
 from gpuprof.meter.clock import Clock
 from gpuprof.meter.compiling import Compiling
 from gpuprof.meter.drill import Drill, steps_of
 from gpuprof.meter.interpolation import Shapes
 from gpuprof.meter.machine import Machine
 from gpuprof.meter.optimizers import optimizers_of
-from gpuprof.meter.ranks import of_all
-from gpuprof.meter.readings import Sample, Totals, figures, logged, totals
+from gpuprof.meter.readings import Sample, Totals, logged
 from gpuprof.meter.signature import Signature, form_of, in_words, is_of, key_of, tensors_of
 from gpuprof.meter.steps import Kind, Micro, Same, Step, kind_of
 from gpuprof.meter.tokens import Padding, added, sizes_of
@@ -146,8 +144,7 @@ class Meter:
         self._pending: deque[Step] = deque()
         self._samples: deque[Sample] = deque(maxlen=_MOST_SAMPLES)  # since they were last read
         self._last: Any = None  # mark at the end of the last step
-        self._dropped = self._estimated = 0
-        self._flops: int | None = None
+        self._account = Account()
 
     def step(self, batch: Any = None) -> AbstractContextManager[None]:
         """What is to be put around a micro-batch: forward, backward and, at the end of a step, the optimizer's step.
@@ -534,26 +531,11 @@ class Meter:
             if self._trains not in (None, self._trained()):
                 self._forget()  # and when it changed nobody knows
                 samples = [sample._replace(work=None) for sample in samples]
-            kept = [sample for sample in samples if not sample.dropped]
-            self._dropped += len(samples) - len(kept)
-            self._estimated += sum(sample.estimated for sample in kept)
-            self._flops = next(
-                (sum(sample.work.model.values()) for sample in reversed(samples) if sample.work), self._flops
-            )
-            mine = totals(kept, self._machine.peaks())
-            if mine is not None:
-                found |= {f"device/{name}": value for name, value in self._possible(figures([mine])).items()}
-            if (clock_mhz := self._machine.clock_mhz()) is not None:
-                found["device/clock_mhz"] = clock_mhz
+            mine, found = self._account.add(samples, self._machine, self._warn)
         if reduce or not in_job():
-            found |= self._possible(self._of_all(mine))
-        found |= {
-            **({} if self._flops is None else {"meter/flops_per_step": self._flops}),
-            **({"meter/estimated_steps": self._estimated} if self._estimated else {}),
-            "meter/counted_signatures": self._counted_signatures(),
-            "meter/dropped_steps": self._dropped,
-            "meter/step": self.number,
-        }
+            found |= of_job(self._model, mine, self._machine if self._ran else None, self._warn)
+        found |= self._account.so_far()
+        found |= {"meter/counted_signatures": self._counted_signatures(), "meter/step": self.number}
         if self._log is not None:
             self._write(self._log, found, samples)
         return found
@@ -565,28 +547,6 @@ class Meter:
         except GpuprofError as error:
             self._log = None
             self._warn(f"{error}; it ends there")
-
-    def _of_all(self, mine: Totals | None) -> dict[str, float]:
-        try:
-            return of_all(self._model, mine)
-        except GpuprofError as error:
-            self._warn(f"no figures of all processes together: {error}")
-            return {}
-
-    def _possible(self, found: dict[str, float]) -> dict[str, float]:
-        """Figures without those that cannot be, as the same rule has it for a run."""
-        if not found:
-            return found
-        most = max(found.get("mfu", 0.0), found.get("hfu", 0.0))
-        if most > 1:
-            self._warn(
-                f"{most:.0%} of the peak ({self._machine.peak}) is more than there is: is that the right peak "
-                "(peak_tflops), and is all that a step does inside of its block?",
-                "above the peak",
-            )
-        if most > MOST.get(self._machine.denominator, math.inf):
-            return {name: value for name, value in found.items() if name not in ("mfu", "hfu", "flops_per_sec")}
-        return found
 
     def _counted_signatures(self) -> int:
         return sum(bool(signature.works) for signature in self._known.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from gpuprof.errors import GpuprofError
-from gpuprof.job import ranks_per_batch
+from gpuprof.job_facts import ranks_per_batch
 from gpuprof.meter.readings import Totals, figures
 from gpuprof.parallel.join import join
 from gpuprof.parallel.layout import layout

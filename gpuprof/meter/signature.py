@@ -13,8 +13,6 @@ from gpuprof.meter.work import Work, mean
 from gpuprof.passes.counting import Counted
 from gpuprof.passes.objects import named_tensors
 
-_DEEPEST = 4  # containers and objects in one another in which tensors are looked for
-
 _AGAIN = 100
 """Micro-batches of a signature after which it is counted once more, to see whether shapes alone decide its FLOPs."""
 
@@ -29,7 +27,7 @@ def tensors_of(batch: Any) -> Tensors:
     """
     if isinstance(batch, Mapping) and set(map(type, batch.values())) == {torch.Tensor}:  # what most are
         return list(batch.items())
-    return list(named_tensors(batch, _DEEPEST))
+    return list(named_tensors(batch))
 
 
 Form = list[tuple[str, torch.Size, torch.dtype]]

@@ -10,7 +10,8 @@ import pandas as pd
 
 from gpuprof.analysis.counted import priced
 from gpuprof.analysis.denominators import peak_dtype
-from gpuprof.record import MODEL, Record
+from gpuprof.record import Record
+from gpuprof.schema import MODEL
 
 Flops = dict[str, int]
 """FLOPs by dtype; no dtype has none."""

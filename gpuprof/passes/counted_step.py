@@ -18,11 +18,12 @@ from typing import Any
 import torch
 
 from gpuprof.errors import GpuprofError
+from gpuprof.files import write_atomically
 from gpuprof.hardware.ceilings import float32_precision, matmul
 from gpuprof.passes.counting import count
 from gpuprof.passes.preserve import preserved
 from gpuprof.passes.seeding import seed_all
-from gpuprof.record import columns, write_atomically
+from gpuprof.schema import columns
 from gpuprof.workload import Options, build
 
 OP = "gpuprof|op|"

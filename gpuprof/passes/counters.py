@@ -20,7 +20,8 @@ import pandas as pd
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import counters, ncu
 from gpuprof.passes.counted_step import CALIBRATION, CALIBRATION_SHAPES, OP
-from gpuprof.record import UNATTRIBUTED, PassOutcome, table
+from gpuprof.record import PassOutcome
+from gpuprof.schema import UNATTRIBUTED, table
 from gpuprof.workload import Workload
 
 _LIMIT_S = 1800.0

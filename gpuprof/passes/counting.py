@@ -5,34 +5,34 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch.nested._internal.nested_tensor import NestedTensor
-from torch.nn.parameter import is_lazy
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpuprof.attribution import NOWHERE, Ownership, Scope, in_backward, named_paths, observed
+from gpuprof.attribution import Ownership, Scope, observed
 from gpuprof.errors import GpuprofError
 from gpuprof.parallel.layout import short_names
 from gpuprof.parallel.units import unit_of
+from gpuprof.passes.attention_calls import AttentionCalls
 from gpuprof.passes.control_flow import plain_control_flow
 from gpuprof.passes.flex import flex_attention_booked
 from gpuprof.passes.inputs import observed_inputs
-from gpuprof.passes.kept import elements_bytes
 from gpuprof.passes.modes import unseen
+from gpuprof.passes.module_tree import module_tree
 from gpuprof.passes.operators import is_composite, is_question, name_of, nested_kernel
-from gpuprof.passes.phases import Phase, observed_phases
+from gpuprof.passes.phases import observed_phases
+from gpuprof.passes.place import Place
 from gpuprof.passes.specs import decide, is_wrapper, nested_device, spec_of, torch_free
 from gpuprof.passes.traffic import Traffic
-from gpuprof.paths import ancestors
-from gpuprof.record import GRADIENT_ALLREDUCE, PassOutcome, table
+from gpuprof.record import PassOutcome
+from gpuprof.schema import table
 from gpuprof.theory import rule_for
-from gpuprof.theory.attention import BLOCKS, AttentionFacts
-from gpuprof.theory.names import all_reduces
+from gpuprof.theory.attention import BLOCKS
+from gpuprof.theory.masks import AttentionFacts
+from gpuprof.theory.names import all_reduces, without_overload
 from gpuprof.theory.nested import nested_in
 from gpuprof.theory.priced import FIGURES, Described, describe, tensor_specs
 from gpuprof.workload import Workload
@@ -46,7 +46,6 @@ Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 Mark = Callable[[int], AbstractContextManager[Any]]
 """Given the number of a signature of calls, a context to hold open while one of them runs."""
 
-_sdpa = torch.nn.functional.scaled_dot_product_attention
 _matmul, _bmm, _matmul_backward = torch.ops.aten.matmul, torch.ops.aten.bmm, torch.ops.aten.matmul_backward
 # Products of nested tensors: what torch runs them as, and where their factors begin.
 _JAGGED_PRODUCTS = {
@@ -58,7 +57,6 @@ _GROUPS = ("group_name", "process_group", "group")
 """What arguments are called that name the process group of a collective."""
 _label_begins = torch.ops.profiler._record_function_enter_new.default
 _label_ends = torch.ops.profiler._record_function_exit._RecordFunction
-_multi_head = torch.nn.functional.multi_head_attention_forward
 
 
 class Counted(NamedTuple):
@@ -66,6 +64,7 @@ class Counted(NamedTuple):
 
     Attributes:
         row_of: row of ``ops`` of each signature of calls, by its number.
+        amounts: of `gpuprof.passes.inputs.Given`.
     """
 
     ops: pd.DataFrame
@@ -74,6 +73,7 @@ class Counted(NamedTuple):
     outcome: PassOutcome
     result: Any
     row_of: list[int]
+    amounts: dict[str, int | None]
 
 
 def count(workload: Workload, execute: Execute | None = None, mark: Mark | None = None) -> Counted:
@@ -118,8 +118,8 @@ def counting(
             here=True,
         ) as phase,
         unseen(
-            attending := _AttentionCalls(
-                ownership, place := _Place(ownership, phase, unit_of(model)), fuse=execute is not None
+            attending := AttentionCalls(
+                ownership, place := Place(ownership, phase, unit_of(model)), fuse=execute is not None
             )
         ),
         _Counter(place, execute or _run, mark, traffic) as counter,
@@ -151,7 +151,7 @@ def counting(
         facts |= known
     outcome = PassOutcome("done", facts=facts)
     tree = module_tree(model, calls, causality)
-    found.append(Counted(table("ops", rows), tree, table("traffic", moved), outcome, None, row_of))
+    found.append(Counted(table("ops", rows), tree, table("traffic", moved), outcome, None, row_of, given.amounts))
 
 
 def _with_room(step: Callable[[], Any]) -> Any:
@@ -177,43 +177,6 @@ def _refuse_other_threads(ownership: Ownership) -> None:
             f"the step calls modules in other threads of Python ({elsewhere[0]}{more}), where operators cannot be "
             "counted: call them in the step's own thread, one after the other, to count them"
         )
-
-
-def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[str, str]) -> pd.DataFrame:
-    """The ``tree`` table: one row per module, parameters of its children included, each parameter once.
-
-    A module that several share has a row under each that called it, and one where it is first. Parameters that a lazy
-    module has not made have no size, and are none yet. They are those of the model, their bytes those that this process
-    holds of them.
-
-    Args:
-        model: the model.
-        calls: calls of the step by path.
-        causality: known, unknown or empty, by path.
-    """
-    called = {above for path in calls for above in ancestors(path)}
-    rows: list[dict[str, Any]] = []
-    seen: set[torch.nn.Module] = set()
-    for path, module in named_paths(model):
-        if module in seen and path not in called:
-            continue
-        seen.add(module)
-        params = [p for p in module.parameters() if not is_lazy(p)]
-        trainable = [p for p in params if p.requires_grad]
-        rows.append(
-            {
-                "module": path,
-                "class": type(module).__name__,
-                "extra": " ".join(module.extra_repr().split()),
-                "calls": calls.get(path, 0),
-                "params": sum(p.numel() for p in params),
-                "trainable_params": sum(p.numel() for p in trainable),
-                "param_bytes": elements_bytes(params),
-                "trainable_bytes": elements_bytes(trainable),
-                "causality": causality.get(path, ""),
-            }
-        )
-    return table("tree", rows)
 
 
 def warm_up(workload: Workload) -> str:
@@ -245,7 +208,7 @@ class _Counter(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, place: _Place, execute: Execute, mark: Mark | None, traffic: Traffic | None) -> None:
+    def __init__(self, place: Place, execute: Execute, mark: Mark | None, traffic: Traffic | None) -> None:
         super().__init__()
         self.calls: list[int] = []  # of each signature, by its number
         self.nested: set[str] = set()  # operators that were given nested tensors, once there are rows
@@ -367,10 +330,11 @@ class _Counter(TorchDispatchMode):
         self, func: Any, given: tuple[Any, ...], named: tuple[Any, ...], made: Any, facts: AttentionFacts | None,
         device: str,
     ) -> Described:  # fmt: skip
+        """What a call is and costs, by its rule; with what is to be said of its operator."""
         args, kwargs = torch_free(given), dict(torch_free(named))
         found = describe(name_of(func), args, kwargs, torch_free(made), facts, device)
         if any(spec.stored is not None for spec in tensor_specs((args, tuple(kwargs.values())))):
-            self.sparse.add(found.op.partition(".")[0])
+            self.sparse.add(without_overload(found.op))
         if next(nested_in((args, tuple(kwargs.values()))), None) is not None:
             self.nested.add(found.op)
         if found.bound:
@@ -382,6 +346,7 @@ class _Counter(TorchDispatchMode):
 
 
 _ROW = ("module", "phase", "op", "kind", "shapes", "dtype", "priced", "group")
+"""What calls that are one row of ``ops`` have in common."""
 
 
 def _group(signature: _Signature) -> str:
@@ -389,123 +354,6 @@ def _group(signature: _Signature) -> str:
     names = [argument.name for argument in signature.func._schema.arguments]
     given = dict(zip(names, signature.args, strict=False)) | dict(signature.kwargs)
     return next((given[name] for name in _GROUPS if isinstance(given.get(name), str)), "")
-
-
-_GRADIENTS = Scope(GRADIENT_ALLREDUCE)
-_NUMBERLESS = 1 << 63
-"""From there on are the numbers of nodes that have none, as AccumulateGrad."""
-
-
-class _Place:
-    """Owner and phase of the operator that runs now."""
-
-    def __init__(self, ownership: Ownership, phase: Phase, unit_of: Callable[[str], str | None]) -> None:
-        self.ownership = ownership
-        self.phase = phase
-        self._unit_of = unit_of
-        self._labels: list[Scope | None] = []  # of each that is open the unit, or that of the one around
-        self._last_owner = NOWHERE
-        # what runs a backward: nothing, or the node that holds a checkpoint's own
-        self._runners: dict[int, Scope] = {}
-
-    def __call__(self, reduces: bool = False) -> tuple[Scope, str]:
-        """What is booked now.
-
-        Args:
-            reduces: whether the operator is an all-reduce: a bucket of gradients is sent when the last of them is
-                there, and that is not this one's module's work.
-        """
-        node = torch._C._current_autograd_node()
-        scope, phase = self._of_module(node)
-        if self._labels and self._labels[-1] is not None:
-            return self._labels[-1], phase
-        if reduces and phase == "backward" and (node is None or node._sequence_nr() >= _NUMBERLESS):
-            return _GRADIENTS, phase
-        return scope, phase
-
-    def label_begins(self, label: str) -> None:
-        """A label of anybody's: FSDP says in its own which unit it works for."""
-        unit = self._unit_of(label)
-        self._labels.append(Scope(unit) if unit is not None else self._labels[-1] if self._labels else None)
-
-    def label_ends(self) -> None:
-        """The last one that began ends."""
-        if self._labels:
-            self._labels.pop()
-
-    def _of_module(self, node: Any) -> tuple[Scope, str]:
-        running = self.ownership.running()
-        if node is None or self.phase.name == "optimizer":  # which a hook may step in the middle of a backward
-            return running or NOWHERE, self.phase.name
-        if running is not None and self.ownership.recomputing():
-            return running, "recompute"
-        owner = self._last_owner = self._owner(node)
-        if self.phase.keeps_graph:
-            self.ownership.claim(owner)
-        elif torch.is_grad_enabled():  # a function of somebody's own that runs its forward again
-            return owner, "recompute"
-        return owner, "backward"
-
-    def phase_changed(self, _: str) -> None:
-        """An outermost backward begins or ends; what a hook does inside of one changes nothing here."""
-        if in_backward():
-            return
-        self._last_owner = NOWHERE
-        self._runners.clear()
-        if self.phase.keeps_graph:
-            self.ownership.claim(self.ownership.running())
-
-    def _owner(self, node: Any) -> Scope:
-        runner = self._runners.setdefault(torch._C._current_graph_task_id(), self._last_owner)
-        number = node._sequence_nr()
-        if number >= _NUMBERLESS:  # AccumulateGrad has no number: it follows the node whose gradient it takes
-            return self._last_owner
-        return self.ownership.maker(self.ownership.thread(), number) or runner
-
-
-class _AttentionCalls(TorchFunctionMode):
-    """Opens a scope around torch's attention functions, so that their parts know what the arguments said.
-
-    They are taken apart, by the math backend or for the weights, before a dispatch mode sees them; only here is
-    ``is_causal`` still known.
-    """
-
-    def __init__(self, ownership: Ownership, place: _Place, fuse: bool) -> None:
-        super().__init__()
-        self.ownership = ownership
-        self.place = place
-        self.fuse = fuse
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is _sdpa:
-            return self._attend(*args, **kwargs)
-        if func is _multi_head:
-            causal = True if kwargs.get("is_causal") else False if kwargs.get("attn_mask") is None else None
-            width, heads = args[3:5]
-            facts = AttentionFacts(causal, None, (width // heads,), align="top-left")
-            with self.ownership.within(Scope(self.place()[0].module, facts)):
-                return func(*args, **kwargs)
-        return func(*args, **kwargs)
-
-    def _attend(
-        self, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
-        **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        around, _ = self.place()
-        dims = (query.size(-1), value.size(-1))  # of strided nested tensors too, which have no shape
-        if attn_mask is None:
-            facts = AttentionFacts(is_causal, None, dims, align="top-left")
-        elif around.facts is not None:
-            facts = replace(around.facts, head_dims=dims)
-        else:
-            facts = AttentionFacts(None, None, dims)
-        with self.ownership.within(Scope(around.module, facts)):
-            if self.fuse and not query.is_nested and attn_mask is None and dims[0] == dims[1]:
-                # the default backend of meta tensors is the slow one; any of them counts the same
-                fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-                return fused(query, key, value, 0.0, is_causal, scale=kwargs.get("scale"))[0]
-            return _sdpa(query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

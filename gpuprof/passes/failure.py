@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from gpuprof.errors import GpuprofError, is_out_of_memory
+from gpuprof.errors import GpuprofError, is_out_of_memory, place_of
 from gpuprof.units import size
 from gpuprof.workload import Workload
+from gpuprof.workload.steps import call_loss
 from gpuprof.workload.weightless import reads_values
 
 
@@ -39,15 +40,26 @@ def explain(error: Exception, workload: Workload) -> StepFailure:
         return StepFailure(str(error), "", error)
     if workload.device.type == "meta" and (reason := reads_values(error)):
         return StepFailure(reason, "", error)
-    phase, module = _where(error.__traceback__, workload.model)
-    place = f"the {phase}" + (f" of {module}" if module else "")
+    phase, module = _where(error.__traceback__, workload)
+    place = f"the {phase}" + (f" of {module}" if module and phase != "loss" else "")
     if is_out_of_memory(error):
         return StepFailure(f"out of memory in {place}{_reached(workload.device)}", _less_memory(workload), error)
-    return StepFailure(f"the model raised in {place}: {type(error).__name__}: {short(error)}", "", error)
+    said = f"{type(error).__name__}: {short(error)}"
+    if phase not in ("loss", "step"):
+        return StepFailure(f"the model raised in {place}: {said}", "", error)
+    remedy = _CALLED[phase] if isinstance(error, TypeError) else ""
+    return StepFailure(f"{place} raised {said}{place_of(error)}", remedy, error)
 
 
-def _where(trace: TracebackType | None, model: torch.nn.Module) -> tuple[str, str]:
-    """Phase, and the innermost module whose method was running."""
+_CALLED = {"loss": "a loss is called with the model's output alone", "step": "a step is called without arguments"}
+
+
+def _where(trace: TracebackType | None, workload: Workload) -> tuple[str, str]:
+    """Phase, and the innermost module whose method was running.
+
+    What is of neither the model nor the optimizer is of the phase `loss`, or in a step of the user's own `step`.
+    """
+    model = workload.model
     paths = {id(module): path for path, module in model.named_modules()}
     phase, module = "forward", ""
     for frame, _ in traceback.walk_tb(trace):
@@ -56,9 +68,13 @@ def _where(trace: TracebackType | None, model: torch.nn.Module) -> tuple[str, st
             phase = "backward"
         elif "/torch/optim/" in name:
             phase = "optimizer step"
+        elif frame.f_code is call_loss.__code__:
+            phase = "loss"
         owner = frame.f_locals.get("self")
         if id(owner) in paths and isinstance(owner, torch.nn.Module):
             module = paths[id(owner)] or type(model).__name__
+    if workload.description.get("step") == "given" and (phase, module) == ("forward", ""):
+        phase = "step"
     return phase, module
 
 

@@ -48,7 +48,7 @@ class Parts:
         self._encoder = _encoder(model)
         self.modules = [model, *([self._encoder] if self._encoder is not None else [])]
         self.first = "encode" if self._encoder is not None else "prefill"
-        self._taken = _taken(model)
+        self._taken = taken(model)
         self._cache_names = tuple(name for name in CACHE_NAMES if name in self._taken)
         self.start()
 
@@ -101,7 +101,7 @@ def _encoder(model: Any) -> torch.nn.Module | None:
     return found if isinstance(found, torch.nn.Module) and found is not model else None
 
 
-def _taken(model: torch.nn.Module) -> tuple[str, ...]:
+def taken(model: torch.nn.Module) -> tuple[str, ...]:
     """The names of what a model's forward takes, in their order; none where it does not say."""
     if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):  # its own forward takes anything
         model = model._orig_mod

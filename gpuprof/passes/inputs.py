@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
-from gpuprof.attribution import inside_compiled
+from gpuprof.attribution import in_backward, inside_compiled
 from gpuprof.calls import calls_through
+from gpuprof.passes.generation import taken
 from gpuprof.passes.objects import named_tensors
 from gpuprof.workload import Workload
+from gpuprof.workload.steps import CACHE_NAMES
+from gpuprof.workload.workload import describe_inputs
 
 _LONGEST = 200  # characters of a step's shapes that are kept as they are
-_DEEPEST = 4  # containers and objects in one another in which tensors are looked for
+_UNITS = ("tokens_per_step", "samples_per_step")
 _CHOICES = (bool, int, str)  # arguments that may decide how much there is to do; metadata of a batch is deeper down
 
 
@@ -31,10 +35,13 @@ class Given(NamedTuple):
         shapes: in words, ``4x128 (2 calls), 4x1`` at the model, ``encoder: 4x128, head: 4x1`` at modules in it.
             The order of the calls is left out. Empty where no call was seen.
         seen: whether there was a call, and a tensor in each.
+        amounts: `tokens_per_step` and `samples_per_step` as a workload has them, of all calls of the model itself: None
+            where it was not called, one of its calls does not tell, or goes on from a cache. Empty where not searched.
     """
 
     shapes: str
     seen: bool
+    amounts: dict[str, int | None]
 
 
 @contextmanager
@@ -54,6 +61,7 @@ def observed_inputs(workload: Workload, search: bool = True) -> Iterator[Callabl
         What gives the inputs since it was last asked.
     """
     noted: _Noted = {}
+    amounts: list[dict[str, int | None]] = []
     paths: dict[torch.nn.Module, str] = {}
 
     def given() -> Given:
@@ -65,15 +73,35 @@ def observed_inputs(workload: Workload, search: bool = True) -> Iterator[Callabl
         line = ", ".join(words)
         if len(line) > _LONGEST:
             line = f"{line[:_LONGEST]}... [{hashlib.sha256(line.encode()).hexdigest()[:8]}]"
-        return Given(line, bool(calls) and all(seen for _, _, seen, _ in calls))
+        told = {unit: _sum([each[unit] for each in amounts]) for unit in _UNITS if search}
+        amounts.clear()
+        return Given(line, bool(calls) and all(seen for _, _, seen, _ in calls), told)
 
     if workload.description.get("step") != "given" or not (search or workload.called is not None):
-        yield given
+        yield lambda: Given("", False, {})
         return
     called = workload.called = set() if workload.called is None else workload.called
     paths |= {module: path for path, module in _callable(workload.model, called)}
-    with _noting(list(paths), called, noted):
+    whole = calls_through(partial(_measure, amounts), [workload.model]) if search else nullcontext()
+    with _noting(list(paths), called, noted), whole:
         yield given
+
+
+def _measure(
+    amounts: list[dict[str, int | None]], module: torch.nn.Module, call: Callable[..., Any], args: Any, kwargs: Any
+) -> Any:
+    """Note how much the model is given in a call, except for those that a backward makes once more."""
+    if not in_backward():
+        with torch._C.DisableTorchFunction():
+            names = taken(module)
+            named = {names[at] if at < len(names) else str(at): value for at, value in enumerate(args)} | kwargs
+            goes_on = any(named.get(name) is not None for name in CACHE_NAMES)
+            amounts.append(dict.fromkeys(_UNITS) if goes_on else describe_inputs((), named))
+    return call(*args, **kwargs)
+
+
+def _sum(amounts: list[int | None]) -> int | None:
+    return None if not amounts or None in amounts else sum(amounts)  # type: ignore[arg-type]
 
 
 def _callable(model: torch.nn.Module, called: set[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -109,7 +137,7 @@ def _what(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, bool]:
     """Shapes of all tensors in the arguments and the arguments that are a choice, ``8x64 args[1]=3``; if any tensor."""
     named = {**{f"args[{place}]": value for place, value in enumerate(args)}, **kwargs}
     been: set[int] = set()
-    shapes = [_shape(tensor) for value in named.values() for _, tensor in named_tensors(value, _DEEPEST, been)]
+    shapes = [_shape(tensor) for value in named.values() for _, tensor in named_tensors(value, been=been)]
     choices = [f"{name}={value}" for name, value in named.items() if isinstance(value, _CHOICES)]
     return " ".join([*(shapes or ["no tensor"]), *choices]), bool(shapes)
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gpuprof.attribution import Ownership, in_backward
 from gpuprof.passes.specs import is_wrapper
-from gpuprof.record import UNATTRIBUTED
+from gpuprof.schema import UNATTRIBUTED
 
 
 def elements(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:

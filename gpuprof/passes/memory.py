@@ -26,7 +26,8 @@ from gpuprof.hardware import nvml
 from gpuprof.hardware.device import uuid_of
 from gpuprof.passes.kept import Held, Kept, kept_for_backward, total_bytes
 from gpuprof.passes.phases import observed_phases
-from gpuprof.record import FORWARD, PassOutcome, table
+from gpuprof.record import PassOutcome
+from gpuprof.schema import FORWARD, table
 from gpuprof.workload import Workload
 
 

@@ -15,13 +15,13 @@ _NOTHING_IN = (bool, int, str, float, complex, bytes, type(None), type, ModuleTy
 
 
 def named_tensors(
-    value: Any, depth: int, been: set[int] | None = None, path: str = ""
+    value: Any, depth: int = 4, been: set[int] | None = None, path: str = ""
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor in containers and plain objects, with its dotted path; each of these objects once.
 
     Args:
         value: where to look.
-        depth: containers and objects in one another.
+        depth: containers and objects in one another; that of what a model is given by default.
         been: those that need not be looked at again, by their id.
         path: of the value.
     """

@@ -10,14 +10,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpuprof.attribution import Ownership, observed
+from gpuprof.passes.caches import DEEPEST
 from gpuprof.passes.kept import Held, Kept, kept_for_backward, total_bytes
 from gpuprof.passes.modes import unseen
 from gpuprof.passes.objects import named_tensors
 from gpuprof.passes.phases import Phase, observed_phases
+from gpuprof.theory.names import without_overload
 from gpuprof.workload import Workload, weightless
 from gpuprof.workload.steps import tensors
 
-_DEEPEST = 6  # objects in one another in which a cache has its tensors
 _to_copy = torch.ops.aten._to_copy.default
 _sdpa = torch.nn.functional.scaled_dot_product_attention
 
@@ -89,7 +90,7 @@ class _Follower(TorchDispatchMode):
         """The part of a generation to which the last operator belongs is over, and the next one is given the cache."""
         generating = self._phase.generating
         if self.phases and generating is not None and generating.cache is not None:
-            self.cache[self.phases[-1]] = total_bytes(tensor for _, tensor in named_tensors(generating.cache, _DEEPEST))
+            self.cache[self.phases[-1]] = total_bytes(tensor for _, tensor in named_tensors(generating.cache, DEEPEST))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -126,8 +127,8 @@ def _attend(
     scale: float | None = None, enable_gqa: bool = False,
 ) -> Any:  # fmt: skip
     """Fused attention by the operator of this name, with those of the arguments that it takes."""
-    namespace, _, name = op.partition("::")
-    operator = getattr(getattr(torch.ops, namespace), name.partition(".")[0]).default
+    namespace, _, name = without_overload(op).partition("::")
+    operator = getattr(getattr(torch.ops, namespace), name).default
     given = {
         "attn_mask": attn_mask, "attn_bias": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal, "scale": scale,
         "compute_log_sumexp": True,

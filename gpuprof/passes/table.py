@@ -22,11 +22,15 @@ from gpuprof.parallel.layout import first_steps
 from gpuprof.passes import counters, memory, steady, telemetry, timing, trace
 from gpuprof.passes.failure import explain, let_go
 from gpuprof.passes.seeding import seed_all
-from gpuprof.record import WHOLE_STEP, PassOutcome, Record
+from gpuprof.record import PassOutcome, Record
+from gpuprof.schema import WHOLE_STEP
 from gpuprof.workload import Workload
 
 _MOST_WINDOWS, _WINDOWS_OF_JOB = 5, 3
-"""How often is warmed up where something is compiled: the code, for more shapes once they change, and CUDA graphs."""
+"""How often a pass warms up at most, once more wherever something was compiled in it; and how often in a job.
+
+Compiled are the code, the code for more shapes once these change, and CUDA graphs.
+"""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a pass, what is done of it and how much there is."""
@@ -105,7 +109,7 @@ class Measuring:
         return self.warmup + self.steps if name == "time" else 1
 
 
-def _nothing(_: Measuring) -> PassOutcome | None:
+def _nothing_missing(_: Measuring) -> PassOutcome | None:
     return None
 
 
@@ -127,19 +131,22 @@ class Pass(NamedTuple):
     name: str
     run: Callable[[Measuring], PassOutcome]
     tables: tuple[str, ...]
-    missing: Callable[[Measuring], PassOutcome | None] = _nothing
+    missing: Callable[[Measuring], PassOutcome | None] = _nothing_missing
     before: Callable[[Measuring], int] = _no_steps
 
 
 def _count(measuring: Measuring) -> PassOutcome:
+    """The counting pass."""
     run = measuring.run
     counted, difference = steady.count_steady(measuring.workload, measuring.seeded)
     run.ops, run.tree, run.traffic = counted.ops, counted.tree, counted.traffic
+    run.workload |= counted.amounts
     run.warnings += [*difference, *_bounds(counted.outcome), *_loss_warning(counted.result)]
     return counted.outcome
 
 
 def _time(measuring: Measuring) -> PassOutcome:
+    """The timing pass, with the telemetry around it, from the first window of steps in which nothing is compiled."""
     run, workload, total = measuring.run, measuring.workload, measuring.length("time")
     if trace.cupti_attached(workload.device):
         run.warnings.append(_ATTACHED)
@@ -185,12 +192,13 @@ def _time(measuring: Measuring) -> PassOutcome:
 
 
 def _other_profiler(_: Measuring) -> PassOutcome | None:
+    """What the trace pass lacks where somebody records already."""
     if torch.autograd._profiler_enabled():  # and would lose all it has
         return PassOutcome("skipped", f"{_PROFILED}, and there can be but one", "call gpuprof outside of it")
     return None
 
 
-def _between(measuring: Measuring) -> int:
+def _steps_before_trace(measuring: Measuring) -> int:
     """Steps to run before those of the trace, its warm-up and the traced one.
 
     The traced step is then so many after the counted one that no number from 2 to 6 divides it: steps that differ in
@@ -209,6 +217,7 @@ def _between(measuring: Measuring) -> int:
 
 
 def _trace(measuring: Measuring) -> PassOutcome:
+    """The trace pass; in a job of several steps."""
     run = measuring.run
     alone = run.workload.get("world", 1) == 1
     first, *measuring.further = trace.traces(measuring.workload, measuring.seeded, measuring.traced_steps, alone)
@@ -216,13 +225,14 @@ def _trace(measuring: Measuring) -> PassOutcome:
     return outcome
 
 
-def _first(measuring: Measuring) -> int:
-    """The first step is no step as the others are, and those of the passes before are not looked at."""
+def _steps_before_memory(measuring: Measuring) -> int:
+    """Steps to run before that of the memory pass, where no pass has run any: a first step is not as the others are."""
     done = any(measuring.run.done(name) for name in ("count", "time", "trace"))
     return 0 if done else first_steps(measuring.workload.model)
 
 
 def _memory(measuring: Measuring) -> PassOutcome:
+    """The memory pass, once more as long as something is compiled in it."""
     run = measuring.run
     # with all that looks at it such a step is compiled anew, and that is not to stay
     whole = WHOLE_STEP in run.workload.get("compiled", ())
@@ -235,7 +245,8 @@ def _memory(measuring: Measuring) -> PassOutcome:
     return outcome
 
 
-def _uncounted(measuring: Measuring) -> PassOutcome | None:
+def _not_counted(measuring: Measuring) -> PassOutcome | None:
+    """What the counters pass lacks: it replays kernels of one process, and collects what the counting pass saw."""
     if measuring.run.workload.get("world", 1) > 1:
         return PassOutcome("skipped", "Nsight Compute replays kernels of one process", "profile without torchrun")
     if measuring.run.done("count"):
@@ -255,9 +266,9 @@ def _counters(measuring: Measuring) -> PassOutcome:
 PASSES = (
     Pass("count", _count, ("ops", "tree", "traffic")),
     Pass("time", _time, ("samples", "generation", "telemetry")),
-    Pass("trace", _trace, ("kernels", "estimates", "graphs", "nodes"), missing=_other_profiler, before=_between),
-    Pass("memory", _memory, ("memory", "timeline"), before=_first),
-    Pass("counters", _counters, ("counters",), missing=_uncounted),
+    Pass("trace", _trace, ("kernels", "estimates", "graphs", "nodes"), _other_profiler, _steps_before_trace),
+    Pass("memory", _memory, ("memory", "timeline"), before=_steps_before_memory),
+    Pass("counters", _counters, ("counters",), missing=_not_counted),
 )
 """Every pass, in order; telemetry is read around the timing pass."""
 

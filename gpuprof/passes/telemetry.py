@@ -18,7 +18,8 @@ import torch
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import nvml
 from gpuprof.hardware.device import uuid_of
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import PassOutcome
+from gpuprof.schema import table
 
 _SAMPLED = ("sm_clock", "memory_clock", "temperature", "event_reasons")
 _SAMPLED_POWER = ("power_instant", "power_average")

@@ -16,7 +16,8 @@ from gpuprof.passes.generation import Part
 from gpuprof.passes.inputs import observed_inputs
 from gpuprof.passes.phases import observed_phases
 from gpuprof.passes.reference import reference_product
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import PassOutcome
+from gpuprof.schema import table
 from gpuprof.workload import Workload
 
 

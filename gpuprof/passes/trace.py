@@ -21,7 +21,8 @@ from gpuprof.hardware import kineto
 from gpuprof.parallel.units import unit_of
 from gpuprof.passes.operators import is_composite_name
 from gpuprof.passes.phases import Phase, observed_phases
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import PassOutcome
+from gpuprof.schema import table
 from gpuprof.traces.events import (
     CALL,
     CALL_MARK,

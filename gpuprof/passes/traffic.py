@@ -34,7 +34,7 @@ from gpuprof.passes.caches import (
 )
 from gpuprof.passes.generation import Part
 from gpuprof.passes.objects import named_tensors
-from gpuprof.record import ALL, UNATTRIBUTED
+from gpuprof.schema import ALL, UNATTRIBUTED
 from gpuprof.theory.rules import PRODUCTS
 from gpuprof.workload.options import dtype_name
 from gpuprof.workload.steps import CACHE_NAMES

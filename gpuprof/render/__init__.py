@@ -8,6 +8,7 @@ from gpuprof.analysis.executed import counters_only
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Record
 from gpuprof.render import calflops, executed, perfetto, tables, tree
+from gpuprof.render.verdict import verdict_text
 from gpuprof.render.view import BY, View
 
 FORMATS: dict[str, Callable[[Record, View], str]] = {
@@ -20,6 +21,25 @@ FORMATS: dict[str, Callable[[Record, View], str]] = {
     "perfetto": perfetto.render,
 }
 """Every format by name."""
+
+
+def fitting(format: str | None, view: View) -> str:
+    """The format asked for, by default a tree, or a table where rows are chosen or are no modules.
+
+    Raises:
+        GpuprofError: the format cannot have the rows that the view chooses.
+    """
+    chooses = view.top is not None or view.sort is not None
+    of_modules = view.by == "module"
+    if format is None:
+        return "tree" if of_modules and not chooses else "table"
+    if format in ("tree", "calflops") and chooses:
+        raise GpuprofError("a tree keeps the model's order: give --top and --sort with --format table")
+    if format == "calflops" and not of_modules:
+        raise GpuprofError(f"calflops' layout is by module: give --by {view.by} with --format table")
+    if format == "perfetto" and (chooses or not of_modules):
+        raise GpuprofError("a trace has every kernel: give --by, --top and --sort with --format table")
+    return format
 
 
 def render(run: Record, format: str = "tree", view: View | None = None) -> str:
@@ -37,9 +57,9 @@ def render(run: Record, format: str = "tree", view: View | None = None) -> str:
         raise GpuprofError(
             f"a tree is by module; by {view.by} there are: {', '.join(f for f in FORMATS if f != 'tree')}"
         )
-    if counters_only(run):
-        if format == "tree":
-            return executed.render(run, view)
-        if format in ("calflops", "perfetto"):
-            raise GpuprofError(f"a table of Nsight Compute has kernels alone, nothing for {format}: give --by kernel")
+    only_counters = counters_only(run)
+    if only_counters and format in ("calflops", "perfetto"):
+        raise GpuprofError(f"a table of Nsight Compute has kernels alone, nothing for {format}: give --by kernel")
+    if format == "tree":
+        return verdict_text(run, view) + (executed.render if only_counters else tree.render)(run, view)
     return FORMATS[format](run, view)

@@ -30,11 +30,12 @@ from gpuprof.analysis.backward import (
 )
 from gpuprof.analysis.modules import by_module
 from gpuprof.errors import GpuprofError
-from gpuprof.record import UNATTRIBUTED, Record
+from gpuprof.record import Record
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.tree import build, walk
 from gpuprof.render.view import View, depth_of
+from gpuprof.schema import UNATTRIBUTED
 
 _COUNTS = {
     "flops_forward": "forward", "flops_recompute": "recompute", "flops_backward": "backward",

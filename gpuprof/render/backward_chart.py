@@ -5,25 +5,28 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.backward import ASSUMED, whole
 from gpuprof.errors import GpuprofError
-from gpuprof.pictures import check_picture
-from gpuprof.record import UNATTRIBUTED, Record
+from gpuprof.pictures import check_drawing, check_picture
+from gpuprof.record import Record
+from gpuprof.render import palette
 from gpuprof.render.backward import Line, lines
-from gpuprof.render.charts import save_picture, subject
+from gpuprof.render.charts import new_figure, save_picture, subject
 from gpuprof.render.view import View
+from gpuprof.schema import UNATTRIBUTED
 
-_FLOPS_COLOR, _TIME_COLOR, _LINE_COLOR = "#1f4e79", "#e0a030", "#b02020"
-_EXECUTED_COLOR = "#5b8c5a"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 RATIOS = {
-    "ratio_flops": ("by counted FLOPs", _FLOPS_COLOR),
-    "ratio_executed": ("by executed FLOPs", _EXECUTED_COLOR),
-    "ratio_time": ("by time", _TIME_COLOR),
+    "ratio_flops": ("by counted FLOPs", palette.BLUE),
+    "ratio_executed": ("by executed FLOPs", palette.TEAL),
+    "ratio_time": ("by time", palette.ORANGE),
 }
 """Ratios that are drawn where they are known, with their names and colours."""
 
@@ -35,38 +38,49 @@ _LEAST_TIME = 0.002  # share of the longest line's time below which one without 
 
 
 def backward_chart(run: Record, path: str | os.PathLike[str], view: View | None = None) -> Path:
-    """Draw the ratios backward / forward by counted FLOPs and by time, with a line at what is assumed.
+    """Write `backward_figure` to a file.
 
     Args:
         run: a run with a backward.
         path: the picture, PNG or SVG by its suffix. It appears whole or not at all.
+        view: as in `backward_figure`.
+
+    Raises:
+        GpuprofError: no such kind of picture, the file cannot be written, or as `backward_figure`.
+    """
+    path = Path(path)
+    check_picture(path)
+    save_picture(backward_figure(run, view), path)
+    return path
+
+
+def backward_figure(run: Record, view: View | None = None) -> Figure:
+    """Draw the ratios backward / forward by counted FLOPs and by time, with a line at what is assumed.
+
+    Args:
+        run: a run with a backward.
         view: ``by``, ``depth`` and ``top`` say which lines, as in the text; what of them is left out is said above.
 
     Raises:
-        GpuprofError: no such kind of picture, matplotlib is missing, the run has no backward, or the file cannot be
-            written.
+        GpuprofError: matplotlib is missing, or the run has no backward.
     """
-    path, view = Path(path), view or View(by="class")
-    check_picture(path)
+    view = view or View(by="class")
     rows, left_out = _drawn(run, view)
-    return ratio_bars(_bars(rows), _title(run, left_out), path)
+    return ratio_bars(_bars(rows), _title(run, left_out))
 
 
-def ratio_bars(bars: pd.DataFrame, title: str, path: Path) -> Path:
+def ratio_bars(bars: pd.DataFrame, title: str) -> Figure:
     """Draw ratios backward / forward as groups of bars, with a line at what is assumed.
 
     Args:
         bars: column label, and of `RATIOS` those that there are, missing where unknown; a row per group of bars.
             ``depth``, if there, moves a label to the right; ``spread`` is that of a time that is a mean, as a share.
         title: what stands above.
-        path: as in `backward_chart`.
 
     Raises:
-        GpuprofError: as in `backward_chart`, or there is no ratio.
+        GpuprofError: matplotlib is missing, or there is no ratio.
     """
-    check_picture(path)
-    from matplotlib.figure import Figure
-
+    check_drawing()
     series = [
         (column, label, color)
         for column, (label, color) in RATIOS.items()
@@ -79,7 +93,7 @@ def ratio_bars(bars: pd.DataFrame, title: str, path: Path) -> Path:
     spreads = bars.get("spread", pd.Series(math.nan, bars.index))
     longest = max(float(bars[column].max()) for column, _, _ in series if bars[column].notna().any())
     limit = min(max(longest * 1.15, ASSUMED * 1.35), _LONGEST)
-    figure = Figure(figsize=(9, 1.9 + 0.46 * len(bars)), dpi=150, layout="constrained")
+    figure = new_figure(9, 1.9 + 0.46 * len(bars))
     axes = figure.add_subplot()
     height = 0.8 / len(series)
     for index, (column, label, color) in enumerate(series):
@@ -98,10 +112,10 @@ def ratio_bars(bars: pd.DataFrame, title: str, path: Path) -> Path:
                 said + (" →" if number > limit else ""), (0 if math.isnan(shown) else shown, at),
                 xytext=(-3 if inside else 3, 0), textcoords="offset points", va="center",
                 ha="right" if inside else "left", fontsize=7.5, zorder=4,
-                color="white" if inside and color == _FLOPS_COLOR else "#303030",
+                color="white" if inside and color == palette.BLUE else "#303030",
                 bbox=None if inside else {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
             )  # fmt: skip
-    axes.axvline(ASSUMED, color=_LINE_COLOR, linewidth=1.4, linestyle="--", zorder=3, label=f"assumed: {ASSUMED}.0")
+    axes.axvline(ASSUMED, color=palette.MARK, linewidth=1.4, linestyle="--", zorder=3, label=f"assumed: {ASSUMED}.0")
     depths = bars["depth"] if "depth" in bars else [0] * len(bars)
     labels = ["   " * depth + str(label) for depth, label in zip(depths, bars["label"], strict=True)]
     axes.set_yticks(range(len(bars)), labels, fontsize=8.5, ha="left")
@@ -117,8 +131,7 @@ def ratio_bars(bars: pd.DataFrame, title: str, path: Path) -> Path:
     axes.tick_params(axis="y", length=0, pad=5 + widest * 72 / figure.dpi)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", parse_math=False)
     figure.legend(loc="outside lower right", ncols=3, fontsize=8.5, frameon=False)
-    save_picture(figure, path)
-    return path
+    return figure
 
 
 def chart_rows(run: Record, view: View) -> pd.DataFrame:

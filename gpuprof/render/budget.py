@@ -7,7 +7,7 @@ import os
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Group, RenderableType
@@ -15,26 +15,27 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.budget import NEGATIVE, PARTS, Budget, budget_by, idle_owners
+from gpuprof.analysis.budget import LEAST, PARTS, Budget, budget_by, idle_owners
+from gpuprof.analysis.budget_words import negative, words
 from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.hints import Hint, hints
 from gpuprof.analysis.known_flops import at_least, known_of, priced_share
-from gpuprof.analysis.steps import step_seconds
 from gpuprof.errors import GpuprofError
-from gpuprof.pictures import check_picture
-from gpuprof.record import UNATTRIBUTED
-from gpuprof.render.charts import save_picture, subject
+from gpuprof.pictures import check_drawing, check_picture
+from gpuprof.render import palette
+from gpuprof.render.charts import new_figure, save_picture, subject
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.view import View
+from gpuprof.schema import UNATTRIBUTED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _ROOMY = 100  # columns of text from which the evidence has room too
-_LEAST = 0.0005  # share of the step below which a part is not drawn
 _TOP = {"class": 8, "module": 15}  # rows for people, unless they say how many
 _OWNERS = 5
 _NEGATIVE = "▒"
-_COLORS = {"ideal": "#1f4e79", "idle_launch": "#9a9a9a", "idle_host": "#9a9a9a", "other": "#c8c8c8"}
-_LOST, _GAINED = "#e0a030", "#4a9a5a"
 
 
 def render_budget(found: Budget, format: str = "text", view: View | None = None) -> str:
@@ -62,8 +63,7 @@ def frame(found: Budget, view: View) -> pd.DataFrame:
 def headline(found: Budget) -> str:
     """The step, or its phase, and what of it is ideal."""
     run = found.run
-    whole = "recording" if run.recorded and not found.phase and step_seconds(run) is None else found.span
-    text = f"{whole.capitalize()} {units.duration(found.step_s)}"
+    text = f"{found.span.capitalize()} {units.duration(found.step_s)}"
     if found.number is not None and found.number > 1:
         text += f" in {found.number:,} parts of {units.duration(found.step_s / found.number)}"
     if found.mfu is not None:
@@ -150,7 +150,7 @@ FORMATS: dict[str, Callable[[Budget, View], str]] = {"text": text, "markdown": m
 
 
 def budget_chart(found: Budget, path: str | os.PathLike[str]) -> Path:
-    """Draw the parts of the step or phase as a waterfall, from the ideal time to the whole.
+    """Write `budget_figure` to a file.
 
     Args:
         found: what `gpuprof.analysis.budget.budget` gives.
@@ -161,20 +161,32 @@ def budget_chart(found: Budget, path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     check_picture(path)
-    from matplotlib.figure import Figure
+    save_picture(budget_figure(found), path)
+    return path
 
+
+def budget_figure(found: Budget) -> Figure:
+    """Draw the parts of the step or phase as a waterfall, from the ideal time to the whole.
+
+    Args:
+        found: what `gpuprof.analysis.budget.budget` gives.
+
+    Raises:
+        GpuprofError: matplotlib is missing.
+    """
+    check_drawing()
     parts = _shown(found)
-    figure = Figure(figsize=(9, 1.5 + 0.4 * (len(parts) + 1)), dpi=150, layout="constrained")
+    figure = new_figure(9, 1.5 + 0.4 * (len(parts) + 1))
     axes = figure.add_subplot()
     after = 0.0
     for row, part in enumerate(parts):
         before, after = after, after + part["share"] * 100
-        color = _GAINED if part["share"] < 0 else _COLORS.get(part["part"], _LOST)
+        color = palette.GAINED if part["share"] < 0 else palette.PARTS.get(part["part"], palette.LOST)
         axes.barh(row, after - before, 0.62, left=before, color=color, zorder=2)
-        axes.plot([after, after], [row, row + 1], color="#909090", linewidth=0.7, zorder=1)
+        axes.plot([after, after], [row, row + 1], color=palette.PALE, linewidth=0.7, zorder=1)
         label = f"{units.percent(part['share'])}   {units.duration(part['time_s'], 3)}"
         _beside(axes, row, min(before, after), max(before, after), label)
-    axes.barh(len(parts), 100, 0.62, color="#404040", zorder=2)
+    axes.barh(len(parts), 100, 0.62, color=palette.GREY, zorder=2)
     _beside(axes, len(parts), 0, 100, f"100 %   {units.duration(found.step_s, 3)}")
     axes.set_yticks(range(len(parts) + 1), [*(part["title"] for part in parts), found.span], fontsize=8.5)
     axes.invert_yaxis()
@@ -187,8 +199,7 @@ def budget_chart(found: Budget, path: str | os.PathLike[str]) -> Path:
         axes.spines[side].set_visible(False)
     title = "\n".join([subject(found.run), *textwrap.wrap(headline(found), 110)])
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", parse_math=False)
-    save_picture(figure, path)
-    return path
+    return figure
 
 
 def _levels(parts: list[dict[str, Any]]) -> list[float]:
@@ -210,7 +221,7 @@ def _beside(axes: Any, row: int, low: float, high: float, label: str) -> None:
 
 def _shown(found: Budget) -> list[dict[str, Any]]:
     """The parts that are known and not next to nothing, in their order."""
-    parts = found.parts[found.parts["share"].abs().fillna(0) >= _LEAST]
+    parts = found.parts[found.parts["share"].abs().fillna(0) >= LEAST]
     return [{str(key): value for key, value in part.items()} for part in parts.to_dict(orient="records")]
 
 
@@ -261,8 +272,20 @@ def _by(view: View) -> str:
 def _busy(found: Budget, view: View) -> Iterator[tuple[str, str, str, str]]:
     """Rows by class or module that lost most time, and what is left as one: label, time, share, largest parts."""
     by = _by(view)
+    for row in _rows(found, view):
+        label = str(row[by])
+        if by == "class":
+            many = f" x {row['modules']}" if row["modules"] > 1 else ""
+            label = f"{label or UNATTRIBUTED}{many}"
+        of_it = ", ".join(f"{words(part)} {units.duration(time_s, 3)}" for part, time_s in _largest(row).items())
+        yield label or "(root)", units.duration(row["time_s"]), units.percent(row["share"]), of_it
+
+
+def _rows(found: Budget, view: View) -> list[dict[str, Any]]:
+    """Those rows of `budget_by`; none of a job, which has no kernels."""
+    by = _by(view)
     if found.run.is_job and view.by == "part":
-        return
+        return []
     rows = budget_by(found, by, view.depth)  # type: ignore[arg-type]  # it says itself what it knows
     top = view.top or _TOP.get(by, len(rows))
     rest = rows[top:]
@@ -270,25 +293,22 @@ def _busy(found: Budget, view: View) -> Iterator[tuple[str, str, str, str]]:
     if len(rest):
         sums = rest.drop(columns=[by, "modules" if by == "class" else "class"]).sum(min_count=1)
         shown.append({by: f"{len(rest)} others", "modules": 1, **sums.to_dict()})
-    for row in shown:
-        label = str(row[by])
-        if by == "class":
-            many = f" x {row['modules']}" if row["modules"] > 1 else ""
-            label = f"{label or UNATTRIBUTED}{many}"
-        times = {part: row[f"{part}_s"] for part in PARTS if not pd.isna(row[f"{part}_s"])}
-        largest = sorted(times, key=lambda part: -abs(times[part]))[:3]
-        of_it = ", ".join(
-            f"{part.replace('_', ' ')} {units.duration(times[part], 3)}"
-            for part in largest
-            if abs(times[part]) >= 0.02 * abs(row["time_s"])
-        )
-        yield label or "(root)", units.duration(row["time_s"]), units.percent(row["share"]), of_it
+    return [{str(key): value for key, value in row.items()} for row in shown]
+
+
+def _largest(row: dict[str, Any]) -> dict[str, float]:
+    """Seconds of up to three parts of a row that are not next to nothing of it."""
+    times = {part: row[f"{part}_s"] for part in PARTS if not pd.isna(row[f"{part}_s"])}
+    largest = sorted(times, key=lambda part: -abs(times[part]))[:3]
+    return {part: times[part] for part in largest if abs(times[part]) >= 0.02 * abs(row["time_s"])}
 
 
 def _notes(found: Budget, view: View) -> list[str]:
-    """Those of the budget; a part that is negative in a row alone is said too."""
-    negative = any(" -" in of_it for *_, of_it in _busy(found, view)) and NEGATIVE not in found.notes
-    return [*found.notes, *([NEGATIVE] if negative else [])]
+    """Those of the budget, and of each part that is negative in a row alone."""
+    below = {part for row in _rows(found, view) for part, time_s in _largest(row).items() if time_s < 0}
+    alone = [part for part in PARTS if part in below and negative(part) not in found.notes]
+    where = f" in a {_by(view)}, though not in the {found.span}"
+    return [*found.notes, *(negative(part, where) for part in alone)]
 
 
 def _waited_for(found: Budget) -> list[tuple[str, ...]]:
@@ -303,7 +323,7 @@ def _waited_for(found: Budget) -> list[tuple[str, ...]]:
             units.percent(row.share),
             row.op,
         )
-        for row in owners[owners["share"] >= _LEAST].head(_OWNERS).itertuples(index=False)
+        for row in owners[owners["share"] >= LEAST].head(_OWNERS).itertuples(index=False)
     ]
 
 
@@ -324,6 +344,8 @@ def _idle(found: Budget, view: View) -> Table | None:
 
 
 def _sentence(hint: Hint) -> str:
+    if hint.gain_s is None:
+        return f"No gain known: {hint.text}. Next: {hint.action}."
     gain = f"{units.duration(hint.gain_s)} ({units.percent(hint.gain_share)})"
     return f"Up to {gain}: {hint.text}. To do: {hint.action}."
 

@@ -18,8 +18,9 @@ from gpuprof.analysis.directions import directions
 from gpuprof.analysis.known_flops import known_of, none_known
 from gpuprof.analysis.modules import convention_by_module, convention_of, counted, totals
 from gpuprof.analysis.ranks import refuse_job
-from gpuprof.record import FORWARD, UNATTRIBUTED, Record
+from gpuprof.record import Record
 from gpuprof.render.view import View
+from gpuprof.schema import FORWARD, UNATTRIBUTED
 from gpuprof.theory import CONVENTIONS
 
 _WIDTH = 99

@@ -91,7 +91,7 @@ FORMATS: dict[str, Callable[[dict[str, Any], View], str]] = {
 
 def _device(found: dict[str, Any]) -> str:
     device = found["device"]
-    software = f"driver {device['driver']}" if device["type"] == "cuda" else f"{found['threads']} threads"
+    software = f"driver {device['driver']}" if device["type"] == "cuda" else units.number(found["threads"], "thread")
     return f"{device['name']} · {software} · torch {found['torch']}"
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from gpuprof.record import Record, write_atomically
+from gpuprof.files import write_atomically
+from gpuprof.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def subject(run: Record) -> str:
@@ -16,15 +20,27 @@ def subject(run: Record) -> str:
     if run.device.get("type") == "cpu":
         threads = run.environment.get("threads")
         device = f"CPU ({device}, {threads} thread{'' if threads == 1 else 's'})"
-    size = [f"batch {about['batch_size']}"] if about.get("batch_size") else []
-    size += [f"sequence {about['seq_len']}"] if about.get("seq_len") else []
-    size += [f"prompt {about['prompt_len']}"] if about.get("prompt_len") else []
-    size += [f"{about['new_tokens']} new tokens"] if about.get("new_tokens") else []
-    parts = (about.get("name"), *size, about.get("dtype"), run.of_job, device)
+    parts = (about.get("name"), *sizes(run), about.get("dtype"), run.of_job, device)
     return " · ".join(str(part) for part in parts if part)
 
 
-def save_picture(figure: Any, path: Path) -> None:
+def sizes(run: Record) -> list[str]:
+    """Sizes of the inputs in words, those that are known: ``batch 1``, ``sequence 512``."""
+    about = run.workload
+    size = [f"batch {about['batch_size']}"] if about.get("batch_size") else []
+    size += [f"sequence {about['seq_len']}"] if about.get("seq_len") else []
+    size += [f"prompt {about['prompt_len']}"] if about.get("prompt_len") else []
+    return size + ([f"{about['new_tokens']} new tokens"] if about.get("new_tokens") else [])
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, which no window of pyplot holds on to."""
+    from gpuprof.render.figure import ShownFigure
+
+    return ShownFigure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def save_picture(figure: Figure, path: Path) -> None:
     """Write the picture whole, in the format of the suffix."""
     from matplotlib import rc_context
 

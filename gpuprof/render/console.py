@@ -16,8 +16,9 @@ def to_text(renderable: RenderableType, view: View) -> str:
     from rich.console import Console
 
     console = Console(
-        file=io.StringIO(), width=view.width, force_terminal=view.color, no_color=not view.color, highlight=False,
-        color_system="standard" if view.color else None,
+        # a height too: without one a dumb terminal has 80 columns, whatever is asked for
+        file=io.StringIO(), width=view.width, height=25, force_terminal=view.color, no_color=not view.color,
+        highlight=False, color_system="standard" if view.color else None,
     )  # fmt: skip
     console.print(renderable)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]

@@ -63,11 +63,11 @@ def _prefill(run: Record, found: Generation, phase: dict[str, Any]) -> str:
 
 def _arithmetic(run: Record, phase: dict[str, Any]) -> str:
     """FLOPs of a phase, and the MFU over its time in the undisturbed step."""
-    figures = [units.si(phase.get("flops"), "FLOPs"), units.si(phase.get("step_flops_per_s"), "FLOP/s")]
-    if "step_mfu" in phase:
-        figures.append(units.percent(phase["step_mfu"]))
+    figures = [units.si(phase.get("flops"), "FLOPs"), units.si(phase.get("flops_per_s"), "FLOP/s")]
+    if "mfu" in phase:
+        figures.append(units.percent(phase["mfu"]))
     said = [at_least(run) + figure for figure in figures if figure != units.MISSING]
-    if "step_mfu" in phase:
+    if "mfu" in phase:
         said[-1] = f"MFU {said[-1]} of {denominator(run)[0]}"
     elif "flops" in phase and "time_s" in phase and withheld_of_step(run):
         said.append("MFU withheld as below")

@@ -24,7 +24,7 @@ from gpuprof.analysis.consistency import (
     withheld_of_owners,
 )
 from gpuprof.analysis.counted import hardware
-from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds
+from gpuprof.analysis.denominators import STEADY, WORDS, denominators, ideal_seconds
 from gpuprof.analysis.executed import executed_whole, not_collected
 from gpuprof.analysis.fused import lines
 from gpuprof.analysis.generation import generation, is_generation, moved, phases_of, untold_parts
@@ -51,13 +51,11 @@ from gpuprof.analysis.telemetry import (
     tensor_activity,
 )
 from gpuprof.analysis.untold import host_steps, untold
-from gpuprof.record import MODEL, Record
+from gpuprof.record import Record
 from gpuprof.render.generation import generation_lines
 from gpuprof.render.view import View
+from gpuprof.schema import MODEL
 from gpuprof.theory import CONVENTIONS
-
-_STEADY = 0.5
-"""Spread of a measured ceiling, 10th to 90th percentile over its value, from which it is doubted."""
 
 _WORTH_TELLING = 0.01
 """Share of the step from which time outside the phases is told."""
@@ -68,12 +66,13 @@ def header(run: Record, view: View, sums: dict[str, Any]) -> RenderableType:
     grid = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
-    for label, line in _lines(run, view, sums):
+    for label, line in header_lines(run, view, sums):
         grid.add_row(label, Text(line))
     return grid
 
 
-def _lines(run: Record, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def header_lines(run: Record, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Label and text of each of the totals."""
     yield "Workload", _workload(run)
     if run.workload.get("world", 1) > 1:
         yield "Job", _job(run)
@@ -132,7 +131,7 @@ def _lines(run: Record, view: View, sums: dict[str, Any]) -> Iterator[tuple[str,
         yield "Achieved", f"FLOP/s and MFU {sums['withheld']}"
     if (reason := withheld_of_kernels(run)) and not withheld(run):
         times = "times of modules, " if withheld_of_owners(run) else ""
-        yield "Modules", f"{times}FLOP/s and MFU below the whole step {reason}"
+        yield "Modules", f"{times}FLOP/s and kernel MFU below the whole step {reason}"
     if run.is_job and len(run.ranks) and (spread := _of_ranks(run, view)):
         yield "Ranks", spread
     if run.done("counters"):
@@ -264,7 +263,8 @@ def _step(run: Record, sums: dict[str, Any]) -> str:
     parts = [
         f"{row.phase} {units.duration(row.time_s)}"
         for row in phases.itertuples()
-        if (row.phase != "other" or row.time_s > _WORTH_TELLING * sums["step_s"])
+        if row.time_s
+        and (row.phase != "other" or row.time_s > _WORTH_TELLING * sums["step_s"])
         and units.duration(row.time_s) != units.MISSING
     ]
     of_what = ("tokens",) if run.workload.get("mode") == "generate" else ("tokens", "samples")
@@ -318,8 +318,7 @@ def _achieved(run: Record, view: View, sums: dict[str, Any]) -> str:
         ]
         if len(run.nodes) and sums["flops_hardware"] is None:
             parts[1] = None
-        used = {dtype: peaks[dtype] for dtype in _dtypes(model) if dtype in peaks}
-        peak = ", ".join(f"{dtype} {units.si(value, 'FLOP/s')}" for dtype, value in used.items())
+        peak = peaks_used(model, peaks)
         peak += " of all ranks together" if run.is_job and peak else ""
         source = run.device.get("peak_source_measured") if name == "measured" else None
         known_from = f" [{source}]" if source else ""
@@ -384,6 +383,11 @@ def _telemetry_of_phases(run: Record) -> Iterator[str]:
         power = "" if pd.isna(row["power_w"]) else f"{row['power_w']:,.0f} W"
         medians = ", ".join(filter(None, [clock, power]))
         yield f"{row['phase']}: {medians}, medians of {units.number(row['readings'], 'reading')} within it"
+
+
+def peaks_used(ops: pd.DataFrame, peaks: dict[str, float]) -> str:
+    """The peaks that the FLOPs of rows of ``ops`` may run against, in words: ``bfloat16 989.4 TFLOP/s``."""
+    return ", ".join(f"{dtype} {units.si(peaks[dtype], 'FLOP/s')}" for dtype in _dtypes(ops) if dtype in peaks)
 
 
 def _dtypes(ops: Any) -> list[str]:
@@ -454,6 +458,15 @@ def times_of(run: Record) -> str:
     return f"Times are of {'the' if (what := traced(run)) == 'recording' else 'one'} {what}"
 
 
+def warnings(run: Record) -> list[str]:
+    """What makes figures of a run doubtful, a line each."""
+    reasons = run.doubts["invalid"] if run.is_job else invalid_reasons(run.telemetry)
+    return [
+        *(f"Warning: {text}" for text in dict.fromkeys((*run.warnings, *inconsistencies(run)))),
+        *(f"Invalid for tracking: {reason}" for reason in reasons),
+    ]
+
+
 def footer(run: Record, view: View, sums: dict[str, Any]) -> Iterator[RenderableType]:
     """Notes below the tree: what was not counted, not known, not measured."""
     lines = []
@@ -472,9 +485,10 @@ def footer(run: Record, view: View, sums: dict[str, Any]) -> Iterator[Renderable
             )
             lines.append(f"Causality unknown, attention counted full: {some}.")
     if run.done("trace") or len(run.busy):
-        what = "backward with recompute. FLOPs are of the forward."
+        rates = "FLOP/s and kernel MFU are over that time, MFU over the step"
+        what = f"backward with recompute. FLOPs are of the forward; {rates}."
         if is_generation(run):
-            what = "MFU of the prefill and MBU of the decode over it. FLOPs are of all phases."
+            what = "kernel MFU of the prefill and kernel MBU of the decode over it. FLOPs are of all phases."
         lines.append(
             f"{times_of(run)}: the union of the intervals of a module's kernels, {what} "
             "Folded layers show their mean ± standard deviation."
@@ -486,7 +500,7 @@ def footer(run: Record, view: View, sums: dict[str, Any]) -> Iterator[Renderable
     lines += untold(run)
     lines += [f"No time to first token, time per token and MBU: {why}."] if (why := untold_parts(run)) else []
     for dtype, spread in run.device.get("peak_spread", {}).items():
-        if spread > _STEADY:
+        if spread > STEADY:
             lines.append(
                 f"The {dtype} ceiling varied by {spread:.0%} while it was measured: other work on this device makes "
                 "MFU uncertain."
@@ -494,11 +508,9 @@ def footer(run: Record, view: View, sums: dict[str, Any]) -> Iterator[Renderable
     for row in not_collected(run).to_dict(orient="records") if run.done("counters") else ():
         lines.append(
             f"Ran on tensor cores in a dtype whose FLOPs were not collected (--counters full): {row['kernel']} of "
-            f"{row['module'] or '(root)'}, {row['launches']} launches."
+            f"{row['module'] or '(root)'}, {units.number(row['launches'], 'launch', 'launches')}."
         )
-    lines += [f"Warning: {text}" for text in dict.fromkeys((*run.warnings, *inconsistencies(run)))]
-    reasons = run.doubts["invalid"] if run.is_job else invalid_reasons(run.telemetry)
-    lines += [f"Invalid for tracking: {reason}" for reason in reasons]
+    lines += warnings(run)
     for name, outcome in run.passes.items():
         if outcome.status == "skipped":
             lines.append(f"Pass {name} skipped: {outcome.reason}; {outcome.remedy}")

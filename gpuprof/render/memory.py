@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import json as json_module
-import os
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.generation import generation, held, held_after, is_generation
-from gpuprof.analysis.memory import account, by_module, no_timeline, peak, running
+from gpuprof.analysis.generation import generation, held_after, is_generation
+from gpuprof.analysis.memory import account, by_module, no_timeline, peak
 from gpuprof.analysis.modules import by_module as module_table
 from gpuprof.analysis.steps import refuse_log
 from gpuprof.errors import GpuprofError
-from gpuprof.pictures import check_picture
-from gpuprof.record import UNATTRIBUTED, Record
-from gpuprof.render.charts import save_picture, subject
+from gpuprof.record import Record
+from gpuprof.render.charts import subject
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.tree import build, walk
 from gpuprof.render.view import View, depth_of
+from gpuprof.schema import UNATTRIBUTED
 
 if TYPE_CHECKING:
     from gpuprof.analysis.forecast import Forecast, Sized
@@ -43,13 +40,6 @@ _COLUMNS = {
     "parameters": "params", "gradients": "gradients", "activations": "activations", "retained": "retained",
     "peak_above_entry": "peak above",
 }  # fmt: skip
-_LAYERS = {
-    "before": ("before the step", "#d9d9d9"), "parameters": ("parameters", "#1f4e79"),
-    "optimizer_state": ("optimizer state", "#5a7fa6"), "cache": ("cache", "#7a3fb0"),
-    "gradients": ("gradients", "#8fb98a"),
-    "activations": ("activations kept", "#e0a030"),
-}  # fmt: skip
-"""What is stacked in the chart, from the bottom up."""
 _WORDS = {
     "batch_size": "batch", "seq_len": "sequence", "prompt_len": "prompt", "new_tokens": "number of new tokens",
 }  # fmt: skip
@@ -132,7 +122,7 @@ def _sentences(run: Record) -> Iterator[str]:
         return
     what = "allocated" if run.device.get("type") == "cuda" else "resident set of the process"
     what += f" on rank {run.passes['memory'].facts['rank']}, the most of all" if run.is_job else ""
-    text = f"Peak {units.size(figures['bytes'])} {what}, {_where(figures['phase'], figures['module'])}"
+    text = f"Peak {units.size(figures['bytes'])} {what}, {where_of(figures['phase'], figures['module'])}"
     if figures["capacity_bytes"]:
         text += f"; {units.percent(figures['bytes'] / figures['capacity_bytes'])} of the device's "
         text += units.size(figures["capacity_bytes"])
@@ -146,7 +136,8 @@ def _sentences(run: Record) -> Iterator[str]:
         yield f"{text}."
 
 
-def _where(phase: str, module: str | None) -> str:
+def where_of(phase: str, module: str | None) -> str:
+    """A place in the step in words."""
     where = "before the gradient of" if phase == "backward" else "in"
     return f"in the {phase}" + (f", {where} {module}" if module else "")
 
@@ -260,139 +251,6 @@ def _sum(sized: Sized) -> str:
     kept = f"; activations kept: {units.size(sized.activations)}" if sized.activations else ""
     least = f" (at least {units.size(found.least)})" if found.least < found.total else ""
     return f"{units.size(found.total)}{least} at its peak, in the {found.phase}: {known}{kept}"
-
-
-def memory_chart(run: Record, path: str | os.PathLike[str]) -> Path:
-    """Draw the step over time: what is expected, stacked, against the measured line; phases shaded, the peak named.
-
-    Args:
-        run: one with a timeline.
-        path: the picture, PNG or SVG by its suffix. It appears whole or not at all.
-
-    Raises:
-        GpuprofError: no such kind of picture, matplotlib is missing, the run has no timeline, or the file cannot be
-            written.
-    """
-    path = Path(path)
-    check_picture(path)
-    if run.timeline.empty:
-        raise GpuprofError(no_timeline(run))
-    from matplotlib.figure import Figure
-
-    rows = run.timeline
-    scale, unit = next((s, u) for s, u in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1, "B")) if rows["bytes"].max() >= s)
-    times = rows["time_s"].to_numpy("float64") * 1e3
-    layers = {
-        name: values / scale for name, values in _stack(run).items() if max(values) > 0.001 * int(rows["bytes"].max())
-    }
-    figure = Figure(figsize=(10, 5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    axes.stackplot(
-        times, *layers.values(), labels=[_LAYERS[name][0] for name in layers],
-        colors=[_LAYERS[name][1] for name in layers], linewidth=0, zorder=1,
-    )  # fmt: skip
-    highest = rows["peak_bytes"].fillna(rows["bytes"]).to_numpy("float64") / scale
-    what = "allocated" if run.device.get("type") == "cuda" else "resident set"
-    measured_x, measured_y = _with_peaks(times, rows["bytes"].to_numpy("float64") / scale, highest)
-    axes.plot(measured_x, measured_y, color="#b02020", linewidth=1.4, label=f"measured: {what}", zorder=3)
-    if rows["reserved_bytes"].notna().any():
-        reserved = rows["reserved_bytes"].astype("Float64").to_numpy("float64") / scale
-        axes.plot(times, reserved, color="#505050", linewidth=0.8, label="reserved", zorder=3)
-    top = max(measured_y) * 1.22
-    _shade_phases(axes, rows, times)
-    index = int(highest.argmax())
-    where = _where(rows["phase"].iloc[index].replace("recompute", "backward"), running(rows)[index])
-    where = where.partition(", ")[2] or where  # the phase is written above
-    middle = times[index] < times[-1] / 2
-    axes.annotate(
-        f"peak {units.size(highest[index] * scale)}\n{where}", (_peak_time(times, index), highest[index]),
-        xytext=(12 if middle else -12, 14), textcoords="offset points", ha="left" if middle else "right", va="bottom",
-        fontsize=8.5, color="#b02020", zorder=5, arrowprops={"arrowstyle": "-", "color": "#b02020", "linewidth": 0.8},
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}, parse_math=False,
-    )  # fmt: skip
-    axes.set_xlim(times[0], times[-1])
-    axes.set_ylim(0, top)
-    axes.set_xlabel("time in the step of the memory pass, ms", fontsize=9)
-    axes.set_ylabel(unit, fontsize=9)
-    axes.tick_params(labelsize=8.5)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.suptitle(subject(run), fontsize=10, x=0.01, ha="left", parse_math=False)
-    figure.legend(loc="outside lower center", ncols=7, fontsize=8, frameon=False)
-    save_picture(figure, path)
-    return path
-
-
-def _stack(run: Record) -> dict[str, Any]:
-    """What is expected at each row of the timeline, from the bottom up, in bytes."""
-    ends = account(run).set_index("moment")
-    first, last = ends.iloc[0], ends.iloc[-1]
-    after = run.timeline["phase"].isin(["optimizer", "other"]).to_numpy()
-    state = after * (int(last["optimizer_state"]) - int(first["optimizer_state"])) + int(first["optimizer_state"])
-    constant = after * 0
-    return {
-        "before": constant + int(first["before"]),
-        "parameters": constant + int(first["parameters"]) + int(first["buffers"]),
-        "optimizer_state": state,
-        "cache": _cache(run),
-        "gradients": run.timeline["gradient_bytes"].to_numpy("int64"),
-        "activations": run.timeline["kept_bytes"].to_numpy("int64"),
-    }
-
-
-def _cache(run: Record) -> Any:
-    """Bytes of a generation's cache at each row of the timeline: after each part what the counted step held after it.
-
-    None of any where the steps had not the same parts.
-    """
-    sizes, events = held(run), run.timeline["event"]
-    # the step itself begins, in the phase of its first part, before that does
-    begun, ended = (int((events == event).sum()) for event in ("begin", "end"))
-    if begun != len(sizes) + 1 or ended != begun:
-        return np.zeros(len(events), "int64")
-    return np.array([0, 0, *sizes])[(events == "end").cumsum().to_numpy()]
-
-
-def _peak_time(times: Any, index: int) -> float:
-    return float((times[max(index - 1, 0)] + times[index]) / 2)
-
-
-def _with_peaks(times: Any, now: Any, highest: Any) -> tuple[list[float], list[float]]:
-    """The measured line: through every reading, and through the peak between two where it was higher than both."""
-    xs, ys = [float(times[0])], [float(now[0])]
-    for index in range(1, len(times)):
-        if highest[index] > max(now[index - 1], now[index]):
-            xs.append(_peak_time(times, index))
-            ys.append(float(highest[index]))
-        xs.append(float(times[index]))
-        ys.append(float(now[index]))
-    return xs, ys
-
-
-def _shade_phases(axes: Any, rows: pd.DataFrame, times: Any) -> None:
-    for number, (start, end, phase) in enumerate(_spans(rows, times)):
-        axes.axvspan(start, end, color="#000000", alpha=0.035 if number % 2 else 0.0, linewidth=0, zorder=0)
-        axes.axvline(start, color="#a0a0a0", linewidth=0.6, zorder=2)
-        if end - start > 0.04 * (times[-1] - times[0]):
-            axes.text(
-                (start + end) / 2, 0.985, phase, transform=axes.get_xaxis_transform(), ha="center", va="top",
-                fontsize=8.5, color="#505050", zorder=4,
-            )  # fmt: skip
-
-
-def _spans(rows: pd.DataFrame, times: Any) -> list[tuple[float, float, str]]:
-    """Start, end and phase of each stretch of a phase; parts of a generation in a row are one, however many."""
-    begun: dict[str, float] = {}
-    spans: list[tuple[float, float, str]] = []
-    for phase, event, time in zip(rows["phase"], rows["event"], times, strict=True):
-        if event == "begin":
-            begun[phase] = time
-        elif event == "end" and phase in begun:
-            start = begun.pop(phase)
-            if spans and spans[-1][2] == phase:
-                start = spans.pop()[0]
-            spans.append((start, time, phase))
-    return spans
 
 
 def _wrapped(sentences: Iterator[str], view: View) -> list[Text]:

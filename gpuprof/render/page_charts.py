@@ -5,39 +5,41 @@ from __future__ import annotations
 import html
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from gpuprof import units
 from gpuprof.analysis.backward import ASSUMED
 from gpuprof.analysis.budget import Budget
 from gpuprof.analysis.generation import PARTS, bandwidths, parts, withheld_of_bytes
-from gpuprof.analysis.roofline import dtypes, roofs
-from gpuprof.analysis.roofline import roofline as points
-from gpuprof.record import TRAFFIC, UNATTRIBUTED, Record
+from gpuprof.record import Record
+from gpuprof.render import palette
 from gpuprof.render.backward_chart import RATIOS, chart_rows
-from gpuprof.render.tables import readable
+from gpuprof.render.tables import plain, readable
+from gpuprof.render.timeline import LAYERS, layers, measured
 from gpuprof.render.view import View
+from gpuprof.schema import TRAFFIC, UNATTRIBUTED
 
-_MARGIN = {"l": 60, "r": 20, "t": 20, "b": 50}
+MARGIN = {"l": 60, "r": 20, "t": 20, "b": 50}
 _MOST_MOMENTS = 3000  # of a timeline: more than a screen has columns
-_LEAST_INTENSITY = 1e-3  # dots further left, as of lookups, stand at the edge
 _LONGEST = 6.0  # ratios beyond are cut, as a lookup's may be a hundred
-_SYMBOLS = {"encode": "square", "prefill": "circle", "decode": "diamond"}  # of the phases of a generation
-_BLUE, _ORANGE, _RED, _GREEN, _GREY = "#4493f8", "#e0a030", "#d1495b", "#2e9e6b", "#8b949e"
-_PALE = "rgba(68, 147, 248, 0.25)"
+_QUARTILES = "rgba(0, 119, 187, 0.25)"  # the blue of the median between them
+_UNKNOWN = -6  # where the scale of shares has the grey of those that are not known
+_TOLD = (5, 20, 40, 70, 100)  # of the shares that the scale has colours of, in percent
 _FEW = 64  # steps of decoding, up to which each has a dot
 
 
-def icicle(modules: pd.DataFrame, share: str = "mfu") -> go.Figure | None:
+def icicle(modules: pd.DataFrame, share: str = "kernel_mfu") -> go.Figure | None:
     """Modules as bars within bars: as wide as their kernel time, coloured by a share; None without times.
 
     Args:
         modules: of `gpuprof.analysis.modules.by_module`.
-        share: column of it, MFU or the MBU of a phase.
+        share: column of it, kernel MFU or the kernel MBU of a phase.
     """
     times = [f"time_{way}_s" for way in ("forward", "recompute", "backward")]
-    word = share.partition("_")[0].upper()
+    word = " ".join(("kernel", share.split("_")[1].upper()))
     rows = modules[modules["module"] != UNATTRIBUTED]
     total = dict(zip(rows["module"], rows[times].astype("Float64").fillna(0).sum(axis=1), strict=True))
     if not total or not total.get(""):
@@ -49,143 +51,188 @@ def icicle(modules: pd.DataFrame, share: str = "mfu") -> go.Figure | None:
             inside[path.rpartition(".")[0]] += total[path]
     figures = rows.set_index("module")
     shares = [figures.at[path, share] for path in shown]
-    known = [100 * float(value) for value in shares if not pd.isna(value)]
+    known = shares and not pd.isna(shares).all()
     names = [path.rpartition(".")[2] or str(figures.at[path, "class"]) for path in shown]
     figure = go.Figure(
         go.Icicle(
-            ids=[_safe(path) or "(root)" for path in shown],
-            labels=[_safe(name) for name in names],
-            parents=["" if not path else _safe(path.rpartition(".")[0]) or "(root)" for path in shown],
+            ids=[safe(path) or "(root)" for path in shown],
+            labels=[safe(name) for name in names],
+            parents=["" if not path else safe(path.rpartition(".")[0]) or "(root)" for path in shown],
             # a parent's own time is what its children leave; intervals that overlap may leave less than nothing
-            values=[max(total[path] - inside[path], 0.0) for path in shown],
+            values=compact(pd.Series([max(total[path] - inside[path], 0.0) for path in shown])),
             branchvalues="remainder",
             marker={
-                "colors": [None if pd.isna(value) else 100 * float(value) for value in shares],
-                "colorscale": "RdYlGn",
-                "cmin": 0,
-                "cmax": max([100.0, *known]) if known and max(known) > 60 else max([*known, 1.0]),
-                "colorbar": {"title": {"text": f"{word} %"}},
+                "colors": compact(pd.Series([_UNKNOWN if pd.isna(value) else 100 * float(value) for value in shares])),
+                "colorscale": _scale(),
+                "cmin": _UNKNOWN,
+                "cmax": max(palette.SHARES),
+                "colorbar": {
+                    "title": {"text": f"{word} %"},
+                    "thickness": 12,
+                    "tickvals": [_UNKNOWN / 2, *_TOLD],
+                    "ticktext": ["none", *map(str, _TOLD)],
+                },
                 "showscale": bool(known),
+                "line": {"width": 0.5},
             },
-            customdata=[[units.duration(total[path]), units.percent(total[path] / total[""])] for path in shown],
+            customdata=[
+                [units.duration(total[path]), units.percent(total[path] / total[""]), units.percent(plain(value))]
+                for path, value in zip(shown, shares, strict=True)
+            ],
             hovertemplate="%{id}<br>%{customdata[0]}, %{customdata[1]} of the time<br>"
-            f"{word} %{{color:.1f}}<extra></extra>",
+            f"{word} %{{customdata[2]}}<extra></extra>",
             maxdepth=6,
             sort=False,
             tiling={"orientation": "v"},
         )
     )
-    return _laid_out(figure, height=520, margin={"l": 10, "r": 10, "t": 10, "b": 10})
+    deepest = max(path.count(".") + 2 if path else 1 for path in shown)
+    return laid_out(figure, height=60 + 77 * min(deepest, 6), margin={"l": 10, "r": 10, "t": 10, "b": 10})
 
 
-def waterfall(found: Budget) -> go.Figure:
-    """The parts of the step, one after the other, up to the whole."""
+def _scale() -> list[list[Any]]:
+    """The colours of shares as Plotly takes them, with grey for what is not known below."""
+    length = max(palette.SHARES) - _UNKNOWN
+    stops: list[list[Any]] = [[(share - _UNKNOWN) / length, color] for share, color in palette.SHARES.items()]
+    return [[0, palette.PALE], [stops[0][0], palette.PALE], *stops]
+
+
+def waterfall(*budgets: Budget, names: tuple[str, ...] = ()) -> go.Figure:
+    """The parts of the step, one below the other, from the ideal time to the whole; of several runs on one scale.
+
+    Args:
+        budgets: of `gpuprof.analysis.budget.budget`, one for each run.
+        names: of the runs, where there are several.
+    """
+    longest = max(found.step_s for found in budgets)
+    second, unit = units.time_unit(longest)
+    lines = [1 + int((found.parts["time_s"].fillna(0) != 0).sum()) for found in budgets]
+    figure = make_subplots(
+        rows=len(budgets), shared_xaxes=True, row_heights=lines, subplot_titles=[safe(name) for name in names] or None,
+        vertical_spacing=0.1,
+    )  # fmt: skip
+    low = 0.0
+    for row, found in enumerate(budgets, 1):
+        bars = _parts_as_bars(found, second)
+        low = min(low, *bars.base)
+        longest = max(longest, *(second * (begin + length) for begin, length in zip(bars.base, bars.x, strict=True)))
+        figure.add_trace(bars, row=row, col=1)
+    figure.update_xaxes(range=[low, longest / second])
+    figure.update_xaxes(title_text=unit, row=len(budgets), col=1)
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    top = 40 if names else MARGIN["t"]
+    margin = {**MARGIN, "t": top, "r": 125}
+    return laid_out(figure, height=90 + 42 * sum(lines) + 45 * (len(budgets) - 1), margin=margin, showlegend=False)
+
+
+def _parts_as_bars(found: Budget, second: float) -> go.Bar:
+    """A bar for each part, which begins where the one before ends, and one for the whole; in units of ``second``."""
     parts = found.parts[found.parts["time_s"].fillna(0) != 0]
-    ideal = parts["part"].iloc[0] == "ideal" if len(parts) else False
-    figure = go.Figure(
-        go.Waterfall(
-            x=[_safe(title).replace(": ", ":<br>") for title in [*parts["title"], found.span]],
-            y=[*(1e3 * parts["time_s"]), 1e3 * found.step_s],
-            # what the FLOPs themselves need stands like the whole, the losses between the two
-            measure=["absolute" if ideal else "relative"] + ["relative"] * (len(parts) - 1) + ["total"],
-            text=[
-                f"{units.duration(t)}<br>{units.percent(t / found.step_s)}" for t in [*parts["time_s"], found.step_s]
-            ],
-            textposition="outside",
-            hovertext=[_safe(str(what)) for what in [*parts["what"], f"the whole {found.span}"]],
-            increasing={"marker": {"color": _ORANGE}},
-            decreasing={"marker": {"color": _GREEN}},
-            totals={"marker": {"color": _GREY}},
-            connector={"line": {"color": _GREY, "width": 1}},
-            cliponaxis=False,
-        )
+    times = [float(time_s) for time_s in parts["time_s"]]
+    begin = [sum(times[:number]) for number in range(len(times))]
+    return go.Bar(
+        y=[*(safe(title).replace(": ", ":<br>") for title in parts["title"]), found.span],
+        x=[abs(time_s) / second for time_s in [*times, found.step_s]],
+        # a negative part goes back; its figure stands on the right all the same
+        base=[min(start, start + time_s) / second for start, time_s in zip(begin, times, strict=True)] + [0.0],
+        orientation="h",
+        marker_color=[*map(_part_color, parts["part"], times), palette.GREY],
+        text=[f"{units.duration(time_s)}  {units.percent(time_s / found.step_s)}" for time_s in [*times, found.step_s]],
+        textposition="outside",
+        hovertext=[safe(str(what)) for what in [*parts["what"], f"the whole {found.span}"]],
+        hovertemplate="%{hovertext}<br>%{text}<extra></extra>",
+        cliponaxis=False,
     )
-    figure.update_xaxes(tickangle=0)
-    figure.update_yaxes(title_text="ms")
-    return _laid_out(figure, height=480, margin={**_MARGIN, "t": 50, "b": 70})
+
+
+def _part_color(part: str, time_s: float) -> str:
+    return palette.GAINED if time_s < 0 else palette.PARTS.get(part, palette.LOST)
 
 
 def backward(run: Record) -> go.Figure:
-    """Backward over forward by class: what was counted, what it took, and the 2 that is assumed."""
+    """Backward over forward by class: what was counted, what it took, and the 2 that is assumed.
+
+    A bar beyond the scale is cut, and its figure has an arrow.
+    """
     bars = chart_rows(run, View(by="class"))[::-1]
+    bars = bars[bars[list(RATIOS)].notna().any(axis=1)]
+    apart = bars[~bars["label"].map(lambda label: label.partition(" x ")[0]).isin(_containers(run))]
+    bars = apart if len(apart) else bars
+    longest = [float(bars[column].max()) for column in RATIOS if bars[column].notna().any()]
+    limit = min(1.05 * max([*longest, ASSUMED]), _LONGEST)
     figure = go.Figure()
-    for (column, (name, _)), color in zip(RATIOS.items(), (_BLUE, _GREEN, _ORANGE), strict=True):
+    for column, (name, color) in RATIOS.items():
         if bars[column].notna().any():
             values = [None if pd.isna(value) else float(value) for value in bars[column]]
             figure.add_bar(
-                y=[_safe(label) for label in bars["label"]], x=values, name=name, orientation="h", marker_color=color,
-                text=["" if value is None else f"{value:.2f}" for value in values], textposition="auto",
+                y=[safe(label) for label in bars["label"]], x=[value and min(value, limit) for value in values],
+                name=name, orientation="h", marker_color=color, textposition="auto", textangle=0,
+                text=["" if value is None else _ratio(value, limit) for value in values],
+                hovertemplate="%{y}: %{text}<extra></extra>",
             )  # fmt: skip
-    figure.add_vline(x=ASSUMED, line={"color": _RED, "dash": "dash"}, annotation_text="assumed")
-    longest = max([value for trace in figure.data for value in trace.x if value is not None], default=ASSUMED)
-    figure.update_xaxes(title_text="backward / forward", range=[0, min(1.05 * longest, _LONGEST)])
+    figure.add_vline(
+        x=ASSUMED, line={"color": palette.MARK, "dash": "dash"}, layer="below", name=f"assumed: {ASSUMED:.1f}",
+        showlegend=True,
+    )  # fmt: skip
+    figure.update_xaxes(title_text="backward / forward", range=[0, limit])
     figure.update_yaxes(automargin=True)
-    return _laid_out(figure, height=160 + 42 * len(bars), barmode="group", legend=_LEGEND)
+    return laid_out(figure, height=160 + 42 * len(bars), barmode="group", legend=LEGEND)
 
 
-def roofline(run: Record) -> go.Figure | None:
-    """Rate against intensity of every operator, under the ceilings of the device; None without a dot to draw."""
-    dots = points(run)
-    dots = dots[(dots["intensity"] > 0) & (dots["flops_per_s"] > 0)]
-    if dots.empty:
-        return None
-    figure = go.Figure()
-    dots = dots.assign(intensity=dots["intensity"].clip(lower=_LEAST_INTENSITY))
-    left, right = float(dots["intensity"].min()) / 3, float(dots["intensity"].max()) * 3
-    for number, ceilings in enumerate(roofs(run)):
-        dash = "dash" if number else "solid"
-        for dtype in dtypes(run):
-            peak, ridge = ceilings.flops_per_s.get(dtype), ceilings.ridge(dtype)
-            if not peak:
-                continue
-            x, y = [left, right], [peak, peak]
-            name = f"{ceilings.denominator}: {dtype} {units.si(peak, 'FLOP/s')}"
-            if ridge and ceilings.bytes_per_s:
-                start = min(left, ridge / 3)
-                x, y = [start, ridge, max(right, 3 * ridge)], [start * ceilings.bytes_per_s, peak, peak]
-                name += f", {units.si(ceilings.bytes_per_s, 'B/s')}"
-            figure.add_scatter(x=x, y=y, mode="lines", name=_safe(name), line={"dash": dash}, hoverinfo="name")
-    for (phase, kind), rows in dots.groupby(["phase", "kind"], sort=False):
-        shares = zip(rows["name"], rows["time_share"], strict=True)
-        look = {"symbol": _SYMBOLS[phase], "line": {"width": 1, "color": _GREY}} if phase in _SYMBOLS else {}
-        figure.add_scatter(
-            x=rows["intensity"].astype(float),
-            y=rows["flops_per_s"].astype(float),
-            mode="markers",
-            name=_safe(f"{phase}: {kind or 'no rule'}" if phase else str(kind)),
-            text=[_safe(f"{name} {phase}".strip() + f", {units.percent(share)} of the time") for name, share in shares],
-            marker={"size": [8 + 40 * float(share) ** 0.5 for share in rows["time_share"]], "opacity": 0.75} | look,
-            hovertemplate="%{text}<br>%{x:.3g} FLOP/B, %{y:.3s}FLOP/s<extra></extra>",
-        )
-    figure.update_xaxes(type="log", title_text="FLOPs per least byte")
-    figure.update_yaxes(type="log", title_text="FLOP/s")
-    return _laid_out(figure, height=560, legend=_LEGEND)
+def _ratio(value: float, limit: float) -> str:
+    return f"{value:.{2 if value < 100 else 0}f}{' →' if value > limit else ''}"
+
+
+def _containers(run: Record) -> set[str]:
+    """Classes that are no more than the modules in them, which have bars of their own: the model's and torch's."""
+    classes = run.tree["class"]
+    whole = {name for name in classes[run.tree["module"] == ""] if (classes == name).sum() == 1}
+    return whole | {"ModuleList", "ModuleDict", "Sequential"}
 
 
 def memory(run: Record) -> go.Figure | None:
-    """Bytes in use along the step of the memory pass, over those kept for the backward and of gradients by size."""
-    line = _thinned(run.timeline)
-    if line.empty:
+    """What is expected along the step of the memory pass, stacked, under the measured line with its peak."""
+    if run.timeline.empty:
         return None
+    line = measured(run)
+    highest = line.loc[line["bytes"].idxmax()]
+    size, unit = units.size_unit(highest["bytes"])
+    second, of_time = units.time_unit(line["time_s"].iloc[-1])
     figure = go.Figure()
-    for column, name, fill in (
-        ("kept_bytes", "kept for the backward, by size", "tozeroy"),
-        ("gradient_bytes", "gradients, by size", "tonexty"),
-    ):
-        if line[column].notna().any():
-            values = [float(value) / 2**20 for value in line[column].fillna(0)]
-            figure.add_scatter(x=line["time_s"], y=values, name=name, stackgroup="expected", mode="none", fill=fill)
-    for column, name in (("bytes", "in use"), ("reserved_bytes", "reserved")):
-        if line[column].notna().any():
-            inside = [None if pd.isna(value) else float(value) / 2**20 for value in line[column]]
-            figure.add_scatter(
-                x=line["time_s"], y=inside, name=name, mode="lines",
-                text=[_safe(f"{phase} {module}") for phase, module in zip(line["phase"], line["module"], strict=True)],
-                hovertemplate="%{y:,.0f} MiB<br>%{text}<extra></extra>",
-            )  # fmt: skip
-    figure.update_xaxes(title_text="s")
-    figure.update_yaxes(title_text="MiB")
-    return _laid_out(figure, height=420, legend=_LEGEND)
+    kept = _thinned(run.timeline)
+    for name, values in layers(run).items():
+        figure.add_scatter(
+            x=compact(kept["time_s"] / second), y=compact(pd.Series(values)[kept.index] / size), name=LAYERS[name],
+            stackgroup="expected", mode="none", fillcolor=palette.HELD[name], hoverinfo="skip",
+        )  # fmt: skip
+    kept = _thinned(line)
+    figure.add_scatter(
+        x=compact(kept["time_s"] / second), y=kept["bytes"].to_numpy() / size, name="in use", mode="lines",
+        line={"color": palette.MARK, "width": 1.5},
+        text=[safe(f"{phase} {module}") for phase, module in zip(kept["phase"], kept["module"], strict=True)],
+        hovertemplate=f"%{{y:.4r}} {unit}<br>%{{text}}<extra></extra>",
+    )  # fmt: skip
+    if (reserved := run.timeline["reserved_bytes"]).notna().any():
+        rows = run.timeline.loc[_thinned(run.timeline).index]
+        figure.add_scatter(
+            x=compact(rows["time_s"] / second), y=compact(reserved[rows.index] / size), name="reserved",
+            mode="lines", line={"color": palette.GREY, "width": 1}, hovertemplate=f"%{{y}} {unit}<extra></extra>",
+        )  # fmt: skip
+    late = highest["time_s"] > line["time_s"].iloc[-1] / 2
+    figure.add_annotation(
+        x=highest["time_s"] / second, y=highest["bytes"] / size,
+        text=f"peak {units.size(highest['bytes'])}, {safe(highest['phase'])}",
+        ax=-30 if late else 30, ay=-24, arrowhead=0, arrowcolor=palette.MARK, font={"color": palette.MARK},
+        xanchor="right" if late else "left",
+    )  # fmt: skip
+    figure.update_xaxes(title_text=of_time)
+    figure.update_yaxes(title_text=unit, range=[0, 1.2 * highest["bytes"] / size])
+    return laid_out(figure, height=420, legend=LEGEND | {"traceorder": "normal"})
+
+
+def compact(values: pd.Series) -> np.ndarray:
+    """In as few bytes as a picture needs, which Plotly packs."""
+    return values.to_numpy("float32", na_value=np.nan)
 
 
 def _thinned(line: pd.DataFrame) -> pd.DataFrame:
@@ -208,15 +255,15 @@ def telemetry(run: Record) -> go.Figure | None:
         unit = str(group["unit"].iloc[0])
         axis = axes.setdefault(unit, "y" if not axes else f"y{len(axes) + 1}")
         name = f"{wanted[str(quantity)]}, {unit}"
-        figure.add_scatter(x=group["time_s"], y=group["value"], name=_safe(name), mode="lines", yaxis=axis)
+        figure.add_scatter(x=group["time_s"], y=group["value"], name=safe(name), mode="lines", yaxis=axis)
     sides: dict[str, dict[str, Any]] = {}
     for number, (unit, axis) in enumerate(axes.items()):
         key = "yaxis" + axis[1:]
-        sides[key] = {"title": {"text": _safe(unit)}}
+        sides[key] = {"title": {"text": safe(unit)}}
         if number:
             sides[key] |= {"overlaying": "y", "side": "right", "anchor": "free", "position": 1 - 0.06 * (number - 1)}
     figure.update_layout(**sides, xaxis={"title": {"text": "s"}, "domain": [0, 1 - 0.06 * max(len(axes) - 2, 0)]})
-    return _laid_out(figure, height=360, legend=_LEGEND)
+    return laid_out(figure, height=360, legend=LEGEND)
 
 
 def ranks(table: pd.DataFrame) -> go.Figure | None:
@@ -226,28 +273,29 @@ def ranks(table: pd.DataFrame) -> go.Figure | None:
         table: of `gpuprof.analysis.ranks.by_rank`.
     """
     parts = {
-        "compute_s": ("computation", _BLUE),
-        "exposed_s": ("exposed communication", _ORANGE),
-        "idle_s": ("idle", _GREY),
+        "compute_s": ("computation", palette.BLUE),
+        "exposed_s": ("exposed communication", palette.ORANGE),
+        "idle_s": ("idle", palette.GREY),
     }
     if table[list(parts)].isna().all(axis=None):
         return None
     figure = go.Figure()
     names = [f"rank {rank}" for rank in table["rank"]]
+    second, unit = units.time_unit(float(table[list(parts)].sum(axis=1).max()))
     for column, (name, color) in parts.items():
         hover = [f"{name} {units.duration(time_s)}" for time_s in table[column]]
         figure.add_bar(
-            y=names, x=1e3 * table[column], name=name, orientation="h", marker={"color": color}, hovertext=hover,
+            y=names, x=table[column] / second, name=name, orientation="h", marker={"color": color}, hovertext=hover,
             hoverinfo="y+text",
         )  # fmt: skip
     figure.update_layout(barmode="stack")
-    figure.update_xaxes(title_text="ms of a step")
+    figure.update_xaxes(title_text=f"{unit} of a step")
     figure.update_yaxes(autorange="reversed", automargin=True)
-    return _laid_out(
+    return laid_out(
         figure,
         height=max(300, 140 + 26 * len(names)),
-        margin={**_MARGIN, "t": 50},
-        legend=_LEGEND | {"traceorder": "normal"},
+        margin={**MARGIN, "t": 50},
+        legend=LEGEND | {"traceorder": "normal"},
     )
 
 
@@ -266,23 +314,24 @@ def tokens(run: Record) -> go.Figure | None:
     figure = go.Figure()
     figure.add_scatter(x=places, y=low, mode="lines", line={"width": 0}, hoverinfo="skip", showlegend=False)
     figure.add_scatter(
-        x=places, y=high, mode="lines", line={"width": 0}, fill="tonexty", fillcolor=_PALE, name="quartiles",
+        x=places, y=high, mode="lines", line={"width": 0}, fill="tonexty", fillcolor=_QUARTILES, name="quartiles",
         hoverinfo="skip",
     )  # fmt: skip
     figure.add_scatter(
         x=places, y=middle, mode="lines+markers" if len(places) < _FEW else "lines", name="median",
-        line={"color": _BLUE}, hovertemplate="%{x} positions: %{y:.3g} ms<extra></extra>",
+        line={"color": palette.BLUE}, hovertemplate="%{x} positions: %{y:.3g} ms<extra></extra>",
     )  # fmt: skip
     if not withheld_of_bytes(run) and steps["bytes"].notna().all():
         for (name, rate), dash in zip(bandwidths(run).items(), ("solid", "dash"), strict=False):
             least = [1e3 * int(nbytes) / rate for nbytes in steps["bytes"]]
             figure.add_scatter(
                 x=places, y=least, mode="lines", name=f"its bytes at the {name} {units.si(rate, 'B/s')}",
-                line={"color": _ORANGE, "dash": dash}, hovertemplate="%{y:.3g} ms for the bytes alone<extra></extra>",
+                line={"color": palette.ORANGE, "dash": dash},
+                hovertemplate="%{y:.3g} ms for the bytes alone<extra></extra>",
             )  # fmt: skip
     figure.update_xaxes(title_text="positions in the cache before" if known else "part of the step")
     figure.update_yaxes(title_text="ms", rangemode="tozero")
-    return _laid_out(figure, height=400, legend=_LEGEND | {"traceorder": "normal"})
+    return laid_out(figure, height=400, legend=LEGEND | {"traceorder": "normal"})
 
 
 def phases(found: pd.DataFrame) -> go.Figure | None:
@@ -307,7 +356,7 @@ def phases(found: pd.DataFrame) -> go.Figure | None:
     figure.update_layout(barmode="stack", uniformtext={"minsize": 9, "mode": "hide"})
     figure.update_xaxes(title_text="%", range=[0, 100])
     figure.update_yaxes(automargin=True, categoryorder="array", categoryarray=bars[::-1])
-    return _laid_out(figure, height=170 + 44 * len(bars), legend=_LEGEND | {"traceorder": "normal"})
+    return laid_out(figure, height=170 + 44 * len(bars), legend=LEGEND | {"traceorder": "normal"})
 
 
 def _pieces(rows: pd.DataFrame) -> pd.DataFrame:
@@ -329,18 +378,18 @@ def _pieces(rows: pd.DataFrame) -> pd.DataFrame:
     return table.assign(share=100 * table["amount"] / table.groupby("bar")["amount"].transform("sum"))
 
 
-_PIECES = {
-    "encode": _GREEN, "prefill": _ORANGE, "decode": _BLUE,
-    "weights": "#6f7fb0", "cache read": "#b07aa1", "cache written": _RED, "activations": _GREY,
-}  # fmt: skip
-_LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+_PIECES = palette.PHASES | palette.TRAFFIC
+_COLORWAY = [palette.BLUE, palette.ORANGE, palette.TEAL, palette.MAGENTA, palette.CYAN]
+LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
 
-def _laid_out(figure: go.Figure, height: int, margin: dict[str, int] | None = None, **layout: Any) -> go.Figure:
+def laid_out(figure: go.Figure, height: int, margin: dict[str, int] | None = None, **layout: Any) -> go.Figure:
+    """A figure with what all of them share."""
     # the page gives figures its own colours, so no template
-    figure.update_layout(template="none", height=height, margin=margin or _MARGIN, **layout)
+    figure.update_layout(template="none", colorway=_COLORWAY, height=height, margin=margin or MARGIN, **layout)
     return figure
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
+    """A name as text, which Plotly does not take for markup."""
     return html.escape(text, quote=False)  # quotes are no markup in a label, and Plotly does not read &quot;

@@ -15,8 +15,9 @@ from gpuprof.analysis.ranks import rank_files, require_kernels
 from gpuprof.analysis.spans import Kernel, Span, lanes, module_spans, phase_spans, whole
 from gpuprof.analysis.steps import refuse_log, traced
 from gpuprof.errors import GpuprofError
-from gpuprof.record import UNATTRIBUTED, Record
+from gpuprof.record import Record
 from gpuprof.render.view import View
+from gpuprof.schema import UNATTRIBUTED
 
 _PHASES, _MODULES, _KERNELS = 1, 2, 3  # processes of the trace, from the top
 

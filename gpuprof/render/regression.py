@@ -18,13 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.check import DECIDES, NO_VERDICT, OF_GENERATIONS, Check
+from gpuprof.analysis.check import DECIDES, NO_VERDICT, OF_GENERATIONS, TOLERANCES, Check
 from gpuprof.analysis.comparison import BY_NAME, KEYS, compiled, fingerprint, workload_key
 from gpuprof.analysis.regression import DRIFT, FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION, Verdict
-from gpuprof.record import UNATTRIBUTED
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import aligned, plain
 from gpuprof.render.view import View
+from gpuprof.schema import UNATTRIBUTED
 
 _PEAKS = {"given": ", given peak", "datasheet": ", datasheet", "clock": " at the clock", "measured": ", measured peak"}
 
@@ -109,6 +109,30 @@ def _blamed(table: pd.DataFrame, by: str, least: float) -> list[str]:
 def _told(one: Verdict) -> str:
     said = f"{NAMES[one.metric]} {_value(one.metric, one.value)}"
     return f"{said} against {_value(one.metric, one.m0)}" if one.n else said
+
+
+def change(check: Check) -> str:
+    """Whether the head is slower or faster, or that it cannot be told, by what decides of its time; in a sentence."""
+    times = [one for one in check.deciding if one.metric not in TOLERANCES]
+    times = times or [one for one in check.verdicts if one.metric == "step_s"]  # where nothing is to be decided
+    for status, word in _WAYS.items():
+        if said := [one for one in times if one.status == status]:
+            figures = "; ".join(f"{_told(one)} ({_change(one.change)}){_because(one)}" for one in said)
+            return f"{word}: {figures}."
+    return "Whether it is slower or faster cannot be told: no time is known of both."
+
+
+_WAYS = {
+    REGRESSION: "Slower", INCONCLUSIVE: "Whether it is slower or faster cannot be told", IMPROVEMENT: "Faster",
+    DRIFT: "The same as the level before it, which drifts", PASS: "The same",
+}  # fmt: skip
+"""What is said of a time by its verdict, what matters most first."""
+
+
+def _because(one: Verdict) -> str:
+    if one.status == PASS:
+        return f", within {_limit(one)}"
+    return f": {one.why}" if one.why else ""
 
 
 def text(check: Check, view: View) -> str:
@@ -462,7 +486,7 @@ def _grid(heads: tuple[str, ...], rows: list[list[str]], view: View) -> Table:
     """On a narrow terminal some figures are left out, and the first names are cut."""
     columns = {head: [row[index] for row in rows] for index, head in enumerate(heads)}
     cut = "kernel" if "kernel" in heads else heads[0]
-    return aligned(columns, view.width, _WORDS, _GIVE_WAY, cut, _COLORS)[0]
+    return aligned(columns, view.width, _WORDS, _GIVE_WAY, (cut,), _COLORS)[0]
 
 
 def _rows(heads: tuple[str, ...], rows: list[list[str]]) -> str:

@@ -22,14 +22,16 @@ from gpuprof.render.console import to_text
 from gpuprof.render.view import View, frame
 
 _READABLE = [
-    "module", "class", "modules", "params", "macs", "flops_forward", "flops_backward", "time_s", "time_forward_s",
-    "time_backward_s", "flops_per_s_forward", "flops_per_s_backward", "mfu_forward", "mfu_backward", "mfu",
+    "module", "class", "time_s", "time_forward_s", "time_backward_s", "kernel_mfu", "modules", "params", "macs",
+    "flops_forward", "flops_backward", "flops_per_s_forward", "flops_per_s_backward", "kernel_mfu_forward",
+    "kernel_mfu_backward",
 ]  # fmt: skip
 """What people read of modules and classes; machines get every column."""
 
 _READABLE_PARTS = [
-    "module", "class", "modules", "time_prefill_s", "mfu_prefill", "time_decode_s", "mbu_decode", "params",
-    "flops_prefill", "bytes_decode", "flops_decode", "time_encode_s", "mfu_encode", "flops_encode", "macs",
+    "module", "class", "modules", "time_prefill_s", "kernel_mfu_prefill", "time_decode_s", "kernel_mbu_decode",
+    "params", "flops_prefill", "bytes_decode", "flops_decode", "time_encode_s", "kernel_mfu_encode", "flops_encode",
+    "macs",
 ]  # fmt: skip
 """The same of a generation."""
 
@@ -71,15 +73,21 @@ OF_COMPILED = {
 
 _WIDEST, _WIDEST_OF_TWO = 56, 30  # characters of a cell, and where kernels and their owners share the width
 _CUT = 22  # characters that names are cut to before a column is left out
+_SENTENCES = ("because", "causes")  # with figures in them
+_KEPT = 2  # figures that are left out after all words
+_IN_FULL = ("params", "trainable_params", "calls", "kernels", "modules", "launches")
+"""Exact counts that people read to the last digit."""
 
 
 def text(run: Record, view: View) -> str:
-    """An aligned table; columns that do not fit the width are left out, the rightmost first."""
+    """An aligned table: names are cut before columns are left out, the rightmost first and the first figures last."""
     raw = frame(run, view)
     rows = _rows(run, view, raw)
     widest = _WIDEST_OF_TWO if "owners" in rows else _WIDEST
-    columns = {str(column): [units.shortened(value, widest) for value in rows[column]] for column in rows}
-    grid, note = aligned(columns, view.width, set(filter(_is_text, columns)), list(columns)[:0:-1])
+    columns = {str(column): [_named(value, str(column), widest) for value in rows[column]] for column in rows}
+    words = set(filter(_is_text, columns))
+    kept = [head for head in columns if head not in words][:_KEPT]
+    grid, note = aligned(columns, view.width, words, [head for head in [*columns][:0:-1] if head not in kept], words)
     return to_text(grid, view) + "".join(f"{line}\n" for line in (note, *_notes(run, view, raw)) if line)
 
 
@@ -88,37 +96,51 @@ def aligned(
     width: int,
     words: Collection[str],
     give_way: Iterable[str],
-    cut: str = "",
+    cut: Collection[str] = (),
     styles: Mapping[str, str] | None = None,
 ) -> tuple[Table, str]:
-    """An aligned table; columns that do not fit the width are left out whole.
+    """An aligned table in which no figure is cut: names are, and columns that do not fit the width left out whole.
 
     Args:
         columns: cells by head.
         width: in characters.
         words: heads of text, on the left; figures are on the right.
-        give_way: heads that may be left out, in that order.
-        cut: head of names that are rather cut, to 22 characters, than that anything is left out.
+        give_way: heads that are left out first, in that order; the others follow, but the first column stays.
+        cut: heads of names that are rather cut, to 22 characters, than that anything is left out.
         styles: of cells, by what they say.
 
     Returns:
         The table, and a line that names what was left out, empty if nothing was.
     """
     widths = {head: max(map(len, [head, *cells])) + 2 for head, cells in columns.items()}
-    least = widths | ({cut: min(widths[cut], _CUT + 2)} if cut else {})
+    least = widths | {head: min(widths[head], _CUT + 2) for head in cut}
     shown = list(columns)
-    for head in give_way:
+    for head in (*give_way, *shown[:0:-1]):
         if head in shown and sum(least[one] for one in shown) - 2 > width:  # none follows the last
             shown.remove(head)
+    over = sum(widths[one] for one in shown) - 2 - width
+    for _ in range(over):
+        if widest := max((head for head in shown if widths[head] > least[head]), key=widths.__getitem__, default=""):
+            widths[widest] -= 1
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for head in shown:
         side: Literal["left", "right"] = "left" if head in words else "right"
-        room = max(width - sum(widths[one] for one in shown if one != cut), 16) if head == cut else None
-        grid.add_column(head, justify=side, no_wrap=True, overflow="ellipsis", max_width=room)
+        grid.add_column(head, justify=side, no_wrap=True, overflow="ellipsis")
     for cells in zip(*(columns[head] for head in shown), strict=True):
-        grid.add_row(*(Text(cell, style=(styles or {}).get(cell, "")) for cell in cells))
+        texts = [
+            _named(cell, head, widths[head] - 2) if head in cut else cell
+            for head, cell in zip(shown, cells, strict=True)
+        ]
+        grid.add_row(*(Text(text, style=(styles or {}).get(cell, "")) for text, cell in zip(texts, cells, strict=True)))
     left_out = [head for head in columns if head not in shown]
     return grid, f"Not shown at this width: {', '.join(left_out)}" if left_out else ""
+
+
+def _named(name: str, head: str, most: int) -> str:
+    """A name that may be cut: at its end, of a module at the front of its path, of a sentence after a whole word."""
+    if len(name) > most and head in _SENTENCES:
+        return f"{name[: most - 1].rpartition(' ')[0]}\N{HORIZONTAL ELLIPSIS}"
+    return units.shortened(name[::-1], most)[::-1] if head == "module" else units.shortened(name, most)
 
 
 def markdown(run: Record, view: View) -> str:
@@ -151,24 +173,28 @@ def _raw(run: Record, view: View) -> pd.DataFrame:
 def _notes(run: Record, view: View, rows: pd.DataFrame) -> list[str]:
     """What a reader of the rows has to know of them; empty where there is nothing."""
     alone = ALONE if list(rows) == KERNEL_COLUMNS else _why_withheld(run, rows)
-    known = known_of(run) if view.by == "convention" or ("mfu" in rows and not alone) else ""
+    known = known_of(run) if view.by == "convention" or ({"mfu", "kernel_mfu"} & {*rows} and not alone) else ""
     figures = "FLOPs" if view.by == "convention" else "FLOP/s and MFU"
     least = f"{figures} are at least that: {known}." if known else ""
     of_calls = ON_A_CPU if list(rows) == JOB_COLUMNS and run.device.get("type") == "cpu" else ""
     held_up = straggler(run).text if view.by == "rank" else ""
     of_rows = OF_A_JOB if run.is_job else OF_COMPILED if len(run.nodes) else {}
-    return [alone, least, held_up, of_rows.get(view.by, ""), of_calls, *_of_bytes(run, view, rows)]
+    no_flops = "flops" not in rows and "executed" not in rows and view.by == "kernel"
+    of_kernels = "No FLOPs by kernel, as an operator may launch several: --by op has them." if no_flops else ""
+    return [alone, least, of_kernels, held_up, of_rows.get(view.by, ""), of_calls, *_of_bytes(run, view, rows)]
 
 
 def _why_withheld(run: Record, rows: pd.DataFrame) -> str:
     """The reason why rows have no rates, as a line; empty where they have, or never do."""
     reason = _withheld(run, rows)
     what = "FLOP/s, MFU and MBU" if reason == _withheld_bytes(run, rows) else "FLOP/s and MFU"
+    if {"mfu", "kernel_mfu"} <= {*rows} and not withheld_of_step(run):
+        what = "Kernel FLOP/s and kernel MFU"
     return f"{what} {reason}." if reason else ""
 
 
 def _withheld(run: Record, rows: pd.DataFrame) -> str:
-    return withheld_of_kernels(run) if "mfu" in rows else withheld_of_step(run) if "step_mfu" in rows else ""
+    return withheld_of_kernels(run) if "kernel_mfu" in rows else withheld_of_step(run) if "mfu" in rows else ""
 
 
 def _withheld_bytes(run: Record, rows: pd.DataFrame) -> str:
@@ -177,7 +203,7 @@ def _withheld_bytes(run: Record, rows: pd.DataFrame) -> str:
 
 
 def _utilisations(rows: pd.DataFrame) -> list[str]:
-    return [str(column) for column in rows if str(column).removeprefix("step_").startswith("mbu")]
+    return [str(column) for column in rows if str(column).removeprefix("kernel_").startswith("mbu")]
 
 
 def _of_bytes(run: Record, view: View, rows: pd.DataFrame) -> Iterator[str]:
@@ -194,8 +220,6 @@ def _of_bytes(run: Record, view: View, rows: pd.DataFrame) -> Iterator[str]:
     else:
         name, per_s = bandwidth(run)
         yield f"MBU is bytes that must move over time and {BANDWIDTHS[name]}, {units.si(per_s, 'B/s')}."
-    if "step_mfu" in rows:
-        yield "step_mfu and step_mbu are over time_s, of the undisturbed step; mfu and mbu over kernel time."
     if (rows[columns].astype("Float64") > 1).any(axis=None):
         yield "Above 100 % the bytes fit the device's own caches: not all of them come from its memory."
     if view.by == "part" and (left_out := len(rows) - len(_thinned(view, rows))):
@@ -254,7 +278,7 @@ def _readable(rows: pd.DataFrame) -> pd.DataFrame:
 
 def readable(column: Any, value: Any) -> str:
     """A figure as its column's name says: seconds, FLOP/s, a share, bytes or a count."""
-    name = str(column).removeprefix("step_") if column != "step_s" else "step_s"
+    name = str(column).removeprefix("kernel_")
     if _is_text(name) or isinstance(value, str):
         return "(root)" if name == "module" and value == "" else str(value)
     number = None if value is None or pd.isna(value) else float(value)
@@ -272,6 +296,8 @@ def readable(column: Any, value: Any) -> str:
         return units.percent(None if number is None else number / 100)
     if name.endswith("bytes") or name.startswith("bytes_"):
         return units.size(number)
+    if name in _IN_FULL and number is not None and number.is_integer():
+        return f"{int(number):,}"
     if name in ("part", "positions_before"):
         return units.MISSING if number is None else f"{int(number):,}"
     return units.si(number)

@@ -15,42 +15,45 @@ from rich.text import Text
 from gpuprof import units
 from gpuprof.analysis.generation import PARTS, moved, phases_of
 from gpuprof.analysis.modules import by_module, totals
-from gpuprof.record import UNATTRIBUTED, Record
+from gpuprof.record import Record
 from gpuprof.render import tables
 from gpuprof.render.console import to_text
 from gpuprof.render.header import footer, header
 from gpuprof.render.view import View
+from gpuprof.schema import UNATTRIBUTED
 
 _TIMES = ("time_forward_s", "time_recompute_s", "time_backward_s")
-_COLUMNS = {
-    "params": 6, "of params": 5, "MACs": 6, "FLOPs": 6, "of FLOPs": 5, "executed": 8, "forward": 12, "backward": 13,
-    "FLOP/s": 6, "MFU %": 5,
-}  # fmt: skip
-"""Figures of a line and their widths; executed is what counters say over the counted hardware FLOPs."""
+_COLUMNS = (
+    "params", "of params", "MACs", "FLOPs", "of FLOPs", "executed", "forward", "backward", "FLOP/s", "MFU %",
+)  # fmt: skip
+"""Figures of a line; executed is what counters say over the counted hardware FLOPs."""
 
-_PARTS = {"encode": 13, "prefill": 13, "MFU %": 5, "bytes": 9, "decode": 13, "MBU %": 5}
+_PARTS = ("encode", "prefill", "MFU %", "bytes", "decode", "MBU %")
 """Those of a generation in place of forward and what follows it: MFU of the prefill, bytes and MBU of the decode."""
 
 _RANKS = 8
 """Ranks that are told one by one below the tree."""
 
 _GIVE_WAY = ("MACs", "of params", "of FLOPs", "FLOP/s", "bytes", "params", "FLOPs")
-"""Figures left out of a narrow report, in this order, so that names keep some room."""
+"""Figures left out of a narrow report, in this order, so that names keep 32 columns."""
+
+_GIVE_WAY_LAST = ("executed", "encode", "backward", "forward", "prefill", "decode", "MFU %", "MBU %")
+"""The same so that they keep 16."""
 
 _Rate = tuple[str, tuple[str, ...]]
 
-_RATES: dict[str, _Rate] = {"MFU %": ("mfu", _TIMES)}
+_RATES: dict[str, _Rate] = {"MFU %": ("kernel_mfu", _TIMES)}
 """Columns of shares of the most that there can be, and the times that they are over."""
 
 _BOUND = {"MFU %": "prefill", "MBU %": "decode"}
 """Whose they are in a generation."""
 
 _RATES_OF_PARTS: dict[str, _Rate] = {
-    "MFU %": ("mfu_prefill", ("time_prefill_s",)), "MBU %": ("mbu_decode", ("time_decode_s",)),
+    "MFU %": ("kernel_mfu_prefill", ("time_prefill_s",)), "MBU %": ("kernel_mbu_decode", ("time_decode_s",)),
 }  # fmt: skip
 """The same of it."""
 
-_HEADINGS = {"of params": "%", "of FLOPs": "%"}
+_HEADINGS = {"of params": "%", "of FLOPs": "%", "MFU %": "kernel\nMFU %", "MBU %": "kernel\nMBU %"}
 
 
 @dataclass
@@ -78,28 +81,34 @@ def render(run: Record, view: View) -> str:
     sums = totals(run, view.convention)
     of_parts = phases_of(run)
     rates = {name: rate for name, rate in (_RATES_OF_PARTS if of_parts else _RATES).items() if rate[0] in modules}
-    columns = _fitting(view.width, _known(run, sums, of_parts))
-    grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
-    # the figures keep their room; names give way
-    names = view.width - _width(columns)
-    grid.add_column("module", no_wrap=True, overflow="ellipsis", min_width=16, max_width=max(names, 16))
-    for name in columns:
-        grid.add_column(_HEADINGS.get(name, name), justify="right", no_wrap=True)
     root = build(modules, view.depth)
     whole = modules.iloc[0].to_dict()
     lost = {name: (_lost(whole, *rate) or 0.0, rate) for name, rate in rates.items()}
-    for prefix, node in walk(root):
-        cells = _cells(node, sums, lost)
-        grid.add_row(Text(prefix + node.label), *(cells[name] for name in columns))
+    lines = [(prefix + node.label, _cells(node, sums, lost)) for prefix, node in walk(root)]
     rest = modules[modules["module"] == UNATTRIBUTED].iloc[0].to_dict()
     if any(_number(rest[c]) for c in (*_TIMES, "flops_forward", "flops_backward", "vector_flops_forward")):
-        cells = _cells(Node(UNATTRIBUTED, rest), sums, lost)
-        grid.add_row(Text(UNATTRIBUTED), *(cells[name] for name in columns))
-    tree = to_text(Group(header(run, view, sums), Text(""), grid), view)
+        lines.append((UNATTRIBUTED, _cells(Node(UNATTRIBUTED, rest), sums, lost)))
+    known = _known(run, sums, of_parts)
+    columns, names = _fitting(view.width, known, [cells for _, cells in lines])
+    grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
+    grid.add_column("module", no_wrap=True, vertical="bottom", overflow="ellipsis", min_width=16, max_width=names)
+    for name in columns:
+        grid.add_column(_HEADINGS.get(name, name), justify="right", no_wrap=True, vertical="bottom")
+    for label, cells in lines:
+        grid.add_row(Text(_cut(label, names)), *(cells[name] for name in columns))
+    left_out = [name for name in known if name not in columns]
+    more = [Text(f"Not shown at this width: {', '.join(left_out)}")] if left_out else []
+    tree = to_text(Group(header(run, view, sums), Text(""), grid, *more), view)
     several = run.ranks["rank"].nunique()
     top = None if several <= _RANKS else 0  # of many the least, the median and the most
     ranks = f"\n{tables.text(run, View('rank', top=top, width=view.width, color=view.color))}" if several else ""
     return tree + ranks + to_text(Group(*footer(run, view, sums)), view)
+
+
+def _cut(label: str, most: int) -> str:
+    """A label that may be cut, but not within the number of its modules."""
+    cut = units.shortened(label, most)
+    return cut if cut == label else f"{cut[:-1].rstrip(' 0123456789')}{cut[-1]}"
 
 
 def _known(run: Record, sums: dict[str, Any], of_parts: list[str]) -> list[str]:
@@ -115,16 +124,18 @@ def _known(run: Record, sums: dict[str, Any], of_parts: list[str]) -> list[str]:
     return [name for name in columns if name not in lacking]
 
 
-def _width(columns: list[str]) -> int:
-    return sum((_COLUMNS | _PARTS)[name] + 1 for name in columns)
-
-
-def _fitting(width: int, columns: list[str]) -> list[str]:
-    """Those of the figures that leave names at least 32 columns."""
-    for name in (name for name in _GIVE_WAY if name in columns):
-        if width - _width(columns) < 32:
-            columns.remove(name)
-    return columns
+def _fitting(width: int, columns: list[str], lines: list[dict[str, Text]]) -> tuple[list[str], int]:
+    """Those of the figures that leave names room, and how much; no figure is cut."""
+    widths = {
+        name: 1 + max(map(len, [*_HEADINGS.get(name, name).split("\n"), *(line[name] for line in lines)]))
+        for name in columns
+    }
+    shown = list(columns)
+    for room, gives_way in ((32, _GIVE_WAY), (16, _GIVE_WAY_LAST)):
+        for name in (name for name in gives_way if name in shown):
+            if width - sum(widths[one] for one in shown) < room:
+                shown.remove(name)
+    return shown, max(width - sum(widths[one] for one in shown), 16)
 
 
 def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
@@ -221,7 +232,7 @@ def _must_agree(column: str) -> bool:
 
 
 def _is_timed(column: str) -> bool:
-    return column.startswith(("time_", "flops_per_s", "bytes_per_s", "mfu", "mbu"))
+    return column.startswith(("time_", "flops_per_s", "bytes_per_s", "kernel_"))
 
 
 def _numbers(paths: list[str]) -> str:

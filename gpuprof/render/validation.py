@@ -103,7 +103,7 @@ def _said(validation: Validation) -> list[str]:
 
 
 def _verdict(validation: Validation, view: View) -> Text:
-    return Text("\n".join(textwrap.fill(text, view.width) for text in _said(validation)))
+    return Text("\n".join(textwrap.fill(text, view.width, break_on_hyphens=False) for text in _said(validation)))
 
 
 _NUMBERS = ("counted", "full", *PARTS, "profiler", "executed", "error")

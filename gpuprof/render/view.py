@@ -16,7 +16,8 @@ from gpuprof.analysis.executed import counters_only, executed_by_kernel, execute
 from gpuprof.analysis.generation import is_generation, parts, untold_parts
 from gpuprof.analysis.ranks import by_rank
 from gpuprof.errors import GpuprofError
-from gpuprof.record import UNATTRIBUTED, Record
+from gpuprof.record import Record
+from gpuprof.schema import UNATTRIBUTED
 
 
 def _executed(run: Record, convention: str | None) -> pd.DataFrame:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from . import attention, communication, convolution, inner, linalg, matmul, prims, quantized, recurrent, varlen, vector
 from .architecture import Architecture
-from .attention import AttentionFacts, masked_matmul, unmasked_pairs, with_facts
 from .conventions import CONVENTIONS, DEFAULT_CONVENTION, Convention, convention
+from .masked import masked_matmul, with_facts
+from .masks import AttentionFacts, unmasked_pairs
 from .rules import RULES_VERSION, Cost, Kind, TensorSpec, cost_of, flop_rule, least_bytes, rule_for
 
 __all__ = [

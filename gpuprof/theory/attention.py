@@ -8,8 +8,8 @@ what counts.
 P is queries x keys in `Cost.full` and the unmasked pairs in `Cost.causal`. A kernel that masks by itself
 skips what is masked, so its hardware FLOPs are those of the unmasked pairs too (that it works in whole blocks
 is not counted); one that is given a mask tensor computes the whole square. Whether a mask tensor is causal
-cannot be read off its shape: there, and in attention spelled out as batched products, `with_facts` needs to
-know the module.
+cannot be read off its shape: there, and in attention spelled out as batched products,
+`gpuprof.theory.masked.with_facts` needs to know the module.
 
 Padding, dropout and softcap change nothing here. Softmax is an estimate of 5 vector FLOPs per score forward
 (scale, maximum, difference, exponential, sum) and 6 backward (scale, difference, exponential, difference,
@@ -19,70 +19,13 @@ product, scale).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from .rules import Cost, Kind, TensorSpec, flop_rule, tensors
+from .masks import Align, _band
+from .rules import Cost, TensorSpec, flop_rule, tensors
 
 SOFTMAX_FLOPS = 5
 SOFTMAX_BACKWARD_FLOPS = 6
-
-Align = Literal["top-left", "bottom-right"]
-
-
-@dataclass(frozen=True)
-class AttentionFacts:
-    """What is known of the attention of one module.
-
-    Attributes:
-        causal: whether a query sees no later keys; None where that cannot be known.
-        window: how many keys a query may see up to and including its own; where the attention is not causal,
-            as many to the other side too. None for no limit. Hugging Face's bidirectional ``sliding_window``
-            does not count the query's own key, so it is one less than this.
-        head_dims: size of a query and key head, and of a value head.
-        align: which query stands at which key, see `unmasked_pairs`; Hugging Face's masks put the last at the last.
-    """
-
-    causal: bool | None
-    window: int | None
-    head_dims: tuple[int, ...]
-    align: Align = "bottom-right"
-
-
-def unmasked_pairs(
-    queries: int, keys: int, *, causal: bool, window: int | None = None, align: Align = "top-left"
-) -> int:
-    """Number of query-key pairs that a mask leaves.
-
-    Args:
-        queries: number of queries.
-        keys: number of keys.
-        causal: whether a query sees no later keys.
-        window: see `AttentionFacts`.
-        align: which query stands at which key: ``top-left``, the first at the first (torch's ``is_causal``),
-            or ``bottom-right``, the last at the last (a cache of earlier keys; FlashAttention).
-    """
-    reach = None if window is None else window - 1
-    return _band(queries, keys, left=reach, right=0 if causal else reach, align=align)
-
-
-def _band(queries: int, keys: int, left: int | None, right: int | None, align: Align) -> int:
-    """Pairs with the key at most ``left`` before and ``right`` after the query's own; None for no limit."""
-    offset = keys - queries if align == "bottom-right" else 0
-
-    def pairs_before(limit: int) -> int:
-        # Query i sees the first i + limit keys, as far as they exist.
-        return _ramp(queries + limit, keys) - _ramp(limit, keys)
-
-    total = queries * keys if right is None else pairs_before(offset + right + 1)
-    return total if left is None else total - pairs_before(offset - left)
-
-
-def _ramp(stop: int, top: int) -> int:
-    """Sum of t limited to 0..top, over all t < stop."""
-    stop = max(stop, 0)
-    slope = min(stop, top + 1)
-    return slope * (slope - 1) // 2 + (stop - slope) * top
 
 
 class _Call(NamedTuple):
@@ -190,105 +133,6 @@ def _attention_op(*names: str, values: bool = False) -> Callable[[Reader], Reade
         return reader
 
     return register
-
-
-def masked_matmul(full_cost: int, m: int, n: int, k: int, facts: AttentionFacts) -> int | None:
-    """FLOPs over the unmasked pairs of one attention product that ran over the whole square.
-
-    Scores, weighted values and their four gradients all are (batched) products over a query, a key and a head
-    dimension, in some order. What is left after the head dimension are queries and keys; the fewer are the queries.
-
-    Args:
-        full_cost: FLOPs of the product, 2 x batch x m x n x k.
-        m: rows of the left operand.
-        n: columns of the right operand.
-        k: the dimension summed over.
-        facts: of the module that owns the product; ``causal=None`` counts as not causal.
-
-    Returns:
-        None where no dimension is one of a head, or where two head dimensions leave open which one it is.
-    """
-    squares = _squares(m, n, k, facts)
-    if len(squares) != 1:
-        return None
-    queries, keys = squares.pop()
-    pairs = unmasked_pairs(queries, keys, causal=bool(facts.causal), window=facts.window, align=facts.align)
-    return full_cost * pairs // (queries * keys) if queries else full_cost
-
-
-def _squares(m: int, n: int, k: int, facts: AttentionFacts) -> set[tuple[int, int]]:
-    """The (queries, keys) that the dimensions of a product allow."""
-    dims = (m, n, k)
-    found = set()
-    for i, size in enumerate(dims):
-        if size in facts.head_dims:
-            queries, keys = sorted(dims[:i] + dims[i + 1 :])
-            found.add((queries, keys))
-    # A head dimension may happen to equal a sequence length: as many queries as keys is then the likely
-    # reading.
-    return {square for square in found if square[0] == square[1]} or found
-
-
-def with_facts(
-    op: str,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    out: Any,
-    cost: Cost,
-    kind: Kind,
-    facts: AttentionFacts | None,
-) -> tuple[Cost, bool]:
-    """The cost of a call, its unmasked pairs corrected by what is known of the module that owns it.
-
-    Args:
-        op: ``namespace::name.overload``.
-        args: positional arguments, tensors as `TensorSpec`.
-        kwargs: keyword arguments, likewise.
-        out: the result, likewise.
-        cost: what `cost_of` returned.
-        kind: likewise.
-        facts: of the owning module; None where it is not an attention module.
-
-    Returns:
-        The cost, and whether its causal FLOPs are known. They are not where the call is a product of an
-        attention whose mask is unknown, or a fused attention with a mask tensor in a module of which nothing
-        is known; they are then those of the whole square.
-    """
-    name = op.partition(".")[0]
-    if name in _PRODUCTS:
-        return _product_with_facts(args[_PRODUCTS[name] :], cost, facts)
-    if name in _LAYERS:
-        unmasked = _LAYERS[name](*args, **kwargs) or (facts is not None and facts.causal is False and not facts.window)
-        return cost, unmasked
-    reader = _READERS.get(op) or _READERS.get(name)
-    call = reader(*args, **{key: value for key, value in kwargs.items() if key != "out"}) if reader else None
-    if not isinstance(call, _Call) or call.mask == "own":
-        return cost, True
-    if facts is None or facts.causal is None:
-        return cost, False
-    pairs = unmasked_pairs(call.queries, call.keys, causal=facts.causal, window=facts.window, align=facts.align)
-    square = max(call.queries * call.keys, 1)
-    masked = replace(cost, causal=cost.full * pairs // square)
-    if call.mask == "block" and cost.hardware is not None:
-        masked = replace(masked, hardware=cost.hardware * pairs // square, vector=cost.vector * pairs // square)
-    return masked, True
-
-
-# Operators that are an attention product, and where their two factors begin.
-_PRODUCTS = {"aten::bmm": 0, "aten::baddbmm": 1, "aten::baddbmm_": 1, "aten::matmul": 0, "aten::matmul_backward": 1}
-
-
-def _product_with_facts(factors: tuple[Any, ...], cost: Cost, facts: AttentionFacts | None) -> tuple[Cost, bool]:
-    a, b = factors[:2]
-    if facts is None or len(a.shape) < 3 or len(b.shape) < 3:
-        return cost, True
-    dims = a.shape[-2], b.shape[-1], a.shape[-1]
-    squares = _squares(*dims, facts)
-    if not squares:
-        return cost, True
-    if facts.causal is None or (len(squares) > 1 and (facts.causal or facts.window)):
-        return cost, False
-    return replace(cost, causal=masked_matmul(cost.full, *dims, facts)), True
 
 
 @_attention_op("aten::_scaled_dot_product_flash_attention_for_cpu")

@@ -1,4 +1,4 @@
-"""Communication, by the name of a kernel or an operator. Decided here and nowhere else."""
+"""Names of operators and kernels: which communicate, what is an overload. Decided here and nowhere else."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ _COMMUNICATION = re.compile(
 ).match
 _PERHAPS = re.compile("all_?reduce|all_?gather|reduce_?scatter|all_?to_?all", re.IGNORECASE).search
 _ALL_REDUCE = re.compile("all_?reduce", re.IGNORECASE).search
+
+
+def without_overload(op: str) -> str:
+    """``aten::add`` for ``aten::add.Tensor``."""
+    return op.partition(".")[0]
 
 
 @cache

@@ -6,7 +6,9 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from .attention import AttentionFacts, with_facts
+from .masked import with_facts
+from .masks import AttentionFacts
+from .names import without_overload
 from .nested import Nested, nested_in
 from .rules import Cost, Kind, NotKnownError, TensorSpec, cost_of, least_bytes, total
 
@@ -126,7 +128,7 @@ def _padded(op: str, args: tuple[Any, ...], cost: Cost, device: str) -> int | No
     torch pads products of tensors with heads, and on a CPU the scores in its fused layers; there a GPU's kernels take
     each sequence by itself.
     """
-    plain, nested = op.partition(".")[0], next(nested_in(args), None)
+    plain, nested = without_overload(op), next(nested_in(args), None)
     if nested is not None and plain in _WIDTH_AT and device == "cpu":
         lengths = [spec.shape[-2] for spec in nested]
         added = len(lengths) * max(lengths) ** 2 - sum(length**2 for length in lengths)

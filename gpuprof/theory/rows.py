@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 Shape = tuple[int, ...]
@@ -48,6 +49,7 @@ class Count(NamedTuple):
 NOTHING = Count(0, 0)
 
 
+@lru_cache(maxsize=4096)
 def read_shapes(text: str) -> tuple[tuple[Shape, ...], tuple[Shape, ...]]:
     """Shapes of inputs and results from the table's column ``shapes``; of a long list only the first are there."""
     inputs, _, results = text.partition("->")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from gpuprof.errors import GpuprofError
-from gpuprof.theory.names import communicates
+from gpuprof.theory.names import communicates, without_overload
 
 RULES_VERSION = 2
 """Raised whenever a rule changes a figure: runs of different versions are not comparable."""
@@ -141,7 +141,12 @@ def flop_rule(*names: str, kind: Kind = "matmul", values: bool = False) -> Calla
             own replaces the built-in one.
         kind: the kind of work, by which reports group operators.
         values: whether the rule reads `TensorSpec.values`: offsets of packed sequences, places in a sparse matrix.
+
+    Raises:
+        GpuprofError: there is no name, or it is none: the decorator is called, ``@flop_rule("mylib::op")``.
     """
+    if not names or not all(isinstance(name, str) for name in names):
+        raise GpuprofError('a FLOP rule needs the names of its operators: @gpuprof.flop_rule("mylib::op")')
 
     def register(cost: RuleFunction) -> RuleFunction:
         for name in names:
@@ -156,7 +161,7 @@ def rule_for(op: str) -> Rule | None:
 
     Whatever `gpuprof.theory.names.communicates` has one: `message`, unless another is registered.
     """
-    return _RULES.get(op) or _RULES.get(op.partition(".")[0]) or (_COMMUNICATION if communicates(op) else None)
+    return _RULES.get(op) or _RULES.get(without_overload(op)) or (_COMMUNICATION if communicates(op) else None)
 
 
 def message(*args: Any, out: Any = None, **kwargs: Any) -> Cost:

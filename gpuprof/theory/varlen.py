@@ -14,7 +14,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from .attention import Align, _at, _attention_op, _band, _Call, _cost, _read
+from .attention import _at, _attention_op, _Call, _cost, _read
+from .masks import Align, _band
 from .rules import Cost, TensorSpec
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import counters, ncu
 from gpuprof.hardware.facts import recorded_gpu
-from gpuprof.record import UNATTRIBUTED, PassOutcome, Record, table
+from gpuprof.record import PassOutcome, Record
+from gpuprof.schema import UNATTRIBUTED, table
 
 _NAME, _SMS, _MEMORY, _CLOCK = (
     f"device__attribute_{what}"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from gpuprof.record import table
+from gpuprof.schema import table
+from gpuprof.theory.kernel_names import tensor_float32
 from gpuprof.theory.priced import FIGURES, Described
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import PRODUCTS
-from gpuprof.theory.tiling import tensor_float32
 from gpuprof.traces.chrome import Recorded
 from gpuprof.traces.owners import OpCall
 from gpuprof.traces.pricing import NO_RULE, described

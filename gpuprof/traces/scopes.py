@@ -28,7 +28,8 @@ from gpuprof.traces.events import (
     graph_key,
     host_kind,
 )
-from gpuprof.traces.owners import SERVED, OpCall
+from gpuprof.traces.owners import OpCall
+from gpuprof.traces.phases import SERVED
 
 _PREFIX = "nn.Module: "
 _NUMBERED = re.compile(r"(.+)_\d+").fullmatch

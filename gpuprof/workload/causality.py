@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from gpuprof.theory.attention import AttentionFacts
+from gpuprof.theory.masks import AttentionFacts
 
 # T5's and its kin's attention modules by the names they have in every checkpoint: of a sequence to itself, and of a
 # decoder to what was encoded.

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 
-from gpuprof.theory.attention import AttentionFacts
+from gpuprof.theory.masks import AttentionFacts
 from gpuprof.workload.causality import attention_facts
 
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")

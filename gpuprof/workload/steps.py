@@ -49,12 +49,9 @@ def train_step(
         with torch.enable_grad():
             output = model(*args, **kwargs)
             output = output if loss is not None else _done(output, list)
-            value, description["loss"] = (loss(output), GIVEN_LOSS) if loss is not None else find_loss(output)
-            if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:
-                raise GpuprofError(
-                    f"the loss ({description['loss']}) is no scalar tensor that needs a gradient; give a "
-                    "loss function, or use --mode forward"
-                )
+            found = (call_loss(loss, output), GIVEN_LOSS) if loss is not None else find_loss(output)
+            value, description["loss"] = found
+            _check_loss(value, description["loss"])
             for given in with_gradient:  # not before the call, until which somebody may want to know what there was
                 given.grad = None
             value.backward()
@@ -63,6 +60,28 @@ def train_step(
         return value.detach()
 
     return step
+
+
+def call_loss(loss: Callable[[Any], torch.Tensor], output: Any) -> torch.Tensor:
+    """A given loss of an output. By this function an error in it is known for the loss's: `gpuprof.passes.failure`."""
+    return loss(output)
+
+
+def _check_loss(value: Any, kind: str) -> None:
+    """Refuse a loss that has no backward.
+
+    Raises:
+        GpuprofError: It is no tensor, no scalar, or needs no gradient.
+    """
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and value.requires_grad:
+        return
+    what = f"a {type(value).__name__}"
+    if isinstance(value, torch.Tensor):
+        what = f"a tensor of shape {list(value.shape)}" if value.numel() != 1 else "a tensor that needs no gradient"
+    raise GpuprofError(
+        f"the loss ({kind}) is no scalar tensor that needs a gradient, but {what}; give a loss function that returns "
+        "one, or use --mode forward"
+    )
 
 
 def forward_step(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[[], Any]:

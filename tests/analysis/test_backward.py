@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import gpuprof
 from gpuprof.analysis import backward as b
 from gpuprof.profiler import run_passes
-from gpuprof.record import table
+from gpuprof.schema import table
 from gpuprof.workload import training
 
 STUDY = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "study_backward.py"))

@@ -6,11 +6,14 @@ import pytest
 from runs import gpu_run, kernel_row, ops_row, tree_row
 
 import gpuprof
-from gpuprof.analysis.budget import PARTS, budget, budget_by, idle_owners, owned, read_ceilings
+from gpuprof.analysis.bounds import read_ceilings
+from gpuprof.analysis.budget import PARTS, budget, budget_by, idle_owners
+from gpuprof.analysis.kernel_time import owned
 from gpuprof.analysis.modules import totals, union_ns
 from gpuprof.analysis.steps import step_seconds
-from gpuprof.record import UNATTRIBUTED, PassOutcome, table
+from gpuprof.record import PassOutcome
 from gpuprof.run import Run
+from gpuprof.schema import UNATTRIBUTED, table
 
 NS = 1e-9
 
@@ -282,7 +285,11 @@ def test_faster_than_its_bound_is_negative_and_said():
     )
 
     assert parts_ns(found) == {"ideal": 80, "matmul": -3}
-    assert found.notes == ["A negative part is work that was faster than the bound it is held against."]
+    assert found.notes == [
+        "Matmul is negative: products were faster than the peak, bandwidth or ceiling that they are held against, "
+        "which was measured under other load, or a cache holds what they read."
+    ]
+    assert (found.slowed, found.rest.empty) == (1, True)
     assert_adds_up(found)
 
 

@@ -7,7 +7,7 @@ from runs import generation_run, gpu_run, kernel_row, row
 
 from gpuprof.analysis.check import METRICS, check, check_interleaved, compare, moved, unopposed, verdicts
 from gpuprof.errors import GpuprofError
-from gpuprof.record import table
+from gpuprof.schema import table
 
 
 def timed(step_ns, day=1, launches=1, **device):

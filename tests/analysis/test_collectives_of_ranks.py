@@ -7,7 +7,8 @@ import gpuprof
 from gpuprof.analysis.collectives import JOB_COLUMNS, alignment, bus_factor, by_collective
 from gpuprof.analysis.communication import calls, collectives
 from gpuprof.analysis.ranks import by_rank
-from gpuprof.job import assemble, part
+from gpuprof.job import assemble
+from gpuprof.job_part import part
 
 NS = 1e-9
 
@@ -99,7 +100,7 @@ def test_bytes_of_calls_of_two_sizes():
     """Of a call whose shapes were counted with another owner too: the message is told by the shapes."""
     run = rank_run(0, sends=[(100, 10)])
     again = run.ops[run.ops["kind"] == "communication"].assign(module="fc", shapes="32 -> 32", bytes=128)
-    run.ops = gpuprof.record.table("ops", [*run.ops.to_dict("records"), *again.to_dict("records")])
+    run.ops = gpuprof.schema.table("ops", [*run.ops.to_dict("records"), *again.to_dict("records")])
     run.kernels.loc[run.kernels["call"] == 3, "module"] = ""
     assert calls(run)["bytes"].tolist() == [64]
     run.kernels.loc[run.kernels["call"] == 3, "shapes"] = "4"
@@ -139,8 +140,8 @@ def test_ranks_are_aligned_through_others():
             kernels.append(tp[0] | at)
         other = {"group": "tp", "op": "_c10d_functional::all_reduce.default"}
         again = run.ops[run.ops["kind"] == "communication"].assign(**other)
-        run.ops = gpuprof.record.table("ops", [*run.ops.to_dict("records"), *again.to_dict("records")])
-        run.kernels = gpuprof.record.table("kernels", kernels)
+        run.ops = gpuprof.schema.table("ops", [*run.ops.to_dict("records"), *again.to_dict("records")])
+        run.kernels = gpuprof.schema.table("kernels", kernels)
         runs.append(run)
     assert alignment(job_of(*runs)).offset_ns == {0: 0, 1: -500, 2: 300, 3: -90}
 

@@ -11,11 +11,11 @@ from gpuprof.analysis.communication import COLLECTIVE_COLUMNS, Account, account,
 from gpuprof.analysis.hints import hints
 from gpuprof.analysis.modules import by_kernel, by_op, by_phase, without_rule
 from gpuprof.analysis.roofline import by_bound, roofline
-from gpuprof.record import table
 from gpuprof.render import render
 from gpuprof.render.page import render_page
 from gpuprof.render.roofline import render_roofline
 from gpuprof.render.view import View
+from gpuprof.schema import table
 
 NS = 1e-9
 REDUCE = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)"

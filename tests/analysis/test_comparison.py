@@ -14,7 +14,7 @@ from gpuprof.analysis.comparison import (
     workload_key,
 )
 from gpuprof.errors import GpuprofError
-from gpuprof.record import table
+from gpuprof.schema import table
 
 
 def launched_run():

@@ -1,7 +1,8 @@
 from runs import gpu_run
 
 from gpuprof.analysis.compilation import compile_lines, compile_seconds
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import PassOutcome
+from gpuprof.schema import table
 
 FRAME = "forward (net.py:14)"
 

@@ -3,7 +3,7 @@ import pytest
 from runs import compiled_run, gpu_run, kernel_row, node_row, ops_row, row
 
 from gpuprof.analysis.compiled import COLUMNS, compiled_flops, compiled_lines, hardware_of_compiled
-from gpuprof.record import table
+from gpuprof.schema import table
 
 
 def changed(**tables):

@@ -8,7 +8,7 @@ from gpuprof.analysis.consistency import misbooked, mismatches
 from gpuprof.analysis.hints import hints
 from gpuprof.analysis.known_flops import matmul_kernels, priced_share
 from gpuprof.analysis.roofline import roofline
-from gpuprof.record import table
+from gpuprof.schema import table
 
 
 def test_a_compiled_step_in_parts():

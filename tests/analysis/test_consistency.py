@@ -24,7 +24,6 @@ from gpuprof.analysis.modules import by_class, by_module, by_op, by_phase, total
 from gpuprof.analysis.roofline import roofline
 from gpuprof.analysis.sweep import sweep_table
 from gpuprof.errors import GpuprofError
-from gpuprof.record import table
 from gpuprof.render import render
 from gpuprof.render.backward import render_backward
 from gpuprof.render.budget import render_budget
@@ -32,6 +31,7 @@ from gpuprof.render.page import render_page
 from gpuprof.render.regression import render_check
 from gpuprof.render.sweep import FORMATS as SWEEP_FORMATS
 from gpuprof.render.view import View
+from gpuprof.schema import table
 from gpuprof.sweep import Point
 
 
@@ -172,7 +172,7 @@ def test_the_totals(differing):
 @pytest.mark.parametrize("rows", [by_module, by_class, by_op, by_phase])
 def test_the_tables(differing, rows):
     found, whole_run = rows(differing), rows(gpu_run())
-    rates = [name for name in found if name.startswith(("mfu", "flops_per_s"))]
+    rates = [name for name in found if name.removeprefix("kernel_").startswith(("mfu", "flops_per_s"))]
     assert found[rates].isna().all(axis=None)
     assert whole_run[rates].notna().any().all()
     pd.testing.assert_frame_equal(found.drop(columns=[*rates, "calls"], errors="ignore"),
@@ -276,8 +276,8 @@ def test_time_that_the_trace_books_on_another_module():
 
     assert mismatches(run) == []
     assert misbooked(run) == [
-        "aten::mm of layers.0 in the forward: counted 1 calls, traced 0: the trace books time on another module",
-        "aten::mm of layers.1 in the forward: counted 1 calls, traced 2: the trace books time on another module",
+        "aten::mm of layers.0 in the forward: counted 1 call, traced 0: the trace books time on another module",
+        "aten::mm of layers.1 in the forward: counted 1 call, traced 2: the trace books time on another module",
     ]
     run.estimates = product_within("aten::mm", 4000).assign(module="layers.1")  # of both calls, where 2000 are counted
     assert mismatches(run) == []
@@ -399,9 +399,12 @@ def test_what_is_booked_wrongly_withholds_the_figures_of_modules_and_no_others()
     assert withheld_of_kernels(run) == reason
     assert totals(run)["mfu"] == pytest.approx(12000 / 100e9 / 480e-9)
     for rows in (by_module(run), by_class(run), by_op(run), by_phase(run)):
-        rates = [column for column in rows if column.startswith(("mfu", "flops_per_s"))]
-        assert rates
-        assert rows[rates].isna().all(axis=None)
+        rates = [column for column in rows if column.removeprefix("kernel_").startswith(("mfu", "flops_per_s"))]
+        over_kernels = [name for name in rates if "kernel_time_s" not in rows or name.startswith("kernel_")]
+        assert over_kernels
+        assert rows[over_kernels].isna().all(axis=None)
+    assert by_phase(run)["mfu"].iloc[0] == pytest.approx(4000 / 100e9 / 80e-9)  # of the timed phase, without a trace
+    assert f"Kernel FLOP/s and kernel MFU {reason}." in render(run, "table", View(by="phase", width=400))
     times = by_module(run).set_index("module")["time_forward_s"]
     assert times.drop("(unattributed)").isna().all()
     assert times["(unattributed)"] == pytest.approx(80e-9)
@@ -414,7 +417,7 @@ def test_what_is_booked_wrongly_withholds_the_figures_of_modules_and_no_others()
     assert f"All that FLOPs would explain is {reason}." in parts.notes
 
     tree = render(run, "tree", wide)
-    assert f"times of modules, FLOP/s and MFU below the whole step {reason}" in tree
+    assert f"times of modules, FLOP/s and kernel MFU below the whole step {reason}" in tree
     assert "MFU 25.0 %" in tree
     assert all(f"Warning: {line}" in tree for line in (first, second))
     assert f"FLOP/s and MFU {reason}." in render(run, "table", wide)

@@ -18,9 +18,9 @@ from gpuprof.analysis.conventions import beside, difference, in_words, misfits
 from gpuprof.analysis.modules import by_module, by_op, by_phase, convention_by_module, totals
 from gpuprof.cli import options
 from gpuprof.errors import GpuprofError
-from gpuprof.record import table
 from gpuprof.render import render
 from gpuprof.render.view import View
+from gpuprof.schema import table
 from gpuprof.theory import CONVENTIONS
 from gpuprof.workload import load_preset
 

@@ -2,7 +2,7 @@ import pytest
 from runs import gpu_run
 
 from gpuprof.analysis.denominators import denominator, denominators, peak_dtype
-from gpuprof.record import table
+from gpuprof.schema import table
 
 
 def test_the_clock_peak_is_the_rate_per_clock_at_the_clock_measured():
@@ -31,9 +31,9 @@ def test_float32_on_tensor_cores_runs_against_the_tf32_peak():
     run.ops["dtype"] = "float32"
     run.device["peaks"] = {"datasheet": {"float32": 50e9, "tf32": 100e9}}
 
-    assert run.modules()["mfu"].iloc[0] == pytest.approx(0.6)
+    assert run.modules()["kernel_mfu"].iloc[0] == pytest.approx(0.6)
     run.environment["allow_tf32_matmul"] = True
-    assert run.modules()["mfu"].iloc[0] == pytest.approx(0.3)
+    assert run.modules()["kernel_mfu"].iloc[0] == pytest.approx(0.3)
 
 
 def test_an_unknown_device_has_no_denominator():

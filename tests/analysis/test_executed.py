@@ -12,8 +12,8 @@ from gpuprof.analysis.executed import (
     not_collected,
 )
 from gpuprof.errors import GpuprofError
-from gpuprof.record import table
 from gpuprof.run import Run
+from gpuprof.schema import table
 
 NVJET = "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTN"
 AMPERE = "ampere_bf16_s16816gemm_bf16_128x256_ldg8_f2f_stages_64x3_tn"

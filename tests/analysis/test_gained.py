@@ -7,9 +7,9 @@ from runs import compiled_run, eager_run, row
 from gpuprof.analysis.check import check, compare
 from gpuprof.analysis.gained import gained
 from gpuprof.errors import GpuprofError
-from gpuprof.record import table
 from gpuprof.render.regression import COMPARISONS
 from gpuprof.render.view import View
+from gpuprof.schema import table
 
 
 def test_what_compilation_gained_module_by_module():

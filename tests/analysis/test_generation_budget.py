@@ -8,8 +8,9 @@ from test_hints import the
 from gpuprof.analysis.budget import budget, idle_owners
 from gpuprof.analysis.hints import hints
 from gpuprof.errors import GpuprofError
-from gpuprof.job import assemble, part
-from gpuprof.record import table
+from gpuprof.job import assemble
+from gpuprof.job_part import part
+from gpuprof.schema import table
 
 NS = 1e-9
 
@@ -170,7 +171,10 @@ def test_weights_are_shared_by_more_sequences():
     # 3 x 900 bytes at 8 bytes/ns, halved
     assert gain == pytest.approx(2700 / 8 / 2)
     assert "reads 900 B of weights for 2 sequences, 57.0 % of the bytes that must move" in text
-    assert action == "a larger batch, as far as a token may take longer and their cache, 40 B a position, fits"
+    assert (
+        action
+        == "a larger batch, as far as a token may take longer and the cache of all, 40 B a position of each, fits"
+    )
 
 
 @pytest.mark.parametrize(("name", "value"), [("peaks", {"datasheet": {"bfloat16": 10e9}}), ("measured_bandwidth", 4e9)])

@@ -5,7 +5,8 @@ from runs import generation_run, gpu_run, row, traffic_row
 from gpuprof.analysis import generation as g
 from gpuprof.analysis.modules import by_class, by_module, by_phase, totals
 from gpuprof.analysis.telemetry import of_phases
-from gpuprof.record import load, table
+from gpuprof.record import load
+from gpuprof.schema import table
 
 NS = 1e-9
 
@@ -207,7 +208,7 @@ def test_a_measured_bandwidth_stands_in_for_the_datasheets():
     run.device["memory_bandwidth"] = None
 
     assert g.bandwidth(run) == ("measured", 8e9)
-    assert row(by_phase(run), phase="decode")["step_mbu"] == pytest.approx(4740 / 7680)
+    assert row(by_phase(run), phase="decode")["mbu"] == pytest.approx(4740 / 7680)
 
 
 def test_without_a_bandwidth_there_are_bytes_and_rates_but_no_mbu():
@@ -217,10 +218,10 @@ def test_without_a_bandwidth_there_are_bytes_and_rates_but_no_mbu():
     decode = row(by_phase(run), phase="decode")
 
     assert g.mbu(run) == {}
-    assert decode["step_bytes_per_s"] == pytest.approx(4740 / (960 * NS))
+    assert decode["bytes_per_s"] == pytest.approx(4740 / (960 * NS))
+    assert pd.isna(decode["kernel_mbu"])
     assert pd.isna(decode["mbu"])
-    assert pd.isna(decode["step_mbu"])
-    assert by_module(run)["mbu_decode"].isna().all()
+    assert by_module(run)["kernel_mbu_decode"].isna().all()
     assert g.parts(run)["mbu"].isna().all()
 
 
@@ -228,12 +229,12 @@ def test_by_phase_has_both_bounds_over_step_and_kernels():
     prefill, decode = (row(by_phase(generation_run()), phase=phase) for phase in ("prefill", "decode"))
 
     assert (prefill["flops"], decode["flops"]) == (20000, 4800)
-    assert (prefill["step_mfu"], decode["step_mfu"]) == (pytest.approx(0.5), pytest.approx(0.05))
-    assert (prefill["mfu"], decode["mfu"]) == (pytest.approx(200 / 300), pytest.approx(48 / 600))
-    assert (prefill["step_mbu"], decode["step_mbu"]) == (pytest.approx(0.53), pytest.approx(0.49375))
-    assert (prefill["mbu"], decode["mbu"]) == (pytest.approx(212 / 300), pytest.approx(474 / 600))
-    assert decode["step_flops_per_s"] == pytest.approx(4800 / (960 * NS))
-    assert decode["bytes_per_s"] == pytest.approx(4740 / (600 * NS))
+    assert (prefill["mfu"], decode["mfu"]) == (pytest.approx(0.5), pytest.approx(0.05))
+    assert (prefill["kernel_mfu"], decode["kernel_mfu"]) == (pytest.approx(200 / 300), pytest.approx(48 / 600))
+    assert (prefill["mbu"], decode["mbu"]) == (pytest.approx(0.53), pytest.approx(0.49375))
+    assert (prefill["kernel_mbu"], decode["kernel_mbu"]) == (pytest.approx(212 / 300), pytest.approx(474 / 600))
+    assert decode["flops_per_s"] == pytest.approx(4800 / (960 * NS))
+    assert decode["kernel_bytes_per_s"] == pytest.approx(4740 / (600 * NS))
     sizes = ("moved_bytes", "weights_bytes", "cache_read_bytes", "cache_written_bytes", "activations_bytes", "bytes")
     assert [decode[name] for name in sizes] == [4740, 2700, 1200, 240, 600, 20]  # bytes: the operators' own
 
@@ -245,12 +246,15 @@ def test_by_module_has_both_phases_beside_the_forward():
     assert (attn["flops_prefill"], attn["flops_decode"], attn["flops_forward"]) == (8000, 1800, 9800)
     assert attn["time_forward_s"] == pytest.approx(attn["time_prefill_s"] + attn["time_decode_s"])
     assert (attn["time_prefill_s"], attn["time_decode_s"]) == (pytest.approx(100 * NS), pytest.approx(240 * NS))
-    assert (attn["mfu_prefill"], attn["mfu_decode"]) == (pytest.approx(80 / 100), pytest.approx(18 / 240))
+    assert (attn["kernel_mfu_prefill"], attn["kernel_mfu_decode"]) == (pytest.approx(80 / 100), pytest.approx(18 / 240))
     # two fifths of weights and activations, all of the cache: 1120 of 2120 bytes, less 0.6 of what is not cache
     assert (attn["bytes_prefill"], attn["bytes_decode"]) == (1000 * 2 // 5 + 320 + 320, 1080 + 1440 + 240)
-    assert (attn["mbu_prefill"], attn["mbu_decode"]) == (pytest.approx(104 / 100), pytest.approx(276 / 240))
+    assert (attn["kernel_mbu_prefill"], attn["kernel_mbu_decode"]) == (
+        pytest.approx(104 / 100),
+        pytest.approx(276 / 240),
+    )
     root = row(table_, module="")
-    assert (root["bytes_decode"], root["mbu_decode"]) == (4740, pytest.approx(474 / 600))
+    assert (root["bytes_decode"], root["kernel_mbu_decode"]) == (4740, pytest.approx(474 / 600))
     assert "flops_encode" not in table_
     assert list(by_module(gpu_run())) == list(table_)[:26]
 
@@ -259,8 +263,8 @@ def test_by_class_rates_are_over_the_sums():
     linear = row(by_class(generation_run()), **{"class": "Linear"})
 
     assert (linear["bytes_decode"], linear["flops_prefill"]) == (1980, 12000)
-    assert linear["mbu_decode"] == pytest.approx(198 / 360)
-    assert linear["mfu_prefill"] == pytest.approx(120 / 200)
+    assert linear["kernel_mbu_decode"] == pytest.approx(198 / 360)
+    assert linear["kernel_mfu_prefill"] == pytest.approx(120 / 200)
 
 
 def test_tokens_per_s_are_new_ones_also_in_a_file_that_knows_no_parts():
@@ -275,8 +279,8 @@ def test_tokens_per_s_are_new_ones_also_in_a_file_that_knows_no_parts():
     assert totals(run)["tokens_per_s"] == pytest.approx(8 / (1360 * NS))
     assert g.generation(run) is None
     assert "profile again" in g.untold_parts(run)
-    assert "step_mfu" not in by_phase(run)
-    assert "mbu_decode" not in by_module(run)
+    assert "mbu" not in by_phase(run)
+    assert "kernel_mbu_decode" not in by_module(run)
 
 
 @pytest.mark.parametrize("unknown", [["another cache"], ["another cache", "a kernel of its own"]])
@@ -289,10 +293,10 @@ def test_bytes_of_which_not_all_are_known_are_none(unknown):
     assert g.moved_by_module(run, "decode").empty
     assert g.unknown_bytes(run).startswith("unknown: another cache")
     assert ("1 more" in g.unknown_bytes(run)) == (len(unknown) == 2)
-    assert by_module(run)[["bytes_decode", "mbu_decode"]].isna().all(axis=None)
+    assert by_module(run)[["bytes_decode", "kernel_mbu_decode"]].isna().all(axis=None)
     assert g.parts(run)["bytes"].isna().all()
     assert g.generation(run).tpot_s == pytest.approx(320 * NS)
-    assert row(by_phase(run), phase="prefill")["step_mfu"] == pytest.approx(0.5)
+    assert row(by_phase(run), phase="prefill")["mfu"] == pytest.approx(0.5)
 
 
 def test_other_parts_when_timed_than_when_counted_withhold_the_mbu():
@@ -305,8 +309,8 @@ def test_other_parts_when_timed_than_when_counted_withhold_the_mbu():
     )
     assert g.mbu(run) == g.kernel_mbu(run) == {}
     assert g.moved(run).loc["decode", "bytes"] == 4740  # of the counted step they are what they are
-    assert by_phase(run)[["step_mbu", "mbu"]].isna().all(axis=None)
-    assert by_module(run)["mbu_decode"].isna().all()
+    assert by_phase(run)[["mbu", "kernel_mbu"]].isna().all(axis=None)
+    assert by_module(run)["kernel_mbu_decode"].isna().all()
     assert g.parts(run)["mbu"].isna().all()
 
 
@@ -317,7 +321,7 @@ def test_what_withholds_mfu_withholds_mbu():
 
     assert g.withheld_of_bytes(run).startswith("withheld: the inputs of the step vary")
     assert g.mbu(run) == {}
-    assert by_phase(run)[["step_mfu", "step_mbu", "mfu", "mbu"]].isna().all(axis=None)
+    assert by_phase(run)[["mfu", "mbu", "kernel_mfu", "kernel_mbu"]].isna().all(axis=None)
 
 
 def test_times_that_the_trace_books_wrongly_withhold_the_mbu_of_kernels_alone():
@@ -329,7 +333,7 @@ def test_times_that_the_trace_books_wrongly_withhold_the_mbu_of_kernels_alone():
     assert "would have run at" in g.withheld_of_kernel_bytes(run)
     assert g.mbu(run)["datasheet"] == pytest.approx(4740 / 9600 / 100)
     assert g.kernel_mbu(run) == {}
-    assert by_module(run)["mbu_decode"].isna().all()
+    assert by_module(run)["kernel_mbu_decode"].isna().all()
 
 
 def test_a_trace_without_times_or_counts_has_no_mbu():
@@ -340,7 +344,7 @@ def test_a_trace_without_times_or_counts_has_no_mbu():
     assert g.withheld_of_bytes(run) == ""
     assert g.mbu(run) == {}
     assert g.generation(run).ttft_s == pytest.approx(400 * NS)
-    assert "step_mbu" not in by_phase(run)
+    assert "mbu" not in by_phase(run)
 
 
 def test_a_cache_grows_by_what_is_held_and_not_by_what_is_written():

@@ -3,8 +3,8 @@ from runs import ops_row
 
 from gpuprof.analysis.ceilings import matmul_shapes
 from gpuprof.errors import GpuprofError
-from gpuprof.record import table
 from gpuprof.run import Run
+from gpuprof.schema import table
 
 
 def run(*ops, **environment):

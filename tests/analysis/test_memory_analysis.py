@@ -6,9 +6,10 @@ from runs import generation_run, gpu_run, row, tree_row
 import gpuprof
 from gpuprof.analysis.generation import held_after
 from gpuprof.analysis.memory import ACCOUNT_COLUMNS, account, by_module, made, peak, predict, running
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import PassOutcome
 from gpuprof.render.memory import render_memory
 from gpuprof.run import Run
+from gpuprof.schema import table
 
 
 def reading(module, phase, quantity, size, source="measured"):

@@ -4,7 +4,7 @@ import pytest
 from runs import counted_run, gpu_run, kernel_row, row
 
 from gpuprof.analysis import modules
-from gpuprof.record import table
+from gpuprof.schema import table
 
 
 def test_counts_roll_up_and_add_up():
@@ -25,16 +25,16 @@ def test_times_rates_and_mfu():
     assert head["time_forward_s"] == pytest.approx(40e-9)
     assert head["time_backward_s"] == pytest.approx(160e-9)
     assert head["flops_per_s_forward"] == pytest.approx(50e9)
-    assert (head["mfu_forward"], head["mfu_backward"]) == (pytest.approx(0.5), pytest.approx(0.25))
-    assert head["mfu"] == pytest.approx(60 / 200)
-    assert row(frame, module="")["mfu"] == pytest.approx(0.3)
+    assert (head["kernel_mfu_forward"], head["kernel_mfu_backward"]) == (pytest.approx(0.5), pytest.approx(0.25))
+    assert head["kernel_mfu"] == pytest.approx(60 / 200)
+    assert row(frame, module="")["kernel_mfu"] == pytest.approx(0.3)
     assert row(frame, module="(unattributed)")["time_forward_s"] == 0.0
 
 
 def test_another_convention_changes_counts_and_mfu_only():
     full = row(gpu_run().modules("full"), module="head")
 
-    assert (full["flops_forward"], full["mfu_forward"]) == (4000, pytest.approx(1.0))
+    assert (full["flops_forward"], full["kernel_mfu_forward"]) == (4000, pytest.approx(1.0))
     assert full["time_forward_s"] == pytest.approx(40e-9)
 
 
@@ -45,7 +45,7 @@ def test_what_no_pass_measured_is_missing_not_zero():
     head = row(run.modules(), module="head")
 
     assert head["flops_forward"] == 2000
-    for column in ("time_forward_s", "flops_per_s_forward", "mfu_forward", "mfu"):
+    for column in ("time_forward_s", "flops_per_s_forward", "kernel_mfu_forward", "kernel_mfu"):
         assert pd.isna(head[column])
 
 
@@ -55,7 +55,7 @@ def test_no_peak_no_mfu_but_a_rate():
 
     head = row(run.modules(), module="head")
 
-    assert pd.isna(head["mfu"])
+    assert pd.isna(head["kernel_mfu"])
     assert head["flops_per_s_forward"] == pytest.approx(50e9)
 
 
@@ -65,9 +65,9 @@ def test_a_dtype_without_a_peak_leaves_no_mfu():
 
     frame = run.modules()
 
-    assert pd.isna(row(frame, module="head")["mfu"])
-    assert pd.isna(row(frame, module="")["mfu"])
-    assert row(frame, module="layers")["mfu"] == pytest.approx(0.3)
+    assert pd.isna(row(frame, module="head")["kernel_mfu"])
+    assert pd.isna(row(frame, module="")["kernel_mfu"])
+    assert row(frame, module="layers")["kernel_mfu"] == pytest.approx(0.3)
 
 
 def test_overlapping_streams_are_not_added_twice():
@@ -104,7 +104,7 @@ def test_by_class_counts_a_module_inside_its_own_class_once():
     block = row(modules.by_class(run), **{"class": "Block"})
 
     assert (block["modules"], block["flops_forward"]) == (3, 2000)
-    assert block["mfu"] == pytest.approx(0.3)
+    assert block["kernel_mfu"] == pytest.approx(0.3)
 
 
 def test_by_op_sets_torchs_estimate_beside_the_count():
@@ -112,7 +112,7 @@ def test_by_op_sets_torchs_estimate_beside_the_count():
 
     mm = row(frame, op="aten::mm")
     assert (mm["flops"], mm["flops_profiler"], mm["kernels"]) == (4000, 4000, 3)
-    assert mm["mfu"] == pytest.approx(0.5)
+    assert mm["kernel_mfu"] == pytest.approx(0.5)
     bmm = row(frame, op="aten::bmm")
     assert bmm["flops"] == 8000
     assert pd.isna(bmm["flops_profiler"])
@@ -142,8 +142,10 @@ def test_by_phase():
     assert frame["phase"].tolist() == ["forward", "backward", "optimizer"]
     forward = row(frame, phase="forward")
     assert forward["time_s"] == pytest.approx(80e-9)
+    assert (forward["flops_per_s"], forward["mfu"]) == (pytest.approx(50e9), pytest.approx(0.5))
     assert forward["kernel_time_s"] == pytest.approx(80e-9)
-    assert forward["mfu"] == pytest.approx(0.5)
+    assert forward["kernel_flops_per_s"] == pytest.approx(50e9)
+    assert forward["kernel_mfu"] == pytest.approx(0.5)
 
 
 def test_totals():

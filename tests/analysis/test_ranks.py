@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 import gpuprof
 from gpuprof.analysis.ranks import RANK_COLUMNS, by_rank, rank_rows, straggler
 from gpuprof.cli import app
-from gpuprof.record import table
 from gpuprof.render import render
 from gpuprof.render.page import render_page
 from gpuprof.render.view import View
+from gpuprof.schema import table
 
 NS = 1e-9
 PEAKS = {"datasheet": {"bfloat16": 100e9, "float32": 50e9}}

@@ -4,8 +4,8 @@ import pytest
 from runs import ops_row, tree_row
 
 from gpuprof.analysis.replication import model_flops, replication, sentence
-from gpuprof.record import table
 from gpuprof.run import Run
+from gpuprof.schema import table
 
 UP = 2 * 128 * 64 * 256
 HEAD = 2 * 128 * 64 * 128

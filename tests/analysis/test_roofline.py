@@ -5,7 +5,7 @@ from runs import counted_run, generation_run, gpu_run, kernel_row, ops_row, row
 
 import gpuprof
 from gpuprof.analysis.roofline import COLUMNS, by_bound, clouds, dtypes, roofline, roofs
-from gpuprof.record import table
+from gpuprof.schema import table
 
 
 def toy(ops=None, kernels=None, **device):

@@ -5,7 +5,7 @@ from runs import compiled_run, gpu_run, row
 from gpuprof.analysis.consistency import owned_kernels
 from gpuprof.analysis.modules import by_class, by_phase, totals
 from gpuprof.analysis.shares import split_kernels, split_ns
-from gpuprof.record import table
+from gpuprof.schema import table
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_modules_of_a_compiled_run_have_their_parts():
     )
     assert root["time_forward_s"] == pytest.approx(129e-9)
     assert root["time_backward_s"] == pytest.approx(102e-9)
-    assert row(frame, module="fc")["mfu_forward"] == pytest.approx(0.5)
+    assert row(frame, module="fc")["kernel_mfu_forward"] == pytest.approx(0.5)
 
 
 def test_recomputation_that_the_compiler_chose_is_a_phase():
@@ -103,7 +103,7 @@ def hidden_run():
     return run
 
 
-_TIMES = ["time_forward_s", "time_recompute_s", "time_backward_s", "mfu"]
+_TIMES = ["time_forward_s", "time_recompute_s", "time_backward_s", "kernel_mfu"]
 
 
 def test_what_a_trace_did_not_look_into_is_unknown_never_0():

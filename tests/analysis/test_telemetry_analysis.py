@@ -2,7 +2,8 @@ import pytest
 from runs import gpu_run, kernel_row, ops_row
 
 from gpuprof.analysis.telemetry import energy_per_step_j, flops_per_joule, summary, tensor_activity
-from gpuprof.record import load, table
+from gpuprof.record import load
+from gpuprof.schema import table
 
 UNITS = {"sm_clock": "MHz", "temperature": "C", "event_reasons": "mask", "energy": "J", "gpm_tensor_active": "%"}
 

@@ -8,10 +8,10 @@ from runs import gpu_run, ops_row
 from gpuprof.analysis.backward import whole
 from gpuprof.analysis.modules import totals
 from gpuprof.analysis.unpriced import may_multiply, ratio_withheld
-from gpuprof.record import table
 from gpuprof.render import render
 from gpuprof.render.backward import FORMATS, render_backward
 from gpuprof.render.page import render_page
+from gpuprof.schema import table
 
 REASON = "withheld: bitsandbytes::gemm_of_tomorrow.default may multiply and has no FLOP rule"
 

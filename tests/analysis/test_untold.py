@@ -10,7 +10,8 @@ from gpuprof.analysis.consistency import misbooked, mismatches, withheld, withhe
 from gpuprof.analysis.known_flops import at_least, known_of, priced_share
 from gpuprof.analysis.modules import by_module, by_op, totals
 from gpuprof.analysis.untold import host_steps, untold
-from gpuprof.record import UNATTRIBUTED, load, table
+from gpuprof.record import load
+from gpuprof.schema import UNATTRIBUTED, table
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
 
@@ -23,7 +24,7 @@ def test_a_recording_that_tells_everything():
     assert (sums["step_s"], sums["steps"], sums["flops"]) == (1.5e-3, 3, 6 * 10**11)
     assert sums["mfu"] == sums["hfu"] == pytest.approx(0.4)  # 600 us of products at the peak, in 1.5 ms
     assert sums["params"] is None
-    assert row(by_module(run), module="Net_0.Linear_0")["mfu"] == pytest.approx(0.5)  # 300 us in 600
+    assert row(by_module(run), module="Net_0.Linear_0")["kernel_mfu"] == pytest.approx(0.5)  # 300 us in 600
 
 
 @pytest.mark.parametrize("make", [gpu_run, counted_run])
@@ -97,7 +98,7 @@ def test_without_a_step_there_is_no_mfu_of_it_and_operators_have_theirs():
     assert withheld(run) == ""
     assert withheld_of_step(run).startswith("withheld: no step is found in the recording")
     assert (totals(run)["mfu"], totals(run)["flops_per_s"], budget(run).mfu) == (None, None, None)
-    assert row(by_op(run), op="aten::mm")["mfu"] == pytest.approx(0.5)
+    assert row(by_op(run), op="aten::mm")["kernel_mfu"] == pytest.approx(0.5)
     assert budget(run).step_s == pytest.approx(1.4e-3)
 
 
@@ -105,7 +106,7 @@ def test_kernels_of_two_devices_have_no_peak():
     run = recorded_run(devices=[H100, A100])
 
     assert mismatches(run) == [f"the recording has kernels of 2 devices ({H100}, {A100}), not of one"]
-    assert by_op(run)["mfu"].isna().all()
+    assert by_op(run)["kernel_mfu"].isna().all()
 
 
 def test_kernels_outside_steps_whole_microseconds_and_the_time_of_the_host():
@@ -153,8 +154,8 @@ def test_a_rate_above_the_peak_is_a_mistake_of_reading():
     assert "aten::mm of 5000x2000 2000x5000 would have run at 150.0 % of the datasheet dense peak" in str(
         misbooked(run)
     )
-    assert by_op(run)["mfu"].isna().all()
-    assert by_module(run)["mfu"].isna().all()
+    assert by_op(run)["kernel_mfu"].isna().all()
+    assert by_module(run)["kernel_mfu"].isna().all()
 
 
 def test_an_operator_is_as_fast_as_the_kernels_of_it_that_multiply():

@@ -24,7 +24,7 @@ def test_text_on_a_pipe(saved):
 
     assert (made.returncode, made.stderr) == (0, "")
     assert "Step 480.0 ns: MFU 25.0 %" in made.stdout
-    assert "matmuls: above ideal        280.0 ns   58.3 %" in made.stdout
+    assert "matmul: above ideal         280.0 ns   58.3 %" in made.stdout
     assert "█" in made.stdout
     assert "\x1b" not in made.stdout
 

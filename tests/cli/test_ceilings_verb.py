@@ -15,8 +15,8 @@ from gpuprof.cli.ceilings import ceilings
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import ceiling_cache
 from gpuprof.hardware import ceilings as hardware
-from gpuprof.record import table
 from gpuprof.run import Run
+from gpuprof.schema import table
 
 app = typer.Typer()
 app.command()(ceilings)

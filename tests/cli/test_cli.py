@@ -68,7 +68,7 @@ def test_profile_then_show(gpuprof_cli, model, tmp_path):
     assert rows.loc["fc", "flops_forward"] == 2 * 4 * 16 * 8
     assert rows.loc["fc", "flops_backward"] == 2 * 4 * 16 * 8  # the input needs no gradient
     assert float(rows.loc["fc", "time_forward_s"]) > 0
-    assert float(rows.loc["", "mfu"]) > 0
+    assert float(rows.loc["", "kernel_mfu"]) > 0
 
 
 def test_a_model_is_compiled_on_demand(gpuprof_cli, model, tmp_path):

@@ -14,8 +14,9 @@ from gpuprof.analysis.changepoints import series_of
 from gpuprof.cli.history import history
 from gpuprof.errors import GpuprofError
 from gpuprof.history import open_store
-from gpuprof.record import load, table
+from gpuprof.record import load
 from gpuprof.render import history as render
+from gpuprof.schema import table
 
 
 def run(*arguments, columns=160):

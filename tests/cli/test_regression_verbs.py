@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import gpuprof
 from gpuprof.cli import app
 from gpuprof.errors import GpuprofError
-from gpuprof.record import table
+from gpuprof.schema import table
 
 RUNNER = CliRunner()
 

@@ -6,7 +6,7 @@ from test_regression_verbs import run, save
 
 from gpuprof.errors import GpuprofError
 from gpuprof.history import open_store
-from gpuprof.record import table
+from gpuprof.schema import table
 
 MODEL = """
 import torch

@@ -16,7 +16,7 @@ from runs import generation_run, gpu_run
 from typer.testing import CliRunner
 
 import gpuprof
-from gpuprof import record
+from gpuprof import record, schema
 from gpuprof import sweep as sweeping
 from gpuprof.analysis.sweep import axis, knee, rate, series, sweep_table
 from gpuprof.cli import app
@@ -441,7 +441,7 @@ def test_a_chart_over_names_and_none_over_nothing(tmp_path):
 def test_a_run_that_is_invalid_for_tracking_says_so_in_its_row():
     run = gpu_run()
     hot = {"time_s": 0.5, "quantity": "event_reasons", "unit": "", "value": float(0x40)}  # hardware thermal slowdown
-    run.telemetry = record.table("telemetry", [hot])
+    run.telemetry = schema.table("telemetry", [hot])
     (point,) = filled()
 
     (reason,) = sweep_table([(point, run)])["reason"]

@@ -8,8 +8,9 @@ import pytest
 from test_regression_verbs import run
 
 from gpuprof.history import NOTES, open_store
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import PassOutcome
 from gpuprof.run import Run
+from gpuprof.schema import table
 
 STILL = (1.0, 1.001, 0.999, 1.0005, 0.9995)
 """Launches of a night, as shares of its median: quieter than any launch is trusted to be, 0.3 %."""

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import gpuprof
 from gpuprof.analysis.compiled import compiled_flops
 from gpuprof.compiled.capture import Frame, Graph
-from gpuprof.record import UNATTRIBUTED
+from gpuprof.schema import UNATTRIBUTED
 
 PASSES = ("count", "trace")
 WIDTH, BATCH = 16, 4

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from gpuprof.analysis.shares import split_ns
 from gpuprof.compiled.capture import captured
 from gpuprof.compiled.nodes import operators, owners, place, strangers
-from gpuprof.record import UNATTRIBUTED
+from gpuprof.schema import UNATTRIBUTED
 from gpuprof.theory import Cost, TensorSpec, cost_of
 
 aten, prims = torch.ops.aten, torch.ops.prims

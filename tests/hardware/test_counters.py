@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpuprof.hardware import counters
-from gpuprof.record import TABLES
+from gpuprof.schema import TABLES
 
 LISTS = json.loads((Path(__file__).parents[1] / "data/counters/cupti_metric_names_13.0.85.json").read_text())
 OF_CHIP = dict(zip(LISTS, ({"GA100": "8.0", "GH100": "9.0", "GB100": "10.0"}[chip] for chip in LISTS), strict=True))

@@ -12,7 +12,7 @@ from torch.profiler import record_function
 import gpuprof
 from gpuprof.analysis.consistency import inconsistencies, withheld, withheld_of_kernels, withheld_of_owners
 from gpuprof.errors import GpuprofError
-from gpuprof.record import UNATTRIBUTED
+from gpuprof.schema import UNATTRIBUTED
 
 ROWS, WIDTH = 4, 8
 SQUARE = 2 * ROWS * WIDTH * WIDTH  # FLOPs of one product with a square weight

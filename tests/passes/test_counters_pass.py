@@ -14,7 +14,7 @@ from gpuprof.errors import GpuprofError
 from gpuprof.hardware import counters as names
 from gpuprof.hardware import ncu
 from gpuprof.passes import counters
-from gpuprof.record import UNATTRIBUTED, table
+from gpuprof.schema import UNATTRIBUTED, table
 from gpuprof.workload import Options, build
 
 HERE = Path(__file__).parent

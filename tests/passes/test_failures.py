@@ -10,7 +10,7 @@ from torch import nn
 import gpuprof
 from gpuprof.errors import GpuprofError
 from gpuprof.passes.failure import explain
-from gpuprof.record import UNATTRIBUTED
+from gpuprof.schema import UNATTRIBUTED
 from gpuprof.workload import Options, build
 
 PASSES = ["count", "time", "trace", "memory"]
@@ -78,7 +78,9 @@ def test_an_error_of_torchs_own_names_the_module_and_stays_short():
 def test_an_error_in_the_loss_and_the_optimizer():
     model = nn.Linear(4, 4)
     text, _ = message(model, inputs(), loss=lambda out: out.nothing)
-    assert "AttributeError" in text
+    assert text.startswith(
+        "the loss raised AttributeError: 'Tensor' object has no attribute 'nothing' (test_failures.py:"
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=1)
 
     def fail(*_):
@@ -232,12 +234,49 @@ def test_a_step_that_never_calls_the_model():
     assert gpuprof.profile(nn.Linear(4, 4), step=lambda: None, passes=PASSES).done("trace")
 
 
-@pytest.mark.parametrize("loss", [lambda out: out.detach().sum(), lambda out: out, lambda out: None])
-def test_a_loss_that_cannot_go_backward(loss):
+@pytest.mark.parametrize(
+    ("loss", "what"),
+    [
+        (lambda out: out.detach().sum(), "a tensor that needs no gradient"),
+        (lambda out: out, "a tensor of shape [2, 4]"),
+        (lambda out: None, "a NoneType"),
+    ],
+)
+def test_a_loss_that_cannot_go_backward(loss, what):
     text, _ = message(nn.Linear(4, 4), inputs(), loss=loss)
     assert text == (
-        "the loss (given) is no scalar tensor that needs a gradient; give a loss function, or use --mode forward"
+        f"the loss (given) is no scalar tensor that needs a gradient, but {what}; give a loss function that returns "
+        "one, or use --mode forward"
     )
+
+
+def test_what_the_loss_raises_is_the_losss():
+    def wrong(out):
+        raise KeyError("labels")
+
+    text, cause = message(nn.Linear(4, 4), inputs(), loss=wrong)
+    assert text == f"the loss raised KeyError: 'labels' (test_failures.py:{wrong.__code__.co_firstlineno + 1})"
+    assert isinstance(cause, KeyError)
+    text, _ = message(nn.Linear(4, 4), inputs(), loss=nn.MSELoss())
+    assert text.startswith("the loss raised TypeError: ")
+    assert text.endswith(
+        "missing 1 required positional argument: 'target': a loss is called with the model's output alone"
+    )
+
+
+def test_what_a_step_raises_is_the_steps_or_the_models():
+    model = nn.Linear(4, 4)
+
+    def wrong():
+        model(inputs())
+        raise OSError("the data is gone")
+
+    text, _ = message(model, step=wrong)
+    assert text == f"the step raised OSError: the data is gone (test_failures.py:{wrong.__code__.co_firstlineno + 2})"
+    text, _ = message(model, step=lambda batch: model(batch))
+    assert text.endswith("missing 1 required positional argument: 'batch': a step is called without arguments")
+    text, _ = message(model, step=lambda: model(torch.ones(2, 5)))
+    assert text.startswith("the model raised in the forward of Linear: RuntimeError: mat1 and mat2")
 
 
 def test_a_frozen_model():

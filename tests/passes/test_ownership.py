@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from transformers.modeling_outputs import BaseModelOutput
 
 import gpuprof
-from gpuprof.record import UNATTRIBUTED
+from gpuprof.schema import UNATTRIBUTED
 from gpuprof.workload import training
 
 ROWS, WIDTH, HIDDEN = 3, 8, 16

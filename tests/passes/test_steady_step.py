@@ -379,7 +379,8 @@ def test_a_model_whose_steps_take_turns_is_traced_at_another_than_counted(length
     run = gpuprof.profile(model, torch.zeros(2, 4), mode="forward", passes=["count", "time", "trace"])
     at = [model.cycle[step % length] for step in (2, 2 + 1 + 3 + 1 + 2)]  # a warm-up, three, one more, two of the trace
     assert run.warnings == [
-        f"aten::addmm in the forward: counted {at[0]} calls, traced {at[1]}: the passes ran different steps"
+        f"aten::addmm in the forward: counted {at[0]} {'call' if at[0] == 1 else 'calls'}, traced {at[1]}: "
+        "the passes ran different steps"
     ]
 
 

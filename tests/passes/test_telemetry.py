@@ -9,7 +9,7 @@ import torch
 from gpuprof.analysis.telemetry import invalid_reasons, limits
 from gpuprof.hardware import nvml
 from gpuprof.passes import telemetry
-from gpuprof.record import TABLES, table
+from gpuprof.schema import TABLES, table
 
 sys.path.append(str(Path(__file__).parents[1] / "hardware"))
 import fake_nvml

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import gpuprof
 from gpuprof.analysis.modules import kernel_times, union_ns
 from gpuprof.passes import trace
-from gpuprof.record import TABLES, UNATTRIBUTED, table
+from gpuprof.schema import TABLES, UNATTRIBUTED, table
 from gpuprof.traces.events import KERNEL, OPERATOR, RANGE, Event, host_kind
 from gpuprof.traces.owners import KernelCall, attribute
 from gpuprof.workload import from_module

@@ -10,10 +10,10 @@ from runs import counted_run, gpu_run, kernel_row, ops_row, tree_row
 import gpuprof
 from gpuprof.analysis.backward import RATIO_COLUMNS
 from gpuprof.pictures import SUFFIXES
-from gpuprof.record import table
 from gpuprof.render.backward import FORMATS, render_backward, verdict
 from gpuprof.render.backward_chart import backward_chart, chart_rows
 from gpuprof.render.view import View
+from gpuprof.schema import table
 
 CONTRACT = [
     "module", "class", "params", "trainable_params", "flops_forward", "flops_recompute", "flops_backward",

@@ -12,9 +12,10 @@ import gpuprof
 from gpuprof.analysis.modules import convention_by_module
 from gpuprof.analysis.validation import match
 from gpuprof.cli import app
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import PassOutcome
 from gpuprof.render import render
 from gpuprof.render.view import View
+from gpuprof.schema import table
 
 DATA = Path(__file__).parents[1] / "data" / "reports"
 REFERENCE = DATA / "calflops_llava_onevision_qwen2_7b.txt"

@@ -6,10 +6,10 @@ from runs import compiled_run, eager_run
 from gpuprof.analysis.budget import budget
 from gpuprof.analysis.fused import lines
 from gpuprof.analysis.modules import by_phase, totals
-from gpuprof.record import table
 from gpuprof.render import render
 from gpuprof.render.page import render_page
 from gpuprof.render.view import View
+from gpuprof.schema import table
 
 
 def words(text):
@@ -74,7 +74,12 @@ def test_times_that_are_not_known_are_empty_in_every_format(format):
     if format == "csv":
         head, *rows = [line.split(",") for line in text.splitlines()]
         fc = dict(zip(head, next(row for row in rows if row[0] == "fc"), strict=True))
-        assert (fc["time_forward_s"], fc["time_recompute_s"], fc["time_backward_s"], fc["mfu"]) == ("", "", "", "")
+        assert (fc["time_forward_s"], fc["time_recompute_s"], fc["time_backward_s"], fc["kernel_mfu"]) == (
+            "",
+            "",
+            "",
+            "",
+        )
         assert fc["flops_forward"] == "1000"
     elif format == "json":
         fc = next(row for row in json.loads(text) if row["module"] == "fc")

@@ -12,16 +12,17 @@ from gpuprof.analysis.modules import by_module
 from gpuprof.analysis.ranks import rank_rows
 from gpuprof.cli import app
 from gpuprof.errors import GpuprofError
-from gpuprof.job import assemble, part
-from gpuprof.record import table
+from gpuprof.job import assemble
+from gpuprof.job_part import part
 from gpuprof.render import render
 from gpuprof.render.view import View
+from gpuprof.schema import table
 
 
 def lines_of(text):
-    """The lines of each label of the header, joined."""
+    """The lines of each label of the header, which follows the verdict, joined."""
     found, label = {}, ""
-    for line in text.split("\n\n")[0].splitlines():
+    for line in text.split("\n\n")[1].splitlines():
         label = line[:13].strip() or label
         found.setdefault(label, []).append(line[13:].strip())
     return {name: "\n".join(lines) for name, lines in found.items()}
@@ -63,16 +64,18 @@ def test_the_tree_of_a_generation_keeps_to_its_width_and_says_what_bounds_each_p
     assert max(map(len, text.splitlines())) <= width
     assert "\x1b" not in text
     head = next(line for line in text.splitlines() if line.startswith("module"))
-    assert head.split()[-4:] == ["MFU", "%", "decode", "MBU %"] or "decode MBU %" in head
+    assert head.split()[-4:] == ["MFU", "%", "decode", "MBU %"] or "decode  MBU %" in head
+    above = text.splitlines()[text.splitlines().index(head) - 1]
+    assert above.split() == ["kernel", "kernel"]
     root = next(line for line in text.splitlines() if line.startswith("Net "))
     assert root.split()[-3:] == ["600", "ns", "79.0"]
-    assert "300 ns  66.7" in root
+    assert "300 ns   66.7" in root
 
 
 def test_the_tree_has_bytes_where_there_is_room():
     wide, narrow = (render(generation_run(), "tree", View(width=width)) for width in (120, 60))
 
-    assert " MFU %     bytes decode MBU %" in wide
+    assert "  MFU %     bytes decode  MBU %" in wide
     assert "2.695 KiB" in wide
     assert "bytes" not in narrow.split("\n\n")[1]
     assert "Bytes are those that must move in the decode" in wide
@@ -83,8 +86,8 @@ def test_colour_follows_the_time_that_each_bound_loses():
 
     # of the prefill attn loses 20 of 100 ns of kernels, of 100 lost in all; of the decode it is ahead of its bound
     attn = next(line for line in text.splitlines() if "attn" in line)
-    assert "\x1b[1;31m 80.0\x1b[0m" in attn
-    assert "\x1b[32m115.0\x1b[0m" in attn
+    assert "\x1b[1;31m  80.0\x1b[0m" in attn
+    assert "\x1b[32m 115.0\x1b[0m" in attn
 
 
 def test_equal_layers_fold_with_rates_of_their_mean_times():
@@ -130,10 +133,9 @@ def test_a_count_has_bytes_and_no_columns_of_times():
 def test_by_phase_keeps_time_and_both_bounds_at_80_columns():
     text = render(generation_run(), "table", View(by="phase", width=80))
 
-    assert text.splitlines()[0].split()[:4] == ["phase", "time_s", "step_mfu", "step_mbu"]
-    assert text.splitlines()[2].startswith("decode   960.0 ns     5.0 %    49.4 %")
+    assert text.splitlines()[0].split()[:4] == ["phase", "time_s", "mfu", "mbu"]
+    assert text.splitlines()[2].startswith("decode   960.0 ns   5.0 %  49.4 %")
     assert "MBU is bytes that must move over time and datasheet bandwidth, 10.00 GB/s." in text
-    assert "step_mfu and step_mbu are over time_s, of the undisturbed step; mfu and mbu over kernel time." in text
 
 
 def test_machines_get_every_figure_of_a_phase():
@@ -145,16 +147,16 @@ def test_machines_get_every_figure_of_a_phase():
         "240",
         "600",
     )
-    assert float(decode["step_mbu"]) == pytest.approx(0.49375)
+    assert float(decode["mbu"]) == pytest.approx(0.49375)
 
 
 def test_machines_get_columns_of_each_phase_by_module():
     rows = csv_rows(generation_run(), "module")
 
     assert (rows[0]["flops_prefill"], rows[0]["bytes_decode"]) == ("20000", "4740")
-    assert float(rows[0]["mbu_decode"]) == pytest.approx(0.79)
-    assert rows[-1]["mbu_decode"] == ""
-    assert "mbu_decode" not in csv_rows(gpu_run(), "module")[0]
+    assert float(rows[0]["kernel_mbu_decode"]) == pytest.approx(0.79)
+    assert rows[-1]["kernel_mbu_decode"] == ""
+    assert "kernel_mbu_decode" not in csv_rows(gpu_run(), "module")[0]
 
 
 def test_a_share_above_the_bandwidth_is_explained():
@@ -364,7 +366,7 @@ def test_a_job_moves_the_bytes_of_all_its_ranks_at_the_pace_of_the_slowest():
     assert "MBU 32.9 % of datasheet (20.00 GB/s)" in lines["Decode"]
     table_ = by_module(job).set_index("module")
     assert table_.loc["", "bytes_decode"] == 9480
-    assert table_.loc["", "mbu_decode"] == pytest.approx(474 / 600)
+    assert table_.loc["", "kernel_mbu_decode"] == pytest.approx(474 / 600)
     assert table_.loc["", "time_forward_s"] == pytest.approx(900e-9)
 
 

@@ -56,7 +56,7 @@ def test_modules_have_the_flops_of_all_ranks_and_the_mean_time_of_them(job):
     times = [fc[f"time_{phase}_s"] / NS for phase in ("forward", "recompute", "backward")]
     assert times == pytest.approx([75, 20, 20])
     # 4000 FLOPs at 200 FLOP/ns and 2000 at 100: 40 of 115 ns
-    assert fc["mfu"] == pytest.approx(40 / 115)
+    assert fc["kernel_mfu"] == pytest.approx(40 / 115)
     mm = row(by_op(job), op="aten::mm")
     assert (mm["calls"], mm["kernels"], mm["time_s"]) == (6, 3, pytest.approx(115 * NS))
     # the all-reduce overlaps the backward by 10 ns
@@ -104,7 +104,7 @@ def test_ranks_one_by_one_and_together(folder):
 
 
 def test_of_many_ranks_the_tree_tells_the_least_the_median_and_the_most():
-    job = gpuprof.job.assemble(gpuprof.job.part(rank_run(rank, world=9)) for rank in range(9))
+    job = gpuprof.job.assemble(gpuprof.job_part.part(rank_run(rank, world=9)) for rank in range(9))
     lines = [line.split()[:1] for line in render(job, "tree", View(width=160)).splitlines()]
     assert ["min"] in lines
     assert ["median"] in lines
@@ -129,7 +129,7 @@ def test_the_parts_of_a_job_add_up_to_the_step_of_the_slowest(job, folder):
     assert (found.step_s, found.mfu) == (pytest.approx(180 * NS), pytest.approx(40 / 180))
     assert found.parts["time_s"].sum() == pytest.approx(found.step_s, rel=1e-12)
     text = shown("budget", folder / "run.json")
-    assert "communication not hidden" in text
+    assert "communication: not hidden" in text
     assert "100 ns to 130 ns on a rank" in text
     assert json.loads(shown("budget", folder / "run.json", "-f", "json"))["rows"] == []
 
@@ -218,7 +218,7 @@ def test_jobs_on_other_meshes_do_not_compare(job, folder):
     assert {name: fingerprint(job)[name] for name in ("world", "rank", "mesh", "parallel", "uuid")} == {
         "world": "2", "rank": "", "mesh": "dp 2", "parallel": "ddp", "uuid": "GPU-0, GPU-1",
     }  # fmt: skip
-    other = gpuprof.job.assemble(gpuprof.job.part(rank_run(rank, mesh={"tp": 2})) for rank in range(2))
+    other = gpuprof.job.assemble(gpuprof.job_part.part(rank_run(rank, mesh={"tp": 2})) for rank in range(2))
     with pytest.raises(gpuprof.GpuprofError, match=r"mesh \(dp 2 against tp 2\)"):
         compare(job, other)
     with pytest.raises(gpuprof.GpuprofError, match=r"rank \(unknown against 0\)"):
@@ -248,10 +248,10 @@ def test_the_clock_of_a_job_is_that_of_its_slowest_device():
         run = rank_run(rank)
         run.passes["telemetry"] = gpuprof.record.PassOutcome("done")
         reading = {"time_s": 0.0, "quantity": "sm_clock", "unit": "MHz", "value": mhz}
-        run.telemetry = gpuprof.record.table("telemetry", [reading])
+        run.telemetry = gpuprof.schema.table("telemetry", [reading])
         run.device |= {"flops_per_clock_per_sm": {"bfloat16": 10, "float32": 5}}
         runs.append(run)
-    job = gpuprof.job.assemble(map(gpuprof.job.part, runs))
+    job = gpuprof.job.assemble(map(gpuprof.job_part.part, runs))
     one = launches(job).iloc[0]
     assert one["sm_clock_mhz"] == 1500
     # 5 SMs of 10 FLOPs a clock, 90 and 75 FLOP/ns: 4000 in them and 2000 in half
@@ -267,10 +267,10 @@ def test_the_clock_of_a_job_is_that_of_its_slowest_device():
 def test_what_one_rank_doubts_is_withheld_of_the_job():
     first, second = rank_run(0), rank_run(1)
     second.kernels = second.kernels[second.kernels["phase"] != "forward"]
-    job = gpuprof.job.assemble(map(gpuprof.job.part, (first, second)))
+    job = gpuprof.job.assemble(map(gpuprof.job_part.part, (first, second)))
     assert gpuprof.analysis.modules.totals(job)["mfu"] is None
     text = render(job, "tree", View(width=200))
-    assert "withheld: rank 1: aten::mm in the forward: counted 1 calls, traced 0" in text
+    assert "withheld: rank 1: aten::mm in the forward: counted 1 call, traced 0" in text
 
 
 def test_in_a_folder_the_files_of_ranks_are_their_jobs(tmp_path):

@@ -1,19 +1,27 @@
 """The HTML report: whole in one file, names escaped, and alive in a browser."""
 
+import html
+import itertools
 import json
+import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
+import pandas as pd
 import pytest
+from analysis.test_memory_analysis import training
 from runs import counted_run, generation_run, gpu_run, kernel_row, tree_row
 
 import gpuprof
+from gpuprof.analysis.budget import budget
 from gpuprof.analysis.modules import by_module, by_phase
-from gpuprof.record import table
-from gpuprof.render import page_charts
+from gpuprof.analysis.verdict import verdict
+from gpuprof.render import page_charts, page_roofline, palette
 from gpuprof.render.page import render_page
 from gpuprof.run import Run
+from gpuprof.schema import table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -96,6 +104,156 @@ def test_a_page_of_a_model_of_seven_billion_parameters_is_small():
     assert len(render_page(run).encode()) < 6e6
 
 
+def test_the_title_says_the_workload_and_the_page_begins_with_the_verdict():
+    run = gpu_run()
+    run.workload |= {"batch_size": 2, "seq_len": 4, "attention": "sdpa"}
+
+    page = render_page(run)
+
+    title = "net · batch 2 · sequence 4 · sdpa attention · bfloat16"
+    assert f"<title>{title} · gpuprof</title>" in page
+    assert f"<h1>{title}</h1>" in page
+    assert html.unescape(re.search(r'<p class="verdict">(.*?)</p>', page)[1]) == " ".join(verdict(run))
+    assert page.index('class="verdict"') < page.index('class="cards"')
+
+
+def test_a_waterfall_is_in_a_unit_that_fits_and_two_are_on_one_scale():
+    found = budget(gpu_run())
+    slow = replace(found, step_s=7.2)
+
+    figure = page_charts.waterfall(found)
+    (bars,) = figure.data
+    # 12000 FLOPs take 120 of 480 ns at 100 GFLOP/s
+    assert figure.layout.xaxis.title.text == "ns"
+    assert (bars.base[0], bars.x[0], bars.text[0]) == (0, pytest.approx(120), "120.0 ns  25.0 %")
+    assert (bars.y[-1], bars.base[-1], bars.x[-1]) == ("step", 0, pytest.approx(480))
+    both = page_charts.waterfall(found, slow, names=("base", "head"))
+    assert [trace.x[-1] for trace in both.data] == pytest.approx([480e-9, 7.2])
+    assert both.layout.xaxis2.title.text == "s"
+    assert both.layout.xaxis.range == both.layout.xaxis2.range == (0, 7.2)
+
+
+def test_a_negative_part_goes_back_and_its_figure_is_on_the_right():
+    found = budget(gpu_run())
+    parts = found.parts.head(2).assign(part=["ideal", "clock"], time_s=[300e-9, -100e-9])
+
+    (bars,) = page_charts.waterfall(replace(found, parts=parts)).data
+
+    assert list(bars.base) == pytest.approx([0, 200, 0])
+    assert list(bars.x) == pytest.approx([300, 100, 480])
+    assert list(bars.marker.color) == [palette.BLUE, palette.TEAL, palette.GREY]
+    assert bars.text[1] == "-100.0 ns  -20.8 %"
+
+
+def test_bars_of_the_backward_that_are_cut_have_their_figure_and_containers_are_left_out():
+    run = gpu_run()
+    head = (run.kernels["module"] == "head") & (run.kernels["phase"] == "backward")
+    run.kernels.loc[head, "duration_ns"] = 400  # ten times the forward's 40
+
+    figure = page_charts.backward(run)
+
+    bars = {trace.name: dict(zip(trace.y, zip(trace.x, trace.text, strict=True), strict=True)) for trace in figure.data}
+    assert bars == {
+        "by counted FLOPs": {"Linear": (2.0, "2.00"), "Block x 2": (2.0, "2.00")},
+        "by time": {"Linear": (6.0, "10.00 →"), "Block x 2": (4.0, "4.00")},
+    }
+    (line,) = figure.layout.shapes
+    assert (line.x0, line.name, line.showlegend, line.layer) == (2, "assumed: 2.0", True, "below")
+    assert not figure.layout.annotations
+
+
+def test_the_memory_chart_goes_through_the_peak_of_its_card():
+    """900 bytes between two readings of 650 and 460."""
+    figure = page_charts.memory(training())
+
+    (in_use,) = [trace for trace in figure.data if trace.name == "in use"]
+    (label,) = figure.layout.annotations
+    assert max(in_use.y) == label.y == 900
+    assert label.x == in_use.x[list(in_use.y).index(900)]
+    assert (label.text, figure.layout.yaxis.title.text) == ("peak 900 B, backward", "B")
+    assert "<span>Memory</span><b>900 B</b>" in render_page(training())
+
+
+def test_axes_of_the_roofline_are_in_units_and_its_dots_have_names():
+    run = counted_run()
+    run.device |= {"memory_bandwidth": 1e9}
+
+    figure = page_roofline.roofline(run)
+
+    assert {label.text for label in figure.layout.annotations} == {"mm", "bmm"}
+    # 50 and 25 GFLOP/s below 100, thrice as far; 133 and 267 FLOP/B
+    assert figure.layout.yaxis.ticktext == ("10 GFLOP/s", "100 GFLOP/s")
+    assert figure.layout.yaxis.tickvals == (1e10, 1e11)
+    assert figure.layout.xaxis.ticktext == ("100",)
+    assert page_roofline.roofs_in_words(run) == "Roofs: datasheet bfloat16 100.0 GFLOP/s, 1.000 GB/s."
+
+
+def test_names_of_dots_lie_on_no_other_name_and_no_dot():
+    rows = [("a_long_name", 1.0, 1e9), ("another_name", 1.4, 1e9), ("at_its_place", 1.4, 1e9), ("the_last", 2.0, 1.1e9)]
+    dots = pd.DataFrame(rows, columns=["name", "intensity", "flops_per_s"]).assign(phase="", time_share=0.25)
+    wide, high = 330, 300  # pixels for three powers of ten each
+
+    labels = list(page_roofline._labels(dots, (0.03, 30.0), (3e7, 3e10)))
+
+    assert [label["text"] for label in labels] == ["a_long_name", "another_name", "the_last"]
+    boxes = []
+    for label in labels:
+        x = (label["x"] - math.log10(0.03)) / 3 * wide + label["xshift"]
+        y = (label["y"] - math.log10(3e7)) / 3 * high + label["yshift"]
+        length = 6 * len(label["text"])
+        left = x - {"left": 0, "center": length / 2, "right": length}[label["xanchor"]]
+        low = y - {"bottom": 0, "middle": 7, "top": 14}[label["yanchor"]]
+        boxes.append((left, low, left + length, low + 14))
+    # a dot of a quarter of the time is 14 pixels in radius
+    boxes += [
+        (x - 9, y - 9, x + 9, y + 9)
+        for x, y in ((math.log10(i / 0.03) * wide / 3, math.log10(f / 3e7) * high / 3) for _, i, f in rows)
+    ]
+    assert not [
+        (one, other) for one, other in itertools.product(boxes[:3], boxes)
+        if one is not other and one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+    ]  # fmt: skip
+
+
+def test_colours_of_shares_tell_5_from_20_percent_and_the_unknown_from_all():
+    modules = by_module(gpu_run())
+    (icicle,) = page_charts.icicle(modules).data
+
+    scale = {round(place * 106 - 6, 3): color for place, color in icicle.marker.colorscale}
+    assert _contrast(scale[5], scale[20]) > 2
+    assert (icicle.marker.cmin, icicle.marker.cmax, scale[-6]) == (-6, 100, palette.PALE)
+    shares = dict(zip(icicle.ids, icicle.marker.colors, strict=True))
+    assert shares["head"] == pytest.approx(30)  # 6000 FLOPs, 60 of 200 ns
+    modules["kernel_mfu"] = modules["kernel_mfu"].mask(modules["module"] == "head")
+    (icicle,) = page_charts.icicle(modules).data
+    assert dict(zip(icicle.ids, icicle.marker.colors, strict=True))["head"] == -6
+
+
+def test_colours_stand_out_on_white_and_on_the_dark_page():
+    lines = (palette.BLUE, palette.TEAL, palette.ORANGE, palette.RED, palette.MAGENTA, palette.GREY)
+
+    assert all(_contrast(color, page) > 2.8 for color in lines for page in ("#ffffff", "#0d1117"))
+
+
+def _contrast(one, other):
+    """Of two colours, as WCAG 2 has it: 21 of black on white."""
+    light = sorted(_luminance(color) for color in (one, other))
+    return (light[1] + 0.05) / (light[0] + 0.05)
+
+
+def _luminance(color):
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_counts_are_in_full():
+    run = gpu_run()
+    run.ops["calls"] = run.ops["calls"].replace(3, 2137)
+
+    assert '<td data-v="2137">2,137</td>' in render_page(run)
+
+
 DRIVE = """
 <pre id="result"></pre>
 <script>
@@ -120,6 +278,12 @@ setTimeout(() => {
   out.plots = document.querySelectorAll(".plot .main-svg").length > 0;
   out.drawn = document.querySelectorAll(".plot.js-plotly-plot").length;
   out.theme = document.documentElement.dataset.theme;
+  const widths = () => [...document.querySelectorAll(".plot .main-svg:first-of-type")].map(svg => svg.clientWidth);
+  dispatchEvent(new Event("beforeprint"));
+  out.paper = [document.documentElement.dataset.theme, new Set(widths()).size, widths()[0]];
+  dispatchEvent(new Event("afterprint"));
+  out.after = document.documentElement.dataset.theme;
+  out.bar = getComputedStyle(document.querySelector(".modebar")).display;
   document.getElementById("result").textContent = JSON.stringify(out);
 }, 300);
 </script>
@@ -151,6 +315,9 @@ def test_in_a_browser_the_tree_expands_and_sorting_sorts_without_an_error(tmp_pa
     assert found["plots"]
     assert found["drawn"] == 4
     assert found["theme"] in ("dark", "light")
+    assert found["paper"] == ["light", 1, 700]
+    assert found["after"] == found["theme"]
+    assert found["bar"] == "none"  # where no pointer is
 
 
 def test_a_long_timeline_is_thinned_and_keeps_its_peak():
@@ -185,7 +352,7 @@ def test_a_generation_is_told_by_what_bounds_its_phases():
     assert "<span>MFU</span>" not in page
     assert "with recompute" not in page
     heads = re.findall(r"<th[^>]*>([^<]*)</th>", page[page.index('id="table-modules"') :].partition("</thead>")[0])
-    assert heads == ["module", "params", "FLOPs", "prefill", "MFU", "decode", "MBU"]
+    assert heads == ["module", "params", "FLOPs", "prefill", "kernel MFU", "decode", "kernel MBU"]
 
 
 def test_the_time_per_token_lies_over_that_of_its_bytes():
@@ -225,7 +392,7 @@ def test_what_a_phase_has_of_the_step():
 
 
 def test_time_of_a_generation_is_not_counted_twice_in_its_picture():
-    figure = page_charts.icicle(by_module(generation_run()), "mbu_decode")
+    figure = page_charts.icicle(by_module(generation_run()), "kernel_mbu_decode")
 
     (icicle,) = figure.data
     assert dict(zip(icicle.ids, icicle.values, strict=True))["attn"] == pytest.approx(340e-9)  # 100 + 3 x 80

@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from gpuprof.cli import app
 from gpuprof.errors import GpuprofError
-from gpuprof.record import table
 from gpuprof.render import render
 from gpuprof.render.view import View
+from gpuprof.schema import table
 
 
 def trace(run, **view):

@@ -9,16 +9,17 @@ from runs import counted_run, generation_run, gpu_run, ops_row, tree_row
 import gpuprof
 from gpuprof.analysis.modules import MODULE_COLUMNS, by_module
 from gpuprof.analysis.ranks import rank_rows
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import PassOutcome
 from gpuprof.render import FORMATS, render
 from gpuprof.render.tree import build
 from gpuprof.render.view import BY, View
+from gpuprof.schema import table
 
 CONTRACT = [
     "module", "class", "calls", "params", "trainable_params", "macs", "flops_forward", "flops_recompute",
     "flops_backward", "flops_forward_full", "flops_backward_full", "vector_flops_forward", "vector_flops_recompute",
     "vector_flops_backward", "time_forward_s", "time_recompute_s", "time_backward_s", "flops_per_s_forward",
-    "flops_per_s_backward", "mfu_forward", "mfu_backward", "mfu",
+    "flops_per_s_backward", "kernel_mfu_forward", "kernel_mfu_backward", "kernel_mfu",
 ]  # fmt: skip
 
 
@@ -34,7 +35,7 @@ def test_the_module_table_keeps_its_contract():
 
     assert [row["module"] for row in rows] == ["", "layers", "layers.0", "layers.1", "head", "(unattributed)"]
     assert rows[0]["flops_backward"] == "8000"
-    assert rows[-1]["params"] == rows[-1]["mfu"] == ""
+    assert rows[-1]["params"] == rows[-1]["kernel_mfu"] == ""
 
 
 def test_csv_of_a_count_alone_leaves_times_empty():
@@ -43,7 +44,7 @@ def test_csv_of_a_count_alone_leaves_times_empty():
 
     rows = list(csv.DictReader(io.StringIO(render(run, "csv"))))
 
-    assert (rows[0]["flops_forward"], rows[0]["time_forward_s"], rows[0]["mfu"]) == ("4000", "", "")
+    assert (rows[0]["flops_forward"], rows[0]["time_forward_s"], rows[0]["kernel_mfu"]) == ("4000", "", "")
 
 
 @pytest.mark.parametrize("by", BY)
@@ -64,7 +65,7 @@ def test_json_keeps_integers_and_nulls():
     rows = {row["module"]: row for row in json.loads(render(gpu_run(), "json"))}
 
     assert rows["head"]["flops_forward"] == 2000
-    assert rows["(unattributed)"]["mfu"] is None
+    assert rows["(unattributed)"]["kernel_mfu"] is None
 
 
 def test_equal_layers_fold_and_their_times_are_averaged_with_their_spread():

@@ -11,10 +11,13 @@ import gpuprof
 from gpuprof.analysis.forecast import Fit, Forecast, Sized
 from gpuprof.analysis.memory import ACCOUNT_COLUMNS, MODULE_COLUMNS, Prediction
 from gpuprof.analysis.roofline import COLUMNS
-from gpuprof.record import table
-from gpuprof.render.memory import _cache, memory_chart, render_memory
-from gpuprof.render.roofline import render_roofline, roofline_chart
+from gpuprof.render.memory import render_memory
+from gpuprof.render.memory_chart import memory_chart
+from gpuprof.render.roofline import render_roofline
+from gpuprof.render.roofline_chart import roofline_chart
+from gpuprof.render.timeline import cache
 from gpuprof.render.view import View
+from gpuprof.schema import table
 
 
 def roof_run(**device):
@@ -266,10 +269,10 @@ def test_the_parts_of_a_generation_are_one_stretch_for_each_phase_and_the_cache_
     found = words(picture)
     assert [found.count(name) for name in ("prefill", "decode", "cache")] == [1, 1, 1]
     assert "batch 2 · prompt 4 · 4 new tokens" in picture.read_text()
-    assert _cache(decoding()).tolist() == [0] * 5 + [320] * 3 + [400] * 3 + [480] * 3 + [560]
+    assert cache(decoding()).tolist() == [0] * 5 + [320] * 3 + [400] * 3 + [480] * 3 + [560]
 
 
 def test_a_cache_of_other_parts_is_not_drawn():
     run = decoding()
     run.passes["count"].facts["cache"]["bytes"].pop()
-    assert not _cache(run).any()
+    assert not cache(run).any()

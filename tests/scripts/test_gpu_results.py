@@ -224,7 +224,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(results, bundle, tmp_path, c
 def test_what_is_said_of_generations(results):
     def case(tpot_s, mbu, **more):
         figures = {"ttft_s": 0.05, "tpot_s": tpot_s, "cache_bytes": 100}
-        phases = [{"phase": "prefill", "step_mfu": 0.4}, {"phase": "decode", "step_mfu": 0.01}]
+        phases = [{"phase": "prefill", "mfu": 0.4}, {"phase": "decode", "mfu": 0.01}]
         return {"figures": figures, "phases": phases, "mbu": mbu, "cache_tensors_bytes": 100} | more
 
     cases = {

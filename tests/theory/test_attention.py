@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gpuprof.theory import AttentionFacts, TensorSpec, cost_of, masked_matmul, unmasked_pairs, with_facts
-from gpuprof.theory.attention import _band
+from gpuprof.theory.masks import _band
 
 T = TensorSpec
 CAUSAL = AttentionFacts(causal=True, window=None, head_dims=(8, 8))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from gpuprof.theory.generated import _BESIDES, Generated, generated
+from gpuprof.theory.kernel_names import multiplies
 from gpuprof.theory.rules import _RULES
-from gpuprof.theory.tiling import multiplies
 
 TRITON = json.loads((Path(__file__).parents[1] / "data" / "compiled" / "triton-kernels.json").read_text())["cases"]
 WORKS = {

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpuprof.theory import TensorSpec
 from gpuprof.theory.priced import tensor_specs
-from gpuprof.theory.results import broadcast, promoted, result_of
+from gpuprof.theory.results import result_of
+from gpuprof.theory.results.base import broadcast, promoted
 from gpuprof.theory.rules import MISSING, Missing
 
 T = TensorSpec

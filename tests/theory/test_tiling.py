@@ -4,7 +4,8 @@ import random
 import pytest
 
 from gpuprof.theory import TensorSpec, cost_of
-from gpuprof.theory.tiling import Call, Tile, expectations, multiplies, tile_of
+from gpuprof.theory.kernel_names import Tile, multiplies, tile_of
+from gpuprof.theory.tiling import Call, expectations
 
 NVJET = "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTN"
 NVJET_OF_EIGHT = "nvjet_sm90_tst_192x8_64x8_2x1_v_bz_TNT"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpuprof.theory.tiling import Tile, multiplies, tensor_float32, tile_of
+from gpuprof.theory.kernel_names import Tile, multiplies, tensor_float32, tile_of
 
 TENSILE = "Cijk_Alik_Bljk_{types}_BH_Bias_HA_S_SAV_UserArgs_MT256x192x64_MI16x16x1_SN_LDSB1_AFC1_ISA942_WG64_4_1"
 CK_CONVOLUTION = (

@@ -17,8 +17,8 @@ import gpuprof
 from gpuprof.analysis.replication import model_flops, replication
 from gpuprof.errors import GpuprofError
 from gpuprof.passes.unsharded import count_unsharded
-from gpuprof.record import columns, table
 from gpuprof.run import Run
+from gpuprof.schema import columns, table
 from gpuprof.workload import Options, build
 
 HIDDEN, INNER, VOCABULARY, HEADS, HEAD, POSITIONS = 64, 128, 256, 4, 16, 2 * 16

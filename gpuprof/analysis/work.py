@@ -1,0 +1,125 @@
+"""Which work operators and kernels do: matrix products, attention, memory-bound work, communication or other.
+
+From it follows the part of a budget that their time falls under. What a compiler fused does the first of
+the works that are in it.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from gpuprof.analysis.communication import communicating
+from gpuprof.analysis.consistency import withheld_of_owners
+from gpuprof.analysis.counted import chosen, counted, priced, whole_step
+from gpuprof.analysis.denominators import ideal_seconds
+from gpuprof.analysis.operators import kinds, plain_op
+from gpuprof.analysis.ran import ran
+from gpuprof.analysis.shares import split_kernels
+from gpuprof.record import Record
+from gpuprof.schema import MODEL, UNATTRIBUTED
+from gpuprof.theory.rows import Shape, read_shapes
+from gpuprof.theory.rules import PRODUCTS
+
+_WORK = {"matmul": "matmul", "convolution": "matmul", "recurrent": "matmul", "attention": "attention",
+         "vector": "memory", "movement": "memory", "view": "memory", "communication": "communication"}  # fmt: skip
+"""Kinds of operators as a budget has them; anything else is other."""
+
+_FIRST = ("matmul", "attention", "communication", "memory", "other")
+"""Which work a kernel of several is."""
+
+_ATTENTION_PRODUCTS = ("aten::bmm", "aten::baddbmm", "aten::matmul")
+
+
+def operators(
+    run: Record, convention: str | None, peaks: dict[str, float], scores: dict[str, set[Shape]]
+) -> pd.DataFrame:
+    """The ``ops`` table in the convention, with ideal_s and hardware_s at these peaks, and the work."""
+    ops = counted(run, convention)
+    if len(run.nodes):
+        ops = _with_compiled(run, ops, convention)
+    sums = whole_step(run, ops, convention)
+    # a formula's FLOPs run in the mix of dtypes that was counted
+    scale = sums["flops"] / sums["counted_flops"] if sums["counted_flops"] else 1.0
+    ops["ideal_s"] = ideal_seconds(ops, "flops", peaks, run) * scale
+    ops["hardware_s"] = ideal_seconds(ops, "flops_hardware", peaks, run)
+    ops["op"] = ops["op"].map(plain_op)
+    ops["work"] = _work(ops, scores)
+    if "compiled" in ops:
+        of_kernel = _of_kernels(ops[ops["compiled"] != ""])
+        owners = zip(*(ops[name] for name in ("compiled", "module", "phase", "work")), strict=True)
+        ops["work"] = [of_kernel.get((kernel, *owner), work) for kernel, *owner, work in owners]
+        ops["op"] = ops["op"].where(ops["compiled"] == "", ops["within"])
+    ops["part"] = ops["work"]
+    return ops
+
+
+def _with_compiled(run: Record, ops: pd.DataFrame, convention: str | None) -> pd.DataFrame:
+    """What was counted, with the FLOPs of the model, and what ran, with what else it did.
+
+    Bytes of products stay those that were counted; a compiler moves those of all else.
+    """
+    did = priced(run, ran(run), convention)
+    products = [rows["kind"].isin(PRODUCTS) for rows in (ops, did)]
+    model = ops.assign(compiled="", within="", bytes=ops["bytes"].where(products[0], 0), flops_hardware=0)
+    did = did.assign(flops=0, macs=0, vector_flops=0, bytes=did["bytes"].where(~products[1], 0))
+    return pd.concat([model, did], ignore_index=True)
+
+
+def _of_kernels(ops: pd.DataFrame) -> dict[tuple[str, str, str], str]:
+    """The work that a kernel of compiled code does for each of its owners: the first of `_FIRST` in it."""
+    found: dict[tuple[str, str, str], str] = {}
+    for kernel, module, phase, work in ops[["compiled", "module", "phase", "work"]].itertuples(index=False, name=None):
+        for key in ((kernel, module, phase), (kernel, "", "")):
+            found[key] = min(found.get(key, work), work, key=_FIRST.index)
+    return found
+
+
+def score_shapes(run: Record) -> dict[str, set[Shape]]:
+    """Queries and keys of the score matrices that attention modules write out: what their softmax is of."""
+    scores: dict[str, set[Shape]] = {module: set() for module in run.tree.loc[run.tree["causality"] != "", "module"]}
+    softmax = run.ops[run.ops["op"].str.contains("softmax") & run.ops["module"].isin(scores.keys())]
+    for module, shapes in zip(softmax["module"], softmax["shapes"], strict=True):
+        scores[module].update(shape[-2:] for shape in read_shapes(shapes)[0][:1])
+    return scores
+
+
+def _work(rows: pd.DataFrame, scores: dict[str, set[Shape]]) -> list[str]:
+    """The work of operators or kernels: products of attention, and what is done to its scores, are attention."""
+
+    def one(module: str, op: str, kind: str, shapes: str) -> str:
+        if module in scores:
+            if op in _ATTENTION_PRODUCTS:
+                return "attention"
+            of_scores = any(shape[-2:] in scores[module] for shape in read_shapes(shapes)[0])
+            if kind in ("vector", "movement") and of_scores:
+                return "attention"
+        return _WORK.get(kind, "other")
+
+    columns = rows[["module", "op", "kind", "shapes"]]
+    known = {key: one(*key) for key in set(columns.itertuples(index=False, name=None))}
+    return [known[key] for key in columns.itertuples(index=False, name=None)]
+
+
+def classified(run: Record, ops: pd.DataFrame, convention: str | None, scores: dict[str, set[Shape]]) -> pd.DataFrame:
+    """The kernels by start, with what is known of their operators, and the part that their time falls under."""
+    kernels = split_kernels(run).sort_values("start_ns", kind="stable", ignore_index=True)
+    kernels["op"] = kernels["op"].map(plain_op)
+    kernels["kind"] = kernels["op"].map(kinds(run))
+    key = ["module", "phase", "op"]
+    heaviest = ops.sort_values("bytes", na_position="first", kind="stable").drop_duplicates(key, keep="last")
+    kernels["dtype"] = kernels[key].merge(heaviest[[*key, "dtype"]], on=key, how="left")["dtype"].fillna("")
+    kernels["work"] = _work(kernels, scores)
+    if "compiled" in ops:
+        of_kernel = _of_kernels(ops[ops["compiled"] != ""])
+        owners = zip(*(kernels[name] for name in ("compiled", "module", "phase", "work")), strict=True)
+        kernels["work"] = [
+            of_kernel.get((kernel, *owner), of_kernel.get((kernel, "", ""), work)) for kernel, *owner, work in owners
+        ]
+    if withheld_of_owners(run):
+        kernels["module"] = UNATTRIBUTED
+    phase = kernels["phase"]
+    if chosen(run, convention).recompute_in_backward:
+        phase = phase.replace("recompute", "backward")
+    kernels["part"] = kernels["work"].where(phase.isin(MODEL), phase)
+    kernels.loc[communicating(kernels), ["kind", "work", "part"]] = "communication"
+    return kernels

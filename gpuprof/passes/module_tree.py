@@ -1,0 +1,51 @@
+"""The modules of a model, as the ``tree`` table has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import torch
+from torch.nn.parameter import is_lazy
+
+from gpuprof.attribution import named_paths
+from gpuprof.passes.kept import elements_bytes
+from gpuprof.paths import ancestors
+from gpuprof.schema import table
+
+
+def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[str, str]) -> pd.DataFrame:
+    """The ``tree`` table: one row per module, parameters of its children included, each parameter once.
+
+    A module that several share has a row under each that called it, and one where it is first. Parameters that a lazy
+    module has not made have no size, and are none yet. They are those of the model, their bytes those that this process
+    holds of them.
+
+    Args:
+        model: the model.
+        calls: calls of the step by path.
+        causality: known, unknown or empty, by path.
+    """
+    called = {above for path in calls for above in ancestors(path)}
+    rows: list[dict[str, Any]] = []
+    seen: set[torch.nn.Module] = set()
+    for path, module in named_paths(model):
+        if module in seen and path not in called:
+            continue
+        seen.add(module)
+        params = [p for p in module.parameters() if not is_lazy(p)]
+        trainable = [p for p in params if p.requires_grad]
+        rows.append(
+            {
+                "module": path,
+                "class": type(module).__name__,
+                "extra": " ".join(module.extra_repr().split()),
+                "calls": calls.get(path, 0),
+                "params": sum(p.numel() for p in params),
+                "trainable_params": sum(p.numel() for p in trainable),
+                "param_bytes": elements_bytes(params),
+                "trainable_bytes": elements_bytes(trainable),
+                "causality": causality.get(path, ""),
+            }
+        )
+    return table("tree", rows)

@@ -1,0 +1,84 @@
+"""Where an operator is booked: its owner and phase, as it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gpuprof.attribution import NOWHERE, Ownership, Scope, in_backward
+from gpuprof.passes.phases import Phase
+from gpuprof.schema import GRADIENT_ALLREDUCE
+
+_GRADIENTS = Scope(GRADIENT_ALLREDUCE)
+
+_NUMBERLESS = 1 << 63
+"""From there on are the numbers of nodes that have none, as AccumulateGrad."""
+
+
+class Place:
+    """Owner and phase of the operator that runs now."""
+
+    def __init__(self, ownership: Ownership, phase: Phase, unit_of: Callable[[str], str | None]) -> None:
+        self.ownership = ownership
+        self.phase = phase
+        self._unit_of = unit_of
+        self._labels: list[Scope | None] = []  # of each that is open the unit, or that of the one around
+        self._last_owner = NOWHERE
+        # what runs a backward: nothing, or the node that holds a checkpoint's own
+        self._runners: dict[int, Scope] = {}
+
+    def __call__(self, reduces: bool = False) -> tuple[Scope, str]:
+        """What is booked now.
+
+        Args:
+            reduces: whether the operator is an all-reduce: a bucket of gradients is sent when the last of them is
+                there, and that is not this one's module's work.
+        """
+        node = torch._C._current_autograd_node()
+        scope, phase = self._of_module(node)
+        if self._labels and self._labels[-1] is not None:
+            return self._labels[-1], phase
+        if reduces and phase == "backward" and (node is None or node._sequence_nr() >= _NUMBERLESS):
+            return _GRADIENTS, phase
+        return scope, phase
+
+    def label_begins(self, label: str) -> None:
+        """A label of anybody's: FSDP says in its own which unit it works for."""
+        unit = self._unit_of(label)
+        self._labels.append(Scope(unit) if unit is not None else self._labels[-1] if self._labels else None)
+
+    def label_ends(self) -> None:
+        """The last one that began ends."""
+        if self._labels:
+            self._labels.pop()
+
+    def _of_module(self, node: Any) -> tuple[Scope, str]:
+        running = self.ownership.running()
+        if node is None or self.phase.name == "optimizer":  # which a hook may step in the middle of a backward
+            return running or NOWHERE, self.phase.name
+        if running is not None and self.ownership.recomputing():
+            return running, "recompute"
+        owner = self._last_owner = self._owner(node)
+        if self.phase.keeps_graph:
+            self.ownership.claim(owner)
+        elif torch.is_grad_enabled():  # a function of somebody's own that runs its forward again
+            return owner, "recompute"
+        return owner, "backward"
+
+    def phase_changed(self, _: str) -> None:
+        """An outermost backward begins or ends; what a hook does inside of one changes nothing here."""
+        if in_backward():
+            return
+        self._last_owner = NOWHERE
+        self._runners.clear()
+        if self.phase.keeps_graph:
+            self.ownership.claim(self.ownership.running())
+
+    def _owner(self, node: Any) -> Scope:
+        runner = self._runners.setdefault(torch._C._current_graph_task_id(), self._last_owner)
+        number = node._sequence_nr()
+        if number >= _NUMBERLESS:  # AccumulateGrad has no number: it follows the node whose gradient it takes
+            return self._last_owner
+        return self.ownership.maker(self.ownership.thread(), number) or runner
