@@ -44,8 +44,8 @@ def place_of(error: BaseException) -> str:
 
     Empty where it went through none: through libraries, which are installed, and gpuprof alone.
     """
-    if isinstance(error, SyntaxError) and error.filename:
-        return f" ({Path(error.filename).name}:{error.lineno})"
+    if isinstance(error, SyntaxError):  # which says so itself
+        return ""
     others = (Path(__file__).parent, Path(os.__file__).parent)
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)

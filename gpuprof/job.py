@@ -45,6 +45,8 @@ def read_job(paths: Iterable[str | os.PathLike[str]]) -> Run:
     Raises:
         GpuprofError: a file is none of a rank, or they are not those of one job, each once.
     """
+    if not isinstance(paths, Iterable) or isinstance(paths, str):
+        raise GpuprofError(f"the ranks' files must be a list of paths, not {paths!r}")
     return assemble(map(read_part, paths))
 
 

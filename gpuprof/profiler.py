@@ -45,8 +45,9 @@ from gpuprof.theory.conventions import convention as fitting_convention
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.version import __version__
 from gpuprof.workload import Options, Workload, build, from_module
+from gpuprof.workload.options import check_seed, dtype_name
 from gpuprof.workload.parallel import replicas
-from gpuprof.workload.workload import call_arguments
+from gpuprof.workload.workload import call_arguments, check_call, check_parts
 
 _WORTH_COUNTING = 1e-4
 """Share of a step's FLOPs above which a dtype gets counters: every kernel is replayed again and again for each dtype.
@@ -67,7 +68,7 @@ def profile(
     optimizer: torch.optim.Optimizer | str | None = None,
     step: Callable[[], Any] | None = None,
     mode: str = "train",
-    passes: Iterable[str] = DEFAULT_PASSES,
+    passes: str | Iterable[str] = DEFAULT_PASSES,
     warmup: int | None = None,
     steps: int | None = None,
     convention: str = "causal",
@@ -96,7 +97,7 @@ def profile(
         optimizer: steps after each backward; its state and the parameters are put back. For a named model its name.
         step: a whole step of one's own, used as it is.
         mode: train, forward or generate.
-        passes: which passes to run, of `gpuprof.passes.options.PASSES`.
+        passes: which passes to run, of `gpuprof.passes.options.PASSES`; also as one text, ``"count,time"``.
         warmup: steps before the clock counts; 1 on a CPU and 5 on a GPU unless given.
         steps: timed steps; 3 on a CPU and 20 on a GPU unless given.
         convention: how FLOPs are counted, of `gpuprof.theory.conventions.CONVENTIONS`.
@@ -116,24 +117,28 @@ def profile(
         "rank_timeout": rank_timeout,
     }  # fmt: skip
     passes = check(passes, warmup, steps, peak_tflops, counter_level, launches)
+    check_seed(seed)
+    if progress is not None and not callable(progress):
+        raise GpuprofError(f"progress must be a function of a pass, how far it is and its length, not {progress!r}")
     if launches is not None and not isinstance(model, str):
         raise GpuprofError("launches: fresh processes need a model given by name")
     if isinstance(model, str):
+        _refuse_parts(inputs=inputs, kwargs=kwargs, loss=loss, step=step)
         chosen = _options(mode=mode, seed=seed, optimizer=optimizer or "none", **options)
         if launches:
             if not join(rank_timeout).alone:
                 raise GpuprofError("launches repeats one process: leave it out in a job of several")
             return _launched(model, chosen, passes, launches, counter_level, progress, how)
         workload = join(rank_timeout).together("making the model", lambda: build(model, chosen))
-    elif isinstance(optimizer, str):
-        raise GpuprofError(
-            f"optimizer {optimizer!r}: for a given module, give a torch.optim.Optimizer on its parameters"
-        )
     else:
+        check_parts(model, loss, optimizer, step)
         if options:
+            _options(**options)
             raise GpuprofError(f"{', '.join(options)}: only for a model given by name; here the module says it")
         args, keywords = call_arguments(model, inputs, kwargs)
-        workload = from_module(model, args, keywords, loss=loss, mode=mode, optimizer=optimizer, step=step)
+        if step is None:
+            check_call(model, args, keywords)
+        workload = from_module(model, args, keywords, loss=loss, mode=mode, optimizer=optimizer, step=step)  # type: ignore[arg-type]  # checked above
     run = run_passes(workload, passes=passes, counter_level=counter_level, progress=progress, **how)
     if workload.recipe is not None and workload.recipe[1].parallel != "none" and run.done("count"):
         _add_whole_model(run, workload.recipe)
@@ -189,6 +194,7 @@ def count(
             model, inputs, kwargs=kwargs, loss=loss, step=step, mode=mode, passes=("count",), convention=convention,
             seed=seed, **options,
         )  # fmt: skip
+    _refuse_parts(inputs=inputs, kwargs=kwargs, loss=loss, step=step)
     workload = build(model, _options(mode=mode, seed=seed, **options), weightless=True)
     return run_passes(workload, passes=("count",), convention=convention, seed=seed, alone=True)
 
@@ -431,7 +437,22 @@ def never_made(model: torch.nn.Module) -> list[str]:
     return [f"{paths[0]}{more}: made at the first call of a lazy module, which never came, so in no count or sum"]
 
 
+def _refuse_parts(**given: Any) -> None:
+    """Refuse parts of a step beside a model that is given by name."""
+    if parts := [name for name, part in given.items() if part is not None]:
+        raise GpuprofError(
+            f"{', '.join(parts)}: only for a module; a model given by name has its own (or let the function of "
+            "file.py:function return them)"
+        )
+
+
 def _options(**given: Any) -> Options:
+    """The options of a model given by name; dtype and device may be torch's own."""
+    for name, value in given.items():
+        if isinstance(value, torch.dtype):
+            given[name] = dtype_name(value)
+        elif isinstance(value, torch.device):
+            given[name] = str(value)
     try:
         return Options(**given)
     except TypeError as error:

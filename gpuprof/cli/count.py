@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gpuprof.cli import options as o
 from gpuprof.cli.groups import Counted, Delivery, grouped
+from gpuprof.cli.like import Like
 from gpuprof.cli.output import deliver
 from gpuprof.parallel.launch import require_one_process
 
@@ -18,6 +19,7 @@ def count(
     model: o.ModelArgument,
     workload: Counted,
     *,
+    like: Like = None,
     convention: o.ConventionOption = o.Convention.causal,
     delivery: Delivery,
 ) -> None:

@@ -10,6 +10,7 @@ from gpuprof.cli import options as o
 from gpuprof.cli.groups import Delivery, Measured, Timing, grouped
 from gpuprof.cli.job import deliver as deliver_job
 from gpuprof.cli.job import joined, own_device
+from gpuprof.cli.like import Like
 from gpuprof.cli.output import deliver, progress
 from gpuprof.errors import GpuprofError
 from gpuprof.parallel.launch import TIMEOUT_S
@@ -52,6 +53,7 @@ def profile(
         ),
     ] = TIMEOUT_S,
     *,
+    like: Like = None,
     delivery: Delivery,
     store: o.Store = None,
 ) -> None:

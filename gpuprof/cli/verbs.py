@@ -51,7 +51,7 @@ VERBS = {
          "gpuprof backward run.json --depth 2 --chart backward.png"),
     ),
     "report": Verb(
-        "Make one self-contained page of a saved run: budget, modules, roofline, memory, kernels, provenance.",
+        "Make one self-contained page of a saved run: budget, modules, roofline, memory; of two, what changed.",
         ("gpuprof report run.json -o run.html",
          "gpuprof report run.json.gz --convention full -o run.html"),
     ),

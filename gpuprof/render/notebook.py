@@ -14,6 +14,7 @@ from gpuprof.analysis.known_flops import at_least
 from gpuprof.analysis.modules import by_module, counted, totals
 from gpuprof.analysis.steps import traced
 from gpuprof.analysis.untold import untold
+from gpuprof.analysis.verdict import verdict
 from gpuprof.record import Record
 from gpuprof.render import render
 from gpuprof.render.charts import subject
@@ -25,16 +26,19 @@ from gpuprof.schema import MODEL, UNATTRIBUTED
 _OPEN = 2
 """Levels of the tree that are open at first."""
 
-# No colour but the notebook's own: what is soft or a line is a part of it, in light and dark.
+# No colour but the notebook's own: what is soft or a line is a part of it, in light and dark. Important is what
+# notebooks say of every table's cells.
 _STYLE = """
 .gpuprof { font-size: 13px; line-height: 1.45; }
+.gpuprof p { font-weight: 600; margin: 0 0 .6em; max-width: 90em; overflow-wrap: anywhere; }
 .gpuprof table { border-collapse: collapse; margin: 0 0 .6em; font-size: inherit; }
-.gpuprof tr, .gpuprof th, .gpuprof td { background: none; border: 0; text-align: left; vertical-align: top; }
+.gpuprof tr, .gpuprof th, .gpuprof td { background: none !important; border: 0; vertical-align: top; }
+.gpuprof th, .gpuprof td { text-align: left !important; }
 .gpuprof th { padding: 1px 1em 1px 0; white-space: nowrap; }
 .gpuprof td { padding: 1px 0; white-space: pre-wrap; overflow-wrap: anywhere; max-width: 80em; }
 .gpuprof .tree { overflow-x: auto; font-variant-numeric: tabular-nums; }
 .gpuprof .line { display: flex; padding: 1px 0; border-bottom: 1px solid rgba(128, 128, 128, .25); }
-.gpuprof .line span { flex: none; width: 7.5em; text-align: right; white-space: nowrap; }
+.gpuprof .line span { flex: none; width: 8em; text-align: right; white-space: nowrap; }
 .gpuprof .line .name { flex: 1; text-align: left; overflow: hidden; text-overflow: ellipsis; }
 .gpuprof summary { cursor: pointer; list-style: none; }
 .gpuprof summary .name::before { content: "\\25B8"; display: inline-block; width: 1.1em; opacity: .7; }
@@ -80,21 +84,21 @@ def _found(run: Record) -> Iterator[str]:
 
 
 def html(run: Record) -> str:
-    """Header and folded tree of modules, for a light or a dark notebook; nothing in it is loaded from elsewhere."""
+    """Verdict, header and folded tree, for a light or a dark notebook; nothing in it is loaded from elsewhere."""
     if counters_only(run):
         return f"<pre>{escape(render(run))}</pre>"
     said = header_lines(run, View(), totals(run))
     lines = "".join(f"<tr><th>{escape(label)}</th><td>{escape(text)}</td></tr>" for label, text in said)
     table = module_table(run, by_module(run))
     heads = [head["name"] for head in table["heads"]]
-    width = 15 + 7.5 * (len(heads) - 1)
+    width = 15 + 8 * (len(heads) - 1)
     first = {"path": "", "class": "", "depth": 0, "parent": False, "cells": [{"text": name} for name in heads]}
     rows = [row for row in table["rows"] if row["path"] != UNATTRIBUTED or any(c["value"] for c in row["cells"][1:])]
     backward = "" if phases_of(run) else ", backward with recompute"
     notes = [f"{times_of(run)}{backward}; layers that agree in every count are one line."]
     below = "".join(f"<div>{escape(note)}</div>" for note in (*notes, *untold(run), *warnings(run)))
     return (
-        f'<div class="gpuprof"><style>{_STYLE}</style><table>{lines}</table>'
+        f'<div class="gpuprof"><style>{_STYLE}</style><p>{escape(" ".join(verdict(run)))}</p><table>{lines}</table>'
         f'<div class="tree"><div style="min-width: {width}em"><div class="heads">{_line(first)}</div>{_tree(rows)}'
         f'</div></div><div class="notes">{below}</div></div>'
     )

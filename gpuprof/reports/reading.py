@@ -92,6 +92,8 @@ def read_report(path: str | PathLike[str]) -> pd.DataFrame:
         GpuprofError: no such file, not text, empty, from no known counter, from more than one, cut off or damaged; the
             message names the line and what was expected in it.
     """
+    if not isinstance(path, (str, PathLike)):
+        raise GpuprofError(f"read_report takes the path of a report, not a {type(path).__name__}")
     lines = read_lines(path)
     kinds = _kinds(Source(path, lines))
     errors: list[GpuprofError] = []

@@ -141,7 +141,12 @@ def flop_rule(*names: str, kind: Kind = "matmul", values: bool = False) -> Calla
             own replaces the built-in one.
         kind: the kind of work, by which reports group operators.
         values: whether the rule reads `TensorSpec.values`: offsets of packed sequences, places in a sparse matrix.
+
+    Raises:
+        GpuprofError: there is no name, or it is none: the decorator is called, ``@flop_rule("mylib::op")``.
     """
+    if not names or not all(isinstance(name, str) for name in names):
+        raise GpuprofError('a FLOP rule needs the names of its operators: @gpuprof.flop_rule("mylib::op")')
 
     def register(cost: RuleFunction) -> RuleFunction:
         for name in names:

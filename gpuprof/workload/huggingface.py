@@ -14,7 +14,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from gpuprof.errors import GpuprofError, first_line, is_out_of_memory
 from gpuprof.workload.configuration import ask
-from gpuprof.workload.options import Options, resolve_dtype
+from gpuprof.workload.options import Options, preferred_dtype, resolve_dtype
 from gpuprof.workload.presets import load_preset
 from gpuprof.workload.weightless import Answers, Weightless, drop_values
 
@@ -62,8 +62,7 @@ def from_preset(name: str, options: Options, device: torch.device, place: torch.
     with quiet():
         config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
         config.architectures = [preset["architecture"]]
-        default = torch.float32 if device.type == "cpu" else torch.bfloat16
-        model = _construct(_model_class(config, name, options), config, options, place, default)
+        model = _construct(_model_class(config, name, options), config, options, place, preferred_dtype(device))
     return Loaded(model, name, "preset", _unloaded(device), defaults=preset.get("defaults", {}))
 
 

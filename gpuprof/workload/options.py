@@ -83,18 +83,21 @@ class Options:
 
     def __post_init__(self) -> None:
         # A list, as a command line gives it, is as good.
-        object.__setattr__(self, "freeze", tuple(self.freeze))
+        freeze = (self.freeze,) if isinstance(self.freeze, str) else self.freeze
+        if not isinstance(freeze, (tuple, list)) or not all(isinstance(pattern, str) for pattern in freeze):
+            raise GpuprofError(f"--freeze takes patterns of paths, not {freeze!r}")
+        object.__setattr__(self, "freeze", tuple(freeze))
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 known = ", ".join(choice for choice in choices if choice is not None)
-                raise GpuprofError(f"{flag(name)} {getattr(self, name)!r} is not one of: {known}")
+                given = " ".join(repr(getattr(self, name)).split())
+                raise GpuprofError(f"{flag(name)} {given} is not one of: {known}")
         check_device(self.device)
-        if not 0 <= self.seed < 2**63:
-            raise GpuprofError(f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
+        check_seed(self.seed)
         for name in SIZES:
             size = getattr(self, name)
-            if size is not None and size < 1:
-                raise GpuprofError(f"{flag(name)} must be at least 1, not {size}")
+            if size is not None and (not isinstance(size, int) or size < 1):
+                raise GpuprofError(f"{flag(name)} must be at least 1, not {size!r}")
         if self.mode != "train":
             for name in ("optimizer", "checkpointing", "freeze"):
                 if getattr(self, name) not in ("none", ()):
@@ -117,13 +120,23 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def check_seed(seed: int) -> None:
+    """Refuse what torch cannot be seeded with.
+
+    Raises:
+        GpuprofError: It is no whole number of its range.
+    """
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise GpuprofError(f"--seed must be from 0 to 2**63 - 1, not {seed!r}")
+
+
 def check_device(name: str | None) -> None:
     """Refuse what names no device that a step may run on; whether it is there only torch can tell.
 
     Raises:
         GpuprofError: The name is no device.
     """
-    if name is not None and not re.fullmatch(r"(cuda|cpu|meta)(:(0|[1-9]\d?))?", name):
+    if name is not None and not (isinstance(name, str) and re.fullmatch(r"(cuda|cpu|meta)(:(0|[1-9]\d?))?", name)):
         raise GpuprofError(f"--device {name!r} is no device that gpuprof knows; use cuda, cuda:0 or cpu")
 
 
@@ -152,6 +165,13 @@ def resolve_dtype(name: str | None) -> torch.dtype | None:
     import torch
 
     return None if name is None else getattr(torch, DTYPES[name])
+
+
+def preferred_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of a model whose own is not known: bfloat16, on a CPU float32."""
+    import torch
+
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import torch
 from gpuprof.errors import GpuprofError, first_line
 from gpuprof.workload import parallel, steps, training, userfile
 from gpuprof.workload.names import check
-from gpuprof.workload.options import Options, dtype_name, resolve_device, resolve_dtype
+from gpuprof.workload.options import Options, dtype_name, flag, resolve_device, resolve_dtype
 from gpuprof.workload.workload import Workload, describe_inputs, from_module
 
 if TYPE_CHECKING:
@@ -142,10 +142,19 @@ def _make_step(
     return steps.generate_step(model, kwargs, new_tokens, call_options=call_options, token=token, static=static)
 
 
+_UNASKED: dict[str, Any] = {
+    "dtype": None, "checkpointing": "none", "optimizer": "none", "freeze": (), "compile": "none",
+}  # fmt: skip
+"""What gpuprof itself does to a model of a file, and how it is not asked for."""
+
+
 def _from_file(reference: str, options: Options, *, weightless: bool) -> Workload:
     """The workload that a user's function describes."""
     device = torch.device("meta") if weightless else resolve_device(options.device)
-    given = userfile.call(reference, options)
+    given = userfile.call(reference, options, device)
+    # what the function was given by name it follows itself
+    options, asked = replace(options, **{name: _UNASKED[name] for name in given.named & _UNASKED.keys()}), options
+    own = [name for name in ("loss", "optimizer", "step") if getattr(given, name) is not None]
     if given.step is None and options.mode == "generate":
         raise GpuprofError(f"{reference} gives no step: --mode generate needs one that generates, as the key 'step'")
     if given.step is not None and (weightless or options.optimizer != "none"):
@@ -153,6 +162,12 @@ def _from_file(reference: str, options: Options, *, weightless: bool) -> Workloa
         raise GpuprofError(f"{reference} gives a step of its own, which gpuprof cannot {why}")
     if given.step is not None and options.compile != "none":
         raise GpuprofError(f"{reference} gives a step of its own: let it compile that, and leave --compile out")
+    for name in ("dtype", "checkpointing", "freeze") if given.step is not None else ():
+        if getattr(options, name) != _UNASKED[name]:
+            raise GpuprofError(
+                f"{reference} gives a step of its own, which {flag(name)} cannot reach: let the function take a "
+                f"parameter {name}"
+            )
     if given.optimizer is not None and options.optimizer != "none":
         raise GpuprofError(f"{reference} gives an optimizer of its own; leave --optimizer {options.optimizer} out")
 
@@ -175,12 +190,13 @@ def _from_file(reference: str, options: Options, *, weightless: bool) -> Workloa
     )
     path, _, function = reference.rpartition(":")
     known = {key: value for key, value in workload.description.items() if value is not None}
-    workload.description = _described(options) | {"loss": None, "tokens_per_step": None} | known
+    workload.description = _described(asked) | given.sizes | {"loss": None, "tokens_per_step": None} | known
     workload.description |= {
         "name": f"{Path(path).name}:{function}",
         "source": "file",
+        "own": own,
         "weights": "none" if weightless else "given",
     }
     workload.owned = True
-    workload.recipe = (reference, options)
+    workload.recipe = (reference, asked)
     return workload

@@ -5,18 +5,20 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gpuprof.errors import GpuprofError
-from gpuprof.workload.options import SIZES, Options, flag
+from gpuprof.errors import GpuprofError, place_of
+from gpuprof.workload.options import SIZES, Options, flag, preferred_dtype, resolve_dtype
 from gpuprof.workload.weightless import drop_values
-from gpuprof.workload.workload import call_arguments
+from gpuprof.workload.workload import call_arguments, check_call, check_parts
 
 KEYS = ("model", "inputs", "loss", "optimizer", "step")
 SHAPES = "a model and its inputs (and a loss function), or a dict with some of: " + ", ".join(KEYS)
@@ -33,6 +35,8 @@ class Given:
         loss: Turns the output into a scalar.
         optimizer: Steps after each backward.
         step: A whole step of the user's own.
+        named: Options that the function was given by name, which are its own to follow.
+        sizes: Options that it decided itself: what its parameters are where the user said nothing.
     """
 
     model: torch.nn.Module
@@ -41,17 +45,21 @@ class Given:
     loss: Callable[[Any], torch.Tensor] | None = None
     optimizer: torch.optim.Optimizer | None = None
     step: Callable[[], Any] | None = None
+    named: frozenset[str] = frozenset()
+    sizes: dict[str, Any] = field(default_factory=dict)
 
 
-def call(reference: str, options: Options) -> Given:
-    """Imports the file, calls the function and sorts what it returns.
+def call(reference: str, options: Options, device: torch.device) -> Given:
+    """Imports the file, calls the function with what its parameters name and sorts what it returns.
 
     Args:
-        reference: `path/to/file.py:function`. The function takes nothing, or the `Options`.
+        reference: `path/to/file.py:function`.
         options: The user's.
+        device: The one that the step runs on, `meta` without weights: the function then makes them on the CPU.
 
     Raises:
-        GpuprofError: There is no such file or function, it raised, or it returned something else.
+        GpuprofError: There is no such file or function, it takes something else, it raised, or it returned something
+            else.
     """
     file, _, name = reference.rpartition(":")
     path = Path(file).expanduser()
@@ -63,18 +71,21 @@ def call(reference: str, options: Options) -> Given:
         function = getattr(_import(path), name, None)
         if not callable(function):
             raise GpuprofError(f"no function {name!r} in {file}")
-        takes_options = _takes_options(function)
-        if not takes_options:
-            _refuse_options(label, options)
+        signature = _signature(function)
+        named = _arguments(label, signature, options, device)
+        _refuse_options(label, options, named)
+        bound = inspect.BoundArguments(signature, OrderedDict(named))
+        bound.apply_defaults()
         torch.manual_seed(options.seed)
         try:
-            result = function(options) if takes_options else function()
+            result = function(*bound.args, **bound.kwargs)
         except Exception as error:
             raise _raised(label, error) from error
     finally:
         if folder in sys.path:
             sys.path.remove(folder)
-    return _sort(label, result)
+    given = _sort(label, result)
+    return replace(given, named=frozenset(named), sizes=_own_sizes(signature, named, options))
 
 
 def place(given: Given, device: torch.device, dtype: torch.dtype | None) -> Given:
@@ -111,8 +122,8 @@ def place(given: Given, device: torch.device, dtype: torch.dtype | None) -> Give
             return type(value)(*map(move, value))
         if is_dataclass(value) and not isinstance(value, type):
             moved = copy(value)
-            for field in fields(value):
-                object.__setattr__(moved, field.name, move(getattr(value, field.name)))
+            for each in fields(value):
+                object.__setattr__(moved, each.name, move(getattr(value, each.name)))
             return moved
         return value
 
@@ -155,24 +166,70 @@ def _raised(label: str, error: Exception) -> GpuprofError:
     lines = str(error).strip().splitlines()
     if lines and "default process group twice" in lines[0]:
         lines[0] += ": under torchrun gpuprof has made it; call it only where is_initialized() is false"
-    return GpuprofError(f"{label} raised {type(error).__name__}: {lines[0] if lines else '(no message)'}")
+    said = lines[0] if lines else "(no message)"
+    return GpuprofError(f"{label} raised {type(error).__name__}: {said}{place_of(error)}")
 
 
-def _takes_options(function: Callable[..., Any]) -> bool:
-    """Whether a function asks for the options: a parameter called so, or one that it cannot do without."""
-    parameters = inspect.signature(function).parameters.values()
-    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return any(
-        parameter.kind in named and (parameter.default is parameter.empty or parameter.name == "options")
-        for parameter in parameters
-    )
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except ValueError:  # code that is not Python's has none
+        return inspect.Signature()
 
 
-def _refuse_options(label: str, options: Options) -> None:
-    """A function that takes nothing decides the sizes itself; an option that changes nothing is a mistake."""
+def _arguments(label: str, signature: inspect.Signature, options: Options, device: torch.device) -> dict[str, Any]:
+    """What a function gets: the fields of the options that its parameters name, and all as `options`.
+
+    What the user did not give is left to the parameter's default. Without one the device is the one that the step runs
+    on and the dtype that of a preset there; nothing else can be known.
+
+    Raises:
+        GpuprofError: A parameter without a default is no option, or was not given.
+    """
+    found: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        needed = parameter.default is parameter.empty
+        if name == "options":
+            found[name] = options
+        elif name not in _FIELDS:
+            if needed:
+                raise GpuprofError(
+                    f"{label} takes {name!r}, which gpuprof does not know: give it a default; known are "
+                    f"{', '.join(_FIELDS)}, and options for all of them"
+                )
+        elif name == "device" and (needed or options.device is not None):
+            found[name] = torch.device("cpu") if device.type == "meta" else device
+        elif name == "dtype" and (needed or options.dtype is not None):
+            found[name] = resolve_dtype(options.dtype) or preferred_dtype(device)
+        elif (value := getattr(options, name)) is not None:
+            found[name] = value
+        elif needed:
+            raise GpuprofError(f"{label} takes {name!r}: give {flag(name)}, or the parameter a default")
+    return found
+
+
+_FIELDS = tuple(each.name for each in fields(Options))
+
+
+def _refuse_options(label: str, options: Options, named: Mapping[str, Any]) -> None:
+    """A function that does not take a size decides it itself; an option that changes nothing is a mistake."""
+    for name in () if "options" in named else (*SIZES, "attention", "cache"):
+        if getattr(options, name) is not None and name not in named:
+            raise GpuprofError(f"{flag(name)} cannot reach {label}: let the function take a parameter {name}")
+
+
+def _own_sizes(signature: inspect.Signature, named: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """The defaults that stood for options, as far as the mode has such."""
+    found = {}
     for name in (*SIZES, "attention", "cache"):
-        if getattr(options, name) is not None:
-            raise GpuprofError(f"{flag(name)} cannot reach {label}: let the function take one argument, the options")
+        default = signature.parameters[name].default if name in signature.parameters else None
+        if name not in named and default is not None:
+            with suppress(GpuprofError):
+                replace(options, **{name: default})
+                found[name] = default
+    return found
 
 
 def _sort(label: str, result: Any) -> Given:
@@ -183,12 +240,18 @@ def _sort(label: str, result: Any) -> Given:
     elif isinstance(result, Sequence) and 2 <= len(result) <= 3:
         given = dict(zip(("model", "inputs", "loss"), result, strict=False))
     else:
-        raise GpuprofError(f"{label} returned {type(result).__name__}; it must return {SHAPES}")
+        what = type(result).__name__
+        if isinstance(result, (Mapping, Sequence)) and not isinstance(result, str):
+            what += f" of {', '.join(map(str, result))}" if isinstance(result, Mapping) else f" of {len(result)}"
+        raise GpuprofError(f"{label} returned {what}; it must return {SHAPES}")
     if not isinstance(given["model"], torch.nn.Module):
         raise GpuprofError(f"{label}: the model is a {type(given['model']).__name__}, no torch.nn.Module")
-    for key in ("loss", "step"):
-        if given.get(key) is not None and not callable(given[key]):
-            raise GpuprofError(f"{label}: the {key} is a {type(given[key]).__name__}, no function")
-
-    args, kwargs = call_arguments(given["model"], given.pop("inputs", None))
+    inputs = given.pop("inputs", None)
+    try:
+        check_parts(**{"loss": None, "optimizer": None, "step": None} | given)
+        args, kwargs = call_arguments(given["model"], inputs)
+        if given.get("step") is None:
+            check_call(given["model"], args, kwargs)
+    except GpuprofError as error:
+        raise GpuprofError(f"{label}: {error}") from error
     return Given(**given, args=args, kwargs=kwargs)

@@ -26,12 +26,12 @@ class Workload:
         step: Runs one whole step: forward and, in train mode, loss, backward and the optimizer if there is
             one. Returns the loss in train mode, else the output.
         description: What this workload is, in JSON's types: `name`, `source` (`preset`, `directory`, `hub`,
-            `file` or `module`), `architecture`, `mode`, every option as resolved, `loss`, `weights`
-            (`random`, `loaded` or `none`), `inputs` (a list of `name`, `shape`, `dtype`), `tokens_per_step`
-            (positions of text that one step processes, encoder and decoder together; None where there is
-            no text), `samples_per_step` (None where no inputs are given; of a given step both are what it is counted to
-            take, and None until then), `notes` and `facts` (the architecture as
-            closed formulas ask for it, see `gpuprof.theory.Architecture`; None where it is not known).
+            `file` or `module`), `own` (what a `file` gave of `loss`, `optimizer` and `step`), `architecture`,
+            `mode`, every option as resolved, `loss`, `weights` (`random`, `loaded` or `none`), `inputs` (a list
+            of `name`, `shape`, `dtype`), `tokens_per_step` (positions of text that one step processes, encoder
+            and decoder together; None where there is no text), `samples_per_step` (None where no inputs are
+            given; of a given step both are what it is counted to take, None until then), `notes` and `facts` (the
+            architecture as closed formulas ask for it, see `gpuprof.theory.Architecture`; None where it is not known).
         device: Where the step runs; `meta` for a workload without weights.
         optimizer: What the step updates the parameters with.
         owned: The model was made for this run, so nobody minds what becomes of it.
@@ -113,6 +113,37 @@ def from_module(
     return Workload(model, step, description, device, optimizer)
 
 
+def check_parts(model: Any, loss: Any, optimizer: Any, step: Any) -> None:
+    """Refuse a model or parts of its step that are no such things, each with what to give instead.
+
+    Raises:
+        GpuprofError: One of them is not.
+    """
+    if not isinstance(model, torch.nn.Module):
+        remedy = "give the torch.nn.Module that holds the parameters"
+        if isinstance(model, type):
+            remedy = f"give a module, such as {model.__name__}(...)"
+        elif callable(model):
+            remedy += ", and the function as step=: gpuprof.profile(model, step=function)"
+        raise GpuprofError(f"the model is {_what(model)}, no module: {remedy}")
+    for name, given, takes in (("loss", loss, "the model's output"), ("step", step, "nothing")):
+        if given is not None and (not callable(given) or isinstance(given, type)):
+            raise GpuprofError(f"the {name} is {_what(given)}, no function: give one that takes {takes}")
+    if optimizer is not None and (isinstance(optimizer, type) or not hasattr(optimizer, "zero_grad")):
+        raise GpuprofError(
+            f"the optimizer is {_what(optimizer)}, no optimizer: make one of the model's parameters, such as "
+            "torch.optim.AdamW(model.parameters())"
+        )
+    if step is not None and loss is not None:
+        raise GpuprofError("a step of one's own computes its own loss: leave the other loss out")
+
+
+def _what(given: Any) -> str:
+    if isinstance(given, str):
+        return f"the text {given!r}"
+    return f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+
+
 def _class_name(model: torch.nn.Module) -> str:
     """The class that the user wrote, whatever shards or compiles it."""
     while (inner := _wrapped(model)) is not None:
@@ -138,8 +169,10 @@ def call_arguments(
         kwargs: Keyword arguments beside them.
 
     Raises:
-        GpuprofError: The forward takes a mapping neither way.
+        GpuprofError: The forward takes a mapping neither way, or the keyword arguments are no mapping.
     """
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise GpuprofError(f"kwargs must be a mapping of keyword arguments, not {_what(kwargs)}")
     keywords = dict(kwargs or {})
     if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):  # its own forward takes anything
         model = model._orig_mod
@@ -170,6 +203,37 @@ def _takes(model: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[Any, A
     except ValueError:  # code that is not Python's has no signature
         return True
     return True
+
+
+def check_call(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse inputs that a model's forward does not take, unless a hook may change them.
+
+    Raises:
+        GpuprofError: There are too few, too many, or others than it takes.
+    """
+    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+        model = model._orig_mod
+    if model._forward_pre_hooks:
+        return
+    try:
+        signature = inspect.signature(model.forward)
+    except ValueError:
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        given = [_shown(value) for value in args] + [f"{name}={_shown(value)}" for name, value in kwargs.items()]
+        raise GpuprofError(
+            f"{type(model).__name__} cannot be called with {', '.join(given) or 'no inputs'}: {error}; its forward "
+            f"takes ({', '.join(signature.parameters)})"
+        ) from error
+
+
+def _shown(value: Any) -> str:
+    """An input in a word or two."""
+    return (
+        f"a tensor of {list(value.shape)}" if isinstance(value, torch.Tensor) and not value.is_nested else _what(value)
+    )
 
 
 def _misspelt(model: torch.nn.Module, inputs: Mapping[Any, Any]) -> bool:

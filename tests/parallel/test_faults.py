@@ -99,7 +99,7 @@ def test_a_pass_that_fails_on_one_rank_fails_on_all(ended, folder):
         outcome = run.passes["time"]
         assert (outcome.status, outcome.reason) == (
             "failed",
-            "rank 1: the model raised in the forward: OSError: the data is gone",
+            "rank 1: the step raised OSError: the data is gone (faulty.py:70)",
         )
         assert run.samples.empty
         assert {run.passes[name].status for name in ("trace", "memory")} == {"skipped"}

@@ -78,7 +78,9 @@ def test_an_error_of_torchs_own_names_the_module_and_stays_short():
 def test_an_error_in_the_loss_and_the_optimizer():
     model = nn.Linear(4, 4)
     text, _ = message(model, inputs(), loss=lambda out: out.nothing)
-    assert text.startswith("the loss raised AttributeError: 'Tensor' object has no attribute 'nothing' (test_failures.py:")
+    assert text.startswith(
+        "the loss raised AttributeError: 'Tensor' object has no attribute 'nothing' (test_failures.py:"
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=1)
 
     def fail(*_):
@@ -257,7 +259,9 @@ def test_what_the_loss_raises_is_the_losss():
     assert isinstance(cause, KeyError)
     text, _ = message(nn.Linear(4, 4), inputs(), loss=nn.MSELoss())
     assert text.startswith("the loss raised TypeError: ")
-    assert text.endswith("missing 1 required positional argument: 'target': a loss is called with the model's output alone")
+    assert text.endswith(
+        "missing 1 required positional argument: 'target': a loss is called with the model's output alone"
+    )
 
 
 def test_what_a_step_raises_is_the_steps_or_the_models():

@@ -120,7 +120,7 @@ def test_html_is_whole_and_needs_nothing_from_elsewhere(run, monkeypatch):
 
     assert not page.open
     assert {tag for tag, _ in page.seen} <= {
-        "div", "style", "table", "tr", "th", "td", "details", "summary", "span", "i", "pre",
+        "div", "style", "p", "table", "tr", "th", "td", "details", "summary", "span", "i", "pre",
     }  # fmt: skip
 
 

@@ -179,7 +179,9 @@ def test_a_file_generates_with_a_step_of_its_own(write):
     assert workload.step() == 11
     assert (workload.description["mode"], workload.description["step"]) == ("generate", "given")
     assert workload.description["cache"] is None  # which one the step takes is its own affair
-    with pytest.raises(GpuprofError, match=r"--cache cannot reach work\.py:make: let the function take one argument"):
+    with pytest.raises(
+        GpuprofError, match=r"--cache cannot reach work\.py:make: let the function take a parameter cache"
+    ):
         build(reference, Options(mode="generate", cache="static"))
     with pytest.raises(GpuprofError, match=r"work\.py:make gives no step: --mode generate needs one that generates"):
         build(write("def make():\n    return nn.ReLU(), torch.ones(2)\n"), Options(mode="generate"))
