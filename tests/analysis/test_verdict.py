@@ -3,11 +3,13 @@ from runs import compiled_run, counted_run, counters_row, generation_run, gpu_ru
 from test_budget import op, run_of
 
 from gpuprof.analysis.verdict import verdict
-from gpuprof.job import assemble, part
-from gpuprof.record import PassOutcome, table
+from gpuprof.job import assemble
+from gpuprof.job_part import part
+from gpuprof.record import PassOutcome
 from gpuprof.render import render
 from gpuprof.render.view import View
 from gpuprof.run import Run
+from gpuprof.schema import table
 
 PEAK = "the datasheet dense peak (bfloat16 100.0 GFLOP/s)"
 CEILINGS = (
