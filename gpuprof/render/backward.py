@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.backward import (
+from gpuprof.analysis.backward import backward_ratios, convention_of_modules, whole
+from gpuprof.analysis.backward_causes import (
     ASSUMED,
     FROZEN,
     NO_INPUT_GRADIENT,
@@ -24,9 +25,6 @@ from gpuprof.analysis.backward import (
     TWO,
     UNEXPLAINED,
     UNUSED,
-    backward_ratios,
-    convention_of_modules,
-    whole,
 )
 from gpuprof.analysis.modules import by_module
 from gpuprof.errors import GpuprofError

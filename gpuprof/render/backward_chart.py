@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from gpuprof import units
-from gpuprof.analysis.backward import ASSUMED, whole
+from gpuprof.analysis.backward import whole
+from gpuprof.analysis.backward_causes import ASSUMED
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_drawing, check_picture
 from gpuprof.record import Record

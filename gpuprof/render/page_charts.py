@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gpuprof import units
-from gpuprof.analysis.backward import ASSUMED
+from gpuprof.analysis.backward_causes import ASSUMED
 from gpuprof.analysis.budget import Budget
 from gpuprof.analysis.generation import PARTS, bandwidths, parts, withheld_of_bytes
 from gpuprof.record import Record

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import gpuprof
 from gpuprof.analysis import backward as b
+from gpuprof.analysis import backward_causes as c
 from gpuprof.profiler import run_passes
 from gpuprof.schema import table
 from gpuprof.workload import training
@@ -64,7 +65,7 @@ def test_all_trained_is_exactly_two(variant):
 
     assert (figures["flops_forward"], figures["flops_backward"]) == (30 * LAYER + HEAD, 2 * (30 * LAYER + HEAD))
     assert (figures["ratio_flops"], figures["error_flops"]) == (2.0, 0.0)
-    assert {cause["cause"] for cause in figures["causes"]} == {b.TWO}
+    assert {cause["cause"] for cause in figures["causes"]} == {c.TWO}
     attention = row(run.backward_ratios(), module="model.layers.3.self_attn")
     hardware = Fraction(attention["flops_hardware_backward"], attention["flops_hardware_forward"])
     products = Q + K + V + OUT
@@ -80,15 +81,15 @@ def test_frozen_lower_half():
     run = study("frozen-half")
     rows = found(run)
 
-    assert rows["model.layers.14"] == (LAYER, 0, b.NOTHING_TRAINED)
-    assert rows["model.layers.15"] == (LAYER, 2 * LAYER, b.TWO)  # its norm is trained, so q, k, v have both gradients
-    assert rows["lm_head"] == (HEAD, HEAD, b.FROZEN)  # tied to the frozen embeddings
-    assert rows["model.embed_tokens"] == (0, 0, b.EMBEDDING)
-    assert rows[""] == (30 * LAYER + HEAD, 30 * LAYER + HEAD, b.MIXED)  # 15 of 30 at 2, the head at 1: exactly 1
+    assert rows["model.layers.14"] == (LAYER, 0, c.NOTHING_TRAINED)
+    assert rows["model.layers.15"] == (LAYER, 2 * LAYER, c.TWO)  # its norm is trained, so q, k, v have both gradients
+    assert rows["lm_head"] == (HEAD, HEAD, c.FROZEN)  # tied to the frozen embeddings
+    assert rows["model.embed_tokens"] == (0, 0, c.EMBEDDING)
+    assert rows[""] == (30 * LAYER + HEAD, 30 * LAYER + HEAD, c.MIXED)  # 15 of 30 at 2, the head at 1: exactly 1
     assert row(run.backward_ratios(), module="")["reason"] == "mixed: model.layers.0-14 0x; lm_head 1x"
     assert b.whole(run)["error_flops"] == 0.5  # 3 assumed for 2
     causes = {entry["cause"]: (entry["flops_forward"], entry["flops_backward"]) for entry in b.whole(run)["causes"]}
-    assert causes == {b.TWO: (15 * LAYER, 30 * LAYER), b.NOTHING_TRAINED: (15 * LAYER, 0), b.FROZEN: (HEAD, HEAD)}
+    assert causes == {c.TWO: (15 * LAYER, 30 * LAYER), c.NOTHING_TRAINED: (15 * LAYER, 0), c.FROZEN: (HEAD, HEAD)}
 
 
 def test_adapters_on_a_frozen_base():
@@ -98,13 +99,13 @@ def test_adapters_on_a_frozen_base():
     first = 2 * ATTENTION + OUT + MLP + DOWN + 2 * UP  # nothing is trained before: no gradient for q, k, v or the input
     later = Q + K + V + 2 * ATTENTION + OUT + MLP + 2 * DOWN + 2 * UP
     forward = LAYER + DOWN + UP
-    assert rows["model.layers.0"] == (forward, first, b.MIXED)
-    assert rows["model.layers.1"] == rows["model.layers.29"] == (forward, later, b.MIXED)
-    assert rows["model.layers.0.self_attn.q_proj.base"] == (Q, 0, b.NOTHING_TRAINED)
-    assert rows["model.layers.0.self_attn.q_proj.down"][1:] == (DOWN // 2, b.NO_INPUT_GRADIENT)
-    assert rows["model.layers.0.self_attn.k_proj"] == (K, 0, b.NOT_PASSED)
-    assert rows["model.layers.1.self_attn.k_proj"] == (K, K, b.FROZEN)
-    assert rows["model.layers.1.mlp"] == (MLP, MLP, b.FROZEN)
+    assert rows["model.layers.0"] == (forward, first, c.MIXED)
+    assert rows["model.layers.1"] == rows["model.layers.29"] == (forward, later, c.MIXED)
+    assert rows["model.layers.0.self_attn.q_proj.base"] == (Q, 0, c.NOTHING_TRAINED)
+    assert rows["model.layers.0.self_attn.q_proj.down"][1:] == (DOWN // 2, c.NO_INPUT_GRADIENT)
+    assert rows["model.layers.0.self_attn.k_proj"] == (K, 0, c.NOT_PASSED)
+    assert rows["model.layers.1.self_attn.k_proj"] == (K, K, c.FROZEN)
+    assert rows["model.layers.1.mlp"] == (MLP, MLP, c.FROZEN)
     ratio = Fraction(first + 29 * later + HEAD, 30 * forward + HEAD)
     assert Fraction(rows[""][1], rows[""][0]) == ratio
     assert float(ratio) == pytest.approx(1.0014, abs=5e-5)
@@ -155,7 +156,7 @@ def test_recompute_is_apart(reentrant):
     ]  # fmt: skip
     assert figures["error_flops"] == 0
     assert figures["error_flops_recompute"] == pytest.approx(3 * forward / (3 * forward + recompute) - 1)
-    assert found(run)["model.layers.1"] == (layer, 2 * layer, b.TWO)
+    assert found(run)["model.layers.1"] == (layer, 2 * layer, c.TWO)
     said = row(run.backward_ratios(), module="model.layers.1")["reason"]
     assert said == f"recompute apart: {1 if reentrant else (layer - down) / layer:.3f} x forward"
 
@@ -168,17 +169,17 @@ def test_inputs_without_gradient_and_frozen_weights():
     rows = found(count(model, torch.randn(2, 3, 8, 8)))
 
     first, second, third = 2 * 2 * 36 * 4 * 3 * 9, 2 * 2 * 16 * 4 * 2 * 9, 2 * 2 * 16 * 4 * 5
-    assert rows["0"] == (first, first, b.NO_INPUT_GRADIENT)
-    assert rows["1"] == (second, second, b.FROZEN)
-    assert rows["2"] == (third, 2 * third, b.TWO)
-    assert rows[""] == (first + second + third, first + second + 2 * third, b.MIXED)
+    assert rows["0"] == (first, first, c.NO_INPUT_GRADIENT)
+    assert rows["1"] == (second, second, c.FROZEN)
+    assert rows["2"] == (third, 2 * third, c.TWO)
+    assert rows[""] == (first + second + third, first + second + 2 * third, c.MIXED)
 
 
 def test_a_frozen_weight_with_a_trained_bias_is_told_by_shapes():
     model = nn.Sequential(nn.Linear(6, 7), nn.Linear(7, 5))
     model[1].weight.requires_grad_(False)
 
-    assert found(count(model, torch.randn(4, 6)))["1"] == (2 * 4 * 7 * 5, 2 * 4 * 7 * 5, b.FROZEN)
+    assert found(count(model, torch.randn(4, 6)))["1"] == (2 * 4 * 7 * 5, 2 * 4 * 7 * 5, c.FROZEN)
 
 
 class Pooled(nn.Module):
@@ -199,9 +200,9 @@ class Pooled(nn.Module):
 def test_an_unused_output():
     rows = found(count(Pooled(), torch.randn(4, 6)))
 
-    assert rows["pooler"] == (2 * 4 * 6 * 6, 0, b.UNUSED)
-    assert rows["body"] == (2 * 4 * 6 * 6, 2 * 4 * 6 * 6, b.NO_INPUT_GRADIENT)
-    assert rows["norm"] == (0, 0, b.NO_PRODUCT)
+    assert rows["pooler"] == (2 * 4 * 6 * 6, 0, c.UNUSED)
+    assert rows["body"] == (2 * 4 * 6 * 6, 2 * 4 * 6 * 6, c.NO_INPUT_GRADIENT)
+    assert rows["norm"] == (0, 0, c.NO_PRODUCT)
 
 
 def test_a_module_called_twice_with_one_input_that_needs_no_gradient():
@@ -215,7 +216,7 @@ def test_a_module_called_twice_with_one_input_that_needs_no_gradient():
 
     run = count(Twice(), torch.randn(4, 6))
 
-    assert found(run)["fc"] == (2 * 288, 3 * 288, b.SOME_GRADIENTS)
+    assert found(run)["fc"] == (2 * 288, 3 * 288, c.SOME_GRADIENTS)
     reason = row(run.backward_ratios(), module="fc")["reason"]
     assert reason == "3 of the 4 factors of its products need a gradient"
 
@@ -227,7 +228,7 @@ def test_multi_head_attention_over_inputs():
     products = 4 * 2 * 2 * 9 * 8  # two products of two heads of 8, full
 
     assert found(run)[""][:2] == (packed + out + products, packed + 2 * out + 2 * products)
-    assert found(run)[""][2] == b.SOME_GRADIENTS
+    assert found(run)[""][2] == c.SOME_GRADIENTS
     assert row(run.backward_ratios(), module="")["reason"].startswith("in part: its input needs no gradient")
 
 
@@ -236,11 +237,11 @@ def test_what_no_cause_predicts_is_unexplained():
     run.ops.loc[(run.ops["module"] == "layers.0") & (run.ops["phase"] == "backward"), "flops_causal"] = 1700
     rows = run.backward_ratios()
 
-    assert row(rows, module="layers.0")["cause"] == b.UNEXPLAINED
-    assert row(rows, module="head")["cause"] == b.TWO
+    assert row(rows, module="layers.0")["cause"] == c.UNEXPLAINED
+    assert row(rows, module="head")["cause"] == c.TWO
     assert row(rows, module="")["reason"] == "unexplained: layers 1.850x"
     assert pd.isna(row(rows, module="")["flops_explained"])
-    assert {entry["cause"] for entry in b.whole(run)["causes"]} == {b.TWO, b.UNEXPLAINED}
+    assert {entry["cause"] for entry in b.whole(run)["causes"]} == {c.TWO, c.UNEXPLAINED}
 
 
 # -- classes, times, and what is missing
@@ -252,7 +253,7 @@ def test_classes_and_times():
 
     blocks = row(rows, **{"class": "Block"})
     assert (blocks["modules"], blocks["flops_forward"], blocks["flops_backward"], blocks["cause"]) == (
-        2, 2000, 4000, b.TWO,
+        2, 2000, 4000, c.TWO,
     )  # fmt: skip
     assert (blocks["ratio_flops"], blocks["ratio_time"]) == (2.0, 4.0)  # 20 ns each forward, 80 backward
     figures = b.whole(run)
@@ -265,8 +266,8 @@ def test_a_class_whose_members_differ_says_how_many():
     rows = study("frozen-half").backward_ratios("class")
 
     layers = row(rows, **{"class": "LlamaDecoderLayer"})
-    assert (layers["cause"], layers["reason"]) == (b.MIXED, "mixed: 15 at 0x, 15 at 2x")
-    assert row(rows, **{"class": "Embedding"})["cause"] == b.EMBEDDING
+    assert (layers["cause"], layers["reason"]) == (c.MIXED, "mixed: 15 at 0x, 15 at 2x")
+    assert row(rows, **{"class": "Embedding"})["cause"] == c.EMBEDDING
 
 
 def test_recompute_is_in_no_ratio_of_time():
@@ -315,7 +316,7 @@ def test_an_operator_without_a_rule_does_no_harm():
     extra.update(flops_full=None, flops_hardware=None, vector_flops=None)
     run.ops = table("ops", [*run.ops.to_dict(orient="records"), extra])
 
-    assert row(run.backward_ratios(), module="head")["cause"] == b.TWO
+    assert row(run.backward_ratios(), module="head")["cause"] == c.TWO
 
 
 def test_executed_flops_have_a_ratio_where_counters_were_read():
