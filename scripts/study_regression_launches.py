@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from gpuprof.analysis.check import check, moved
+from gpuprof.analysis.check import check
 from gpuprof.analysis.comparison import launches
+from gpuprof.analysis.moved import moved
 from gpuprof.analysis.regression import judge
 from gpuprof.files import write_atomically
 from gpuprof.launches import merge

@@ -10,7 +10,8 @@ from recorded import recorded_run
 from runs import gpu_run
 from typer.testing import CliRunner
 
-from gpuprof.analysis.check import compare, moved
+from gpuprof.analysis.check import compare
+from gpuprof.analysis.moved import moved
 from gpuprof.cli import app
 from gpuprof.errors import GpuprofError
 from gpuprof.render.regression import COMPARISONS
