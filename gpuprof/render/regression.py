@@ -18,8 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.check import DECIDES, NO_VERDICT, OF_GENERATIONS, TOLERANCES, Check
+from gpuprof.analysis.check import NO_VERDICT, Check
 from gpuprof.analysis.comparison import BY_NAME, KEYS, compiled, fingerprint, workload_key
+from gpuprof.analysis.metrics import DECIDES, OF_GENERATIONS, TOLERANCES
 from gpuprof.analysis.regression import DRIFT, FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION, Verdict
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import aligned, plain

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from runs import generation_run, gpu_run, kernel_row, row
 
-from gpuprof.analysis.check import METRICS, check, check_interleaved, compare, unopposed, verdicts
+from gpuprof.analysis.check import check, check_interleaved, compare, unopposed
+from gpuprof.analysis.metrics import METRICS, verdicts
 from gpuprof.analysis.moved import moved
 from gpuprof.errors import GpuprofError
 from gpuprof.schema import table
