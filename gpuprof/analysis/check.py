@@ -1,4 +1,4 @@
-"""Runs held against runs: a verdict on every metric, and whose kernels moved."""
+"""Runs held against runs: the verdicts on their metrics as one, and whose kernels moved."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from math import isnan, nan
 
-import numpy as np
 import pandas as pd
 
 from gpuprof import units
-from gpuprof.analysis.changepoints import change_points
+from gpuprof.analysis.baseline import comparable_runs, in_words, modes_note, newest_launches, runs_that_tell
 from gpuprof.analysis.comparison import (
-    CLOCK_UNITS,
-    CLOCKS,
     KEYS,
-    LAUNCH_COLUMNS,
-    UNSCALED,
     By,
     compiled,
     differences,
@@ -27,10 +22,9 @@ from gpuprof.analysis.comparison import (
 from gpuprof.analysis.consistency import withheld_of_step
 from gpuprof.analysis.gained import OF_MODULES, OfModules, gained
 from gpuprof.analysis.known_flops import known_of
-from gpuprof.analysis.levels import BEGAN, to_newest
 from gpuprof.analysis.metrics import decides, held_launches, lacking, verdicts, with_metrics
 from gpuprof.analysis.moved import moved
-from gpuprof.analysis.noise import BETWEEN_RUNS, FEWEST_RUNS, FLOOR, WINDOW, Modes, modes
+from gpuprof.analysis.noise import BETWEEN_RUNS, FLOOR
 from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.regression import (
     DRIFT,
@@ -47,10 +41,6 @@ from gpuprof.errors import GpuprofError
 from gpuprof.paths import unwrapped
 from gpuprof.record import Record
 from gpuprof.schema import integers
-
-MOST = 20
-"""Launches of a baseline, the newest, whose runs say what moved."""
-
 
 ALIKE = 0.01
 """Share of the model FLOPs by which two runs may differ without a word."""
@@ -97,8 +87,8 @@ def check(
     Args:
         head: the run in question.
         baseline: the earlier ones, in any order. Those whose `fingerprint` is another are left out, launches that are
-            not valid likewise. Of the rest the newest `WINDOW` runs say what the noise is, and those since the last
-            change point of the step time what the head is held to.
+            not valid likewise. Of the rest the newest `gpuprof.analysis.noise.WINDOW` runs say what the noise is, and
+            those since the last change point of the step time what the head is held to.
         margin: share below which a change is none; None for the least that the noise lets be told.
         allowed: fields of the fingerprint that may differ.
         by: what moved is told by.
@@ -106,12 +96,12 @@ def check(
     Raises:
         GpuprofError: no run of the baseline compares, nothing was timed, or there is no such field.
     """
-    comparable, left_out = _comparable(head, baseline, allowed)
-    used, base, invalid = _newest(comparable, allowed, next(iter(decides(head, launches(head)))))
+    comparable, left_out = comparable_runs(head, baseline, allowed)
+    used, base, invalid = newest_launches(comparable, allowed, next(iter(decides(head, launches(head)))))
     left_out += [f"a launch with {text}" for text in invalid]
-    described = [_described(used, base)] if used else []
+    described = [in_words(used, base)] if used else []
     notes = [*described, *(f"Left out of the baseline: {text}." for text in left_out)]
-    return against(head, base, _with_launches(used), margin, by, notes, allowed)
+    return against(head, base, runs_that_tell(used), margin, by, notes, allowed)
 
 
 _PLACE = ("device", "uuid", "driver", "power_limit_w", "threads", "cuda", "cublas", "cudnn")
@@ -150,7 +140,7 @@ def compare(
         by_layer: tuple[By] = ("layer",)
         return check(head, [base], margin, allowed, by or by_layer)
     differences(*prints, allowed)  # is there such a field
-    _comparable(head, [base], {*allowed, *(prints[1] if recorded else _PLACE)})
+    comparable_runs(head, [base], {*allowed, *(prints[1] if recorded else _PLACE)})
     before, after = (found if len(found := launches(run)) else untimed(run) for run in (base, head))
     why = f"{'of two devices' if across else 'of recordings'}: {NO_VERDICT}"
     found = [replace(verdict, status=INCONCLUSIVE, why=why) for verdict in verdicts(before, after, margin)]
@@ -167,7 +157,7 @@ def compare(
 def _compiled_or_not(base: Record, head: Record, by: Collection[By], margin: float, allowed: Collection[str]) -> Check:
     """A run beside the same compiled: no verdict, as compilation is no change of the code, and what it gained."""
     plain = [replace(run, workload={**run.workload, "compiled": None}) for run in (base, head)]
-    _comparable(plain[1], plain[:1], allowed)
+    comparable_runs(plain[1], plain[:1], allowed)
     before, after = (found if len(found := launches(run)) else untimed(run) for run in (base, head))
     why = f"of one model with compilation and without: {NO_VERDICT}"
     found = [replace(verdict, status=INCONCLUSIVE, why=why) for verdict in verdicts(before, after, margin)]
@@ -214,7 +204,7 @@ def against(
     check_timed(found, "the head")
     told = verdicts(base, found, margin)
     deciding = decides(head, found)
-    said = [*notes, *_margin_note(told, margin, deciding), *_modes_note(base, allowed), *lacking(base, found, deciding)]
+    said = [*notes, *_margin_note(told, margin, deciding), *modes_note(base, allowed), *lacking(base, found, deciding)]
     if varied(head):
         decides_alone = next(iter(deciding.values()))
         said.append(f"Its steps are of various shapes: {decides_alone} decides, and not what they took.")
@@ -241,48 +231,6 @@ def _margin_note(found: Sequence[Verdict], margin: float | None, deciding: Colle
             f"less than {units.percent(FLOOR)}, however quiet the baseline."
         ]
     return [f"Margin: {units.percent(step.margin)}, the least that can be told from the noise of this baseline."]
-
-
-_TELLS = 0.9  # of pairs of launches of two modes that a figure has to put in order to tell them apart
-
-
-def _modes_note(base: pd.DataFrame, allowed: Collection[str]) -> list[str]:
-    """Two modes of the launches, if they have two, and what differs between them; what is allowed to may as well."""
-    if "noise" not in base:
-        return []
-    rows = base[base["noise"] & base["step_s"].notna()]
-    if len(rows) < TOLD or rows["run"].nunique() < FEWEST_RUNS:
-        return []
-    found = modes(np.log(rows["step_s"].to_numpy()))
-    if len(found.at) < 2:
-        return []
-    hour = pd.to_datetime(rows["date"], utc=True, errors="coerce").dt.hour
-    read = {CLOCKS[name]: (rows[name], unit) for name, unit in CLOCK_UNITS.items()} | {"hour": (hour, " UTC")}
-    read |= {name: (rows[name], "") for name in allowed if name in rows}
-    known = {name: of for name, of in read.items() if of[0].notna().any()}
-    differs = [f"{name}, {text}" for name, of in known.items() if (text := _told_apart(*of, found))]
-    low, high = (units.percent(share) for share in found.share)
-    slower = units.percent(float(np.expm1(found.at[1] - found.at[0])))
-    said = f"The launches of the baseline have two modes: {low} of them, and {high} that are {slower} slower"
-    if differs:
-        return [f"{said}; what differs: {'; '.join(differs)}."]
-    return [f"{said}; not told apart by: {', '.join(known)}."] if known else [f"{said}."]
-
-
-def _told_apart(values: pd.Series, unit: str, found: Modes) -> str:
-    """What a figure, or a text, is in either mode, if it tells them apart."""
-    sides = [values[(found.of == mode) & values.notna().to_numpy()] for mode in (0, 1)]
-    if not all(map(len, sides)):
-        return ""
-    if not pd.api.types.is_numeric_dtype(values):
-        most = [side.mode().iloc[0] for side in sides]
-        shares = [(side == text).mean() for side, text in zip(sides, most, strict=True)]
-        return " and ".join(most) if most[0] != most[1] and min(shares) >= _TELLS else ""
-    low, high = (side.to_numpy(float) for side in sides)
-    above = (low[:, None] > high).mean() + (low[:, None] == high).mean() / 2
-    if max(above, 1 - above) < _TELLS:
-        return ""
-    return f"{np.median(low):,.0f} and {np.median(high):,.0f}{unit}"
 
 
 def _margin_of(found: Sequence[Verdict], margin: float | None, deciding: Collection[str]) -> float:
@@ -355,79 +303,6 @@ def _as_one(run: Record) -> pd.DataFrame:
     invalid = next((text for text in frame["invalid"] if text), "")
     medians = frame.drop(columns=["invalid", "flops"]).astype("float64").median().to_frame().T
     return medians.assign(flops=integers(frame["flops"].head(1)), invalid=invalid)
-
-
-def _comparable(head: Record, baseline: Sequence[Record], allowed: Collection[str]) -> tuple[list[Record], list[str]]:
-    """The runs that compare with the head, oldest first, and how many do not, by what differs.
-
-    Raises:
-        GpuprofError: none does.
-    """
-    own, kept, others = fingerprint(head), list[Record](), dict[tuple[str, ...], int]()
-    different: tuple[str, ...] = ("there is no other run",)
-    for run in sorted(baseline, key=_date):
-        different = tuple(differences(fingerprint(run), own, allowed))
-        if different:
-            others[different] = others.get(different, 0) + 1
-        else:
-            kept.append(run)
-    if not kept:
-        allow = " ".join(f"--allow-different {text.partition(' ')[0]}" for text in different) if others else ""
-        remedy = f"if meant, {allow}" if allow else "give earlier runs with --against, or put them into its folder"
-        raise GpuprofError(f"nothing to hold the head against: {', '.join(different)}; {remedy}")
-    return kept, [f"{number} of another {', '.join(said)}" for said, number in others.items()]
-
-
-def _date(run: Record) -> str:
-    return str(run.environment.get("date", ""))
-
-
-def _newest(
-    runs: Sequence[Record], allowed: Collection[str], metric: str
-) -> tuple[list[Record], pd.DataFrame, list[str]]:
-    """The newest `WINDOW` runs with valid launches, oldest first, those launches, and why others are not valid.
-
-    The launches have columns of the fields of the fingerprint that may differ. Levels are those of a metric.
-    """
-    used, frames, invalid = list[Record](), list[pd.DataFrame](), list[str]()
-    for run in reversed(runs):
-        frame = launches(run)
-        valid = frame[(frame["invalid"] == "") & frame[metric].notna()]
-        invalid += [text for text in frame["invalid"] if text]
-        if len(valid):
-            used.insert(0, run)
-            facts = {name: fingerprint(run).get(name, "") for name in allowed}  # of a job there are more
-            frames.insert(0, valid.assign(run=-len(frames), date=_date(run), **facts))
-        if len(used) == WINDOW:
-            break
-    if not used:
-        return [], pd.DataFrame(), invalid
-    base = pd.concat(frames, ignore_index=True).assign(held=True, noise=True)
-    steps = base.groupby("run")[metric].median()
-    places = [point.at for point in change_points(steps)]
-    base["level"] = base["run"].map(pd.Series(np.searchsorted(places, range(len(steps)), "right"), index=steps.index))
-    newest = base[base["level"] == base["level"].max()]
-    first = newest.groupby("run").size().cumsum().shift(fill_value=0) < BEGAN
-    base["began"] = base["run"].map(first).fillna(False).astype(bool)
-    figures = [name for name in LAUNCH_COLUMNS if name not in ("launch", "invalid", *UNSCALED)]
-    return used, to_newest(base, figures), invalid
-
-
-def _described(used: Sequence[Record], base: pd.DataFrame) -> str:
-    dates = [_date(run)[:10] for run in used]
-    days = f", {dates[0]}" + (f" to {dates[-1]}" if dates[-1] != dates[0] else "") if dates[0] else ""
-    launches = units.number(len(base), "launch", "launches")
-    return f"Baseline: {launches} of {units.number(len(used), 'run')}{days}."
-
-
-def _with_launches(runs: Sequence[Record]) -> Sequence[Record]:
-    """The newest of some runs that have `MOST` launches together."""
-    known = 0
-    for number, run in enumerate(reversed(runs), start=1):
-        known += len(launches(run))
-        if known >= MOST:
-            return runs[-number:]
-    return runs
 
 
 def _concluded(
