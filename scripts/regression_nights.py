@@ -1,7 +1,7 @@
 """The regression rule night by night: made-up histories of every kind of noise, from the first night on.
 
 A night is a run of a few launches. Each is held against the nights before it as a store would
-(`gpuprof.analysis.levels`, `gpuprof.analysis.regression.judge`), and nobody accepts anything. Counted are the alarms
+(`gpuprof.analysis.levels`, `gpuprof.analysis.judge.judge`), and nobody accepts anything. Counted are the alarms
 where nothing changed, an alarm being a regression after a night that was none, and the steps of 3 % on the 41st night
 that are called on it or the next. Part of scripts/study_regression_rule.py.
 """
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gpuprof.analysis.judge import judge
 from gpuprof.analysis.levels import standing, to_newest, window
 from gpuprof.analysis.noise import Runs
-from gpuprof.analysis.regression import DRIFT, FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION, judge
+from gpuprof.analysis.regression import DRIFT, FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION
 
 STILL, BEFORE, STEP = 216, 40, 0.03
 LAUNCH_SD, QUIET_SD = 0.006, 0.0006  # of docs/check.md's simulations, and of real training on 8 H100

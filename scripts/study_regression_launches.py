@@ -23,8 +23,8 @@ import torch
 
 from gpuprof.analysis.check import check
 from gpuprof.analysis.comparison import launches
+from gpuprof.analysis.judge import judge
 from gpuprof.analysis.moved import moved
-from gpuprof.analysis.regression import judge
 from gpuprof.files import write_atomically
 from gpuprof.launches import merge
 from gpuprof.record import load

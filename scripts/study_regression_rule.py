@@ -24,7 +24,8 @@ import numpy as np
 import regression_nights
 import torch
 
-from gpuprof.analysis.regression import ALPHA, INCONCLUSIVE, MARGIN, REGRESSION, hold, rank_test
+from gpuprof.analysis.judge import ALPHA, rank_test
+from gpuprof.analysis.regression import INCONCLUSIVE, MARGIN, REGRESSION, hold
 from gpuprof.files import write_atomically
 from gpuprof.hardware.device import describe
 

@@ -21,21 +21,13 @@ from gpuprof.analysis.comparison import (
 )
 from gpuprof.analysis.consistency import withheld_of_step
 from gpuprof.analysis.gained import OF_MODULES, OfModules, gained
+from gpuprof.analysis.judge import Verdict
 from gpuprof.analysis.known_flops import known_of
 from gpuprof.analysis.metrics import decides, held_launches, lacking, verdicts, with_metrics
 from gpuprof.analysis.moved import moved
 from gpuprof.analysis.noise import BETWEEN_RUNS, FLOOR
 from gpuprof.analysis.ranks import require_kernels
-from gpuprof.analysis.regression import (
-    DRIFT,
-    IMPROVEMENT,
-    INCONCLUSIVE,
-    MARGIN,
-    PASS,
-    REGRESSION,
-    TOLD,
-    Verdict,
-)
+from gpuprof.analysis.regression import DRIFT, IMPROVEMENT, INCONCLUSIVE, MARGIN, PASS, REGRESSION, TOLD
 from gpuprof.analysis.steps import varied
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import unwrapped

@@ -10,17 +10,9 @@ import pandas as pd
 
 from gpuprof.analysis.comparison import CLOCKS
 from gpuprof.analysis.denominators import WORDS
+from gpuprof.analysis.judge import Verdict, judge, judge_exact, judge_interleaved
 from gpuprof.analysis.noise import Runs
-from gpuprof.analysis.regression import (
-    FEWEST,
-    INCONCLUSIVE,
-    MARGIN,
-    Better,
-    Verdict,
-    judge,
-    judge_exact,
-    judge_interleaved,
-)
+from gpuprof.analysis.regression import FEWEST, INCONCLUSIVE, MARGIN, Better
 from gpuprof.analysis.steps import varied
 from gpuprof.record import Record
 

@@ -20,8 +20,9 @@ from rich.text import Text
 from gpuprof import units
 from gpuprof.analysis.check import NO_VERDICT, Check
 from gpuprof.analysis.comparison import BY_NAME, KEYS, compiled, fingerprint, workload_key
+from gpuprof.analysis.judge import Verdict
 from gpuprof.analysis.metrics import DECIDES, OF_GENERATIONS, TOLERANCES
-from gpuprof.analysis.regression import DRIFT, FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION, Verdict
+from gpuprof.analysis.regression import DRIFT, FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import aligned, plain
 from gpuprof.render.view import View

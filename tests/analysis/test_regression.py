@@ -4,7 +4,8 @@ from math import comb, log, sqrt
 import numpy as np
 import pytest
 
-from gpuprof.analysis.regression import hold, judge, judge_exact, judge_interleaved, rank_test
+from gpuprof.analysis.judge import judge, judge_exact, judge_interleaved, rank_test
+from gpuprof.analysis.regression import hold
 
 # median 100, of all ten and of the last five; deviations 2 1 1 0 0 | 0 0 1 1 2, so their median is 1
 NOISY = [98, 99, 101, 100, 100, 100, 100, 99, 101, 102]

@@ -6,8 +6,9 @@ from math import sqrt
 import numpy as np
 import pytest
 
+from gpuprof.analysis.judge import judge
 from gpuprof.analysis.noise import Runs
-from gpuprof.analysis.regression import hold, judge
+from gpuprof.analysis.regression import hold
 
 QUIET = [[100.0, 100.1, 99.9]] * 12
 

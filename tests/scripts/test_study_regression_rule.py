@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpuprof.analysis.regression import judge_interleaved, rank_test
+from gpuprof.analysis.judge import judge_interleaved, rank_test
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
