@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json as json_module
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from math import nan
 from typing import Any
@@ -14,47 +13,40 @@ from xml.etree import ElementTree
 
 import pandas as pd
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.check import NO_VERDICT, Check
-from gpuprof.analysis.comparison import BY_NAME, KEYS, compiled, fingerprint, workload_key
+from gpuprof.analysis.check import Check
+from gpuprof.analysis.comparison import compiled, fingerprint, workload_key
 from gpuprof.analysis.judge import Verdict
-from gpuprof.analysis.metrics import DECIDES, OF_GENERATIONS, TOLERANCES
+from gpuprof.analysis.metrics import TOLERANCES
 from gpuprof.analysis.regression import DRIFT, FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION
-from gpuprof.render.console import to_text
-from gpuprof.render.tables import aligned, plain
-from gpuprof.render.view import View
-from gpuprof.schema import UNATTRIBUTED
-
-_PEAKS = {"given": ", given peak", "datasheet": ", datasheet", "clock": " at the clock", "measured": ", measured peak"}
-
-NAMES = {
-    **DECIDES, **OF_GENERATIONS, "tpot_p99_s": "99 % of tokens within", "forward_s": "forward",
-    "backward_s": "backward", "optimizer_s": "optimizer", "tokens_per_s": "tokens/s", "samples_per_s": "samples/s",
-    **{f"{name}_{peak}": f"{words}{by}" for name, words in (("mfu", "MFU"), ("mfu_prefill", "prefill MFU"))
-       for peak, by in _PEAKS.items()},
-    "mbu_datasheet": "decode MBU, datasheet", "mbu_measured": "decode MBU, measured copy",
-    "energy_j": "energy per step",
-}  # fmt: skip
-"""Metrics as people read them."""
-
-_COLORS = {REGRESSION: "red", DRIFT: "yellow", INCONCLUSIVE: "yellow", IMPROVEMENT: "green", PASS: "green"}
-_HEADS = ("metric", "baseline", "head", "change", "limit", "confidence", "verdict")
-_COMPARED = ("status", "baseline", "head", "change", "share", "of net", "kernels")
-_MOVED = ("status", "baseline", "head", "change", "share", "kernels")
-_WORDS = {"metric", "verdict", "status", *itertools.chain(*KEYS.values())}  # columns of text
-_GIVE_WAY = ("kernels", "confidence", "limit", "baseline")  # columns that a narrow terminal does without
-_SAID = 4  # parts that a summary names
-_TOP = 10  # rows of what moved, for people
-_PART = 0.1  # of the time that the step gained: what gained less is not to blame for it
-
-_BESIDE = (
-    "A verdict in brackets does not decide: it is the step time in other units, a part of it, energy, or by a peak "
-    "that was measured anew."
+from gpuprof.render.check_tables import (
+    COLORS,
+    HEADS,
+    NAMES,
+    TOP,
+    escaped,
+    figure,
+    limit_of,
+    markdown_rows,
+    metric_rows,
+    moved_markdown,
+    moved_text,
+    notes_of,
+    number_of,
+    part_names,
+    signed_duration,
+    signed_percent,
+    text_grid,
+    wrapped,
 )
-_UNJUDGED = f"No verdicts: they need a baseline of {FEWEST} launches at least, as 'gpuprof check' takes them."
+from gpuprof.render.console import to_text
+from gpuprof.render.tables import plain
+from gpuprof.render.view import View
+
+_SAID = 4  # parts that a summary names
+_PART = 0.1  # of the time that the step gained: what gained less is not to blame for it
 
 
 def render_check(check: Check, format: str = "text", view: View | None = None) -> str:
@@ -67,8 +59,8 @@ def verdict(check: Check) -> list[str]:
     said = [one for one in check.deciding if one.status == check.status] if check.status != PASS else []
     if not said:
         return [
-            f"{_told(one)}: {_change(one.change)}{' by the median of the pairs' if one.p == one.p else ''}, "
-            f"{_limit(one)} allowed"
+            f"{_told(one)}: {signed_percent(one.change)}{' by the median of the pairs' if one.p == one.p else ''}, "
+            f"{limit_of(one)} allowed"
             for one in check.deciding[:1]
         ]
     sentences = [f"{_told(one)}: {one.why}" for one in said]
@@ -102,15 +94,15 @@ def _blamed(table: pd.DataFrame, by: str, least: float) -> list[str]:
     """The three parts that gained most time, of those that gained so many seconds."""
     gained = table["status"].isin(["new", "slower"]) & (table["change_s"] >= least)
     rows = table[gained].head(3).to_dict(orient="records")
-    names = [textwrap.shorten(" ".join(_names(row, by)), 80, placeholder="...") for row in rows]
+    names = [textwrap.shorten(" ".join(part_names(row, by)), 80, placeholder="...") for row in rows]
     return [
         f"{name} (+{units.duration(row['change_s'])}, {row['status']})" for name, row in zip(names, rows, strict=True)
     ]
 
 
 def _told(one: Verdict) -> str:
-    said = f"{NAMES[one.metric]} {_value(one.metric, one.value)}"
-    return f"{said} against {_value(one.metric, one.m0)}" if one.n else said
+    said = f"{NAMES[one.metric]} {figure(one.metric, one.value)}"
+    return f"{said} against {figure(one.metric, one.m0)}" if one.n else said
 
 
 def change(check: Check) -> str:
@@ -119,7 +111,7 @@ def change(check: Check) -> str:
     times = times or [one for one in check.verdicts if one.metric == "step_s"]  # where nothing is to be decided
     for status, word in _WAYS.items():
         if said := [one for one in times if one.status == status]:
-            figures = "; ".join(f"{_told(one)} ({_change(one.change)}){_because(one)}" for one in said)
+            figures = "; ".join(f"{_told(one)} ({signed_percent(one.change)}){_because(one)}" for one in said)
             return f"{word}: {figures}."
     return "Whether it is slower or faster cannot be told: no time is known of both."
 
@@ -133,33 +125,33 @@ _WAYS = {
 
 def _because(one: Verdict) -> str:
     if one.status == PASS:
-        return f", within {_limit(one)}"
+        return f", within {limit_of(one)}"
     return f": {one.why}" if one.why else ""
 
 
 def text(check: Check, view: View) -> str:
     """The verdict, a table of the metrics, what moved where something is the matter, and notes."""
-    head = Text(f"{check.status.upper()}  {workload_key(check.head)}", style=f"bold {_COLORS[check.status]}")
+    head = Text(f"{check.status.upper()}  {workload_key(check.head)}", style=f"bold {COLORS[check.status]}")
     lines: list[RenderableType] = [
         head,
-        *(_wrapped(f"{line[0].upper()}{line[1:]}.", view) for line in verdict(check)),
+        *(wrapped(f"{line[0].upper()}{line[1:]}.", view) for line in verdict(check)),
         Text(""),
     ]
     if check.verdicts:
-        lines += [_grid(_HEADS, _metrics(check), view), Text("")]
+        lines += [text_grid(HEADS, metric_rows(check), view), Text("")]
     if check.status in (REGRESSION, DRIFT, INCONCLUSIVE):
-        lines += _moved_text(check, view)
-    lines += [_wrapped(line, view) for line in _notes(check, judged=True)]
+        lines += moved_text(check, view)
+    lines += [wrapped(line, view) for line in notes_of(check, judged=True)]
     return to_text(Group(*lines), view)
 
 
 def markdown(check: Check, view: View) -> str:
     """The same for a pull request."""
     lines = [f"### gpuprof: {check.status}\n", f"`{workload_key(check.head)}`\n"]
-    lines += ["".join(f"- {_escaped(line)}\n" for line in _sentences(check)), _rows(_HEADS, _metrics(check))]
+    lines += ["".join(f"- {escaped(line)}\n" for line in _sentences(check)), markdown_rows(HEADS, metric_rows(check))]
     if check.status in (REGRESSION, DRIFT, INCONCLUSIVE):
-        lines += _moved_markdown(check, view)
-    lines += ["".join(f"- {_escaped(line)}\n" for line in _notes(check, judged=True))]
+        lines += moved_markdown(check, view)
+    lines += ["".join(f"- {escaped(line)}\n" for line in notes_of(check, judged=True))]
     return "\n".join(lines)
 
 
@@ -223,7 +215,11 @@ def summary(check: Check) -> str:
     before, after = (float(table[f"{side}_s"].sum()) for side in ("base", "head"))
     names = [run.device.get("name") or "unknown device" for run in (check.base, check.head)]
     sides = [f"{name} " if names[0] != names[1] else "" for name in names]
-    change = f"{_signed(after - before)} ({_change(after / before - 1)})" if before and after != before else "the same"
+    change = (
+        f"{signed_duration(after - before)} ({signed_percent(after / before - 1)})"
+        if before and after != before
+        else "the same"
+    )
     text = f"{sides[0]}{units.duration(before)} -> {sides[1]}{units.duration(after)} of kernel time, {change}"
     moved = table[table["status"] != "same"]
     most = moved.reindex(moved["change_s"].abs().sort_values(ascending=False, kind="stable").index).head(_SAID)
@@ -231,13 +227,13 @@ def summary(check: Check) -> str:
     for row in most.to_dict(orient="records"):
         words = [row["status"]] if row["status"] in ("new", "gone") else []
         words += [] if pd.isna(row["share"]) else [f"{units.percent(row['share'])} of the difference"]
-        names_of = _names(row, by)
+        names_of = part_names(row, by)
         name = (
             f"{units.shortened(names_of[1])} of {names_of[0]}"
             if by == "op-kernel"
             else units.shortened(" ".join(names_of))
         )
-        said.append(f"{name} {_signed(row['change_s'])}" + (f" ({', '.join(words)})" if words else ""))
+        said.append(f"{name} {signed_duration(row['change_s'])}" + (f" ({', '.join(words)})" if words else ""))
     return f"{text}: {'; '.join(said)}" if said else text
 
 
@@ -257,7 +253,7 @@ def _compilation(check: Check) -> str:
     for row in rows.head(3).to_dict(orient="records"):
         if row["gained_s"] > 0 if way == "gained" else row["gained_s"] < 0:
             rate = "" if pd.isna(row["speedup"]) else f" ({_times(row['speedup'])})"
-            named.append(f"{_part(row)} {_signed(-row['gained_s'])}{rate}")
+            named.append(f"{_part(row)} {signed_duration(-row['gained_s'])}{rate}")
     said += f", {units.duration(before)} -> {units.duration(after)}"
     return f"{said}; most {way} in {', '.join(named)}" if named else said
 
@@ -280,10 +276,11 @@ def _gained_rows(table: pd.DataFrame, top: int) -> list[list[str]]:
     order = table["gained_s"].abs().sort_values(ascending=False, kind="stable").index
     rows = []
     for row in table.loc[order].head(top).to_dict(orient="records"):
-        before, after = (units.si(_number(row[f"{side}_kernels"])) for side in ("eager", "compiled"))
-        flops = [_number(row[f"{side}_flops"]) or 0.0 for side in ("eager", "compiled")]
+        before, after = (units.si(number_of(row[f"{side}_kernels"])) for side in ("eager", "compiled"))
+        flops = [number_of(row[f"{side}_flops"]) or 0.0 for side in ("eager", "compiled")]
         rows.append([
-            _part(row), units.duration(row["eager_s"]), units.duration(row["compiled_s"]), _signed(-row["gained_s"]),
+            _part(row), units.duration(row["eager_s"]), units.duration(row["compiled_s"]),
+            signed_duration(-row["gained_s"]),
             units.MISSING if pd.isna(row["speedup"]) else f"{row['speedup']:.2f} x",
             units.percent(row["fused_share"]) if row["fused_share"] > 0 else "",
             before if before == after else f"{before} to {after}",
@@ -303,45 +300,31 @@ _GAINED_NOTE = (
 )
 
 
-def _both_ways(table: pd.DataFrame) -> str:
-    """What went either way; empty where all went one."""
-    changes = table["change_s"]
-    gained, lost = float(changes[changes > 0].sum()), float(changes[changes < 0].sum())
-    if not gained or not lost:
-        return ""
-    text = f"{_signed(gained)} in what is new or slower, {_signed(lost)} in what is gone or faster"
-    if table["share"].isna().all():
-        return f"{text}: they nearly cancel, so nothing has a share of the difference."
-    return f"{text}: shares are of the net {_signed(gained + lost)}, and go beyond 100 %."
-
-
-def _signed(seconds: float) -> str:
-    return f"{'-' if seconds < 0 else '+'}{units.duration(abs(seconds))}"
-
-
 def comparison_text(check: Check, view: View) -> str:
     """Two runs beside one another: the metrics, without verdicts where there are too few launches, and what moved."""
     judged, heads, rows = _compared(check)
-    lines: list[RenderableType] = [_wrapped(f"{said}.", view), Text("")] if (said := summary(check)) else []
-    lines += [_grid(heads, rows, view), Text("")] if rows else []
-    if rows := _gained_rows(check.gained, view.top or _TOP) if len(check.gained) else []:
+    lines: list[RenderableType] = [wrapped(f"{said}.", view), Text("")] if (said := summary(check)) else []
+    lines += [text_grid(heads, rows, view), Text("")] if rows else []
+    if rows := _gained_rows(check.gained, view.top or TOP) if len(check.gained) else []:
         by = next(iter(check.gained))
-        lines += [Text(_gained_title(check.gained, len(rows)), style="bold"), _grid((by, *_GAINED), rows, view)]
-        lines += [_wrapped(_GAINED_NOTE, view), Text("")]
-    lines += _moved_text(check, view, compared=True)
-    lines += [_wrapped(line, view) for line in _notes(check, judged)]
+        lines += [Text(_gained_title(check.gained, len(rows)), style="bold"), text_grid((by, *_GAINED), rows, view)]
+        lines += [wrapped(_GAINED_NOTE, view), Text("")]
+    lines += moved_text(check, view, compared=True)
+    lines += [wrapped(line, view) for line in notes_of(check, judged)]
     return to_text(Group(*lines), view)
 
 
 def comparison_markdown(check: Check, view: View) -> str:
     """The same as Markdown tables."""
     judged, heads, rows = _compared(check)
-    notes = "".join(f"- {_escaped(line)}\n" for line in _notes(check, judged))
-    said = [f"{_escaped(said)}.\n"] if (said := summary(check)) else []
-    if gained := _gained_rows(check.gained, view.top or _TOP) if len(check.gained) else []:
+    notes = "".join(f"- {escaped(line)}\n" for line in notes_of(check, judged))
+    said = [f"{escaped(said)}.\n"] if (said := summary(check)) else []
+    if gained := _gained_rows(check.gained, view.top or TOP) if len(check.gained) else []:
         title = f"**{_gained_title(check.gained, len(gained))}**\n"
-        said += [title, _rows((next(iter(check.gained)), *_GAINED), gained), f"{_escaped(_GAINED_NOTE)}\n"]
-    return "\n".join([*said, *([_rows(heads, rows)] if rows else []), *_moved_markdown(check, view, True), notes])
+        said += [title, markdown_rows((next(iter(check.gained)), *_GAINED), gained), f"{escaped(_GAINED_NOTE)}\n"]
+    return "\n".join(
+        [*said, *([markdown_rows(heads, rows)] if rows else []), *moved_markdown(check, view, True), notes]
+    )
 
 
 def comparison_csv(check: Check, view: View) -> str:
@@ -364,144 +347,8 @@ COMPARISONS: dict[str, Callable[[Check, View], str]] = {
 
 def _compared(check: Check) -> tuple[bool, tuple[str, ...], list[list[str]]]:
     judged = bool(check.decides) and any(one.n >= FEWEST for one in check.verdicts)
-    rows = _metrics(check)
-    return judged, _HEADS if judged else _HEADS[:4], rows if judged else [row[:4] for row in rows]
-
-
-def _metrics(check: Check) -> list[list[str]]:
-    """Cells of the metrics, those that decide first."""
-    rows = []
-    for one in sorted(check.verdicts, key=lambda one: one.metric not in check.decides):
-        status = one.status if one.metric in check.decides else f"({one.status})"
-        figures = [_value(one.metric, one.m0), _value(one.metric, one.value), _change(one.change)]
-        rows.append([NAMES[one.metric], *figures, _limit(one), _confidence(one), status])
-    return rows
-
-
-def _confidence(one: Verdict) -> str:
-    if one.p == one.p:  # not a NaN
-        return f"p = {one.p:.4f}"
-    if one.z != one.z:
-        return "exact" if one.n else units.MISSING
-    return f"z = {one.z:.1f}" if one.known >= FEWEST else units.MISSING
-
-
-def _value(metric: str, value: float) -> str:
-    if metric.endswith("_s") and "per_s" not in metric:
-        return units.duration(value)
-    if metric.startswith(("mfu", "mbu")):
-        return units.percent(value)
-    if metric == "peak_bytes":
-        return units.size(value)
-    return units.si(value, {"energy_j": "J", "flops": "FLOPs"}.get(metric, ""))
-
-
-def _change(share: float) -> str:
-    if share != share:
-        return units.MISSING
-    return units.percent(0.0) if abs(share) < 0.0005 else f"{'+' if share > 0 else '-'}{units.percent(abs(share))}"
-
-
-def _limit(one: Verdict) -> str:
-    if one.metric == "peak_bytes":
-        return units.size(one.threshold * one.m0)
-    return units.percent(one.threshold) if one.z != one.z or one.known >= FEWEST else units.MISSING
-
-
-def _notes(check: Check, judged: bool) -> Iterator[str]:
-    if not judged:
-        yield _UNJUDGED if check.decides else f"Two runs beside one another: {NO_VERDICT}."
-    elif len(check.deciding) < len(check.verdicts):
-        yield _BESIDE
-    yield from check.notes
-
-
-def _moved_text(check: Check, view: View, compared: bool = False) -> Iterator[RenderableType]:
-    for by, table in check.moved.items():
-        rows = _moved(table, by, view.top or _TOP, compared)
-        if by == "op-kernel":  # room for the kernel
-            rows = [[units.shortened(op, 30), *cells] for op, *cells in rows]
-        if rows:
-            yield Text(_title(check, by, table, len(rows)), style="bold")
-            if compared and (ways := _both_ways(table)):
-                yield _wrapped(ways, view)
-            yield _grid((*KEYS[by], *(_COMPARED if compared else _MOVED)), rows, view)
-        else:
-            yield Text(_unmoved(by, table))
-        yield Text("")
-
-
-def _moved_markdown(check: Check, view: View, compared: bool = False) -> Iterator[str]:
-    for by, table in check.moved.items():
-        rows = _moved(table, by, view.top or _TOP, compared)
-        yield f"**{_title(check, by, table, len(rows))}**\n" if rows else f"{_unmoved(by, table)}\n"
-        if rows and compared and (ways := _both_ways(table)):
-            yield f"{_escaped(ways)}\n"
-        if rows:
-            yield _rows((*KEYS[by], *(_COMPARED if compared else _MOVED)), rows)
-
-
-def _title(check: Check, by: str, table: pd.DataFrame, shown: int) -> str:
-    number = int((table["status"] != "same").sum())
-    which = f": the {shown} largest of {number}" if number > shown else ""
-    if check.base.recorded or check.head.recorded:
-        return f"Own kernel time that moved, by {by}{which}"
-    steps = ", of one traced step per run" if by in BY_NAME else ""
-    if check.head.is_job:
-        return f"Own kernel time per step, the mean of the ranks, that moved, by {by}{which}"
-    return f"Own kernel time per step that moved, by {by}{steps}{which}"
-
-
-def _unmoved(by: str, table: pd.DataFrame) -> str:
-    return f"No kernel time moved, by {by}." if len(table) else f"Whose kernels moved, by {by}: needs a trace of both."
-
-
-def _moved(table: pd.DataFrame, by: str, top: int, compared: bool = False) -> list[list[str]]:
-    """Cells of the rows that moved most; ``compared`` with their share of the whole difference."""
-    rows = []
-    for row in table[table["status"] != "same"].head(top).to_dict(orient="records"):
-        before, after = (units.si(_number(row[f"{side}_kernels"])) for side in ("base", "head"))
-        share = "" if row["status"] in ("new", "gone") else _change(float(row["change"]))
-        kernels = before if before == after else f"{before} to {after}"
-        times = [units.duration(row["base_s"]), units.duration(row["head_s"])]
-        of_net = [units.percent(row["share"])] if compared else []
-        rows.append([*_names(row, by), row["status"], *times, _signed(row["change_s"]), share, *of_net, kernels])
-    return rows
-
-
-def _function(kernel: str) -> str:
-    """What tells a kernel from others, first: without its return type and CUTLASS's mere frame."""
-    return re.sub(r"^(void )?(cutlass::(device_)?[Kk]ernel2?<)?", "", kernel)
-
-
-def _names(row: dict[Any, Any], by: str) -> list[str]:
-    empty = {"op": "(no operator)", "class": UNATTRIBUTED}
-    names = {name: row[name] or empty.get(name, "(root)") for name in KEYS[by]}
-    return [_function(value) if by == "op-kernel" and name == "kernel" else value for name, value in names.items()]
-
-
-def _number(value: Any) -> float | None:
-    return None if pd.isna(value) else float(value)
-
-
-def _grid(heads: tuple[str, ...], rows: list[list[str]], view: View) -> Table:
-    """On a narrow terminal some figures are left out, and the first names are cut."""
-    columns = {head: [row[index] for row in rows] for index, head in enumerate(heads)}
-    cut = "kernel" if "kernel" in heads else heads[0]
-    return aligned(columns, view.width, _WORDS, _GIVE_WAY, (cut,), _COLORS)[0]
-
-
-def _rows(heads: tuple[str, ...], rows: list[list[str]]) -> str:
-    lines = [list(heads), ["---" if head in _WORDS else "---:" for head in heads], *rows]
-    return "".join(f"| {' | '.join(_escaped(cell) for cell in line)} |\n" for line in lines)
-
-
-def _escaped(value: str) -> str:
-    return value.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
-
-
-def _wrapped(line: str, view: View) -> Text:
-    return Text("\n".join(textwrap.wrap(line, view.width, break_on_hyphens=False, break_long_words=False)))
+    rows = metric_rows(check)
+    return judged, HEADS if judged else HEADS[:4], rows if judged else [row[:4] for row in rows]
 
 
 def _records(table: pd.DataFrame, top: int | None) -> list[dict[str, Any]]:
