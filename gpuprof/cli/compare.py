@@ -50,7 +50,7 @@ def compare(
     from gpuprof.analysis.check import compare as compare_runs
     from gpuprof.files import write_atomically
     from gpuprof.record import load
-    from gpuprof.render.regression import COMPARISONS
+    from gpuprof.render.comparison import COMPARISONS
     from gpuprof.render.view import View
 
     found = compare_runs(load(base), load(head), (by.value,) if by else (), allowed=allow_different or ())

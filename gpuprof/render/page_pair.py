@@ -13,10 +13,11 @@ from gpuprof.analysis.comparison import KEYS, differences, fingerprint, workload
 from gpuprof.analysis.executed import counters_only
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Record
+from gpuprof.render.comparison import summary
 from gpuprof.render.page import check_page, doubts, filled, has_budget, section
 from gpuprof.render.page_cards import cards, subtitle, title
 from gpuprof.render.page_tables import flat, provenance
-from gpuprof.render.regression import change, summary
+from gpuprof.render.regression import change
 
 _SIDES = ("base", "head")
 _MOST_MOVED = 40  # rows of a table of what moved

@@ -7,7 +7,7 @@ from runs import compiled_run, eager_run, row
 from gpuprof.analysis.check import check, compare
 from gpuprof.analysis.gained import gained
 from gpuprof.errors import GpuprofError
-from gpuprof.render.regression import COMPARISONS
+from gpuprof.render.comparison import COMPARISONS
 from gpuprof.render.view import View
 from gpuprof.schema import table
 

@@ -14,7 +14,7 @@ from gpuprof.analysis.check import compare
 from gpuprof.analysis.moved import moved
 from gpuprof.cli import app
 from gpuprof.errors import GpuprofError
-from gpuprof.render.regression import COMPARISONS
+from gpuprof.render.comparison import COMPARISONS
 from gpuprof.render.view import View
 
 RUNNER = CliRunner()
