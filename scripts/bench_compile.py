@@ -24,7 +24,7 @@ from gpuprof.analysis.compilation import compile_lines
 from gpuprof.analysis.compiled import compiled_flops, compiled_lines
 from gpuprof.analysis.consistency import owned_kernels
 from gpuprof.analysis.gained import gained
-from gpuprof.analysis.modules import totals
+from gpuprof.analysis.totals import totals
 from gpuprof.run import Run
 from gpuprof.units import duration
 

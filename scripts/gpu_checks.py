@@ -43,8 +43,10 @@ from gpuprof.analysis.compilation import compile_lines
 from gpuprof.analysis.compiled import compiled_lines
 from gpuprof.analysis.consistency import mismatches, owned_kernels
 from gpuprof.analysis.generation import generation, mbu, parts
-from gpuprof.analysis.modules import by_phase, totals, union_ns
+from gpuprof.analysis.kernel_time import union_ns
+from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.telemetry import invalid_reasons, summary
+from gpuprof.analysis.totals import totals
 from gpuprof.cli.ceilings import measure as measure_ceilings
 from gpuprof.errors import GpuprofError, is_out_of_memory
 from gpuprof.hardware import checkup, ncu, nvml

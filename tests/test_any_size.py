@@ -20,9 +20,12 @@ from gpuprof.analysis.budget import budget
 from gpuprof.analysis.ceilings import matmul_shapes
 from gpuprof.analysis.check import check, check_interleaved
 from gpuprof.analysis.conventions import beside
-from gpuprof.analysis.modules import by_class, by_module, by_op, by_phase, totals
+from gpuprof.analysis.modules import by_class, by_module
+from gpuprof.analysis.op_tables import by_op
+from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.ranks import rank_rows
 from gpuprof.analysis.sweep import sweep_table
+from gpuprof.analysis.totals import totals
 from gpuprof.analysis.validation import validate
 from gpuprof.history import open_store
 from gpuprof.render import FORMATS, render

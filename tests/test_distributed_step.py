@@ -12,7 +12,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import gpuprof
 from gpuprof.analysis.communication import account, collectives
-from gpuprof.analysis.modules import without_rule
+from gpuprof.analysis.op_tables import without_rule
 from gpuprof.parallel.units import unit_of
 from gpuprof.schema import table
 from gpuprof.traces.events import FUNCTION, NODE, NODE_PREFIX, OPERATOR, RANGE, SUBCLASS, Event, host_kind

@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import gpuprof
 from gpuprof.analysis.consistency import inconsistencies, mismatches
-from gpuprof.analysis.modules import totals, union_ns
+from gpuprof.analysis.kernel_time import union_ns
+from gpuprof.analysis.totals import totals
 from gpuprof.passes import trace
 from gpuprof.profiler import run_passes
 from gpuprof.schema import UNATTRIBUTED

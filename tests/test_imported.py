@@ -8,8 +8,9 @@ from traces.recording import Recording
 
 import gpuprof
 from gpuprof.analysis.comparison import workload_key
-from gpuprof.analysis.modules import by_module, totals
+from gpuprof.analysis.modules import by_module
 from gpuprof.analysis.ranks import by_rank
+from gpuprof.analysis.totals import totals
 from gpuprof.analysis.untold import untold
 from gpuprof.errors import GpuprofError
 from gpuprof.render import render

@@ -9,7 +9,9 @@ from traces.recording import Recording
 
 import gpuprof
 from gpuprof.analysis.known_flops import priced_share
-from gpuprof.analysis.modules import by_module, by_op, totals
+from gpuprof.analysis.modules import by_module
+from gpuprof.analysis.op_tables import by_op
+from gpuprof.analysis.totals import totals
 from gpuprof.analysis.unpriced import ratio_withheld
 from gpuprof.analysis.untold import untold
 

@@ -8,8 +8,8 @@ from runs import compiled_run, generation_run, gpu_run, rank_run, row
 import gpuprof
 from gpuprof.analysis.conventions import fitting
 from gpuprof.analysis.generation import generation, mbu
-from gpuprof.analysis.modules import totals
 from gpuprof.analysis.ranks import by_rank
+from gpuprof.analysis.totals import totals
 from gpuprof.job import assemble
 from gpuprof.job_part import part, summed
 from gpuprof.schema import table

@@ -5,7 +5,8 @@ from runs import generation_run, gpu_run, kernel_row
 
 import gpuprof
 from gpuprof.analysis import steps
-from gpuprof.analysis.modules import by_phase, totals
+from gpuprof.analysis.phase_table import by_phase
+from gpuprof.analysis.totals import totals
 from gpuprof.errors import GpuprofError
 from gpuprof.launches import merge
 from gpuprof.schema import table

@@ -10,7 +10,7 @@ import gpuprof
 from gpuprof.analysis.comparison import fingerprint, launches, workload_key
 from gpuprof.analysis.conventions import fitting
 from gpuprof.analysis.counted import counted as priced
-from gpuprof.analysis.modules import totals
+from gpuprof.analysis.totals import totals
 from gpuprof.log import Log, made, name_of
 from gpuprof.schema import table
 

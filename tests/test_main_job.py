@@ -7,7 +7,8 @@ import pytest
 
 import gpuprof
 from gpuprof.analysis.consistency import mismatches
-from gpuprof.analysis.modules import by_op, estimate_coverage, totals
+from gpuprof.analysis.op_tables import by_op, estimate_coverage
+from gpuprof.analysis.totals import totals
 from gpuprof.render import render
 
 TOKENS, LAYERS, WIDTH, INNER = 48, 6, 384, 1536

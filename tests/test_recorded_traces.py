@@ -10,8 +10,10 @@ import pytest
 import gpuprof
 from gpuprof.analysis.directions import directions
 from gpuprof.analysis.kernel_time import busy_seconds
-from gpuprof.analysis.modules import by_module, by_op, totals
+from gpuprof.analysis.modules import by_module
+from gpuprof.analysis.op_tables import by_op
 from gpuprof.analysis.ranks import by_rank
+from gpuprof.analysis.totals import totals
 from gpuprof.traces import chrome
 from gpuprof.traces.steps import EARLY, steps_of
 

@@ -11,8 +11,10 @@ import pandas as pd
 
 from gpuprof.analysis.backward_causes import ASSUMED, Part, explain, merged
 from gpuprof.analysis.consistency import withheld
-from gpuprof.analysis.modules import by_module, by_phase, convention_of, counted
+from gpuprof.analysis.counted import convention_of, counted
+from gpuprof.analysis.modules import by_module
 from gpuprof.analysis.once import once
+from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.unpriced import ratio_withheld, reason, unpriced
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors

@@ -1,50 +1,33 @@
-"""A run per module, class, operator, kernel and phase."""
+"""A run per module and per class."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
-from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.compiled import hardware_of_compiled
 from gpuprof.analysis.consistency import (
     owned_kernels,
-    withheld_of_kernels,
     withheld_of_owners,
-    withheld_of_step,
 )
-from gpuprof.analysis.counted import chosen, convention_of, counted, priced
+from gpuprof.analysis.counted import chosen, counted
 from gpuprof.analysis.executed import executed_flops
-from gpuprof.analysis.fused import graphs, of_compiled
 from gpuprof.analysis.generation import (
-    bandwidth,
     moved,
     moved_by_module,
     phases_of,
-    withheld_of_bytes,
     withheld_of_kernel_bytes,
 )
-from gpuprof.analysis.kernel_time import kernel_times, of_ranks, own_of_ranks, union_ns
+from gpuprof.analysis.kernel_time import kernel_times, of_ranks
 from gpuprof.analysis.known_flops import none_known
-from gpuprof.analysis.operators import GENERATED, kinds, plain_op
 from gpuprof.analysis.ran import ran
-from gpuprof.analysis.ranks import require_kernels
-from gpuprof.analysis.shares import split_kernels, untimed
-from gpuprof.analysis.steps import step_seconds
-from gpuprof.analysis.totals import totals
+from gpuprof.analysis.rates import ideal_move_s, rate, ratio
+from gpuprof.analysis.shares import untimed
 from gpuprof.paths import ancestors
 from gpuprof.record import Record
-from gpuprof.schema import ALL, FORWARD, PHASES, UNATTRIBUTED, integers
-from gpuprof.theory import rule_for
-
-__all__ = [
-    "MODULE_COLUMNS", "OP_COLUMNS", "PHASE_COLUMNS", "by_class", "by_kernel", "by_module", "by_op",
-    "by_phase", "convention_by_module", "convention_of", "counted", "estimate_coverage", "kernel_times", "plain_op",
-    "totals", "union_ns", "without_rule",
-]  # fmt: skip
+from gpuprof.schema import FORWARD, PHASES, UNATTRIBUTED, integers
 
 _COUNTS = ("flops", "flops_full", "flops_hardware", "vector_flops", "bytes")
 _MODULE_PHASES = ("forward", "recompute", "backward")
@@ -127,14 +110,14 @@ def by_module(run: Record, convention: str | None = None) -> pd.DataFrame:
         table["macs"] = table["flops_forward"] // 2
     for phase in ("forward", "backward"):
         time = table[f"time_{phase}_s"]
-        table[f"flops_per_s_{phase}"] = _rate(run, table[f"flops_{phase}"], time)
-        table[f"kernel_mfu_{phase}"] = _rate(run, table[f"ideal_{phase}_s"], time)
+        table[f"flops_per_s_{phase}"] = rate(run, table[f"flops_{phase}"], time)
+        table[f"kernel_mfu_{phase}"] = rate(run, table[f"ideal_{phase}_s"], time)
     for phase in parts:
         if not moved(run).empty:
             found = moved_by_module(run, phase)["bytes"].to_dict()
             table[f"bytes_{phase}"] = integers(found.get(path, 0) for path in paths)
         _add_rates(run, table, phase)
-    table["kernel_mfu"] = _rate(
+    table["kernel_mfu"] = rate(
         run,
         table["ideal_forward_s"] + table["ideal_backward_s"],
         table["time_forward_s"] + table["time_recompute_s"] + table["time_backward_s"],
@@ -205,31 +188,13 @@ def _add_counts(
     table["macs"] = integers(column("macs", FORWARD))
 
 
-def _ratio(numerator: pd.Series, denominator: pd.Series) -> pd.Series:
-    """Quotient, missing where the denominator or either side is missing or 0."""
-    above, below = (s.astype("Float64") for s in (numerator, denominator))
-    return (above / below.where(below > 0)).where(above > 0)
-
-
-def _rate(run: Record, work: pd.Series, time: pd.Series, reason: str | None = None) -> pd.Series:
-    """FLOP/s, or MFU where the work is ideal time; missing where they are withheld, below the whole step by default."""
-    found = _ratio(work, time)
-    return found.mask(found.notna()) if (withheld_of_kernels(run) if reason is None else reason) else found
-
-
-def _ideal_s(run: Record, moved_bytes: pd.Series) -> pd.Series:
-    """Time that bytes would take at the preferred bandwidth; missing where none is known."""
-    name, per_s = bandwidth(run)
-    return moved_bytes.astype("Float64") / (per_s if name else pd.NA)
-
-
 def _add_rates(run: Record, table: pd.DataFrame, phase: str) -> None:
     """Columns of rates of a phase over kernel time, from those of its work and times."""
     time, moved_bytes = table[f"time_{phase}_s"], table[f"bytes_{phase}"]
-    table[f"flops_per_s_{phase}"] = _rate(run, table[f"flops_{phase}"], time)
-    table[f"kernel_mfu_{phase}"] = _rate(run, table[f"ideal_{phase}_s"], time)
-    table[f"bytes_per_s_{phase}"] = _rate(run, moved_bytes, time, withheld_of_kernel_bytes(run))
-    table[f"kernel_mbu_{phase}"] = _rate(run, _ideal_s(run, moved_bytes), time, withheld_of_kernel_bytes(run))
+    table[f"flops_per_s_{phase}"] = rate(run, table[f"flops_{phase}"], time)
+    table[f"kernel_mfu_{phase}"] = rate(run, table[f"ideal_{phase}_s"], time)
+    table[f"bytes_per_s_{phase}"] = rate(run, moved_bytes, time, withheld_of_kernel_bytes(run))
+    table[f"kernel_mbu_{phase}"] = rate(run, ideal_move_s(run, moved_bytes), time, withheld_of_kernel_bytes(run))
 
 
 def by_class(run: Record, convention: str | None = None) -> pd.DataFrame:
@@ -250,8 +215,8 @@ def by_class(run: Record, convention: str | None = None) -> pd.DataFrame:
         table[column] = table[column].mask(unknown)
     table.insert(0, "modules", modules.groupby("class", sort=False).size())
     times = table[["time_forward_s", "time_recompute_s", "time_backward_s"]]
-    table["flops_per_s_forward"] = _rate(run, table["flops_forward"], table["time_forward_s"])
-    table["flops_per_s_backward"] = _rate(run, table["flops_backward"], table["time_backward_s"])
+    table["flops_per_s_forward"] = rate(run, table["flops_forward"], table["time_forward_s"])
+    table["flops_per_s_backward"] = rate(run, table["flops_backward"], table["time_backward_s"])
     for phase in phases_of(run):
         ideal = (sums[f"kernel_mfu_{phase}"] * sums[f"time_{phase}_s"]).fillna(0)
         table[f"ideal_{phase}_s"] = ideal.groupby(sums["class"], sort=False).sum()
@@ -259,211 +224,6 @@ def by_class(run: Record, convention: str | None = None) -> pd.DataFrame:
         del table[f"ideal_{phase}_s"]
     # ideal times follow from kernel MFU x time, module by module
     ideal = (sums["kernel_mfu"] * sums[list(times)].sum(axis=1, skipna=False)).fillna(0)
-    table["kernel_mfu"] = _ratio(ideal.groupby(sums["class"], sort=False).sum(), times.sum(axis=1, skipna=False))
+    table["kernel_mfu"] = ratio(ideal.groupby(sums["class"], sort=False).sum(), times.sum(axis=1, skipna=False))
     table["time_s"] = times.sum(axis=1, skipna=False)
     return table.reset_index().sort_values(["time_s", "flops_forward"], ascending=False, ignore_index=True)
-
-
-OP_COLUMNS = [
-    "op", "kind", "time_s", "time_share", "calls", "flops", "flops_per_s", "kernel_mfu", "flops_profiler", "kernels",
-    "vector_flops", "bytes", "flops_full", "flops_hardware", "flops_compiled", "vector_flops_compiled",
-]  # fmt: skip
-"""Columns of `by_op`, as far as the passes that give them ran."""
-
-PHASE_COLUMNS = [
-    "phase", "time_s", "flops_per_s", "mfu", "kernel_time_s", "kernel_flops_per_s", "kernel_mfu", "flops",
-    "time_q1_s", "time_q3_s", "communication_time_s", "vector_flops", "bytes", "flops_full", "flops_hardware",
-]  # fmt: skip
-"""Columns of `by_phase`, likewise."""
-
-GENERATION_COLUMNS = [
-    "phase", "time_s", "mfu", "mbu", "kernel_time_s", "kernel_mfu", "kernel_mbu", "flops", "moved_bytes",
-    "flops_per_s", "bytes_per_s", "kernel_flops_per_s", "kernel_bytes_per_s", "weights_bytes", "cache_read_bytes",
-    "cache_written_bytes", "activations_bytes", "time_q1_s", "time_q3_s", "communication_time_s",
-    "vector_flops", "bytes", "flops_full", "flops_hardware",
-]  # fmt: skip
-"""Those of a generation, likewise."""
-
-
-def _ordered(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    return table[[column for column in columns if column in table]]
-
-
-KERNEL_COLUMNS = [
-    "kernel", "owners", "time_s", "flops", "bytes", "flops_per_s", "bytes_per_s", "time_share", "kernels", "kind",
-    "vector_flops", "median_s", "ops", "graph",
-]  # fmt: skip
-"""Columns of `by_kernel` where code was compiled."""
-
-
-def by_op(run: Record, convention: str | None = None) -> pd.DataFrame:
-    """One row per operator: what it cost, how long it took, and what torch.profiler itself makes of it.
-
-    Kernels that no operator launched come last, under an empty name. ``flops`` is missing where an operator has no
-    rule; ``flops_profiler`` where torch makes no estimate. Where code was compiled, calls and FLOPs are those of the
-    model without compilation, as everywhere, times and kernels those of what ran: ``flops_compiled`` and
-    ``vector_flops_compiled`` are what compiled kernels booked on the operator do, and rates are of what ran of it. Of
-    a job calls and FLOPs are those of all ranks, times and kernels the mean of theirs.
-    """
-    ops = priced(run, run.ops, convention)
-    ops["op"] = ops["op"].map(plain_op)
-    grouped = ops.groupby("op", sort=False)
-    table = pd.DataFrame(
-        {
-            "kind": grouped["kind"].first(),
-            "calls": grouped["calls"].sum(),
-            **{name: grouped[name].sum(min_count=1) for name in _COUNTS},
-            "ideal_s": grouped["ideal_s"].sum(),
-        }
-    )
-    if run.is_job and len(run.busy):
-        kernels = own_of_ranks(run).groupby("op")[["kernels", "time_s"]].sum()
-        table = table.reindex(table.index.union(kernels.index, sort=False))
-        table["kernels"], table["time_s"] = (kernels[name].astype("Float64") for name in ("kernels", "time_s"))
-        table["time_share"] = table["time_s"] / kernels["time_s"].sum()
-    elif run.done("trace"):
-        kernels = run.kernels.groupby(run.kernels["op"].map(plain_op))["duration_ns"].agg(["sum", "size"])
-        table = table.reindex(table.index.union(kernels.index, sort=False))
-        table["kernels"] = kernels["size"].reindex(table.index).astype("Int64")
-        table["time_s"] = kernels["sum"].reindex(table.index).astype("Float64") * 1e-9
-        table["time_share"] = table["time_s"] / (run.kernels["duration_ns"].sum() * 1e-9)
-        table["flops_profiler"] = (
-            run.estimates.groupby(run.estimates["op"].map(plain_op))["flops_profiler"].sum().reindex(table.index)
-        )
-    if "time_s" in table:
-        work = table
-        if len(run.nodes):
-            work = _of_compiled(run, convention).reindex(table.index)
-            table["flops_compiled"], table["vector_flops_compiled"] = work["compiled"], work["compiled_vector"]
-        table["flops_per_s"] = _rate(run, work["flops"], table["time_s"])
-        table["kernel_mfu"] = _rate(run, work["ideal_s"], table["time_s"])
-        table = table.sort_values("time_s", ascending=False, na_position="last")
-    # the backward may run operators in place that the counting pass saw run out of place: known all the same
-    table["kind"] = table["kind"].fillna(kinds(run)).fillna("")
-    table.index.name = "op"
-    return _ordered(table.reset_index(), OP_COLUMNS)
-
-
-def _of_compiled(run: Record, convention: str | None) -> pd.DataFrame:
-    """What ran, by the plain operator that its kernels are booked on: FLOPs, ideal_s and those of compiled kernels."""
-    work = priced(run, ran(run), convention)
-    sums = work.groupby("within")[["flops", "ideal_s"]].sum()
-    launched = dict(zip(run.kernels["compiled"], run.kernels["op"].map(plain_op), strict=True))
-    nodes = run.nodes[(run.nodes["repeat"] == 0) & (run.nodes["kernel"] != "")]
-    ops = [launched.get(f"{one}/{kernel}", "") for one, kernel in zip(nodes["graph"], nodes["kernel"], strict=True)]
-    compiled = nodes.groupby(ops)[["flops_hardware", "vector_flops"]].sum(min_count=1)
-    sums = sums.reindex(sums.index.union(compiled.index))
-    return sums.assign(compiled=compiled["flops_hardware"], compiled_vector=compiled["vector_flops"])
-
-
-def by_kernel(run: Record, convention: str | None = None) -> pd.DataFrame:
-    """One row per kernel name: times, the operators that launch it, and their kinds, communication by its own name too.
-
-    No FLOPs: an operator may launch several. Where code was compiled, a row is a kernel of one graph, with the columns
-    of `gpuprof.analysis.fused.of_compiled`.
-
-    Raises:
-        GpuprofError: the run is of a job.
-    """
-    require_kernels(run, "a table by kernel")
-    kind = run.kernels["op"].map(plain_op).map(kinds(run)).mask(communicating(run.kernels), "communication")
-    compiled = len(run.nodes) > 0
-    key = ["kernel", "graph"] if compiled else ["kernel"]
-    kernels = run.kernels.assign(kind=kind, graph=pd.array(graphs(run), dtype="Int64"))
-    grouped = kernels.groupby(key, sort=False, dropna=False)
-    table = pd.DataFrame(
-        {
-            "time_s": (time_s := grouped["duration_ns"].sum().astype("float64") * 1e-9),
-            "time_share": time_s / time_s.sum() if time_s.sum() else math.nan,
-            "kernels": grouped.size(),
-            "median_s": grouped["duration_ns"].median().astype("float64") * 1e-9,
-            "kind": grouped["kind"].agg(_words),
-            "ops": grouped["op"].agg(_words),
-        }
-    )
-    table = table.sort_values("time_s", ascending=False).reset_index()
-    if not compiled:
-        return table
-    graph = [None if pd.isna(number) else int(number) for number in table.pop("graph")]
-    names = list(zip(table["kernel"], graph, strict=True))
-    return pd.concat([table, of_compiled(run, names, convention)], axis=1)[KERNEL_COLUMNS]
-
-
-def _words(names: pd.Series) -> str:
-    return " ".join(sorted(set(names) - {""}))
-
-
-def by_phase(run: Record, convention: str | None = None) -> pd.DataFrame:
-    """One row per phase: its time in the step by events, kernel time, FLOPs, rates.
-
-    ``time_s`` of all phases is the time of the step, as `gpuprof.analysis.steps.step_seconds` has it; quartiles are of
-    each phase by itself.
-    ``time_s`` of the backward includes recomputation, which cannot be told apart without a trace. ``kernel_time_s``
-    includes that of communication, hidden or not, which has a column where there is any. Rates are over ``time_s``,
-    those that begin with ``kernel_`` over ``kernel_time_s``.
-
-    Of a generation the columns are `GENERATION_COLUMNS`: moved_bytes are those that must move, and what they are made
-    of; mbu and kernel_mbu are their rates by the preferred bandwidth.
-    """
-    ops = counted(run, convention).groupby("phase")
-    table = pd.DataFrame(index=pd.Index(list(PHASES), name="phase"))
-    for name in (*_COUNTS, "ideal_s"):
-        table[name] = ops[name].sum(min_count=1).reindex(table.index)
-    if len(run.nodes):
-        table["flops_hardware"] = ran(run).groupby("phase")["flops_hardware"].sum(min_count=1).reindex(table.index)
-        if hardware_of_compiled(run) is None:
-            table["flops_hardware"] = integers([None] * len(table))
-    table["time_s"] = pd.Series({phase: step_seconds(run, phase) for phase in table.index}, dtype="float64")
-    parts = phases_of(run)
-    if parts:
-        sizes = moved(run).add_suffix("_bytes").rename(columns={"bytes_bytes": "moved_bytes"})
-        table = table.join(sizes)
-    if run.done("count") and table["time_s"].notna().any():
-        table["flops_per_s"] = _rate(run, table["flops"], table["time_s"], withheld_of_step(run))
-        table["mfu"] = _rate(run, table["ideal_s"], table["time_s"], withheld_of_step(run))
-        if parts:
-            table["bytes_per_s"] = _rate(run, table["moved_bytes"], table["time_s"], withheld_of_bytes(run))
-            table["mbu"] = _rate(run, _ideal_s(run, table["moved_bytes"]), table["time_s"], withheld_of_bytes(run))
-    times = run.samples.groupby("phase")["time_s"]
-    for name, quantile in (("time_q1_s", 0.25), ("time_q3_s", 0.75)):
-        table[name] = times.quantile(quantile).reindex(table.index)
-    if run.done("trace") or len(run.busy):
-        kernels = split_kernels(run)
-        seconds = of_ranks(run).get(ALL, {}) if run.is_job else kernel_times(kernels.assign(module=""), [""])[""]
-        table["kernel_time_s"] = pd.array([seconds.get(phase) for phase in table.index], dtype="Float64")
-        messages = run.kernels[communicating(run.kernels)]
-        if len(messages):
-            seconds = kernel_times(messages.assign(module=""), [""])[""]
-            table["communication_time_s"] = pd.array([seconds.get(phase) for phase in table.index], dtype="Float64")
-        table["kernel_flops_per_s"] = _rate(run, table["flops"], table["kernel_time_s"])
-        table["kernel_mfu"] = _rate(run, table["ideal_s"], table["kernel_time_s"])
-        if parts:
-            time, reason = table["kernel_time_s"], withheld_of_kernel_bytes(run)
-            table["kernel_bytes_per_s"] = _rate(run, table["moved_bytes"], time, reason)
-            table["kernel_mbu"] = _rate(run, _ideal_s(run, table["moved_bytes"]), time, reason)
-    columns = GENERATION_COLUMNS if parts else PHASE_COLUMNS
-    return _ordered(table[table.notna().any(axis=1)].reset_index(), columns)
-
-
-def without_rule(run: Record) -> pd.DataFrame:
-    """Operators that no rule prices: their calls and their share of kernel time (missing without a trace)."""
-    table = by_op(run)
-    missing = table[(table["kind"] == "") & (table["op"] != "") & ~table["op"].str.startswith(GENERATED)]
-    if run.recorded:  # what cannot be read has a rule, and what launches kernels without an operator needs none
-        unread = set(map(plain_op, run.passes["count"].facts.get("ops_unread", ())))
-        missing = missing[missing["calls"].notna() & ~missing["op"].isin(unread)]
-    columns = [c for c in ("op", "calls", "time_s", "time_share") if c in missing]
-    return missing[columns].reset_index(drop=True)
-
-
-def estimate_coverage(run: Record) -> float | None:
-    """Share of the counted matmul FLOPs (full square) that torch.profiler's own estimates reach; None if unknown.
-
-    Its estimates for elementwise operators are left out.
-    """
-    counted_flops = run.ops["flops_full"].sum()
-    if not (run.done("trace") and run.done("count")) or not counted_flops or run.recorded:  # no file has them
-        return None
-    rules = run.estimates["op"].map(rule_for)
-    elementwise = rules.map(lambda rule: rule is not None and rule.kind == "vector")
-    return float(run.estimates.loc[~elementwise, "flops_profiler"].sum() / counted_flops)

@@ -14,10 +14,12 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.consistency import withheld
+from gpuprof.analysis.counted import convention_of, counted
 from gpuprof.analysis.directions import directions
 from gpuprof.analysis.known_flops import known_of, none_known
-from gpuprof.analysis.modules import convention_by_module, convention_of, counted, totals
+from gpuprof.analysis.modules import convention_by_module
 from gpuprof.analysis.ranks import refuse_job
+from gpuprof.analysis.totals import totals
 from gpuprof.record import Record
 from gpuprof.render.view import View
 from gpuprof.schema import FORWARD, UNATTRIBUTED

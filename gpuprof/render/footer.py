@@ -14,7 +14,7 @@ from gpuprof.analysis.consistency import SLOWED, inconsistencies
 from gpuprof.analysis.denominators import STEADY
 from gpuprof.analysis.executed import not_collected
 from gpuprof.analysis.generation import is_generation, moved, untold_parts
-from gpuprof.analysis.modules import without_rule
+from gpuprof.analysis.op_tables import without_rule
 from gpuprof.analysis.steps import traced
 from gpuprof.analysis.telemetry import invalid_reasons
 from gpuprof.analysis.untold import untold

@@ -12,7 +12,7 @@ from gpuprof.analysis.consistency import withheld_of_step
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.generation import Generation, bandwidths, generation, mbu, parts, phases_of, withheld_of_bytes
 from gpuprof.analysis.known_flops import at_least
-from gpuprof.analysis.modules import by_phase
+from gpuprof.analysis.phase_table import by_phase
 from gpuprof.record import Record
 
 _KINDS = {"weights": ("weights",), "cache": ("cache_read", "cache_written"), "activations": ("activations",)}

@@ -21,20 +21,15 @@ from gpuprof.analysis.consistency import (
     withheld_of_kernels,
     withheld_of_owners,
 )
-from gpuprof.analysis.counted import hardware
+from gpuprof.analysis.counted import convention_of, counted, hardware
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds
 from gpuprof.analysis.executed import executed_whole
 from gpuprof.analysis.fused import lines
 from gpuprof.analysis.generation import generation, phases_of
 from gpuprof.analysis.known_flops import at_least, known_of
 from gpuprof.analysis.memory import account
-from gpuprof.analysis.modules import (
-    by_phase,
-    convention_of,
-    counted,
-    estimate_coverage,
-    totals,
-)
+from gpuprof.analysis.op_tables import estimate_coverage
+from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.ranks import by_rank
 from gpuprof.analysis.replication import sentence
 from gpuprof.analysis.steps import traced, varied
@@ -46,6 +41,7 @@ from gpuprof.analysis.telemetry import (
     summary,
     tensor_activity,
 )
+from gpuprof.analysis.totals import totals
 from gpuprof.analysis.untold import host_steps
 from gpuprof.record import Record
 from gpuprof.render.generation import generation_lines

@@ -7,12 +7,14 @@ from html import escape
 from typing import Any
 
 from gpuprof import units
+from gpuprof.analysis.counted import counted
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.executed import counters_only
 from gpuprof.analysis.generation import bandwidths, generation, mbu, phases_of
 from gpuprof.analysis.known_flops import at_least
-from gpuprof.analysis.modules import by_module, counted, totals
+from gpuprof.analysis.modules import by_module
 from gpuprof.analysis.steps import traced
+from gpuprof.analysis.totals import totals
 from gpuprof.analysis.untold import untold
 from gpuprof.analysis.verdict import verdict
 from gpuprof.record import Record

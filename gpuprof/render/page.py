@@ -19,7 +19,9 @@ from gpuprof.analysis.generation import (
 )
 from gpuprof.analysis.hints import hints
 from gpuprof.analysis.known_flops import at_least, known_of
-from gpuprof.analysis.modules import by_kernel, by_module, by_op, by_phase
+from gpuprof.analysis.modules import by_module
+from gpuprof.analysis.op_tables import by_kernel, by_op
+from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.ranks import by_rank, straggler
 from gpuprof.analysis.replication import sentence
 from gpuprof.analysis.untold import untold

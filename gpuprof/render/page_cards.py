@@ -8,6 +8,7 @@ import pandas as pd
 
 from gpuprof import units
 from gpuprof.analysis.consistency import withheld_of_step
+from gpuprof.analysis.counted import convention_of
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.generation import (
     BANDWIDTHS,
@@ -18,7 +19,8 @@ from gpuprof.analysis.generation import (
     withheld_of_bytes,
 )
 from gpuprof.analysis.known_flops import at_least, known_of
-from gpuprof.analysis.modules import by_phase, convention_of, totals
+from gpuprof.analysis.phase_table import by_phase
+from gpuprof.analysis.totals import totals
 from gpuprof.analysis.untold import host_steps
 from gpuprof.record import Record
 from gpuprof.render.charts import sizes

@@ -338,7 +338,7 @@ def phases(found: pd.DataFrame) -> go.Figure | None:
     """What each phase of a generation has of the step's time, FLOPs and bytes, and what its bytes are; None of nothing.
 
     Args:
-        found: of `gpuprof.analysis.modules.by_phase`.
+        found: of `gpuprof.analysis.phase_table.by_phase`.
     """
     pieces = _pieces(found[found["phase"].isin(PARTS)].set_index("phase"))
     if pieces.empty:

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from gpuprof import units
+from gpuprof.analysis.counted import convention_of
 from gpuprof.analysis.generation import (
     phases_of,
 )
-from gpuprof.analysis.modules import convention_of
 from gpuprof.record import Record
 from gpuprof.render.tables import plain, readable, spread
 from gpuprof.render.tree import build, has_rate, walk

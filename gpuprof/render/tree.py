@@ -14,7 +14,8 @@ from rich.text import Text
 
 from gpuprof import units
 from gpuprof.analysis.generation import PARTS, moved, phases_of
-from gpuprof.analysis.modules import by_module, totals
+from gpuprof.analysis.modules import by_module
+from gpuprof.analysis.totals import totals
 from gpuprof.record import Record
 from gpuprof.render import tables
 from gpuprof.render.console import to_text

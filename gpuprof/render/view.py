@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from gpuprof.analysis import modules
 from gpuprof.analysis.collectives import by_collective
 from gpuprof.analysis.communication import collectives
 from gpuprof.analysis.conventions import beside
 from gpuprof.analysis.executed import counters_only, executed_by_kernel, executed_by_module
 from gpuprof.analysis.generation import is_generation, parts, untold_parts
+from gpuprof.analysis.modules import by_class, by_module
+from gpuprof.analysis.op_tables import by_kernel, by_op
+from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.ranks import by_rank
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Record
@@ -28,7 +30,7 @@ def _executed(run: Record, convention: str | None) -> pd.DataFrame:
 
 
 def _by_kernel(run: Record, convention: str | None) -> pd.DataFrame:
-    return executed_by_kernel(run) if counters_only(run) else modules.by_kernel(run, convention)
+    return executed_by_kernel(run) if counters_only(run) else by_kernel(run, convention)
 
 
 def _by_part(run: Record, convention: str | None) -> pd.DataFrame:
@@ -40,11 +42,11 @@ def _by_part(run: Record, convention: str | None) -> pd.DataFrame:
 
 
 BY: dict[str, Callable[[Record, str | None], pd.DataFrame]] = {
-    "module": modules.by_module,
-    "class": modules.by_class,
-    "op": modules.by_op,
+    "module": by_module,
+    "class": by_class,
+    "op": by_op,
     "kernel": _by_kernel,
-    "phase": modules.by_phase,
+    "phase": by_phase,
     "part": _by_part,
     "communication": lambda run, convention: by_collective(run) if run.is_job else collectives(run),
     "rank": by_rank,

@@ -8,9 +8,9 @@ from runs import gpu_run, kernel_row, ops_row, tree_row
 import gpuprof
 from gpuprof.analysis.bounds import read_ceilings
 from gpuprof.analysis.budget import PARTS, budget, budget_by, idle_owners
-from gpuprof.analysis.kernel_time import owned
-from gpuprof.analysis.modules import totals, union_ns
+from gpuprof.analysis.kernel_time import owned, union_ns
 from gpuprof.analysis.steps import step_seconds
+from gpuprof.analysis.totals import totals
 from gpuprof.record import PassOutcome
 from gpuprof.run import Run
 from gpuprof.schema import UNATTRIBUTED, table

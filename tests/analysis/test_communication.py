@@ -9,7 +9,8 @@ import gpuprof
 from gpuprof.analysis.budget import budget
 from gpuprof.analysis.communication import COLLECTIVE_COLUMNS, Account, account, collectives
 from gpuprof.analysis.hints import hints
-from gpuprof.analysis.modules import by_kernel, by_op, by_phase, without_rule
+from gpuprof.analysis.op_tables import by_kernel, by_op, without_rule
+from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.roofline import by_bound, roofline
 from gpuprof.render import render
 from gpuprof.render.page import render_page

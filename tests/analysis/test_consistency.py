@@ -20,9 +20,12 @@ from gpuprof.analysis.consistency import (
     withheld_of_owners,
 )
 from gpuprof.analysis.memory import account
-from gpuprof.analysis.modules import by_class, by_module, by_op, by_phase, totals
+from gpuprof.analysis.modules import by_class, by_module
+from gpuprof.analysis.op_tables import by_op
+from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.roofline import roofline
 from gpuprof.analysis.sweep import sweep_table
+from gpuprof.analysis.totals import totals
 from gpuprof.errors import GpuprofError
 from gpuprof.render import render
 from gpuprof.render.backward import render_backward

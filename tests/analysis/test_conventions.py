@@ -15,7 +15,10 @@ from typer.testing import CliRunner
 
 import gpuprof
 from gpuprof.analysis.conventions import beside, difference, in_words, misfits
-from gpuprof.analysis.modules import by_module, by_op, by_phase, convention_by_module, totals
+from gpuprof.analysis.modules import by_module, convention_by_module
+from gpuprof.analysis.op_tables import by_op
+from gpuprof.analysis.phase_table import by_phase
+from gpuprof.analysis.totals import totals
 from gpuprof.cli import options
 from gpuprof.errors import GpuprofError
 from gpuprof.render import render

@@ -3,8 +3,10 @@ import pytest
 from runs import compiled_run, gpu_run, kernel_row, row
 
 from gpuprof.analysis.fused import lines
-from gpuprof.analysis.modules import KERNEL_COLUMNS, by_kernel, by_op, by_phase, totals, without_rule
+from gpuprof.analysis.op_tables import KERNEL_COLUMNS, by_kernel, by_op, without_rule
+from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.ran import ran
+from gpuprof.analysis.totals import totals
 from gpuprof.schema import table
 
 NORM, GELU, SUM = "triton_per_fused_native_layer_norm_gelu_0", "triton_poi_fused_gelu_0", "triton_red_fused_sum_1"

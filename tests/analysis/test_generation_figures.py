@@ -3,8 +3,10 @@ import pytest
 from runs import generation_run, gpu_run, row, traffic_row
 
 from gpuprof.analysis import generation as g
-from gpuprof.analysis.modules import by_class, by_module, by_phase, totals
+from gpuprof.analysis.modules import by_class, by_module
+from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.telemetry import of_phases
+from gpuprof.analysis.totals import totals
 from gpuprof.record import load
 from gpuprof.schema import table
 

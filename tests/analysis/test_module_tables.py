@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from runs import counted_run, gpu_run, kernel_row, row
 
-from gpuprof.analysis import modules
+from gpuprof.analysis import kernel_time, modules
 from gpuprof.schema import table
 
 
@@ -80,7 +80,7 @@ def test_overlapping_streams_are_not_added_twice():
         ],
     )
 
-    times = modules.kernel_times(kernels, ["", "a", "b"])
+    times = kernel_time.kernel_times(kernels, ["", "a", "b"])
 
     assert times["a"]["forward"] == pytest.approx(150e-9)
     assert times["b"]["forward"] == pytest.approx(10e-9)
@@ -94,7 +94,7 @@ def test_overlapping_streams_are_not_added_twice():
 def test_union(intervals, length):
     start, end = (np.array([pair[side] for pair in intervals], dtype="int64") for side in (0, 1))
 
-    assert modules.union_ns(start, end) == length
+    assert kernel_time.union_ns(start, end) == length
 
 
 def test_by_class_counts_a_module_inside_its_own_class_once():

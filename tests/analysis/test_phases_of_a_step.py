@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpuprof.analysis.modules import by_phase
+from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.steps import middle_steps, step_seconds
 from gpuprof.schema import table
 from tests.runs import gpu_run

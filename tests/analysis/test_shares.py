@@ -3,8 +3,10 @@ import pytest
 from runs import compiled_run, gpu_run, row
 
 from gpuprof.analysis.consistency import owned_kernels
-from gpuprof.analysis.modules import by_class, by_phase, totals
+from gpuprof.analysis.modules import by_class
+from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.shares import split_kernels, split_ns
+from gpuprof.analysis.totals import totals
 from gpuprof.schema import table
 
 

@@ -6,7 +6,7 @@ import pytest
 from runs import gpu_run, ops_row
 
 from gpuprof.analysis.backward import whole
-from gpuprof.analysis.modules import totals
+from gpuprof.analysis.totals import totals
 from gpuprof.analysis.unpriced import may_multiply, ratio_withheld
 from gpuprof.render import render
 from gpuprof.render.backward import FORMATS, render_backward

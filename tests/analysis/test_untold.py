@@ -8,7 +8,9 @@ from gpuprof.analysis.budget import budget
 from gpuprof.analysis.comparison import launches
 from gpuprof.analysis.consistency import misbooked, mismatches, withheld, withheld_of_kernels, withheld_of_step
 from gpuprof.analysis.known_flops import at_least, known_of, priced_share
-from gpuprof.analysis.modules import by_module, by_op, totals
+from gpuprof.analysis.modules import by_module
+from gpuprof.analysis.op_tables import by_op
+from gpuprof.analysis.totals import totals
 from gpuprof.analysis.untold import host_steps, untold
 from gpuprof.record import load
 from gpuprof.schema import UNATTRIBUTED, table

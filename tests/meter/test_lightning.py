@@ -15,7 +15,7 @@ from meter.small_llama import LENGTH, Rows, llama, train_flops
 from parallel.ranks import launch
 
 import gpuprof
-from gpuprof.analysis.modules import totals
+from gpuprof.analysis.totals import totals
 from gpuprof.integrations import LightningMeter
 
 ROWS = 2

@@ -10,7 +10,7 @@ from loops import IN, OUT, WIDE, flops, net, sgd, train
 import gpuprof
 from gpuprof.analysis.backward import backward_ratios
 from gpuprof.analysis.comparison import launches
-from gpuprof.analysis.modules import totals
+from gpuprof.analysis.totals import totals
 from gpuprof.log import Log
 
 PEAK = 1e12

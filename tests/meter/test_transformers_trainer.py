@@ -27,7 +27,7 @@ from parallel.ranks import launch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import gpuprof
-from gpuprof.analysis.modules import totals
+from gpuprof.analysis.totals import totals
 from gpuprof.integrations import GpuprofCallback
 
 ROWS = 2

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 import gpuprof
 from gpuprof.analysis.communication import account
-from gpuprof.analysis.modules import without_rule
+from gpuprof.analysis.op_tables import without_rule
 from gpuprof.parallel.layout import layout
 from gpuprof.passes import counting
 from gpuprof.theory.names import communicates

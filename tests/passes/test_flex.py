@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 import gpuprof
-from gpuprof.analysis.modules import totals
+from gpuprof.analysis.totals import totals
 from gpuprof.passes.flex import pairs_left
 
 BLOCK = 128

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 import gpuprof
-from gpuprof.analysis.modules import totals
+from gpuprof.analysis.totals import totals
 from gpuprof.errors import GpuprofError
 from gpuprof.profiler import run_passes
 from gpuprof.workload import Options, build

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import gpuprof
-from gpuprof.analysis.modules import totals
+from gpuprof.analysis.totals import totals
 from gpuprof.theory.nested import packed_shape
 from gpuprof.workload.nested import part_shapes
 

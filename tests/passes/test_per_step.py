@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gpuprof
-from gpuprof.analysis.modules import totals
+from gpuprof.analysis.totals import totals
 
 
 class Words(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import gpuprof
-from gpuprof.analysis.modules import kernel_times, union_ns
+from gpuprof.analysis.kernel_time import kernel_times, union_ns
 from gpuprof.passes import trace
 from gpuprof.schema import TABLES, UNATTRIBUTED, table
 from gpuprof.traces.events import KERNEL, OPERATOR, RANGE, Event, host_kind

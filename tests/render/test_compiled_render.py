@@ -5,7 +5,8 @@ from runs import compiled_run, eager_run
 
 from gpuprof.analysis.budget import budget
 from gpuprof.analysis.fused import lines
-from gpuprof.analysis.modules import by_phase, totals
+from gpuprof.analysis.phase_table import by_phase
+from gpuprof.analysis.totals import totals
 from gpuprof.render import render
 from gpuprof.render.page import render_page
 from gpuprof.render.view import View

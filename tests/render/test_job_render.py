@@ -10,7 +10,9 @@ import gpuprof
 from gpuprof.analysis.budget import budget
 from gpuprof.analysis.check import compare
 from gpuprof.analysis.comparison import fingerprint, launches
-from gpuprof.analysis.modules import by_module, by_op, by_phase
+from gpuprof.analysis.modules import by_module
+from gpuprof.analysis.op_tables import by_op
+from gpuprof.analysis.phase_table import by_phase
 from gpuprof.cli import app
 from gpuprof.render import render
 from gpuprof.render.page import render_page
@@ -268,7 +270,7 @@ def test_what_one_rank_doubts_is_withheld_of_the_job():
     first, second = rank_run(0), rank_run(1)
     second.kernels = second.kernels[second.kernels["phase"] != "forward"]
     job = gpuprof.job.assemble(map(gpuprof.job_part.part, (first, second)))
-    assert gpuprof.analysis.modules.totals(job)["mfu"] is None
+    assert gpuprof.analysis.totals.totals(job)["mfu"] is None
     text = render(job, "tree", View(width=200))
     assert "withheld: rank 1: aten::mm in the forward: counted 1 call, traced 0" in text
 

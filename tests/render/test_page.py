@@ -16,7 +16,8 @@ from runs import counted_run, generation_run, gpu_run, kernel_row, tree_row
 
 import gpuprof
 from gpuprof.analysis.budget import budget
-from gpuprof.analysis.modules import by_module, by_phase
+from gpuprof.analysis.modules import by_module
+from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.verdict import verdict
 from gpuprof.render import page_charts, page_roofline, palette
 from gpuprof.render.page import render_page

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gpuprof
-from gpuprof.analysis.modules import totals
+from gpuprof.analysis.totals import totals
 from gpuprof.errors import GpuprofError
 from gpuprof.fit import forecast
 from gpuprof.sweep import grid
