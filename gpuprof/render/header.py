@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from math import inf
 from typing import Any
@@ -46,6 +45,7 @@ from gpuprof.analysis.untold import host_steps
 from gpuprof.record import Record
 from gpuprof.render.generation import generation_lines
 from gpuprof.render.view import View
+from gpuprof.render.what_ran import device_line, job_line, parameters_line, workload_line
 from gpuprof.schema import MODEL
 from gpuprof.theory import CONVENTIONS
 
@@ -65,16 +65,16 @@ def header(run: Record, view: View, sums: dict[str, Any]) -> RenderableType:
 
 def header_lines(run: Record, view: View, sums: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Label and text of each of the totals."""
-    yield "Workload", _workload(run)
+    yield "Workload", workload_line(run)
     if run.workload.get("world", 1) > 1:
-        yield "Job", _job(run)
+        yield "Job", job_line(run)
     if run.workload.get("unsharded"):
         yield "Replication", sentence(run.workload["unsharded"], run.workload["world"])
-    yield "Device", _device(run)
+    yield "Device", device_line(run)
     convention = convention_of(run, view.convention)
     yield "Convention", f"{convention}: {CONVENTIONS[convention].title} 1 MAC = 2 FLOPs."
     if sums["params"] is not None:
-        yield "Parameters", _parameters(run, sums)
+        yield "Parameters", parameters_line(run, sums)
     if run.done("count") and sums["flops"] is None:
         yield "FLOPs", "unknown: the recording has no shapes of operators that multiply"
     elif run.done("count"):
@@ -159,50 +159,6 @@ def _coverage(run: Record) -> str:
     return "" if covered is None else f"; torch.profiler's own estimate reaches {units.percent(covered)} of full"
 
 
-def _workload(run: Record) -> str:
-    about = run.workload
-    size = [f"batch {about['batch_size']}"] if about.get("batch_size") else []
-    for key, words in (
-        ("seq_len", "sequence {}"), ("prompt_len", "prompt {}"), ("new_tokens", "{} new tokens"),
-        ("image_crops", "{} image crops"),
-    ):  # fmt: skip
-        if about.get(key):
-            size.append(words.format(about[key]))
-    parts = [about["name"], about.get("architecture"), about["mode"], ", ".join(size), about.get("dtype")]
-    parts += [f"{about['attention']} attention" if about.get("attention") else None]
-    parts += ["static cache" if about.get("cache") == "static" else None]
-    parts += [f"weights {about['weights']}" if about.get("weights") else None]
-    if about.get("ranks"):
-        parts.append(f"rank {run.ranks['rank'].min()} of {about['ranks']} imported")
-    if "rank" in about:
-        parts.append(run.of_job)
-    for key in ("checkpointing", "optimizer"):
-        if about.get(key, "none") not in ("none", None):
-            parts.append(f"{key} {about[key]}")
-    if about.get("freeze"):
-        parts.append(f"frozen {' '.join(about['freeze'])}")
-    if about.get("mode") == "train" and about.get("loss"):
-        parts.append(f"loss: {about['loss']}")
-    return " · ".join(part for part in parts if part)
-
-
-_SHARDED = {
-    "ddp": "parameters whole on every rank (DDP)", "fsdp": "parameters sharded (FSDP)", "tp": "tensor parallel",
-    "pp": "a pipeline of stages",
-}  # fmt: skip
-
-
-def _job(run: Record) -> str:
-    """How a job lies on its processes, and what each has of it."""
-    about = run.workload
-    mesh = ", ".join(f"{name} {size}" for name, size in (about.get("mesh") or {}).items())
-    parts = [units.number(about["world"], "rank"), f"mesh {mesh}" if mesh else "no mesh is known"]
-    parts += [_SHARDED[how] for how in about.get("parallel") or () if how in _SHARDED]
-    if run.is_job and (hosts := {one["environment"].get("host") for one in run.device["ranks"]} - {None}):
-        parts.append(units.number(len(hosts), "host"))
-    return " · ".join(parts)
-
-
 def _of_ranks(run: Record, view: View) -> str:
     """The least, the median and the most of what the ranks of a job have."""
     table = by_rank(run, view.convention if view.convention in ("causal", "full") else None)
@@ -219,31 +175,6 @@ def _of_ranks(run: Record, view: View) -> str:
         if len(known):
             said.append(f"{name} {' / '.join(write(figure) for figure in (known.min(), known.median(), known.max()))}")
     return f"min / median / max: {'; '.join(said)}" if said else ""
-
-
-def _device(run: Record) -> str:
-    device, software = run.device, run.environment
-    name = device.get("name") or ("unknown GPU" if run.recorded else device.get("type"))
-    if run.is_job:
-        names = Counter(str(one["device"].get("name") or one["device"].get("type")) for one in device["ranks"])
-        name = ", ".join(f"{count} x {one}" for one, count in names.items())
-    threads = (
-        units.number(software["threads"], "thread") if device.get("type") == "cpu" and software.get("threads") else None
-    )
-    driver = f"driver {device['driver']}" if device.get("driver") else None
-    versions = ", ".join(f"{name} {software[name]}" for name in ("torch", "transformers") if software.get(name))
-    return " · ".join(part for part in (name, threads, driver, versions, software.get("date")) if part)
-
-
-def _parameters(run: Record, sums: dict[str, Any]) -> str:
-    text = f"{sums['params']:,}"
-    frozen = sums["params"] - sums["trainable_params"]
-    text += f" ({sums['trainable_params']:,} trainable)" if frozen else ""
-    about = run.workload
-    of_stages = "pp" in (about.get("parallel") or ()) and "pp" not in about.get("groups", {})
-    if run.is_job and (of_stages or not about.get("mesh")):  # experts, or shards that are no DTensors
-        text += ", module by module of the rank that holds most: which of them ranks share is not known"
-    return text
 
 
 def _step(run: Record, sums: dict[str, Any]) -> str:
