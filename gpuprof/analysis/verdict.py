@@ -15,7 +15,8 @@ from gpuprof.analysis.counted import counted, formula_parts, whole_step
 from gpuprof.analysis.denominators import STEADY, WORDS, denominator, peak_dtype
 from gpuprof.analysis.executed import counters_only, executed_whole
 from gpuprof.analysis.generation import bandwidth, is_generation, mbu, phases_of, untold_parts, withheld_of_bytes
-from gpuprof.analysis.hints import LEAST_GAIN, hints
+from gpuprof.analysis.hints import hints
+from gpuprof.analysis.hints_of_work import LEAST_GAIN
 from gpuprof.analysis.known_flops import at_least, known_of
 from gpuprof.analysis.ranks import straggler
 from gpuprof.analysis.steps import step_seconds

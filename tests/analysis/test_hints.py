@@ -3,7 +3,8 @@ from runs import gpu_run, kernel_row, tree_row
 from test_budget import attention_run, op, run_of
 
 from gpuprof.analysis.budget import budget
-from gpuprof.analysis.hints import LEAST_GAIN, MOST, hints
+from gpuprof.analysis.hints import MOST, hints
+from gpuprof.analysis.hints_of_work import LEAST_GAIN
 from gpuprof.schema import table
 
 NS = 1e-9
