@@ -16,27 +16,16 @@ from collections.abc import Iterator
 import pandas as pd
 
 from gpuprof import units
-from gpuprof.analysis.denominators import WORDS, denominator, ideal_seconds
-from gpuprof.analysis.kernel_time import busy_seconds
+from gpuprof.analysis import too_fast
 from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
-from gpuprof.analysis.ran import ran
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.record import Record
 from gpuprof.schema import ALL, UNATTRIBUTED
 from gpuprof.theory import rule_for
-from gpuprof.theory.kernel_names import multiplies
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import PRODUCTS
-
-MOST = {"datasheet": 1.05, "measured": 1.30}
-"""Share of a peak above which a rate is somebody's mistake. Of 10,242 operators in published traces of GPUs none came
-above the datasheet's; a peak that was measured may have been measured under other load."""
-
-SLOWED = 1.2
-"""Ratio of the kernel time of the traced step to the undisturbed one from which they are not one step. Of a GPU: on a
-CPU the time of an operator holds what the profiler takes for it."""
 
 UNOWNED = 0.01
 """Share of the kernel time from which a backward without an owner is said."""
@@ -115,7 +104,7 @@ def mismatches(run: Record) -> list[str]:
         return run.doubts["mismatches"]
     of_passes = (_of_inputs, _of_calls, _of_estimates)  # a recording is of one
     of_recording = (_of_devices, _of_graphs, _of_transformations)
-    kinds = (*(of_recording if run.recorded else of_passes), _of_the_step)
+    kinds = (*(of_recording if run.recorded else of_passes), too_fast.of_the_step)
     return next(filter(None, (list(find(run)) for find in kinds)), [])
 
 
@@ -126,7 +115,13 @@ def misbooked(run: Record) -> list[str]:
         return run.doubts["misbooked"]
     if not (run.done("count") and run.done("trace")) or mismatches(run):
         return []
-    return [*misowned(run), *_of_transformations(run), *_of_kernel_time(run), *_too_fast(run), *_ops_too_fast(run)]
+    return [
+        *misowned(run),
+        *_of_transformations(run),
+        *too_fast.of_kernel_time(run),
+        *too_fast.of_modules(run),
+        *too_fast.of_operators(run),
+    ]
 
 
 @once
@@ -292,43 +287,6 @@ def graph_share(run: Record) -> float:
     return run.passes["trace"].facts.get("graph_ns", 0) / whole if whole else 0.0
 
 
-def _of_the_step(run: Record) -> Iterator[str]:
-    """A step that did more than the device can."""
-    name, peaks = denominator(run)
-    step_s = step_seconds(run)
-    if not _judged(run, name) or not step_s or not run.done("count"):
-        return
-    share = float(ideal_seconds(run.ops, "flops_hardware", peaks, run).sum(skipna=False)) / step_s
-    if share > _most(name):
-        yield (
-            f"the counted FLOPs in the time of the step are {units.percent(share)} of {_peak(name)}: "
-            f"{_doubt(run, name, 'the timed step did less than the counted one')}"
-        )
-
-
-def _judged(run: Record, name: str) -> bool:
-    """Whether a rate above this peak is a mistake: above a given one it may be the peak that is wrong."""
-    return name in MOST or (run.recorded and bool(name))
-
-
-def _most(name: str) -> float:
-    return MOST.get(name, MOST["datasheet"])
-
-
-def _peak(name: str) -> str:
-    return WORDS[name] if name == "given" else f"the {WORDS[name]}"
-
-
-def _doubt(run: Record, name: str, else_: str) -> str:
-    if run.recorded:  # nothing was measured that could be of another step
-        else_ = "a mistake of reading, please report it"
-    if name == "given":
-        return f"{else_}, or that peak is too low"
-    if name == "datasheet":
-        return else_
-    return f"{else_}, or the peak was measured under other load: 'gpuprof ceilings' measures it anew"
-
-
 def _without_owner(run: Record) -> Iterator[str]:
     """Work in the backward of which the trace does not tell who made it."""
     whole = int(run.kernels["duration_ns"].sum())
@@ -343,61 +301,6 @@ def _of_transformations(run: Record) -> Iterator[str]:
         untold = "times the trace does not tell apart as they were counted"
         whose = "inputs are others than they tell" if run.recorded else untold
         yield f"under torch.func or forward-mode differentiation operators run inside others, whose {whose}"
-
-
-def _of_kernel_time(run: Record) -> Iterator[str]:
-    """Kernels of one traced step that would not fit into the undisturbed one."""
-    step_s = step_seconds(run)
-    if not step_s or run.device.get("type") != "cuda":
-        return
-    busy_s = busy_seconds(run.kernels)
-    if busy_s > SLOWED * step_s:
-        yield (
-            f"kernels of the traced step took {units.duration(busy_s)}, the undisturbed step "
-            f"{units.duration(step_s)}: they are not of one step, or the clock was not the same"
-        )
-
-
-def _too_fast(run: Record) -> Iterator[str]:
-    """Modules whose own products would have run faster than the device can, the fastest first."""
-    name, peaks = denominator(run)
-    if not _judged(run, name):
-        return
-    ops = ran(run)
-    work = ops[["module", "phase"]].assign(ideal_s=ideal_seconds(ops, "flops_hardware", peaks, run))
-    ideal = work.groupby(["module", "phase"])["ideal_s"].sum(min_count=1)
-    shares = {}
-    for key, group in split_kernels(run).groupby(["module", "phase"], sort=False):
-        seconds = busy_seconds(group)
-        shares[key] = ideal.get(key, 0.0) / seconds if seconds else 0.0
-    for (module, phase), share in sorted(shares.items(), key=lambda item: -item[1]):
-        if share > _most(name):
-            yield (
-                f"{module or '(root)'} in the {phase} would have run at {units.percent(share)} of {_peak(name)}: "
-                f"{_doubt(run, name, 'some of its time is booked elsewhere')}"
-            )
-
-
-def _ops_too_fast(run: Record) -> Iterator[str]:
-    """Operators of a recording whose products would have: one size of their inputs is enough.
-
-    Over the union of the kernels that multiply: cuBLAS on Hopper fills some memory before most products.
-    """
-    name, peaks = denominator(run)
-    if not run.recorded or not name:
-        return
-    work = run.ops.assign(ideal_s=ideal_seconds(run.ops, "flops_hardware", peaks, run))
-    ideal = work.groupby([work["op"].map(plain_op), work["shapes"].map(input_shapes)])["ideal_s"].sum(min_count=1)
-    shares = {}
-    for key, group in run.kernels.groupby([run.kernels["op"].map(plain_op), "shapes"], sort=False):
-        if ideal.get(key, 0.0) > 0:
-            products = group[group["kernel"].map(multiplies)]
-            seconds = busy_seconds(group if products.empty else products)
-            shares[key] = ideal[key] / seconds if seconds else 0.0
-    for (op, shapes), share in sorted(shares.items(), key=lambda item: -item[1]):
-        if share > _most(name):
-            of = f" of {shapes}" if shapes else ""
-            yield f"{op}{of} would have run at {units.percent(share)} of {_peak(name)}: {_doubt(run, name, '')}"
 
 
 def _comparable(run: Record) -> bool:

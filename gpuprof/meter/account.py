@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from gpuprof.analysis.consistency import MOST
+from gpuprof.analysis.too_fast import MOST
 from gpuprof.errors import GpuprofError
 from gpuprof.meter.machine import Machine
 from gpuprof.meter.ranks import of_all

@@ -10,13 +10,14 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from gpuprof import units
-from gpuprof.analysis.consistency import SLOWED, inconsistencies
+from gpuprof.analysis.consistency import inconsistencies
 from gpuprof.analysis.denominators import STEADY
 from gpuprof.analysis.executed import not_collected
 from gpuprof.analysis.generation import is_generation, moved, untold_parts
 from gpuprof.analysis.op_tables import without_rule
 from gpuprof.analysis.steps import traced
 from gpuprof.analysis.telemetry import invalid_reasons
+from gpuprof.analysis.too_fast import SLOWED
 from gpuprof.analysis.untold import untold
 from gpuprof.record import Record
 from gpuprof.render.view import View
