@@ -8,38 +8,28 @@ from __future__ import annotations
 
 import gc
 import os
-import platform
 import sys
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import wraps
 from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerAction, profile
 
-from gpuprof.analysis.ranks import rank_rows
 from gpuprof.compiled.capture import Captured, captured
-from gpuprof.compiled.regions import regions
 from gpuprof.errors import GpuprofError, first_line
 from gpuprof.hardware.checkup import require_internals
-from gpuprof.hardware.device import environment
-from gpuprof.job import add_rows, rows_of
+from gpuprof.meter.live_step import LiveStep, Part, run_of
 from gpuprof.meter.machine import Machine
-from gpuprof.parallel.layout import first_steps, layout
+from gpuprof.parallel.layout import first_steps
 from gpuprof.parallel.units import unit_of
 from gpuprof.passes.counting import Counted
-from gpuprof.passes.module_tree import module_tree
-from gpuprof.passes.trace import Recording, Traced, ingest, profiled, recorded
-from gpuprof.profiler import add_ceilings, never_made, say_what_is_withheld, with_all_owners
-from gpuprof.record import PassOutcome, Record
-from gpuprof.schema import columns, table
-from gpuprof.theory.rules import RULES_VERSION
+from gpuprof.passes.trace import Recording, ingest, profiled, recorded
 from gpuprof.workload import Workload
 from gpuprof.workload.workload import describe_inputs
 
@@ -54,43 +44,6 @@ _MOST_TIMED = 100
 
 _MOST_COUNTED = 16
 """Counts of micro-batches that are kept for steps to come; they are large."""
-
-
-class Part(NamedTuple):
-    """A micro-batch, as far as its cost depends on it.
-
-    Attributes:
-        key: its signature, and which parameters are trained.
-        first: whether it begins a step: it makes gradients, and a further one adds to them.
-        last: whether it ends one, with the optimizer's step and in a job the reduction of the gradients.
-    """
-
-    key: tuple[Hashable, tuple[bool, ...]]
-    first: bool
-    last: bool
-
-
-@dataclass
-class _Live:
-    """A step that was recorded.
-
-    Attributes:
-        asked: number of the step that was asked for.
-        number: of the one that was recorded.
-        parts: its micro-batches.
-        inputs: descriptions of what each was given.
-        traced: the tables of the trace.
-        refused: why what is compiled could not be captured.
-        times: seconds of undisturbed steps before it by their number.
-    """
-
-    asked: int
-    number: int
-    parts: list[Part]
-    inputs: list[dict[str, Any]]
-    traced: Traced
-    refused: str
-    times: dict[int, float]
 
 
 def steps_of(profile_at: Iterable[int]) -> list[int]:
@@ -158,7 +111,7 @@ class Drill:
         self._compilations = 0
         self._parts: list[Part] = []
         self._inputs: list[dict[str, Any]] = []
-        self._waiting: list[_Live] = []
+        self._waiting: list[LiveStep] = []
         self._counted: dict[Part, Counted] = {}
         self._timed: deque[tuple[int, Counter[Hashable], float]] = deque(maxlen=_MOST_TIMED)
 
@@ -298,7 +251,7 @@ class Drill:
         keys = Counter(part.key[0] for part in self._parts)
         times = {number: time_s for number, those, time_s in self._timed if those == keys and number < self._number}
         self._waiting.append(
-            _Live(self._left[0], self._number, self._parts, self._inputs, traced, compiled.refused, times)
+            LiveStep(self._left[0], self._number, self._parts, self._inputs, traced, compiled.refused, times)
         )
         self._next()
 
@@ -346,8 +299,9 @@ class Drill:
         self._left.clear()
 
     @_harmless
-    def _save(self, live: _Live) -> None:
-        run = self._run(live)
+    def _save(self, live: LiveStep) -> None:
+        counts = [self._counted[part] for part in live.parts if part in self._counted]
+        run = run_of(live, counts, self._workload, self._machine)
         rank = f".rank{run.workload['rank']}" if "rank" in run.workload else ""
         name = f"step-{live.asked}{rank}.json.gz"
         path = Path(f"gpuprof-{name}") if self._out is None else self._out / name
@@ -359,93 +313,6 @@ class Drill:
             return
         if not run.workload.get("rank"):
             print(f"gpuprof: step {live.number} of the training is in {path}: gpuprof show {path}", file=sys.stderr)
-
-    def _run(self, live: _Live) -> Record:
-        """The run of a recorded step."""
-        model = self._workload.model
-        lies, compiled = layout(model), regions(self._workload)
-        self._machine.peaks()  # measures what it lacks
-        facts = self._machine.facts
-        run = Record(
-            facts["workload"]
-            | _inputs_of(live.inputs if len(live.inputs) == len(live.parts) else [])
-            | lies
-            | ({"compiled": compiled} if compiled else {}),
-            facts["device"],
-            environment() | {"flop_rules": RULES_VERSION} | ({"host": platform.node()} if lies else {}),
-            facts["settings"] | {"step": live.number},
-        )
-        counts = [self._counted[part] for part in live.parts if part in self._counted]
-        if len(counts) == len(live.parts):
-            run.ops, run.tree, run.passes["count"] = _added(model, counts)
-        else:
-            run.passes["count"] = PassOutcome(
-                "skipped", f"no other step was counted that is as step {live.number} was", "record another step"
-            )  # fmt: skip
-        run.passes["time"] = PassOutcome("done", facts={"steps": len(live.times)})
-        if not live.times:
-            run.passes["time"] = PassOutcome(
-                "skipped", f"no undisturbed step before step {live.number} had its shapes", "record a later step"
-            )
-        rows = [{"step": number, "phase": "step", "time_s": time_s} for number, time_s in live.times.items()]
-        run.samples = table("samples", rows)
-        run.kernels, run.estimates, run.graphs, run.nodes, run.passes["trace"] = live.traced
-        for name in ("memory", "telemetry"):
-            reason = "a step of a training runs once, and this pass is not of it"
-            run.passes[name] = PassOutcome("skipped", reason, "give the model to gpuprof.profile")
-        if live.number != live.asked:
-            run.warnings.append(f"step {live.number} was recorded: step {live.asked} compiled something, or failed")
-        if run.passes["count"].facts.get("values"):
-            run.warnings.append(
-                f"step {live.number} has FLOPs that depend on more than shapes, and they are those of another step"
-            )
-        if live.refused:
-            run.warnings.append(f"what torch.compile made is not told apart: {live.refused}")
-        if not self._machine.denominator:  # nothing was ever counted
-            add_ceilings(run)
-        run.tree = with_all_owners(run, model)
-        if lies and not run.kernels.empty:
-            run.ranks = table("ranks", [row | {"step": 0} for row in rank_rows(run, lies["rank"])])
-        run.warnings += never_made(model)
-        say_what_is_withheld(run)
-        return run
-
-
-def _added(model: torch.nn.Module, counts: list[Counted]) -> tuple[Any, Any, PassOutcome]:
-    """The ``ops`` and the ``tree`` of several micro-batches together, and how they were counted."""
-    sums: dict[tuple[Any, ...], list[int | None]] = {}
-    calls: Counter[str] = Counter()
-    causality: dict[str, str] = {}
-    facts: dict[str, Any] = {"calls": 0, "ops_without_rule": []}
-    for found in counts:
-        add_rows(sums, "ops", columns(found.ops))
-        for module, times, how in found.tree[["module", "calls", "causality"]].itertuples(index=False, name=None):
-            calls[module] += int(times)
-            known = causality.get(module, "")
-            causality[module] = "unknown" if "unknown" in (how, known) else how or known
-        said = found.outcome.facts
-        facts["calls"] += said["calls"]
-        for name in ("ops_without_rule", "ops_bounded", "sparse", "nested", "values"):
-            if name in said:
-                facts[name] = sorted({*facts.get(name, ()), *said[name]})
-    facts["inputs_seen"] = True  # of one signature, and so of the same shapes as what was recorded
-    return rows_of("ops", sums), module_tree(model, dict(calls), causality), PassOutcome("done", facts=facts)
-
-
-def _inputs_of(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the micro-batches of a step were given, as a workload describes it; of several each by its number."""
-    if not parts:
-        return {}
-    found: dict[str, Any] = {}
-    for unit in ("tokens_per_step", "samples_per_step"):
-        amounts = [part[unit] for part in parts]
-        found[unit] = None if None in amounts else sum(amounts)
-    found["inputs"] = [
-        given | {"name": f"{number}.{given['name']}" if len(parts) > 1 else given["name"]}
-        for number, part in enumerate(parts)
-        for given in part["inputs"]
-    ]
-    return found
 
 
 def _other_profiler() -> bool:
