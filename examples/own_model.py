@@ -59,9 +59,9 @@ class Model(nn.Module):
         return self.head(hidden)
 
 
-def make(options):
+def make(batch_size=4, seq_len=64):
     """A model, a batch, and a loss of the model's output: all that a training step needs."""
-    words = torch.randint(WORDS, (options.batch_size or 4, options.seq_len or 64))
+    words = torch.randint(WORDS, (batch_size, seq_len))
 
     def loss(logits):
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), words.to(logits.device)[:, 1:].flatten())

@@ -12,7 +12,7 @@ from own_model import WORDS, Model
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile, schedule
 
-SHAPES = dict(record_shapes=True, with_stack=True)
+SHAPES = {"record_shapes": True, "with_stack": True}
 """What a trace has to say for FLOPs and modules to be known."""
 
 

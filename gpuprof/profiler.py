@@ -131,18 +131,25 @@ def profile(
             return _launched(model, chosen, passes, launches, counter_level, progress, how)
         workload = join(rank_timeout).together("making the model", lambda: build(model, chosen))
     else:
-        check_parts(model, loss, optimizer, step)
-        if options:
-            _options(**options)
-            raise GpuprofError(f"{', '.join(options)}: only for a model given by name; here the module says it")
-        args, keywords = call_arguments(model, inputs, kwargs)
-        if step is None:
-            check_call(model, args, keywords)
-        workload = from_module(model, args, keywords, loss=loss, mode=mode, optimizer=optimizer, step=step)  # type: ignore[arg-type]  # checked above
+        workload = _of_module(model, inputs, kwargs, options, loss=loss, mode=mode, optimizer=optimizer, step=step)
     run = run_passes(workload, passes=passes, counter_level=counter_level, progress=progress, **how)
     if workload.recipe is not None and workload.recipe[1].parallel != "none" and run.done("count"):
         _add_whole_model(run, workload.recipe)
     return run
+
+
+def _of_module(
+    model: torch.nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None, options: dict[str, Any], **parts: Any
+) -> Workload:
+    """The workload of a module of one's own, once it is known that what was given can be one."""
+    check_parts(model, parts["loss"], parts["optimizer"], parts["step"])
+    if options:
+        _options(**options)
+        raise GpuprofError(f"{', '.join(options)}: only for a model given by name; here the module says it")
+    args, keywords = call_arguments(model, inputs, kwargs)
+    if parts["step"] is None:
+        check_call(model, args, keywords)
+    return from_module(model, args, keywords, **parts)
 
 
 def _add_whole_model(run: Record, recipe: tuple[str, Options]) -> None:

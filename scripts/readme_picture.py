@@ -20,7 +20,7 @@ LARGEST_BYTES = 200_000
 
 
 def main() -> int:
-    run = sys.argv[1] if sys.argv[1:] else str(ROOT / "results/nvidia-h200/2026-11-28/runs/timing-batch-4.json.gz")
+    run = sys.argv[1] if sys.argv[1:] else str(ROOT / "examples/h200-train.json.gz")
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         print("no chromium and no google-chrome here", file=sys.stderr)

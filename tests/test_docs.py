@@ -125,7 +125,7 @@ def wrong(words):
         return getattr(error, "message", "") or str(error) or type(error).__name__
     if [word for word in left if not re.match(r"\[|[A-Z]", word)]:
         return f"too many arguments: {' '.join(left)}"
-    missing = [word for word in words if word.startswith(COMMITTED) and not list(ROOT.glob(word))]
+    missing = [word for word in words if word.startswith(COMMITTED) and not list(ROOT.glob(word.partition(":")[0]))]
     return f"no such file: {', '.join(missing)}" if missing else ""
 
 
@@ -260,8 +260,10 @@ def taken(module, name):
 
 # pages whose Python is not run here
 NOT_RUN = {
+    "examples/README.md": "FlopCounterMode prints by tabulate, which gpuprof does not need",
     "docs/training.md": "tests/meter/test_training_docs.py runs it and holds its figures",
     "docs/compile.md": "torch.compile takes half a minute; tests/compiled does the same",
+    "docs/own-models.md": "tests/workload/test_own_models.py runs its files; the rest has a model of its own",
     "docs/parallel.md": "needs a job of several processes; tests/parallel does the same",
 }
 

@@ -7,7 +7,7 @@ from gpuprof.analysis.bounds import WITH_CEILING
 from gpuprof.analysis.budget import Budget, phases_of
 from gpuprof.analysis.budget_words import in_a_sentence
 from gpuprof.analysis.known_flops import none_known
-from gpuprof.analysis.ranks import straggler
+from gpuprof.analysis.ranks import by_rank, straggler
 from gpuprof.record import Record
 
 _OF_OPS = "'gpuprof show RUN --by op' says which operators that is"
@@ -83,9 +83,11 @@ def _other(found: Budget) -> str:
 
 
 def _of_job(run: Record, part: str) -> str:
-    """The rank to look at: the one that holds up the others, or else the first."""
-    rank = straggler(run).rank
-    one = next((one for one in run.device["ranks"] if one["rank"] == rank), run.device["ranks"][0])
+    """The rank to look at: the one that holds up the others, or else the one with most of the part."""
+    rank, table = straggler(run).rank, by_rank(run).set_index("rank")
+    if rank is None:
+        rank = table[{"communication": "exposed_s", "idle": "idle_s"}.get(part, "compute_s")].idxmax()
+    one = next(one for one in run.device["ranks"] if one["rank"] == rank)
     whose = f"'gpuprof budget {one['file'] or 'RUN'}' splits the step of rank {one['rank']}"
     if part == "communication":
         return f"'gpuprof show RUN --by communication' says which collectives that is, and {whose}"

@@ -17,6 +17,7 @@ from gpuprof.analysis import readings
 from gpuprof.analysis.claimable import Figures, Option, signed
 from gpuprof.analysis.generation import PARTS
 from gpuprof.analysis.matching import match
+from gpuprof.analysis.mismatch import mismatch
 from gpuprof.analysis.ranks import refuse_job
 from gpuprof.analysis.readings import TOTAL
 from gpuprof.errors import GpuprofError
@@ -53,6 +54,7 @@ class Validation:
         missing: modules of the model that do work and that no line of the report stands for.
         sentences: the verdict in words.
         phases: of a generation the FLOPs of each of its phases, ``causal`` and ``full``; empty of anything else.
+        mismatch: what the report seems to be of instead of the run, in a sentence; empty where nothing says that.
     """
 
     tool: str
@@ -60,6 +62,7 @@ class Validation:
     missing: list[str]
     sentences: str
     phases: dict[str, dict[str, int]]
+    mismatch: str = ""
 
 
 def validate(report: pd.DataFrame | str | os.PathLike[str], run: Record) -> Validation:
@@ -94,7 +97,9 @@ def validate(report: pd.DataFrame | str | os.PathLike[str], run: Record) -> Vali
     sentences = _sentences(tool, lines, figures)
     if ranks := claims.attrs.get("ranks"):
         sentences += f" {ranks}."
-    return Validation(tool, lines, figures.missing(places), sentences, figures.generated)
+    return Validation(
+        tool, lines, figures.missing(places), sentences, figures.generated, mismatch(lines, places, figures)
+    )
 
 
 # verdicts

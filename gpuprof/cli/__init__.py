@@ -13,6 +13,7 @@ import typer
 from typer.main import get_command
 
 from gpuprof.cli.encoding import spell_out
+from gpuprof.cli.usage import in_words
 from gpuprof.cli.verbs import Verbs
 from gpuprof.errors import GpuprofError
 from gpuprof.parallel.launch import speaks
@@ -73,7 +74,7 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":  # no arguments: the help, where Typer has not printed it yet
             print(error.format_message().rstrip())
             sys.exit(error.exit_code)
-        said = " ".join(error.format_message().split()).removesuffix(".")
+        said = in_words(error.format_message())
         _end(f"{said} (see '{error.ctx.command_path if error.ctx else 'gpuprof'} --help')", error.exit_code)
     except KeyboardInterrupt as interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher hands on what the terminal has sent already

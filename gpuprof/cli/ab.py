@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuprof.cli import options as o
-from gpuprof.cli.check import Format, FormatOption, Output, Top, conclude
+from gpuprof.cli.check import Format, FormatOption, Output, Top, conclude, is_copy
 from gpuprof.errors import GpuprofError
 from gpuprof.parallel.launch import require_one_process
 
@@ -64,7 +64,10 @@ def _take_turns(commands: dict[str, str], launches: int, folder: Path, quiet: bo
         begin = time.perf_counter()
         path = folder.absolute() / f"{number:02}-{name}.json.gz"
         try:
-            runs[name].append(_launch(commands[name], path))
+            run = _launch(commands[name], path)
+            if any(is_copy(run, other) for of_one in runs.values() for other in of_one):
+                raise GpuprofError("the command saved a run that was there before: it has to measure anew each time")
+            runs[name].append(run)
         except GpuprofError as error:
             raise GpuprofError(f"launch {number} of {len(turns)}, {name}: {error}") from error
         if not quiet:

@@ -98,7 +98,7 @@ def check(
     if store is not None:
         found, left_out = check_in_store(own, store, allowed, allow_different or ()), list[str]()
     else:
-        baseline, left_out = _gather(against or [head], own)
+        baseline, left_out = _gather(against or [head], own, path)
         found = check_runs(own, baseline, allowed, allow_different or ())
     newest = [f"The head is {path}, the newest there."] if _is_several(head) else []
     conclude(replace(found, notes=[*newest, *found.notes, *left_out]), format, top, output)
@@ -205,23 +205,36 @@ def _newest(folder: Path) -> tuple[Record, Path]:
     return runs[path], path
 
 
-def _gather(paths: list[Path], head: Record) -> tuple[list[Record], list[str]]:
-    """The runs of files and folders, each once and without the head itself, and what was left out of folders."""
+def _gather(paths: list[Path], head: Record, own: Path) -> tuple[list[Record], list[str]]:
+    """The runs of files and folders, each once and without the head, whose file is ``own``; and what was left out.
+
+    Raises:
+        GpuprofError: all files that were given are the head.
+    """
     from gpuprof.record import load
 
-    runs: list[Record] = []
+    runs: dict[Path, Record] = {}
     left_out: list[str] = []
+    again: list[str] = []
     for path in paths:
         found, others = _runs_in(path) if _is_several(path) else ({path: load(path)}, {})
         left_out += [file.name for file in others]
-        for run in found.values():
-            if not any(_is_copy(run, other) for other in (head, *runs)):
-                runs.append(run)
-    return runs, [f"Left out: {', '.join(left_out)}: no whole run."] if left_out else []
+        for file, run in found.items():
+            if is_copy(run, head):
+                # its own file lies among those of its folder as it should
+                again += [f"{file.name} is the head itself"] if path == file or not file.samefile(own) else []
+            elif first := next((one for one, other in runs.items() if is_copy(run, other)), None):
+                again += [f"{file.name} is {first.name} once more"] if file != first else []
+            else:
+                runs[file] = run
+    if not runs and again and not any(map(_is_several, paths)):
+        raise GpuprofError(f"nothing to hold the head against: {again[0]}; give earlier runs with --against")
+    notes = [f"Left out: {', '.join(left_out)}: no whole run."] if left_out else []
+    return list(runs.values()), notes + ([f"Not counted: {'; '.join(again)}."] if again else [])
 
 
-def _is_copy(run: Record, other: Record) -> bool:
-    """Whether two runs are one, from two files."""
+def is_copy(run: Record, other: Record) -> bool:
+    """Whether two runs are one, from two files: measured at one time on one device, of one workload, in equal steps."""
     facts = ("environment", "device", "workload")  # with the date
     return all(getattr(run, name) == getattr(other, name) for name in facts) and run.samples.equals(other.samples)
 

@@ -53,7 +53,7 @@ VERBS = {
     "report": Verb(
         "Make one self-contained page of a saved run: budget, modules, roofline, memory; of two, what changed.",
         ("gpuprof report run.json -o run.html",
-         "gpuprof report run.json.gz --convention full -o run.html"),
+         "gpuprof report base.json head.json -o changed.html"),
     ),
     "budget": Verb(
         "Say where the time of a saved run's step, or of a phase of it, went, in parts that add up to it.",

@@ -19,8 +19,7 @@ from gpuprof.schema import UNATTRIBUTED
 from gpuprof.theory import CONVENTIONS
 
 _WIDEST = 60  # characters of a cell
-_COUNTS = ("calls", "kernels", "nodes", "ranks", "graph", "frame", "cut", "unmapped")
-"""What columns of counts end with."""
+
 
 _SHARES_OF_PARTS = {
     "kernel_mfu_prefill": ("kernel MFU", "of the prefill: ideal time over kernel time"),
@@ -78,20 +77,13 @@ def flat(frame: pd.DataFrame, summary: bool = False) -> dict[str, Any]:
     rows = []
     for row in [*frame.to_dict(orient="records"), *(spread(frame).to_dict(orient="records") if summary else [])]:
         values = {str(name): plain(value) for name, value in row.items()}
-        cells = [{"text": _said(n, v), "value": "" if v is None else v} for n, v in values.items()]
+        cells = [{"text": readable(n, v), "value": "" if v is None else v} for n, v in values.items()]
         for cell in cells[1:]:  # as of a kernel that many operators launch
             if len(cell["text"]) > _WIDEST:
                 cell |= {"whole": cell["text"], "text": units.shortened(cell["text"], _WIDEST)}
         rows.append({"depth": None, "cells": cells})
     heads = [{"name": _heading(str(name)), "about": ""} for name in frame]
     return {"tree": False, "words": False, "heads": heads, "rows": rows}
-
-
-def _said(column: str, value: Any) -> str:
-    """A cell: a count in full, anything else as in the terminal."""
-    if column.endswith(_COUNTS) and value is not None and not isinstance(value, str) and value == int(value):
-        return f"{int(value):,}"
-    return readable(column, value)
 
 
 def _heading(column: str) -> str:

@@ -75,7 +75,7 @@ _WIDEST, _WIDEST_OF_TWO = 56, 30  # characters of a cell, and where kernels and 
 _CUT = 22  # characters that names are cut to before a column is left out
 _SENTENCES = ("because", "causes", "owners")  # with figures in them
 _KEPT = 2  # figures that are left out after all words
-_IN_FULL = ("params", "trainable_params", "calls", "kernels", "modules", "launches")
+_IN_FULL = ("params", "trainable_params", "calls", "kernels", "base_kernels", "head_kernels", "modules", "launches")
 """Exact counts that people read to the last digit."""
 
 

@@ -81,7 +81,7 @@ def _tree(validation: Validation, view: View) -> str:
     for row in lines[lines["module"] == "(total)"].to_dict(orient="records"):
         words = f"{row['verdict']}{': ' + row['cause'] if row['cause'] else ''}"
         totals.add_row(Text(row["quantity"]), Text(row["text"]), Text(words, style=_STYLES.get(row["verdict"], "")))
-    parts: list[Any] = [Text(textwrap.fill(validation.sentences, view.width)), Text(""), totals, Text(""), grid]
+    parts: list[Any] = [_verdict(validation, view), Text(""), totals, Text(""), grid]
     if validation.missing:
         parts += [Text(""), Text(f"No line of the report stands for: {', '.join(validation.missing)}")]
     return to_text(Group(*parts), view)
@@ -94,7 +94,16 @@ def _table(validation: Validation, view: View) -> str:
         grid.add_column(name, overflow="fold", justify="right" if name in ("line", *_NUMBERS) else "left")
     for row in folded(validation.lines).to_dict(orient="records"):
         grid.add_row(*(Text(cell) for cell in _cells(row, headings)))
-    return to_text(Group(Text(textwrap.fill(validation.sentences, view.width)), Text(""), grid), view)
+    return to_text(Group(_verdict(validation, view), Text(""), grid), view)
+
+
+def _said(validation: Validation) -> list[str]:
+    """What the report seems to be of instead, if anything, and the verdict."""
+    return [text for text in (validation.mismatch, validation.sentences) if text]
+
+
+def _verdict(validation: Validation, view: View) -> Text:
+    return Text("\n".join(textwrap.fill(text, view.width, break_on_hyphens=False) for text in _said(validation)))
 
 
 _NUMBERS = ("counted", "full", *PARTS, "profiler", "executed", "error")
@@ -136,7 +145,7 @@ def _markdown(validation: Validation, view: View) -> str:
     cells = (_cells(row, headings) for row in _rows(validation))
     rows = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in cells]
     table = [headings, ["---"] * len(headings), *rows]
-    return f"{validation.sentences}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in table)
+    return "\n\n".join(_said(validation)) + "\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in table)
 
 
 def _rows(validation: Validation) -> list[dict[str, Any]]:
@@ -150,8 +159,8 @@ def _csv(validation: Validation, view: View) -> str:
 def _json(validation: Validation, view: View) -> str:
     rows = [{name: plain(value) for name, value in row.items()} for row in validation.lines.to_dict(orient="records")]
     document = {
-        "tool": validation.tool, "verdict": validation.sentences, "missing": validation.missing,
-        "phases": validation.phases, "figures": rows,
+        "tool": validation.tool, "mismatch": validation.mismatch, "verdict": validation.sentences,
+        "missing": validation.missing, "phases": validation.phases, "figures": rows,
     }  # fmt: skip
     return json_module.dumps(document, indent=1, allow_nan=False) + "\n"
 
@@ -168,7 +177,7 @@ th, td {{ text-align: left; padding: .2rem .6rem; border-bottom: 1px solid #8884
 .unexplained, .unmatched {{ color: #cf222e; font-weight: 600; }}
 @media (prefers-color-scheme: dark) {{ .right {{ color: #3fb950; }} .explained {{ color: #d29922; }} }}
 </style></head><body>
-<h1>{title}</h1><p>{sentences}</p>{missing}
+<h1>{title}</h1>{said}{missing}
 <table><thead><tr>{headings}</tr></thead><tbody>
 {rows}
 </tbody></table></body></html>
@@ -186,7 +195,7 @@ def _html(validation: Validation, view: View) -> str:
     missing = f"<p>No line of the report stands for: {escape(', '.join(validation.missing))}</p>"
     return _PAGE.format(
         title=escape(f"A {validation.tool} report held against a count"),
-        sentences=escape(validation.sentences),
+        said="".join(f"<p>{escape(text)}</p>" for text in _said(validation)),
         missing=missing if validation.missing else "",
         headings="".join(f"<th>{name}</th>" for name in names),
         rows=rows,

@@ -1,6 +1,7 @@
 """Reports of other counters held against runs of the same models, real ones first and hand-made ones after."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -176,6 +177,82 @@ def test_modules_that_moved_between_releases_are_found(llava):
 def test_verdicts_on_the_reports_of_other_counters(runs, report, run, expected, missing):
     validation = validate(REPORTS / f"{report}.txt", runs(run))
     assert (verdicts(validation), len(validation.missing)) == (expected, missing)
+    assert validation.mismatch == ""
+
+
+# of another workload
+
+
+def of_sizes(name, batch, length, mode="forward"):
+    """A run of what make_reports.py builds, with other inputs; they say their sizes, as a preset's do."""
+    model, inputs = getattr(make_reports, name)()
+    ids = torch.randint(0, 1000, (batch, length))
+    inputs = {"input_ids": ids} | ({"labels": ids} if mode == "train" else {})
+    run = gpuprof.profile(model, inputs, mode=mode, passes=["count"])
+    return replace(run, workload={**run.workload, "batch_size": batch, "seq_len": length})
+
+
+AGREE = "Parameters agree, products are"
+
+
+@pytest.mark.parametrize(
+    ("report", "sizes", "sentence"),  # all reports are of batch 2 and sequence 64
+    [
+        (
+            "calflops_gpt2", ("gpt2", 1, 64),
+            f"{AGREE} 2.00 x those of this workload: another batch size (--batch-size 2) or another sequence length "
+            "(--seq-len 128)?",  # calflops leaves fused attention out, which alone would tell
+        ),
+        (
+            "deepspeed_bert", ("bert", 4, 64),
+            f"{AGREE} 0.500 x those of this workload: another batch size (--batch-size 2)?",
+        ),
+        (
+            "deepspeed_bert", ("bert", 2, 128),
+            f"{AGREE} 0.500 x those of this workload, those of attention 0.250 x: another sequence length "
+            "(--seq-len 64)?",
+        ),
+        (
+            "deepspeed_bert", ("bert", 1, 256),
+            f"{AGREE} 0.500 x those of this workload, those of attention 0.125 x: another batch size (--batch-size 2) "
+            "and sequence length (--seq-len 64)?",
+        ),
+        (
+            "fvcore_bert_str", ("bert", 1, 64),
+            f"{AGREE} 2.00 x those of this workload: another batch size (--batch-size 2) or another sequence length "
+            "(--seq-len 128) or FLOPs printed as MACs?",
+        ),
+        (
+            "torch_counter_gpt2_training", ("gpt2", 2, 64),
+            "Products are 3.00 x those of this workload: of forward and backward (--mode train)?",
+        ),
+        ("calflops_gpt2", ("bert", 2, 64), "Parameters differ (claimed 53.56 M, counted 38.64 M): another model?"),
+        (
+            "fvcore_bert_str", ("gpt2", 2, 64),
+            "25 of the report's 45 modules are not in this model: another model?",
+        ),
+    ],
+)  # fmt: skip
+def test_a_report_of_another_workload_is_said_in_one_line(report, sizes, sentence):
+    validation = validate(REPORTS / f"{report}.txt", of_sizes(*sizes))
+
+    assert validation.mismatch == sentence
+    assert sum(verdicts(validation)[2:4]) > 0  # the verdicts stay
+    assert render_validation(validation).replace("\n", " ").startswith(f"{sentence} {validation.sentences[:20]}")
+    for format in ("table", "markdown", "html", "json"):
+        said = " ".join(render_validation(validation, format).split()).replace("&#x27;", "'")
+        assert sentence in said
+
+
+def test_another_number_of_layers_is_no_other_model(runs):
+    model, inputs = make_reports.build("gpt2", n_layer=3, use_cache=False)
+    validation = validate(
+        REPORTS / "calflops_gpt2.txt", gpuprof.profile(model, inputs, passes=["count"], mode="forward")
+    )
+
+    assert validation.mismatch == (  # a layer has 7,087,872 parameters
+        "Parameters differ (claimed 53.56 M, counted 60.65 M): the same layers, another number of them?"
+    )
 
 
 BLOCK = "transformer.h.0"

@@ -3,11 +3,13 @@ from runs import compiled_run, counted_run, counters_row, generation_run, gpu_ru
 from test_budget import op, run_of
 
 from gpuprof.analysis.verdict import verdict
-from gpuprof.job import assemble, part
-from gpuprof.record import PassOutcome, table
+from gpuprof.job import assemble
+from gpuprof.job_part import part
+from gpuprof.record import PassOutcome
 from gpuprof.render import render
 from gpuprof.render.view import View
 from gpuprof.run import Run
+from gpuprof.schema import table
 
 PEAK = "the datasheet dense peak (bfloat16 100.0 GFLOP/s)"
 CEILINGS = (
@@ -148,6 +150,14 @@ def test_a_rank_and_its_job():
     assert first.startswith("2 ranks: MFU 25.0 % of the datasheet dense peak")
     assert "of all ranks together)" in first
     assert "run.rank0.json' splits the step of rank 0" in change
+    ranks[1] = rank_run(1, compute=130, waits=20, step_ns=180)
+    first, change = verdict(assemble(part(run, f"run.rank{rank}.json") for rank, run in enumerate(ranks)))
+    # 40 of 180 ns; 115 ns of computation in the mean
+    assert "MFU 22.2 %" in first
+    assert "the largest part beside the ideal is compute (above ideal) with 41.7 % of the step" in first
+    assert change == (
+        "Next (what it would gain is not known): 'gpuprof budget run.rank1.json' splits the step of rank 1."
+    )
 
 
 def test_a_recording_without_shapes_or_a_step():

@@ -173,10 +173,18 @@ def main(monkeypatch, *arguments):
     ("arguments", "beginning", "see"),
     [
         (["profile"], "Missing argument 'MODEL'", "gpuprof profile"),
-        (["profile", "gpt2", "--mode", "dream"], "Invalid value for '--mode'", "gpuprof profile"),
-        (["profile", "gpt2", "--launches", "abc"], "Invalid value for '--launches'", "gpuprof profile"),
-        (["check", "run.json", "--top", "0"], "Invalid value for '--top'", "gpuprof check"),
-        (["check", "run.json", "-f", "xml"], "Invalid value for '--format' / '-f'", "gpuprof check"),
+        (
+            ["profile", "gpt2", "--mode", "dream"],
+            "--mode 'dream' is not one of: train, forward, generate (",
+            "gpuprof profile",
+        ),
+        (["profile", "gpt2", "--launches", "abc"], "--launches must be a valid integer (", "gpuprof profile"),
+        (["check", "run.json", "--top", "0"], "--top must be greater than or equal to 1 (", "gpuprof check"),
+        (
+            ["check", "run.json", "-f", "xml"],
+            "--format 'xml' is not one of: text, markdown, junit, json (",
+            "gpuprof check",
+        ),
         (["check", "run.json", "--nope"], "No such option: --nope", "gpuprof check"),
         (["check", "run.json", "--against"], "Option '--against' requires an argument", "gpuprof"),
         (["history", "list"], "Missing option '--store'", "gpuprof history list"),
@@ -198,7 +206,7 @@ def test_choices_are_named_in_that_line(monkeypatch, capsys):
     assert main(monkeypatch, "check", "run.json", "-f", "xml") == 2
 
     line = capsys.readouterr().err
-    assert "'xml' is not one of 'text', 'markdown', 'junit', 'json' (see 'gpuprof check --help')\n" in line
+    assert "--format 'xml' is not one of: text, markdown, junit, json (see 'gpuprof check --help')\n" in line
 
 
 @pytest.mark.parametrize("arguments", [[], ["history"]])

@@ -67,14 +67,14 @@ def test_the_help_names_all_verbs_in_full_and_imports_none():
     code = (
         "import sys; sys.argv = ['gpuprof', '--help']\nfrom gpuprof.cli import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print(*sorted(name for name in sys.modules if name.startswith(('gpuprof.cli.', 'rich', 'pydantic'))))"
+        "print(*(name for name in ('rich', 'pydantic', 'gpuprof.cli.show') if name in sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"}
     )
     *help_lines, loaded = done.stdout.splitlines()
 
-    assert loaded.split() == ["gpuprof.cli.verbs"]
+    assert loaded == ""
     said = " ".join(" ".join(help_lines).split())
     assert said.endswith(" ".join(f"{name} {verb.line}" for name, verb in VERBS.items()))
 

@@ -105,6 +105,21 @@ def test_a_copy_of_a_run_is_that_run(folder, tmp_path):
     code, said = run("check", slow, "--against", folder, "--against", folder / "1.json.gz")
     assert code == 1
     assert "Baseline: 5 launches of 5 runs" in said
+    copies = "Not counted: again.json.gz is the head itself; copied.json.gz is the head itself."
+    assert copies in " ".join(said.split())
+    (folder / "copied.json.gz").write_bytes((folder / "2.json.gz").read_bytes())
+    (folder / "again.json.gz").unlink()
+    _, said = run("check", slow, "--against", folder)
+    assert "Not counted: copied.json.gz is 2.json.gz once more." in " ".join(said.split())
+
+
+@pytest.mark.parametrize("name", ["a.json", "copy.json"])
+def test_a_head_is_not_held_against_its_own_file(tmp_path, name):
+    head = save(tmp_path / "a.json")
+    (tmp_path / "copy.json").write_bytes(head.read_bytes())
+
+    with pytest.raises(GpuprofError, match=f"^nothing to hold the head against: {name} is the head itself; give earl"):
+        run("check", head, "--against", tmp_path / name)
 
 
 def test_the_head_is_not_held_against_itself(folder):
@@ -229,10 +244,19 @@ def test_compare_by(tmp_path, by, first):
     assert json.loads(run("compare", base, head, "--by", by, "-f", "json", "--top", 1)[1])["moved"].keys() == {by}
 
 
+def measures(folder, step_ns, launches=5):
+    """A command that saves another run of such a step each time."""
+    folder.mkdir()
+    for day in range(1, launches + 1):
+        save(folder / f"{day}.json", step_ns, day)
+    return f'mv "$(ls {folder}/* | head -1)"'
+
+
 def test_ab_takes_turns_and_judges_by_rank(tmp_path):
-    base, head, log = save(tmp_path / "a.json"), save(tmp_path / "b.json", 1030), tmp_path / "log"
+    log = tmp_path / "log"
+    base, head = measures(tmp_path / "a", 1000), measures(tmp_path / "b", 1030)
     code, said = run(
-        "ab", f"cp {base} {{out}}; echo base >> {log}", f"cp {head} {{out}}; echo head >> {log}", "--keep",
+        "ab", f"{base} {{out}}; echo base >> {log}", f"{head} {{out}}; echo head >> {log}", "--keep",
         tmp_path / "kept runs",
     )  # fmt: skip
 
@@ -247,15 +271,25 @@ def test_ab_takes_turns_and_judges_by_rank(tmp_path):
 
 
 def test_ab_appends_the_file_where_the_command_has_no_place_for_it(tmp_path):
-    (tmp_path / "save.sh").write_text('cp "$1" "$3"\n')
-    commands = [f"sh {tmp_path}/save.sh {save(tmp_path / name)}" for name in ("a.json", "b.json")]
+    (tmp_path / "save.sh").write_text('mv "$(ls "$1"/* | head -1)" "$3"\n')
+    for name, step in (("a", 1000), ("b", 1001)):
+        measures(tmp_path / name, step, 7)
+    commands = [f"sh {tmp_path}/save.sh {tmp_path / name}" for name in ("a", "b")]
 
     assert run("ab", *commands, "-q")[0] == 0
-    assert run("ab", *commands, "-q", "--launches", 2)[0] == 0  # the same twice needs no test
+    assert run("ab", *commands, "-q", "--launches", 2)[0] == 0  # nearly the same twice needs no test
+
+
+def test_ab_refuses_a_run_that_was_there_before(tmp_path):
+    same = f"cp {save(tmp_path / 'a.json')} {{out}}"
+    with pytest.raises(GpuprofError, match=r"^launch 2 of 4, head: the command saved a run that was there before: it"):
+        run("ab", same, same, "-q", "--launches", 2)
+    with pytest.raises(GpuprofError, match=r"^launch 3 of 4, head: the command saved a run that was there before: it"):
+        run("ab", f"{measures(tmp_path / 'new', 1001)} {{out}}", same, "-q", "--launches", 2)
 
 
 def test_ab_of_few_launches_is_inconclusive(tmp_path):
-    commands = [f"cp {save(tmp_path / f'{step}.json', step)} {{out}}" for step in (1000, 1100)]
+    commands = [f"{measures(tmp_path / str(step), step)} {{out}}" for step in (1000, 1100)]
 
     code, said = run("ab", *commands, "-q", "--launches", 3)
 

@@ -14,7 +14,7 @@ from torch.optim import optimizer as optimizers
 from torch.utils import _python_dispatch
 
 import gpuprof
-from gpuprof.meter import counts, machine
+from gpuprof.meter import account, counts, machine
 from gpuprof.meter import meter as meters
 
 
@@ -170,7 +170,7 @@ def test_a_failure_of_the_meter_ends_it_and_not_the_training(monkeypatch, broken
     meter = metered(model, optimizer)
     train(meter, model, optimizer, steps=4)
     where = {"mark": (meter._clock, "mark"), "given": (meters, "key_of"), "form": (meters, "form_of")}
-    where |= {"end": (meter, "_close"), "read": (meters, "totals")}
+    where |= {"end": (meter, "_close"), "read": (account, "totals")}
     monkeypatch.setattr(*where[broken], fail)
     with pytest.warns(UserWarning, match="the meter stops, and the training goes on: ZeroDivisionError: of the meter"):
         losses = [*train(meter, model, optimizer, steps=3), meter.read()]

@@ -7,8 +7,9 @@ import pytest
 from runs import gpu_run
 
 import gpuprof
-from gpuprof.record import PassOutcome, table
+from gpuprof.record import PassOutcome
 from gpuprof.render.page_pair import render_pair
+from gpuprof.schema import table
 
 EVIL = "</script><img src=x onerror=alert(2)>"
 
