@@ -110,7 +110,7 @@ def test_kernels_for_people_have_owners_figures_and_rates():
     text = render(compiled_run(), "table", View(by="kernel", width=120))
 
     gelu = next(line for line in text.splitlines() if line.startswith("triton_poi"))
-    assert words(gelu) == "triton_poi_fused_gelu_0 act 66.7 %, act (recompute) 3… 30.00 ns 0 96 B - 3.200 GB/s"
+    assert words(gelu) == "triton_poi_fused_gelu_0 act 66.7 %, act… 30.00 ns 0 96 B - 3.200 GB/s 12.4 % 1"
     assert "Owners are the modules that a kernel has work of" in text
 
 
