@@ -73,7 +73,7 @@ OF_COMPILED = {
 
 _WIDEST, _WIDEST_OF_TWO = 56, 30  # characters of a cell, and where kernels and their owners share the width
 _CUT = 22  # characters that names are cut to before a column is left out
-_SENTENCES = ("because", "causes")  # with figures in them
+_SENTENCES = ("because", "causes", "owners")  # with figures in them
 _KEPT = 2  # figures that are left out after all words
 _IN_FULL = ("params", "trainable_params", "calls", "kernels", "base_kernels", "head_kernels", "modules", "launches")
 """Exact counts that people read to the last digit."""
@@ -137,9 +137,9 @@ def aligned(
 
 
 def _named(name: str, head: str, most: int) -> str:
-    """A name that may be cut: at its end, of a module at the front of its path, of a sentence after a whole word."""
+    """A name that may be cut: at its end, of a module at the front of its path, of a sentence after a word."""
     if len(name) > most and head in _SENTENCES:
-        return f"{name[: most - 1].rpartition(' ')[0]}\N{HORIZONTAL ELLIPSIS}"
+        return f"{name[: most - 1].rpartition(' ')[0].rstrip(' 0123456789.,+-%')}\N{HORIZONTAL ELLIPSIS}"
     return units.shortened(name[::-1], most)[::-1] if head == "module" else units.shortened(name, most)
 
 
