@@ -70,6 +70,8 @@ def workload_of(run: Record, path: Path) -> dict[str, Any]:
         origin = _ORIGINS.get(str(source), "elsewhere")
         raise GpuprofError(f"--like {path}: no options repeat it, {about.get('name')} is of {origin} and no MODEL")
     known = {name: about[name] for name in _OPTIONS if about.get(name) not in (None, [])}
+    if known.get("device") == "meta":
+        del known["device"]  # where it was counted; a step is measured on the machine's own
     if "optimizer" in about.get("own", ()):
         del known["optimizer"]  # the file gives it, and takes none beside
     mode = re.fullmatch(r"inductor, mode (\S+)", about.get("compiled", {}).get("", ""))

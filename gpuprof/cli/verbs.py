@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from importlib import import_module
 from keyword import iskeyword
 from typing import Any, NamedTuple
@@ -146,10 +147,17 @@ class VerbCommand(TyperCommand):
             panel = getattr(parameter, "rich_help_panel", None) or usual
             if record := parameter.get_help_record(ctx):
                 sections.setdefault(panel, []).append(record)
-        for name, records in sections.items():
+        for title, records in sections.items():
             if records:
-                with formatter.section(name):
-                    formatter.write_dl(records)
+                with formatter.section(title):
+                    formatter.write_dl([(_folded(name, formatter), text) for name, text in records])
+
+
+def _folded(option: str, formatter: Any) -> str:
+    """An option with its choices, on further lines where they do not fit one."""
+    room = formatter.width - formatter.current_indent
+    lines = textwrap.wrap(option.replace("|", "| "), room, subsequent_indent="    ", break_on_hyphens=False)
+    return f"\n{'':{formatter.current_indent}}".join(lines).replace("| ", "|")
 
 
 class VerbGroup(TyperGroup):

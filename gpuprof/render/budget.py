@@ -351,7 +351,7 @@ def _sentence(hint: Hint) -> str:
 
 
 def _wrapped(line: str, view: View, indent: str = "") -> list[Text]:
-    return [Text(part) for part in textwrap.wrap(line, view.width, subsequent_indent=indent)]
+    return [Text(part) for part in textwrap.wrap(line, view.width, subsequent_indent=indent, break_on_hyphens=False)]
 
 
 def _piped(rows: list[list[str]]) -> str:

@@ -226,7 +226,9 @@ def _rate(value: Any) -> str:
 
 
 def _wrapped(sentences: list[str], view: View) -> list[Text]:
-    return [Text(line) for sentence in sentences for line in textwrap.wrap(sentence, view.width)]
+    return [
+        Text(line) for sentence in sentences for line in textwrap.wrap(sentence, view.width, break_on_hyphens=False)
+    ]
 
 
 def _escaped(value: str) -> str:

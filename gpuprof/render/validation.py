@@ -81,7 +81,7 @@ def _tree(validation: Validation, view: View) -> str:
     for row in lines[lines["module"] == "(total)"].to_dict(orient="records"):
         words = f"{row['verdict']}{': ' + row['cause'] if row['cause'] else ''}"
         totals.add_row(Text(row["quantity"]), Text(row["text"]), Text(words, style=_STYLES.get(row["verdict"], "")))
-    parts: list[Any] = [_verdict(validation, view), Text(""), totals, Text(""), grid]
+    parts: list[Any] = [_verdict(validation, view), Text(""), *([totals, Text("")] if totals.rows else []), grid]
     if validation.missing:
         parts += [Text(""), Text(f"No line of the report stands for: {', '.join(validation.missing)}")]
     return to_text(Group(*parts), view)

@@ -21,5 +21,7 @@ def verdict_text(run: Record, view: View) -> str:
     """The sentences, a paragraph each, and an empty line after them; bold where there is colour, and never in a box."""
     width = min(view.width, _WIDTH)
     sentences = [text.replace(" %", f"{_TIED}%") for text in verdict(run, view.convention)]
-    lines = [line.replace(_TIED, " ") for text in sentences for line in textwrap.wrap(text, width)]
+    lines = [
+        line.replace(_TIED, " ") for text in sentences for line in textwrap.wrap(text, width, break_on_hyphens=False)
+    ]
     return to_text(Text("\n".join([*lines, ""]), style="bold"), view)

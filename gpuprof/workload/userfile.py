@@ -79,7 +79,7 @@ def call(reference: str, options: Options, device: torch.device) -> Given:
         torch.manual_seed(options.seed)
         try:
             result = function(*bound.args, **bound.kwargs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _raised(label, error) from error
     finally:
         if folder in sys.path:
@@ -156,12 +156,12 @@ def _import(path: Path) -> Any:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that reads its arguments ends itself
         raise _raised(path.name, error) from error
     return module
 
 
-def _raised(label: str, error: Exception) -> GpuprofError:
+def _raised(label: str, error: BaseException) -> GpuprofError:
     """The user's own exception in one line, with the line of the file that it came from."""
     lines = str(error).strip().splitlines()
     if lines and "default process group twice" in lines[0]:

@@ -7,6 +7,7 @@ from gpuprof.job import assemble
 from gpuprof.job_part import part
 from gpuprof.record import PassOutcome
 from gpuprof.render import render
+from gpuprof.render.verdict import verdict_text
 from gpuprof.render.view import View
 from gpuprof.run import Run
 from gpuprof.schema import table
@@ -200,3 +201,10 @@ def test_it_stands_first_plain_and_narrow(width):
     assert first.isascii()
     assert not any(line.startswith("%") for line in first.splitlines())  # a figure keeps its unit
     assert text.split("\n\n")[1].startswith("Workload")
+
+
+def test_an_option_is_whole_on_one_line():
+    run = gpu_run()
+    run.device |= {"peaks": {}, "peak_remedy": "give the peak of this device with --peak-tflops"}
+
+    assert "--peak-tflops" in verdict_text(run, View(width=80))

@@ -77,6 +77,7 @@ def test_the_report_left_attention_out(gpuprof_cli):
     assert f"{6 * 4 * 128 * linear / 1e6:.3f}M" == "1601.176M"
     assert "1601.176M" in done.stdout
     assert "fused attention not counted" in done.stdout
+    assert "\n\n\n" not in done.stdout
 
 
 def test_every_file_is_in_its_table():

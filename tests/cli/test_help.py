@@ -12,6 +12,7 @@ import pytest
 from typer.main import get_command
 
 from gpuprof.cli import app
+from gpuprof.cli.options import Convention
 from gpuprof.cli.verbs import VERBS
 
 ALL = get_command(app)
@@ -61,6 +62,16 @@ def test_options_stand_in_their_sections(gpuprof_cli):
 
     heads = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert heads == ["Arguments:", "Options:", "Workload:", "Measuring:", "Output:", "Examples:"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_choices_keep_to_the_width(gpuprof_cli, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = gpuprof_cli("show", "--help").stdout.partition("Examples:")[0].splitlines()
+
+    assert max(map(len, lines)) <= width
+    choices = "".join(line.strip() for line in lines).partition("--convention <")[2].partition(">")[0]
+    assert choices.split("|") == [one.value for one in Convention]
 
 
 def test_the_help_names_all_verbs_in_full_and_imports_none():

@@ -61,6 +61,17 @@ def test_what_is_given_beside_it_wins(gpuprof_cli, folder):
     assert other.workload["inputs"][0]["shape"] == [2, 50]
 
 
+def test_what_was_counted_is_measured_on_the_machine(gpuprof_cli, folder):
+    gpuprof_cli("count", "net.py:net", "--batch-size", 7, "-q", "-o", "counted.json", cwd=folder)
+
+    ended = gpuprof_cli("profile", "--like", "counted.json", *QUICK, "-o", "measured.json", cwd=folder)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    counted, measured = (gpuprof.load(folder / f"{name}.json").workload for name in ("counted", "measured"))
+    assert (counted["device"], measured["device"]) == ("meta", "cpu")
+    assert measured["batch_size"] == 7
+
+
 def test_a_model_by_name():
     path = Path(__file__).parents[2] / "examples" / "smollm2-generate.json.gz"
 

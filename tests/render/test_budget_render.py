@@ -10,6 +10,7 @@ from runs import gpu_run
 import gpuprof
 from gpuprof.analysis.budget import PART_COLUMNS, PARTS, budget
 from gpuprof.render.budget import FORMATS, budget_chart, headline, render_budget
+from gpuprof.render.charts import subject
 from gpuprof.render.view import View
 
 PART_CONTRACT = ["part", "title", "time_s", "share", "what"]
@@ -37,6 +38,23 @@ def test_the_headline():
     run = gpu_run()
     run.device["peaks"] = {}
     assert headline(budget(run)) == "Step 480.0 ns."
+
+
+@pytest.mark.parametrize(
+    ("name", "threads", "words"),
+    [
+        ("Xeon", 2, "CPU (Xeon, 2 threads)"),
+        ("Xeon", 1, "CPU (Xeon, 1 thread)"),
+        ("Xeon", None, "CPU (Xeon)"),
+        ("CPU", None, "CPU"),  # a recording's
+    ],
+)
+def test_a_cpu_is_said_as_far_as_it_is_known(name, threads, words):
+    run = gpu_run()
+    run.device |= {"type": "cpu", "name": name}
+    run.environment["threads"] = threads
+
+    assert subject(run).rpartition(" · ")[2] == words
 
 
 def test_the_waterfall_of_characters():

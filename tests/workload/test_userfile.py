@@ -147,6 +147,8 @@ def test_a_neighbour_can_be_imported_and_the_path_is_restored(tmp_path, write):
     [
         ("def make():\n    raise ValueError('no\\nluck')\n", "work.py:make raised ValueError: no"),
         ("1 / 0\n", "work.py raised ZeroDivisionError: division by zero"),
+        ("import sys\nsys.exit(0)\n", "work.py raised SystemExit: 0 (work.py:"),
+        ("def make():\n    raise SystemExit\n", "work.py:make raised SystemExit: (no message) (work.py:"),
         ("def make(:\n", "work.py raised SyntaxError: "),
         ("def other():\n    pass\n", "no function 'make' in "),
         (
