@@ -17,6 +17,7 @@ import pandas as pd
 
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.modules import by_module, by_phase, convention_of, counted
+from gpuprof.analysis.once import once
 from gpuprof.analysis.unpriced import ratio_withheld, reason, unpriced
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
@@ -259,6 +260,7 @@ def _finished(table: pd.DataFrame, parts: list[_Part]) -> pd.DataFrame:
     return table
 
 
+@once
 def _explained(run: Record) -> tuple[pd.DataFrame, dict[str, _Part], list[_Part]]:
     """The table by module without ratios, what is known of every module, and of the modules' own products."""
     require_backward(run)

@@ -33,7 +33,7 @@ from gpuprof.analysis.ranks import by_rank, require_kernels, straggler
 from gpuprof.analysis.shares import regions
 from gpuprof.analysis.steps import refuse_log, step_seconds
 from gpuprof.analysis.untold import untold
-from gpuprof.analysis.work import classified, operators, score_shapes
+from gpuprof.analysis.work import classified, operators
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors, layer_of
 from gpuprof.record import Record
@@ -177,9 +177,7 @@ def budget(
         return _of_job(run, convention, name, known.get(name, {}), ceilings)
     peaks, cuda = {} if withheld_of_step(run) else known.get(name, {}), run.device.get("type") == "cuda"
     bandwidth = bandwidth_of(run, ceilings)
-    scores = score_shapes(run)
-    everything = operators(run, convention, peaks, scores)
-    of_all = everything
+    everything = operators(run, convention, peaks)
     if phase is not None:
         everything = everything[everything["phase"].isin(_inside(phase))]
     ops = everything[everything["phase"].isin(MODEL)].copy()
@@ -189,7 +187,7 @@ def budget(
         ops["ideal_s"] = float("nan")
     else:
         add_bounds(ops, run, known.get("clock") if name == "datasheet" else None, bandwidth, ceilings)
-    kernels, step_s, slowed, notes = _timed(classified(run, of_all, convention, scores), run, phase)
+    kernels, step_s, slowed, notes = _timed(classified(run, convention), run, phase)
     if places := regions(run):  # bounds are of the modules that have the time
         ops["module"], kernels["module"] = (rows["module"].replace(places) for rows in (ops, kernels))
     rows = _rows(kernels, step_s, ops, cuda)
@@ -426,8 +424,8 @@ def _timed(kernels: pd.DataFrame, run: Record, phase: str | None) -> tuple[pd.Da
             "kernels and gaps are all there is to tell it by: other holds the difference. The device was slower, or "
             "busy with something else."
         )
-    kernels["own_s"] = own * 1e-9 * (step_s / busy_s if busy_s > step_s else 1.0)
-    kernels["gap_s"] = gaps * 1e-9
+    own_s = own * 1e-9 * (step_s / busy_s if busy_s > step_s else 1.0)
+    kernels = kernels.assign(own_s=own_s, gap_s=gaps * 1e-9)
     # tracing lengthens gaps, so there is no more idle time than it shows
     idle_s = min(max(step_s - busy_s, 0.0), gaps_s)
     kernels["idle_s"] = kernels["gap_s"] * (idle_s / gaps_s if gaps_s else 0.0)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from gpuprof.analysis.kernel_time import busy_seconds, owned, union_ns
+from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Record
@@ -122,6 +123,7 @@ def _told(run: Record) -> Callable[[str, str, str, str], tuple[int | None, str]]
     return known
 
 
+@once
 def collectives(run: Record) -> pd.DataFrame:
     """Communication by operator, or by kernel where no operator of that kind launched it; most exposed time first.
 

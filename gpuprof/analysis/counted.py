@@ -10,6 +10,7 @@ from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.denominators import denominator, ideal_seconds
 from gpuprof.analysis.directions import direction
 from gpuprof.analysis.known_flops import none_known
+from gpuprof.analysis.once import once
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.steps import varied
 from gpuprof.errors import GpuprofError
@@ -73,6 +74,11 @@ def counted(run: Record, convention: str | None = None) -> pd.DataFrame:
         The table with columns ``flops``, ``macs``, ``ideal_s`` and ``hardware_ideal_s``. Where the convention takes
         the backward for a multiple of the forward, the rows end with that backward, and the one that ran is 0.
     """
+    return _counted(run, convention_of(run, convention)).copy()
+
+
+@once
+def _counted(run: Record, convention: str) -> pd.DataFrame:
     if run.nodes.empty:
         return priced(run, run.ops, convention)
     again = ran(run)

@@ -123,13 +123,8 @@ def ideal_seconds(ops: pd.DataFrame, flops: str, peaks: dict[str, float], run: R
         peaks: FLOP/s by dtype.
         run: the run that the rows are of.
     """
-    rate = pd.Series(
-        [
-            peaks.get(peak_dtype(dtype, kind, run), float("nan"))
-            for dtype, kind in zip(ops["dtype"], ops["kind"], strict=True)
-        ],
-        index=ops.index,
-        dtype="float64",
-    )
+    works = list(zip(ops["dtype"], ops["kind"], strict=True))
+    rates = {work: peaks.get(peak_dtype(*work, run), float("nan")) for work in set(works)}
+    rate = pd.Series([rates[work] for work in works], index=ops.index, dtype="float64")
     seconds = ops[flops].astype("Float64").fillna(0).astype("float64") / rate
     return seconds.where(ops[flops].fillna(0) > 0, 0.0)

@@ -136,6 +136,7 @@ def new_tokens_per_s(run: Record) -> float | None:
     return 1 / per_token_s if per_token_s else None
 
 
+@once
 def moved(run: Record) -> pd.DataFrame:
     """Bytes that must move in each phase of one step, as the counting pass found them.
 
@@ -316,6 +317,7 @@ def _numbered(run: Record) -> pd.DataFrame:
     return rows
 
 
+@once
 def _generations(run: Record) -> pd.DataFrame:
     """One row per generation that was timed: launch, step, ttft_s, sequences, prompt, new_tokens."""
     found = []

@@ -4,32 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from gpuprof.record import Record
+from gpuprof.schema import TABLES
 
 _Found = TypeVar("_Found")
+_Asked = ParamSpec("_Asked")
+
+_SUMS = {
+    "tree": ("params", "trainable_params"), "ops": ("calls", "flops_full", "flops_hardware"),
+    "kernels": ("duration_ns", "call"), "estimates": ("flops_profiler",), "samples": ("time_s",),
+    "nodes": ("calls", "moved", "flops_hardware"), "generation": ("time_s",), "traffic": ("bytes",),
+}  # fmt: skip
+"""Columns whose sums tell that a table was changed in place."""
 
 
-def once(find: Callable[[Record], _Found]) -> Callable[[Record], _Found]:
-    """Found once for each state of a run: every table and page asks again."""
+def once(find: Callable[Concatenate[Record, _Asked], _Found]) -> Callable[Concatenate[Record, _Asked], _Found]:
+    """Found once for each state of a run and what else is given: every table and page asks again.
+
+    All who ask get the same object, so nobody may change it.
+    """
 
     @wraps(find)
-    def found(run: Record) -> _Found:
+    def found(run: Record, *args: _Asked.args, **kwargs: _Asked.kwargs) -> _Found:
         kept = run.__dict__.setdefault("_found", {})
-        state = _state(run)
-        if find.__name__ not in kept or kept[find.__name__][0] != state:
-            kept[find.__name__] = (state, find(run))
-        return kept[find.__name__][1]
+        state, key = _state(run), (find.__module__, find.__name__, args, *kwargs.items())
+        if key not in kept or kept[key][0] != state:
+            kept[key] = (state, find(run, *args, **kwargs))
+        return kept[key][1]
 
     return found
 
 
 def _state(run: Record) -> str:
-    frames = [
-        (run.ops, ("calls", "flops_full", "flops_hardware")), (run.kernels, ("duration_ns", "call")),
-        (run.estimates, ("flops_profiler",)), (run.samples, ("time_s",)),
-        (run.nodes, ("calls", "moved", "flops_hardware")), (run.generation, ("time_s",)), (run.traffic, ("bytes",)),
-    ]  # fmt: skip
-    sums = [(id(frame), len(frame), *(frame[name].sum() for name in names)) for frame, names in frames]
-    return repr([sums, run.passes, run.workload.get("step"), run.device, run.settings])
+    tables = {name: getattr(run, name) for name in TABLES}
+    sums = [
+        (id(table), len(table), *(table[column].sum() for column in _SUMS.get(name, ())))
+        for name, table in tables.items()
+    ]
+    return repr([sums, run.passes, run.workload.get("step"), run.device, run.environment, run.settings])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from gpuprof.record import Record
 from gpuprof.schema import ALL
 from gpuprof.theory import rule_for
@@ -15,6 +17,7 @@ GENERATED = "inductor::"
 _STRONGEST = (*PRODUCTS, "communication", "vector", "movement", "view")
 
 
+@cache
 def plain_op(op: str) -> str:
     """An operator without its overload, in place or not: ``aten::add`` for ``aten::add_.Tensor``."""
     return without_overload(op).rstrip("_")

@@ -10,8 +10,9 @@ import pandas as pd
 
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.consistency import withheld_of_owners
-from gpuprof.analysis.counted import chosen, counted, priced, whole_step
+from gpuprof.analysis.counted import chosen, convention_of, counted, priced, whole_step
 from gpuprof.analysis.denominators import ideal_seconds
+from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import kinds, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.shares import split_kernels
@@ -30,20 +31,24 @@ _FIRST = ("matmul", "attention", "communication", "memory", "other")
 _ATTENTION_PRODUCTS = ("aten::bmm", "aten::baddbmm", "aten::matmul")
 
 
-def operators(
-    run: Record, convention: str | None, peaks: dict[str, float], scores: dict[str, set[Shape]]
-) -> pd.DataFrame:
+def operators(run: Record, convention: str | None, peaks: dict[str, float]) -> pd.DataFrame:
     """The ``ops`` table in the convention, with ideal_s and hardware_s at these peaks, and the work."""
-    ops = counted(run, convention)
-    if len(run.nodes):
-        ops = _with_compiled(run, ops, convention)
+    ops = _operators(run, convention_of(run, convention))
     sums = whole_step(run, ops, convention)
     # a formula's FLOPs run in the mix of dtypes that was counted
     scale = sums["flops"] / sums["counted_flops"] if sums["counted_flops"] else 1.0
-    ops["ideal_s"] = ideal_seconds(ops, "flops", peaks, run) * scale
-    ops["hardware_s"] = ideal_seconds(ops, "flops_hardware", peaks, run)
+    ideal_s = ideal_seconds(ops, "flops", peaks, run) * scale
+    return ops.assign(ideal_s=ideal_s, hardware_s=ideal_seconds(ops, "flops_hardware", peaks, run))
+
+
+@once
+def _operators(run: Record, convention: str) -> pd.DataFrame:
+    """The same but for the times at peaks."""
+    ops = counted(run, convention)
+    if len(run.nodes):
+        ops = _with_compiled(run, ops, convention)
     ops["op"] = ops["op"].map(plain_op)
-    ops["work"] = _work(ops, scores)
+    ops["work"] = _work(ops, _score_shapes(run))
     if "compiled" in ops:
         of_kernel = _of_kernels(ops[ops["compiled"] != ""])
         owners = zip(*(ops[name] for name in ("compiled", "module", "phase", "work")), strict=True)
@@ -74,7 +79,8 @@ def _of_kernels(ops: pd.DataFrame) -> dict[tuple[str, str, str], str]:
     return found
 
 
-def score_shapes(run: Record) -> dict[str, set[Shape]]:
+@once
+def _score_shapes(run: Record) -> dict[str, set[Shape]]:
     """Queries and keys of the score matrices that attention modules write out: what their softmax is of."""
     scores: dict[str, set[Shape]] = {module: set() for module in run.tree.loc[run.tree["causality"] != "", "module"]}
     softmax = run.ops[run.ops["op"].str.contains("softmax") & run.ops["module"].isin(scores.keys())]
@@ -100,15 +106,21 @@ def _work(rows: pd.DataFrame, scores: dict[str, set[Shape]]) -> list[str]:
     return [known[key] for key in columns.itertuples(index=False, name=None)]
 
 
-def classified(run: Record, ops: pd.DataFrame, convention: str | None, scores: dict[str, set[Shape]]) -> pd.DataFrame:
+def classified(run: Record, convention: str | None) -> pd.DataFrame:
     """The kernels by start, with what is known of their operators, and the part that their time falls under."""
+    return _classified(run, convention_of(run, convention))
+
+
+@once
+def _classified(run: Record, convention: str) -> pd.DataFrame:
+    ops = _operators(run, convention)
     kernels = split_kernels(run).sort_values("start_ns", kind="stable", ignore_index=True)
     kernels["op"] = kernels["op"].map(plain_op)
     kernels["kind"] = kernels["op"].map(kinds(run))
     key = ["module", "phase", "op"]
     heaviest = ops.sort_values("bytes", na_position="first", kind="stable").drop_duplicates(key, keep="last")
     kernels["dtype"] = kernels[key].merge(heaviest[[*key, "dtype"]], on=key, how="left")["dtype"].fillna("")
-    kernels["work"] = _work(kernels, scores)
+    kernels["work"] = _work(kernels, _score_shapes(run))
     if "compiled" in ops:
         of_kernel = _of_kernels(ops[ops["compiled"] != ""])
         owners = zip(*(kernels[name] for name in ("compiled", "module", "phase", "work")), strict=True)

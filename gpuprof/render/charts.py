@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuprof import units
 from gpuprof.files import write_atomically
 from gpuprof.record import Record
 
@@ -19,7 +20,9 @@ def subject(run: Record) -> str:
     device = run.device.get("name") or run.device.get("type")
     if run.device.get("type") == "cpu":
         threads = run.environment.get("threads")
-        device = f"CPU ({device}, {threads} thread{'' if threads == 1 else 's'})"
+        known = [device] if device.upper() != "CPU" else []
+        known += [units.number(threads, "thread")] if threads else []
+        device = f"CPU ({', '.join(known)})" if known else "CPU"
     parts = (about.get("name"), *sizes(run), about.get("dtype"), run.of_job, device)
     return " · ".join(str(part) for part in parts if part)
 

@@ -68,7 +68,8 @@ def test_the_usual_dtypes_of_a_cpu_are_measured_shown_and_cached(folder):
 
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert f"{torch.get_num_threads()} threads · torch {torch.__version__}" in lines[0]
+    threads = torch.get_num_threads()
+    assert f" · {threads} thread{'s' if threads > 1 else ''} · torch {torch.__version__}" in lines[0]
     assert lines[2].split("  ")[0] == "dtype"
     assert "of datasheet" not in lines[2]  # nothing is known of it, nor of clocks and power
     assert "state" not in lines[2]

@@ -125,7 +125,7 @@ def test_the_page_has_a_section_on_compilation():
 
     assert 'id="compilation"' in page
     assert "forward (net.py:14)" in page
-    assert 'title="act 66.7 %, act (recompute) 33.3 %"' in page
+    assert ">act 66.7 %, act (recompute) 33.3 %</td>" in page
     assert 'id="compilation"' not in render_page(eager_run())
 
 

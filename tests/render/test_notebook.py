@@ -55,6 +55,12 @@ def nothing():
     return gpuprof.Run(about, device, {"threads": 1}, tree=table("tree", [tree_row("", "Net")]))
 
 
+def of_an_unknown_cpu():
+    run = nothing()
+    run.device["name"], run.environment = "CPU", {}
+    return run
+
+
 def of_counters():
     run = counted_run()
     run.tree = table("tree", [])
@@ -84,6 +90,7 @@ ON_TOY = "train of net · bfloat16 · Toy GPU"
             "step 1.360 us (median of 3); 320.0 ns per token; MBU of the decode 49.4 % of datasheet (10.00 GB/s)",
         ]),
         (nothing, ["train of m · CPU (c, 1 thread)", "nothing was measured"]),
+        (of_an_unknown_cpu, ["train of m · CPU", "nothing was measured"]),
         (of_counters, [ON_TOY, "6 launches of a table of Nsight Compute"]),
     ],
 )  # fmt: skip
