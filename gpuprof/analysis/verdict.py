@@ -118,13 +118,18 @@ def _of_phases(run: Record, model: pd.DataFrame, convention: str | None) -> Iter
 def _peak(run: Record, model: pd.DataFrame) -> str:
     """The denominator in words, with the peaks that most FLOPs run against."""
     name, peaks = denominator(run)
-    flops = model["flops"].fillna(0)
-    dtypes = [peak_dtype(dtype, kind, run) for dtype, kind in zip(model["dtype"], model["kind"], strict=True)]
-    sums = flops.groupby(dtypes).sum().sort_values(ascending=False, kind="stable")
-    named = [f"{dtype} {units.si(peaks[dtype], 'FLOP/s')}" for dtype in sums.index[sums > 0] if dtype in peaks]
+    used = _against(run, model, model["flops"])
+    named = [f"{dtype} {units.si(peaks[dtype], 'FLOP/s')}" for dtype in used if dtype in peaks]
     some = ", ".join([*named[:_DTYPES], *(["others"] if len(named) > _DTYPES else [])])
     words = WORDS[name] if name == "given" else f"the {WORDS[name]}"
     return f"{words} ({some}{', of all ranks together' if run.is_job else ''})"
+
+
+def _against(run: Record, ops: pd.DataFrame, flops: pd.Series) -> list[str]:
+    """The dtypes that operators have peaks in, those with most FLOPs first."""
+    dtypes = [peak_dtype(dtype, kind, run) for dtype, kind in zip(ops["dtype"], ops["kind"], strict=True)]
+    sums = flops.fillna(0).groupby(dtypes).sum().sort_values(ascending=False, kind="stable")
+    return list(sums.index[sums > 0])
 
 
 def _no_peak(run: Record, model: pd.DataFrame, name: str) -> str:
@@ -143,7 +148,8 @@ def _doubts(run: Record, found: Budget | None) -> Iterator[str]:
     if why := untold_parts(run):
         yield why
     name, _ = denominator(run)
-    spread = max(run.device.get("peak_spread", {}).values(), default=0.0) if name == "measured" else 0.0
+    spreads = run.device.get("peak_spread", {}) if name == "measured" else {}
+    spread = max((spreads.get(dtype, 0.0) for dtype in _against(run, run.ops, run.ops["flops_full"])), default=0.0)
     if spread > STEADY:
         yield f"that peak varied by {spread:.0%} while it was measured, so MFU is uncertain"
     if found is not None:

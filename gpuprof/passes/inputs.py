@@ -28,6 +28,13 @@ _Noted = dict[torch.nn.Module, Counter[tuple[str, bool]]]
 """Calls of each module by what they were given, as `_what` has it."""
 
 
+class _Amounts(NamedTuple):
+    """What one call of the model was given, by unit, and whether autograd followed it."""
+
+    with_gradient: bool
+    units: dict[str, int | None]
+
+
 class Given(NamedTuple):
     """What the calls of a step were given.
 
@@ -35,8 +42,9 @@ class Given(NamedTuple):
         shapes: in words, ``4x128 (2 calls), 4x1`` at the model, ``encoder: 4x128, head: 4x1`` at modules in it.
             The order of the calls is left out. Empty where no call was seen.
         seen: whether there was a call, and a tensor in each.
-        amounts: `tokens_per_step` and `samples_per_step` as a workload has them, of all calls of the model itself: None
-            where it was not called, one of its calls does not tell, or goes on from a cache. Empty where not searched.
+        amounts: `tokens_per_step` and `samples_per_step` as a workload has them, of all calls of the model itself.
+            Where some are with gradients the others add nothing: they see the same samples again. None where it was
+            not called, one of the calls does not tell, or goes on from a cache. Empty where not searched.
     """
 
     shapes: str
@@ -61,7 +69,7 @@ def observed_inputs(workload: Workload, search: bool = True) -> Iterator[Callabl
         What gives the inputs since it was last asked.
     """
     noted: _Noted = {}
-    amounts: list[dict[str, int | None]] = []
+    amounts: list[_Amounts] = []
     paths: dict[torch.nn.Module, str] = {}
 
     def given() -> Given:
@@ -73,7 +81,8 @@ def observed_inputs(workload: Workload, search: bool = True) -> Iterator[Callabl
         line = ", ".join(words)
         if len(line) > _LONGEST:
             line = f"{line[:_LONGEST]}... [{hashlib.sha256(line.encode()).hexdigest()[:8]}]"
-        told = {unit: _sum([each[unit] for each in amounts]) for unit in _UNITS if search}
+        learnt = [amount for amount in amounts if amount.with_gradient] or amounts
+        told = {unit: _sum([amount.units[unit] for amount in learnt]) for unit in _UNITS if search}
         amounts.clear()
         return Given(line, bool(calls) and all(seen for _, _, seen, _ in calls), told)
 
@@ -87,16 +96,15 @@ def observed_inputs(workload: Workload, search: bool = True) -> Iterator[Callabl
         yield given
 
 
-def _measure(
-    amounts: list[dict[str, int | None]], module: torch.nn.Module, call: Callable[..., Any], args: Any, kwargs: Any
-) -> Any:
+def _measure(amounts: list[_Amounts], module: torch.nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Note how much the model is given in a call, except for those that a backward makes once more."""
     if not in_backward():
         with torch._C.DisableTorchFunction():
             names = taken(module)
             named = {names[at] if at < len(names) else str(at): value for at, value in enumerate(args)} | kwargs
             goes_on = any(named.get(name) is not None for name in CACHE_NAMES)
-            amounts.append(dict.fromkeys(_UNITS) if goes_on else describe_inputs((), named))
+            units = dict.fromkeys(_UNITS) if goes_on else describe_inputs((), named)
+            amounts.append(_Amounts(torch.is_grad_enabled(), units))
     return call(*args, **kwargs)
 
 

@@ -229,12 +229,12 @@ def _waterfall(found: Budget, view: View) -> Table:
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     wide = view.width >= _ROOMY
     parts = _shown(found)
-    titles = max(len(part["title"]) for part in parts)
-    bar = view.width // 5 if wide else max(view.width - titles - 24, 10)
-    grid.add_column("part", no_wrap=True)
+    titles, of_what = max(len(part["title"]) for part in parts), f"of the {found.span}"
+    bar = view.width // 5 if wide else max(view.width - titles - 24, len(of_what))
+    grid.add_column("part", no_wrap=True, overflow="ellipsis", max_width=max(view.width - bar - 23, 8))
     grid.add_column("time", justify="right", no_wrap=True)
     grid.add_column("share", justify="right", no_wrap=True)
-    grid.add_column(f"of the {found.span}", no_wrap=True, width=bar)
+    grid.add_column(of_what, no_wrap=True, width=bar)
     if wide:
         grid.add_column("what", overflow="fold")
     levels = _levels(parts)

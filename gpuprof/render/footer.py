@@ -13,7 +13,7 @@ from gpuprof import units
 from gpuprof.analysis.consistency import inconsistencies
 from gpuprof.analysis.denominators import STEADY
 from gpuprof.analysis.executed import not_collected
-from gpuprof.analysis.generation import is_generation, moved, untold_parts
+from gpuprof.analysis.generation import is_generation, moved, phases_of, untold_parts
 from gpuprof.analysis.op_tables import without_rule
 from gpuprof.analysis.steps import traced
 from gpuprof.analysis.telemetry import invalid_reasons
@@ -36,6 +36,15 @@ def times_of(run: Record) -> str:
     if run.is_job:
         return "FLOPs are those of all ranks together, times the mean of one traced step of each"
     return f"Times are of {'the' if (what := traced(run)) == 'recording' else 'one'} {what}"
+
+
+def of_modules(run: Record) -> str:
+    """What is to be known of a table of modules, in a sentence."""
+    layers = "ayers that agree in every count are one line."
+    if not (run.done("trace") or len(run.busy)):
+        return f"L{layers}"
+    backward = "" if phases_of(run) else ", backward with recompute"
+    return f"{times_of(run)}{backward}; l{layers}"
 
 
 def warnings(run: Record) -> list[str]:

@@ -10,7 +10,7 @@ from gpuprof import units
 from gpuprof.analysis.counted import counted
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.executed import counters_only
-from gpuprof.analysis.generation import bandwidths, generation, mbu, phases_of
+from gpuprof.analysis.generation import bandwidths, generation, mbu
 from gpuprof.analysis.known_flops import at_least
 from gpuprof.analysis.modules import by_module
 from gpuprof.analysis.steps import traced
@@ -20,7 +20,7 @@ from gpuprof.analysis.verdict import verdict
 from gpuprof.record import Record
 from gpuprof.render import render
 from gpuprof.render.charts import subject
-from gpuprof.render.footer import times_of, warnings
+from gpuprof.render.footer import of_modules, warnings
 from gpuprof.render.header import header_lines, of_steps, peaks_used
 from gpuprof.render.page_tables import module_table
 from gpuprof.render.view import View
@@ -97,9 +97,7 @@ def html(run: Record) -> str:
     width = 15 + 8 * (len(heads) - 1)
     first = {"path": "", "class": "", "depth": 0, "parent": False, "cells": [{"text": name} for name in heads]}
     rows = [row for row in table["rows"] if row["path"] != UNATTRIBUTED or any(c["value"] for c in row["cells"][1:])]
-    backward = "" if phases_of(run) else ", backward with recompute"
-    notes = [f"{times_of(run)}{backward}; layers that agree in every count are one line."]
-    below = "".join(f"<div>{escape(note)}</div>" for note in (*notes, *untold(run), *warnings(run)))
+    below = "".join(f"<div>{escape(note)}</div>" for note in (of_modules(run), *untold(run), *warnings(run)))
     return (
         f'<div class="gpuprof"><style>{_STYLE}</style><p>{escape(" ".join(verdict(run)))}</p><table>{lines}</table>'
         f'<div class="tree"><div style="min-width: {width}em"><div class="heads">{_line(first)}</div>{_tree(rows)}'

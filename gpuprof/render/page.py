@@ -29,7 +29,7 @@ from gpuprof.analysis.verdict import verdict
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Record
 from gpuprof.render.backward import verdict as backward_verdict
-from gpuprof.render.footer import times_of, warnings
+from gpuprof.render.footer import of_modules, times_of, warnings
 from gpuprof.render.header import compilation_lines
 from gpuprof.render.page_cards import cards, subtitle, title
 from gpuprof.render.page_tables import flat, module_table, provenance
@@ -126,9 +126,7 @@ def _sections(run: Record, convention: str | None, command: str) -> Iterator[dic
         colour = "kernel MBU of decode" if by_mbu else "kernel MFU"
         text = f"As wide as the kernel time, coloured by {colour}; click to go in. {times_of(run)}."
         yield section("time", "Time by module", text, figure=picture)
-    backward = "" if of_parts else ", backward with recompute"
-    text = f"{times_of(run)}{backward}; layers that agree in every count are one line."
-    yield section("modules", "Modules", text, table=module_table(run, modules))
+    yield section("modules", "Modules", of_modules(run), table=module_table(run, modules))
     if (run.ops["phase"] == "backward").any():
         yield section("backward", "Backward over forward", backward_verdict(run), figure=page_charts.backward(run))
     if reason := withheld_of_kernels(run):

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _TOP = 20  # rows for people, unless they say how many
 _LIMITS = ("memory", "compute")
 _WORDS = ("phase", "kind", "bound by", "kernel")
+_GIVE_WAY = ("kind", "DRAM FLOP/B", "bound by", "FLOP/s")
+"""Columns that are left out where the others, with a name of twelve letters, would not fit."""
 
 Cells = dict[str, Callable[[dict[str, Any]], str]]
 
@@ -56,6 +58,9 @@ def text(run: Record, view: View, denominator: str | None) -> str:
         cells.pop("kernel", None)
     elif "kernel" in widths:
         widths["kernel"] = min(widths["kernel"], room - widths[view.by] - 1)
+    for head in _GIVE_WAY:
+        if sum(widths[one] + 1 for one in cells) - 1 > view.width:
+            cells.pop(head, None)
     grid = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False, header_style="bold")
     for head in cells:
         side: Literal["left", "right"] = "left" if head in (view.by, *_WORDS) else "right"
@@ -64,6 +69,8 @@ def text(run: Record, view: View, denominator: str | None) -> str:
         grid.add_row(*map(Text, values))
     lines = [*_sentences(run, rows, denominator)]
     notes = [*_notes(run, rows, len(shown), view.by)]
+    if left_out := [head for head in widths if head not in cells]:
+        notes.append(f"Not shown at this width: {', '.join(left_out)}.")
     return to_text(Group(*_wrapped(lines, view), Text(""), grid, Text(""), *_wrapped(notes, view)), view)
 
 

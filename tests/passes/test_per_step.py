@@ -64,6 +64,18 @@ def test_what_a_backward_runs_again_is_no_other_sample():
     assert per_step(model, step)[0] == 4
 
 
+def test_a_call_without_gradients_beside_others_brings_no_other_samples():
+    model, ids = Words(), torch.zeros(2, 5, dtype=torch.long)
+
+    def step():
+        with torch.no_grad():  # a teacher's, or a generation
+            wanted = model(ids)
+            model(ids[:, :1], past_key_values=object())
+        (model(ids) - wanted).square().sum().backward()
+
+    assert per_step(model, step)[:2] == (2, 10)
+
+
 def test_parts_that_are_called_alone_tell_no_samples():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
 

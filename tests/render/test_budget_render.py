@@ -69,6 +69,12 @@ def test_the_waterfall_of_characters():
     assert by_part["step"].endswith("480.0 ns  100.0 %")
 
 
+def test_a_narrow_waterfall_cuts_titles_and_no_figure():
+    lines = shown(View(by="part", width=52)).splitlines()
+    # 52 less 11 of the bar, 6 of gaps, 9 of a time and 8 of a share (both may be negative) leave 18 for a title
+    assert any(line.startswith("ideal: model FLOP…  120.0 ns   25.0 %  ███") for line in lines)
+
+
 @pytest.mark.parametrize("width", [80, 120, 200])
 @pytest.mark.parametrize("by", ["part", "class", "module"])
 def test_text_keeps_to_its_width(width, by):

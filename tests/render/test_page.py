@@ -44,7 +44,10 @@ def test_a_count_alone_is_shown_without_what_was_not_measured():
         del run.passes[name]
     run.samples, run.kernels = table("samples", []), table("kernels", [])
 
-    assert sections(render_page(run)) == ["modules", "backward", "operators", "provenance"]
+    page = render_page(run)
+    assert sections(page) == ["modules", "backward", "operators", "provenance"]
+    assert "Layers that agree in every count are one line." in page
+    assert "traced step" not in page
 
 
 def test_an_empty_run_renders():

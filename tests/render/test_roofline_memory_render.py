@@ -53,7 +53,18 @@ def test_a_narrow_roofline_lets_the_kernels_name_go():
     run.kernels["kernel"] = "void gemm_with_a_long_name"
 
     assert "kernel" in render_roofline(run, "text", View(by="op", width=120)).split("\n\n")[1]
-    assert "gemm_with" not in render_roofline(run, "text", View(by="module", width=80))
+    narrow = render_roofline(run, "text", View(by="module", width=80))
+    assert "gemm_with" not in narrow
+    assert narrow.endswith("Not shown at this width: kernel.\n")
+
+
+def test_a_roofline_of_60_columns_cuts_no_figure():
+    text = render_roofline(roof_run(), "text", View(by="op", width=60))
+
+    # 12 of the name, then 7, 6, 6, 7 and 8 of time, FLOP/B, FLOP/s, of roof and bound by, a space before each
+    (mm,) = [line for line in text.splitlines() if line.startswith("mm ")]
+    assert mm.split() == ["mm", "18.2", "%", "133", "50.0", "G", "50.0", "%", "compute"]
+    assert " ".join(text.split()).endswith("Not shown at this width: kind, DRAM FLOP/B, kernel.")
 
 
 def test_a_device_without_bandwidth_or_peak_is_told_how_to_get_one():
