@@ -20,7 +20,7 @@ def subject(run: Record) -> str:
     device = run.device.get("name") or run.device.get("type")
     if run.device.get("type") == "cpu":
         threads = run.environment.get("threads")
-        known = [device] if device.upper() != "CPU" else []
+        known = [str(device)] if str(device).upper() != "CPU" else []
         known += [units.number(threads, "thread")] if threads else []
         device = f"CPU ({', '.join(known)})" if known else "CPU"
     parts = (about.get("name"), *sizes(run), about.get("dtype"), run.of_job, device)
