@@ -118,7 +118,7 @@ def _squared(figures: Figures) -> readings.Sums:
 def _factors(counts: list[_Count]) -> tuple[float, float | None] | None:
     """By which one factor the products differ, and by which other one attention does too; None where none fits.
 
-    The second is None where no figure tells it.
+    The second is None where no figure tells it: of what the report leaves out of attention rounding alone is left.
     """
     plain = [count for count in counts if count.squared < _NEAR * count.figure]
     mixed = [count for count in counts if count.squared > _SHOWS * count.figure]
@@ -130,7 +130,7 @@ def _factors(counts: list[_Count]) -> tuple[float, float | None] | None:
         return (factor, None) if _fits(counts, factor, 1.0) or _fits(plain, factor, 1.0) else None
     growths = [(c.claimed / factor - (c.figure - c.squared)) / c.squared for c in mixed]
     growth = statistics.median(growths)
-    if growth <= 0 or not _fits(counts, factor, growth):
+    if growth < _NEAR or not _fits(counts, factor, growth):
         return (factor, None) if _fits(plain, factor, 1.0) else None
     return factor, growth
 

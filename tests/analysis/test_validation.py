@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import gpuprof
 from gpuprof import GpuprofError
+from gpuprof.analysis.mismatch import _Count, _factors
 from gpuprof.analysis.validation import LINE_COLUMNS, validate
 from gpuprof.render.validation import render_validation
 
@@ -491,3 +492,10 @@ def test_executed_flops_stand_beside_the_claim_where_counters_were_read():
     line = validate(claims, counted_run()).lines.iloc[0]
     assert (line["causal"], line["executed"], line["verdict"]) == (1000, 1500, "right")
     assert validate(claims, gpu_run()).lines.iloc[0]["executed"] is None
+
+
+def test_a_report_without_attention_is_of_no_sequence_of_a_millionth():
+    # 6 x the products with weights; attention, 20 of 100, is not in the report but for a rounding of 0.0006
+    counts = [_Count(600.0, 100.0, 0.0)] * 3 + [_Count(480.0006, 100.0, 20.0)] * 3
+
+    assert _factors(counts) == (6.0, None)
