@@ -12,9 +12,11 @@ import pandas as pd
 from gpuprof.analysis.backward_causes import ASSUMED, Part, explain, merged
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.counted import convention_of, counted
+from gpuprof.analysis.kernel_time import busy_seconds
 from gpuprof.analysis.modules import by_module
 from gpuprof.analysis.once import once
 from gpuprof.analysis.phase_table import by_phase
+from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.unpriced import ratio_withheld, reason, unpriced
 from gpuprof.errors import GpuprofError
 from gpuprof.paths import ancestors
@@ -86,7 +88,8 @@ def whole(run: Record) -> dict[str, Any]:
     (3 x forward) and error_flops (over forward + backward, less 1), error_flops_recompute (over forward + recompute +
     backward, less 1);
     time_backward_assumed_s (2 x forward) and error_time (over the backward, less 1); step_forward_s, step_backward_s
-    and ratio_step, medians of undisturbed steps, where the backward holds the recompute; cause and reason of the
+    and ratio_step, of undisturbed steps, where the backward holds the recompute, and error_step (as error_time);
+    slowed (kernel time of the traced step over the undisturbed one); cause and reason of the
     root; causes, a list of cause, flops_forward and flops_backward, the largest first, that add up to the counts;
     withheld, why there are no ratios, errors and causes of counts, empty where there are.
 
@@ -130,6 +133,8 @@ def whole(run: Record) -> dict[str, Any]:
     figures["time_backward_assumed_s"] = None if time is None else ASSUMED * time
     over = _quotient(figures["time_backward_assumed_s"], figures["time_backward_s"])
     figures["error_time"] = None if over is None else over - 1
+    figures["error_step"] = ASSUMED / figures["ratio_step"] - 1 if figures["ratio_step"] else None
+    figures["slowed"] = _quotient(busy_seconds(run.kernels), step_seconds(run)) if len(run.kernels) else None
     if figures["withheld"]:
         missing = dict.fromkeys((*_OF_COUNTS, "flops_assumed", "error_flops", "error_flops_recompute"))
         return figures | missing | {"cause": "", "reason": figures["withheld"], "causes": []}

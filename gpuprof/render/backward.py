@@ -27,6 +27,7 @@ from gpuprof.analysis.backward_causes import (
     UNUSED,
 )
 from gpuprof.analysis.modules import by_module
+from gpuprof.analysis.too_fast import SLOWED
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Record
 from gpuprof.render.console import to_text
@@ -121,9 +122,16 @@ def _measured(run: Record, figures: dict[str, Any]) -> str:
             return "Its time was not measured."
         return f"In undisturbed steps it took {_ratio(figures['ratio_step'])} x the forward's time, recompute included."
     what = "kernel time" if run.device.get("type") == "cuda" else "operator time"
+    again = ", recompute included" if figures["flops_recompute"] or figures["time_recompute_s"] else ""
+    if figures["ratio_step"] is not None and (figures["slowed"] or 0) > SLOWED:
+        return (
+            f"Measured, it took {_ratio(figures['ratio_step'])} x the forward's time in undisturbed steps{again}: "
+            f"assuming {ASSUMED} x {_error(figures['error_step'], 'puts its time')}. By {what} it took "
+            f"{_ratio(figures['ratio_time'])} x, of a traced step that tracing slowed {figures['slowed']:.2g} x: read "
+            "times of modules as shares."
+        )
     text = f"Measured, it took {_ratio(figures['ratio_time'])} x the forward's {what}"
     if figures["ratio_step"] is not None:
-        again = ", recompute included" if figures["flops_recompute"] or figures["time_recompute_s"] else ""
         text += f" ({_ratio(figures['ratio_step'])} x in undisturbed steps{again})"
     return f"{text}: assuming {ASSUMED} x {_error(figures['error_time'], 'puts its time')}."
 
