@@ -115,6 +115,7 @@ WRONG = [
     ["profile", "empty"],
     ["profile", "gpt2", "--mode", "dream"],
     ["profile", "gpt2", "--device", "gpu"],
+    ["profile", "gpt2", "--device", "meta"],
     ["profile", "gpt2", "--dtype", "int3"],
     ["profile", "gpt2", "--seq-len", "0"],
     ["profile", "gpt2", "--steps", "0"],

@@ -69,7 +69,7 @@ def _other_model(lines: pd.DataFrame) -> str:
         alike = len(parts) and (parts["verdict"] == "right").mean() > 0.5
         what = "the same layers, another number of them" if alike else "another model"
         return f"Parameters differ (claimed {claimed}, counted {counted}): {what}?"
-    if strange > len(modules) / 2:
+    if strange and strange >= len(modules) / 2:
         return f"{strange} of the report's {len(modules)} modules are not in this model: another model?"
     return ""
 
@@ -169,6 +169,8 @@ def _said(products: str, factor: float, growth: float | None, names: set[str], f
         both = _option("--batch-size", batch, factor / growth), _option("--seq-len", length, growth)
         causes = [f"{other_batch}{both[0]} and {other_length.removeprefix('another ')}{both[1]}"]
     if growth is None or abs(growth - 1) < 2 * _NEAR:
+        if figures.tool == "torch-counter" and not backward and (own := _option("--batch-size", batch, factor / 3)):
+            causes.insert(0, f"forward and backward (--mode train) and {other_batch}{own}")
         printed = {"macs": ("FLOPs printed as MACs", 2.0), "flops": ("MACs printed as FLOPs", 0.5)}
         # of a report that has both, both would have to be wrong
         causes += [

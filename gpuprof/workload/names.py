@@ -38,6 +38,8 @@ def check(reference: str, options: Options, *, weightless: bool = False) -> str:
         raise GpuprofError(
             f"--compile {options.compile} is for a model that runs: a count without weights counts what is not compiled"
         )
+    if not weightless and (options.device or "").startswith("meta"):
+        raise GpuprofError("--device meta computes nothing that could be measured: 'gpuprof count MODEL' counts on it")
     kind = _kind(reference)
     if options.parallel != "none":
         _check_parallel(reference, kind, options.parallel, weightless)

@@ -227,6 +227,11 @@ AGREE = "Parameters agree, products are"
             "torch_counter_gpt2_training", ("gpt2", 2, 64),
             "Products are 3.00 x those of this workload: of forward and backward (--mode train)?",
         ),
+        (
+            "torch_counter_gpt2_training", ("gpt2", 1, 64),
+            "Products are 6.00 x those of this workload: forward and backward (--mode train) and another batch size "
+            "(--batch-size 2) or another batch size (--batch-size 6) or another sequence length (--seq-len 384)?",
+        ),
         ("calflops_gpt2", ("bert", 2, 64), "Parameters differ (claimed 53.56 M, counted 38.64 M): another model?"),
         (
             "fvcore_bert_str", ("gpt2", 2, 64),

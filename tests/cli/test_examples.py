@@ -80,6 +80,15 @@ def test_the_report_left_attention_out(gpuprof_cli):
     assert "\n\n\n" not in done.stdout
 
 
+def test_a_count_explains_that_report_as_a_measured_run_does(gpuprof_cli, tmp_path):
+    counted = ["count", "own_model.py:make", "--like", "own-base.json.gz", "-q", "-o", tmp_path / "count.json"]
+    assert gpuprof_cli(*counted, cwd=EXAMPLES).returncode == 0
+    done = gpuprof_cli("validate", "report.txt", "--run", tmp_path / "count.json", cwd=EXAMPLES)
+
+    assert done.returncode == 0
+    assert "4 right, 12 explained, 0 unexplained" in done.stdout.replace("\n", " ")
+
+
 def test_every_file_is_in_its_table():
     table = (EXAMPLES / "README.md").read_text()
 
