@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from runs import counted_run, gpu_run, kernel_row, row
 
-from gpuprof.analysis import kernel_time, modules
+from gpuprof.analysis import kernel_time, modules, op_tables, phase_table, totals
 from gpuprof.schema import table
 
 
@@ -108,7 +108,7 @@ def test_by_class_counts_a_module_inside_its_own_class_once():
 
 
 def test_by_op_sets_torchs_estimate_beside_the_count():
-    frame = modules.by_op(gpu_run())
+    frame = op_tables.by_op(gpu_run())
 
     mm = row(frame, op="aten::mm")
     assert (mm["flops"], mm["flops_profiler"], mm["kernels"]) == (4000, 4000, 3)
@@ -121,15 +121,15 @@ def test_by_op_sets_torchs_estimate_beside_the_count():
 def test_an_operator_without_a_rule_is_named_with_its_share_of_time():
     run = gpu_run()
 
-    missing = modules.without_rule(run)
+    missing = op_tables.without_rule(run)
 
     assert missing["op"].tolist() == ["mylib::step"]
     assert missing["time_share"].tolist() == pytest.approx([40 / (80 + 320 + 40)])
-    assert pd.isna(row(modules.by_op(run), op="mylib::step")["flops"])
+    assert pd.isna(row(op_tables.by_op(run), op="mylib::step")["flops"])
 
 
 def test_by_kernel():
-    frame = modules.by_kernel(gpu_run())
+    frame = op_tables.by_kernel(gpu_run())
 
     assert frame["kernel"].tolist() == ["gemm", "step"]
     assert row(frame, kernel="gemm")["ops"] == "aten::bmm aten::mm"
@@ -137,7 +137,7 @@ def test_by_kernel():
 
 
 def test_by_phase():
-    frame = modules.by_phase(gpu_run())
+    frame = phase_table.by_phase(gpu_run())
 
     assert frame["phase"].tolist() == ["forward", "backward", "optimizer"]
     forward = row(frame, phase="forward")
@@ -149,7 +149,7 @@ def test_by_phase():
 
 
 def test_totals():
-    sums = modules.totals(gpu_run())
+    sums = totals.totals(gpu_run())
 
     assert (sums["flops_forward"], sums["flops_backward"], sums["backward_ratio"]) == (4000, 8000, 2.0)
     assert sums["step_s"] == pytest.approx(480e-9)
@@ -167,7 +167,7 @@ def test_hardware_flops_make_the_hfu():
     run = gpu_run()
     run.ops["flops_hardware"] = run.ops["flops_hardware"] * 2
 
-    sums = modules.totals(run)
+    sums = totals.totals(run)
 
     assert sums["mfu"] == pytest.approx(0.25)
     assert sums["hfu"] == pytest.approx(0.5)
