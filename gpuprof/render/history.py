@@ -22,16 +22,13 @@ from gpuprof.analysis.comparison import CLOCK_UNITS, CLOCKS
 from gpuprof.analysis.known_flops import at_least
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture
+from gpuprof.render import palette
 from gpuprof.render.charts import save_picture
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import aligned, plain
 from gpuprof.render.view import View
 
-_COLORS = {
-    "none": "#1f4e79", "pass": "#2e8b57", "improvement": "#20b0c0", "regression": "#b02020", "drift": "#c06030",
-    "inconclusive": "#e0a030",
-}  # fmt: skip
-_LAUNCH, _CHANGED, _INFRASTRUCTURE = "#9aa5b1", "#303030", "#7a3fb0"
+_CHANGED = "#303030"
 _GAP = "#f0e8d8"
 _LIGHT = 0.45  # how much of a line is seen that later runs may do away with
 _SHORT = 8  # characters of a commit
@@ -300,7 +297,7 @@ def history_chart(one: Series, launches: pd.DataFrame, path: str | os.PathLike[s
         panels[-1].set_xlim(_time(moments[0]) - _ROOM, _time(moments[0]) + _ROOM)
     for change in one.changes:
         since, run = one.runs.iloc[change.since], one.runs.iloc[change.point.at]
-        color = _INFRASTRUCTURE if change.infrastructure else _CHANGED
+        color = palette.GREY if change.infrastructure else _CHANGED
         for axes in panels:
             look = {"color": color, "alpha": _LIGHT if change.provisional else 1.0}
             axes.axvline(_time(run["date"]), linewidth=1.2, linestyle="--", zorder=1, **look)
@@ -314,7 +311,7 @@ def history_chart(one: Series, launches: pd.DataFrame, path: str | os.PathLike[s
         )  # fmt: skip
     kinds = {(bool(change.infrastructure), change.provisional) for change in one.changes}
     for infrastructure, provisional in sorted(kinds):
-        look = {"color": _INFRASTRUCTURE if infrastructure else _CHANGED, "alpha": _LIGHT if provisional else 1.0}
+        look = {"color": palette.GREY if infrastructure else _CHANGED, "alpha": _LIGHT if provisional else 1.0}
         label = f"{'provisional ' * provisional}change{' of the infrastructure' * infrastructure}"
         panels[0].plot([], [], linewidth=1.2, linestyle="--", label=label, **look)
     if any(not math.isnan(one.gap_s(change)) for change in one.changes):
@@ -339,9 +336,9 @@ def _draw(axes: Any, one: Series, launches: pd.DataFrame, metric: str) -> None:
         some = launches[((launches["invalid"] == "") == valid) & launches[metric].notna()]
         if len(some):
             dates = np.array([_time(date) for date in some["date"]])
-            look = {"linestyle": "", "markersize": size, "color": _LAUNCH, "zorder": 2, "rasterized": True}
+            look = {"linestyle": "", "markersize": size, "color": palette.PALE, "zorder": 2, "rasterized": True}
             axes.plot(dates, some[metric] * factor, marker=marker, label=label, **look)
-    for verdict, color in _COLORS.items():
+    for verdict, color in palette.VERDICTS.items():
         there = runs["verdict"] == verdict
         label = "run, not judged" if verdict == "none" else f"run, {verdict}"
         if there.any():

@@ -34,6 +34,14 @@ HELD = {
 }  # fmt: skip
 """What takes memory."""
 
+VERDICTS = {
+    "none": BLUE, "pass": TEAL, "improvement": CYAN, "regression": RED, "drift": MAGENTA, "inconclusive": ORANGE,
+}  # fmt: skip
+"""On a run of a history."""
+
+SERIES = (BLUE, ORANGE, TEAL, MAGENTA, CYAN, RED, GREY)
+"""Lines of a sweep, one after the other."""
+
 SHARES = {
     0: "#440154", 5: "#453882", 10: "#33638d", 20: "#21918c", 40: "#44bf70", 70: "#b5de2b", 100: "#fde725",
 }  # fmt: skip

@@ -18,6 +18,7 @@ from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.sweep import Knee, axis, knee, rate, series
 from gpuprof.errors import GpuprofError
 from gpuprof.pictures import check_picture
+from gpuprof.render import palette
 from gpuprof.render.charts import save_picture
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
@@ -259,6 +260,14 @@ def sweep_chart(table: pd.DataFrame, path: Path) -> Path:
     return path
 
 
+def _color(index: int) -> str:
+    return palette.SERIES[index % len(palette.SERIES)]
+
+
+def _marker(index: int) -> str:
+    return "os^Dv*"[index // len(palette.SERIES) % 6]
+
+
 def _panels(table: pd.DataFrame) -> list[tuple[str, str]]:
     """The column that each panel is of, and its title; those of which nothing is known are left out."""
     panels = [("mfu", "MFU, %"), rate(table)]
@@ -273,13 +282,13 @@ def _panels(table: pd.DataFrame) -> list[tuple[str, str]]:
 def _draw_trade(axes: Any, lines: dict[str, pd.DataFrame], x: str) -> None:
     """Tokens/s of decoding against the time per token, each point with its size, the knee ringed."""
     for index, (label, rows) in enumerate(lines.items()):
-        color, known = f"C{index % 10}", rows[rows["tpot_s"].notna()]
+        color, known = _color(index), rows[rows["tpot_s"].notna()]
         points = {
             value: (float(time) * 1e3, float(rate))
             for value, time, rate in zip(known[x], known["tpot_s"], known["decode_tokens_per_s"], strict=True)
         }
         axes.plot(
-            *zip(*points.values(), strict=True), color=color, marker="os^Dv*"[index // 10 % 6], markersize=5,
+            *zip(*points.values(), strict=True), color=color, marker=_marker(index), markersize=5,
             linewidth=1.5, label=label,
         )  # fmt: skip
         for value, at in points.items():
@@ -307,7 +316,7 @@ def _draw_lines(axes: Any, lines: dict[str, pd.DataFrame], x: str, places: dict[
         known = rows[rows[name].notna()]
         axes.plot(
             [places[value] for value in known[x]], [float(value) * scale for value in known[name]],
-            color=f"C{index % 10}", marker="os^Dv*"[index // 10 % 6], markersize=5, linewidth=1.5,
+            color=_color(index), marker=_marker(index), markersize=5, linewidth=1.5,
             linestyle="-" if x in SIZES else "none", label=label,
         )  # fmt: skip
     if x not in SIZES:
@@ -327,7 +336,7 @@ def _draw_crosses(axes: Any, lines: dict[str, pd.DataFrame], x: str, places: dic
     bottom = axes.get_xaxis_transform()
     heights = dict.fromkeys(places, 0.035)
     for index, rows in enumerate(lines.values()):
-        color = f"C{index % 10}"
+        color = _color(index)
         for row in rows[rows[name].isna() & (rows["status"] != DONE)].to_dict(orient="records"):
             value = row[x]
             at = (places[value], heights[value])
