@@ -77,7 +77,7 @@ def percent(share: float | None) -> str:
     if share is None or not _known(share):
         return MISSING
     if 0 < abs(share) < 0.0005:
-        return "<0.1 %"
+        return "<0.1 %" if share > 0 else ">-0.1 %"
     return f"{share * 100:.1f} %"
 
 

@@ -50,7 +50,15 @@ def test_span(seconds, text):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.4123, "41.2 %"), (0.0, "0.0 %"), (0.0001, "<0.1 %"), (1.05, "105.0 %"), (None, "-")]
+    ("value", "text"),
+    [
+        (0.4123, "41.2 %"),
+        (0.0, "0.0 %"),
+        (0.0001, "<0.1 %"),
+        (-0.0001, ">-0.1 %"),
+        (1.05, "105.0 %"),
+        (None, "-"),
+    ],
 )
 def test_percent(value, text):
     assert units.percent(value) == text

@@ -30,6 +30,10 @@ def _executed(run: Record, convention: str | None) -> pd.DataFrame:
 
 
 def _by_kernel(run: Record, convention: str | None) -> pd.DataFrame:
+    if run.kernels.empty and not run.is_job and not counters_only(run):
+        trace = run.passes.get("trace")
+        said = [trace.reason, trace.remedy] if trace else ["profile with the pass trace"]
+        raise GpuprofError(f"this run has no kernels: {'; '.join(filter(None, said)) or 'none were traced'}")
     return executed_by_kernel(run) if counters_only(run) else by_kernel(run, convention)
 
 

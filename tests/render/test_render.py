@@ -299,3 +299,23 @@ def test_work_in_a_dtype_that_was_not_collected_is_named():
     run.counters.loc[0, ["tensor_bfloat16", "tensor_instructions"]] = [0, 7]
 
     assert "not collected (--counters full): gemm of layers.0, 1 launch." in render(run, "tree", View(width=300))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "why"),
+    [
+        (None, "profile with the pass trace"),
+        (PassOutcome("skipped", "it was not asked for", "ask for it"), "it was not asked for; ask for it"),
+        (PassOutcome("done"), "none were traced"),
+    ],
+)
+def test_a_table_by_kernel_needs_kernels(outcome, why):
+    run = gpu_run()
+    run.kernels = table("kernels", [])
+    run.passes.pop("trace", None)
+    if outcome is not None:
+        run.passes["trace"] = outcome
+
+    with pytest.raises(gpuprof.GpuprofError) as error:
+        render(run, "table", View(by="kernel"))
+    assert str(error.value) == f"this run has no kernels: {why}"
