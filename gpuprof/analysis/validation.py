@@ -241,13 +241,13 @@ def _share_options(paths: list[str], of: str, figures: Figures) -> Iterator[Opti
     for cause, kind in (("", figures.kind), ("share of the full square", "full")):
         whole = figures.count([TOTAL], kind, phases)
         yield cause, figures.count(paths, kind, phases) / whole if whole else 0.0
+    for sums in figures.by_rule:
+        if whole := figures.of([TOTAL], sums, of):
+            yield "share of the tool's own total", figures.of(paths, sums, of) / whole
     fused = [figures.count(some, "attention", phases) for some in (paths, [TOTAL])]
     if fused[1]:
         part, whole = (figures.count(some, "full", phases) - n for some, n in zip((paths, [TOTAL]), fused, strict=True))
         yield "share of a total without fused attention", part / whole if whole else 0.0
-    for sums in figures.by_rule:
-        if whole := figures.of([TOTAL], sums, of):
-            yield "share of the tool's own total", figures.of(paths, sums, of) / whole
 
 
 def _judge_backward(claimed: float, slack: float, factor: float, figures: Figures) -> dict[str, Any]:
