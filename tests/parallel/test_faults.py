@@ -121,7 +121,7 @@ def test_what_ends_before_the_passes_names_the_rank(ended, folder):
     assert said == {
         "missing data": (
             [2, 2],
-            ["gpuprof: rank 1: faulty.py:missing_data raised FileNotFoundError: no data on this host"],
+            ["gpuprof: rank 1: faulty.py:missing_data raised FileNotFoundError: no data on this host (faulty.py:77)"],
             [],
         ),
         "other model": (
@@ -142,7 +142,8 @@ def test_what_ends_before_the_passes_names_the_rank(ended, folder):
             [2, 2],
             [
                 "gpuprof: faulty.py:second_group raised ValueError: trying to initialize the default process group "
-                "twice!: under torchrun gpuprof has made it; call it only where is_initialized() is false"
+                "twice!: under torchrun gpuprof has made it; call it only where is_initialized() is false "
+                "(faulty.py:90)"
             ],
             [],
         ),
