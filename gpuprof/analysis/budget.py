@@ -402,6 +402,8 @@ def _timed(kernels: pd.DataFrame, run: Record, phase: str | None) -> tuple[pd.Da
     busy_s, gaps_s, notes = int(own.sum()) * 1e-9, int(gaps.sum()) * 1e-9, []
     timed_s = step_seconds(run, name)
     step_s = busy_s + gaps_s if timed_s is None else timed_s
+    if not step_s:
+        raise GpuprofError(f"the kernels of this {name} took no time: there is nothing to split")
     if timed_s is None and run.recorded:
         notes.append(
             f"The recording has no time of the {phase} but that of its kernels and the gaps before them."

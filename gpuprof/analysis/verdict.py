@@ -60,7 +60,7 @@ def verdict(run: Record, convention: str | None = None) -> list[str]:
 
 
 def _has_budget(run: Record) -> bool:
-    traced = len(run.busy) if run.is_job else run.done("trace") and len(run.kernels)
+    traced = len(run.busy) if run.is_job else run.done("trace") and run.kernels["duration_ns"].sum()
     return bool(traced) and run.done("count") and not run.metered
 
 
@@ -210,6 +210,6 @@ def _next_pass(run: Record) -> str:
     if lacking == ["time", "trace"]:
         return "'gpuprof profile MODEL' times and traces this step, and says what takes its time"
     if not lacking:
-        return "trace a step that launches something: in this one there are no kernels"
+        return "trace a step that launches something: in this one no kernel took any time"
     passes = units.number(len(lacking), "pass", "passes").partition(" ")[2]
     return f"profile with the {passes} {' and '.join(lacking)} too, to be told what takes the time"

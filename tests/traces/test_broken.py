@@ -80,6 +80,12 @@ def test_kernels_of_no_duration_have_no_share(tmp_path, gpuprof_cli):
     done = gpuprof_cli("import", t.save(tmp_path / "trace.json"))
     assert (done.returncode, done.stderr) == (0, "")
     assert "- has an owner" in done.stdout
+    assert "Next: no step is marked in the trace" in done.stdout
+
+    gpuprof_cli("import", tmp_path / "trace.json", "-q", "-o", tmp_path / "run.json")
+    split = gpuprof_cli("budget", tmp_path / "run.json")
+    said = "gpuprof: the kernels of this step took no time: there is nothing to split\n"
+    assert (split.returncode, split.stderr) == (2, said)
 
 
 def test_names_move_no_cursor_and_are_no_markup(tmp_path, gpuprof_cli):
