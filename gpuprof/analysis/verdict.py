@@ -30,8 +30,8 @@ ALIKE = 0.1
 WORTH_NAMING = 0.5
 """Share of the largest part from which the next one is named too."""
 
-SLOWED = 1.05
-"""Kernel time of the traced step over the undisturbed one from which it is said that tracing slowed it."""
+ROUGH = 1.05
+"""Kernel time of the traced step over the undisturbed one from which shares of a budget are rough."""
 
 _DTYPES = 2
 """Peaks that are named, by the FLOPs that run against them."""
@@ -155,7 +155,7 @@ def _doubts(run: Record, found: Budget | None) -> Iterator[str]:
     if found is not None:
         if not withheld_of_step(run) and (reason := withheld_of_kernels(run)):
             yield f"what FLOPs explain of the step is {reason}"
-        elif found.slowed > SLOWED:
+        elif found.slowed > ROUGH:
             yield f"tracing slowed the step {found.slowed:.2g} x, so shares are rough and idle time cannot be told"
         if step_seconds(run) is None and not run.recorded:
             yield "the step is the traced one, which tracing lengthens"
