@@ -7,12 +7,11 @@ from dataclasses import fields
 from fractions import Fraction
 from typing import NamedTuple
 
-import numpy as np
-
 from gpuprof.analysis.forecast import Fit, Forecast, Sized, What
 from gpuprof.analysis.generation import generation
 from gpuprof.analysis.memory import made, predict
 from gpuprof.errors import GpuprofError
+from gpuprof.late import np
 from gpuprof.passes.simulated import simulate
 from gpuprof.record import Record
 from gpuprof.schema import FORWARD

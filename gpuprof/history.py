@@ -19,12 +19,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from gpuprof import dates, store_url, units
 from gpuprof.analysis import comparison, levels
 from gpuprof.errors import GpuprofError
 from gpuprof.files import write_atomically
+from gpuprof.late import pd
 from gpuprof.log import is_log
 from gpuprof.record import Record, load
 from gpuprof.schema import integers

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import sqlalchemy as sa
 
 from gpuprof.analysis import comparison
+from gpuprof.late import pd
 from gpuprof.record import Record, load
 
 VERDICTS = ("none", "pass", "improvement", "regression", "drift", "inconclusive")

@@ -12,11 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from gpuprof.analysis.ranks import rank_rows
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware.peaks import check_peak
+from gpuprof.late import pd
 from gpuprof.record import PassOutcome
 from gpuprof.run import Run
 from gpuprof.schema import table

@@ -13,13 +13,12 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from gpuprof import job_facts
 from gpuprof.analysis.comparison import identity
 from gpuprof.analysis.replication import replication
 from gpuprof.errors import GpuprofError
 from gpuprof.job_part import KEPT, part, rank_of, read_part
+from gpuprof.late import pd
 from gpuprof.run import Run
 from gpuprof.schema import DOUBTS, TABLES, table
 from gpuprof.theory import CONVENTIONS

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import pandas as pd
-
+from gpuprof.late import pd
 from gpuprof.record import PassOutcome
 from gpuprof.schema import TABLES, table
 

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pandas as pd
-
 from gpuprof.analysis.communication import calls
 from gpuprof.analysis.consistency import misbooked, mismatches, misowned, owned_kernels
 from gpuprof.analysis.denominators import sm_clock_hz
@@ -21,6 +19,7 @@ from gpuprof.analysis.ranks import flops_rows, rank_rows
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.paths import ancestors
 from gpuprof.record import Record, load, read, whole_file
 from gpuprof.schema import ALL, FACTS, UNATTRIBUTED, columns, table

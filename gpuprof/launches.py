@@ -15,10 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.record import Record, load
 from gpuprof.schema import table
 from gpuprof.workload import Options

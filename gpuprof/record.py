@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import pandas as pd
-
 from gpuprof import log, log_content
 from gpuprof.errors import ForeignFileError, GpuprofError, no_run
 from gpuprof.files import write_atomically
+from gpuprof.late import pd
 from gpuprof.record_checks import check_facts, check_tables, checked_columns
 from gpuprof.schema import FACTS, SCHEMA_VERSION, SINCE, TABLES, columns, table
 

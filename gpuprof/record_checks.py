@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import pandas as pd
-
 from gpuprof.dates import in_utc
+from gpuprof.late import pd
 from gpuprof.schema import (
     ALL,
     COUNTS,

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-import pandas as pd
+from gpuprof.late import np, pd
 
 SCHEMA_VERSION = 6
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import pandas as pd
-
 from gpuprof.analysis.backward_causes import ASSUMED, Part, explain, merged
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.counted import convention_of, counted
@@ -19,6 +17,7 @@ from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.unpriced import ratio_withheld, reason, unpriced
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.paths import ancestors
 from gpuprof.record import Record
 from gpuprof.schema import UNATTRIBUTED, integers

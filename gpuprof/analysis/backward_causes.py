@@ -13,8 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import pandas as pd
-
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import UNATTRIBUTED
 from gpuprof.theory.rows import read_shapes

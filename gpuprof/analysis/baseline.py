@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import numpy as np
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.changepoints import change_points
 from gpuprof.analysis.comparison import (
@@ -22,6 +19,7 @@ from gpuprof.analysis.levels import BEGAN, to_newest
 from gpuprof.analysis.noise import FEWEST_RUNS, WINDOW, Modes, modes
 from gpuprof.analysis.regression import TOLD
 from gpuprof.errors import GpuprofError
+from gpuprof.late import np, pd
 from gpuprof.record import Record
 
 MOST = 20

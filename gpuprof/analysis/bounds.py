@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from gpuprof.analysis.denominators import ideal_seconds, peak_dtype
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.theory.rows import read_shapes
 

@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.bounds import BOUNDS, add_bounds, bandwidth_of
 from gpuprof.analysis.budget_words import LAUNCH_GAP_S, evidence, negative, title
@@ -35,6 +32,7 @@ from gpuprof.analysis.steps import refuse_log, step_seconds
 from gpuprof.analysis.untold import untold
 from gpuprof.analysis.work import classified, operators
 from gpuprof.errors import GpuprofError
+from gpuprof.late import np, pd
 from gpuprof.paths import ancestors, layer_of
 from gpuprof.record import Record
 from gpuprof.schema import FORWARD, MODEL, UNATTRIBUTED

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.denominators import peak_dtype, sm_clock_hz
 from gpuprof.analysis.kernel_time import busy_seconds
 from gpuprof.analysis.known_flops import at_least
+from gpuprof.late import pd
 from gpuprof.record import Record
 
 LAUNCH_GAP_S = 100e-6

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
 from gpuprof.analysis.denominators import peak_dtype
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import integers
 from gpuprof.theory.names import without_overload

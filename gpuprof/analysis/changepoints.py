@@ -18,11 +18,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
-import pandas as pd
-
 from gpuprof.analysis.comparison import CLOCKS, differences
 from gpuprof.analysis.denominators import WORDS
+from gpuprof.late import np, pd
 
 WINDOW = 50
 """Values that are looked at together; windows overlap by half."""

@@ -6,8 +6,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from math import isnan, nan
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.baseline import comparable_runs, in_words, modes_note, newest_launches, runs_that_tell
 from gpuprof.analysis.comparison import (
@@ -30,6 +28,7 @@ from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.regression import DRIFT, IMPROVEMENT, INCONCLUSIVE, MARGIN, PASS, REGRESSION, TOLD
 from gpuprof.analysis.steps import varied
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.paths import unwrapped
 from gpuprof.record import Record
 from gpuprof.schema import integers

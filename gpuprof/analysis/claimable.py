@@ -7,14 +7,13 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis import readings
 from gpuprof.analysis.counted import convention_of
 from gpuprof.analysis.executed import executed_flops
 from gpuprof.analysis.generation import PARTS
 from gpuprof.analysis.readings import TOTAL
+from gpuprof.late import pd
 from gpuprof.paths import ancestors
 from gpuprof.record import Record
 

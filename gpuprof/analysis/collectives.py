@@ -12,10 +12,9 @@ import re
 from statistics import median
 from typing import NamedTuple
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import integers
 

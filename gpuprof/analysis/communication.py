@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-import pandas as pd
-
 from gpuprof.analysis.kernel_time import busy_seconds, owned, union_ns
 from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.errors import GpuprofError
+from gpuprof.late import np, pd
 from gpuprof.record import Record
 from gpuprof.schema import integers, table
 from gpuprof.theory import rule_for

@@ -9,8 +9,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-import pandas as pd
-
 from gpuprof.analysis.consistency import owned_kernels, per_step, withheld_of_step
 from gpuprof.analysis.counted import convention_of, counted, whole_step
 from gpuprof.analysis.denominators import WORDS, denominators, ideal_seconds, sm_clock_hz
@@ -24,6 +22,7 @@ from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.steps import typical
 from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.paths import layer_of, unsharded, unwrapped
 from gpuprof.record import Record
 from gpuprof.schema import ALL, MODEL, integers

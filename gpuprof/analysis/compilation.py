@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pandas as pd
-
 from gpuprof import units
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import WHOLE_STEP
 

@@ -10,11 +10,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.analysis.ran import ran
+from gpuprof.late import pd
 from gpuprof.paths import ancestors
 from gpuprof.record import Record
 from gpuprof.schema import PHASES, UNATTRIBUTED, integers

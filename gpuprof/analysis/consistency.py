@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis import same_step, too_fast
 from gpuprof.analysis.once import once
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import step_seconds
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import ALL, UNATTRIBUTED
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.counted import chosen, counted, formula_parts, of_no_part, whole_step
 from gpuprof.analysis.known_flops import none_known
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import FORWARD, MODEL
 from gpuprof.theory import CONVENTIONS, Architecture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
-
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.denominators import denominator, ideal_seconds
 from gpuprof.analysis.directions import direction
@@ -14,6 +12,7 @@ from gpuprof.analysis.once import once
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.steps import varied
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import FORWARD, MODEL, integers
 from gpuprof.theory.architecture import Architecture

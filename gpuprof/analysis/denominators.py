@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
-
 from gpuprof.hardware.counters import SCALAR_COLUMNS, TENSOR_COLUMNS
+from gpuprof.late import pd
 from gpuprof.record import Record
 
 WORDS = {

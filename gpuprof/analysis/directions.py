@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
+from gpuprof.late import pd
 from gpuprof.schema import FORWARD
 
 _FORWARDS = dict.fromkeys(FORWARD, "forward")

@@ -14,11 +14,10 @@ from functools import reduce
 from operator import add
 from typing import Any, Literal, NamedTuple
 
-import pandas as pd
-
 from gpuprof.analysis.directions import directions
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware.counters import SCALAR_COLUMNS, TENSOR_COLUMNS, columns_of, names_of
+from gpuprof.late import pd
 from gpuprof.paths import ancestors
 from gpuprof.record import Record
 from gpuprof.schema import PHASES, UNATTRIBUTED, integers

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from gpuprof import log
 from gpuprof.analysis.changepoints import MIN_CHANGE, Change, changes
+from gpuprof.late import pd
 
 FIGURES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
     "mfu": ("mfu", fmean), "hfu": ("hfu", fmean), "tokens_per_s": ("tokens_per_sec", sum),

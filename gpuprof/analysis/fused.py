@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.consistency import owned_kernels
 from gpuprof.analysis.counted import priced
 from gpuprof.analysis.generation import is_generation
 from gpuprof.analysis.operators import GENERATED
 from gpuprof.analysis.shares import owners
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import UNATTRIBUTED, integers
 

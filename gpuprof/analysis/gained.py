@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
-import pandas as pd
-
 from gpuprof.analysis.comparison import kernel_seconds, own_counts, parts_of
 from gpuprof.analysis.consistency import owned_kernels
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.shares import regions
+from gpuprof.late import pd
 from gpuprof.paths import unwrapped
 from gpuprof.record import Record
 from gpuprof.schema import integers

@@ -11,8 +11,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.consistency import mismoved, withheld_of_kernels, withheld_of_step
 from gpuprof.analysis.kernel_time import kernel_times, of_ranks
@@ -20,6 +18,7 @@ from gpuprof.analysis.once import once
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.telemetry import energy_per_step_j
+from gpuprof.late import pd
 from gpuprof.paths import ancestors
 from gpuprof.record import Record
 from gpuprof.schema import ALL, FORWARD, TRAFFIC, integers

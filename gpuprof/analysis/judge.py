@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, nan
 
-import numpy as np
-
 from gpuprof import units
 from gpuprof.analysis.noise import BETWEEN_RUNS, Runs, Stretch
 from gpuprof.analysis.regression import (
@@ -29,6 +27,7 @@ from gpuprof.analysis.regression import (
     Reading,
     hold,
 )
+from gpuprof.late import np
 
 ALPHA = 0.01
 """Chance of a false alarm that `rank_test` may have."""

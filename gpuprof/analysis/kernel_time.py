@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
-
+from gpuprof.late import np, pd
 from gpuprof.paths import ancestors
 from gpuprof.record import Record
 from gpuprof.schema import ALL

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.theory import rule_for
 from gpuprof.theory.kernel_names import multiplies

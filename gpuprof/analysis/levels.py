@@ -7,10 +7,8 @@ of no level, and is noise once a later one came back to it; what somebody left o
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
-
 from gpuprof.analysis.noise import WINDOW
+from gpuprof.late import np, pd
 
 BEGINS = ("improvement", "regression", "drift")
 """Verdicts of runs that begin a level where somebody accepts them."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-import pandas as pd
-
+from gpuprof.late import pd
 from gpuprof.paths import unsharded, unwrapped
 from gpuprof.record import Record
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from gpuprof.analysis.generation import held_after, is_generation
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.paths import ancestors
 from gpuprof.record import Record
 from gpuprof.schema import FORWARD, PHASES, UNATTRIBUTED

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import numpy as np
-import pandas as pd
-
 from gpuprof.analysis.comparison import CLOCKS
 from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.judge import Verdict, judge, judge_exact, judge_interleaved
 from gpuprof.analysis.noise import Runs
 from gpuprof.analysis.regression import FEWEST, INCONCLUSIVE, MARGIN, Better
 from gpuprof.analysis.steps import varied
+from gpuprof.late import np, pd
 from gpuprof.record import Record
 
 METRICS: dict[str, Better] = {

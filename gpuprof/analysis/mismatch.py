@@ -10,12 +10,11 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis import readings
 from gpuprof.analysis.claimable import Figures
 from gpuprof.analysis.readings import TOTAL
+from gpuprof.late import pd
 from gpuprof.theory.rules import PRODUCTS
 
 _NEARLY_ALL = 0.9  # share of the figures that has to agree

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import pandas as pd
-
 from gpuprof.analysis.compiled import hardware_of_compiled
 from gpuprof.analysis.consistency import (
     owned_kernels,
@@ -25,6 +23,7 @@ from gpuprof.analysis.known_flops import none_known
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.rates import ideal_move_s, rate, ratio
 from gpuprof.analysis.shares import untimed
+from gpuprof.late import pd
 from gpuprof.paths import ancestors
 from gpuprof.record import Record
 from gpuprof.schema import FORWARD, PHASES, UNATTRIBUTED, integers

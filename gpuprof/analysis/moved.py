@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import nan
 
-import numpy as np
-import pandas as pd
-
 from gpuprof.analysis.comparison import KEYS, By, kernel_seconds, own_counts
 from gpuprof.analysis.directions import directions
 from gpuprof.analysis.generation import is_generation
 from gpuprof.analysis.regression import FEWEST, MARGIN, hold
+from gpuprof.late import np, pd
 from gpuprof.record import Record
 
 CANCEL = 0.05

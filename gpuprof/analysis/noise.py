@@ -16,7 +16,7 @@ from math import comb, hypot, sqrt
 from statistics import median
 from typing import NamedTuple
 
-import numpy as np
+from gpuprof.late import np
 
 FLOOR = 0.003
 """Least spread that is believed of any machine, as a share."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import pandas as pd
-
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.counted import priced
 from gpuprof.analysis.fused import graphs, of_compiled
@@ -14,6 +12,7 @@ from gpuprof.analysis.operators import GENERATED, kinds, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.rates import rate
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.theory import rule_for
 

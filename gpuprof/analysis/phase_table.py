@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.compiled import hardware_of_compiled
 from gpuprof.analysis.consistency import withheld_of_step
@@ -14,6 +12,7 @@ from gpuprof.analysis.ran import ran
 from gpuprof.analysis.rates import ideal_move_s, rate
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import step_seconds
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import ALL, PHASES, integers
 

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.communication import account
 from gpuprof.analysis.consistency import withheld, withheld_of_step
@@ -21,6 +19,7 @@ from gpuprof.analysis.counted import chosen
 from gpuprof.analysis.denominators import denominator, of_ranks, peak_dtype
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.record import Record, load
 from gpuprof.schema import MODEL, integers
 

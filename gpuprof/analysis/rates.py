@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.generation import bandwidth
+from gpuprof.late import pd
 from gpuprof.record import Record
 
 

@@ -28,9 +28,8 @@ from functools import partial
 from math import expm1, sqrt
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from gpuprof.analysis.noise import FEWEST_RUNS, FLOOR, MEDIAN_VARIANCE, Past, Runs, Stretch
+from gpuprof.late import np
 
 MARGIN = 0.02
 """A change below this is not one, whatever the noise."""

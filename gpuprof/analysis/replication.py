@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
-
+from gpuprof.late import pd
 from gpuprof.paths import layer_of, unwrapped
 from gpuprof.record import Record
 from gpuprof.schema import MODEL

@@ -12,8 +12,6 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
@@ -26,6 +24,7 @@ from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import refuse_log
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import NOBODYS, PHASES, integers
 from gpuprof.theory.rules import PRODUCTS

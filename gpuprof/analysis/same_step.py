@@ -7,11 +7,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.theory import rule_for
 from gpuprof.theory.rows import read_shapes

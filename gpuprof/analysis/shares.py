@@ -9,10 +9,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Sequence
 
-import numpy as np
-import pandas as pd
-
 from gpuprof.analysis.once import once
+from gpuprof.late import np, pd
 from gpuprof.paths import ancestors
 from gpuprof.record import Record
 from gpuprof.schema import WHOLE_STEP

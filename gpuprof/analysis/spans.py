@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from gpuprof.analysis.consistency import owned_kernels
 from gpuprof.analysis.counted import chosen, counted, priced
 from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.analysis.ran import ran
+from gpuprof.late import pd
 from gpuprof.paths import ancestors
 from gpuprof.record import Record
 from gpuprof.theory import rule_for

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from gpuprof.analysis.counted import convention_of
 from gpuprof.analysis.generation import bandwidth, generation
 from gpuprof.analysis.known_flops import known_of
 from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.telemetry import invalid_reasons
 from gpuprof.analysis.totals import totals
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import integers
 from gpuprof.sweep import SIZES, SWEPT, Point

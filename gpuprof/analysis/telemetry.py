@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.counted import counted, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
+from gpuprof.late import pd
 from gpuprof.record import Record
 
 _COUNTER_STEP_S = 0.1  # drivers advance the cumulative counters about every 0.1 s, so a window may gain one step

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pandas as pd
-
 from gpuprof.analysis.compiled import hardware_of_compiled
 from gpuprof.analysis.consistency import per_step, withheld_of_step
 from gpuprof.analysis.counted import counted, hardware, whole_step
@@ -18,6 +16,7 @@ from gpuprof.analysis.ranks import busy_of_ranks
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.unpriced import ratio_withheld
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import FORWARD, MODEL, UNATTRIBUTED
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis import readings
 from gpuprof.analysis.claimable import Figures, Option, signed
@@ -21,6 +19,7 @@ from gpuprof.analysis.mismatch import mismatch
 from gpuprof.analysis.ranks import refuse_job
 from gpuprof.analysis.readings import TOTAL
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.reports import read_report
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.budget import Budget, budget
 from gpuprof.analysis.budget_words import in_a_sentence
@@ -21,6 +19,7 @@ from gpuprof.analysis.known_flops import at_least, known_of
 from gpuprof.analysis.ranks import straggler
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.telemetry import invalid_reasons
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import MODEL
 

@@ -6,8 +6,6 @@ the works that are in it.
 
 from __future__ import annotations
 
-import pandas as pd
-
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.consistency import withheld_of_owners
 from gpuprof.analysis.counted import chosen, convention_of, counted, priced, whole_step
@@ -16,6 +14,7 @@ from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import kinds, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.shares import split_kernels
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import MODEL, UNATTRIBUTED
 from gpuprof.theory.rows import Shape, read_shapes

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +28,7 @@ from gpuprof.analysis.backward_causes import (
 from gpuprof.analysis.modules import by_module
 from gpuprof.analysis.too_fast import SLOWED
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain

@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.backward import whole
 from gpuprof.analysis.backward_causes import ASSUMED
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.pictures import check_drawing, check_picture
 from gpuprof.record import Record
 from gpuprof.render import palette

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +20,7 @@ from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.hints import Hint, hints
 from gpuprof.analysis.known_flops import at_least, known_of, priced_share
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.pictures import check_drawing, check_picture
 from gpuprof.render import palette
 from gpuprof.render.charts import new_figure, save_picture, subject

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.consistency import withheld
 from gpuprof.analysis.counted import convention_of, counted
@@ -20,6 +18,7 @@ from gpuprof.analysis.known_flops import known_of, none_known
 from gpuprof.analysis.modules import convention_by_module
 from gpuprof.analysis.ranks import refuse_job
 from gpuprof.analysis.totals import totals
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.render.view import View
 from gpuprof.schema import FORWARD, UNATTRIBUTED

@@ -8,7 +8,6 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-import pandas as pd
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +18,7 @@ from gpuprof.analysis.comparison import BY_NAME, KEYS
 from gpuprof.analysis.judge import Verdict
 from gpuprof.analysis.metrics import DECIDES, OF_GENERATIONS
 from gpuprof.analysis.regression import DRIFT, FEWEST, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION
+from gpuprof.late import pd
 from gpuprof.render.tables import aligned
 from gpuprof.render.view import View
 from gpuprof.schema import UNATTRIBUTED

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from math import nan
 from typing import Any
 
-import pandas as pd
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -15,6 +14,7 @@ from gpuprof import units
 from gpuprof.analysis.check import Check
 from gpuprof.analysis.comparison import compiled
 from gpuprof.analysis.regression import FEWEST
+from gpuprof.late import pd
 from gpuprof.render.check_tables import (
     HEADS,
     TOP,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
 from gpuprof import units
 from gpuprof.analysis.executed import flops_by_dtype, not_collected
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.render import tables
 from gpuprof.render.console import to_text

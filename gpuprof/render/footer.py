@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import pandas as pd
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -19,6 +18,7 @@ from gpuprof.analysis.steps import traced
 from gpuprof.analysis.telemetry import invalid_reasons
 from gpuprof.analysis.too_fast import SLOWED
 from gpuprof.analysis.untold import untold
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.render.view import View
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.consistency import withheld_of_step
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.generation import Generation, bandwidths, generation, mbu, parts, phases_of, withheld_of_bytes
 from gpuprof.analysis.known_flops import at_least
 from gpuprof.analysis.phase_table import by_phase
+from gpuprof.late import pd
 from gpuprof.record import Record
 
 _KINDS = {"weights": ("weights",), "cache": ("cache_read", "cache_written"), "activations": ("activations",)}

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from math import inf
 from typing import Any
 
-import pandas as pd
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -42,6 +41,7 @@ from gpuprof.analysis.telemetry import (
 )
 from gpuprof.analysis.totals import totals
 from gpuprof.analysis.untold import host_steps
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.render.generation import generation_lines
 from gpuprof.render.view import View

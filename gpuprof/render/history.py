@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -21,6 +19,7 @@ from gpuprof.analysis.changepoints import SETTLED, Change, Series, beside, clock
 from gpuprof.analysis.comparison import CLOCK_UNITS, CLOCKS
 from gpuprof.analysis.known_flops import at_least
 from gpuprof.errors import GpuprofError
+from gpuprof.late import np, pd
 from gpuprof.pictures import check_picture
 from gpuprof.render import palette
 from gpuprof.render.charts import save_picture

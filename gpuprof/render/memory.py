@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +18,7 @@ from gpuprof.analysis.memory import account, by_module, no_timeline, peak
 from gpuprof.analysis.modules import by_module as module_table
 from gpuprof.analysis.steps import refuse_log
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.render.charts import subject
 from gpuprof.render.console import to_text

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from typing import Any
 from xml.etree import ElementTree
 
-import pandas as pd
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -20,6 +19,7 @@ from gpuprof.analysis.comparison import fingerprint, workload_key
 from gpuprof.analysis.judge import Verdict
 from gpuprof.analysis.metrics import TOLERANCES
 from gpuprof.analysis.regression import DRIFT, IMPROVEMENT, INCONCLUSIVE, PASS, REGRESSION
+from gpuprof.late import pd
 from gpuprof.render.check_tables import (
     COLORS,
     HEADS,

@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.executed import counters_only
 from gpuprof.analysis.roofline import Roofs, dtypes, roofline, roofs
 from gpuprof.errors import GpuprofError
+from gpuprof.late import np, pd
 from gpuprof.pictures import check_drawing, check_picture
 from gpuprof.record import Record
 from gpuprof.render import palette

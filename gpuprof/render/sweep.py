@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +16,7 @@ from gpuprof import units
 from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.sweep import Knee, axis, knee, rate, series
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.pictures import check_picture
 from gpuprof.render import palette
 from gpuprof.render.charts import save_picture

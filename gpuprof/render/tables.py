@@ -6,7 +6,6 @@ import json as json_module
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +16,7 @@ from gpuprof.analysis.executed import ALONE, KERNEL_COLUMNS
 from gpuprof.analysis.generation import BANDWIDTHS, PARTS, bandwidth, bandwidths, moved, withheld_of_bytes
 from gpuprof.analysis.known_flops import known_of
 from gpuprof.analysis.ranks import straggler
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.render.console import to_text
 from gpuprof.render.view import View, frame

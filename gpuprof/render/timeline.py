@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from gpuprof.analysis.generation import held
 from gpuprof.analysis.memory import account, running
+from gpuprof.late import np, pd
 from gpuprof.record import Record
 
 LAYERS = {

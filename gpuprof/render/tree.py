@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +15,7 @@ from gpuprof import units
 from gpuprof.analysis.generation import PARTS, moved, phases_of
 from gpuprof.analysis.modules import by_module
 from gpuprof.analysis.totals import totals
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.render import tables
 from gpuprof.render.console import to_text

@@ -8,7 +8,6 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-import pandas as pd
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +16,7 @@ from gpuprof import units
 from gpuprof.analysis.generation import PARTS
 from gpuprof.analysis.validation import Validation
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.view import View, depth_of

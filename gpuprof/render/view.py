@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from gpuprof.analysis.collectives import by_collective
 from gpuprof.analysis.communication import collectives
 from gpuprof.analysis.conventions import beside
@@ -18,6 +16,7 @@ from gpuprof.analysis.op_tables import by_kernel, by_op
 from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.ranks import by_rank
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import UNATTRIBUTED
 

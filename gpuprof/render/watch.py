@@ -6,13 +6,13 @@ import json as json_module
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pandas as pd
 from rich.console import Group
 from rich.text import Text
 
 from gpuprof import units
 from gpuprof.analysis.changepoints import SETTLED, Change
 from gpuprof.analysis.following import FIGURES, Training
+from gpuprof.late import pd
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import aligned, plain
 from gpuprof.render.view import View

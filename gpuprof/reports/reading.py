@@ -6,9 +6,8 @@ from collections.abc import Callable
 from os import PathLike
 from typing import NamedTuple
 
-import pandas as pd
-
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.reports import layers, printed_models, tables, thop
 from gpuprof.reports.figures import MEASURED
 from gpuprof.reports.prefixes import Part, ways
