@@ -10,14 +10,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from gpuprof import log, log_content
 from gpuprof.errors import ForeignFileError, GpuprofError, no_run
 from gpuprof.files import write_atomically
-from gpuprof.late import pd
 from gpuprof.record_checks import check_facts, check_tables, checked_columns
-from gpuprof.schema import FACTS, SCHEMA_VERSION, SINCE, TABLES, columns, table
+from gpuprof.schema import FACTS, SCHEMA_VERSION, SINCE, TABLES, columns, plain, table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass
@@ -37,6 +39,25 @@ class PassOutcome:
     remedy: str = ""
     seconds: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+class _Held:
+    """A raw table of a record: columns of plain values until its frame is asked for, and from then on the frame."""
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, record: Record | None, _: type | None = None) -> Any:
+        if record is None:
+            return None  # what a record holds by default: no rows
+        held = record.__dict__[self._name]
+        if isinstance(held, dict):
+            held = record.__dict__[self._name] = table(self._name, held)
+        return held
+
+    def __set__(self, record: Record, value: pd.DataFrame | dict[str, list[Any]] | None) -> None:
+        frame = value is not None and not isinstance(value, dict)
+        record.__dict__[self._name] = value if frame else plain(self._name, value or {})
 
 
 @dataclass
@@ -61,7 +82,8 @@ class Record:
         tree, ops, kernels, graphs, nodes, compilations, breaks, estimates, counters, samples, generation, traffic,
             launches, ranks, busy, collectives, memory, timeline, telemetry: the raw tables; graphs, nodes, compilations
             and breaks are of steps that torch.compile took part in; generation and traffic of generations; busy and
-            collectives of ranks and jobs, and a job has no kernels.
+            collectives of ranks and jobs, and a job has no kernels. Each is a frame of pandas, made when it is first
+            asked for; `columns` gives what it holds without pandas. May be set as either.
     """
 
     workload: dict[str, Any]
@@ -71,25 +93,39 @@ class Record:
     passes: dict[str, PassOutcome] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     doubts: dict[str, list[str]] = field(default_factory=dict)
-    tree: pd.DataFrame = field(default_factory=lambda: table("tree", []))
-    ops: pd.DataFrame = field(default_factory=lambda: table("ops", []))
-    kernels: pd.DataFrame = field(default_factory=lambda: table("kernels", []))
-    graphs: pd.DataFrame = field(default_factory=lambda: table("graphs", []))
-    nodes: pd.DataFrame = field(default_factory=lambda: table("nodes", []))
-    compilations: pd.DataFrame = field(default_factory=lambda: table("compilations", []))
-    breaks: pd.DataFrame = field(default_factory=lambda: table("breaks", []))
-    estimates: pd.DataFrame = field(default_factory=lambda: table("estimates", []))
-    counters: pd.DataFrame = field(default_factory=lambda: table("counters", []))
-    samples: pd.DataFrame = field(default_factory=lambda: table("samples", []))
-    generation: pd.DataFrame = field(default_factory=lambda: table("generation", []))
-    traffic: pd.DataFrame = field(default_factory=lambda: table("traffic", []))
-    launches: pd.DataFrame = field(default_factory=lambda: table("launches", []))
-    ranks: pd.DataFrame = field(default_factory=lambda: table("ranks", []))
-    busy: pd.DataFrame = field(default_factory=lambda: table("busy", []))
-    collectives: pd.DataFrame = field(default_factory=lambda: table("collectives", []))
-    memory: pd.DataFrame = field(default_factory=lambda: table("memory", []))
-    timeline: pd.DataFrame = field(default_factory=lambda: table("timeline", []))
-    telemetry: pd.DataFrame = field(default_factory=lambda: table("telemetry", []))
+    tree: pd.DataFrame = _Held()
+    ops: pd.DataFrame = _Held()
+    kernels: pd.DataFrame = _Held()
+    graphs: pd.DataFrame = _Held()
+    nodes: pd.DataFrame = _Held()
+    compilations: pd.DataFrame = _Held()
+    breaks: pd.DataFrame = _Held()
+    estimates: pd.DataFrame = _Held()
+    counters: pd.DataFrame = _Held()
+    samples: pd.DataFrame = _Held()
+    generation: pd.DataFrame = _Held()
+    traffic: pd.DataFrame = _Held()
+    launches: pd.DataFrame = _Held()
+    ranks: pd.DataFrame = _Held()
+    busy: pd.DataFrame = _Held()
+    collectives: pd.DataFrame = _Held()
+    memory: pd.DataFrame = _Held()
+    timeline: pd.DataFrame = _Held()
+    telemetry: pd.DataFrame = _Held()
+
+    def columns(self, name: str) -> dict[str, list[Any]]:
+        """A raw table as plain values, column by column, None where one is missing. Not to be changed.
+
+        Args:
+            name: of `TABLES`.
+        """
+        held = self.__dict__[name]
+        return held if isinstance(held, dict) else columns(held)
+
+    def has(self, name: str) -> bool:
+        """Whether a raw table has any row."""
+        held = self.__dict__[name]
+        return bool(next(iter(held.values()))) if isinstance(held, dict) else len(held) > 0
 
     def done(self, name: str) -> bool:
         """Whether the named pass ran to its end."""
@@ -130,7 +166,7 @@ class Record:
             "passes": {name: vars(outcome) for name, outcome in self.passes.items()},
             "warnings": self.warnings,
             **({"doubts": self.doubts} if self.doubts else {}),
-            **{name: columns(getattr(self, name)) for name in TABLES},
+            **{name: self.columns(name) for name in TABLES},
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -291,13 +291,29 @@ def table(name: str, rows: list[dict[str, Any]] | dict[str, list[Any]]) -> pd.Da
         name: of `TABLES`.
         rows: a list of rows, or columns by name; what is not given is missing, and the launch 0.
     """
+    return pd.DataFrame({column: _typed(column, values) for column, values in plain(name, rows).items()})
+
+
+def plain(name: str, rows: list[dict[str, Any]] | dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """What `table` makes a frame of: exactly its columns, of plain values; arguments as for `table`.
+
+    A text that is not there is empty.
+
+    Raises:
+        KeyError: columns are given, but not one that has no default.
+    """
     if isinstance(rows, list):
-        columns = {column: [row.get(column, DEFAULTS.get(column)) for row in rows] for column in TABLES[name]}
-    else:
-        length = len(next(iter(rows.values()), ()))
+        made = {column: [row.get(column, DEFAULTS.get(column)) for row in rows] for column in TABLES[name]}
+    elif rows:
+        length = len(next(iter(rows.values())))
         given = {column: [default] * length for column, default in DEFAULTS.items()} | rows
-        columns = {column: given[column] for column in TABLES[name]}
-    return pd.DataFrame({column: _typed(column, values) for column, values in columns.items()})
+        made = {column: given[column] for column in TABLES[name]}
+    else:
+        return {column: [] for column in TABLES[name]}
+    for column, values in made.items():
+        if column not in INTEGERS and column not in FLOATS and None in values:
+            made[column] = ["" if value is None else value for value in values]
+    return made
 
 
 def _typed(column: str, values: list[Any]) -> Any:
@@ -308,7 +324,7 @@ def _typed(column: str, values: list[Any]) -> Any:
         return pd.array([None if value is None or value is pd.NA else int(value) for value in values], dtype="Int64")
     if column in FLOATS:
         return pd.Series(values, dtype="float64")
-    return pd.Series(["" if value is None else value for value in values], dtype="object")
+    return pd.Series(values, dtype="object")
 
 
 def integers(values: Iterable[Any]) -> Any:
