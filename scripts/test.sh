@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Lint, types and tests. Does all set-up on a fresh machine. Arguments go to pytest: scripts/test.sh -k counting
+# Without any the whole suite runs, in up to four processes at once.
 #   scripts/test.sh --newest ...          with the newest of everything that pyproject.toml allows, but for torch
 #   scripts/test.sh --versions [NAME ...] the tests that touch torch and transformers alone, under each of the
 #                                         versions oldest, image (what the image of a GPU node has) and newest
@@ -33,4 +34,5 @@ PATH=$PWD/$environment/bin:$PWD/.venv/bin:$PATH
 ruff check .
 ruff format --check .
 python -m mypy
+[ $# -gt 0 ] || set -- --numprocesses auto --maxprocesses 4 --dist loadfile
 exec python -m pytest "$@"

@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tests=(tests/workload tests/passes tests/theory tests/analysis tests/test_public_api.py tests/test_main_job.py)
+at_once=(--numprocesses auto --maxprocesses 4 --dist loadfile)
 version() { "$1/bin/python" -c 'import importlib.metadata as m, sys; print(m.version(sys.argv[1]))' "$2"; }
 
 [ $# -gt 0 ] || set -- oldest image newest
@@ -27,7 +28,7 @@ for name in "$@"; do
         continue
     fi
     echo "$name: torch $(version "$environment" torch), transformers $transformers"
-    "$environment/bin/python" -m pytest "${tests[@]}" || failed+=("$name")
+    "$environment/bin/python" -m pytest "${at_once[@]}" "${tests[@]}" || failed+=("$name")
 done
 [ ${#failed[@]} = 0 ] || {
     echo "failed with the versions: ${failed[*]}" >&2

@@ -14,6 +14,7 @@ from gpuprof.hardware import ceilings
 # The models here are small, and threads that wait for one another spin: on a busy machine most of the time.
 os.environ["OMP_NUM_THREADS"] = "1"  # of what the tests start
 torch.set_num_threads(1)
+os.environ.pop("COLUMNS", None)  # 80 in the workers of pytest-xdist, where nobody looks on
 
 
 def pytest_collection_modifyitems(items):
