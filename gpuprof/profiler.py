@@ -38,6 +38,7 @@ from gpuprof.passes.options import DEFAULT_PASSES, check
 from gpuprof.passes.preserve import preserved
 from gpuprof.passes.table import PASSES, Measuring, Pass, Progress
 from gpuprof.passes.unsharded import count_unsharded
+from gpuprof.process import settle
 from gpuprof.record import PassOutcome, Record
 from gpuprof.run import Run
 from gpuprof.schema import UNATTRIBUTED, table
@@ -225,6 +226,7 @@ def run_passes(
     A pass that fails is recorded with its reason and the others still deliver. Threads take turns. Where ``alone``,
     other processes of a job have no part in it.
     """
+    settle()  # all is imported and the model is made
     require_internals()
     control = Control() if alone else join(rank_timeout)
     if why := control.broken():

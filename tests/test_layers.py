@@ -15,7 +15,7 @@ PACKAGE = Path(gpuprof.__file__).parent
 
 # from the bottom up: a module may import from its own layer and from those before it
 LAYERS = [
-    ("errors", "signals", "undo", "units", "version"),
+    ("errors", "process", "signals", "undo", "units", "version"),
     ("files", "schema"),
     ("dates", "pictures"),
     ("store_url",),
@@ -51,6 +51,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 TORCH_FREE = [
     "errors",
+    "process",
     "signals",
     "undo",
     "units",
