@@ -43,6 +43,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
         status = end.code
     if isinstance(status, int | None) and not (_in_order or _watched()):
         _end(status or 0)
+    gc.unfreeze()  # all that there is is taken apart
     sys.exit(status)
 
 
@@ -81,8 +82,8 @@ def _end(status: int) -> None:
     threading._shutdown()  # type: ignore[attr-defined]  # it waits for threads
     atexit._run_exitfuncs()
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # a stream that is closed from the start is None
+            stream.flush()
     except (OSError, ValueError):  # the interpreter knows what to say of it
         return
     os._exit(status)
