@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 from gpuprof.errors import GpuprofError
-from gpuprof.profiler import profile
+from gpuprof.process import run
 
 
-def main(path: str) -> int:
+def main() -> int:
     """Profile what the job in the file says, in this fresh process."""
-    job = json.loads(Path(path).read_text())
+    from gpuprof.profiler import profile
+
+    job = json.loads(Path(sys.argv[1]).read_text())
     try:
         profile(job["model"], **job["arguments"]).save(job["out"])
     except GpuprofError as error:
@@ -22,4 +24,4 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    run(main)

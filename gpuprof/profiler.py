@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch.nn.parameter import is_lazy
 
@@ -38,6 +37,7 @@ from gpuprof.passes.options import DEFAULT_PASSES, check
 from gpuprof.passes.preserve import preserved
 from gpuprof.passes.table import PASSES, Measuring, Pass, Progress
 from gpuprof.passes.unsharded import count_unsharded
+from gpuprof.process import settle
 from gpuprof.record import PassOutcome, Record
 from gpuprof.run import Run
 from gpuprof.schema import UNATTRIBUTED, table
@@ -48,6 +48,9 @@ from gpuprof.workload import Options, Workload, build, from_module
 from gpuprof.workload.options import check_seed, dtype_name
 from gpuprof.workload.parallel import replicas
 from gpuprof.workload.workload import call_arguments, check_call, check_parts
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _WORTH_COUNTING = 1e-4
 """Share of a step's FLOPs above which a dtype gets counters: every kernel is replayed again and again for each dtype.
@@ -225,6 +228,7 @@ def run_passes(
     A pass that fails is recorded with its reason and the others still deliver. Threads take turns. Where ``alone``,
     other processes of a job have no part in it.
     """
+    settle()  # all is imported and the model is made
     require_internals()
     control = Control() if alone else join(rank_timeout)
     if why := control.broken():

@@ -80,11 +80,11 @@ class Used:
     output: str
 
 
-def used(arguments: Sequence[str | os.PathLike[str]], source: Path = ROOT) -> Used:
+def used(arguments: Sequence[str | os.PathLike[str]], source: Path = ROOT, status: int = 0) -> Used:
     """What Python with these arguments uses, importing gpuprof from a folder; it may keep what it compiles.
 
     Raises:
-        RuntimeError: it ends with another status than 0.
+        RuntimeError: it ends with another status than this.
     """
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryFile("w+") as said:
@@ -95,24 +95,28 @@ def used(arguments: Sequence[str | os.PathLike[str]], source: Path = ROOT) -> Us
             cwd=source,  # before anything else on the path of python -m
             env=kept | {"PYTHONPATH": str(source)},
         )
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for
+        _, ended, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(ended)  # it has been waited for
         said.seek(0)
         output = said.read()
-    if child.returncode:
+    if child.returncode != status:
         raise RuntimeError(f"{' '.join(map(str, arguments))} ended with {child.returncode}: {output[-2000:]}")
     return Used(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, output)
 
 
-def least_s(commands: dict[str, tuple[Sequence[str | os.PathLike[str]], Path]], rounds: int) -> dict[str, float]:
+def least_s(
+    commands: dict[str, tuple[Sequence[str | os.PathLike[str]], Path]],
+    rounds: int,
+    statuses: dict[str, int] | None = None,
+) -> dict[str, float]:
     """The least processor time of each command (arguments of Python and source folder), all taking turns.
 
-    A round before them compiles what they import.
+    A round before them compiles what they import. Each has to end with its status, 0 unless given.
     """
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(rounds + 1):
         for name, (arguments, source) in commands.items():
-            seconds[name].append(used(arguments, source).processor_s)
+            seconds[name].append(used(arguments, source, (statuses or {}).get(name, 0)).processor_s)
     return {name: min(each[1:]) for name, each in seconds.items()}
 
 

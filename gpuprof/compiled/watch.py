@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch._dynamo.utils as dynamo
 from torch._dynamo import trace_rules
 from torch._dynamo.callback import CallbackArgs, CallbackTrigger, callback_handler
@@ -26,6 +25,9 @@ from gpuprof.compiled.afresh import Backend, compiled_afresh
 from gpuprof.compiled.caches import clear_caches, empty_caches
 from gpuprof.schema import table
 from gpuprof.undo import patched, undoing
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _PACKAGE = Path(__file__).parents[1]
 _OURS = [_PACKAGE / part for part in ("passes", "compiled", "attribution.py", "undo.py")]

@@ -13,9 +13,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware import counters, ncu
@@ -23,6 +21,9 @@ from gpuprof.passes.counted_step import CALIBRATION, CALIBRATION_SHAPES, OP
 from gpuprof.record import PassOutcome
 from gpuprof.schema import UNATTRIBUTED, table
 from gpuprof.workload import Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LIMIT_S = 1800.0
 _WARMUP = 2

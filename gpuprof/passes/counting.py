@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
 import torch
 from torch.nested._internal.nested_tensor import NestedTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,6 +38,9 @@ from gpuprof.workload import Workload
 from gpuprof.workload.causality import attention_facts
 from gpuprof.workload.nested import padded_product
 from gpuprof.workload.weightless import nowhere
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 """How an operator is carried out."""

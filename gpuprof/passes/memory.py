@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
 import torch
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -29,6 +28,9 @@ from gpuprof.passes.phases import observed_phases
 from gpuprof.record import PassOutcome
 from gpuprof.schema import FORWARD, table
 from gpuprof.workload import Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Reading(NamedTuple):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch.nn.parameter import is_lazy
 
@@ -12,6 +11,9 @@ from gpuprof.attribution import named_paths
 from gpuprof.passes.kept import elements_bytes
 from gpuprof.paths import ancestors
 from gpuprof.schema import table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[str, str]) -> pd.DataFrame:

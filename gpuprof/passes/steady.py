@@ -12,9 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
@@ -25,6 +24,9 @@ from gpuprof.passes.failure import let_go
 from gpuprof.passes.objects import attributes
 from gpuprof.workload import Workload
 from gpuprof.workload.weightless import Answers, Weightless, execute
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _VALUES = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _OPAQUE = (type, FunctionType, MethodType, ModuleType)

@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 
 from gpuprof.errors import GpuprofError
@@ -20,6 +20,9 @@ from gpuprof.hardware import nvml
 from gpuprof.hardware.device import uuid_of
 from gpuprof.record import PassOutcome
 from gpuprof.schema import table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SAMPLED = ("sm_clock", "memory_clock", "temperature", "event_reasons")
 _SAMPLED_POWER = ("power_instant", "power_average")

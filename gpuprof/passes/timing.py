@@ -7,9 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
 import torch
 
 from gpuprof.passes.generation import Part
@@ -19,6 +18,9 @@ from gpuprof.passes.reference import reference_product
 from gpuprof.record import PassOutcome
 from gpuprof.schema import table
 from gpuprof.workload import Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def warm_up(workload: Workload, steps: int, before_step: Callable[[], None], tick: Callable[[], None]) -> None:

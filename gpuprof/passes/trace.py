@@ -7,9 +7,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
 import torch
 from torch._C._profiler import _ExperimentalConfig, _RecordFunctionFast
 from torch.profiler import ProfilerActivity, profile, schedule
@@ -41,6 +40,9 @@ from gpuprof.traces.events import (
 )
 from gpuprof.traces.owners import attribute
 from gpuprof.workload import Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _cuda_traced = False  # in this process
 _MOST_RECORDED = 4

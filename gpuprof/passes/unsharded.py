@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from gpuprof.passes.seeding import seed_all
 from gpuprof.passes.steady import count_steady
 from gpuprof.workload import Options, build
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def count_unsharded(recipe: tuple[str, Options], seed: int = 0) -> pd.DataFrame:

@@ -13,6 +13,7 @@ import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from gpuprof.errors import GpuprofError, first_line, is_out_of_memory
+from gpuprof.process import let_others_in
 from gpuprof.workload.configuration import ask
 from gpuprof.workload.options import Options, preferred_dtype, resolve_dtype
 from gpuprof.workload.presets import load_preset
@@ -81,6 +82,8 @@ def from_pretrained(location: str, options: Options, device: torch.device, place
     folder = Path(location).expanduser() if Path(location).expanduser().is_dir() else None
     source = "directory" if folder is not None else "hub"
     found = str(folder or location)
+    if options.trust_remote_code:
+        let_others_in()
     with quiet():
         config = _load_config(found, source, options)
         model_class = _model_class(config, location, options)

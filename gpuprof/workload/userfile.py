@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from gpuprof.errors import GpuprofError, place_of
+from gpuprof.process import let_others_in
 from gpuprof.workload.options import SIZES, Options, flag, preferred_dtype, resolve_dtype
 from gpuprof.workload.weightless import drop_values
 from gpuprof.workload.workload import call_arguments, check_call, check_parts
@@ -64,6 +65,7 @@ def call(reference: str, options: Options, device: torch.device) -> Given:
     file, _, name = reference.rpartition(":")
     path = Path(file).expanduser()
     label = f"{path.name}:{name}"
+    let_others_in()
     # The folder is on the path while the function runs too: it may import its neighbours only then.
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
