@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -25,7 +26,7 @@ from gpuprof.passes.module_tree import module_tree
 from gpuprof.passes.operators import is_composite, is_question, name_of, nested_kernel
 from gpuprof.passes.phases import observed_phases
 from gpuprof.passes.place import Place
-from gpuprof.passes.specs import decide, is_wrapper, nested_device, spec_of, torch_free
+from gpuprof.passes.specs import decide, is_wrapper, key_of, nested_device, spec_of, torch_free
 from gpuprof.passes.traffic import Traffic
 from gpuprof.record import PassOutcome
 from gpuprof.schema import table
@@ -38,7 +39,7 @@ from gpuprof.theory.priced import FIGURES, Described, describe, tensor_specs
 from gpuprof.workload import Workload
 from gpuprof.workload.causality import attention_facts
 from gpuprof.workload.nested import padded_product
-from gpuprof.workload.weightless import nowhere
+from gpuprof.workload.weightless import nowhere, repeated
 
 Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 """How an operator is carried out."""
@@ -122,7 +123,7 @@ def counting(
                 ownership, place := Place(ownership, phase, unit_of(model)), fuse=execute is not None
             )
         ),
-        _Counter(place, execute or _run, mark, traffic) as counter,
+        _Counter(place, execute, mark, traffic) as counter,
         flex_attention_booked(counter.book),
         plain_control_flow(),
         observed_inputs(workload) as inputs,
@@ -193,33 +194,76 @@ def warm_up(workload: Workload) -> str:
         return inputs().shapes
 
 
-class _Signature(NamedTuple):
-    """Calls that cost the same and are booked alike."""
+class _Operator:
+    """What is known of an operator once it was called."""
+
+    __slots__ = ("all_reduces", "composite", "func", "kind", "values")
+
+    def __init__(self, func: Any) -> None:
+        rule = rule_for(name := name_of(func))
+        self.func = func
+        self.kind, self.values = ("", False) if rule is None else (rule.kind, rule.values)
+        self.all_reduces = all_reduces(name)
+        self.composite = isinstance(func, torch._ops.OpOverload) and is_composite(func.name())
+
+
+class _Given(NamedTuple):
+    """What calls that cost the same are given, as rules see it."""
 
     func: Any
-    scope: Scope
-    phase: str
     args: tuple[Any, ...]
     kwargs: tuple[Any, ...]
 
 
+class _Call:
+    """How to carry out and book calls of an operator whose arguments have the same metadata.
+
+    Attributes:
+        given: what they are given.
+        numbers: of their signatures, by the identity of the scope and by the phase.
+        run: carries one out.
+    """
+
+    __slots__ = ("given", "numbers", "run")
+
+    def __init__(self, given: _Given, numbers: dict[tuple[int, str], int], run: Callable[..., Any]) -> None:
+        self.given = given
+        self.numbers = numbers
+        self.run = run
+
+
+class _Signature(NamedTuple):
+    """Calls that cost the same and are booked alike."""
+
+    given: _Given
+    scope: Scope
+    phase: str
+
+
 class _Counter(TorchDispatchMode):
-    """Tallies operator calls by signature; rules are applied once per signature, when the step is over."""
+    """Tallies operator calls by signature; rules are applied once per signature, when the step is over.
+
+    A step makes the same calls over and over: what is known of one is found by the metadata of its arguments.
+    """
 
     supports_higher_order_operators = True
 
-    def __init__(self, place: Place, execute: Execute, mark: Mark | None, traffic: Traffic | None) -> None:
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # compilation is off while a step is counted: torch need not turn it off for each operator
+
+    def __init__(self, place: Place, execute: Execute | None, mark: Mark | None, traffic: Traffic | None) -> None:
         super().__init__()
         self.calls: list[int] = []  # of each signature, by its number
         self.nested: set[str] = set()  # operators that were given nested tensors, once there are rows
         self.bounds: set[str] = set()  # operators whose FLOPs are at most those counted
         self.sparse: set[str] = set()  # operators on sparse tensors, without their overload
         self.by_values: set[str] = set()  # operators whose FLOPs values decide, and not shapes alone
-        self._numbers: dict[_Signature, int] = {}
+        self._signatures: list[_Signature] = []
         self._outputs: list[Any] = []
-        self._composite: dict[Any, bool] = {}
-        # the kind of its rule, whether that reads values, whether it is an all-reduce
-        self._known: dict[Any, tuple[str, bool, bool]] = {}
+        self._operators: dict[int, _Operator] = {}  # by identity: an operator's own hash is Python
+        self._numbers: dict[_Given, dict[tuple[int, str], int]] = {}
+        self._known: dict[Any, _Call] = {}
         self._place = place
         self._execute = execute
         self._mark = mark
@@ -227,68 +271,107 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if NestedTensor in types and is_question(func):
+        operator = self._operators.get(id(func)) or self._operator(func)
+        if types and (nested := NestedTensor in types) and is_question(func):
             return NotImplemented  # a jagged tensor answers by itself
-        if any(map(is_wrapper, types)):
+        if types and any(map(is_wrapper, types)):
             return NotImplemented  # it takes itself apart first, into what really runs
-        if NestedTensor in types and func in _JAGGED_PRODUCTS:
+        if types and nested and func in _JAGGED_PRODUCTS:
             name, factors = _JAGGED_PRODUCTS[func]
             if (padded := padded_product(*args[factors:])) is not None:
-                return self.book(name, args, lambda: self._execute(func, args, kwargs), {"padded": padded})
-        composite = self._composite.get(func)
-        if composite is None:
-            composite = self._composite[func] = isinstance(func, torch._ops.OpOverload) and is_composite(func.name())
-        if composite and NestedTensor in types:
-            return NotImplemented  # or takes itself apart into operators on its values, which come here
-        if composite:  # arrives whole in inference mode, and on nested tensors; its parts are counted everywhere else
-            nested = nested_device(args)
-            if nested is not None and func is _matmul.default:  # of which torch makes a bmm
-                return self.book(_bmm.default, args, lambda: self._execute(func, args, kwargs))
+                return self.book(name, args, partial(self._carry_out, func, *args, **kwargs), {"padded": padded})
+        if operator.composite:
+            if types and nested:
+                return NotImplemented  # or takes itself apart into operators on its values, which come here
+            # arrives whole in inference mode, and on nested tensors; its parts are counted everywhere else
+            device = nested_device(args)
+            if device is not None and func is _matmul.default:  # of which torch makes a bmm
+                return self.book(_bmm.default, args, partial(self._carry_out, func, *args, **kwargs))
             with self:
                 parts = (
-                    func.decompose(*args, **kwargs) if nested is None
-                    else func._op_dk(nested_kernel(func.name(), nested), *args, **kwargs)
+                    func.decompose(*args, **kwargs) if device is None
+                    else func._op_dk(nested_kernel(func.name(), device), *args, **kwargs)
                 )  # fmt: skip
             if parts is not NotImplemented:
                 return parts
-        if self._execute is _run and nowhere(args, kwargs):  # shapes alone, as of a FakeTensorMode: nothing is done
-            return func(*args, **kwargs)
-        return self.book(func, args, lambda: self._execute(func, args, kwargs), kwargs)
+        return self._count(operator, args, kwargs)
 
     def book(
         self, func: Any, args: tuple[Any, ...], run: Callable[[], Any], kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Count a call of an operator, and return what ``run`` computes for it."""
-        known = self._known.get(func)
-        if known is None:
-            rule = rule_for(name := name_of(func))
-            of_rule = ("", False) if rule is None else (rule.kind, rule.values)
-            known = self._known[func] = *of_rule, all_reduces(name)
-        kind, values, reduces = known
-        scope, phase = self._place(reduces)
+        return self._count(self._operators.get(id(func)) or self._operator(func), args, kwargs or {}, run)
+
+    def _count(
+        self, operator: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any] | None = None
+    ) -> Any:
         # args before the call: in-place operators may change the metadata of what they are given
-        values = values and decide(args)
-        given = spec_of(args, values), spec_of(tuple(kwargs.items()), values) if kwargs else ()
-        signature = _Signature(func, scope, phase, *given)
-        number = self._numbers.setdefault(signature, len(self._numbers))
-        if number == len(self.calls):
-            self.calls.append(0)
-            self._outputs.append(None)
+        key = None if operator.values or run is not None else self._key(operator, args, kwargs)
+        call = self._known.get(key)
+        if call is None:
+            if run is None and self._execute is None and nowhere(args, kwargs):
+                return operator.func(*args, **kwargs)  # shapes alone, as of a FakeTensorMode: nothing is done
+            call = self._call(operator, args, kwargs, key)
+        scope, phase = self._place(operator.all_reduces)
+        number = call.numbers.get((id(scope), phase))
+        if number is None:
+            number = self._number(call, scope, phase)
         if self._mark is None:
-            out = run()
+            out = call.run(*args, **kwargs) if run is None else run()
         else:
             with self._mark(number):
-                out = run()
-        if func is _label_begins:
+                out = call.run(*args, **kwargs) if run is None else run()
+        if operator.func is _label_begins:
             self._place.label_begins(args[0])
-        elif func is _label_ends:
+        elif operator.func is _label_ends:
             self._place.label_ends()
         self.calls[number] += 1
         if self.calls[number] == 1:
             self._outputs[number] = spec_of(out)
         if self._traffic is not None:
-            self._traffic.operator(func, kind, scope, args, kwargs or {}, out)
+            self._traffic.operator(operator.func, operator.kind, scope, args, kwargs, out)
         return out
+
+    def _operator(self, func: Any) -> _Operator:
+        """What is known of an operator from now on."""
+        return self._operators.setdefault(id(func), _Operator(func))
+
+    def _key(self, operator: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """By which a call is known; None of one that is looked at each time."""
+        exact = self._execute is not None  # without weights, strides tell what it makes
+        key = key_of(args, exact)
+        if key is None or not kwargs:
+            return key and (operator, key)
+        named = key_of(kwargs.values(), exact)
+        return named and (operator, key, *kwargs, named)
+
+    def _call(self, operator: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any], key: Any) -> _Call:
+        """What is known of a call; from now on, if it has a key."""
+        values = operator.values and decide(args)
+        given = _Given(operator.func, spec_of(args, values), spec_of(tuple(kwargs.items()), values) if kwargs else ())
+        call = _Call(given, self._numbers.setdefault(given, {}), partial(self._carry_out, operator.func))
+        if key is not None:
+            self._known[key] = call
+            call.run = operator.func if self._execute is None else partial(self._learn, call, operator.func)
+        return call
+
+    def _carry_out(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+        return func(*args, **kwargs) if self._execute is None else self._execute(func, args, kwargs)
+
+    def _learn(self, call: _Call, func: Any, *args: Any, **kwargs: Any) -> Any:
+        """Carry out a call without weights, and find out how to do that again."""
+        call.run = partial(self._carry_out, func)
+        out = self._carry_out(func, *args, **kwargs)
+        call.run = repeated(func, args, kwargs, out) or call.run
+        return out
+
+    def _number(self, call: _Call, scope: Scope, phase: str) -> int:
+        """The number of a new signature."""
+        number = call.numbers[id(scope), phase] = len(self.calls)
+        self._signatures.append(_Signature(call.given, scope, phase))  # where the scope stays, and its identity its own
+        self.calls.append(0)
+        self._outputs.append(None)
+        return number
 
     def rows(
         self, device: str, short_name: Callable[[str], str]
@@ -304,21 +387,21 @@ class _Counter(TorchDispatchMode):
         row_of: list[int] = []
         places: dict[Any, int] = {}
         described: dict[Any, Described] = {}  # once for all modules that make the same call
-        for signature, number in self._numbers.items():
-            module = signature.scope.module
-            call = (signature.func, signature.args, signature.kwargs, self._outputs[number], signature.scope.facts)
-            found = described.get(call)
+        for (given, scope, phase), made, calls in zip(self._signatures, self._outputs, self.calls, strict=True):
+            module = scope.module
+            found = described.get((id(given), made, scope.facts))
             if found is None:
-                found = described[call] = self._described(*call, device)
+                found = self._described(given, made, scope.facts, device)
+                described[id(given), made, scope.facts] = found
             if found.causality == "unknown":
                 causality[module] = "unknown"
             elif found.causality:
                 causality.setdefault(module, found.causality)
-            group = short_name(_group(signature)) if found.kind == "communication" else ""
-            key = module, signature.phase, *found[:5], group
+            group = short_name(_group(given)) if found.kind == "communication" else ""
+            key = module, phase, *found[:5], group
             if key not in merged:
                 merged[key] = {**dict(zip(_ROW, key, strict=True)), "calls": 0}
-            merged[key]["calls"] += self.calls[number]
+            merged[key]["calls"] += calls
             row_of.append(places.setdefault(key, len(places)))
         rows = list(merged.values())
         for row in rows:
@@ -327,12 +410,11 @@ class _Counter(TorchDispatchMode):
         return rows, causality, row_of
 
     def _described(
-        self, func: Any, given: tuple[Any, ...], named: tuple[Any, ...], made: Any, facts: AttentionFacts | None,
-        device: str,
-    ) -> Described:  # fmt: skip
+        self, given: _Given, made: Any, facts: AttentionFacts | None, device: str
+    ) -> Described:
         """What a call is and costs, by its rule; with what is to be said of its operator."""
-        args, kwargs = torch_free(given), dict(torch_free(named))
-        found = describe(name_of(func), args, kwargs, torch_free(made), facts, device)
+        args, kwargs = torch_free(given.args), dict(torch_free(given.kwargs))
+        found = describe(name_of(given.func), args, kwargs, torch_free(made), facts, device)
         if any(spec.stored is not None for spec in tensor_specs((args, tuple(kwargs.values())))):
             self.sparse.add(without_overload(found.op))
         if next(nested_in((args, tuple(kwargs.values()))), None) is not None:
@@ -349,12 +431,8 @@ _ROW = ("module", "phase", "op", "kind", "shapes", "dtype", "priced", "group")
 """What calls that are one row of ``ops`` have in common."""
 
 
-def _group(signature: _Signature) -> str:
+def _group(given: _Given) -> str:
     """The process group that a collective is given, by torch's name; empty where it is given none."""
-    names = [argument.name for argument in signature.func._schema.arguments]
-    given = dict(zip(names, signature.args, strict=False)) | dict(signature.kwargs)
-    return next((given[name] for name in _GROUPS if isinstance(given.get(name), str)), "")
-
-
-def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return func(*args, **kwargs)
+    names = [argument.name for argument in given.func._schema.arguments]
+    named = dict(zip(names, given.args, strict=False)) | dict(given.kwargs)
+    return next((named[name] for name in _GROUPS if isinstance(named.get(name), str)), "")

@@ -25,6 +25,7 @@ class Place:
         self.phase = phase
         self._unit_of = unit_of
         self._labels: list[Scope | None] = []  # of each that is open the unit, or that of the one around
+        self._units: dict[str, Scope] = {}
         self._last_owner = NOWHERE
         # what runs a backward: nothing, or the node that holds a checkpoint's own
         self._runners: dict[int, Scope] = {}
@@ -47,7 +48,8 @@ class Place:
     def label_begins(self, label: str) -> None:
         """A label of anybody's: FSDP says in its own which unit it works for."""
         unit = self._unit_of(label)
-        self._labels.append(Scope(unit) if unit is not None else self._labels[-1] if self._labels else None)
+        around = self._labels[-1] if self._labels else None
+        self._labels.append(around if unit is None else self._units.setdefault(unit, Scope(unit)))
 
     def label_ends(self) -> None:
         """The last one that began ends."""
