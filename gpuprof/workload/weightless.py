@@ -157,7 +157,7 @@ def repeated(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any)
 
 
 def _is_empty(result: Any) -> bool:
-    """Whether `_empty_again` can make such a result of an operator: no number, as its dtype may be that of a weak one."""
+    """Whether `_empty_again` can make such a result of an operator; no number, whose dtype may be a weak one."""
     if result is None:
         return True
     if type(result) is not torch.Tensor or not result.is_meta or not _is_plain(result) or not result.dim():
@@ -168,7 +168,7 @@ def _is_empty(result: Any) -> bool:
     return again.untyped_storage().nbytes() == result.untyped_storage().nbytes()
 
 
-def _empty_again(part: Any, *_: Any, **__: Any) -> torch.Tensor:
+def _empty_again(part: Any, /, *_: Any, **__: Any) -> torch.Tensor:
     shape, stride, dtype = part
     return torch.empty_strided(shape, stride, dtype=dtype, device=_META)
 
