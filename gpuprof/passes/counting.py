@@ -204,7 +204,8 @@ class _Operator:
         self.func = func
         self.kind, self.values = ("", False) if rule is None else (rule.kind, rule.values)
         self.all_reduces = all_reduces(name)
-        self.composite = isinstance(func, torch._ops.OpOverload) and is_composite(func.name())
+        registered = isinstance(func, torch._ops.OpOverload) and not is_question(func)
+        self.composite = registered and is_composite(func.name())
 
 
 class _Given(NamedTuple):
