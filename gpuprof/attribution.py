@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import get_ident
 from types import SimpleNamespace
 from typing import Any
 
@@ -87,7 +87,7 @@ class Ownership:
 
     def open(self, scope: Scope) -> Call:
         """A module starts."""
-        thread = threading.get_ident()
+        thread = get_ident()
         call = Call(scope, in_backward(), thread)
         self.calls.append(call)
         self._stacks.setdefault(thread, []).append(call)
@@ -96,7 +96,7 @@ class Ownership:
 
     def close(self, call: Call) -> None:
         """A module ends, also by an exception; calls that were left open inside it end with it."""
-        thread = threading.get_ident()
+        thread = get_ident()
         stack = self._stacks.get(thread, [])
         if call not in stack:
             return
@@ -127,7 +127,7 @@ class Ownership:
 
     def claim(self, scope: Scope | None) -> None:
         """The nodes made on this thread since the last change or claim belong to that scope, and the next ones too."""
-        thread = threading.get_ident()
+        thread = get_ident()
         scopes = self._scopes.setdefault(thread, [])
         if not scopes or scopes[-1] is not scope:
             self._numbers.setdefault(thread, []).append(self._seen.get(thread, 0))
@@ -136,13 +136,12 @@ class Ownership:
 
     def running(self) -> Scope | None:
         """The innermost scope that is open on this thread."""
-        stack = self._stacks.get(threading.get_ident())
+        stack = self._stacks.get(get_ident())
         return stack[-1].scope if stack else None
 
-    def recomputing(self) -> bool:
-        """Whether a module call is open on this thread inside a backward."""
-        stack = self._stacks.get(threading.get_ident())
-        return bool(stack) and stack[-1].in_backward  # type: ignore[index]
+    def open_here(self) -> list[Call]:
+        """The calls that are open on this thread, the outermost first: now, and as long as there is this."""
+        return self._stacks.setdefault(get_ident(), [])
 
     @contextmanager
     def within(self, scope: Scope) -> Iterator[None]:
@@ -164,7 +163,7 @@ class Ownership:
 
     def thread(self) -> int:
         """The calling thread if it ever called a module, else the first that did."""
-        here = threading.get_ident()
+        here = get_ident()
         return here if here in self._numbers else next(iter(self._numbers), here)
 
 

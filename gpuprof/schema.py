@@ -334,7 +334,7 @@ def integers(values: Iterable[Any]) -> Any:
         An array of pandas's Int64 where even sums of it stay below 2**63, else of Python's own integers: pandas would
         let Int64 wrap around without a word.
     """
-    exact = [None if pd.isna(value) else int(value) for value in values]
+    exact = [value if type(value) is int else None if pd.isna(value) else int(value) for value in values]
     if sum(abs(value) for value in exact if value) < _ROOM:
         return pd.array(exact, dtype="Int64")
     return np.array([pd.NA if value is None else value for value in exact], dtype=object)

@@ -1,124 +1,215 @@
-"""What counting costs: gpuprof without weights beside torch's FlopCounterMode on meta tensors, in one process.
+"""What counting costs beside torch's FlopCounterMode, and beside an older build.
 
-Both count the published LLaVA-OneVision report's workload: 16 image crops, a prompt of 7,405 positions, 7 new tokens.
-Exits with 1 if a total is not what the mathematics says.
+Three steps, each counted by both in one process, taking turns:
+
+- without weights: the published LLaVA-OneVision report's workload, 16 image crops, a prompt of 7,405 positions, 7 new
+  tokens. FlopCounterMode runs the same modules on meta tensors.
+- a training step of SmolLM2 135M with 8 layers and 4,096 words, really run on a CPU in one thread, 1 x 32 positions:
+  what each adds to the plain step.
+- a generation by the same model, 32 positions and 8 new tokens, likewise. gpuprof also counts the bytes that it moves.
+
+Fails if a total is not what the mathematics says.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
-import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from gpuprof.passes import counting
-from gpuprof.workload import Options, build, weightless
-from gpuprof.workload.steps import cache_argument, returned_cache
+from side_by_side import ROOT, Ratio, finish, parser, unpacked, used
 
 MODEL = "llava-onevision-qwen2-7b"
 CROPS, PROMPT, NEW_TOKENS = 16, 7405, 7
-EXPECTED = {"full": 129_418_906_075_136, "causal": 118_414_984_134_656}
+WEIGHTLESS = {"full": 129_418_906_075_136, "causal": 118_414_984_134_656}
+
+LAYERS, WORDS, POSITIONS, MADE = 8, 4096, 32, 8
+WIDTH, KEYS, INNER = 576, 192, 1536
+LAYER = WIDTH * (2 * WIDTH + 2 * KEYS + 3 * INNER)
+"""Weights of a layer that tokens are multiplied by."""
+
+Counter = Callable[[], dict[str, int]]
+"""Counts one step, and returns its totals; those of a plain step are none."""
 
 
-def gpuprof_counter() -> Callable[[], dict[str, int]]:
-    options = Options(mode="generate", image_crops=CROPS, prompt_len=PROMPT, new_tokens=NEW_TOKENS)
-    workload = build(MODEL, options, weightless=True)
+def weightless_execute() -> Any:
+    """How this build carries out operators without weights."""
+    try:
+        from gpuprof.workload.weightless import execute
+    except ImportError:  # where it was in older builds
+        from gpuprof.passes.weightless import execute
+    return execute
+
+
+def totals(ops: Any) -> dict[str, int]:
+    """Matmul FLOPs by convention, without attention as well."""
+    # some releases of transformers compute the rotary angles by a small matmul
+    ops = ops[~ops["module"].str.endswith("rotary_emb")]
+    products = ops[ops["kind"] != "attention"]
+    return {
+        "full": int(ops["flops_full"].sum()),
+        "causal": int(ops["flops_causal"].sum()),
+        "products": int(products["flops_full"].sum()),
+    }
+
+
+def flop_counter(step: Callable[[], Any], name: str) -> Counter:
+    """FlopCounterMode around a step, and what its total is called."""
+    from torch.utils.flop_counter import FlopCounterMode
 
     def count() -> dict[str, int]:
-        ops = counting.count(workload, weightless.execute).ops
-        # some releases of transformers compute the rotary angles by a matmul of 948,608 FLOPs
-        ops = ops[~ops["module"].str.endswith("rotary_emb")]
-        return {name: int(ops[f"flops_{name}"].sum()) for name in EXPECTED}
+        with FlopCounterMode(display=False) as counter:
+            step()
+        by_module = counter.get_flop_counts().items()
+        rotary = sum(sum(flops.values()) for path, flops in by_module if path.endswith("rotary_emb"))
+        return {name: counter.get_total_flops() - rotary}
 
     return count
 
 
-def torch_counter() -> Callable[[], dict[str, int]]:
-    """The same modules called one by one: the whole model looks at the values of its inputs, which meta lacks."""
+def without_weights() -> tuple[dict[str, Counter], dict[str, int]]:
+    import torch
+
+    from gpuprof.passes import counting
+    from gpuprof.workload import Options, build
+
+    asked = Options(mode="generate", image_crops=CROPS, prompt_len=PROMPT, new_tokens=NEW_TOKENS)
+    workload, execute = build(MODEL, asked, weightless=True), weightless_execute()
     model: Any = build(MODEL, Options(mode="generate", image_crops=CROPS), weightless=True).model
     inner, config = model.model, model.config
     size, dtype = config.vision_config.image_size, model.dtype
 
-    def run() -> None:
-        crops = torch.empty(CROPS, 3, size, size, dtype=dtype, device="meta")
-        inner.multi_modal_projector(inner.vision_tower(crops).last_hidden_state)
-        prompt = torch.empty(1, PROMPT, config.text_config.hidden_size, dtype=dtype, device="meta")
-        output = inner.language_model(inputs_embeds=prompt, use_cache=True)
-        model.lm_head(output.last_hidden_state[:, -1:])
-        token = torch.zeros(1, 1, dtype=torch.long, device="meta")
-        for _ in range(NEW_TOKENS - 1):
-            cache = {cache_argument(inner.language_model): returned_cache(model, output)}
-            output = inner.language_model(input_ids=token, use_cache=True, **cache)
-            model.lm_head(output.last_hidden_state)
+    def one_by_one() -> None:
+        """The same modules: the whole model looks at the values of its inputs, which meta lacks."""
+        with torch.no_grad():
+            crops = torch.empty(CROPS, 3, size, size, dtype=dtype, device="meta")
+            inner.multi_modal_projector(inner.vision_tower(crops).last_hidden_state)
+            prompt = torch.empty(1, PROMPT, config.text_config.hidden_size, dtype=dtype, device="meta")
+            output = inner.language_model(inputs_embeds=prompt, use_cache=True)
+            model.lm_head(output.last_hidden_state[:, -1:])
+            token = torch.zeros(1, 1, dtype=torch.long, device="meta")
+            for _ in range(NEW_TOKENS - 1):
+                output = inner.language_model(input_ids=token, use_cache=True, past_key_values=output.past_key_values)
+                model.lm_head(output.last_hidden_state)
 
-    def count() -> dict[str, int]:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            run()
-        rotary = sum(
-            sum(flops.values()) for path, flops in counter.get_flop_counts().items() if path.endswith("rotary_emb")
-        )
-        return {"full": counter.get_total_flops() - rotary}
-
-    return count
+    counters = {
+        "gpuprof": lambda: totals(counting.count(workload, execute).ops),
+        "FlopCounterMode": flop_counter(one_by_one, "full"),
+    }
+    return counters, WEIGHTLESS
 
 
-def alternate(counters: dict[str, Callable[[], dict[str, int]]], rounds: int) -> tuple[dict[str, list[float]], Any]:
-    """Seconds of every round of each counter, taken in turns, and the totals of its last."""
-    seconds: dict[str, list[float]] = {name: [] for name in counters}
-    totals: dict[str, dict[str, int]] = {}
-    for number in range(rounds + 1):
-        for name, count in counters.items():
-            start = time.perf_counter()
-            totals[name] = count()
-            if number:  # the first round pays for imports and caches
-                seconds[name].append(time.perf_counter() - start)
-    return seconds, totals
+def small_model(folder: Path) -> Path:
+    """A folder with the configuration of the model that is really run."""
+    preset = json.loads((ROOT / "gpuprof/workload/presets/smollm2-135m.json").read_text())
+    changed = {"architectures": [preset["architecture"]], "num_hidden_layers": LAYERS, "vocab_size": WORDS}
+    (folder / "config.json").write_text(json.dumps(preset["config"] | changed))
+    return folder
+
+
+def really_run(mode: str) -> tuple[dict[str, Counter], dict[str, int]]:
+    from gpuprof.passes import counting
+    from gpuprof.workload import Options, build
+
+    sizes = {"seq_len": POSITIONS} if mode == "train" else {"prompt_len": POSITIONS, "new_tokens": MADE}
+    with tempfile.TemporaryDirectory() as folder:
+        workload = build(str(small_model(Path(folder))), Options(mode=mode, batch_size=1, device="cpu", **sizes))
+
+    def plain() -> dict[str, int]:
+        workload.step()
+        return {}
+
+    counters = {
+        "plain": plain,
+        "gpuprof": lambda: totals(counting.count(workload).ops),
+        "FlopCounterMode": flop_counter(workload.step, "products"),  # which does not know the attention of a CPU
+    }
+    if mode == "train":
+        products = 6 * POSITIONS * (LAYERS * LAYER + WIDTH * WORDS)
+        attention = LAYERS * 3 * 4 * POSITIONS**2 * WIDTH
+    else:
+        positions = POSITIONS + MADE - 1
+        products = 2 * (positions * LAYERS * LAYER + MADE * WIDTH * WORDS)
+        pairs = POSITIONS**2 + sum(range(POSITIONS + 1, POSITIONS + MADE))
+        attention = LAYERS * 4 * pairs * WIDTH
+    return counters, {"products": products, "full": products + attention}
+
+
+STEPS = {
+    "without weights": (without_weights, 1),
+    "train": (lambda: really_run("train"), 4),
+    "generate": (lambda: really_run("generate"), 4),
+}
+"""What is counted, and how often for each round that is asked for: short ones more often."""
+
+
+def measured(rounds: int, only: str | None) -> dict[str, dict[str, float]]:
+    """The least processor time of each counter on each step, in seconds; a round before those that count is left out.
+
+    Raises:
+        SystemExit: a total is not the expected one.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    seconds: dict[str, dict[str, float]] = {}
+    for step, (make, often) in STEPS.items():
+        counters, expected = make()
+        least = seconds[step] = {}
+        for number in range(rounds * often + 1):
+            for name, count in counters.items():
+                if only is not None and name not in ("plain", only):
+                    continue
+                start = time.process_time()
+                found = count()
+                took = time.process_time() - start
+                wrong = {what: total for what, total in found.items() if total != expected.get(what, total)}
+                if wrong:
+                    sys.exit(f"{step}: {name} counts {wrong}, which should be {expected}")
+                if number:
+                    least[name] = min(took, least.get(name, took))
+    return seconds
+
+
+def rows(here: dict[str, dict[str, float]], base: dict[str, dict[str, float]] | None, commit: str) -> list[Ratio]:
+    found = []
+    whole = here["without weights"]
+    work = f"count {MODEL} without weights, prefill and {NEW_TOKENS - 1} decodes"
+    found.append(Ratio(work, "FlopCounterMode on meta", whole["gpuprof"], whole["FlopCounterMode"], target=0.5))
+    if base is not None:
+        found.append(Ratio(work, f"the build of {commit}", whole["gpuprof"], base["without weights"]["gpuprof"]))
+    for step, target in (("train", 0.6), ("generate", None)):
+        work = f"what counting adds to a step of 8 layers on a CPU, {step}"
+        plain, ours, torchs = (here[step][name] for name in ("plain", "gpuprof", "FlopCounterMode"))
+        found.append(Ratio(work, "what FlopCounterMode adds", ours - plain, torchs - plain, target=target))
+        if base is not None:
+            before = base[step]["gpuprof"] - base[step]["plain"]
+            found.append(Ratio(work, f"the build of {commit}", ours - plain, before))
+    return found
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one that does not")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    args = parser.parse_args()
-    counters = {"gpuprof": gpuprof_counter(), "FlopCounterMode": torch_counter()}
-    seconds, totals = alternate(counters, args.rounds)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    right = {
-        f"{name} {convention}": total == EXPECTED[convention]
-        for name, found in totals.items()
-        for convention, total in found.items()
-    }
-    result = {
-        "workload": f"{MODEL} generate, {CROPS} crops, prompt {PROMPT}, {NEW_TOKENS} new tokens",
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "seconds": seconds,
-        "median_s": medians,
-        "ratio": medians["gpuprof"] / medians["FlopCounterMode"],
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "totals": totals,
-        "expected": EXPECTED,
-        "totals_right": right,
-    }
-    for name in counters:
-        least, most = min(seconds[name]), max(seconds[name])
-        found = ", ".join(f"{convention} {total:,}" for convention, total in totals[name].items())
-        print(f"{name:16} {medians[name]:7.3f} s  ({least:.3f} to {most:.3f})  {found}")
-    print(f"ratio {result['ratio']:.2f}, peak of the process {result['peak_rss_bytes'] / 1e9:.2f} GB")
-    for name, good in right.items():
-        if not good:
-            print(f"{name}: not the expected total", file=sys.stderr)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
-    return 0 if all(right.values()) else 1
+    made = parser(__doc__)
+    made.add_argument("--child", choices=("all", "gpuprof"), help=argparse.SUPPRESS)
+    asked = made.parse_args()
+    if asked.child:
+        print(json.dumps(measured(asked.rounds, None if asked.child == "all" else asked.child)))
+        return 0
+
+    def child(source: Path, counters: str) -> Any:
+        arguments = [__file__, "--child", counters, "--rounds", str(asked.rounds)]
+        return json.loads(used(arguments, source).output.splitlines()[-1])
+
+    here, base = child(ROOT, "all"), None
+    if asked.base:
+        with unpacked(asked.base) as source:
+            base = child(source, "gpuprof")
+    return finish(rows(here, base, asked.base), asked)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,7 @@ class AttentionCalls(TorchFunctionMode):
         self.ownership = ownership
         self.place = place
         self.fuse = fuse
+        self._scopes: dict[Scope, Scope] = {}  # one for all calls alike, so that their identity tells them
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -37,9 +39,13 @@ class AttentionCalls(TorchFunctionMode):
             causal = True if kwargs.get("is_causal") else False if kwargs.get("attn_mask") is None else None
             width, heads = args[3:5]
             facts = AttentionFacts(causal, None, (width // heads,), align="top-left")
-            with self.ownership.within(Scope(self.place()[0].module, facts)):
+            with self._within(self.place()[0].module, facts):
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _within(self, module: str, facts: AttentionFacts) -> AbstractContextManager[None]:
+        scope = Scope(module, facts)
+        return self.ownership.within(self._scopes.setdefault(scope, scope))
 
     def _attend(
         self, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
@@ -53,7 +59,7 @@ class AttentionCalls(TorchFunctionMode):
             facts = replace(around.facts, head_dims=dims)
         else:
             facts = AttentionFacts(None, None, dims)
-        with self.ownership.within(Scope(around.module, facts)):
+        with self._within(around.module, facts):
             if self.fuse and not query.is_nested and attn_mask is None and dims[0] == dims[1]:
                 # the default backend of meta tensors is the slow one; any of them counts the same
                 fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from gpuprof.passes.module_tree import module_tree
 from gpuprof.passes.operators import is_composite, is_question, name_of, nested_kernel
 from gpuprof.passes.phases import observed_phases
 from gpuprof.passes.place import Place
-from gpuprof.passes.specs import decide, is_wrapper, nested_device, spec_of, torch_free
+from gpuprof.passes.specs import add_key, decide, is_wrapper, made_again, nested_device, spec_of, torch_free
 from gpuprof.passes.traffic import Traffic
 from gpuprof.record import PassOutcome
 from gpuprof.schema import table
@@ -37,7 +38,7 @@ from gpuprof.theory.priced import FIGURES, Described, describe, tensor_specs
 from gpuprof.workload import Workload
 from gpuprof.workload.causality import attention_facts
 from gpuprof.workload.nested import padded_product
-from gpuprof.workload.weightless import nowhere
+from gpuprof.workload.weightless import nowhere, repeated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +125,7 @@ def counting(
                 ownership, place := Place(ownership, phase, unit_of(model)), fuse=execute is not None
             )
         ),
-        _Counter(place, execute or _run, mark, traffic) as counter,
+        _Counter(place, execute, mark, traffic) as counter,
         flex_attention_booked(counter.book),
         plain_control_flow(),
         observed_inputs(workload) as inputs,
@@ -140,7 +141,7 @@ def counting(
     for call in ownership.calls:
         if not call.in_backward:
             calls[call.scope.module] = calls.get(call.scope.module, 0) + 1
-    missing = sorted({row["op"] for row in rows if not row["kind"]})
+    missing = sorted({op for op, kind in zip(rows["op"], rows["kind"], strict=True) if not kind})
     facts = {"calls": sum(counter.calls), "ops_without_rule": missing}
     facts |= {"ops_bounded": sorted(counter.bounds)} if counter.bounds else {}
     facts |= {"sparse": sorted(counter.sparse)} if counter.sparse else {}
@@ -195,168 +196,264 @@ def warm_up(workload: Workload) -> str:
         return inputs().shapes
 
 
-class _Signature(NamedTuple):
-    """Calls that cost the same and are booked alike."""
+class _Operator:
+    """What is known of an operator once it was called."""
+
+    __slots__ = ("all_reduces", "composite", "func", "kind", "values")
+
+    def __init__(self, func: Any) -> None:
+        rule = rule_for(name := name_of(func))
+        self.func = func
+        self.kind, self.values = ("", False) if rule is None else (rule.kind, rule.values)
+        self.all_reduces = all_reduces(name)
+        registered = isinstance(func, torch._ops.OpOverload) and not is_question(func)
+        self.composite = registered and is_composite(func.name())
+
+
+class _Given(NamedTuple):
+    """What calls that cost the same are given, as rules see it."""
 
     func: Any
-    scope: Scope
-    phase: str
     args: tuple[Any, ...]
     kwargs: tuple[Any, ...]
 
 
+class _Call:
+    """How to carry out and book calls of an operator whose arguments have the same metadata.
+
+    Attributes:
+        given: what they are given.
+        numbers: of their signatures, by the phase and the identity of the scope.
+        run: carries one out.
+        made: what the last of them returned, as rules see it; None before.
+    """
+
+    __slots__ = ("given", "made", "numbers", "run")
+
+    def __init__(self, given: _Given, numbers: dict[str, dict[int, int]], run: Callable[..., Any]) -> None:
+        self.given = given
+        self.numbers = numbers
+        self.run = run
+        self.made: Any = None
+
+
+_Signature = tuple[_Given, Scope, str]
+"""Calls that cost the same and are booked alike, on this scope in this phase."""
+
+
 class _Counter(TorchDispatchMode):
-    """Tallies operator calls by signature; rules are applied once per signature, when the step is over."""
+    """Tallies operator calls by signature; rules are applied once per signature, when the step is over.
+
+    A step makes the same calls over and over: what is known of one is found by the metadata of its arguments.
+    """
 
     supports_higher_order_operators = True
 
-    def __init__(self, place: Place, execute: Execute, mark: Mark | None, traffic: Traffic | None) -> None:
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # compilation is off while a step is counted: torch need not turn it off for each operator
+
+    def __init__(self, place: Place, execute: Execute | None, mark: Mark | None, traffic: Traffic | None) -> None:
         super().__init__()
         self.calls: list[int] = []  # of each signature, by its number
         self.nested: set[str] = set()  # operators that were given nested tensors, once there are rows
         self.bounds: set[str] = set()  # operators whose FLOPs are at most those counted
         self.sparse: set[str] = set()  # operators on sparse tensors, without their overload
         self.by_values: set[str] = set()  # operators whose FLOPs values decide, and not shapes alone
-        self._numbers: dict[_Signature, int] = {}
+        self._signatures: list[_Signature] = []
         self._outputs: list[Any] = []
-        self._composite: dict[Any, bool] = {}
-        # the kind of its rule, whether that reads values, whether it is an all-reduce
-        self._known: dict[Any, tuple[str, bool, bool]] = {}
+        self._operators: dict[int, _Operator] = {}  # by identity: an operator's own hash is Python
+        self._numbers: dict[_Given, tuple[_Given, dict[str, dict[int, int]]]] = {}
+        self._known: dict[Any, _Call] = {}
         self._place = place
         self._execute = execute
         self._mark = mark
         self._traffic = traffic
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if NestedTensor in types and is_question(func):
+        operator = self._operators.get(id(func)) or self._operator(func)
+        if types or operator.composite:
+            return self._taken_apart(operator, types, args, kwargs or {})
+        return self._count(operator, args, kwargs or {})
+
+    def _taken_apart(self, operator: _Operator, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call with tensors of other classes, or of an operator that only calls others."""
+        func, nested = operator.func, NestedTensor in types
+        if nested and is_question(func):
             return NotImplemented  # a jagged tensor answers by itself
         if any(map(is_wrapper, types)):
             return NotImplemented  # it takes itself apart first, into what really runs
-        if NestedTensor in types and func in _JAGGED_PRODUCTS:
+        if nested and func in _JAGGED_PRODUCTS:
             name, factors = _JAGGED_PRODUCTS[func]
             if (padded := padded_product(*args[factors:])) is not None:
-                return self.book(name, args, lambda: self._execute(func, args, kwargs), {"padded": padded})
-        composite = self._composite.get(func)
-        if composite is None:
-            composite = self._composite[func] = isinstance(func, torch._ops.OpOverload) and is_composite(func.name())
-        if composite and NestedTensor in types:
+                return self.book(name, args, partial(self._carry_out, func, *args, **kwargs), {"padded": padded})
+        if operator.composite and nested:
             return NotImplemented  # or takes itself apart into operators on its values, which come here
-        if composite:  # arrives whole in inference mode, and on nested tensors; its parts are counted everywhere else
-            nested = nested_device(args)
-            if nested is not None and func is _matmul.default:  # of which torch makes a bmm
-                return self.book(_bmm.default, args, lambda: self._execute(func, args, kwargs))
+        if operator.composite:  # whole in inference mode, and on nested tensors; its parts are counted everywhere else
+            device = nested_device(args)
+            if device is not None and func is _matmul.default:  # of which torch makes a bmm
+                return self.book(_bmm.default, args, partial(self._carry_out, func, *args, **kwargs))
             with self:
                 parts = (
-                    func.decompose(*args, **kwargs) if nested is None
-                    else func._op_dk(nested_kernel(func.name(), nested), *args, **kwargs)
+                    func.decompose(*args, **kwargs) if device is None
+                    else func._op_dk(nested_kernel(func.name(), device), *args, **kwargs)
                 )  # fmt: skip
             if parts is not NotImplemented:
                 return parts
-        if self._execute is _run and nowhere(args, kwargs):  # shapes alone, as of a FakeTensorMode: nothing is done
-            return func(*args, **kwargs)
-        return self.book(func, args, lambda: self._execute(func, args, kwargs), kwargs)
+        return self._count(operator, args, kwargs)
 
     def book(
         self, func: Any, args: tuple[Any, ...], run: Callable[[], Any], kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Count a call of an operator, and return what ``run`` computes for it."""
-        known = self._known.get(func)
-        if known is None:
-            rule = rule_for(name := name_of(func))
-            of_rule = ("", False) if rule is None else (rule.kind, rule.values)
-            known = self._known[func] = *of_rule, all_reduces(name)
-        kind, values, reduces = known
-        scope, phase = self._place(reduces)
+        return self._count(self._operators.get(id(func)) or self._operator(func), args, kwargs or {}, run)
+
+    def _count(
+        self, operator: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any] | None = None
+    ) -> Any:
         # args before the call: in-place operators may change the metadata of what they are given
-        values = values and decide(args)
-        given = spec_of(args, values), spec_of(tuple(kwargs.items()), values) if kwargs else ()
-        signature = _Signature(func, scope, phase, *given)
-        number = self._numbers.setdefault(signature, len(self._numbers))
-        if number == len(self.calls):
-            self.calls.append(0)
-            self._outputs.append(None)
+        key: Any = [operator]
+        exact = self._execute is not None  # without weights, strides tell what it makes
+        if run is not None or not add_key(key, args, operator.values, exact):
+            key = None  # one that is looked at each time
+        elif kwargs:
+            key += kwargs
+            key = key if add_key(key, kwargs.values(), operator.values, exact) else None
+        call = self._known.get(key := key and tuple(key))
+        if call is None:
+            if run is None and self._execute is None and nowhere(args, kwargs):
+                return operator.func(*args, **kwargs)  # shapes alone, as of a FakeTensorMode: nothing is done
+            call = self._call(operator, args, kwargs, key)
+        scope, phase = self._place(operator.all_reduces)
+        numbers = call.numbers.get(phase)
+        number = None if numbers is None else numbers.get(id(scope))
+        if number is None:
+            number = self._number(call, scope, phase)
         if self._mark is None:
-            out = run()
+            out = call.run(*args, **kwargs) if run is None else run()
         else:
             with self._mark(number):
-                out = run()
-        if func is _label_begins:
+                out = call.run(*args, **kwargs) if run is None else run()
+        if operator.func is _label_begins:
             self._place.label_begins(args[0])
-        elif func is _label_ends:
+        elif operator.func is _label_ends:
             self._place.label_ends()
         self.calls[number] += 1
         if self.calls[number] == 1:
-            self._outputs[number] = spec_of(out)
+            self._outputs[number] = call.made = made_again(out, call.made)
         if self._traffic is not None:
-            self._traffic.operator(func, kind, scope, args, kwargs or {}, out)
+            self._traffic.operator(operator.func, operator.kind, scope, args, kwargs, out)
         return out
+
+    def _operator(self, func: Any) -> _Operator:
+        """What is known of an operator from now on."""
+        return self._operators.setdefault(id(func), _Operator(func))
+
+    def _call(self, operator: _Operator, args: tuple[Any, ...], kwargs: dict[str, Any], key: Any) -> _Call:
+        """What is known of a call; from now on, if it has a key."""
+        values = operator.values and decide(args)
+        given = _Given(operator.func, spec_of(args, values), spec_of(tuple(kwargs.items()), values) if kwargs else ())
+        given, numbers = self._numbers.setdefault(given, (given, {}))
+        call = _Call(given, numbers, partial(self._carry_out, operator.func))
+        if key is not None:
+            self._known[key] = call
+            call.run = (
+                getattr(operator.func, "_op", operator.func)
+                if self._execute is None
+                else partial(self._learn, call, operator.func)
+            )
+        return call
+
+    def _carry_out(self, func: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return func(*args, **kwargs) if self._execute is None else self._execute(func, args, kwargs)
+
+    def _learn(self, call: _Call, func: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Carry out a call without weights, and find out how to do that again."""
+        call.run = partial(self._carry_out, func)
+        out = self._carry_out(func, *args, **kwargs)
+        call.run = repeated(func, args, kwargs, out) or call.run
+        return out
+
+    def _number(self, call: _Call, scope: Scope, phase: str) -> int:
+        """The number of a new signature."""
+        number = call.numbers.setdefault(phase, {})[id(scope)] = len(self.calls)
+        self._signatures.append((call.given, scope, phase))  # where the scope stays, and its identity its own
+        self.calls.append(0)
+        self._outputs.append(None)
+        return number
 
     def rows(
         self, device: str, short_name: Callable[[str], str]
-    ) -> tuple[list[dict[str, Any]], dict[str, str], list[int]]:
-        """Rows of the ``ops`` table, the causality of modules that attend (known or unknown), rows by signature.
+    ) -> tuple[dict[str, list[Any]], dict[str, str], list[int]]:
+        """Columns of the ``ops`` table, the causality of modules that attend (known or unknown), rows by signature.
 
         Args:
             device: type of the device.
             short_name: of a process group, by the name that torch gives it.
         """
-        merged: dict[Any, dict[str, Any]] = {}
         causality: dict[str, str] = {}
         row_of: list[int] = []
-        places: dict[Any, int] = {}
-        described: dict[Any, Described] = {}  # once for all modules that make the same call
-        for signature, number in self._numbers.items():
-            module = signature.scope.module
-            call = (signature.func, signature.args, signature.kwargs, self._outputs[number], signature.scope.facts)
-            found = described.get(call)
-            if found is None:
-                found = described[call] = self._described(*call, device)
+        rows: dict[Any, int] = {}
+        shared: list[tuple[str, str, tuple[Any, ...], str]] = []  # by row, what the calls in it have in common
+        calls: list[int] = []
+        facts: dict[int, AttentionFacts | None] = {}  # of each scope; equal ones are one
+        alike: dict[Any, Any] = {}
+        described: dict[Any, tuple[Described, tuple[Any, ...]]] = {}  # once for all modules that make the same call
+        for (given, scope, phase), made, times in zip(self._signatures, self._outputs, self.calls, strict=True):
+            if id(scope) not in facts:
+                facts[id(scope)] = alike.setdefault(scope.facts, scope.facts)
+            call = id(given), made, id(facts[id(scope)])
+            known = described.get(call)
+            if known is None:
+                found = self._described(given, made, scope.facts, device)
+                known = described[call] = found, alike.setdefault(found[:5], found[:5])
+            found, said = known
+            module = scope.module
             if found.causality == "unknown":
                 causality[module] = "unknown"
             elif found.causality:
                 causality.setdefault(module, found.causality)
-            group = short_name(_group(signature)) if found.kind == "communication" else ""
-            key = module, signature.phase, *found[:5], group
-            if key not in merged:
-                merged[key] = {**dict(zip(_ROW, key, strict=True)), "calls": 0}
-            merged[key]["calls"] += self.calls[number]
-            row_of.append(places.setdefault(key, len(places)))
-        rows = list(merged.values())
-        for row in rows:
-            figures = zip(FIGURES, row.pop("priced"), strict=True)
-            row.update({name: None if value is None else value * row["calls"] for name, value in figures})
-        return rows, causality, row_of
+            group = short_name(_group(given)) if found.kind == "communication" else ""
+            row = rows.setdefault((module, phase, id(said), group), len(calls))
+            if row == len(calls):
+                calls.append(0)
+                shared.append((module, phase, said, group))
+            calls[row] += times
+            row_of.append(row)
+        return _columns(shared, calls), causality, row_of
 
-    def _described(
-        self, func: Any, given: tuple[Any, ...], named: tuple[Any, ...], made: Any, facts: AttentionFacts | None,
-        device: str,
-    ) -> Described:  # fmt: skip
+    def _described(self, given: _Given, made: Any, facts: AttentionFacts | None, device: str) -> Described:
         """What a call is and costs, by its rule; with what is to be said of its operator."""
-        args, kwargs = torch_free(given), dict(torch_free(named))
-        found = describe(name_of(func), args, kwargs, torch_free(made), facts, device)
-        if any(spec.stored is not None for spec in tensor_specs((args, tuple(kwargs.values())))):
+        args, kwargs = torch_free(given.args), dict(torch_free(given.kwargs))
+        found = describe(name_of(given.func), args, kwargs, torch_free(made), facts, device)
+        everything = args, tuple(kwargs.values())
+        specs = tensor_specs(everything)
+        if any(spec.stored is not None for spec in specs):
             self.sparse.add(without_overload(found.op))
-        if next(nested_in((args, tuple(kwargs.values()))), None) is not None:
+        if next(nested_in(everything), None) is not None:
             self.nested.add(found.op)
         if found.bound:
             self.bounds.add(found.op)
-        read = any(spec.values is not None for spec in tensor_specs((args, tuple(kwargs.values()))))
+        read = any(spec.values is not None for spec in specs)
         if read or any(isinstance(arg, tuple) and arg[:1] == (BLOCKS,) for arg in args):
             self.by_values.add(found.op)
         return found
 
 
-_ROW = ("module", "phase", "op", "kind", "shapes", "dtype", "priced", "group")
-"""What calls that are one row of ``ops`` have in common."""
+def _columns(rows: list[tuple[str, str, tuple[Any, ...], str]], calls: list[int]) -> dict[str, list[Any]]:
+    """Columns of ``ops``: module, phase, what `Described` begins with, and group of each row, and how often it ran."""
+    said = [row[2] for row in rows]
+    columns: dict[str, list[Any]] = {"module": [row[0] for row in rows], "phase": [row[1] for row in rows]}
+    columns |= {name: [one[place] for one in said] for place, name in enumerate(("op", "kind", "shapes", "dtype"))}
+    columns |= {"calls": calls, "group": [row[3] for row in rows]}
+    for place, name in enumerate(FIGURES):
+        each = [one[4][place] for one in said]
+        columns[name] = [None if one is None else one * times for one, times in zip(each, calls, strict=True)]
+    return columns
 
 
-def _group(signature: _Signature) -> str:
+def _group(given: _Given) -> str:
     """The process group that a collective is given, by torch's name; empty where it is given none."""
-    names = [argument.name for argument in signature.func._schema.arguments]
-    given = dict(zip(names, signature.args, strict=False)) | dict(signature.kwargs)
-    return next((given[name] for name in _GROUPS if isinstance(given.get(name), str)), "")
-
-
-def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return func(*args, **kwargs)
+    names = [argument.name for argument in given.func._schema.arguments]
+    named = dict(zip(names, given.args, strict=False)) | dict(given.kwargs)
+    return next((named[name] for name in _GROUPS if isinstance(named.get(name), str)), "")

@@ -29,24 +29,26 @@ def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[s
         causality: known, unknown or empty, by path.
     """
     called = {above for path in calls for above in ancestors(path)}
+    sizes = {id(p): (p.numel(), elements_bytes([p])) for p in model.parameters() if not is_lazy(p)}
     rows: list[dict[str, Any]] = []
     seen: set[torch.nn.Module] = set()
     for path, module in named_paths(model):
         if module in seen and path not in called:
             continue
         seen.add(module)
-        params = [p for p in module.parameters() if not is_lazy(p)]
-        trainable = [p for p in params if p.requires_grad]
+        params = [p for p in module.parameters() if id(p) in sizes]
+        held = [sizes[id(p)] for p in params]
+        trainable = [sizes[id(p)] for p in params if p.requires_grad]
         rows.append(
             {
                 "module": path,
                 "class": type(module).__name__,
                 "extra": " ".join(module.extra_repr().split()),
                 "calls": calls.get(path, 0),
-                "params": sum(p.numel() for p in params),
-                "trainable_params": sum(p.numel() for p in trainable),
-                "param_bytes": elements_bytes(params),
-                "trainable_bytes": elements_bytes(trainable),
+                "params": sum(numel for numel, _ in held),
+                "trainable_params": sum(numel for numel, _ in trainable),
+                "param_bytes": sum(size for _, size in held),
+                "trainable_bytes": sum(size for _, size in trainable),
                 "causality": causality.get(path, ""),
             }
         )

@@ -13,6 +13,8 @@ from gpuprof.schema import GRADIENT_ALLREDUCE
 
 _GRADIENTS = Scope(GRADIENT_ALLREDUCE)
 
+_current_node, _current_backward = torch._C._current_autograd_node, torch._C._current_graph_task_id
+
 _NUMBERLESS = 1 << 63
 """From there on are the numbers of nodes that have none, as AccumulateGrad."""
 
@@ -22,9 +24,11 @@ class Place:
 
     def __init__(self, ownership: Ownership, phase: Phase, unit_of: Callable[[str], str | None]) -> None:
         self.ownership = ownership
+        self._open = ownership.open_here()  # operators are seen on this thread alone
         self.phase = phase
         self._unit_of = unit_of
         self._labels: list[Scope | None] = []  # of each that is open the unit, or that of the one around
+        self._units: dict[str, Scope] = {}
         self._last_owner = NOWHERE
         # what runs a backward: nothing, or the node that holds a checkpoint's own
         self._runners: dict[int, Scope] = {}
@@ -36,8 +40,12 @@ class Place:
             reduces: whether the operator is an all-reduce: a bucket of gradients is sent when the last of them is
                 there, and that is not this one's module's work.
         """
-        node = torch._C._current_autograd_node()
-        scope, phase = self._of_module(node)
+        node = _current_node()
+        if node is None or self.phase.name == "optimizer":  # which a hook may step in the middle of a backward
+            open_calls = self._open
+            scope, phase = open_calls[-1].scope if open_calls else NOWHERE, self.phase.name
+        else:
+            scope, phase = self._of_node(node)
         if self._labels and self._labels[-1] is not None:
             return self._labels[-1], phase
         if reduces and phase == "backward" and (node is None or node._sequence_nr() >= _NUMBERLESS):
@@ -47,19 +55,18 @@ class Place:
     def label_begins(self, label: str) -> None:
         """A label of anybody's: FSDP says in its own which unit it works for."""
         unit = self._unit_of(label)
-        self._labels.append(Scope(unit) if unit is not None else self._labels[-1] if self._labels else None)
+        around = self._labels[-1] if self._labels else None
+        self._labels.append(around if unit is None else self._units.setdefault(unit, Scope(unit)))
 
     def label_ends(self) -> None:
         """The last one that began ends."""
         if self._labels:
             self._labels.pop()
 
-    def _of_module(self, node: Any) -> tuple[Scope, str]:
-        running = self.ownership.running()
-        if node is None or self.phase.name == "optimizer":  # which a hook may step in the middle of a backward
-            return running or NOWHERE, self.phase.name
-        if running is not None and self.ownership.recomputing():
-            return running, "recompute"
+    def _of_node(self, node: Any) -> tuple[Scope, str]:
+        open_calls = self._open
+        if open_calls and open_calls[-1].in_backward:
+            return open_calls[-1].scope, "recompute"
         owner = self._last_owner = self._owner(node)
         if self.phase.keeps_graph:
             self.ownership.claim(owner)
@@ -77,8 +84,10 @@ class Place:
             self.ownership.claim(self.ownership.running())
 
     def _owner(self, node: Any) -> Scope:
-        runner = self._runners.setdefault(torch._C._current_graph_task_id(), self._last_owner)
-        number = node._sequence_nr()
+        backward, number = _current_backward(), node._sequence_nr()
+        runner = self._runners.get(backward)
+        if runner is None:
+            runner = self._runners[backward] = self._last_owner
         if number >= _NUMBERLESS:  # AccumulateGrad has no number: it follows the node whose gradient it takes
             return self._last_owner
         return self.ownership.maker(self.ownership.thread(), number) or runner

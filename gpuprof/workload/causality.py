@@ -28,8 +28,8 @@ def attention_facts(module: nn.Module, path: str) -> AttentionFacts | None:
     said = getattr(module, "is_causal", None)
     causal = said if isinstance(said, bool) else _t5_causal(module, path.rpartition(".")[2])
     named = "attention" in type(module).__name__.lower()
-    dims = _head_dims(module)
-    if not dims or (causal is None and not named):
+    dims = _head_dims(module) if named or causal is not None else ()
+    if not dims:
         return None
     try:
         window = _window(module) if causal else None

@@ -8,6 +8,8 @@ fail as soon as the code looks at a mask, and fake tensors make libraries take t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -40,6 +42,7 @@ _INDEXES = {
 }
 
 _SCATTERS = {_aten.masked_scatter.default, _aten.masked_scatter_.default}
+_BY_VALUES = _READS_VALUES | _PACKS | _INDEXES | _SCATTERS
 _RANGES = {_aten.arange.default, _aten.arange.start, _aten.arange.start_step}
 _LIKE: dict[Any, Any] = {
     _aten.zeros_like.default: 0, _aten.ones_like.default: 1, _aten.full_like.default: None,
@@ -113,6 +116,65 @@ def execute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         _overwritten.add(args[0].untyped_storage())
         return args[0]  # the tensor that the model holds stays what it is, but nobody may read it
     return out
+
+
+def repeated(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Callable[..., Any] | None:
+    """What does at once what `execute` does for each further call of an operator with arguments of the same metadata.
+
+    Most kernels of ``meta`` are Python, and find out each time what is known from the first: what such a call makes is
+    as empty, and is made right away. An operator on computed tensors alone that looks at one, or changes it, just runs.
+
+    Args:
+        func: the operator.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        out: what it returned.
+
+    Returns:
+        What takes the arguments and returns such a result; None where metadata alone do not tell what that is.
+    """
+    given = list(tensors([args, kwargs]))
+    if func in _BY_VALUES or getattr(func, "namespace", "") != "aten" or not any(tensor.is_meta for tensor in given):
+        return None
+    schema = func._schema
+    if schema.is_mutable or any(result.alias_info is not None for result in schema.returns):
+        moved = any(isinstance(value, torch.device) for value in (*args, *kwargs.values()))
+        return None if moved or not all(tensor.is_meta for tensor in given) else func
+    results = [out] if isinstance(out, torch.Tensor) else out
+    if not isinstance(results, (tuple, list)) or not all(map(_is_empty, results)):
+        return None
+    made = [result for result in results if result is not None]
+    storages = {tensor.untyped_storage()._cdata for tensor in made}
+    if len(storages) < len(made) or any(tensor.untyped_storage()._cdata in storages for tensor in given):
+        return None  # it hands back what it was given, or parts of one piece of memory
+    if any(map(_has_fractions, made)) and not any(map(_has_fractions, given)):
+        return None  # in the dtype that torch makes of numbers, which may be set to another
+    parts = [None if result is None else (result.shape, result.stride(), result.dtype) for result in results]
+    if isinstance(out, torch.Tensor):
+        return partial(_empty_again, parts[0])
+    kind: Any = type(out)
+    return lambda *_, **__: kind(None if part is None else _empty_again(part) for part in parts)
+
+
+def _is_empty(result: Any) -> bool:
+    """Whether `_empty_again` can make such a result of an operator; no number, whose dtype may be a weak one."""
+    if result is None:
+        return True
+    if type(result) is not torch.Tensor or not result.is_meta or not _is_plain(result) or not result.dim():
+        return False
+    if result.is_conj() or result.is_neg() or result._is_view() or result.storage_offset():
+        return False
+    again = _empty_again((result.shape, result.stride(), result.dtype))
+    return again.untyped_storage().nbytes() == result.untyped_storage().nbytes()
+
+
+def _empty_again(part: Any, /, *_: Any, **__: Any) -> torch.Tensor:
+    shape, stride, dtype = part
+    return torch.empty_strided(shape, stride, dtype=dtype, device=_META)
+
+
+def _has_fractions(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def nowhere(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
