@@ -1,8 +1,8 @@
 """The page of a run: its bytes, when a browser first shows it and when it answers, and what making it takes.
 
-Two pages of models of seven billion parameters: one counted alone, and one with its kernels, from a committed run. Each
-is made by this build and by an older one. Chromium opens them in turn, each in a new tab of one browser; the medians are
-seconds on the clock from the start of the navigation, without a network.
+Two pages of models of seven billion parameters: one counted alone, and one with its kernels, from a committed run.
+Each is made by this build and by an older one. Chromium opens them in turn, each in a new tab of one browser; the
+medians are seconds on the clock from the start of the navigation.
 """
 
 from __future__ import annotations
