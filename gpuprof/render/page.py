@@ -160,6 +160,7 @@ def _sections(run: Record, convention: str | None, command: str) -> Iterator[dic
     if picture := page_charts.memory(run):
         what = "what torch has allocated" if run.device.get("type") == "cuda" else "the resident set of the process"
         text = f"In use is {what}; below it what is expected by size. 'gpuprof memory' has the account."
+        text += f" {few}" if (few := page_charts.moments_left_out(run)) else ""
         yield section("memory", "Memory", text, figure=picture)
     if len(messages := by_collective(run) if run.is_job else collectives(run)):
         text = "Exposed is what no computation hides; of what is perhaps communication, by its name, nobody knows."

@@ -375,7 +375,7 @@ def test_a_browser_that_cannot_unpack_says_so_in_each_figure_and_has_the_rest(tm
     assert "CONSOLE" not in logged
 
 
-def test_a_long_timeline_is_thinned_and_keeps_its_peak():
+def test_a_long_timeline_is_thinned_which_is_said_and_keeps_its_peak():
     from gpuprof.render.page_charts import memory
 
     run = gpu_run()
@@ -385,6 +385,7 @@ def test_a_long_timeline_is_thinned_and_keeps_its_peak():
 
     (in_use,) = [trace for trace in memory(run).data if trace.name == "in use"]
     assert len(in_use.x) == 3000
+    assert "Of 20,000 moments 3,000 are drawn: of each stretch of time the one with most in use." in render_page(run)
     assert max(in_use.y) == (10**9 + 77) / 2**20
 
 
