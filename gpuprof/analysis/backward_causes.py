@@ -98,8 +98,7 @@ def explain(run: Record, ops: pd.DataFrame, table: pd.DataFrame) -> tuple[dict[s
         ops: what `gpuprof.analysis.counted.counted` gives of it.
         table: by module, with what was computed again: a column ``flops_recompute``.
     """
-    ops = ops.assign(row=range(len(ops)))
-    mine = {str(path): rows for path, rows in ops.groupby("module", sort=False)}
+    mine = _by_owner(ops)
     children: dict[str, list[str]] = {path: [] for path in table.index}
     for path in run.tree["module"]:
         if path:
@@ -113,7 +112,7 @@ def explain(run: Record, ops: pd.DataFrame, table: pd.DataFrame) -> tuple[dict[s
         named = [(child.rpartition(".")[2], parts[child]) for child in children.get(path, [])]
         part = merged([("its own products", own), *named] if named else [("", own)])
         if not part.cause and path in mine:
-            lookup = mine[path]["op"].str.startswith("aten::embedding").any()
+            lookup = any(row.op.startswith("aten::embedding") for row in mine[path])
             part.cause = EMBEDDING if lookup else NO_PRODUCT
         elif not part.cause and any(child.cause for _, child in named):
             part.cause = NO_PRODUCT
@@ -126,10 +125,33 @@ def explain(run: Record, ops: pd.DataFrame, table: pd.DataFrame) -> tuple[dict[s
     return parts, alone
 
 
+class _Op(NamedTuple):
+    """A row of the operators; FLOPs that are not known are none."""
+
+    number: int
+    phase: str
+    op: str
+    kind: str
+    shapes: str
+    calls: int
+    flops: int
+    flops_hardware: int
+
+
+def _by_owner(ops: pd.DataFrame) -> dict[str, list[_Op]]:
+    """The operators of each module, in their order."""
+    words = (ops[name].astype("object").tolist() for name in ("phase", "op", "kind", "shapes"))
+    numbers = (ops[name].fillna(0).tolist() for name in ("calls", "flops", "flops_hardware"))
+    mine: dict[str, list[_Op]] = {}
+    for module, *row in zip(ops["module"], range(len(ops)), *words, *numbers, strict=True):
+        mine.setdefault(str(module), []).append(_Op(*row))
+    return mine
+
+
 class _Facts:
     """What the record says of modules: what of them is trained, and what ran before them."""
 
-    def __init__(self, run: Record, children: dict[str, list[str]], mine: dict[str, pd.DataFrame]) -> None:
+    def __init__(self, run: Record, children: dict[str, list[str]], mine: dict[str, list[_Op]]) -> None:
         rows = zip(run.tree["module"], run.tree["params"], run.tree["trainable_params"], strict=True)
         # none of a recording, and of a training those of the whole model alone
         known = [] if run.tree["params"].isna().any() else list(rows)
@@ -140,9 +162,9 @@ class _Facts:
             if path in self.params
         }
         starts = {
-            path: int(rows.loc[rows["phase"] == "forward", "row"].min())
+            path: next(row.number for row in rows if row.phase == "forward")
             for path, rows in mine.items()
-            if (rows["phase"] == "forward").any()
+            if any(row.phase == "forward" for row in rows)
         }
         self.starts = starts
         self.of_classes = run.metered
@@ -163,20 +185,20 @@ class _Facts:
         return self.first_trained is not None and self.first_trained < self.starts.get(path, 0)
 
 
-def _own(path: str, rows: pd.DataFrame | None, facts: _Facts) -> Part:
+def _own(path: str, rows: list[_Op] | None, facts: _Facts) -> Part:
     """The products that a module owns itself."""
     if rows is None:
         return Part()
-    products = rows[rows["kind"].isin(PRODUCTS) & (rows["flops"].fillna(0) > 0)]
-    forward, backward = (products[products["phase"] == phase] for phase in ("forward", "backward"))
-    part = Part(int(forward["flops"].sum()), int(backward["flops"].sum()))
+    products = [row for row in rows if row.kind in PRODUCTS and row.flops > 0]
+    forward, backward = ([row for row in products if row.phase == phase] for phase in ("forward", "backward"))
+    part = Part(sum(row.flops for row in forward), sum(row.flops for row in backward))
     if not part.forward and not part.backward:
         return part
     part.notes = _fused(forward, backward)
     if part.backward == ASSUMED * part.forward:
         part.cause, part.explained = TWO, part.backward
         return part
-    if not (rows["phase"] == "backward").any():
+    if all(row.phase != "backward" for row in rows):
         _, trainable = facts.params.get(path, (0, 0))
         part.cause = UNUSED if trainable else NOT_PASSED if facts.trained_before(path) else NOTHING_TRAINED
         part.words, part.explained = CAUSES[part.cause], 0
@@ -215,19 +237,19 @@ def _cause(group: _Products, path: str, facts: _Facts) -> tuple[str, str] | None
     return SOME_GRADIENTS, f"{group.backward} of the {2 * group.forward} factors of its products need a gradient"
 
 
-def _matched(forward: pd.DataFrame, backward: pd.DataFrame) -> list[_Products] | None:
+def _matched(forward: list[_Op], backward: list[_Op]) -> list[_Products] | None:
     """Products and their gradients by what one costs; None where a gradient fits no product."""
     calls: Counter[tuple[str, int]] = Counter()
     operands: dict[tuple[str, int], list[tuple[Any, Any]]] = {}
-    for row in forward.itertuples():
-        key = (_family(row.kind), int(row.flops) // int(row.calls))
-        calls[key] += int(row.calls)
+    for row in forward:
+        key = (_family(row.kind), row.flops // row.calls)
+        calls[key] += row.calls
         operands.setdefault(key, []).append(_factors(row.shapes, row.kind))
     gradients: Counter[tuple[str, int]] = Counter()
     first: Counter[tuple[str, int]] = Counter()
     second: Counter[tuple[str, int]] = Counter()
-    for row in backward.itertuples():
-        count, total = 1, int(row.flops) // int(row.calls)
+    for row in backward:
+        count, total = 1, row.flops // row.calls
         if row.kind == "attention":  # both products of it, each with both its gradients
             count = 2
         elif row.kind == "convolution":
@@ -238,14 +260,14 @@ def _matched(forward: pd.DataFrame, backward: pd.DataFrame) -> list[_Products] |
         key = (_family(row.kind), total // count)
         if key not in calls:
             return None
-        gradients[key] += count * int(row.calls)
+        gradients[key] += count * row.calls
         if row.kind == "matmul":
             side = _side(read_shapes(row.shapes)[1], operands[key])
-            first[key] += int(row.calls) if side == 0 else 0
-            second[key] += int(row.calls) if side == 1 else 0
+            first[key] += row.calls if side == 0 else 0
+            second[key] += row.calls if side == 1 else 0
         elif row.kind == "convolution":
-            first[key] += int(row.calls) if inputs[1] in results else 0
-            second[key] += int(row.calls) if inputs[2] in results else 0
+            first[key] += row.calls if inputs[1] in results else 0
+            second[key] += row.calls if inputs[2] in results else 0
     return [_Products(key[1], calls[key], gradients[key], first[key], second[key]) for key in calls]
 
 
@@ -267,9 +289,9 @@ def _side(results: tuple[tuple[int, ...], ...], operands: list[tuple[Any, Any]])
     return sides.pop() if len(sides) == 1 else None
 
 
-def _fused(forward: pd.DataFrame, backward: pd.DataFrame) -> list[str]:
+def _fused(forward: list[_Op], backward: list[_Op]) -> list[str]:
     """What a fused attention backward adds in hardware, where it is exactly the scores once more."""
-    above, below = (int(rows.loc[rows["kind"] == "attention", "flops_hardware"].sum()) for rows in (backward, forward))
+    above, below = (sum(row.flops_hardware for row in rows if row.kind == "attention") for rows in (backward, forward))
     if above and 2 * above == 5 * below:
         return ["fused attention computes its scores again: 2.5 x in hardware"]
     return []

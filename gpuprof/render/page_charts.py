@@ -243,6 +243,13 @@ def _thinned(line: pd.DataFrame) -> pd.DataFrame:
     return line.loc[line["bytes"].astype("float64").groupby(stretch).idxmax()]
 
 
+def moments_left_out(run: Record) -> str:
+    """That the memory's figure does not draw every moment, in a sentence; empty where it does."""
+    if 2 * len(run.timeline) <= _MOST_MOMENTS or (moments := len(measured(run))) <= _MOST_MOMENTS:
+        return ""  # between two readings there is a peak at most
+    return f"Of {moments:,} moments {_MOST_MOMENTS:,} are drawn: of each stretch of time the one with most in use."
+
+
 def telemetry(run: Record) -> go.Figure | None:
     """Clock, power and temperature over the timing pass; None where none was read."""
     wanted = {"sm_clock": "SM clock", "power_instant": "power", "power_usage": "power", "temperature": "temperature"}
