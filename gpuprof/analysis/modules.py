@@ -132,9 +132,11 @@ def _counts(run: Record, convention: str | None, paths: list[str], parts: list[s
     for module, phase, seconds, *counts in rows:
         entry = own.setdefault((module, phase), [0] * len(names))
         for index, value in enumerate(counts):
-            entry[index] += value or 0
-        for path in up(module):
-            ideal_s[path, phase] = ideal_s.get((path, phase), 0) + seconds
+            if value:
+                entry[index] += value
+        if seconds:
+            for path in up(module):
+                ideal_s[path, phase] = ideal_s.get((path, phase), 0) + seconds
     sums: dict[tuple[str, str], list[int]] = {}
     for (module, phase), counts in own.items():
         for path in up(module):
@@ -145,16 +147,20 @@ def _counts(run: Record, convention: str | None, paths: list[str], parts: list[s
         raise AssertionError(f"work booked on modules that are not in the tree: {sorted(stray)}")
     without = {name: _lacking(run, ops, name) for name in ("flops_hardware", "vector_flops")}
 
-    def column(name: str, phases: Iterable[str]) -> list[Any]:
-        index, untold = names.index(name), without.get(name, without["flops_hardware"])
-        found = [sum(sums[path, p][index] for p in phases if (path, p) in sums) for path in paths]
+    def told(found: list[Any], phases: Iterable[str], untold: set[tuple[str, str]]) -> list[Any]:
+        if not untold:
+            return found
         unknown = [any((path, p) in untold for p in phases) for path in paths]
         return [None if not value and lacks else value for value, lacks in zip(found, unknown, strict=True)]
 
+    def column(name: str, phases: Iterable[str]) -> list[Any]:
+        index = names.index(name)
+        found = [sum(sums[path, p][index] for p in phases if (path, p) in sums) for path in paths]
+        return told(found, phases, without.get(name, without["flops_hardware"]))
+
     def ideal(phases: Iterable[str]) -> list[Any]:
         found = [sum(ideal_s[path, p] for p in phases if (path, p) in ideal_s) for path in paths]
-        unknown = [any((path, p) in without["flops_hardware"] for p in phases) for path in paths]
-        return [None if not value and lacks else value for value, lacks in zip(found, unknown, strict=True)]
+        return told(found, phases, without["flops_hardware"])
 
     phases = {phase: (phase,) for phase in ("recompute", "backward", *parts)} | {"forward": FORWARD}
     found = {f"flops_{phase}": column("flops", phases[phase]) for phase in (*_MODULE_PHASES, *parts)}
