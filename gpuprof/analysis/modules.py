@@ -75,8 +75,8 @@ def _columns(run: Record) -> list[str]:
 
 
 def _typed(name: str, values: list[Any] | None, length: int) -> Any:
-    if name in ("module", "class"):
-        return pd.Series(values, dtype="object")
+    if name in ("module", "class"):  # paths as an index of pandas has them, classes as the table does
+        return pd.Series(values, dtype="object" if name == "class" else None)
     if values is None or name.startswith(("time_", "flops_per_s_", "bytes_per_s_", "kernel_")):
         return pd.array(values or [None] * length, dtype="Float64")
     return pd.array(values, dtype="Int64") if name in ("calls", "params", "trainable_params") else integers(values)
