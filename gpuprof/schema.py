@@ -347,7 +347,8 @@ def columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
 
 def values(column: pd.Series) -> list[Any]:
     """A column of a table as JSON-ready values: what is missing is None."""
-    return [_plain(value) for value in column.tolist()]
+    found = column.tolist()
+    return found if set(map(type, found)) <= {int, str} else [_plain(value) for value in found]
 
 
 def _plain(value: Any) -> Any:

@@ -107,23 +107,23 @@ def _counted(run: Record, convention: str) -> pd.DataFrame:
 
 def priced(run: Record, ops: pd.DataFrame, convention: str | None = None) -> pd.DataFrame:
     """The same of other rows of a run than those of ``ops``, in its columns."""
-    read = {name: values(ops[name]) for name in _READ}
-    figures, again = _figures(run, read, convention)
+    how = chosen(run, convention)
+    read = _READ if how.rule is None else (*_READ, *_READ_BY_RULES)
+    figures, again = _figures(run, {name: values(ops[name]) for name in read}, convention)
     if again:
         rows = ops.iloc[again].assign(**{column: integers([0] * len(again)) for column in _OF_ROWS})
         ops = pd.concat([ops, rows], ignore_index=True)
-    counts = {name: integers(figures[name]) for name in ("flops", "macs")}
-    if chosen(run, convention).rule is None:  # as exact as the table has them
-        counts["flops"] = ops[f"flops_{chosen(run, convention).modules_in}"]
-        counts["macs"] = counts["flops"] // 2
+    if how.rule is None:  # as exact as the table has them
+        counts = {"flops": ops[f"flops_{how.modules_in}"], "macs": ops[f"flops_{how.modules_in}"] // 2}
+    else:
+        counts = {name: integers(figures[name]) for name in ("flops", "macs")}
     times = {name: pd.Series(figures[name], ops.index, "float64") for name in ("ideal_s", "hardware_ideal_s")}
     return ops.assign(phase=pd.Series(figures["phase"], ops.index, "object"), **counts, **times)
 
 
-_READ = (
-    "module", "phase", "op", "kind", "shapes", "dtype", "calls", "flops_causal", "flops_full", "flops_hardware",
-)  # fmt: skip
-"""Columns of ``ops`` that figures of a convention follow from."""
+_READ = ("phase", "kind", "dtype", "flops_causal", "flops_full", "flops_hardware")
+_READ_BY_RULES = ("module", "op", "shapes", "calls")
+"""Columns of ``ops`` that figures of a convention follow from, and those of one that has a rule of its own."""
 
 _OF_ROWS = ("calls", "flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes")
 """Columns that are 0 in an assumed backward, which is so many times the forward and nothing else."""
