@@ -16,7 +16,7 @@ from gpuprof import log, log_content
 from gpuprof.errors import ForeignFileError, GpuprofError, no_run
 from gpuprof.files import write_atomically
 from gpuprof.record_checks import check_facts, check_tables, checked_columns
-from gpuprof.schema import FACTS, SCHEMA_VERSION, SINCE, TABLES, columns, plain, table
+from gpuprof.schema import FACTS, SCHEMA_VERSION, SINCE, TABLES, columns, plain, table, values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,6 +122,21 @@ class Record:
         held = self.__dict__[name]
         return held if isinstance(held, dict) else columns(held)
 
+    def column(self, name: str, column: str) -> list[Any]:
+        """One column of it likewise."""
+        held = self.__dict__[name]
+        return held[column] if isinstance(held, dict) else values(held[column])
+
+    def distinct(self, name: str, column: str) -> set[Any]:
+        """What a column has, each once."""
+        held = self.__dict__[name]
+        return set(held[column] if isinstance(held, dict) else held[column].unique())
+
+    def held(self, name: str) -> dict[str, list[Any]] | pd.DataFrame:
+        """A raw table as the record has it: columns until its frame was asked for, and from then on the frame."""
+        held: dict[str, list[Any]] | pd.DataFrame = self.__dict__[name]
+        return held
+
     def has(self, name: str) -> bool:
         """Whether a raw table has any row."""
         held = self.__dict__[name]
@@ -188,7 +203,7 @@ class Record:
         """
         data = read(path)
         with whole_file(path):
-            tables = {name: table(name, data.get(name, [])) for name in TABLES}
+            tables: dict[str, Any] = {name: plain(name, data.get(name, [])) for name in TABLES}
             check_tables(tables)
             passes = {name: PassOutcome(**outcome) for name, outcome in data["passes"].items()}
             return cls(**{key: data[key] for key in FACTS}, passes=passes, **tables)

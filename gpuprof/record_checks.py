@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpuprof.dates import in_utc
-from gpuprof.late import pd
 from gpuprof.schema import (
     ALL,
     COUNTS,
@@ -130,77 +130,109 @@ def checked_columns(name: str, columns: dict[str, list[Any]]) -> dict[str, list[
     return known
 
 
-def check_tables(tables: dict[str, pd.DataFrame]) -> None:
-    """What holds between rows and tables, and is divided by."""
-    samples = tables["samples"]
-    steps = samples.loc[samples["phase"].isin(["step", "reference"])]
+Columns = Mapping[str, Sequence[Any]]
+"""A raw table as `gpuprof.record.Record.columns` has it."""
+
+
+def check_tables(tables: Mapping[str, Columns]) -> None:
+    """What holds between rows and tables, and is divided by.
+
+    Raises:
+        ValueError: something does not, and what.
+    """
     modules = {*tables["tree"]["module"], *NOBODYS}
-    booked = (tables["ops"], tables["kernels"], tables["nodes"], tables["counters"], tables["busy"], tables["traffic"])
-    owners = {module for rows in booked for module in rows["module"]} - {ALL}
-    if not owners <= modules:
+    booked = ("ops", "kernels", "nodes", "counters", "busy", "traffic")
+    if not {module for name in booked for module in set(tables[name]["module"])} - {ALL} <= modules:
         raise ValueError("rows of modules that it has not")
-    if not {*samples["launch"]} <= {*steps.loc[steps["phase"] == "step", "launch"]}:
-        raise ValueError("samples has a launch without a step")
-    if not (steps["time_s"] > 0).all():
-        raise ValueError("samples has a step of no time")
-    ranks = tables["ranks"]
-    missing = ranks[["rank", "quantity", "amount"]].isna().any(axis=None)
-    if missing or not (ranks.loc[ranks["quantity"] == "step_ns", "amount"] > 0).all():
-        raise ValueError("ranks has a figure or a time of a step missing")
-    times = ranks[ranks["dtype"] == ""].groupby(["rank", "step"])["quantity"]
-    if len(times) < ranks.groupby(["rank", "step"]).ngroups or any(
-        set(RANK_QUANTITIES) - set(given) for _, given in times
-    ):
-        raise ValueError("ranks has a step without one of its times")
-    given = tables["collectives"].drop(columns="bytes")
-    if given.isna().any(axis=None) or (given[["number", "start_ns", "duration_ns", "exposed_ns"]] < 0).any(axis=None):
-        raise ValueError("collectives has a place or a time missing")
-    times = tables["busy"][["kernels", "total_ns", "least_ns", "most_ns"]]
-    if tables["busy"].isna().any(axis=None) or (tables["busy"]["ranks"] < 1).any() or (times < 0).any(axis=None):
-        raise ValueError("busy has a time missing")
+    _check_samples(tables["samples"])
+    _check_of_ranks(tables)
     _check_compiled(tables)
     _check_generation(tables)
 
 
-def _check_generation(tables: dict[str, pd.DataFrame]) -> None:
+def _check_samples(samples: Columns) -> None:
+    timed = {launch for launch, phase in _rows(samples, "launch", "phase") if phase == "step"}
+    if not {*samples["launch"]} <= timed:
+        raise ValueError("samples has a launch without a step")
+    of_steps = (time_s for phase, time_s in _rows(samples, "phase", "time_s") if phase in ("step", "reference"))
+    if not all(time_s is not None and time_s > 0 for time_s in of_steps):
+        raise ValueError("samples has a step of no time")
+
+
+def _check_of_ranks(tables: Mapping[str, Columns]) -> None:
+    """What a job has of its ranks."""
+    ranks, busy, collectives = tables["ranks"], tables["busy"], tables["collectives"]
+    rows = [*_rows(ranks, "rank", "step", "quantity", "dtype", "amount")]
+    if _lacks(ranks, "rank", "quantity", "amount") or any(row[2] == "step_ns" and row[4] <= 0 for row in rows):
+        raise ValueError("ranks has a figure or a time of a step missing")
+    told: dict[tuple[int, int], set[str]] = {}
+    for rank, step, quantity, dtype, _ in rows:
+        if step is not None:
+            told.setdefault((rank, step), set()).update({quantity} if dtype == "" else ())
+    if any(set(RANK_QUANTITIES) - quantities for quantities in told.values()):
+        raise ValueError("ranks has a step without one of its times")
+    if _lacks(collectives, *(name for name in collectives if name != "bytes")) or _below(
+        0, collectives, "number", "start_ns", "duration_ns", "exposed_ns"
+    ):
+        raise ValueError("collectives has a place or a time missing")
+    times = ("kernels", "total_ns", "least_ns", "most_ns")
+    if _lacks(busy, *busy) or _below(1, busy, "ranks") or _below(0, busy, *times):
+        raise ValueError("busy has a time missing")
+
+
+def _check_generation(tables: Mapping[str, Columns]) -> None:
     """What times are divided by and bytes are added up by, in the tables of a generation."""
-    parts, traffic = tables["generation"], tables["traffic"]
-    phases, times = {*FORWARD} - {"forward"}, parts[["launch", "step", "part", "time_s"]]
-    if times.isna().any(axis=None) or (times < 0).any(axis=None) or not {*parts["phase"]} <= phases:
+    parts, traffic, phases = tables["generation"], tables["traffic"], {*FORWARD} - {"forward"}
+    key = ("launch", "step", "part")
+    if _lacks(parts, *key, "time_s") or _below(0, parts, *key, "time_s") or not {*parts["phase"]} <= phases:
         raise ValueError("generation has a part without its phase or time")
-    if parts.duplicated(["launch", "step", "part"]).any():
+    if len(set(_rows(parts, *key))) < len(parts["part"]):
         raise ValueError("generation has a part twice")
-    if ((parts["samples"] < 1) | (parts["positions"] < 1)).any():
+    if _below(1, parts, "samples", "positions"):
         raise ValueError("generation has a part of no sequences or positions")
-    if traffic["bytes"].isna().any() or (traffic["bytes"] < 0).any() or not {*traffic["phase"]} <= phases:
+    if _lacks(traffic, "bytes") or _below(0, traffic, "bytes") or not {*traffic["phase"]} <= phases:
         raise ValueError("traffic has a row without its phase or bytes")
-    if not (traffic["part"].isna() == (traffic["module"] != ALL)).all():
+    if not all((part is None) == (module != ALL) for part, module in _rows(traffic, "part", "module")):
         raise ValueError("traffic of the whole model without its part, or of a module with one")
     if not {*traffic["what"]} <= {*TRAFFIC}:
         raise ValueError("traffic of what nobody knows")
 
 
-def _check_compiled(tables: dict[str, pd.DataFrame]) -> None:
+def _check_compiled(tables: Mapping[str, Columns]) -> None:
     """What times are split by and FLOPs are added up by, in the tables of what torch.compile made."""
     graphs, nodes = tables["graphs"], tables["nodes"]
-    numbers = set(graphs["graph"])
-    counts = graphs[["graph", "nodes", "kernels", "calls"]]
-    if counts.isna().any(axis=None) or (counts < 0).any(axis=None) or len(numbers) < len(graphs):
+    numbers, counts = set(graphs["graph"]), ("graph", "nodes", "kernels", "calls")
+    if _lacks(graphs, *counts) or _below(0, graphs, *counts) or len(numbers) < len(graphs["graph"]):
         raise ValueError("graphs has no such figures, or a graph twice")
     if not {*nodes["graph"]} <= numbers:
         raise ValueError("nodes of graphs that it has not")
-    if nodes[["calls", "repeat"]].isna().any(axis=None) or not {*nodes["phase"]} <= {*PHASES}:
+    if _lacks(nodes, "calls", "repeat") or not {*nodes["phase"]} <= {*PHASES}:
         raise ValueError("nodes has a phase or its calls missing")
-    figures = nodes[[column for column in nodes if column in INTEGERS]]
-    if (figures < 0).any(axis=None) or (nodes["calls"] < 1).any() or not {*nodes["repeat"]} <= {0, 1}:
+    figures = [column for column in nodes if column in INTEGERS]
+    if _below(0, nodes, *figures) or _below(1, nodes, "calls") or not {*nodes["repeat"]} <= {0, 1}:
         raise ValueError("nodes has a figure out of range")
-    calls = [_CALL(key) for key in set(tables["kernels"]["compiled"]) - {""}]
+    calls = [_call(key) for key in set(tables["kernels"]["compiled"]) - {""}]
     if not all(call and int(call[1]) in numbers for call in calls):
         raise ValueError("kernels of graphs that it has not")
-    if (tables["compilations"][["total_s", "dynamo_s", "inductor_s"]] < 0).any(axis=None):
+    if _below(0, tables["compilations"], "total_s", "dynamo_s", "inductor_s"):
         raise ValueError("compilations has a time out of range")
-    if tables["breaks"].isna().any(axis=None) or (tables["breaks"]["breaks"] < 1).any():
+    if _lacks(tables["breaks"], *tables["breaks"]) or _below(1, tables["breaks"], "breaks"):
         raise ValueError("breaks has no number")
 
 
-_CALL = re.compile(r"(\d{1,18})/.*:\d+").fullmatch
+def _rows(table: Columns, *names: str) -> Iterator[tuple[Any, ...]]:
+    return zip(*(table[name] for name in names), strict=True)
+
+
+def _lacks(table: Columns, *names: str) -> bool:
+    """Whether a figure is missing in one of these columns."""
+    return any(value is None for name in names for value in table[name])
+
+
+def _below(least: int, table: Columns, *names: str) -> bool:
+    """Whether a figure in one of these columns is below what it can be."""
+    return any(value is not None and value < least for name in names for value in table[name])
+
+
+def _call(key: str) -> re.Match[str] | None:
+    return re.fullmatch(r"(\d{1,18})/.*:\d+", key)

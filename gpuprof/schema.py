@@ -342,7 +342,13 @@ def integers(values: Iterable[Any]) -> Any:
 
 def columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
     """A table as JSON-ready values, column by column; `table` makes it one again."""
-    return {str(column): [_plain(value) for value in frame[column].tolist()] for column in frame.columns}
+    return {str(column): values(frame[column]) for column in frame.columns}
+
+
+def values(column: pd.Series) -> list[Any]:
+    """A column of a table as JSON-ready values: what is missing is None."""
+    found = column.tolist()
+    return found if set(map(type, found)) <= {int, str} else [_plain(value) for value in found]
 
 
 def _plain(value: Any) -> Any:

@@ -18,6 +18,7 @@ from side_by_side import BASE, ROOT, Ratio, parser
 BENCHMARKS = {
     "bench_count.py": [],
     "bench_start.py": [],
+    "bench_show.py": [],
     "bench_trace.py": [],
     "bench_record.py": [],
     "bench_profile.py": [],

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import gpuprof
+from gpuprof.record import PassOutcome
+from gpuprof.schema import INTEGERS, TABLES
 
 PACKAGE = Path(gpuprof.__file__).parent
 
@@ -293,6 +295,16 @@ def test_loading_and_showing_a_run_needs_no_torch(tmp_path):
     code = f"import gpuprof\nfrom gpuprof.render import render\nrender(gpuprof.load({str(path)!r}), 'csv')"
 
     assert "torch" not in loaded_by(code)
+
+
+def test_a_counted_run_is_shown_without_anything_heavy(tmp_path):
+    run = gpuprof.Run({"name": "m", "mode": "train"}, {"type": "meta"}, {}, passes={"count": PassOutcome("done")})
+    run.tree = {name: [""] if name not in INTEGERS else [1] for name in TABLES["tree"]}
+    run.ops = {name: ["forward" if name == "phase" else ""] if name not in INTEGERS else [2] for name in TABLES["ops"]}
+    run.save(tmp_path / "run.json")
+
+    code = command("show", "run.json", status=0) + "assert 'numpy' not in sys.modules\n"
+    assert loaded_by(code, tmp_path) == []
 
 
 def test_what_is_wrong_is_told_before_anything_heavy_is_loaded(folder):

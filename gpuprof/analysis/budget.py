@@ -192,7 +192,7 @@ def budget(
     sums = rows.groupby("part")["time_s"].sum()
     unknown = {part for part, column in BOUNDS.items() if column not in ops}
     unknown |= set() if name and not reason and not none_known(run) else {"ideal"}
-    facts = {"peaks": peaks, "bandwidth": bandwidth, "flops": whole_step(run, everything, convention)["flops"]}
+    facts = {"peaks": peaks, "bandwidth": bandwidth, "flops": whole_step(run, convention)["flops"]}
     again = everything[everything["phase"] == "recompute"]
     facts |= {"withheld": reason, "again": float(again["flops_hardware"].sum())}
     facts["vector"] = float(again["vector_flops"].sum()) if len(run.nodes) else 0.0
@@ -350,7 +350,7 @@ def _of_job(
         float(idle_s.mean()), step_s - float(rank_s.mean()),
     ]  # fmt: skip
     parts["share"] = parts["time_s"] / step_s
-    flops = whole_step(run, ops, convention)["flops"]
+    flops = whole_step(run, convention)["flops"]
     parts["what"] = [
         f"{at_least(run)}{units.si(flops, 'FLOPs')} of {units.number(len(table), 'rank')}" if known else "",
         *(f"{_from_to(times)} on a rank" for times in (compute_s, exposed_s, idle_s)),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from gpuprof import units
 from gpuprof.errors import GpuprofError
-from gpuprof.late import pd
+from gpuprof.late import pattern, pd
 from gpuprof.record import Record
 from gpuprof.schema import integers
 
@@ -28,10 +28,10 @@ ON_A_CPU = "On a CPU a collective's time is that of its call, and not of the mes
 LEAST_COMMON = 3
 """Common collectives from which two ranks can be aligned."""
 
-_ALL_REDUCE = re.compile("all_?reduce", re.IGNORECASE).search
-_SHARES = re.compile("gather|scatter|all_?to_?all", re.IGNORECASE).search
-_TOGETHER = re.compile("all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|barrier", re.IGNORECASE).search
-_ONE_WAY = re.compile("broadcast|reduce|send|recv", re.IGNORECASE).search
+_ALL_REDUCE = pattern("all_?reduce", re.IGNORECASE)
+_SHARES = pattern("gather|scatter|all_?to_?all", re.IGNORECASE)
+_TOGETHER = pattern("all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|barrier", re.IGNORECASE)
+_ONE_WAY = pattern("broadcast|reduce|send|recv", re.IGNORECASE)
 
 _Call = tuple[tuple[int, ...], str, int]
 """Ranks of a group, its name, and the number of a call in it: the same on every rank."""
@@ -44,11 +44,11 @@ def bus_factor(name: str, ranks: int) -> float | None:
         name: of the operator or kernel.
         ranks: of its group.
     """
-    if _ALL_REDUCE(name):
+    if _ALL_REDUCE.search(name):
         return 2 * (ranks - 1) / ranks
-    if _SHARES(name):
+    if _SHARES.search(name):
         return (ranks - 1) / ranks
-    return 1.0 if _ONE_WAY(name) else None
+    return 1.0 if _ONE_WAY.search(name) else None
 
 
 def by_collective(run: Record) -> pd.DataFrame:
@@ -125,7 +125,7 @@ def alignment(run: Record) -> Alignment:
     """
     ends: dict[tuple[int, ...], list[dict[int, int]]] = {}
     for (members, _, _), found in _instances(run).items():
-        if _TOGETHER(found[0].name):
+        if _TOGETHER.search(found[0].name):
             ends.setdefault(members, []).append({one.rank: one.start_ns + one.duration_ns for one in found})
     offsets, common = {0: 0}, []
     groups = sorted(ends.items(), key=lambda item: (-len(item[1]), item[0]))

@@ -20,7 +20,7 @@ from gpuprof.analysis.memory import peak
 from gpuprof.analysis.operators import plain_op
 from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.steps import typical
-from gpuprof.analysis.telemetry import energy_per_step_j, invalid_reasons
+from gpuprof.analysis.telemetry import energy_per_step_j, invalid
 from gpuprof.errors import GpuprofError
 from gpuprof.late import pd
 from gpuprof.paths import layer_of, unsharded, unwrapped
@@ -152,7 +152,7 @@ def _figures(launch: Record, ideal: _Ideal) -> dict[str, Any]:
         },
         "energy_j": energy_per_step_j(launch),
         "reference_per_s": 1 / middle["reference"] if "reference" in middle else None,
-        "invalid": "; ".join(launch.doubts["invalid"] if launch.is_job else invalid_reasons(launch.telemetry)),
+        "invalid": "; ".join(invalid(launch)),
     }
 
 
@@ -161,7 +161,7 @@ def _flops_and_ideal(run: Record) -> tuple[int | None, _Ideal]:
     if not run.done("count"):
         return None, {}
     ops = counted(run)
-    sums = whole_step(run, ops)
+    sums = whole_step(run)
     model = ops[ops["phase"].isin(MODEL)]
     scale = sums["flops"] / sums["counted_flops"] if sums["counted_flops"] else 1.0
     known = {} if withheld_of_step(run) else denominators(run)

@@ -15,7 +15,7 @@ _TOLD = 5
 
 def compile_lines(run: Record) -> list[str]:
     """What there is to say of compilation, one line each; nothing where nothing is compiled. Of a job only how."""
-    if run.compilations.empty and not run.workload.get("compiled"):
+    if not run.has("compilations") and not run.workload.get("compiled"):
         return []
     if run.is_job:  # each rank compiles by itself, and says so in its own run
         return [*_how(run)]

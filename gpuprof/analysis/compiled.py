@@ -66,8 +66,8 @@ def compiled_flops(run: Record) -> pd.DataFrame:
 
 def compiled_lines(run: Record) -> list[str]:
     """What `compiled_flops` says, in a line for the whole and one for each cause; none where it has no rows."""
-    table = compiled_flops(run)
-    if table.empty:
+    table = compiled_flops(run) if run.has("nodes") else None
+    if table is None or table.empty:
         return []
     unknown = table[table["flops_compiled"].isna() | table["flops_counted"].isna()]
     known = table.drop(unknown.index)
@@ -104,7 +104,7 @@ def hardware_of_compiled(run: Record) -> int | None:
         None without compiled graphs, where the FLOPs of a product are not known, or where one ran outside compiled
         code that was not counted so.
     """
-    if run.nodes.empty or _strayed(run):
+    if not run.has("nodes") or _strayed(run):
         return None
     return _flops(ran(run).to_dict("records"))
 

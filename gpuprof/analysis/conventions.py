@@ -133,7 +133,7 @@ def _signed(flops: int) -> str:
 
 
 def _flops(run: Record, name: str) -> int:
-    flops: int = whole_step(run, counted(run, name), name)["flops"]
+    flops: int = whole_step(run, name)["flops"]
     return flops
 
 

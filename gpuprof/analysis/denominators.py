@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 from gpuprof.hardware.counters import SCALAR_COLUMNS, TENSOR_COLUMNS
 from gpuprof.late import pd
 from gpuprof.record import Record
+from gpuprof.schema import values
 
 WORDS = {
     "given": "the peak given with --peak-tflops",
@@ -39,16 +42,17 @@ def denominators(run: Record) -> dict[str, dict[str, float]]:
 
 def of_ranks(run: Record) -> dict[int, dict[str, dict[str, float]]]:
     """`denominators` of each rank of a job, of its own device; none of another run."""
+    if not run.is_job:
+        return {}
     clocks = run.ranks[run.ranks["quantity"] == "sm_clock_hz"].set_index("rank")["amount"]
-    ranks = run.device["ranks"] if run.is_job else []
-    return {one["rank"]: _of_device(run, one["device"], clocks.get(one["rank"])) for one in ranks}
+    return {one["rank"]: _of_device(run, one["device"], clocks.get(one["rank"])) for one in run.device["ranks"]}
 
 
 def _of_device(run: Record, device: dict[str, Any], clock: float | None) -> dict[str, dict[str, float]]:
     peaks: dict[str, dict[str, float]] = {}
     given = run.settings.get("peak_tflops")
     if given:
-        dtypes = {_family(dtype) for dtype in run.ops["dtype"]} | _executed_dtypes(run) | {"tf32"}
+        dtypes = {_family(dtype) for dtype in set(run.column("ops", "dtype"))} | _executed_dtypes(run) | {"tf32"}
         peaks["given"] = dict.fromkeys(sorted(dtypes), given * 1e12)
     known = device.get("peaks", {})
     if "datasheet" in known:
@@ -64,7 +68,7 @@ def _of_device(run: Record, device: dict[str, Any], clock: float | None) -> dict
 def _executed_dtypes(run: Record) -> set[str]:
     """Dtypes whose FLOPs the GPU's own counters tell."""
     columns = [*TENSOR_COLUMNS.items(), *SCALAR_COLUMNS.items()]
-    return {dtype for dtype, column in columns if run.counters[column].notna().any()}
+    return {dtype for dtype, column in columns if any(n is not None for n in run.column("counters", column))}
 
 
 def denominator(run: Record) -> tuple[str, dict[str, float]]:
@@ -80,6 +84,8 @@ def sm_clock_hz(run: Record) -> float | None:
     if run.is_job:
         known = run.ranks.loc[run.ranks["quantity"] == "sm_clock_hz", "amount"]
         return float(known.min()) if len(known) == run.workload["world"] else None
+    if not run.has("telemetry"):
+        return None
     telemetry = run.telemetry
     clocks = telemetry.loc[telemetry["quantity"] == "sm_clock", ["unit", "value"]].dropna()
     if clocks.empty:
@@ -122,8 +128,25 @@ def ideal_seconds(ops: pd.DataFrame, flops: str, peaks: dict[str, float], run: R
         peaks: FLOP/s by dtype.
         run: the run that the rows are of.
     """
-    works = list(zip(ops["dtype"], ops["kind"], strict=True))
-    rates = {work: peaks.get(peak_dtype(*work, run), float("nan")) for work in set(works)}
-    rate = pd.Series([rates[work] for work in works], index=ops.index, dtype="float64")
-    seconds = ops[flops].astype("Float64").fillna(0).astype("float64") / rate
-    return seconds.where(ops[flops].fillna(0) > 0, 0.0)
+    works = zip(ops["dtype"], ops["kind"], strict=True)
+    return pd.Series(ideal_of(works, values(ops[flops]), peaks, run), index=ops.index, dtype="float64")
+
+
+def ideal_of(
+    works: Iterable[tuple[str, str]], flops: Iterable[int | None], peaks: dict[str, float], run: Record
+) -> list[float]:
+    """The same of plain values: NaN where there is no peak.
+
+    Args:
+        works: dtype and kind of each row.
+        flops: FLOPs of each.
+        peaks: FLOP/s by dtype.
+        run: the run that the rows are of.
+    """
+    rates: dict[tuple[str, str], float] = {}
+    seconds = []
+    for work, count in zip(works, flops, strict=True):
+        if work not in rates:
+            rates[work] = peaks.get(peak_dtype(*work, run), math.nan)
+        seconds.append(count / rates[work] if count and count > 0 else 0.0)
+    return seconds

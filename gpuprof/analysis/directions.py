@@ -14,5 +14,5 @@ def direction(phase: str) -> str:
 
 
 def directions(phases: pd.Series) -> pd.Series:
-    """The same of a column."""
+    """The same of a column of a frame."""
     return phases.replace(_FORWARDS)

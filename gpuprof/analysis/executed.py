@@ -139,7 +139,7 @@ def executed_whole(run: Record) -> dict[str, Any]:
 
 def counters_only(run: Record) -> bool:
     """Whether a run is a table of Nsight Compute: kernels and what they executed, without operators and modules."""
-    return run.tree.empty and run.done("counters")
+    return not run.has("tree") and run.done("counters")
 
 
 def executed_by_kernel(run: Record) -> pd.DataFrame:

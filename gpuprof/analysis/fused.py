@@ -80,8 +80,8 @@ def lines(run: Record) -> list[str]:
     said = []
     if facts.get("without_cuda_graphs") and not (run.compilations["cuda_graph"] == "recorded").any():
         said.append("The step runs in CUDA graphs; the traced one ran the same kernels without them.")
-    whole = int(run.kernels["duration_ns"].sum())
-    if not facts.get("compiled") or not whole:
+    whole = int(run.kernels["duration_ns"].sum()) if facts.get("compiled") else 0
+    if not whole:
         return said
     kernels, unknown = owned_kernels(run), {one for one, of in owners(run).items() if None in of.values()}
     compiled, fused = kernels["compiled"] != "", kernels["compiled"].isin(unknown)

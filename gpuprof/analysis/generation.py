@@ -74,8 +74,7 @@ class Generation:
 
 def phases_of(run: Record) -> list[str]:
     """The `PARTS` that a run has, in their order; none of one that is no generation."""
-    tables = (run.ops, run.samples, run.kernels, run.busy)
-    found = {phase for rows in tables for phase in rows["phase"].unique()}
+    found = {phase for name in ("ops", "samples", "kernels", "busy") for phase in run.distinct(name, "phase")}
     return [phase for phase in PARTS if phase in found]
 
 

@@ -41,6 +41,8 @@ def priced_share(run: Record) -> float | None:
     if run.is_job:
         sums = run.ranks.groupby("quantity")["amount"].sum()
         return int(sums["priced_ns"]) / int(sums["matmul_ns"]) if "matmul_ns" in sums else None
+    if not run.has("kernels"):
+        return None
     kernels = matmul_kernels(run)
     whole = int(kernels["duration_ns"].sum())
     return int(kernels.loc[kernels["priced"], "duration_ns"].sum()) / whole if whole else None
@@ -66,9 +68,10 @@ def known_of(run: Record) -> str:
 
 def none_known(run: Record) -> bool:
     """Whether the FLOPs of a recording are unknown altogether, and not none."""
-    if not run.recorded or (run.ops["flops_hardware"].fillna(0) > 0).any():
+    if not run.recorded:
         return False
-    return bool(run.ops["flops_hardware"].isna().all()) or priced_share(run) == 0
+    known = [flops for flops in run.column("ops", "flops_hardware") if flops is not None]
+    return not any(known) and (not known or priced_share(run) == 0)
 
 
 _ANY, _COMPILED = "*", "compiled"

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, reduce
+from operator import add
 from typing import Any
 
 from gpuprof.analysis.compiled import hardware_of_compiled
-from gpuprof.analysis.consistency import (
-    owned_kernels,
-    withheld_of_owners,
-)
-from gpuprof.analysis.counted import chosen, counted
+from gpuprof.analysis.consistency import owned_kernels, withheld_of_kernels, withheld_of_owners
+from gpuprof.analysis.counted import chosen, counted_columns
 from gpuprof.analysis.executed import executed_flops
-from gpuprof.analysis.generation import (
-    moved,
-    moved_by_module,
-    phases_of,
-    withheld_of_kernel_bytes,
-)
+from gpuprof.analysis.generation import bandwidth, moved, moved_by_module, phases_of, withheld_of_kernel_bytes
 from gpuprof.analysis.kernel_time import kernel_times, of_ranks
 from gpuprof.analysis.known_flops import none_known
 from gpuprof.analysis.ran import ran
-from gpuprof.analysis.rates import ideal_move_s, rate, ratio
+from gpuprof.analysis.rates import ideal_move_s, quotient, rate, ratio
 from gpuprof.analysis.shares import untimed
 from gpuprof.late import pd
 from gpuprof.paths import ancestors
 from gpuprof.record import Record
 from gpuprof.schema import FORWARD, PHASES, UNATTRIBUTED, integers
+from gpuprof.schema import values as plain_values
 
 _COUNTS = ("flops", "flops_full", "flops_hardware", "vector_flops", "bytes")
 _MODULE_PHASES = ("forward", "recompute", "backward")
@@ -65,63 +60,50 @@ def by_module(run: Record, convention: str | None = None) -> pd.DataFrame:
         also `PART_COLUMNS` of each of its phases: bytes are those that must move, ``kernel_mbu`` their rate over the
         preferred of the `gpuprof.analysis.generation.bandwidths`.
     """
-    paths, parts = [*run.tree["module"], UNATTRIBUTED], phases_of(run)
-    table = pd.concat(
-        [
-            run.tree[["module", "class", "calls", "params", "trainable_params"]],
-            pd.DataFrame({"module": [UNATTRIBUTED], "class": [""]}),
-        ],
-        ignore_index=True,
-    ).set_index("module")
+    found = _found(run, convention)
+    return pd.DataFrame({name: _typed(name, found.get(name), len(found["module"])) for name in _columns(run)})
+
+
+def module_columns(run: Record, convention: str | None = None) -> dict[str, list[Any]]:
+    """The same as plain values, column by column, None where one is missing."""
+    found = _found(run, convention)
+    return {name: found.get(name) or [None] * len(found["module"]) for name in _columns(run)}
+
+
+def _columns(run: Record) -> list[str]:
+    return [*MODULE_COLUMNS, *(column.format(phase) for phase in phases_of(run) for column in PART_COLUMNS)]
+
+
+def _typed(name: str, values: list[Any] | None, length: int) -> Any:
+    if name in ("module", "class"):  # paths as an index of pandas has them, classes as the table does
+        return pd.Series(values, dtype="object" if name == "class" else None)
+    if values is None or name.startswith(("time_", "flops_per_s_", "bytes_per_s_", "kernel_")):
+        return pd.array(values or [None] * length, dtype="Float64")
+    return pd.array(values, dtype="Int64") if name in ("calls", "params", "trainable_params") else integers(values)
+
+
+def _found(run: Record, convention: str | None) -> dict[str, list[Any]]:
+    """The columns of which a pass told anything, and the ideal times."""
+    tree, parts = {name: run.column("tree", name) for name in MODULE_COLUMNS[:5]}, phases_of(run)
+    paths = [*tree["module"], UNATTRIBUTED]
+    found = {name: [*values, None] for name, values in tree.items()} | {"module": paths, "class": [*tree["class"], ""]}
     if run.done("count") and not none_known(run):
-        _add_counts(table, counted(run, convention), paths, run.kernels if run.recorded else None, parts)
-        if len(run.nodes):
-            sums = dict.fromkeys(paths, 0)
-            for module, flops in ran(run).groupby("module")["flops_hardware"].sum().items():
-                for path in ancestors(module):
-                    sums[path] += int(flops)
-            unknown = untimed(run, paths) if hardware_of_compiled(run) is not None else {*paths}
-            table["flops_hardware"] = integers(None if path in unknown else sums[path] for path in paths)
-    if run.done("trace") or len(run.busy):
-        kernels = owned_kernels(run)
-        times = of_ranks(run) if run.is_job else kernel_times(kernels, paths)
-        if parts:
-            for of_phases in times.values():
-                of_phases["forward"] = sum(of_phases.get(phase, 0.0) for phase in parts)
-        unknown = untimed(run, {path for path, of_phases in times.items() if any(of_phases.values())})
-        if withheld_of_owners(run):
-            unknown = {*paths} - {UNATTRIBUTED}
-        for phase in (*_MODULE_PHASES, *parts):
-            found = pd.array([times.get(path, {}).get(phase, 0.0) for path in paths], dtype="Float64")
-            found[table.index.isin(unknown)] = pd.NA
-            table[f"time_{phase}_s"] = found
+        found |= _counts(run, convention, paths, parts)
+        if run.has("nodes"):
+            found["flops_hardware"] = _hardware_of_compiled(run, paths)
+    if run.done("trace") or run.has("busy"):
+        found |= _times(run, paths, parts)
     if run.done("counters"):
-        executed = executed_flops(run).to_dict()
-        for phase in _MODULE_PHASES:
-            found = [executed.get((path, phase), 0) for path in paths]
-            table[f"flops_executed_{phase}"] = integers(found)
-    of_parts = [column.format(phase) for phase in parts for column in PART_COLUMNS]
-    ideal = [f"ideal_{phase}_s" for phase in ("forward", "backward", *parts)]
-    for column in (*MODULE_COLUMNS, *of_parts, *ideal):
-        if column not in table and column != "module":
-            table[column] = pd.array([None] * len(table), dtype="Float64")
-    if run.done("count") and chosen(run, convention).rule is None:
-        table["macs"] = table["flops_forward"] // 2
-    for phase in ("forward", "backward"):
-        time = table[f"time_{phase}_s"]
-        table[f"flops_per_s_{phase}"] = rate(run, table[f"flops_{phase}"], time)
-        table[f"kernel_mfu_{phase}"] = rate(run, table[f"ideal_{phase}_s"], time)
+        of_places = executed_flops(run)
+        executed = dict(zip(of_places.index, plain_values(of_places), strict=True))
+        found |= {f"flops_executed_{phase}": [executed.get((p, phase), 0) for p in paths] for phase in _MODULE_PHASES}
+    if run.done("count") and chosen(run, convention).rule is None and "flops_forward" in found:
+        found["macs"] = [None if flops is None else flops // 2 for flops in found["flops_forward"]]
     for phase in parts:
         if not moved(run).empty:
-            found = moved_by_module(run, phase)["bytes"].to_dict()
-            table[f"bytes_{phase}"] = integers(found.get(path, 0) for path in paths)
-        _add_rates(run, table, phase)
-    table["kernel_mfu"] = rate(
-        run,
-        table["ideal_forward_s"] + table["ideal_backward_s"],
-        table["time_forward_s"] + table["time_recompute_s"] + table["time_backward_s"],
-    )
-    return table.reset_index()[[*MODULE_COLUMNS, *of_parts]]
+            nbytes = moved_by_module(run, phase)["bytes"].to_dict()
+            found[f"bytes_{phase}"] = [nbytes.get(path, 0) for path in paths]
+    return found | _rates(run, found, parts)
 
 
 def convention_by_module(run: Record, name: str) -> pd.DataFrame:
@@ -137,54 +119,117 @@ def convention_by_module(run: Record, name: str) -> pd.DataFrame:
     return table[list(columns)].rename(columns=columns)
 
 
-def _add_counts(
-    table: pd.DataFrame, ops: pd.DataFrame, paths: list[str], recorded: pd.DataFrame | None, parts: list[str]
-) -> None:
+def _counts(run: Record, convention: str | None, paths: list[str], parts: list[str]) -> dict[str, list[Any]]:
     """Columns of FLOPs, rolled up; a part without a rule adds nothing and is named by `without_rule`.
 
-    Of a recording, whose kernels are given, what is not known may be all that a part did: then its FLOPs are missing.
+    Of a recording what is not known may be all that a part did: then its FLOPs are missing.
     """
-    columns = [*_COUNTS, "macs", "ideal_s"]
-    sums: dict[tuple[str, str], list[Any]] = {}
-
-    def lacking(name: str) -> set[tuple[str, str]]:
-        """Modules and phases with work of which a recording does not tell the figure."""
-        if recorded is None:
-            return set()
-        untold = [ops.loc[ops[name].isna()], recorded.loc[recorded["call"].isna()]]
-        owners = pd.concat([rows[["module", "phase"]] for rows in untold]).drop_duplicates()
-        return {(path, phase) for module, phase in owners.to_numpy() for path in ancestors(module)}
-
-    without = {name: lacking(name) for name in ("flops_hardware", "vector_flops")}
-    for row in ops[["module", "phase", *columns]].itertuples(index=False):
-        for path in ancestors(row.module):
-            entry = sums.setdefault((path, row.phase), [0] * len(columns))
-            for index, value in enumerate(row[2:]):
-                if value is not pd.NA:
-                    entry[index] += value
-    known = set(paths)
-    if stray := {path for path, _ in sums} - known:
+    ops, up = counted_columns(run, convention), cache(ancestors)
+    names = [*_COUNTS, "macs"]
+    own: dict[tuple[str, str], list[int]] = {}
+    ideal_s: dict[tuple[str, str], float] = {}
+    rows = zip(ops["module"], ops["phase"], ops["ideal_s"], *(ops[name] for name in names), strict=True)
+    for module, phase, seconds, *counts in rows:
+        entry = own.setdefault((module, phase), [0] * len(names))
+        for index, value in enumerate(counts):
+            if value:
+                entry[index] += value
+        if seconds:
+            for path in up(module):
+                ideal_s[path, phase] = ideal_s.get((path, phase), 0) + seconds
+    sums: dict[tuple[str, str], list[int]] = {}
+    for (module, phase), counts in own.items():
+        for path in up(module):
+            entry = sums.setdefault((path, phase), [0] * len(names))
+            for index, value in enumerate(counts):
+                entry[index] += value
+    if stray := {path for path, _ in sums} - set(paths):
         raise AssertionError(f"work booked on modules that are not in the tree: {sorted(stray)}")
+    without = {name: _lacking(run, ops, name) for name in ("flops_hardware", "vector_flops")}
 
-    def column(name: str, phases: Iterable[str]) -> list[Any]:
-        index = columns.index(name)
-        found = [sum(sums[path, p][index] for p in phases if (path, p) in sums) for path in paths]
-        untold = without.get(name, without["flops_hardware"])
+    def told(found: list[Any], phases: Iterable[str], untold: set[tuple[str, str]]) -> list[Any]:
+        if not untold:
+            return found
         unknown = [any((path, p) in untold for p in phases) for path in paths]
         return [None if not value and lacks else value for value, lacks in zip(found, unknown, strict=True)]
 
+    def column(name: str, phases: Iterable[str]) -> list[Any]:
+        index = names.index(name)
+        found = [sum(sums[path, p][index] for p in phases if (path, p) in sums) for path in paths]
+        return told(found, phases, without.get(name, without["flops_hardware"]))
+
+    def ideal(phases: Iterable[str]) -> list[Any]:
+        found = [sum(ideal_s[path, p] for p in phases if (path, p) in ideal_s) for path in paths]
+        return told(found, phases, without["flops_hardware"])
+
     phases = {phase: (phase,) for phase in ("recompute", "backward", *parts)} | {"forward": FORWARD}
-    for phase in _MODULE_PHASES:
-        table[f"flops_{phase}"] = integers(column("flops", phases[phase]))
-        table[f"vector_flops_{phase}"] = integers(column("vector_flops", phases[phase]))
-    for phase in ("forward", "backward"):
-        table[f"flops_{phase}_full"] = integers(column("flops_full", phases[phase]))
-        table[f"ideal_{phase}_s"] = column("ideal_s", phases[phase])
-    for phase in parts:
-        table[f"flops_{phase}"] = integers(column("flops", phases[phase]))
-        table[f"ideal_{phase}_s"] = column("ideal_s", phases[phase])
-    table["flops_hardware"] = integers(column("flops_hardware", PHASES))
-    table["macs"] = integers(column("macs", FORWARD))
+    found = {f"flops_{phase}": column("flops", phases[phase]) for phase in (*_MODULE_PHASES, *parts)}
+    found |= {f"vector_flops_{phase}": column("vector_flops", phases[phase]) for phase in _MODULE_PHASES}
+    found |= {f"flops_{phase}_full": column("flops_full", phases[phase]) for phase in ("forward", "backward")}
+    found |= {f"ideal_{phase}_s": ideal(phases[phase]) for phase in ("forward", "backward", *parts)}
+    return found | {"flops_hardware": column("flops_hardware", PHASES), "macs": column("macs", FORWARD)}
+
+
+def _lacking(run: Record, ops: Mapping[str, Sequence[Any]], name: str) -> set[tuple[str, str]]:
+    """Modules and phases with work of which a recording does not tell the figure."""
+    if not run.recorded:
+        return set()
+    owners = {place[:2] for place in zip(ops["module"], ops["phase"], ops[name], strict=True) if place[2] is None}
+    kernels = run.kernels.loc[run.kernels["call"].isna(), ["module", "phase"]].drop_duplicates()
+    owners |= set(kernels.itertuples(index=False, name=None))
+    return {(path, phase) for module, phase in owners for path in ancestors(module)}
+
+
+def _hardware_of_compiled(run: Record, paths: list[str]) -> list[int | None]:
+    """Matmul FLOPs that ran of each module, missing where they are not known."""
+    sums = dict.fromkeys(paths, 0)
+    for module, flops in ran(run).groupby("module")["flops_hardware"].sum().items():
+        for path in ancestors(module):
+            sums[path] += int(flops)
+    unknown = untimed(run, paths) if hardware_of_compiled(run) is not None else {*paths}
+    return [None if path in unknown else sums[path] for path in paths]
+
+
+def _times(run: Record, paths: list[str], parts: list[str]) -> dict[str, list[float | None]]:
+    """Columns of kernel time."""
+    kernels = owned_kernels(run)
+    times = of_ranks(run) if run.is_job else kernel_times(kernels, paths)
+    if parts:
+        for of_phases in times.values():
+            of_phases["forward"] = sum(of_phases.get(phase, 0.0) for phase in parts)
+    unknown = untimed(run, {path for path, of_phases in times.items() if any(of_phases.values())})
+    if withheld_of_owners(run):
+        unknown = {*paths} - {UNATTRIBUTED}
+    return {
+        f"time_{phase}_s": [None if path in unknown else times.get(path, {}).get(phase, 0.0) for path in paths]
+        for phase in (*_MODULE_PHASES, *parts)
+    }
+
+
+def _rates(run: Record, found: dict[str, list[Any]], parts: list[str]) -> dict[str, list[float | None]]:
+    """Columns of rates over kernel time, from those of work and times; missing where they are withheld."""
+    nothing: list[Any] = [None] * len(found["module"])
+
+    def over(work: list[Any], time: list[Any], reason: str) -> list[float | None]:
+        return nothing if reason else [quotient(*both) for both in zip(work, time, strict=True)]
+
+    def added(*names: str) -> list[float | None]:
+        rows = zip(*(found.get(name, nothing) for name in names), strict=True)
+        return [None if None in row else reduce(add, row) for row in rows]
+
+    kernels, rates = withheld_of_kernels(run), dict[str, list[float | None]]()
+    for phase in ("forward", "backward", *parts):
+        time = found.get(f"time_{phase}_s", nothing)
+        rates[f"flops_per_s_{phase}"] = over(found.get(f"flops_{phase}", nothing), time, kernels)
+        rates[f"kernel_mfu_{phase}"] = over(found.get(f"ideal_{phase}_s", nothing), time, kernels)
+        if phase in parts:
+            reason, (name, per_s) = withheld_of_kernel_bytes(run), bandwidth(run)
+            nbytes = found.get(f"bytes_{phase}", nothing)
+            ideal_s = [None if size is None or not name else size / per_s for size in nbytes]
+            rates[f"bytes_per_s_{phase}"] = over(nbytes, time, reason)
+            rates[f"kernel_mbu_{phase}"] = over(ideal_s, time, reason)
+    ideal, times = added("ideal_forward_s", "ideal_backward_s"), added(*(f"time_{p}_s" for p in _MODULE_PHASES))
+    return rates | {"kernel_mfu": over(ideal, times, kernels)}
 
 
 def _add_rates(run: Record, table: pd.DataFrame, phase: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from gpuprof.record import Record
 from gpuprof.schema import TABLES
@@ -38,9 +38,13 @@ def once(find: Callable[Concatenate[Record, _Asked], _Found]) -> Callable[Concat
 
 
 def _state(run: Record) -> str:
-    tables = {name: getattr(run, name) for name in TABLES}
-    sums = [
-        (id(table), len(table), *(table[column].sum() for column in _SUMS.get(name, ())))
-        for name, table in tables.items()
-    ]
+    # kernels are walked as frames, and the others with them: a state that does not change when a frame is asked for
+    frames = run.has("kernels")
+    sums = [_sums(name, getattr(run, name) if frames else run.held(name)) for name in TABLES]
     return repr([sums, run.passes, run.workload.get("step"), run.device, run.environment, run.settings])
+
+
+def _sums(name: str, held: Any) -> tuple[Any, ...]:
+    if isinstance(held, dict):  # columns that nobody changes
+        return (id(held), len(next(iter(held.values()))))
+    return (id(held), len(held), *(held[column].sum() for column in _SUMS.get(name, ())))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from typing import Any
 
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.counted import priced
@@ -14,6 +16,7 @@ from gpuprof.analysis.ranks import require_kernels
 from gpuprof.analysis.rates import rate
 from gpuprof.late import pd
 from gpuprof.record import Record
+from gpuprof.schema import columns as plain_columns
 from gpuprof.theory import rule_for
 
 _COUNTS = ("flops", "flops_full", "flops_hardware", "vector_flops", "bytes")
@@ -140,13 +143,29 @@ def without_rule(run: Record) -> pd.DataFrame:
     return missing[columns].reset_index(drop=True)
 
 
+def ruleless(run: Record) -> list[dict[str, Any]]:
+    """The same in rows; of a run that has no kernels each has op and calls, as its operators tell alone."""
+    if run.done("trace") or run.has("busy"):
+        found = plain_columns(without_rule(run))
+        return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+    kinds_of, calls_of = dict[str, str](), Counter[str]()
+    columns = (run.column("ops", name) for name in ("op", "kind", "calls"))
+    for op, kind, calls in zip(*columns, strict=True):
+        kinds_of.setdefault(plain_op(op), kind)
+        calls_of[plain_op(op)] += calls or 0
+    unknown = (op for op, kind in kinds_of.items() if kind == "" and op and not op.startswith(GENERATED))
+    return [{"op": op, "calls": calls_of[op]} for op in unknown]
+
+
 def estimate_coverage(run: Record) -> float | None:
     """Share of the counted matmul FLOPs (full square) that torch.profiler's own estimates reach; None if unknown.
 
     Its estimates for elementwise operators are left out.
     """
+    if not (run.done("trace") and run.done("count")) or run.recorded:  # no file has them
+        return None
     counted_flops = run.ops["flops_full"].sum()
-    if not (run.done("trace") and run.done("count")) or not counted_flops or run.recorded:  # no file has them
+    if not counted_flops:
         return None
     rules = run.estimates["op"].map(rule_for)
     elementwise = rules.map(lambda rule: rule is not None and rule.kind == "vector")

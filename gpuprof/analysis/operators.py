@@ -29,9 +29,9 @@ def kinds(run: Record) -> dict[str, str]:
     What a compiler wrote is of the strongest kind of the operators in it, a product before all others, or where they
     are not known of the one that its name says.
     """
-    known = {plain_op(op): kind for op, kind in zip(run.ops["op"], run.ops["kind"], strict=True)}
+    known = {plain_op(op): kind for op, kind in zip(run.column("ops", "op"), run.column("ops", "kind"), strict=True)}
     known |= _of_generated(run)
-    for op in {*map(plain_op, run.kernels["op"].unique()), *run.busy["op"]} - {ALL}:
+    for op in {*map(plain_op, run.distinct("kernels", "op")), *run.distinct("busy", "op")} - {ALL}:
         if op not in known:
             rule = rule_for(op)
             known[op] = rule.kind if rule else ""
@@ -39,9 +39,9 @@ def kinds(run: Record) -> dict[str, str]:
 
 
 def _of_generated(run: Record) -> dict[str, str]:
-    kernels = run.kernels[run.kernels["op"].str.startswith(GENERATED)]
-    if kernels.empty:
+    if not any(op.startswith(GENERATED) for op in run.distinct("kernels", "op")):
         return {}
+    kernels = run.kernels[run.kernels["op"].str.startswith(GENERATED)]
     nodes: dict[str, set[str]] = {}
     rows = run.nodes[["graph", "kernel", "kind"]]
     for graph, kernel, kind in rows.itertuples(index=False, name=None):

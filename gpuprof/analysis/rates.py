@@ -14,6 +14,13 @@ def ratio(numerator: pd.Series, denominator: pd.Series) -> pd.Series:
     return (above / below.where(below > 0)).where(above > 0)
 
 
+def quotient(numerator: float | None, denominator: float | None) -> float | None:
+    """The same of plain values."""
+    if numerator is None or denominator is None or not (numerator > 0 and denominator > 0):
+        return None
+    return numerator / denominator
+
+
 def rate(run: Record, work: pd.Series, time: pd.Series, reason: str | None = None) -> pd.Series:
     """FLOP/s, or MFU where the work is ideal time; missing where they are withheld, below the whole step by default."""
     found = ratio(work, time)

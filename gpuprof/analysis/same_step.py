@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator
 
 from gpuprof import units
 from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
-from gpuprof.late import pd
+from gpuprof.late import pattern, pd
 from gpuprof.record import Record
 from gpuprof.theory import rule_for
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import PRODUCTS
 
-_EMPTY = re.compile(r"(^|[ x])0($|[ x])").search  # a shape with nothing in it
+_EMPTY = pattern(r"(^|[ x])0($|[ x])")  # a shape with nothing in it
 
 
 def of_inputs(run: Record) -> Iterator[str]:
@@ -160,7 +159,7 @@ def _traced_calls(run: Record) -> _Calls:
     for module, phase, op, shapes, _ in (
         calls.dropna(subset=["call"]).drop_duplicates().itertuples(index=False, name=None)
     ):
-        if not _EMPTY(shapes):
+        if not _EMPTY.search(shapes):
             found.setdefault((module, phase, plain_op(op)), Counter())[shapes] += 1
     return found
 

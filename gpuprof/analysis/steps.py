@@ -36,6 +36,8 @@ def step_seconds(run: Record, phase: str = "step") -> float | None:
     The step's is the median of its launches, and of a launch the median of its steps, of a training their mean
     (`typical`). A phase has the part of it that it has in `middle_steps`, so the phases of a step add up to it.
     """
+    if not run.has("samples"):
+        return None
     found = of_launches(run)
     of_phase = run.samples[run.samples["phase"] == phase]
     if found.empty or of_phase.empty:

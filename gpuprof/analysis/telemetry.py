@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from gpuprof import units
 from gpuprof.analysis.consistency import withheld
-from gpuprof.analysis.counted import counted, whole_step
+from gpuprof.analysis.counted import whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds, peak_dtype, sm_clock_hz
 from gpuprof.late import pd
 from gpuprof.record import Record
@@ -94,6 +94,13 @@ def invalid_reasons(frame: pd.DataFrame) -> list[str]:
     return [_sentence(limit, frame) for limit in limits(frame) if limit.cause.invalid]
 
 
+def invalid(run: Record) -> list[str]:
+    """The same of a run; of a job those of its ranks."""
+    if run.is_job:
+        return run.doubts["invalid"]
+    return invalid_reasons(run.telemetry) if run.has("telemetry") else []
+
+
 def summary(run: Record) -> dict[str, Any]:
     """The telemetry in figures; None where a figure is not known.
 
@@ -101,19 +108,29 @@ def summary(run: Record) -> dict[str, Any]:
     (median), power_max_w, power_limit_w, temperature_max_c, energy_j (of the window), limits (a sentence for each of
     `limits`).
     """
-    frame = run.telemetry
-    readings = {str(quantity): values for quantity, values in frame.groupby("quantity")["value"]}
-    power = next((readings[quantity] for quantity in _POWER if quantity in readings), None)
     clock, highest = sm_clock_hz(run), run.device.get("max_sm_clock_mhz")
-    energy_j = _growth(frame, "energy")
-    return {
-        "window_s": _window(frame) or None,
+    known: dict[str, Any] = {
+        "window_s": None,
         "sm_clock_mhz": clock / 1e6 if clock else None,
         "max_sm_clock_mhz": highest,
         "sm_clock_ratio": clock / 1e6 / highest if clock and highest else None,
+        "power_w": None,
+        "power_max_w": None,
+        "power_limit_w": run.device.get("power_limit_w"),
+        "temperature_max_c": None,
+        "energy_j": None,
+        "limits": [],
+    }
+    if not run.has("telemetry"):
+        return known
+    frame = run.telemetry
+    readings = {str(quantity): values for quantity, values in frame.groupby("quantity")["value"]}
+    power = next((readings[quantity] for quantity in _POWER if quantity in readings), None)
+    energy_j = _growth(frame, "energy")
+    return known | {
+        "window_s": _window(frame) or None,
         "power_w": None if power is None else float(power.median()),
         "power_max_w": None if power is None else float(power.max()),
-        "power_limit_w": run.device.get("power_limit_w"),
         "temperature_max_c": float(readings["temperature"].max()) if "temperature" in readings else None,
         "energy_j": energy_j if energy_j > 0 else None,
         "limits": [_sentence(limit, frame) for limit in limits(frame)],
@@ -165,6 +182,8 @@ def energy_per_step_j(run: Record) -> float | None:
     """
     if run.is_job:
         return _of_all_ranks(run)
+    if not run.has("telemetry"):
+        return None
     energy_j, steps = _growth(run.telemetry, "energy"), _steps(run)
     return energy_j / steps if energy_j > 0 and steps and _of_this_run(run) else None
 
@@ -185,7 +204,7 @@ def flops_per_joule(run: Record, convention: str | None = None) -> float | None:
     energy_j = energy_per_step_j(run)
     if energy_j is None or not run.done("count") or withheld(run):
         return None
-    flops: int = whole_step(run, counted(run, convention), convention)["flops"]
+    flops: int = whole_step(run, convention)["flops"]
     return flops / energy_j if flops else None
 
 
@@ -226,7 +245,7 @@ def tensor_activity(run: Record) -> TensorActivity | None:
         None where GPM, the clock, the rate per clock or the FLOPs are not known, in a window under `TRUSTED_WINDOW_S`,
         and on a MIG slice, for GPM watches the whole GPU; and of a job, whose ranks have one each.
     """
-    if run.is_job:
+    if run.is_job or not run.has("telemetry"):
         return None
     busy = run.telemetry.loc[run.telemetry["quantity"] == "gpm_tensor_active", "value"]
     peaks, steps = denominators(run).get("clock"), _steps(run)

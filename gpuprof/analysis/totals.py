@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 from gpuprof.analysis.compiled import hardware_of_compiled
 from gpuprof.analysis.consistency import per_step, withheld_of_step
-from gpuprof.analysis.counted import counted, hardware, whole_step
+from gpuprof.analysis.counted import counted, counted_columns, hardware, whole_step
 from gpuprof.analysis.denominators import denominator
-from gpuprof.analysis.directions import directions
+from gpuprof.analysis.directions import direction
 from gpuprof.analysis.generation import new_tokens_per_s
 from gpuprof.analysis.kernel_time import kernel_times, own_of_ranks
 from gpuprof.analysis.ranks import busy_of_ranks
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import step_seconds
 from gpuprof.analysis.unpriced import ratio_withheld
-from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import FORWARD, MODEL, UNATTRIBUTED
 
@@ -43,9 +43,8 @@ def totals(run: Record, convention: str | None = None) -> dict[str, Any]:
     figures: dict[str, Any] = dict.fromkeys(_FIGURES)
     figures |= {"denominator": denominator(run)[0], "withheld": withheld_of_step(run)}
     figures["ratio_withheld"] = ratio_withheld(run)
-    if len(run.tree):
-        root = run.tree.iloc[0]
-        figures |= {name: None if pd.isna(root[name]) else int(root[name]) for name in ("params", "trainable_params")}
+    if run.has("tree"):
+        figures |= {name: run.column("tree", name)[0] for name in ("params", "trainable_params")}
     if run.done("count"):
         figures |= _of_counts(run, convention)
         if figures["ratio_withheld"]:
@@ -55,30 +54,31 @@ def totals(run: Record, convention: str | None = None) -> dict[str, Any]:
         if run.done("count"):
             figures |= _rates(run, convention, figures, step_s)
     figures |= _of_kernels(run)
+    memory = list(zip(run.column("memory", "quantity"), run.column("memory", "bytes"), strict=True))
     for key, names in (
         ("peak_bytes", ("allocated_peak", "rss_peak")),
         ("peak_reserved_bytes", ("reserved_peak",)),
     ):
-        peaks = run.memory.loc[run.memory["quantity"].isin(names), "bytes"]
-        figures[key] = int(peaks.max()) if len(peaks) else None
+        figures[key] = max((size for quantity, size in memory if quantity in names and size is not None), default=None)
     return figures
 
 
 def _of_counts(run: Record, convention: str | None) -> dict[str, Any]:
-    ops = counted(run, convention)
-    phases = ops.groupby(directions(ops["phase"]))["flops"].sum()
-    forward, backward = (int(phases.get(phase, 0)) for phase in ("forward", "backward"))
-    of_nodes = len(run.nodes) > 0
+    ops = counted_columns(run, convention)
+    phases = Counter[str]()
+    for phase, flops in zip(ops["phase"], ops["flops"], strict=True):
+        phases[direction(phase)] += flops or 0
+    forward, backward = phases["forward"], phases["backward"]
     figures = {
-        "macs": int(ops.loc[ops["phase"].isin(FORWARD), "macs"].sum()),
+        "macs": sum(macs or 0 for phase, macs in zip(ops["phase"], ops["macs"], strict=True) if phase in FORWARD),
         "flops_forward": forward,
-        "flops_recompute": int(phases.get("recompute", 0)),
+        "flops_recompute": phases["recompute"],
         "flops_backward": backward,
-        **whole_step(run, ops, convention),
+        **whole_step(run, convention),
         "flops_hardware": hardware_of_compiled(run)
-        if of_nodes
-        else int(hardware(run, convention)["flops_hardware"].sum()),
-        "vector_flops": int(ops["vector_flops"].sum()),
+        if run.has("nodes")
+        else sum(flops or 0 for flops in ops["flops_hardware"]),
+        "vector_flops": sum(flops or 0 for flops in ops["vector_flops"]),
         "backward_ratio": backward / forward if forward and backward else None,
     }
     if figures["flops"] is None:
@@ -103,7 +103,7 @@ def _of_time(run: Record, step_s: float) -> dict[str, Any]:
 
 def _rates(run: Record, convention: str | None, figures: dict[str, Any], step_s: float) -> dict[str, Any]:
     """FLOP/s, MFU and HFU of the step."""
-    known = run.nodes.empty or figures["flops_hardware"] is not None
+    known = not run.has("nodes") or figures["flops_hardware"] is not None
     ops, done = counted(run, convention), hardware(run, convention)
     model = ops[ops["phase"].isin(MODEL)]
     # a formula's FLOPs run in the mix of dtypes that was counted
@@ -118,9 +118,9 @@ def _rates(run: Record, convention: str | None, figures: dict[str, Any], step_s:
 def _of_kernels(run: Record) -> dict[str, Any]:
     """Kernel time of the traced step, and the share of it that has an owner."""
     figures: dict[str, Any] = {}
-    if run.is_job and len(run.busy):
+    if run.is_job and run.has("busy"):
         figures["kernel_s"], own, column = busy_of_ranks(run), own_of_ranks(run), "time_s"
-    elif run.done("trace") and len(run.kernels):
+    elif run.done("trace") and run.has("kernels"):
         own, column = split_kernels(run), "duration_ns"
         figures["kernel_s"] = kernel_times(own.assign(module="", phase=""), [""])[""].get("", 0.0)
     else:

@@ -22,7 +22,7 @@ _MULTIPLIES = frozenset(
 )
 """Words in the names of torch's own operators that multiply matrices."""
 
-_KNOWN = re.compile("aten|prims|profiler|fsdp").fullmatch  # namespaces whose names mean what they say
+_KNOWN = {"aten", "prims", "profiler", "fsdp"}  # namespaces whose names mean what they say
 
 
 def may_multiply(op: str) -> bool:
@@ -30,15 +30,19 @@ def may_multiply(op: str) -> bool:
     if communicates(op):
         return False
     namespace, _, name = without_overload(op).partition("::")
-    return not _KNOWN(namespace) or not _MULTIPLIES.isdisjoint(re.findall("[a-z]+", name))
+    return namespace not in _KNOWN or not _MULTIPLIES.isdisjoint(re.findall("[a-z]+", name))
 
 
 def unpriced(run: Record) -> dict[str, list[str]]:
     """Such operators in the forward and backward, by the module that owns them: without a rule, or without shapes."""
-    unknown = (run.ops["kind"] == "") | (run.ops["kind"].isin(PRODUCTS) & run.ops["flops_full"].isna())
-    rows = run.ops[unknown & run.ops["phase"].isin([*MODEL, "recompute"])]
+    columns = (run.column("ops", name) for name in ("module", "op", "phase", "kind", "flops_full"))
+    unknown = (
+        (module, op)
+        for module, op, phase, kind, flops in zip(*columns, strict=True)
+        if (kind == "" or (kind in PRODUCTS and flops is None)) and phase in (*MODEL, "recompute")
+    )
     found: dict[str, list[str]] = {}
-    for module, op in rows[["module", "op"]].drop_duplicates().itertuples(index=False, name=None):
+    for module, op in dict.fromkeys(unknown):
         if rule_for(op) or may_multiply(op):
             found.setdefault(module, []).append(op)
     return found

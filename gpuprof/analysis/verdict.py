@@ -18,7 +18,7 @@ from gpuprof.analysis.hints_of_work import LEAST_GAIN
 from gpuprof.analysis.known_flops import at_least, known_of
 from gpuprof.analysis.ranks import straggler
 from gpuprof.analysis.steps import step_seconds
-from gpuprof.analysis.telemetry import invalid_reasons
+from gpuprof.analysis.telemetry import invalid
 from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import MODEL
@@ -59,7 +59,7 @@ def verdict(run: Record, convention: str | None = None) -> list[str]:
 
 
 def _has_budget(run: Record) -> bool:
-    traced = len(run.busy) if run.is_job else run.done("trace") and run.kernels["duration_ns"].sum()
+    traced = run.has("busy") if run.is_job else run.done("trace") and run.kernels["duration_ns"].sum()
     return bool(traced) and run.done("count") and not run.metered
 
 
@@ -81,8 +81,7 @@ def _reached(run: Record, convention: str | None, found: Budget | None) -> str:
         why = run.passes["count"].reason if "count" in run.passes else ""
         took = f"A step takes {units.duration(step_s)}; " if step_s else ""
         return f"{took}FLOPs were not counted{f' ({why})' if why else ''}, so there is no MFU"
-    ops = counted(run, convention)
-    model, sums = ops[ops["phase"].isin(MODEL)], whole_step(run, ops, convention)
+    sums = whole_step(run, convention)
     if sums["flops"] is None:
         return "FLOPs are unknown, for the recording has no shapes of operators that multiply, so there is no MFU"
     if reason := withheld_of_step(run):
@@ -90,6 +89,8 @@ def _reached(run: Record, convention: str | None, found: Budget | None) -> str:
     count = f"{at_least(run)}{units.si(sums['flops'], 'FLOPs')} of the model"
     if not step_s:
         return f"{count} in a step, counted and not timed: no MFU"
+    ops = counted(run, convention)
+    model = ops[ops["phase"].isin(MODEL)]
     if is_generation(run) and (phases := list(_of_phases(run, model, convention))):
         return ", ".join(phases)
     scale = sums["flops"] / sums["counted_flops"] if sums["counted_flops"] else 1.0
@@ -148,7 +149,8 @@ def _doubts(run: Record, found: Budget | None) -> Iterator[str]:
         yield why
     name, _ = denominator(run)
     spreads = run.device.get("peak_spread", {}) if name == "measured" else {}
-    spread = max((spreads.get(dtype, 0.0) for dtype in _against(run, run.ops, run.ops["flops_full"])), default=0.0)
+    used = _against(run, run.ops, run.ops["flops_full"]) if spreads else []
+    spread = max((spreads.get(dtype, 0.0) for dtype in used), default=0.0)
     if spread > STEADY:
         yield f"that peak varied by {spread:.0%} while it was measured, so MFU is uncertain"
     if found is not None:
@@ -158,7 +160,7 @@ def _doubts(run: Record, found: Budget | None) -> Iterator[str]:
             yield f"tracing slowed the step {found.slowed:.2g} x, so shares are rough and idle time cannot be told"
         if step_seconds(run) is None and not run.recorded:
             yield "the step is the traced one, which tracing lengthens"
-    yield from run.doubts["invalid"] if run.is_job else invalid_reasons(run.telemetry)
+    yield from invalid(run)
 
 
 def _rest(found: Budget) -> str:

@@ -33,7 +33,7 @@ _ATTENTION_PRODUCTS = ("aten::bmm", "aten::baddbmm", "aten::matmul")
 def operators(run: Record, convention: str | None, peaks: dict[str, float]) -> pd.DataFrame:
     """The ``ops`` table in the convention, with ideal_s and hardware_s at these peaks, and the work."""
     ops = _operators(run, convention_of(run, convention))
-    sums = whole_step(run, ops, convention)
+    sums = whole_step(run, convention)
     # a formula's FLOPs run in the mix of dtypes that was counted
     scale = sums["flops"] / sums["counted_flops"] if sums["counted_flops"] else 1.0
     ideal_s = ideal_seconds(ops, "flops", peaks, run) * scale

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 from gpuprof.analysis.executed import counters_only
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Record
-from gpuprof.render import calflops, executed, perfetto, tables, tree
-from gpuprof.render.verdict import verdict_text
 from gpuprof.render.view import BY, View
 
+
+def _of(module: str, name: str) -> Callable[[Record, View], str]:
+    """A function of a module that is loaded when it is called: a command needs one format, and few need all."""
+
+    def rendered(run: Record, view: View) -> str:
+        text: str = getattr(import_module(f"{__name__}.{module}"), name)(run, view)
+        return text
+
+    return rendered
+
+
 FORMATS: dict[str, Callable[[Record, View], str]] = {
-    "tree": tree.render,
-    "table": tables.text,
-    "markdown": tables.markdown,
-    "csv": tables.csv,
-    "json": tables.json,
-    "calflops": calflops.render,
-    "perfetto": perfetto.render,
+    "tree": _of("tree", "render"),
+    "table": _of("tables", "text"),
+    "markdown": _of("tables", "markdown"),
+    "csv": _of("tables", "csv"),
+    "json": _of("tables", "json"),
+    "calflops": _of("calflops", "render"),
+    "perfetto": _of("perfetto", "render"),
 }
 """Every format by name."""
 
@@ -61,5 +71,7 @@ def render(run: Record, format: str = "tree", view: View | None = None) -> str:
     if only_counters and format in ("calflops", "perfetto"):
         raise GpuprofError(f"a table of Nsight Compute has kernels alone, nothing for {format}: give --by kernel")
     if format == "tree":
-        return verdict_text(run, view) + (executed.render if only_counters else tree.render)(run, view)
+        from gpuprof.render.verdict import verdict_text
+
+        return verdict_text(run, view) + (_of("executed", "render") if only_counters else FORMATS["tree"])(run, view)
     return FORMATS[format](run, view)

@@ -13,22 +13,21 @@ from gpuprof.analysis.consistency import inconsistencies
 from gpuprof.analysis.denominators import STEADY
 from gpuprof.analysis.executed import not_collected
 from gpuprof.analysis.generation import is_generation, moved, phases_of, untold_parts
-from gpuprof.analysis.op_tables import without_rule
+from gpuprof.analysis.op_tables import ruleless
 from gpuprof.analysis.steps import traced
-from gpuprof.analysis.telemetry import invalid_reasons
+from gpuprof.analysis.telemetry import invalid
 from gpuprof.analysis.too_fast import SLOWED
 from gpuprof.analysis.untold import untold
-from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.render.view import View
 
 
-def _calls(number: Any) -> str:
-    return "not counted, only traced" if pd.isna(number) else units.number(number, "call")
+def _calls(number: int | None) -> str:
+    return "not counted, only traced" if number is None else units.number(number, "call")
 
 
-def _of_kernel_time(share: Any) -> str:
-    return "" if share is None or pd.isna(share) else f", {units.percent(share)} of kernel time"
+def _of_kernel_time(share: float | None) -> str:
+    return "" if share is None else f", {units.percent(share)} of kernel time"
 
 
 def times_of(run: Record) -> str:
@@ -41,7 +40,7 @@ def times_of(run: Record) -> str:
 def of_modules(run: Record) -> str:
     """What is to be known of a table of modules, in a sentence."""
     layers = "ayers that agree in every count are one line."
-    if not (run.done("trace") or len(run.busy)):
+    if not (run.done("trace") or run.has("busy")):
         return f"L{layers}"
     backward = "" if phases_of(run) else ", backward with recompute"
     return f"{times_of(run)}{backward}; l{layers}"
@@ -49,10 +48,9 @@ def of_modules(run: Record) -> str:
 
 def warnings(run: Record) -> list[str]:
     """What makes figures of a run doubtful, a line each."""
-    reasons = run.doubts["invalid"] if run.is_job else invalid_reasons(run.telemetry)
     return [
         *(f"Warning: {text}" for text in dict.fromkeys((*run.warnings, *inconsistencies(run)))),
-        *(f"Invalid for tracking: {reason}" for reason in reasons),
+        *(f"Invalid for tracking: {reason}" for reason in invalid(run)),
     ]
 
 
@@ -60,20 +58,19 @@ def footer(run: Record, view: View, sums: dict[str, Any]) -> Iterator[Renderable
     """Notes below the tree: what was not counted, not known, not measured."""
     lines = []
     if run.done("count"):
-        missing = without_rule(run)
-        if len(missing):
-            named = [
-                f"{row['op']} ({_calls(row['calls'])}{_of_kernel_time(row.get('time_share'))})"
-                for row in missing.to_dict(orient="records")
-            ]
+        named = [
+            f"{row['op']} ({_calls(row['calls'])}{_of_kernel_time(row.get('time_share'))})" for row in ruleless(run)
+        ]
+        if named:
             lines.append(f"Without a FLOP rule, so not in any count: {', '.join(named)}.")
-        unknown = list(run.tree.loc[run.tree["causality"] == "unknown", "module"])
+        causality = zip(run.column("tree", "module"), run.column("tree", "causality"), strict=True)
+        unknown = [module for module, known in causality if known == "unknown"]
         if unknown:
             some = ", ".join(path or "(root)" for path in unknown[:3]) + (
                 f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
             )
             lines.append(f"Causality unknown, attention counted full: {some}.")
-    if run.done("trace") or len(run.busy):
+    if run.done("trace") or run.has("busy"):
         rates = "FLOP/s and kernel MFU are over that time, MFU over the step"
         what = f"backward with recompute. FLOPs are of the forward; {rates}."
         if is_generation(run):
@@ -84,7 +81,7 @@ def footer(run: Record, view: View, sums: dict[str, Any]) -> Iterator[Renderable
         )
         if sums["step_s"] and (sums["kernel_s"] or 0) > SLOWED * sums["step_s"]:
             lines.append("Tracing slowed the step: read times below the whole as shares, not as seconds.")
-    if "decode" in moved(run).index:
+    if run.has("traffic") and "decode" in moved(run).index:
         lines.append("Bytes are those that must move in the decode: of weights, cache and activations, at least that.")
     lines += untold(run)
     lines += [f"No time to first token, time per token and MBU: {why}."] if (why := untold_parts(run)) else []

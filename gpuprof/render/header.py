@@ -97,20 +97,22 @@ def header_lines(run: Record, view: View, sums: dict[str, Any]) -> Iterator[tupl
             if how.backward_factor is not None:
                 ratio = f" = {how.backward_factor} x forward as {convention} assumes, not counted"
             yield "Backward", f"{at_least(run)}{units.si(sums['flops_backward'], 'FLOPs')}{ratio}"
-        whose = "checkpoints and of what the compiler computes again" if len(run.nodes) else "checkpoints"
+        whose = "checkpoints and of what the compiler computes again" if run.has("nodes") else "checkpoints"
         if sums["flops_recompute"]:
             yield (
                 "Recompute",
                 f"{at_least(run)}{units.si(sums['flops_recompute'], 'FLOPs')} of {whose}, not in the model's FLOPs",
             )
         beyond = f"hardware {at_least(run)}{units.si(sums['flops_hardware'], 'FLOPs')}"
-        skips = (run.ops["flops_hardware"] < run.ops["flops_full"]).any()
+        done, full = run.column("ops", "flops_hardware"), run.column("ops", "flops_full")
+        skips = any(None not in both and both[0] < both[1] for both in zip(done, full, strict=True))
         if skips and (sums["flops_hardware"] or inf) < sums["flops"]:
             beyond += " (fused causal attention skips what the full square counts)"
         # of a recording those of some are not known: GELU's, whose kind no file has, or of a long list of tensors
-        untold = run.ops.loc[run.ops["kind"] == "vector", "vector_flops"].isna()
+        vectors = zip(run.column("ops", "kind"), run.column("ops", "vector_flops"), strict=True)
+        untold = any(kind == "vector" and flops is None for kind, flops in vectors)
         vector = f"about {units.si(sums['vector_flops'], 'FLOPs')} (estimate)"
-        if untold.any():
+        if untold:
             vector = f"at least {vector}" if sums["vector_flops"] else "of unknown FLOPs"
         vector = f"vector operators {vector}"
         yield "Beside them", f"{beyond}; {vector}{_coverage(run)}"
@@ -124,7 +126,7 @@ def header_lines(run: Record, view: View, sums: dict[str, Any]) -> Iterator[tupl
     if (reason := withheld_of_kernels(run)) and not withheld(run):
         times = "times of modules, " if withheld_of_owners(run) else ""
         yield "Modules", f"{times}FLOP/s and kernel MFU below the whole step {reason}"
-    if run.is_job and len(run.ranks) and (spread := _of_ranks(run, view)):
+    if run.is_job and run.has("ranks") and (spread := _of_ranks(run, view)):
         yield "Ranks", spread
     if run.done("counters"):
         yield "Executed", _executed(run)
@@ -134,9 +136,9 @@ def header_lines(run: Record, view: View, sums: dict[str, Any]) -> Iterator[tupl
         yield "Kernels", _kernels(run, sums)
     if compiled := compilation_lines(run):
         yield "Compilation", "\n".join(compiled)
-    if len(run.kernels) and (found := communication.account(run)).communication_ns:
+    if run.has("kernels") and (found := communication.account(run)).communication_ns:
         yield "Communication", _communication(run, found, sums["step_s"])
-    if len(run.collectives) and run.is_job:
+    if run.has("collectives") and run.is_job:
         yield "Communication", _of_job(run, sums["step_s"])
     if sums["peak_bytes"] is not None:
         yield "Memory", _memory(run, sums)
@@ -239,7 +241,7 @@ def _achieved(run: Record, view: View, sums: dict[str, Any]) -> str:
             ideal_seconds(rows, column, peaks, run).sum(skipna=False) * scale / sums["step_s"]
             for rows, column, scale in ((model, "flops", formula), (done, "flops_hardware", 1.0))
         ]
-        if len(run.nodes) and sums["flops_hardware"] is None:
+        if run.has("nodes") and sums["flops_hardware"] is None:
             parts[1] = None
         peak = peaks_used(model, peaks)
         peak += " of all ranks together" if run.is_job and peak else ""
@@ -275,7 +277,7 @@ def _telemetry(run: Record, view: View) -> str:
         highest = f" of {known['max_sm_clock_mhz']:,.0f}" if known["max_sm_clock_mhz"] else ""
         lowest = "lowest " if run.is_job else ""
         state.append(f"{lowest}SM clock {known['sm_clock_mhz']:,.0f}{highest} MHz")
-    if run.is_job and len(run.telemetry):
+    if run.is_job and run.has("telemetry"):
         state.append(f"the rest of rank {run.passes['telemetry'].facts['rank']}, whose step is longest")
     if known["power_w"]:
         limit = f" of {known['power_limit_w']:,.0f} W" if known["power_limit_w"] else ""
@@ -301,6 +303,8 @@ def _telemetry(run: Record, view: View) -> str:
 
 
 def _telemetry_of_phases(run: Record) -> Iterator[str]:
+    if not run.has("telemetry"):
+        return
     for row in of_phases(run).to_dict("records"):
         clock = "" if pd.isna(row["sm_clock_mhz"]) else f"SM clock {row['sm_clock_mhz']:,.0f} MHz"
         power = "" if pd.isna(row["power_w"]) else f"{row['power_w']:,.0f} W"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +12,10 @@ from rich.text import Text
 
 from gpuprof import units
 from gpuprof.analysis.generation import PARTS, moved, phases_of
-from gpuprof.analysis.modules import by_module
+from gpuprof.analysis.modules import module_columns
 from gpuprof.analysis.totals import totals
 from gpuprof.late import pd
 from gpuprof.record import Record
-from gpuprof.render import tables
 from gpuprof.render.console import to_text
 from gpuprof.render.footer import footer
 from gpuprof.render.header import header
@@ -79,15 +77,14 @@ class Node:
 
 def render(run: Record, view: View) -> str:
     """Header, tree and notes as text of the view's width."""
-    modules = by_module(run, view.convention)
+    modules = module_columns(run, view.convention)
+    rows = [dict(zip(modules, row, strict=True)) for row in zip(*modules.values(), strict=True)]
     sums = totals(run, view.convention)
     of_parts = phases_of(run)
     rates = {name: rate for name, rate in (_RATES_OF_PARTS if of_parts else _RATES).items() if rate[0] in modules}
-    root = build(modules, view.depth)
-    whole = modules.iloc[0].to_dict()
-    lost = {name: (_lost(whole, *rate) or 0.0, rate) for name, rate in rates.items()}
-    lines = [(prefix + node.label, _cells(node, sums, lost)) for prefix, node in walk(root)]
-    rest = modules[modules["module"] == UNATTRIBUTED].iloc[0].to_dict()
+    lost = {name: (_lost(rows[0], *rate) or 0.0, rate) for name, rate in rates.items()}
+    lines = [(prefix + node.label, _cells(node, sums, lost)) for prefix, node in walk(folded(rows, view.depth))]
+    rest = next(row for row in rows if row["module"] == UNATTRIBUTED)
     if any(_number(rest[c]) for c in (*_TIMES, "flops_forward", "flops_backward", "vector_flops_forward")):
         lines.append((UNATTRIBUTED, _cells(Node(UNATTRIBUTED, rest), sums, lost)))
     known = _known(run, sums, of_parts)
@@ -101,10 +98,16 @@ def render(run: Record, view: View) -> str:
     left_out = [name for name in known if name not in columns]
     more = [Text(f"Not shown at this width: {', '.join(left_out)}")] if left_out else []
     tree = to_text(Group(header(run, view, sums), Text(""), grid, *more), view)
-    several = run.ranks["rank"].nunique()
+    several = len(run.distinct("ranks", "rank"))
     top = None if several <= _RANKS else 0  # of many the least, the median and the most
-    ranks = f"\n{tables.text(run, View('rank', top=top, width=view.width, color=view.color))}" if several else ""
+    ranks = f"\n{_by_rank(run, View('rank', top=top, width=view.width, color=view.color))}" if several else ""
     return tree + ranks + to_text(Group(*footer(run, view, sums)), view)
+
+
+def _by_rank(run: Record, view: View) -> str:
+    from gpuprof.render import tables
+
+    return tables.text(run, view)
 
 
 def _cut(label: str, most: int) -> str:
@@ -119,7 +122,7 @@ def _known(run: Record, sums: dict[str, Any], of_parts: list[str]) -> list[str]:
     lacking |= {"params", "of params"} if sums["params"] is None else set()
     columns = list(_COLUMNS)
     if of_parts:
-        lacking |= {*PARTS} - ({*of_parts} if run.done("trace") or len(run.busy) else set())
+        lacking |= {*PARTS} - ({*of_parts} if run.done("trace") or run.has("busy") else set())
         lacking |= {name for name, phase in _BOUND.items() if phase in lacking}
         lacking |= set() if "decode" in of_parts and len(moved(run)) else {"bytes"}
         columns = [*columns[: columns.index("forward")], *_PARTS]
@@ -141,13 +144,24 @@ def _fitting(width: int, columns: list[str], lines: list[dict[str, Text]]) -> tu
 
 
 def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
-    """The tree of lines, down to a depth. Neighbours that agree in all but their times become one line."""
-    rows = {row["module"]: row for row in modules.to_dict(orient="records") if row["module"] != UNATTRIBUTED}
+    """The tree of lines of a table of modules; see `folded`."""
+    rows = modules.to_dict(orient="records")
+    return folded(({str(c): None if pd.isna(v) else v for c, v in row.items()} for row in rows), depth)
+
+
+def folded(modules: Iterable[dict[str, Any]], depth: int | None = None) -> Node:
+    """The tree of lines, down to a depth. Neighbours that agree in all but their times become one line.
+
+    Args:
+        modules: figures of each module by column, None where one is missing.
+        depth: of the deepest lines; the root is 0. None for all.
+    """
+    rows = {row["module"]: row for row in modules if row["module"] != UNATTRIBUTED}
     children: dict[str, list[str]] = {path: [] for path in rows}
     for path in rows:
         if path:
             children[path.rpartition(".")[0]].append(path)
-    numbered = {path for path in rows if re.fullmatch(re.escape(f"{rows[path]['class']}_") + r"\d+", _last(path))}
+    numbered = {path for path in rows if _is_numbered(_last(path), f"{rows[path]['class']}_")}
 
     def place(path: str) -> str:
         """What tells it from its neighbours: of a recorded module, which has the number of its class, the class."""
@@ -155,12 +169,12 @@ def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
 
     signatures: dict[str, tuple[Any, ...]] = {}
     for path in reversed(list(rows)):  # children come after their parent
-        own = tuple((c, v) for c, v in rows[path].items() if _must_agree(c) and not pd.isna(v))
+        own = tuple((c, v) for c, v in rows[path].items() if v is not None and _must_agree(c))
         signatures[path] = (own, tuple((place(child), signatures[child]) for child in children[path]))
 
     def line(paths: list[str], level: int) -> Node:
         figures, spread = _mean([rows[path] for path in paths])
-        below = [] if depth is not None and level >= depth else list(folded(paths, level + 1))
+        below = [] if depth is not None and level >= depth else list(lines(paths, level + 1))
         name = _last(paths[0]) if len(paths) == 1 else f"({_last(paths[0])}-{_last(paths[-1])})"
         times = "" if len(paths) == 1 else f"{len(paths)} x "
         label = f"{name}: {times}{figures['class']}" if paths[0] else str(figures["class"]) or "(root)"
@@ -170,7 +184,7 @@ def build(modules: pd.DataFrame, depth: int | None = None) -> Node:
             label = str(figures["class"])
         return Node(label, figures, spread, below, paths)
 
-    def folded(parents: list[str], level: int) -> Iterator[Node]:
+    def lines(parents: list[str], level: int) -> Iterator[Node]:
         """Lines below parents that agree: their children of one name are one line, and neighbours may be too."""
         first = children[parents[0]]
         index = 0
@@ -202,9 +216,13 @@ def _mean(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, float]]
     spread = {}
     for column in figures:
         if _is_timed(column):
-            values = pd.to_numeric(pd.Series([row[column] for row in rows], dtype="Float64"))
-            figures[column] = values.mean(skipna=not column.startswith("time_"))
-            if column.startswith("time_") and values.mean() is not pd.NA and values.mean() > 0:
+            given = [row[column] for row in rows]
+            if given.count(None) == len(given):
+                continue
+            values = pd.Series(given, dtype="Float64")
+            mean = values.mean(skipna=not column.startswith("time_"))
+            figures[column] = None if mean is pd.NA else mean
+            if column.startswith("time_") and values.mean() > 0:
                 spread[column] = float(values.std(ddof=0) / values.mean())
     for phase in ("forward", "backward"):  # a rate of means, not a mean of rates
         time, flops = _number(figures[f"time_{phase}_s"]), _number(figures[f"flops_{phase}"])
@@ -226,6 +244,11 @@ def _share_of_means(rows: list[dict[str, Any]], rate: str, times: tuple[str, ...
 def has_rate(figures: dict[str, Any]) -> bool:
     """Whether a row of the module table has FLOP/s: one that has FLOPs and time may still have them withheld."""
     return any(_number(figures[f"flops_per_s_{phase}"]) for phase in ("forward", "backward"))
+
+
+def _is_numbered(name: str, stem: str) -> bool:
+    """Whether a name is that and a number."""
+    return name.startswith(stem) and name.removeprefix(stem).isdecimal()
 
 
 def _must_agree(column: str) -> bool:
@@ -258,7 +281,7 @@ def walk(node: Node, prefix: str = "", below: str = "") -> Iterator[tuple[str, N
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None or pd.isna(value) else float(value)
+    return None if value is None or value != value else float(value)
 
 
 def _lost(figures: dict[str, Any], rate: str, times: tuple[str, ...]) -> float | None:

@@ -19,9 +19,10 @@ on torch 2.13 does not see those: that is `count_today`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from itertools import zip_longest
+
+from gpuprof.late import pattern
 
 from .rows import NOTHING, Count, Row, Shape, elements
 
@@ -29,9 +30,7 @@ BACKWARD_FACTOR = 2
 """Forwards that a backward is taken for."""
 
 # Modules of torch's own that call one of its functions: additions and products inside that are not seen one by one.
-_ONE_FUNCTION = re.compile(
-    r"Linear|Conv(Transpose)?[123]d|(Layer|Group|RMS)Norm|(Batch|Instance)Norm[123]d|Multihead.*"
-)
+_ONE_FUNCTION = pattern(r"Linear|Conv(Transpose)?[123]d|(Layer|Group|RMS)Norm|(Batch|Instance)Norm[123]d|Multihead.*")
 _UNSEEN_ACTIVATIONS = {"GELUActivation"}
 
 

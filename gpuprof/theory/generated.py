@@ -13,6 +13,8 @@ import re
 from functools import cache
 from typing import NamedTuple
 
+from gpuprof.late import pattern
+
 from .rules import PRODUCTS, rule_for
 
 POINTWISE = "pointwise"
@@ -27,22 +29,22 @@ _WORKS = {
 _TEMPLATES = ("cutlass", "rocm", "cutedsl", "nv_universal_gemm")
 """Languages in which it writes templates alone."""
 
-_NAME = re.compile(
+_NAME = pattern(
     r"(?:\w+?_)??"  # of the graph, or of a model that was compiled ahead of time
     rf"(?:triton_(?P<work>{'|'.join(_WORKS)})|(?P<language>cpp|pallas|{'|'.join(_TEMPLATES)}))_fused(?P<rest>\w*?)"
     r"(?P<cut>\.\.\.|…)?"
 )
-_INDUCTOR = re.compile(r"inductor::(?P<what>fused|template)(?P<rest>\w*?)(?P<cut>_and_more)?")
+_INDUCTOR = pattern(r"inductor::(?P<what>fused|template)(?P<rest>\w*?)(?P<cut>_and_more)?")
 # Templates by themselves, as where they are tried out against one another, and those of the C++ backend.
-_TRIED = re.compile(
+_TRIED = pattern(
     r"triton_(?P<name>(?:scaled_)?(?:grouped_)?(?:mm|bmm|addmm|baddbmm)|mm_plus_mm|flex_attention(?:_backward)?"
     r"|flex_decoding|(?:depthwise_)?convolution\dd|b2b_gemm\w*?)(?:_[a-z]\w*?)??(?:_(?P<number>\d+))?"
 )
-_CPP_TEMPLATE = re.compile(r"graph_\d+_(?:(?P<gemm>gemm)_m\d+n\d+k\d+_)?kernel")
+_CPP_TEMPLATE = pattern(r"graph_\d+_(?:(?P<gemm>gemm)_m\d+n\d+k\d+_)?kernel")
 # torch 2.0 called all kernels the same; then its Triton put what it knew of each argument behind every name
-_NAMELESS = re.compile(r"triton_(?:_kernel)?(?:_0[cde]*(?:\d+[cde]*)*)?")
-_ARGUMENTS = re.compile(r"_0[cde]*(?=[\dcde]*[cde])[\dcde]*$")
-_HASH = re.compile(r"_(?=[a-f]*\d)[0-9a-f]{8}$")
+_NAMELESS = pattern(r"triton_(?:_kernel)?(?:_0[cde]*(?:\d+[cde]*)*)?")
+_ARGUMENTS = pattern(r"_0[cde]*(?=[\dcde]*[cde])[\dcde]*$")
+_HASH = pattern(r"_(?=[a-f]*\d)[0-9a-f]{8}$")
 
 _BESIDES = frozenset(
     """

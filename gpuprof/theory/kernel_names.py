@@ -6,6 +6,8 @@ import re
 from functools import cache
 from typing import NamedTuple
 
+from gpuprof.late import pattern
+
 from .generated import TEMPLATE, generated
 
 
@@ -27,8 +29,8 @@ class Tile(NamedTuple):
 
 # Families of names. Casts such as "(int)128" and blanks are gone before these are tried, the first that fits counts.
 _NAMES = [
-    re.compile(pattern)
-    for pattern in (
+    pattern(family)
+    for family in (
         r"Flash_[fb]wd_kernel_traits<(?P<k>\d+),(?P<m>\d+),(?P<n>\d+),",  # FlashAttention 2
         # FlashAttention 3: the cluster's shape, then the block's
         r"CollectiveMainloop\w+<.*?>>,cute::tuple<cute::C<(?P<m>\d+)>,cute::C<(?P<n>\d+)>,cute::C<(?P<k>\d+)>",
@@ -59,13 +61,13 @@ _NAMES = [
 
 
 # cuDNN's first convolutions give powers of two: grids of V100 traces are the sizes over 2^6 and 2^7 for "6, 7".
-_POWERS = re.compile(r"(?:convolve_sgemm|dgrad_engine|wgrad_alg0_engine)<(?:[a-z]\w*,)+\d+,(?P<m>\d+),(?P<n>\d+),")
+_POWERS = pattern(r"(?:convolve_sgemm|dgrad_engine|wgrad_alg0_engine)<(?:[a-z]\w*,)+\d+,(?P<m>\d+),(?P<n>\d+),")
 
 
 # Functions that are a mere frame around what they run: CUTLASS, cuBLAS, Composable Kernel.
-_FRAME = re.compile(r"(device_)?kernel2?|kentry", re.IGNORECASE)
+_FRAME = pattern(r"(device_)?kernel2?|kentry", re.IGNORECASE)
 
-_PRODUCT = re.compile(
+_PRODUCT = pattern(
     r"(?<!fb)gemm|gemv|dot_kernel|nvjet|\dcudnn|scudnn|conv(?!er)|fprop|(?<![a-z])[dw]grad|cijk_\w*_mt\d|matmul|bmm_"
     r"|marlin|wvsplitk|fused_moe_kernel|fmoe_"  # of vLLM and aiter
     r"|fmha|sdpa|flash_(fwd|bwd_d[qk])_|FlashAttn(Fwd|Bwd)Sm\d|attn_[fb]wd|bwd_kernel_(d[qk]|fuse)|unified_attention"
@@ -76,20 +78,20 @@ _PRODUCT = re.compile(
 
 # Steps before and after products: of a split depth, of Winograd, of addresses, of layouts, of split keys, of an
 # attention's gradients.
-_NO_PRODUCT = re.compile(
+_NO_PRODUCT = pattern(
     r"splitK_?reduce|reduce_?splitK|reduce_(1Block|wgrad)|winogradWgrad(Data|Delta|Output)"
     r"|OffsetsKernel|gemm_?(pointers|starts)|repack|finalize_matmul|combine|fmhaReduc|attention\w*_reduce"
     r"|preprocess|OGradDotO|ConvertQGrad|AppendKV",
     re.IGNORECASE,
 )
 
-_TF32 = re.compile(r"tf32|tfloat32|_S_MX_|fmha_cutlass[FB]_f32_\w+_sm[89]\d", re.IGNORECASE)
+_TF32 = pattern(r"tf32|tfloat32|_S_MX_|fmha_cutlass[FB]_f32_\w+_sm[89]\d", re.IGNORECASE)
 
 
 # An instruction that sums in float32, by its shape: of float32 only where the name has no narrower type.
-_FLOAT32_SUMS = re.compile(r"(?<![a-z\d])s(1688|16816)(?!\d)")
+_FLOAT32_SUMS = pattern(r"(?<![a-z\d])s(1688|16816)(?!\d)")
 
-_NARROW = re.compile(r"f16|fp16|half|bfloat|i8|fp8|e4m3|e5m2", re.IGNORECASE)
+_NARROW = pattern(r"f16|fp16|half|bfloat|i8|fp8|e4m3|e5m2", re.IGNORECASE)
 
 
 @cache
@@ -101,8 +103,8 @@ def tile_of(kernel: str) -> Tile | None:
             Composable Kernel also mangled.
     """
     name = re.sub(r"\(\w+\)(?=\d)|\s", "", kernel)
-    for pattern in _NAMES:
-        if match := pattern.search(name):
+    for family in _NAMES:
+        if match := family.search(name):
             sizes = {part: int(digits) for part, digits in match.groupdict().items() if digits}
             return Tile(sizes["m"], sizes["n"], sizes.get("k"), (sizes.get("across", 1), sizes.get("down", 1)))
     powers = _POWERS.search(name)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from functools import cache
 
-_FUNCTION = re.compile(r"(?:void )?((?:::)?\w+(?:::\w+)*(?:\.\w+)?)").fullmatch
-_ANONYMOUS = re.compile(r"(\(anonymous namespace\)|<unnamed>|\{anonymous\})::")
-_MULTIPLIED_TOO = re.compile(r"symm_mem::(fused_\w*matmul|_async_input_mm)").match
-_COMMUNICATION = re.compile(
+from gpuprof.late import pattern
+
+_FUNCTION = pattern(r"(?:void )?((?:::)?\w+(?:::\w+)*(?:\.\w+)?)")
+_ANONYMOUS = pattern(r"(\(anonymous namespace\)|<unnamed>|\{anonymous\})::")
+_MULTIPLIED_TOO = pattern(r"symm_mem::(fused_\w*matmul|_async_input_mm)")
+_COMMUNICATION = pattern(
     r"""
     (c10d|_?c10d_functional(_autograd)?|symm_mem)::                       # operators, by their namespace
     |record_param_comms$
@@ -17,9 +19,9 @@ _COMMUNICATION = re.compile(
     |.*(one_shot_all_reduce|two_shot_all_reduce|cross_device_reduce|allreduce_fusion)
     """,
     re.VERBOSE,
-).match
-_PERHAPS = re.compile("all_?reduce|all_?gather|reduce_?scatter|all_?to_?all", re.IGNORECASE).search
-_ALL_REDUCE = re.compile("all_?reduce", re.IGNORECASE).search
+)
+_PERHAPS = pattern("all_?reduce|all_?gather|reduce_?scatter|all_?to_?all", re.IGNORECASE)
+_ALL_REDUCE = pattern("all_?reduce", re.IGNORECASE)
 
 
 def without_overload(op: str) -> str:
@@ -39,25 +41,25 @@ def communicates(name: str) -> bool:
             name counts, not its template arguments. A text that is no name of a function, such as a label, is none.
     """
     function = function_of(name)
-    return bool(_COMMUNICATION(function)) and not _MULTIPLIED_TOO(function)
+    return bool(_COMMUNICATION.match(function)) and not _MULTIPLIED_TOO.match(function)
 
 
 @cache
 def all_reduces(name: str) -> bool:
     """Whether it sums up over processes what each of them then has, as DDP does with gradients."""
-    return communicates(name) and bool(_ALL_REDUCE(name))
+    return communicates(name) and bool(_ALL_REDUCE.search(name))
 
 
 def perhaps_communicates(name: str) -> bool:
     """Whether the name of a kernel or an operator has that of a collective, but is none that `communicates`."""
-    return bool(_PERHAPS(function_of(name))) and not communicates(name)
+    return bool(_PERHAPS.search(function_of(name))) and not communicates(name)
 
 
 def function_of(name: str) -> str:
     """The path of a function, without its return type, template arguments and parameters; empty if it is none."""
     if name.startswith("_Z"):
         return "::".join(_mangled(name))
-    found = _FUNCTION(re.split(r"[<(\[]", _ANONYMOUS.sub("", name), maxsplit=1)[0].strip())
+    found = _FUNCTION.fullmatch(re.split(r"[<(\[]", _ANONYMOUS.sub("", name), maxsplit=1)[0].strip())
     return found[1].removeprefix("::") if found else ""
 
 

@@ -18,6 +18,8 @@ from collections.abc import Iterable
 from functools import cache
 from typing import NamedTuple
 
+from gpuprof.late import pattern
+
 from .kernel_names import Tile, tile_of
 from .masks import unmasked_pairs
 from .names import without_overload
@@ -89,9 +91,9 @@ class Expectation(NamedTuple):
         return ", ".join(words if self.tensor else [*words, SCALAR])
 
 
-_FUSED = re.compile(r"flash|fmha|sdpa|atten|attn|triton", re.IGNORECASE)
-_SCALAR = re.compile(r"gemv|sgemm|hgemm|simt|ffma|dot_kernel|gemmSN|gemmk1|scudnn", re.IGNORECASE)
-_FFT = re.compile(r"fft|cgemm", re.IGNORECASE)
+_FUSED = pattern(r"flash|fmha|sdpa|atten|attn|triton", re.IGNORECASE)
+_SCALAR = pattern(r"gemv|sgemm|hgemm|simt|ffma|dot_kernel|gemmSN|gemmk1|scudnn", re.IGNORECASE)
+_FFT = pattern(r"fft|cgemm", re.IGNORECASE)
 
 
 @cache
