@@ -2,7 +2,7 @@
 
 Importing torch and transformers makes half a million objects, all of which stay. Python's collector walks over them
 again and again while they come, and at the end the interpreter takes every module apart, only for the system to take
-the memory back as a whole: each is as long as a quarter of the imports themselves.
+the memory back as a whole: each takes almost half as long as the imports themselves.
 """
 
 from __future__ import annotations
