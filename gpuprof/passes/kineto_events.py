@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import marshal
+from array import array
 from collections.abc import Callable
 from itertools import compress
 from operator import not_
@@ -36,6 +37,8 @@ FIELDS = (
 _AT_ONCE = 256  # events: all that they hold stays in the processor's cache
 _BACKWARD_FUNCTION, _USER_SCOPE = 1, 7  # of torch's RecordScope
 _DEVICE, _DEVICE_LABEL = -1, -2  # in place of a scope
+_MAKER, _SHAPES = 1, 2
+_ZERO, _NOTHING = array("q", [0] * _AT_ONCE), array("q", [-1] * _AT_ONCE)
 
 
 def read(profiler: profile) -> Events:
@@ -56,15 +59,14 @@ class _Sorts(dict[tuple[str, int], int]):
     Attributes:
         names: of each pair.
         kinds: what events of the pair are.
-        has_maker: whether these are nodes of autograd, which know who made them.
-        outermost: whether these are operators that are not merely composed of others.
+        asks_more: what else these are asked for: who made a node, the shapes of an operator that may be an outermost
+            one, or nothing.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.kinds: list[str] = []
-        self.has_maker: list[bool] = []
-        self.outermost: list[bool] = []
+        self.asks_more: list[int] = []
 
     def __missing__(self, pair: tuple[str, int]) -> int:
         name, scope = pair
@@ -75,8 +77,8 @@ class _Sorts(dict[tuple[str, int], int]):
         number = self[pair] = len(self)
         self.names.append(name)
         self.kinds.append(kind)
-        self.has_maker.append(kind in (NODE, FUNCTION))
-        self.outermost.append(kind == OPERATOR and not is_composite_name(name))
+        counted = kind == OPERATOR and not is_composite_name(name)
+        self.asks_more.append(_MAKER if kind in (NODE, FUNCTION) else _SHAPES if counted else 0)
         return number
 
 
@@ -98,69 +100,75 @@ class _Reader:
         self._shapes: dict[bytes, int] = {}
         self._busy: dict[int, int] = {}  # by thread: until when its outermost operator runs
         self._ask: dict[str, Callable[[Any], Any]] = {}
+        self._columns = {name: array("q") for name in Events.COLUMNS}
 
     def read(self, events: list[Any]) -> Events:
         """All of them, in their order. The list is empty afterwards."""
-        blank = {"number": -1, "shape": -1, "inputs": -1}
-        columns = {name: np.full(len(events), blank.get(name, 0), np.int64) for name in Events.COLUMNS}
         if events:
             methods = {name: getattr(type(events[0]), name) for name in FIELDS}
             self._ask = {name: getattr(method, "__func__", method) for name, method in methods.items()}
         events.reverse()
-        at = 0
         while events:
             few = events[: -_AT_ONCE - 1 : -1]
             del events[-_AT_ONCE:]
-            on_host = self._on_host(few) if self._on_device else [True] * len(few)
-            for some, ask in (
-                (list(compress(few, on_host)), self._of_host),
-                (list(compress(few, map(not_, on_host))), self._of_device),
-            ):
-                for name, values in ask(some).items() if some else ():
-                    columns[name][at : at + len(some)] = values
-                at += len(some)
-        columns["shape"][columns["shape"] < 0] = len(self._shapes)
+            if self._on_device:
+                on_host = self._on_host(few)
+                self._read_device(list(compress(few, map(not_, on_host))))
+                few = list(compress(few, on_host))
+            self._read_host(few)
         shapes = [*map(marshal.loads, self._shapes), ()]
+        columns = {name: np.array(column, np.int64) for name, column in self._columns.items()}
+        columns["shape"][columns["shape"] < 0] = len(self._shapes)
         return _cleared(Events(self._sorts.names, self._sorts.kinds, shapes, **columns))
 
     def _on_host(self, events: list[Any]) -> list[bool]:
         cpu = torch.autograd.DeviceType.CPU
         return [device == cpu for device in map(self._ask["device_type"], events)]
 
-    def _of_host(self, events: list[Any]) -> dict[str, Any]:
-        """What events of the host say, by column."""
-        ask = self._ask
+    def _read_host(self, events: list[Any]) -> None:
+        ask, columns = self._ask, self._columns
+        first = len(columns["sort"])
         pairs = zip(map(ask["name"], events), map(ask["scope"], events), strict=True)
         sorts = list(map(self._sorts.__getitem__, pairs))
         thread, start, end = (list(map(ask[name], events)) for name in ("start_thread_id", "start_ns", "end_ns"))
-        found: dict[str, Any] = {"sort": sorts, "thread": thread, "start": start, "end": end}
-        found |= {"number": list(map(ask["sequence_nr"], events)), "flops": list(map(ask["flops"], events))}
+        for name, values in (("sort", sorts), ("thread", thread), ("start", start), ("end", end)):
+            columns[name].extend(values)
+        columns["number"].extend(map(ask["sequence_nr"], events))
+        columns["flops"].extend(map(ask["flops"], events))
         if self._on_device:
-            found |= {"correlation": list(map(ask["correlation_id"], events))}
-            found |= {"linked": list(map(ask["linked_correlation_id"], events))}
-        forward_thread, shape = [0] * len(events), [-1] * len(events)
-        for place, sort in enumerate(sorts):
-            if self._sorts.has_maker[sort]:
-                forward_thread[place] = ask["fwd_thread_id"](events[place])
-            elif self._sorts.outermost[sort]:
-                busy = self._busy.get(thread[place], -1)
-                if self._all_shapes or start[place] >= busy or end[place] > busy:
-                    self._busy[thread[place]] = end[place]
-                    shapes = marshal.dumps(ask["shapes"](events[place]), 2)
-                    shape[place] = self._shapes.setdefault(shapes, len(self._shapes))
-        return found | {"forward_thread": forward_thread, "shape": shape}
+            columns["correlation"].extend(map(ask["correlation_id"], events))
+            columns["linked"].extend(map(ask["linked_correlation_id"], events))
+        self._fill(len(events))
+        asks_more = list(map(self._sorts.asks_more.__getitem__, sorts))
+        for place in compress(range(len(events)), asks_more):
+            if asks_more[place] == _MAKER:
+                columns["forward_thread"][first + place] = ask["fwd_thread_id"](events[place])
+                continue
+            busy = self._busy.get(thread[place], -1)
+            if self._all_shapes or start[place] >= busy or end[place] > busy:
+                self._busy[thread[place]] = end[place]
+                shapes = marshal.dumps(ask["shapes"](events[place]), 2)
+                columns["shape"][first + place] = self._shapes.setdefault(shapes, len(self._shapes))
 
-    def _of_device(self, events: list[Any]) -> dict[str, Any]:
-        """What work of the device says, by column; labels cast a shadow there."""
+    def _read_device(self, events: list[Any]) -> None:
+        """Work of the device; labels cast a shadow there."""
         ask = self._ask
         scopes = (_DEVICE_LABEL if label else _DEVICE for label in map(ask["is_user_annotation"], events))
-        fields = {
-            "thread": "device_resource_id", "start": "start_ns", "end": "end_ns", "correlation": "correlation_id",
-            "linked": "linked_correlation_id",
-        }  # fmt: skip
-        found = {name: list(map(ask[field], events)) for name, field in fields.items()}
         pairs = zip(map(ask["name"], events), scopes, strict=True)
-        return found | {"sort": list(map(self._sorts.__getitem__, pairs))}
+        self._columns["sort"].extend(map(self._sorts.__getitem__, pairs))
+        for name, field in (
+            ("thread", "device_resource_id"), ("start", "start_ns"), ("end", "end_ns"),
+            ("correlation", "correlation_id"), ("linked", "linked_correlation_id"),
+        ):  # fmt: skip
+            self._columns[name].extend(map(ask[field], events))
+        self._fill(len(events))
+
+    def _fill(self, count: int) -> None:
+        """What was not asked of the last events."""
+        length = len(self._columns["sort"])
+        for name, column in self._columns.items():
+            if len(column) < length:
+                column.extend((_NOTHING if name in ("number", "shape", "inputs") else _ZERO)[:count])
 
 
 def _cleared(events: Events) -> Events:
