@@ -18,6 +18,7 @@ from gpuprof.traces.events import (
     CALL,
     CALL_MARK,
     COMPILED,
+    FUNCTION,
     KERNEL_MARK,
     MARK,
     NODE,
@@ -316,6 +317,8 @@ class _Walk:
     def _open(self, row: int, sort: int, start: int, end: int, around: _Frame) -> _Frame:
         """What an event opens that is no counted operator."""
         name, kind = self._host.names[sort], self._host.kinds[sort]
+        if kind == FUNCTION:
+            return _Frame(end, around.owner, around.phase, around.node, name)
         if kind == CALL:
             return self._call(name, start, end, around)
         if kind == NODE:
