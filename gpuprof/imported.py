@@ -25,7 +25,7 @@ from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.traces.chrome import Recorded, read
 from gpuprof.traces.composite import is_composite
 from gpuprof.traces.device import device_names, device_of
-from gpuprof.traces.events import Event, launches_graph
+from gpuprof.traces.events import Events, launches_graph
 from gpuprof.traces.foreign import kind_of
 from gpuprof.traces.ncu_table import read_table
 from gpuprof.traces.ops import ops_of
@@ -171,8 +171,7 @@ def _run(recorded: Recorded, step: Step, settings: dict[str, Any], device_name: 
         scopes = scopes_of(recorded, window.host)
         host, device = events_of(recorded, window, scopes)
         maker = makers(host, scopes.calls)
-        found = attribute([*host, *device], scopes.calls, maker, is_composite, marked=False)
-        _name_generated(found)
+        found = _generated_named(attribute(host, device, scopes.calls, maker, is_composite, marked=False))
         found.facts.update(_compiled(host, scopes, maker, found, len(recorded.device.start) > 0))
     finally:
         if collecting:
@@ -181,7 +180,7 @@ def _run(recorded: Recorded, step: Step, settings: dict[str, Any], device_name: 
 
 
 def _compiled(
-    host: list[Event], scopes: Scopes, maker: Callable[[int, int], str | None], found: Attributed, on_device: bool
+    host: Events, scopes: Scopes, maker: Callable[[int, int], str | None], found: Attributed, on_device: bool
 ) -> dict[str, Any]:
     """What is said of compiled regions: of each its path, and the keys of its graphs by direction.
 
@@ -190,35 +189,42 @@ def _compiled(
     if not scopes.regions:
         return {}
     facts: dict[str, Any] = {"compiled": True, "regions": graphs_of(host, scopes, maker)}
-    if not (on_device or any(generated(call.name) for call in found.calls)):
-        facts["unseen_ns"] = outside_operators(host, found.calls)
+    if not (on_device or any(map(generated, set(found.calls.names)))):
+        facts["unseen_ns"] = outside_operators(found.calls)
     return facts
 
 
-def _name_generated(found: Attributed) -> None:
+def _generated_named(found: Attributed) -> Attributed:
     """Kernels that Inductor generated get one operator for all of the same work, whatever graph they are of.
 
     torch before 2.2 records no call of them, only the kernels.
     """
-    for call in found.calls:
-        call.name = op.op if (op := generated(call.name)) else call.name
-    for row in found.kernels:
-        by_itself = row["call"] is None and not launches_graph(row["op"])
-        if made := generated(row["op"]) or (generated(row["kernel"]) if by_itself else None):
-            row["op"] = made.op
+    kernels, calls = found.kernels, found.calls
+    made = {name: op.op for name in {*calls.names, *kernels["op"], *kernels["kernel"]} if (op := generated(name))}
+    if not made:
+        return found
+    alone = kernels["call"].isna() & ~kernels["op"].map(launches_graph).astype(bool)
+    kernels["op"] = pd.Series(
+        [
+            made.get(op) or (made.get(kernel) if by_itself else None) or op
+            for op, kernel, by_itself in zip(kernels["op"], kernels["kernel"], alone, strict=True)
+        ],
+        dtype="object",
+    )
+    return found._replace(calls=calls._replace(names=[made.get(name, name) for name in calls.names]))
 
 
 def _assembled(
     recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, found: Attributed, settings: dict[str, Any],
     device_name: str | None, name: str | None,
 ) -> Run:  # fmt: skip
-    kernels = table("kernels", found.kernels)
+    kernels = found.kernels
     on_device = len(window.device) > 0
     if on_device:
-        kernels["stream"] = [recorded.streams[int(stream)] for stream in kernels["stream"]]
+        kernels["stream"] = kernels["stream"].map({str(place): name for place, name in enumerate(recorded.streams)})
     ops, count = ops_of(recorded, found.calls, kernels)
     device = device_of(recorded, window, device_name)
-    modes = {call.phase for call in found.calls} | set(kernels["phase"])
+    modes = {*found.calls.phases, *kernels["phase"]}
     roots = [path for path in scopes.classes if "." not in path and path not in scopes.regions]
     roots = roots if scopes.what == "modules" else []
     run = Run(
@@ -285,8 +291,14 @@ def _facts(recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, fou
     took = device.end - device.start
     early, outside = steps.of_device == EARLY, steps.of_device == OUTSIDE
     outside &= len(steps.numbers) > 0 and window.step != "all"
+    kernels = found.kernels
+    graphs = {op for op in kernels["op"].unique() if launches_graph(op)}
+    made = {name for name in set(found.calls.names) if generated(name) is not None}
     with_shapes = {number for number, inputs in enumerate(recorded.inputs) if inputs.shapes}
-    shapeless = {call.number for call in found.calls if call.inputs not in with_shapes and generated(call.name) is None}
+    calls = zip(found.calls.inputs.tolist(), found.calls.names, strict=True)
+    shapeless = [
+        number for number, (inputs, name) in enumerate(calls) if inputs not in with_shapes and name not in made
+    ]
     facts: dict[str, Any] = {
         "recorded": True,
         "early_kernels": int(early.sum()),
@@ -294,8 +306,8 @@ def _facts(recorded: Recorded, steps: Steps, window: Window, scopes: Scopes, fou
         "outside_kernels": int(outside.sum()),
         "outside_ns": int(took[outside].sum()),
         "all_ns": int(took.sum()),
-        "graph_ns": sum(row["duration_ns"] for row in found.kernels if launches_graph(row["op"])),
-        "no_shapes_ns": sum(row["duration_ns"] for row in found.kernels if row["call"] in shapeless),
+        "graph_ns": int(kernels.loc[kernels["op"].isin(graphs), "duration_ns"].sum()),
+        "no_shapes_ns": int(kernels.loc[kernels["call"].isin(shapeless), "duration_ns"].sum()),
         "left_out": recorded.left_out,
         "whole_us": recorded.whole_us,
         "lacks": _lacks(recorded, scopes),

@@ -318,6 +318,8 @@ def plain(name: str, rows: list[dict[str, Any]] | dict[str, list[Any]]) -> dict[
 
 def _typed(column: str, values: list[Any]) -> Any:
     # never through a frame of mixed values: pandas would make floats of integers, and those round beyond 2**53
+    if isinstance(values, pd.api.extensions.ExtensionArray):  # integers, and those that are missing, already
+        return values
     if column in COUNTS:
         return integers(values)
     if column in INTEGERS:

@@ -1,31 +1,35 @@
-"""What reading a trace costs per event: gpuprof's read, attribution and tables beside torch's own ``prof.events()``.
+"""What reading traces costs: of the profiler's events to tables beside torch's own ``prof.events()``, and of a file.
 
-One profile of a small decoder's training steps on the CPU is recorded, and both readers are fed from it.
+One profile of a small decoder's training steps on the CPU is recorded, and both readers are fed from it. Another build
+records one of its own. The file is one of `bench_import.py`, with all of its steps taken as one.
 """
 
 from __future__ import annotations
 
-import argparse
+import gc
 import json
-import resource
-import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import bench_import
+import side_by_side
+from side_by_side import ROOT, Ratio
 
-from gpuprof.passes import trace
-from gpuprof.workload import from_module
-
-GOAL_US = 15.0
+HERE = Path(__file__).resolve()
 
 
 def record(events: int) -> tuple[Any, Any]:
     """A profile of about that many events, and the module calls in it."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from gpuprof.passes import trace
+    from gpuprof.workload import from_module
+
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, vocab_size=64
@@ -38,45 +42,92 @@ def record(events: int) -> tuple[Any, Any]:
     return trace.record(many, lambda: None)
 
 
-def timed(run: Callable[[], Any], rounds: int) -> list[float]:
-    """Seconds of each round."""
+def least_s(run: Callable[[], Any], rounds: int) -> float:
+    """The least processor time of some rounds."""
     times = []
     for _ in range(rounds):
-        start = time.perf_counter()
+        gc.collect()
+        start = time.process_time()
         run()
-        times.append(time.perf_counter() - start)
-    return times
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def growth_bytes(run: Callable[[], Any]) -> int:
+    """By how much more memory is resident at most while something runs than before."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the most from here on
+    before = _resident_bytes("VmRSS")
+    run()
+    return _resident_bytes("VmHWM") - before
+
+
+def _resident_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def of_profile(events: int, rounds: int, peer: bool) -> dict[str, float]:
+    """What one build takes for a profile: seconds, and bytes beside those of the binding's own list of events."""
+    from gpuprof.passes import trace
+
+    profiler, ownership = record(events)
+    results = profiler.profiler.kineto_results
+    found: dict[str, float] = {"binding_bytes": growth_bytes(results.events)} if peer else {}
+    found |= {"bytes": growth_bytes(lambda: trace.ingest(profiler, ownership)), "events": len(results.events())}
+    found["s"] = least_s(lambda: trace.ingest(profiler, ownership), rounds)
+    if peer:  # what events() keeps from its first call is not what is timed here
+        found["torch_s"] = least_s(lambda: profiler.profiler._parse_kineto_results(results), 1)
+    return found
+
+
+def of_file(path: Path, rounds: int) -> dict[str, float]:
+    """What one build takes for a file."""
+    import gpuprof
+
+    def read() -> None:
+        gpuprof.read_trace(path, step="all")
+
+    import gpuprof.imported  # its libraries are no part of the reading
+
+    return {"bytes": growth_bytes(read), "s": least_s(read, rounds)}
+
+
+def child(source: Path, *arguments: object) -> dict[str, float]:
+    said = side_by_side.used([HERE, "--child", *map(str, arguments)], source).output
+    return dict(json.loads(said.splitlines()[-1]))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=200_000, help="how many events to record, about")
-    parser.add_argument("--rounds", type=int, default=5, help="times that gpuprof reads the profile")
-    parser.add_argument("--torch-rounds", type=int, default=1, help="times that torch does")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    args = parser.parse_args()
-    profiler, ownership = record(args.events)
-    count = len(profiler.profiler.kineto_results.events())
-    ours = timed(lambda: trace.ingest(profiler, ownership), args.rounds)
-    # what events() keeps from its first call is not what is timed here
-    theirs = timed(lambda: profiler.profiler._parse_kineto_results(profiler.profiler.kineto_results), args.torch_rounds)
-    per_event = {name: statistics.median(times) / count * 1e6 for name, times in (("gpuprof", ours), ("torch", theirs))}
-    result = {
-        "torch": torch.__version__,
-        "events": count,
-        "seconds": {"gpuprof": ours, "torch": theirs},
-        "us_per_event": per_event,
-        "ratio": per_event["gpuprof"] / per_event["torch"],
-        "goal_us_per_event": GOAL_US,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
-    print(f"{count:,} events")
-    print(f"gpuprof: read, attribute, tables {per_event['gpuprof']:6.2f} us per event (goal {GOAL_US:g})")
-    print(f"torch:   prof.events()           {per_event['torch']:6.2f} us per event")
-    print(f"ratio {result['ratio']:.2f}, peak of the process {result['peak_rss_bytes'] / 1e9:.2f} GB")
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
-    return 0 if per_event["gpuprof"] <= GOAL_US else 1
+    parser = side_by_side.parser(__doc__)
+    parser.add_argument("--events", type=int, default=200_000, help="how many the profile and the file have, about")
+    parser.add_argument("--child", nargs="+", help="of one build: profile or file")
+    asked = parser.parse_args()
+    if asked.child:
+        what, first, rounds, *more = asked.child
+        print(json.dumps(of_file(Path(first), int(rounds)) if what == "file" else
+                         of_profile(int(first), int(rounds), bool(more))))  # fmt: skip
+        return 0
+    with side_by_side.unpacked(asked.base) as base, tempfile.TemporaryDirectory() as folder:
+        ours = child(ROOT, "profile", asked.events, 1) | child(ROOT, "profile", asked.events, asked.rounds, "torch")
+        theirs = child(base, "profile", asked.events, asked.rounds)
+        path = Path(folder) / "trace.json"
+        bench_import.at_least(asked.events, path)
+        files = {source: child(source, "file", path, asked.rounds) for source in (base, ROOT)}
+    profile, file = (
+        f"a profile of {ours['events']:,.0f} events to tables",
+        f"a file of {asked.events:,} events to a run",
+    )
+    print(f"{profile}: {ours['s'] / ours['events'] * 1e6:.2f} us per event")
+    rows = [
+        Ratio(profile, "torch's prof.events()", ours["s"], ours["torch_s"], target=0.08),
+        Ratio(f"the most memory for {profile}", "the older build's", ours["bytes"], theirs["bytes"], "bytes", 0.6),
+        Ratio("of it the binding's list of events", "all of it", ours["binding_bytes"], ours["bytes"], "bytes"),
+        Ratio(profile, "the older build", ours["s"] / ours["events"], theirs["s"] / theirs["events"], "s per event"),
+        Ratio(file, "the older build", files[ROOT]["s"], files[base]["s"]),
+        Ratio(f"the most memory for {file}", "the older build's", files[ROOT]["bytes"], files[base]["bytes"], "bytes"),
+    ]
+    return side_by_side.finish(rows, asked)
 
 
 if __name__ == "__main__":

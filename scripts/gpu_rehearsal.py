@@ -186,6 +186,7 @@ def _kineto() -> None:
     def record(*given: Any) -> Any:
         profiler, ownership = really(*given)
         profiler.profiler.kineto_results = _Results(profiler.profiler.kineto_results)  # type: ignore[union-attr]
+        profiler.activities = {*host, torch.profiler.ProfilerActivity.CUDA}
         return profiler, ownership
 
     trace.record = record
@@ -201,8 +202,19 @@ class _Results:
         return getattr(self._really, name)
 
     def events(self) -> list[Any]:
-        host = self._really.events()
+        from gpuprof.passes.kineto_events import FIELDS
+
+        host = [_Recorded({name: getattr(event, name)() for name in FIELDS}) for event in self._really.events()]
         return [*host, *itertools.chain.from_iterable(map(_launched, itertools.count(1), host))]
+
+
+class _Recorded:
+    """An event that is asked for its fields as those of the binding are: by methods of its class."""
+
+    def __init__(self, answers: dict[str, Any]) -> None:
+        self.answers = answers
+        for name in answers:
+            setattr(type(self), name, lambda event, name=name: event.answers[name])
 
 
 def _launched(number: int, event: Any) -> Iterator[Any]:
@@ -221,7 +233,7 @@ def _launched(number: int, event: Any) -> Iterator[Any]:
             "is_user_annotation": False, "sequence_nr": -1, "fwd_thread_id": 0, "flops": 0, "shapes": [],
             "start_thread_id": event.start_thread_id(), "scope": 0,
         }  # fmt: skip
-        yield SimpleNamespace(**{key: (lambda answer=value: answer) for key, value in answers.items()})
+        yield _Recorded(answers)
 
 
 def _ncu(folder: Path) -> None:

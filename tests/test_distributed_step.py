@@ -14,8 +14,18 @@ import gpuprof
 from gpuprof.analysis.communication import account, collectives
 from gpuprof.analysis.op_tables import without_rule
 from gpuprof.parallel.units import unit_of
-from gpuprof.schema import table
-from gpuprof.traces.events import FUNCTION, NODE, NODE_PREFIX, OPERATOR, RANGE, SUBCLASS, Event, host_kind
+from gpuprof.traces.events import (
+    FUNCTION,
+    NODE,
+    NODE_PREFIX,
+    OPERATOR,
+    RANGE,
+    SUBCLASS,
+    Event,
+    Events,
+    apart,
+    host_kind,
+)
 from gpuprof.traces.owners import attribute
 
 WEIGHTS = (64 * 256 + 256 + 256 * 64 + 64) * 4  # bytes of both layers
@@ -105,8 +115,7 @@ def test_an_operator_that_waits_first_is_those_that_it_calls():
         Event("c10d::allreduce_", OPERATOR, 1, 90, 99),
         Event("aten::copy_", OPERATOR, 1, 92, 95),
     ]
-    rows, _, _, _ = attribute(events, [], lambda *_: None, lambda name: False)
-    kernels = table("kernels", rows)
+    kernels = attribute(*apart(Events.of(events)), [], lambda *_: None, lambda name: False).kernels
     assert list(zip(kernels["op"], kernels["start_ns"], kernels["duration_ns"], strict=True)) == [
         ("_c10d_functional::wait_tensor", 0, 60),
         ("aten::mul", 63, 10),
@@ -115,8 +124,11 @@ def test_an_operator_that_waits_first_is_those_that_it_calls():
 
 
 def owners(events, **how):
-    rows = attribute(events, [], lambda thread, number: {7: "layer"}.get(number), lambda name: False, **how).kernels
-    return [(row["op"], row["module"], row["phase"]) for row in rows]
+    def maker(thread, number):
+        return {7: "layer"}.get(number)
+
+    kernels = attribute(*apart(Events.of(events)), [], maker, lambda name: False, **how).kernels
+    return list(zip(kernels["op"], kernels["module"], kernels["phase"], strict=True))
 
 
 def test_gradients_that_are_sent_are_no_module_s():
@@ -172,9 +184,9 @@ def test_an_operator_on_shards_is_that_on_the_shard_of_this_rank():
             Event("PythonSubclass", SUBCLASS, 1, 5, 80),
             Event("aten::mm", OPERATOR, 1, 20, 60, shapes=[[128, 32]]),
         ]
-        found = attribute([Event("aten::t", OPERATOR, 1, -1, 0), *events], [], lambda *_: None, lambda name: False)
-        rows = [row for row in found.kernels if row["op"] == "aten::mm"]
-        assert [row["start_ns"] for row in rows] == [op_at + 1]
+        both = Events.of([Event("aten::t", OPERATOR, 1, -1, 0), *events])
+        kernels = attribute(*apart(both), [], lambda *_: None, lambda name: False).kernels
+        assert list(kernels["start_ns"][kernels["op"] == "aten::mm"]) == [op_at + 1]
     assert host_kind("PythonSubclass") == SUBCLASS
 
 

@@ -17,7 +17,7 @@ from gpuprof.hardware import counters, ncu
 from gpuprof.passes.operators import is_composite_name
 from gpuprof.run import Run
 from gpuprof.schema import UNATTRIBUTED, table
-from gpuprof.traces.events import KERNEL, Event, host_kind
+from gpuprof.traces.events import KERNEL, Event, Events, apart, host_kind
 from gpuprof.traces.owners import attribute
 
 DATA = Path(__file__).parent / "data" / "nvidia-h200"
@@ -164,14 +164,15 @@ def test_kineto_s_events_of_a_training_step():
     recorded = json.loads(gzip.decompress((DATA / "kineto-llama-train-step.json.gz").read_bytes()))
     makers = {(thread, number): module for thread, number, module in recorded["makers"]}
 
-    rows, estimates, facts, _ = attribute(
-        [event_of(dict(zip(recorded["fields"], event, strict=True))) for event in recorded["events"]],
+    events = Events.of(event_of(dict(zip(recorded["fields"], event, strict=True))) for event in recorded["events"])
+
+    kernels, torch_s, facts, _ = attribute(
+        *apart(events),
         [(module, again) for module, again in recorded["calls"]],
         lambda thread, number: makers.get((thread, number)),
         is_composite_name,
     )
 
-    kernels = table("kernels", rows)
     assert kernels[["kernel", "module", "phase", "op"]].to_dict("list") == recorded["expected"]
     assert facts == {"events": 1076, "kernels": 173, "kernels_linked": 173}
     # each of the eight linear layers multiplies once in the forward, and for its input and its weight in the backward
@@ -195,7 +196,6 @@ def test_kineto_s_events_of_a_training_step():
     ]
     # torch's own estimates: 16 tokens, 64 wide and 128 in the MLP, 64 words; and 16 angles at 16 places
     forward = 2 * 16 * (4 * 64 * 64 + 3 * 64 * 128 + 64 * 64)
-    torch_s = pd.DataFrame(estimates)
     torch_s = torch_s[torch_s["op"].isin(["aten::mm", "aten::bmm"])].groupby(["phase", "op"])["flops_profiler"].sum()
     assert torch_s.to_dict() == {
         ("forward", "aten::mm"): forward,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,26 +17,12 @@ from gpuprof.compiled.capture import Captured, captured
 from gpuprof.compiled.lowered import Lowered
 from gpuprof.hardware import kineto
 from gpuprof.parallel.units import unit_of
+from gpuprof.passes.kineto_events import read
 from gpuprof.passes.operators import is_composite_name
 from gpuprof.passes.phases import Phase, observed_phases
 from gpuprof.record import PassOutcome
 from gpuprof.schema import table
-from gpuprof.traces.events import (
-    CALL,
-    CALL_MARK,
-    FUNCTION,
-    NODE,
-    OPERATOR,
-    OUTSIDE,
-    PHASE_MARK,
-    RANGE,
-    RUNTIME,
-    WAIT,
-    Event,
-    device_kind,
-    host_kind,
-    without_outside,
-)
+from gpuprof.traces.events import CALL, CALL_MARK, OUTSIDE, PHASE_MARK, Events, apart, without_outside
 from gpuprof.traces.owners import attribute
 from gpuprof.workload import Workload
 
@@ -47,7 +32,6 @@ if TYPE_CHECKING:
 _cuda_traced = False  # in this process
 _MOST_RECORDED = 4
 """Steps after which one in which something is compiled is taken all the same."""
-_BACKWARD_FUNCTION, _USER_SCOPE = 1, 7  # of torch's RecordScope
 
 
 class Traced(NamedTuple):
@@ -216,83 +200,28 @@ def ingest(
     compiled: Captured | None = None,
 ) -> Traced:
     """The tables of a recorded step; ``unit`` as of `attribute`, ``compiled`` what was captured of it."""
-    collecting = gc.isenabled()
-    gc.disable()  # it would walk over hundreds of thousands of new tuples again and again, and find nothing
-    try:
-        events = without_outside(read(profiler))
-        made = Lowered(compiled.graphs, compiled.device, compiled.facts) if compiled is not None else None
-        found = attribute(
-            events, *owners(events, ownership), is_composite=is_composite_name, unit_of=unit,
-            kernel_at=made.kernel_call if made is not None else None,
-        )  # fmt: skip
-        if compiled is not None and compiled.without_cuda_graphs:
-            found.facts["without_cuda_graphs"] = True
-        return Traced(
-            table("kernels", found.kernels), table("estimates", found.estimates),
-            table("graphs", list(made.graphs()) if made is not None else []),
-            table("nodes", list(made.nodes()) if made is not None else []),
-            PassOutcome("done", facts=found.facts),
-        )  # fmt: skip
-    finally:
-        if collecting:
-            gc.enable()
+    events = without_outside(read(profiler))
+    made = Lowered(compiled.graphs, compiled.device, compiled.facts) if compiled is not None else None
+    found = attribute(
+        *apart(events), *owners(events, ownership), is_composite=is_composite_name, unit_of=unit,
+        kernel_at=made.kernel_call if made is not None else None,
+    )  # fmt: skip
+    if compiled is not None and compiled.without_cuda_graphs:
+        found.facts["without_cuda_graphs"] = True
+    return Traced(
+        found.kernels, found.estimates,
+        table("graphs", list(made.graphs()) if made is not None else []),
+        table("nodes", list(made.nodes()) if made is not None else []),
+        PassOutcome("done", facts=found.facts),
+    )  # fmt: skip
 
 
-def read(profiler: profile) -> list[Event]:
-    """Kineto's events, straight from the binding: ``prof.events()`` builds the same list ten times slower.
-
-    Every field costs a call, so each kind of event is asked only for what it has.
-    """
-    results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]
-    cpu = torch.autograd.DeviceType.CPU
-    kinds: dict[tuple[str, int], str] = {}
-    events = []
-    for event in results.events():
-        name = event.name()
-        if event.device_type() != cpu:
-            kind = device_kind(name, event.is_user_annotation())
-            if kind != WAIT:
-                events.append(
-                    Event(
-                        name, kind, event.device_resource_id(), event.start_ns(), event.end_ns(),
-                        event.correlation_id(), event.linked_correlation_id(),
-                    )
-                )  # fmt: skip
-            continue
-        scope = event.scope()
-        kind = kinds.get((name, scope), "")
-        if not kind:
-            kind = kinds[name, scope] = host_kind(name, scope == _USER_SCOPE, scope == _BACKWARD_FUNCTION)
-        if kind == RANGE and event.linked_correlation_id() > 0:
-            kind = RUNTIME  # which names the operator that called it
-        number, forward_thread, flops, shapes = -1, 0, 0, ()
-        if kind in (NODE, FUNCTION):
-            number, forward_thread = event.sequence_nr(), event.fwd_thread_id()
-        elif kind == OPERATOR:
-            number, flops, shapes = event.sequence_nr(), event.flops(), event.shapes()
-        elif kind == RANGE:  # a function of somebody's own makes a node, too
-            number = event.sequence_nr()
-        elif kind == RUNTIME:
-            continue  # one that is linked to no operator has a number of another sequence
-        events.append(
-            Event(
-                name, kind, event.start_thread_id(), event.start_ns(), event.end_ns(), event.correlation_id(), 0,
-                number, forward_thread, flops, shapes,
-            )
-        )  # fmt: skip
-    return events
-
-
-def owners(
-    events: Iterable[Event], ownership: Ownership
-) -> tuple[list[tuple[str, bool]], Callable[[int, int], str | None]]:
+def owners(events: Events, ownership: Ownership) -> tuple[list[tuple[str, bool]], Callable[[int, int], str | None]]:
     """Module calls as the trace numbers them, and who made an autograd node of a Kineto thread."""
     calls = [(call.scope.module, call.in_backward) for call in ownership.calls]
-    thread_of = {
-        event.thread: ownership.calls[int(event.name[len(CALL_MARK) :])].thread
-        for event in events
-        if event.kind == CALL
-    }
+    rows = events.rows(CALL)
+    marks = zip(events.thread[rows].tolist(), events.sort[rows].tolist(), strict=True)
+    thread_of = {thread: ownership.calls[int(events.names[sort][len(CALL_MARK) :])].thread for thread, sort in marks}
 
     def maker(thread: int, number: int) -> str | None:
         scope = ownership.maker(thread_of.get(thread, 0), number)

@@ -7,8 +7,13 @@ names with ``::`` in them too, such as ``record_function("model::forward")``.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 CALL = "call"
 """A call of a module, marked by gpuprof."""
@@ -90,6 +95,82 @@ class Event(NamedTuple):
     flops: int = 0
     shapes: Any = ()
     inputs: int = -1
+
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Events:
+    """Many events as columns, a row for each; what they say is that of `Event`.
+
+    Attributes:
+        names: of each sort of event: events of one name and kind.
+        kinds: likewise.
+        shapes: what calls were given, the last of them ``()``.
+        sort: of each event, index into ``names`` and ``kinds``.
+        shape: index into ``shapes``; of an operator inside another it may be the last, whatever it was given.
+    """
+
+    COLUMNS: ClassVar = (
+        "sort", "thread", "start", "end", "correlation", "linked", "number", "forward_thread", "flops", "shape",
+        "inputs",
+    )  # fmt: skip
+
+    names: list[str]
+    kinds: list[str]
+    shapes: list[Any]
+    sort: Integers
+    thread: Integers
+    start: Integers
+    end: Integers
+    correlation: Integers
+    linked: Integers
+    number: Integers
+    forward_thread: Integers
+    flops: Integers
+    shape: Integers
+    inputs: Integers
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> Events:
+        """Events one by one as columns."""
+        rows = list(events)
+        sorts: dict[tuple[str, str], int] = {}
+        sort = [sorts.setdefault((row.name, row.kind), len(sorts)) for row in rows]
+        columns = {name: np.array([getattr(row, name) for row in rows], np.int64) for name in cls.COLUMNS[1:9]}
+        return cls(
+            [name for name, _ in sorts], [kind for _, kind in sorts], [*(row.shapes for row in rows), ()],
+            np.array(sort, np.int64), **columns, shape=np.arange(len(rows)),
+            inputs=np.array([row.inputs for row in rows], np.int64),
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.sort)
+
+    def __iter__(self) -> Iterator[Event]:
+        columns = (getattr(self, name).tolist() for name in self.COLUMNS)
+        for sort, *numbers, shape, inputs in zip(*columns, strict=True):
+            yield Event._make((self.names[sort], self.kinds[sort], *numbers, self.shapes[shape], inputs))
+
+    def take(self, rows: NDArray[Any]) -> Events:
+        """Those at these places, or where a mask says so."""
+        taken = {name: getattr(self, name)[rows] for name in self.COLUMNS}
+        return Events(self.names, self.kinds, self.shapes, **taken)
+
+    def sorts(self, *kinds: str) -> NDArray[np.bool_]:
+        """Which sorts are of these kinds."""
+        return np.array([kind in kinds for kind in self.kinds], np.bool_)
+
+    def rows(self, *kinds: str) -> NDArray[np.intp]:
+        """Places of the events of these kinds."""
+        return np.flatnonzero(self.sorts(*kinds)[self.sort])
+
+    def threads(self) -> Iterator[tuple[int, int, int]]:
+        """Each thread with its first place and the one after its last, of events that are by thread."""
+        firsts = np.flatnonzero(np.diff(self.thread, prepend=self.thread[:1] - 1)).tolist()
+        for first, after in pairwise([*firsts, len(self)]):
+            yield int(self.thread[first]), first, after
 
 
 def is_node(name: str) -> bool:
@@ -174,17 +255,24 @@ def device_kind(name: str, label: bool = False) -> str:
     return WAIT if label or _WAIT(name) else KERNEL
 
 
-def without_outside(events: list[Event]) -> list[Event]:
+def apart(events: Events) -> tuple[Events, Events]:
+    """Those of the host, by thread and start, a range before what is inside it; and the work of the device."""
+    host = np.flatnonzero(~events.sorts(KERNEL, WAIT)[events.sort])
+    order = np.lexsort((-events.end[host], events.start[host], events.thread[host]))
+    return events.take(host[order]), events.take(events.rows(KERNEL))
+
+
+def without_outside(events: Events) -> Events:
     """Leave out what ran `OUTSIDE`, with the kernels that were launched there."""
-    marks = sorted((event.start, event.name[len(PHASE_MARK) :]) for event in events if event.kind == PHASE)
+    rows = events.rows(PHASE)
+    marks = sorted(
+        (start, events.names[sort][len(PHASE_MARK) :])
+        for start, sort in zip(events.start[rows].tolist(), events.sort[rows].tolist(), strict=True)
+    )
     if not any(phase == OUTSIDE for _, phase in marks):
         return events
-    starts = [start for start, _ in marks]
-
-    def is_outside(event: Event) -> bool:
-        place = bisect_right(starts, event.start) - 1
-        return place >= 0 and marks[place][1] == OUTSIDE
-
-    left = [event for event in events if event.kind in (KERNEL, WAIT) or not is_outside(event)]
-    launched = {event.correlation for event in events} - {0, *(event.correlation for event in left)}
-    return [event for event in left if event.linked not in launched]
+    places = np.searchsorted(np.array([start for start, _ in marks]), events.start, side="right")
+    outside = np.array([False, *(phase == OUTSIDE for _, phase in marks)])[places]
+    left = events.sorts(KERNEL, WAIT)[events.sort] | ~outside
+    launched = np.setdiff1d(events.correlation, np.r_[0, events.correlation[left]])
+    return events.take(left & ~np.isin(events.linked, launched))

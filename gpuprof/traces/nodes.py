@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from gpuprof.traces.events import CALL, FUNCTION, NODE, NODE_PREFIX, OPERATOR, RANGE, Event
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuprof.traces.events import CALL, FUNCTION, NODE, NODE_PREFIX, OPERATOR, RANGE, Events
 
 FOLLOWS = "::AccumulateGrad"
 """The node that has no number, and follows the one whose gradient it takes."""
 
 
-def node_numbers(host: list[Event]) -> dict[int, tuple[int, int]]:
+def node_numbers(host: Events) -> dict[int, tuple[int, int]]:
     """Thread and sequence number of the forward, by the place of an autograd node among the events.
 
     A hook that runs an operator, or opens a range, before the node's function does takes the number away from the
@@ -18,24 +21,29 @@ def node_numbers(host: list[Event]) -> dict[int, tuple[int, int]]:
         host: by thread and start, a range before what is inside it.
     """
     found: dict[int, tuple[int, int]] = {}
-    waiting: list[tuple[int, Event]] = []  # open nodes without a number
-    for index, event in [(index, event) for index, event in enumerate(host) if event.kind in (NODE, FUNCTION)]:
-        if event.kind == NODE:
-            if event.number >= 0:
-                found[index] = (event.forward_thread, event.number)
-            else:
-                waiting.append((index, event))
-        elif event.kind == FUNCTION and waiting:
-            while waiting and (waiting[-1][1].thread != event.thread or waiting[-1][1].end <= event.start):
-                waiting.pop()
-            if waiting and waiting[-1][1].name == NODE_PREFIX + event.name:
-                place, _ = waiting.pop()
-                if event.number >= 0:
-                    found[place] = (event.forward_thread, event.number)
+    waiting: list[tuple[int, int, str]] = []  # open nodes without a number: place, end, name
+    is_node = [kind == NODE for kind in host.kinds]
+    for _, first, after in host.threads():
+        rows = first + np.flatnonzero(host.sorts(NODE, FUNCTION)[host.sort[first:after]])
+        columns = (host.sort, host.start, host.end, host.forward_thread, host.number)
+        waiting.clear()
+        for row, sort, start, end, *number in zip(rows.tolist(), *(c[rows].tolist() for c in columns), strict=True):
+            if is_node[sort]:
+                if number[1] >= 0:
+                    found[row] = (number[0], number[1])
+                else:
+                    waiting.append((row, end, host.names[sort]))
+            elif waiting:
+                while waiting and waiting[-1][1] <= start:
+                    waiting.pop()
+                if waiting and waiting[-1][2] == NODE_PREFIX + host.names[sort]:
+                    place, _, _ = waiting.pop()
+                    if number[1] >= 0:
+                        found[place] = (number[0], number[1])
     return found
 
 
-def made_by_nodes(host: list[Event]) -> dict[tuple[int, int], int]:
+def made_by_nodes(host: Events) -> dict[tuple[int, int], int]:
     """Which node made another one, of those whose backward builds a graph of itself (``create_graph=True``).
 
     An operator names the number that the next node of its thread gets: the last to name one has made that node.
@@ -48,21 +56,34 @@ def made_by_nodes(host: list[Event]) -> dict[tuple[int, int], int]:
         call of a module inside; for those of AccumulateGrad, the node that it follows.
     """
     found: dict[tuple[int, int], int | None] = {}
-    around: list[tuple[Event, int | None]] = []
-    thread, last = None, None
-    # without a graph of its own a backward makes none, and no operator of its thread has a number
-    makes = {event.thread for event in host if event.number >= 0 and event.kind in (OPERATOR, RANGE)}
-    threads = makes & {event.thread for event in host if event.kind == NODE}
-    for index, event in [(index, event) for index, event in enumerate(host) if event.thread in threads]:
-        if event.thread != thread:
-            thread, last, around = event.thread, None, []
-        while around and around[-1][0].end <= event.start:
-            around.pop()
-        if event.kind == NODE:
-            last = last if event.name.endswith(FOLLOWS) else index
-            around.append((event, last))
-        elif event.kind == CALL:
-            around.append((event, None))
-        elif event.kind in (OPERATOR, RANGE) and event.number >= 0:
-            found[event.thread, event.number] = around[-1][1] if around else None
+    makes = host.sorts(OPERATOR, RANGE)[host.sort] & (host.number >= 0)
+    around_them = host.sorts(NODE, CALL)[host.sort]
+    for thread, first, after in host.threads():
+        makers = first + np.flatnonzero(makes[first:after])
+        if not _in_nodes(host, makers, first, after):  # without a graph of its own a backward makes none
+            continue
+        rows = first + np.flatnonzero((makes | around_them)[first:after])
+        around: list[tuple[int, int | None]] = []
+        last = None
+        columns = (host.sort, host.start, host.end, host.number)
+        for row, sort, start, end, number in zip(rows.tolist(), *(c[rows].tolist() for c in columns), strict=True):
+            while around and around[-1][0] <= start:
+                around.pop()
+            if host.kinds[sort] == NODE:
+                last = last if host.names[sort].endswith(FOLLOWS) else row
+                around.append((end, last))
+            elif host.kinds[sort] == CALL:
+                around.append((end, None))
+            else:
+                found[thread, number] = around[-1][1] if around else None
     return {number: node for number, node in found.items() if node is not None}
+
+
+def _in_nodes(host: Events, rows: NDArray[np.intp], first: int, after: int) -> bool:
+    """Whether any of these events of a thread, which is from one place to another, begins while a node runs."""
+    nodes = first + np.flatnonzero(host.sorts(NODE)[host.sort[first:after]])
+    if not len(nodes) or not len(rows):
+        return False
+    place = np.searchsorted(host.start[nodes], host.start[rows], side="right")
+    reach = np.r_[np.iinfo(np.int64).min, np.maximum.accumulate(host.end[nodes])]
+    return bool((reach[place] > host.start[rows]).any())

@@ -13,7 +13,7 @@ from gpuprof.theory.priced import FIGURES, Described
 from gpuprof.theory.rows import read_shapes
 from gpuprof.theory.rules import PRODUCTS
 from gpuprof.traces.chrome import Recorded
-from gpuprof.traces.owners import OpCall
+from gpuprof.traces.owners import OpCalls
 from gpuprof.traces.pricing import NO_RULE, described
 
 _ROW = ("module", "phase", "op", "kind", "shapes", "dtype")
@@ -21,7 +21,7 @@ _SOFTMAX = ("aten::_softmax", "aten::_safe_softmax")
 _SCORES = ("aten::bmm", "aten::baddbmm", "aten::baddbmm_")
 
 
-def ops_of(recorded: Recorded, calls: list[OpCall], kernels: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
+def ops_of(recorded: Recorded, calls: OpCalls, kernels: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The ``ops`` table, and the facts of what was counted.
 
     Operators without a rule, those that cannot be read with why, causality by module, and how many FLOPs are of masked
@@ -30,9 +30,9 @@ def ops_of(recorded: Recorded, calls: list[OpCall], kernels: pd.DataFrame) -> tu
     rounded = _on_tensor_cores(kernels)
     device = "cuda" if len(recorded.device.start) else "cpu"
     ran = set(kernels["call"].dropna().astype(int))
-    tally = Counter(
-        (call.module, call.phase, call.name, call.inputs, call.number in rounded, call.number in ran) for call in calls
-    )
+    numbers = range(len(calls.rows))
+    of_calls = (calls.modules, calls.phases, calls.names, calls.inputs.tolist())
+    tally = Counter(zip(*of_calls, map(rounded.__contains__, numbers), map(ran.__contains__, numbers), strict=True))
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     unread: dict[str, str] = {}
     missing: set[str] = set()

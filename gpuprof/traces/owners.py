@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from gpuprof.schema import GRADIENT_ALLREDUCE, UNATTRIBUTED
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from gpuprof.schema import GRADIENT_ALLREDUCE, UNATTRIBUTED, table
 from gpuprof.theory.names import all_reduces
 from gpuprof.traces import phases
 from gpuprof.traces.events import (
     CALL,
     CALL_MARK,
     COMPILED,
-    KERNEL,
+    FUNCTION,
     KERNEL_MARK,
     MARK,
     NODE,
@@ -24,8 +28,8 @@ from gpuprof.traces.events import (
     PHASE,
     RANGE,
     RUNTIME,
-    WAIT,
-    Event,
+    Events,
+    Integers,
     launches_graph,
 )
 from gpuprof.traces.nodes import FOLLOWS, made_by_nodes, node_numbers
@@ -37,23 +41,23 @@ _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 _TWICE = ("aten::mm", "aten::bmm", "aten::baddbmm", "aten::convolution")
 """Operators that, inside another, may be that one once more. Not addmm, which a sparse product calls by itself."""
 
+_NOT_IN_ONE = -1
+"""In place of the number of a call."""
+
 _UNKNOWN = "(unknown)"
 """Owner, while events are gone through, of a node of which nobody knows who made it; in the rows it is no module."""
 
 
 class _Frame:
-    """An open event of a thread, and who owns what happens in it."""
+    """An open event of a thread that is in no counted operator, and who owns what happens in it."""
 
     __slots__ = ("call", "end", "kernel_call", "name", "node", "owner", "phase")
 
-    def __init__(
-        self, end: int, owner: str, phase: str, node: _Node | None = None, call: OpCall | None = None, name: str = ""
-    ):
+    def __init__(self, end: int, owner: str, phase: str, node: _Node | None = None, name: str = "") -> None:
         self.end = end
         self.owner = owner
-        self.phase = phase  # empty where the phase of the thread holds
+        self.phase = phase  # empty where the phase of the step holds
         self.node = node
-        self.call = call
         self.name = name  # of what launches a kernel here, if no operator does
         self.kernel_call: KernelCall | None = None  # the kernel that compiled code calls here now
 
@@ -85,95 +89,84 @@ class _Node:
         self.owner = owner
         self.follows = follows  # the one whose gradient it takes
         self.called = False  # a module, in this node
-        self.pending: list[OpCall] = []  # operators since then
-        self.makes_nodes: list[OpCall] = []  # operators that do, as a forward's
+        self.pending: list[int] = []  # operators since then, by the numbers of their calls
+        self.makes_nodes: list[int] = []  # operators that do, as a forward's
         self.without_graph = False  # some operators make none, as a backward's
         self.holds_nodes = False  # a backward of its own runs inside
 
-    def calls_again(self) -> None:
+    def calls_again(self) -> list[int]:
         """Another module is called in this node: what ran since the last one was recomputation too."""
-        for call in self.pending:
-            call.phase = "recompute"
-        self.called, self.pending = True, []
+        pending, self.called, self.pending = self.pending, True, []
+        return pending
 
-    def runs(self, call: OpCall, event: Event) -> None:
+    def runs(self, call: int, makes_node: bool, has_tensors: bool) -> None:
         """An operator of the node's own, in a recording without marks."""
-        if event.number >= 0:
+        if makes_node:
             self.makes_nodes.append(call)
-        elif any(event.shapes) or event.inputs < 0:  # one that makes a tensor out of none never has a number
+        elif has_tensors:  # one that makes a tensor out of none never has a number
             self.without_graph = True
 
-    def ends(self) -> None:
+    def ran_again(self) -> list[int]:
         """Operators that make nodes of autograd, beside others that do not or a backward of theirs, ran once more.
 
         Where all of them do and there is no such backward, the node's own backward is to be differentiated.
         """
-        if self.without_graph or self.holds_nodes:
-            for call in self.makes_nodes:
-                call.phase = "recompute"
+        return self.makes_nodes if self.without_graph or self.holds_nodes else []
 
 
-class OpCall:
-    """One call of a counted operator: the outermost one that is not merely composed of others.
+class OpCalls(NamedTuple):
+    """Calls of counted operators, by their numbers: of each the outermost that is not merely composed of others.
 
     Attributes:
-        number: of the call; its kernels have it too.
-        name: operator.
-        module: owner.
-        phase: as in the ``ops`` table.
-        shapes: of the inputs, as the event has them.
-        inputs: number of what else a recording says of them.
-        thread: where it ran.
-        start: nanoseconds.
-        end: nanoseconds.
-        kernel_call: the call of a kernel that it is, or is part of, in compiled code.
+        events: the host's, by thread and start.
+        rows: place of each among them.
+        modules: owners.
+        phases: as in the ``ops`` table.
+        names: of the operators.
+        sites: the call of a kernel that it is, or is part of, in compiled code, by its number.
     """
 
-    __slots__ = ("end", "inputs", "kernel_call", "module", "name", "number", "phase", "shapes", "start", "thread")
-
-    def __init__(
-        self, number: int, event: Event, module: str, phase: str, kernel_call: KernelCall | None = None
-    ) -> None:
-        self.number = number
-        self.name = event.name
-        self.module = module
-        self.phase = phase
-        self.kernel_call = kernel_call
-        self.shapes = event.shapes
-        self.inputs = event.inputs
-        self.thread = event.thread
-        self.start = event.start
-        self.end = event.end
+    events: Events
+    rows: NDArray[np.int64]
+    modules: list[str]
+    phases: list[str]
+    names: list[str]
+    sites: dict[int, KernelCall]
 
     @property
-    def kernel(self) -> str:
-        """Name of the kernel that it is where there is no device: of a generated one its own."""
-        return (self.kernel_call.kernel if self.kernel_call is not None else "") or self.name
+    def inputs(self) -> Integers:
+        """Number of what else a recording says of the inputs of each."""
+        return self.events.inputs[self.rows]
 
-    def called_by(self, site: KernelCall) -> None:
-        """Compiled code calls it, on behalf of whom it says."""
-        self.kernel_call = site
-        self.module, self.phase = site.module, site.phase or self.phase
+    def at(self, rows: NDArray[Any]) -> NDArray[np.int64]:
+        """Number of the call that each of the events at these places is, or is part of; -1 where it is in none."""
+        if not len(self.rows):
+            return np.full(len(rows), _NOT_IN_ONE)
+        number = np.searchsorted(self.rows, rows, side="right") - 1
+        call, events = self.rows[number], self.events
+        inside = (events.thread[rows] == events.thread[call]) & (events.start[rows] < events.end[call])
+        return np.where((number >= 0) & (inside | (rows == call)), number, _NOT_IN_ONE)
 
 
 class Attributed(NamedTuple):
     """Whose work the events of a step are.
 
     Attributes:
-        kernels: rows of the ``kernels`` table.
-        estimates: rows of ``estimates``.
+        kernels: the ``kernels`` table.
+        estimates: the ``estimates`` table.
         facts: what the trace says of itself.
-        calls: of counted operators, by their number.
+        calls: of counted operators.
     """
 
-    kernels: list[dict[str, Any]]
-    estimates: list[dict[str, Any]]
+    kernels: pd.DataFrame
+    estimates: pd.DataFrame
     facts: dict[str, Any]
-    calls: list[OpCall]
+    calls: OpCalls
 
 
 def attribute(
-    events: list[Event],
+    host: Events,
+    device: Events,
     calls: list[tuple[str, bool]],
     maker: Callable[[int, int], str | None],
     is_composite: Callable[[str], bool],
@@ -187,8 +180,8 @@ def attribute(
     On a device the kernels are the GPU's; without one, every operator call is its own kernel.
 
     Args:
-        events: host and device events of one step; without marks those of the host by thread and start, a range before
-            what is inside it.
+        host: events of one step, by thread and start, a range before what is inside it.
+        device: the work of the GPU in it.
         calls: module path of each marked call, and whether it happened inside a backward (recomputation); without
             marks whether it is recomputation if it did.
         maker: module that made the autograd node of (thread, sequence number); None if it was made in no module's call.
@@ -199,52 +192,44 @@ def attribute(
         kernel_at: the call of a kernel by compiled code that a mark stands before, by its text, the module that called
             that code and the phase of the step.
     """
-    host = [e for e in events if e.kind not in (KERNEL, WAIT)]
-    if marked:
-        host.sort(key=lambda e: (e.thread, e.start, -e.end))
-    device = [e for e in events if e.kind == KERNEL]
     walk = _Walk(host, calls, maker, is_composite, marked, unit_of, kernel_at)
-    walk.through({e.linked for e in device if e.linked})
-    kernels = _device_times(device, walk.launchers) if device else _operator_times(walk.op_calls)
-    unknown_ns = 0
-    for row in kernels:
-        if row["module"] == _UNKNOWN:
-            row["module"], unknown_ns = UNATTRIBUTED, unknown_ns + row["duration_ns"]
-    for call in walk.op_calls:
-        if call.module == _UNKNOWN:
-            call.module = UNATTRIBUTED
-    linked = sum(event.linked in walk.launchers for event in device) if device else len(kernels)
-    first = min((row["start_ns"] for row in kernels), default=0)
-    for row in kernels:
-        row["start_ns"] -= first
-    facts: dict[str, Any] = {"events": len(events), "kernels": len(kernels), "kernels_linked": linked}
+    launches = np.isin(host.correlation, device.linked[device.linked != 0]) | host.sorts(RUNTIME)[host.sort]
+    walk.through(launches | (host.flops != 0))
+    op_calls = walk.calls()
+    columns, linked = (
+        _of_device(device, walk, op_calls, np.flatnonzero(launches)) if len(device) else _of_operators(op_calls)
+    )
+    facts: dict[str, Any] = {"events": len(host) + len(device), "kernels": len(columns["call"])}
+    facts["kernels_linked"] = linked
+    nobody_s = np.array([module == _UNKNOWN for module in columns["module"]], np.bool_)
+    unknown_ns = int(columns["duration_ns"][nobody_s].sum())
     facts |= {"unknown_owner_ns": unknown_ns} if unknown_ns else {}
-    facts |= {"transformed": True} if walk.transformed else {}
+    facts |= {"transformed": True} if walk.transformed(op_calls) else {}
     facts |= {"compiled": True} if walk.regions else {}  # its operators are not those that an eager step calls
-    facts |= {"hidden": hidden} if (hidden := _hidden(walk.regions, host, walk.op_calls)) else {}
-    rows = [
-        {"module": module, "phase": where, "op": op, "within": within, "calls": times, "flops_profiler": flops}
-        for (module, where, op, within), (times, flops) in walk.estimates.items()
-    ]
-    return Attributed(kernels, rows, facts, walk.op_calls)
+    facts |= {"hidden": hidden} if (hidden := _hidden(walk.regions, op_calls)) else {}
+    columns["module"] = _known(columns["module"])
+    return Attributed(
+        table("kernels", columns), walk.estimates(op_calls), facts, op_calls._replace(modules=_known(op_calls.modules))
+    )
+
+
+def _known(modules: list[str]) -> list[str]:
+    return [UNATTRIBUTED if module == _UNKNOWN else module for module in modules]
 
 
 class _Walk:
     """Goes through the host's events of a step, thread by thread: which operators are counted, and whose they are.
 
-    The arguments are those of `attribute`, with the host's events alone.
+    The arguments are those of `attribute`.
 
     Attributes:
-        op_calls: counted operators.
-        launchers: what launched the kernels of each correlation, and the phase.
-        estimates: calls and FLOPs by module, phase, operator and the counted one around.
-        regions: what torch.compile has taken over, and who calls it.
-        transformed: whether an operator was called once more inside itself, by torch.func say.
+        opened: of events that were asked for and are in no counted operator what they open, and the phase.
+        regions: what torch.compile has taken over, as the place of its event, and who calls it.
     """
 
     def __init__(
         self,
-        host: list[Event],
+        host: Events,
         calls: list[tuple[str, bool]],
         maker: Callable[[int, int], str | None],
         is_composite: Callable[[str], bool],
@@ -252,132 +237,142 @@ class _Walk:
         unit_of: Callable[[str], str | None],
         kernel_at: Callable[[str, str, str], KernelCall] | None,
     ) -> None:
-        self.op_calls: list[OpCall] = []
-        self.launchers: dict[int, tuple[_Frame, str]] = {}
-        self.estimates: dict[tuple[str, str, str, str], list[int]] = {}
-        self.regions: list[tuple[Event, str]] = []
-        self.transformed = False
-        operators = {event.name for event in host if event.kind == OPERATOR}
+        self.opened: dict[int, tuple[_Frame, str]] = {}
+        self.regions: list[tuple[int, str]] = []
         self._host, self._calls, self._maker, self._marked = host, calls, maker, marked
         self._unit_of, self._kernel_at = unit_of, kernel_at
-        self._composed = {name for name in operators if is_composite(name)}
+        sorts = list(zip(host.names, host.kinds, strict=True))
+        self._counted = [kind == OPERATOR and not is_composite(name) for name, kind in sorts]
+        self._all_reduces = [kind == OPERATOR and all_reduces(name) for name, kind in sorts]
         self._numbers, self._made = node_numbers(host), made_by_nodes(host)
-        self._taken_over = taken_over(host, operators)
+        self._taken_over = taken_over(host)
         if not marked:
-            self._taken_over |= around_products(host, operators)
+            self._taken_over |= around_products(host)
         # the phase is the whole step's: autograd's own threads, and a user's, are in the one that was marked last
         self._marks = phases.marked(host) if marked else phases.backwards(host) or phases.served(host)
-        self._unmarked = "other" if marked or not operators else "forward"
+        self._unmarked = "other" if marked or not len(host.rows(OPERATOR)) else "forward"
         self._nodes: list[_Node] = []
+        # calls of counted operators by their number, as they begin; and what turns out later of some
+        self._rows: list[int] = []
+        self._owners: list[str] = []
+        self._phases: list[str] = []
+        self._sites: dict[int, KernelCall] = {}
+        self._generated: set[int] = set()
+        self._sent: list[int] = []
+        self._again: list[int] = []
         # of the thread that is gone through
-        self._phase = self._unmarked
         self._last_owner = UNATTRIBUTED  # of the last node with a number
         self._closure_end = 0  # of the optimizer that runs
 
-    def through(self, launching: set[int]) -> None:
+    def through(self, asked: NDArray[np.bool_]) -> None:
         """Go through all events, once.
 
         Args:
-            launching: correlations of the kernels.
+            asked: of which events in no counted operator `opened` is to know.
         """
-        thread: int | None = None
-        stack: list[_Frame] = []  # what is open on the thread
-        outside = _Frame(0, UNATTRIBUTED, "")
-        following = 0
-        marks = [*self._marks, (sys.maxsize, "")]  # to which no event comes
-        for index, event in enumerate(self._host):
-            name, kind, at, start, _, correlation, _, _, _, flops, shapes, _ = event
-            if at != thread:
-                thread, stack, following = at, [], 0
-                self._phase, self._last_owner, self._closure_end = self._unmarked, UNATTRIBUTED, 0
-            while marks[following][0] <= start:
-                self._phase = marks[following][1]
-                following += 1
-            while stack and stack[-1].end <= start:
-                stack.pop()
-            around = stack[-1] if stack else outside
-            if kind == RUNTIME:  # only in a recording: the live binding says itself which operator launched a kernel
-                if launches_graph(name):
-                    around = _Frame(0, around.owner, around.phase, name=name)
-                self.launchers[correlation] = (around, around.phase or self._phase)
-                continue
-            frame = around
-            if around.call is None:
-                if kind in (PHASE, MARK):
-                    if kind == MARK and self._kernel_at is not None:
-                        text, phase = name[len(KERNEL_MARK) :], around.phase or self._phase
-                        around.kernel_call = self._kernel_at(text, around.owner, phase)
-                    continue
-                frame = self._opened(index, event, around)
-                stack.append(frame)
-            elif name in _TWICE and kind == OPERATOR and _calls_itself(around.call.name, name):
-                # in recordings of torch 1.8 an operator has a twin inside, on the same
-                self.transformed = self.transformed or self._marked or shapes != around.call.shapes
-            if flops and index not in self._taken_over:
-                self._estimate(name, flops, frame)
-            if correlation in launching:
-                self.launchers[correlation] = (frame, frame.phase or self._phase)
-        if not self._marked:
-            for node in self._nodes:
-                node.ends()
+        host = self._host
+        names = [self._unmarked, *(phase for _, phase in self._marks)]
+        place = np.searchsorted(np.array([start for start, _ in self._marks], np.int64), host.start, side="right")
+        outside = _Frame(sys.maxsize, UNATTRIBUTED, "")
+        for _, first, after in host.threads():
+            self._last_owner, self._closure_end = UNATTRIBUTED, 0
+            columns = (column[first:after].tolist() for column in (host.sort, host.start, host.end, place, asked))
+            self._thread(enumerate(zip(*columns, strict=True), first), names, outside)
+        for node in self._nodes:
+            self._again += node.ran_again()
 
-    def _opened(self, index: int, event: Event, around: _Frame) -> _Frame:
-        """What an event opens that is in no counted operator: what a counted one does inside is its own."""
-        name, kind = event.name, event.kind
+    def _thread(
+        self, events: Iterator[tuple[int, tuple[int, int, int, int, bool]]], names: list[str], outside: _Frame
+    ) -> None:
+        """Go through the events of a thread: of each its place, sort, start, end, place of the phase, and if asked."""
+        kinds, counted, taken_over = self._host.kinds, self._counted, self._taken_over
+        stack: list[_Frame] = []
+        around = outside  # the innermost that is open; the others are on the stack
+        busy = -sys.maxsize  # until when a counted operator runs: what it does inside is its own
+        for row, (sort, start, end, place, asks) in events:
+            if start < busy:
+                continue
+            while around.end <= start:
+                around = stack.pop()
+            if counted[sort] and row not in taken_over:
+                self._operator(row, sort, around, names[place])
+                busy = end
+                continue
+            kind = kinds[sort]
+            if kind == RUNTIME:  # only in a recording: the live binding says itself which operator launched a kernel
+                self.opened[row] = self._launch(sort, around), around.phase or names[place]
+            elif kind == MARK:
+                if self._kernel_at is not None:
+                    text, phase = self._host.names[sort][len(KERNEL_MARK) :], around.phase or names[place]
+                    around.kernel_call = self._kernel_at(text, around.owner, phase)
+            elif kind == RANGE and around.kernel_call is not None and around.kernel_call.kernel:
+                self._kernel(row, around, around.kernel_call, names[place])
+                busy = end
+            elif kind != PHASE:
+                stack.append(around)
+                around = self._open(row, sort, start, end, around)
+                if asks:
+                    self.opened[row] = around, around.phase or names[place]
+
+    def _open(self, row: int, sort: int, start: int, end: int, around: _Frame) -> _Frame:
+        """What an event opens that is no counted operator."""
+        name, kind = self._host.names[sort], self._host.kinds[sort]
+        if kind == FUNCTION:
+            return _Frame(end, around.owner, around.phase, around.node, name)
         if kind == CALL:
-            return self._call(event, around)
-        if around.kernel_call is not None and _is_generated(event, around.kernel_call):
-            return self._generated(event, around, around.kernel_call)
+            return self._call(name, start, end, around)
         if kind == NODE:
-            return self._node(index, event, around)
+            return self._node(row, name, end, around)
         if kind == OPTIMIZER and around.node is not None:  # called by a hook, for one parameter perhaps
-            return _Frame(event.end, UNATTRIBUTED, "optimizer", around.node, name=name)
+            return _Frame(end, UNATTRIBUTED, "optimizer", around.node, name)
         if kind == OPTIMIZER and not self._marked:
-            self._closure_end = max(
-                self._closure_end, phases.last_backward(self._marks, event)
-            )  # one may be in another's
-            return _Frame(event.end, around.owner, "optimizer", name=name)
-        if kind == OPERATOR and name not in self._composed and index not in self._taken_over:
-            return self._operator(event, around)
+            # one may be in another's
+            self._closure_end = max(self._closure_end, phases.last_backward(self._marks, start, end))
+            return _Frame(end, around.owner, "optimizer", name=name)
         unit = self._unit_of(name) if kind == RANGE else None
-        frame = _Frame(event.end, around.owner if unit is None else unit, around.phase, around.node, name=name)
+        frame = _Frame(end, around.owner if unit is None else unit, around.phase, around.node, name)
         if kind == OPERATOR:  # composed of those that are counted
             frame.kernel_call = around.kernel_call
         elif kind == COMPILED:
-            self.regions.append((event, frame.owner))
+            self.regions.append((row, frame.owner))
         return frame
 
-    def _call(self, event: Event, around: _Frame) -> _Frame:
+    def _call(self, mark: str, start: int, end: int, around: _Frame) -> _Frame:
         """A call of a module."""
-        module, again = self._calls[int(event.name[len(CALL_MARK) :])]
+        module, again = self._calls[int(mark[len(CALL_MARK) :])]
         again = again and (self._marked or around.node is not None)
         # a label may be in a backward
-        inside = "" if self._marked or event.start < self._closure_end else around.phase
+        inside = "" if self._marked or start < self._closure_end else around.phase
         if again and around.phase == "backward" and around.node is not None:
-            around.node.calls_again()
-        return _Frame(event.end, module, "recompute" if again else inside, around.node)
+            self._again += around.node.calls_again()
+        return _Frame(end, module, "recompute" if again else inside, around.node)
 
-    def _generated(self, event: Event, around: _Frame, site: KernelCall) -> _Frame:
-        """A kernel that a compiler wrote: an operator of its own."""
-        where = site.phase or around.phase or self._phase
-        call = OpCall(len(self.op_calls), event, site.module, where, site)
-        call.name = site.op
-        self.op_calls.append(call)
+    def _kernel(self, row: int, around: _Frame, site: KernelCall, phase: str) -> None:
+        """A kernel that a compiler wrote, or its launch, that the mark before it is for: an operator of its own.
+
+        Its name may be another: on a CPU it has the graph's before it, and of several kernels that do the same on a GPU
+        the one that was fastest is run.
+        """
+        self._generated.add(len(self._rows))
+        self._sites[len(self._rows)] = site
+        self._rows.append(row)
+        self._owners.append(site.module)
+        self._phases.append(site.phase or around.phase or phase)
         around.kernel_call = None  # what follows is none of it: the host reads a result to choose a branch, say
-        return _Frame(event.end, site.module, where, around.node, call)
 
-    def _node(self, index: int, event: Event, around: _Frame) -> _Frame:
+    def _node(self, row: int, name: str, end: int, around: _Frame) -> _Frame:
         """A node of autograd, whose work is that of the module in whose forward it was made."""
-        follows = event.name.endswith(FOLLOWS)
+        follows = name.endswith(FOLLOWS)
         if not follows:
-            made_by = self._maker_of(index)
+            made_by = self._maker_of(row)
             # made by no module call: part of a checkpoint's own backward, and so of what runs that
             self._last_owner = around.owner if made_by is None else made_by
         if around.node is not None:
             around.node.holds_nodes = True
         node = _Node(self._last_owner, follows)
-        self._nodes.append(node)
-        return _Frame(event.end, self._last_owner, "backward", node, name=event.name.removeprefix(NODE_PREFIX))
+        if not self._marked:
+            self._nodes.append(node)
+        return _Frame(end, self._last_owner, "backward", node, name.removeprefix(NODE_PREFIX))
 
     def _maker_of(self, node: int) -> str | None:
         """The module that made a node, which may be a node of a node; None if it was made in no module's call."""
@@ -386,51 +381,123 @@ class _Walk:
         number = self._numbers[node]
         return self._maker_of(self._made[number]) if number in self._made else self._maker(*number)
 
-    def _operator(self, event: Event, around: _Frame) -> _Frame:
+    def _operator(self, row: int, sort: int, around: _Frame, phase: str) -> None:
         """A counted operator."""
-        node = around.node
-        of_closure = event.start < self._closure_end and around.phase == "optimizer" and event.number >= 0
+        number, node, site = len(self._rows), around.node, around.kernel_call
+        in_closure = self._closure_end and around.phase == "optimizer" and self._host.start[row] < self._closure_end
+        if not (in_closure and self._host.number[row] >= 0):
+            phase = around.phase or phase
+        if site is not None:  # compiled code calls it, on behalf of whom it says
+            self._sites[number] = site
+            phase = site.phase or phase
+        self._rows.append(row)
+        self._owners.append(around.owner)
+        self._phases.append(phase)
+        if node is None:
+            return
         # a bucket of gradients is sent when the last of them is there: it is not that one's module's work
-        sent = node is not None and node.follows and around.owner == node.owner and all_reduces(event.name)
-        owner = GRADIENT_ALLREDUCE if sent else around.owner
-        call = OpCall(len(self.op_calls), event, owner, self._phase if of_closure else around.phase or self._phase)
-        if around.kernel_call is not None:
-            call.called_by(around.kernel_call)
-        self.op_calls.append(call)
-        if node is not None and around.phase == "backward" and node.called:
-            node.pending.append(call)
-        if node is not None and not self._marked and call.phase == "backward":
-            node.runs(call, event)
-        return _Frame(event.end, around.owner, call.phase, node, call)
+        if node.follows and self._all_reduces[sort] and around.owner == node.owner:
+            self._sent.append(number)
+        if node.called and around.phase == "backward":
+            node.pending.append(number)
+        if not self._marked and phase == "backward":
+            shapes, inputs = self._host.shapes[self._host.shape[row]], self._host.inputs[row]
+            node.runs(number, self._host.number[row] >= 0, any(shapes) or inputs < 0)
 
-    def _estimate(self, name: str, flops: int, frame: _Frame) -> None:
-        """What torch itself estimates of an operator."""
-        within = frame.call.name if frame.call is not None else ""
-        owner = UNATTRIBUTED if frame.owner == _UNKNOWN else frame.owner
-        estimate = self.estimates.setdefault((owner, frame.phase or self._phase, name, within), [0, 0])
-        estimate[0] += 1
-        estimate[1] += flops
+    def _launch(self, sort: int, around: _Frame) -> _Frame:
+        """What launches in a call of the runtime: that of a graph stands for its operator."""
+        name = self._host.names[sort]
+        return _Frame(0, around.owner, around.phase, name=name) if launches_graph(name) else around
+
+    def calls(self) -> OpCalls:
+        """The counted operators, when all events have been gone through."""
+        rows = np.array(self._rows, np.int64)
+        names = [self._host.names[sort] for sort in self._host.sort[rows].tolist()]
+        modules, op_phases = self._owners.copy(), self._phases.copy()
+        for number in self._sent:
+            modules[number] = GRADIENT_ALLREDUCE
+        for number, site in self._sites.items():
+            modules[number] = site.module
+            names[number] = site.op if number in self._generated else names[number]
+        for number in self._again:
+            op_phases[number] = "recompute"
+        return OpCalls(self._host, rows, modules, op_phases, names, self._sites)
+
+    def launchers(self, calls: OpCalls, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[tuple[_Frame, str]]]:
+        """What launched kernels where these events ran.
+
+        Returns:
+            Of each event the number of the call; counted on from the last call, what it is in place of one, with the
+            phase; -1 where it launches nothing.
+        """
+        numbers = calls.at(rows)
+        others: list[tuple[_Frame, str]] = []
+        graphs = np.array(list(map(launches_graph, self._host.names)), np.bool_) & self._host.sorts(RUNTIME)
+        for at in np.flatnonzero((numbers < 0) | graphs[self._host.sort[rows]]).tolist():
+            row, number = int(rows[at]), int(numbers[at])
+            opened = self.opened.get(row)
+            if number >= 0:  # a graph inside an operator
+                frame = _Frame(0, self._owners[number], self._phases[number])
+                opened = self._launch(self._host.sort[row], frame), frame.phase
+            numbers[at] = _NOT_IN_ONE if opened is None else len(calls.rows) + len(others)
+            others += [] if opened is None else [opened]
+        return numbers, others
+
+    def estimates(self, calls: OpCalls) -> pd.DataFrame:
+        """What torch itself estimates of operators: calls and FLOPs by module, phase, operator and the one around."""
+        host = self._host
+        rows = np.flatnonzero(host.flops)
+        numbers = calls.at(rows)
+        found: dict[tuple[str, str, str, str], list[int]] = {}
+        columns = (rows.tolist(), numbers.tolist(), host.sort[rows].tolist(), host.flops[rows].tolist())
+        for row, number, sort, flops in zip(*columns, strict=True):
+            if row in self._taken_over:
+                continue
+            if number >= 0:
+                owner, phase, within = self._owners[number], self._phases[number], calls.names[number]
+            elif row in self.opened:
+                (frame, phase), within = self.opened[row], ""
+                owner = frame.owner
+            else:
+                continue
+            owner = UNATTRIBUTED if owner == _UNKNOWN else owner
+            estimate = found.setdefault((owner, phase, host.names[sort], within), [0, 0])
+            estimate[0] += 1
+            estimate[1] += flops
+        keys = ("module", "phase", "op", "within", "calls", "flops_profiler")
+        return table("estimates", [dict(zip(keys, (*key, *sums), strict=True)) for key, sums in found.items()])
+
+    def transformed(self, calls: OpCalls) -> bool:
+        """Whether an operator was called once more inside itself, by torch.func say."""
+        host = self._host
+        twice = np.array([name in _TWICE for name in host.names], np.bool_) & host.sorts(OPERATOR)
+        rows = np.flatnonzero(twice[host.sort])
+        for row, number in zip(rows.tolist(), calls.at(rows).tolist(), strict=True):
+            if number < 0 or (outer := int(calls.rows[number])) == row:
+                continue
+            # in recordings of torch 1.8 an operator has a twin inside, on the same
+            alike = not self._marked and host.shapes[host.shape[row]] == host.shapes[host.shape[outer]]
+            if not alike and _calls_itself(calls.names[number], host.names[host.sort[row]]):
+                return True
+        return False
 
 
-def _hidden(regions: list[tuple[Event, str]], host: list[Event], calls: list[OpCall]) -> list[str]:
+def _hidden(regions: list[tuple[int, str]], calls: OpCalls) -> list[str]:
     """Who calls compiled code of which nobody knows what its kernels do: the modules inside have times, but which?"""
-    marks = sorted((event.thread, event.start) for event in host if event.kind == MARK)
-    work = sorted((call.thread, call.start) for call in calls)
+    if not regions:
+        return []
+    host = calls.events
+    marks, work = (
+        list(zip(host.thread[rows].tolist(), host.start[rows].tolist(), strict=True))
+        for rows in (host.rows(MARK), calls.rows)
+    )
 
-    def holds(places: list[tuple[int, int]], region: Event) -> bool:
-        first = bisect_left(places, (region.thread, region.start))
-        return first < len(places) and places[first] < (region.thread, region.end)
+    def holds(places: list[tuple[int, int]], region: int) -> bool:
+        thread, start, end = (int(column[region]) for column in (host.thread, host.start, host.end))
+        first = bisect_left(places, (thread, start))
+        return first < len(places) and places[first] < (thread, end)
 
     return sorted({owner for region, owner in regions if holds(work, region) and not holds(marks, region)})
-
-
-def _is_generated(event: Event, site: KernelCall) -> bool:
-    """Whether an event is the generated kernel that the mark before it is for, or its launch.
-
-    Its name may be another: on a CPU it has the graph's before it, and of several kernels that do the same on a GPU
-    the one that was fastest is run.
-    """
-    return event.kind == RANGE and bool(site.kernel)
 
 
 def _calls_itself(op: str, inside: str) -> bool:
@@ -442,53 +509,71 @@ def _calls_itself(op: str, inside: str) -> bool:
     return inside in _TWICE and (op in _PRODUCTS if inside in _PRODUCTS else op == inside)
 
 
-def _device_times(device: list[Event], launchers: dict[int, tuple[_Frame, str]]) -> list[dict[str, Any]]:
-    """Kernels, copies and fills in order of start, each under the operator that launched it."""
-    rows = []
-    nothing = (_Frame(0, UNATTRIBUTED, ""), "other")
-    for event in sorted(device, key=lambda e: e.start):
-        frame, phase = launchers.get(event.linked, nothing)
-        call = frame.call
-        if call is not None:
-            rows.append(
-                _kernel(
-                    call.module,
-                    call.phase,
-                    call.name,
-                    event.name,
-                    call.number,
-                    _shapes(call.shapes),
-                    event,
-                    call.kernel_call,
-                )
-            )
-        else:  # launched by a node or a function of the user's, with no operator between
-            rows.append(_kernel(frame.owner, phase, frame.name, event.name, None, "", event))
-    return rows
-
-
-def _operator_times(op_calls: list[OpCall]) -> list[dict[str, Any]]:
-    """Without a device every operator call is its own kernel."""
-    return [
-        _kernel(c.module, c.phase, c.name, c.kernel, c.number, _shapes(c.shapes), c, c.kernel_call) for c in op_calls
-    ]
-
-
-def _kernel(
-    module: str,
-    phase: str,
-    op: str,
-    name: str,
-    call: int | None,
-    shapes: str,
-    at: Event | OpCall,
-    kernel_call: KernelCall | None = None,
-) -> dict[str, Any]:
-    return {
-        "module": module, "phase": phase, "op": op, "kernel": name, "call": call, "shapes": shapes,
-        "stream": str(at.thread), "start_ns": at.start, "duration_ns": at.end - at.start,
-        "compiled": "" if kernel_call is None else kernel_call.key,
+def _of_device(device: Events, walk: _Walk, calls: OpCalls, launching: NDArray[np.int64]) -> tuple[dict[str, Any], int]:
+    """Columns of ``kernels`` for kernels, copies and fills in order of start, and how many have what launched them."""
+    numbers, others = walk.launchers(calls, launching)
+    rows, numbers = launching[numbers >= 0], numbers[numbers >= 0]
+    device = device.take(np.argsort(device.start, kind="stable"))
+    # where several have a number, the last
+    correlations = calls.events.correlation[rows]
+    order = np.argsort(correlations, kind="stable")
+    place = np.searchsorted(correlations[order], device.linked, side="right") - 1
+    linked = np.zeros(len(device), np.bool_)
+    if len(rows):
+        linked = (place >= 0) & (correlations[order][place] == device.linked)
+    nothing = len(calls.rows) + len(others)
+    number = np.full(len(device), nothing)
+    number[linked] = numbers[order][place[linked]]
+    # launched by a node or a function of the user's with no operator between, or by nobody knows what
+    others = [*others, (_Frame(0, UNATTRIBUTED, ""), "other")]
+    of_calls = _of_calls(calls)
+    without = {
+        "module": [frame.owner for frame, _ in others], "phase": [phase for _, phase in others],
+        "op": [frame.name for frame, _ in others], "shapes": [""] * len(others), "compiled": [""] * len(others),
     }  # fmt: skip
+    columns = {name: _taken([*of_calls[name], *texts], number) for name, texts in without.items()}
+    in_call = pd.array(number, dtype="Int64")
+    in_call[number >= len(calls.rows)] = pd.NA
+    names = _taken(device.names, device.sort)
+    return columns | _when(device, slice(None)) | {"kernel": names, "call": in_call}, int(linked.sum())
+
+
+def _of_operators(calls: OpCalls) -> tuple[dict[str, Any], int]:
+    """Columns of ``kernels`` without a device, where every operator call is its own kernel, and how many these are."""
+    kernels = calls.names.copy()
+    for number, site in calls.sites.items():  # of a generated one its own name
+        kernels[number] = site.kernel or kernels[number]
+    columns = _of_calls(calls) | _when(calls.events, calls.rows)
+    return columns | {"kernel": kernels, "call": pd.array(np.arange(len(kernels)), dtype="Int64")}, len(kernels)
+
+
+def _of_calls(calls: OpCalls) -> dict[str, list[str]]:
+    """What ``kernels`` says of calls of counted operators."""
+    host = calls.events
+    used, which = np.unique(host.shape[calls.rows], return_inverse=True)
+    compiled = [""] * len(calls.rows)
+    for number, site in calls.sites.items():
+        compiled[number] = site.key
+    return {
+        "module": calls.modules, "phase": calls.phases, "op": calls.names, "compiled": compiled,
+        "shapes": _taken([_shapes(host.shapes[shape]) for shape in used.tolist()], which),
+    }  # fmt: skip
+
+
+def _when(events: Events, rows: Any) -> dict[str, Any]:
+    """Where and when events ran, as columns of ``kernels``."""
+    start, end = events.start[rows], events.end[rows]
+    threads, which = np.unique(events.thread[rows], return_inverse=True)
+    return {
+        "stream": _taken(list(map(str, threads.tolist())), which),
+        "start_ns": pd.array(start - (start.min() if len(start) else 0), dtype="Int64"),
+        "duration_ns": pd.array(end - start, dtype="Int64"),
+    }  # fmt: skip
+
+
+def _taken(texts: list[str], places: NDArray[Any]) -> list[str]:
+    """The texts at these places."""
+    return list(map(texts.__getitem__, places.tolist()))
 
 
 def _shapes(shapes: Any, most: int = 8) -> str:

@@ -23,12 +23,12 @@ from gpuprof.traces.events import (
     NODE,
     OPERATOR,
     RANGE,
-    Event,
+    Events,
     calls_compiled,
     graph_key,
     host_kind,
 )
-from gpuprof.traces.owners import OpCall
+from gpuprof.traces.owners import OpCalls
 from gpuprof.traces.phases import SERVED
 
 _PREFIX = "nn.Module: "
@@ -44,7 +44,7 @@ class Scopes(NamedTuple):
 
     Attributes:
         what: modules, labels, or empty where there are neither.
-        events: their ranges as calls, for `gpuprof.traces.owners.attribute`.
+        rows: their ranges among the host's events, by thread and start.
         calls: path of each call, and whether it is recomputation if it happens inside a backward: not that of a label.
         classes: class, or the label, by path.
         counts: calls by path.
@@ -52,7 +52,7 @@ class Scopes(NamedTuple):
     """
 
     what: str
-    events: list[Event]
+    rows: np.ndarray
     calls: list[tuple[str, bool]]
     classes: dict[str, str]
     counts: dict[str, int]
@@ -74,7 +74,7 @@ def scopes_of(recorded: Recorded, rows: np.ndarray) -> Scopes:
     what = what if len(chosen) else ""
     chosen = np.concatenate([chosen, compiled])
     if not len(chosen):
-        return Scopes("", [], [], {}, {})
+        return Scopes("", chosen, [], {}, {})
     inner = np.isin(chosen, compiled)
     # of ranges of the same whole microseconds the outer one was called first, and what calls a region is around it
     keys = (host.python_id[chosen], inner, -host.end[chosen], host.start[chosen], host.thread[chosen])
@@ -82,12 +82,10 @@ def scopes_of(recorded: Recorded, rows: np.ndarray) -> Scopes:
     names = set(host.name[compiled].tolist())
     texts = {name: _text(recorded.names[name]) for name in np.unique(host.name[chosen]).tolist()}
     paths = _paths(host, chosen, texts, names)
-    events, calls = [], []
+    calls = []
     classes: dict[str, str] = {}
     counts: dict[str, int] = {}
-    for index, (row, path) in enumerate(zip(chosen.tolist(), paths, strict=True)):
-        mark = f"{CALL_MARK}{index}"
-        events.append(Event(mark, CALL, int(host.thread[row]) + 1, int(host.start[row]), int(host.end[row])))
+    for row, path in zip(chosen.tolist(), paths, strict=True):
         calls.append((path, what == "modules" and host.name[row] not in names))
         counts[path] = counts.get(path, 0) + 1
         classes.setdefault(path, _class(recorded.names[host.name[row]].removeprefix(_PREFIX), what))
@@ -96,7 +94,7 @@ def scopes_of(recorded: Recorded, rows: np.ndarray) -> Scopes:
     ordered = {above: "" for path in dict.fromkeys(in_turn) for above in ancestors(path)[-2::-1]}
     classes = {path: classes.get(path) or _class(path.rpartition(".")[2], what) for path in ordered}
     regions = {path for row, path in zip(chosen.tolist(), paths, strict=True) if host.name[row] in names}
-    return Scopes(what, events, calls, classes, counts, frozenset(regions))
+    return Scopes(what, chosen, calls, classes, counts, frozenset(regions))
 
 
 def _regions(recorded: Recorded, rows: np.ndarray) -> np.ndarray:
@@ -174,42 +172,44 @@ def _moved(path: str, moved: dict[str, str]) -> str:
     return path
 
 
-def makers(events: list[Event], calls: list[tuple[str, bool]]) -> Callable[[int, int], str | None]:
+def makers(host: Events, calls: list[tuple[str, bool]]) -> Callable[[int, int], str | None]:
     """Who made an autograd node, by thread and sequence number: the owner of the last operator that had the number.
 
     Args:
-        events: of the host, by thread and start, a range before what is inside it.
+        host: by thread and start, a range before what is inside it.
         calls: path of each call of a module.
     """
     made: dict[tuple[int, int], str | None] = {}
+    makes = host.sorts(OPERATOR, RANGE)[host.sort] & (host.forward_thread == 0) & (host.number >= 0)
+    rows = np.flatnonzero(makes | host.sorts(CALL)[host.sort])
     stack: list[tuple[int, str]] = []
-    thread = None
-    for event in events:
-        if event.thread != thread:
-            thread, stack = event.thread, []
-        while stack and stack[-1][0] <= event.start:
+    last = None
+    columns = (column[rows].tolist() for column in (makes, host.thread, host.start, host.end, host.number, host.sort))
+    for is_made, thread, start, end, number, sort in zip(*columns, strict=True):
+        if thread != last:
+            last, stack = thread, []
+        while stack and stack[-1][0] <= start:
             stack.pop()
-        if event.kind == CALL:
-            stack.append((event.end, calls[int(event.name[len(CALL_MARK) :])][0]))
-        elif event.forward_thread == 0 and event.number >= 0 and event.kind in (OPERATOR, RANGE):
-            made[event.thread, event.number] = stack[-1][1] if stack else None
+        if is_made:
+            made[thread, number] = stack[-1][1] if stack else None
+        else:
+            stack.append((end, calls[int(host.names[sort][len(CALL_MARK) :])][0]))
     return lambda thread, number: made.get((thread, number))
 
 
-def graphs_of(
-    events: list[Event], scopes: Scopes, maker: Callable[[int, int], str | None]
-) -> dict[str, dict[str, list[str]]]:
+def graphs_of(host: Events, scopes: Scopes, maker: Callable[[int, int], str | None]) -> dict[str, dict[str, list[str]]]:
     """Keys of the graphs that ran in each region, by its path and by direction, forward or backward.
 
     Args:
-        events: of the host, by thread and start, a range before what is inside it.
+        host: by thread and start, a range before what is inside it.
         scopes: as `scopes_of` found them.
         maker: who made an autograd node.
     """
     found: dict[str, dict[str, list[str]]] = {path: {} for path in scopes.classes if path in scopes.regions}
     stack: list[tuple[int, str | None, str]] = []
     thread = None
-    for event in events:
+    named = np.array([graph_key(name) is not None for name in host.names], np.bool_) | host.sorts(CALL, NODE)
+    for event in host.take(named[host.sort]):
         if event.thread != thread:
             thread, stack = event.thread, []
         while stack and stack[-1][0] <= event.start:
@@ -226,12 +226,16 @@ def graphs_of(
     return found
 
 
-def outside_operators(events: list[Event], calls: list[OpCall]) -> int:
+def outside_operators(calls: OpCalls) -> int:
     """Nanoseconds in graphs that Inductor compiled, on the host, and in none of these calls of operators."""
-    graphs = sorted((event.thread, event.start, event.end) for event in events if graph_key(event.name))
+    host = calls.events
+    graph = np.array([graph_key(name) is not None for name in host.names], np.bool_)[host.sort]
+    ranges = [column[graph].tolist() for column in (host.thread, host.start, host.end)]
+    graphs = sorted(zip(*ranges, strict=True))
     outside = sum(end - start for _, start, end in graphs)
-    for call in calls:
-        place = bisect_right(graphs, (call.thread, call.start, sys.maxsize)) - 1
-        if place >= 0 and graphs[place][0] == call.thread and call.end <= graphs[place][2]:
-            outside -= call.end - call.start
+    columns = (column[calls.rows].tolist() for column in (host.thread, host.start, host.end))
+    for thread, start, end in zip(*columns, strict=True):
+        place = bisect_right(graphs, (thread, start, sys.maxsize)) - 1
+        if place >= 0 and graphs[place][0] == thread and end <= graphs[place][2]:
+            outside -= end - start
     return outside

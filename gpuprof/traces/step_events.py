@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -11,65 +10,102 @@ import numpy as np
 from gpuprof.theory.generated import generated
 from gpuprof.traces import chrome
 from gpuprof.traces.chrome import Host, Recorded
-from gpuprof.traces.events import CALL, KERNEL, NODE, OPERATOR, PHASE, RANGE, RUNTIME, Event, host_kind, is_node
+from gpuprof.traces.events import (
+    CALL,
+    CALL_MARK,
+    KERNEL,
+    NODE,
+    OPERATOR,
+    PHASE,
+    RANGE,
+    RUNTIME,
+    Events,
+    apart,
+    host_kind,
+    is_node,
+)
 from gpuprof.traces.scopes import Scopes, is_scope
 from gpuprof.traces.steps import Window, is_step
 
 
-def events_of(recorded: Recorded, window: Window, scopes: Scopes) -> tuple[list[Event], list[Event]]:
+def events_of(recorded: Recorded, window: Window, scopes: Scopes) -> tuple[Events, Events]:
     """Those of the host, by thread and start, a range before what is inside it; and those of the device.
 
     Threads are numbered from 1 on, in the order of `Recorded.threads`, also where an event says who made its node.
     """
-    events = [*scopes.events, *_host_events(recorded, window.host, scopes)]
-    device = recorded.device
-    rows = window.device
-    correlations = device.correlation[rows]
-    runtime = recorded.runtime
+    host, runtime, device = recorded.host, recorded.runtime, recorded.device
+    names, kinds, sort, rows = _host_events(recorded, window.host, scopes)
+    calls = [f"{CALL_MARK}{number}" for number in range(len(scopes.rows))]
+    correlations = device.correlation[window.device]
     launching = np.flatnonzero(np.isin(runtime.correlation, correlations[correlations >= 0]))
-    calls = zip(
-        runtime.name[launching].tolist(), (runtime.thread[launching] + 1).tolist(), runtime.start[launching].tolist(),
-        runtime.end[launching].tolist(), runtime.correlation[launching].tolist(), strict=True,
-    )  # fmt: skip
-    events += [
-        Event(recorded.names[name], RUNTIME, thread, start, end, correlation)
-        for name, thread, start, end, correlation in calls
-    ]
-    events.sort(key=lambda event: (event.thread, event.start, -event.end))
-    kernels = zip(
-        device.name[rows].tolist(), device.stream[rows].tolist(), device.start[rows].tolist(),
-        device.end[rows].tolist(), correlations.tolist(), strict=True,
-    )  # fmt: skip
-    return events, [
-        Event(recorded.names[name], KERNEL, stream, start, end, 0, correlation)
-        for name, stream, start, end, correlation in kernels
-    ]
+    called, of_call = np.unique(runtime.name[launching], return_inverse=True)
+    nothing, none = np.zeros(len(scopes.rows), np.int64), np.zeros(len(launching), np.int64)
+    shapes = [*(_of_tensors(inputs.shapes) for inputs in recorded.inputs), ()]  # the last of events without inputs
+    inputs = np.r_[nothing - 1, host.inputs[rows], none - 1]
+    events, _ = apart(
+        Events(
+            names=[*calls, *names, *(recorded.names[name] for name in called.tolist())],
+            kinds=[CALL] * len(calls) + kinds + [RUNTIME] * len(called),
+            shapes=shapes,
+            sort=np.r_[np.arange(len(calls)), len(calls) + sort, len(calls) + len(names) + of_call],
+            thread=np.r_[host.thread[scopes.rows], host.thread[rows], runtime.thread[launching]].astype(np.int64) + 1,
+            start=np.r_[host.start[scopes.rows], host.start[rows], runtime.start[launching]],
+            end=np.r_[host.end[scopes.rows], host.end[rows], runtime.end[launching]],
+            correlation=np.r_[nothing, np.zeros(len(rows), np.int64), runtime.correlation[launching]],
+            linked=np.zeros(len(inputs), np.int64),
+            number=np.r_[nothing - 1, host.number[rows], none - 1],
+            forward_thread=np.r_[nothing, _made_by(host, rows, len(recorded.threads)), none],
+            flops=np.zeros(len(inputs), np.int64),
+            shape=np.where(inputs < 0, len(recorded.inputs), inputs),
+            inputs=inputs,
+        )
+    )
+    return events, _device_events(recorded, window)
 
 
-def _host_events(recorded: Recorded, rows: np.ndarray, scopes: Scopes) -> list[Event]:
-    """Operators, nodes, optimizers and labels; the ranges of modules, or the labels in their place, are `Scopes`."""
+def _device_events(recorded: Recorded, window: Window) -> Events:
+    device, rows = recorded.device, window.device
+    zeros = np.zeros(len(rows), np.int64)
+    return Events(
+        names=recorded.names,
+        kinds=[KERNEL] * len(recorded.names),
+        shapes=[()],
+        sort=device.name[rows].astype(np.int64),
+        thread=device.stream[rows].astype(np.int64),
+        start=device.start[rows],
+        end=device.end[rows],
+        correlation=zeros,
+        linked=device.correlation[rows],
+        number=zeros - 1,
+        forward_thread=zeros,
+        flops=zeros,
+        shape=zeros,
+        inputs=zeros - 1,
+    )
+
+
+def _host_events(
+    recorded: Recorded, rows: np.ndarray, scopes: Scopes
+) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
+    """Operators, nodes, optimizers and labels; the ranges of modules, or the labels in their place, are `Scopes`.
+
+    Returns:
+        Names and kinds of each sort of event, the sorts of the events, and which of the recording's these are.
+    """
     host = recorded.host
     rows = rows[host.category[rows] != chrome.MODULE]
     by_function = not any(host_kind(name) == NODE for name in recorded.names)
     # alike in what decides the kind
     keys = (host.name[rows].astype(np.int64) * 2 + host.category[rows]) * 2 + (host.forward_thread[rows] > 0)
     alike, first, which = np.unique(keys, return_index=True, return_inverse=True)
-    kinds = []
+    names, kinds = [], []
     for row in rows[first].tolist():
         name, category = recorded.names[host.name[row]], int(host.category[row])
         is_function = by_function and category == chrome.OPERATOR and is_node(name)
+        names.append(name)
         kinds.append(NODE if is_function else _kind(name, category, host.forward_thread[row] > 0, scopes))
     kept = np.array([bool(kind) for kind in kinds], dtype=bool)[which] if len(alike) else np.zeros(0, dtype=bool)
-    rows, which = rows[kept], which[kept]
-    shapes = [*(_of_tensors(inputs.shapes) for inputs in recorded.inputs), ()]  # the last of events without inputs
-    inputs = host.inputs[rows].tolist()
-    columns = zip(
-        map(recorded.names.__getitem__, host.name[rows].tolist()), map(kinds.__getitem__, which.tolist()),
-        (host.thread[rows] + 1).tolist(), host.start[rows].tolist(), host.end[rows].tolist(), repeat(0), repeat(0),
-        host.number[rows].tolist(), _made_by(host, rows, len(recorded.threads)).tolist(), repeat(0),
-        map(shapes.__getitem__, inputs), inputs,
-    )  # fmt: skip
-    return list(map(Event._make, columns))
+    return names, kinds, which[kept], rows[kept]
 
 
 def _made_by(host: Host, rows: np.ndarray, threads: int) -> np.ndarray:

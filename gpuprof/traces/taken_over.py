@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator
+
+import numpy as np
 
 from gpuprof.theory import rule_for
 from gpuprof.theory.names import communicates
 from gpuprof.theory.rules import PRODUCTS
-from gpuprof.traces.events import MODE, OPERATOR, SUBCLASS, Event
+from gpuprof.traces.events import MODE, OPERATOR, SUBCLASS, Events
 
 
-def taken_over(host: list[Event], operators: set[str]) -> set[int]:
+def taken_over(host: Events) -> set[int]:
     """Operators, by their place among the events, in whose place a dispatch mode or a tensor does something.
 
     It calls them again, inside, or not at all: selective checkpointing hands out what it has saved; the operator
@@ -22,44 +23,59 @@ def taken_over(host: list[Event], operators: set[str]) -> set[int]:
 
     Args:
         host: by thread and start, a range before what is inside it.
-        operators: names of all that ran.
     """
     found: set[int] = set()
-    messages = {name for name in operators if communicates(name)}
-    if not messages and not any(event.kind in (MODE, SUBCLASS) for event in host):
+    if not may_take_over(host):
         return found
-    for _, event, around in _nested(host):
-        if event.kind in (MODE, SUBCLASS) and around and around[-1][1].kind == OPERATOR:
-            place, outer = around[-1]
-            if event.kind == MODE or any(outer.shapes[:1]):
-                found.add(place)
-        elif event.kind == OPERATOR and event.name in messages:
-            found.update(place for place, outer in around if outer.kind == OPERATOR and outer.name[:6] == "aten::")
+    for row, around in _nested(host):
+        name, kind = host.names[host.sort[row]], host.kinds[host.sort[row]]
+        if kind in (MODE, SUBCLASS) and around and host.kinds[host.sort[around[-1]]] == OPERATOR:
+            outer = around[-1]
+            if kind == MODE or any(host.shapes[host.shape[outer]][:1]):
+                found.add(outer)
+        elif kind == OPERATOR and communicates(name):
+            outside = ((outer, host.sort[outer]) for outer in around)
+            found.update(
+                outer for outer, sort in outside if host.kinds[sort] == OPERATOR and host.names[sort][:6] == "aten::"
+            )
     return found
 
 
-def around_products(host: list[Event], operators: set[str]) -> set[int]:
+def may_take_over(host: Events) -> bool:
+    """Whether there is anything among the events that may do something in an operator's place."""
+    sorts = list(zip(host.names, host.kinds, strict=True))
+    kinds = [kind in (MODE, SUBCLASS) or (kind == OPERATOR and communicates(name)) for name, kind in sorts]
+    return bool(np.array(kinds, np.bool_)[host.sort].any())
+
+
+def around_products(host: Events) -> set[int]:
     """Operators, likewise, that nobody has a rule for and that call others which multiply: composed of these, it seems.
 
     Of a library's own, such as a wrapper of a linear layer. A counting pass sees them whole; a recording has both.
     """
-    rules = {name: rule_for(name) for name in operators}
+    rules = {name: rule_for(name) for name, kind in zip(host.names, host.kinds, strict=True) if kind == OPERATOR}
     multiply = {name for name, rule in rules.items() if rule and rule.kind in PRODUCTS}
-    products = [(event.thread, event.start) for event in host if event.name in multiply]
+    multiplies = np.array([name in multiply for name in host.names], np.bool_)[host.sort]
+    unknown = np.array([rules.get(name, "") is None for name in host.names], np.bool_)[host.sort]
     found: set[int] = set()
-    for index, event in enumerate(host):
-        if rules.get(event.name, "") is None:
-            first = bisect_left(products, (event.thread, event.start))
-            if first < len(products) and products[first] < (event.thread, event.end):
-                found.add(index)
+    for _, first, after in host.threads():
+        rows = first + np.flatnonzero(unknown[first:after])
+        products = host.start[first:after][multiplies[first:after]]
+        next_one = np.searchsorted(products, host.start[rows])
+        found.update(rows[np.r_[products, np.iinfo(np.int64).max][next_one] < host.end[rows]].tolist())
     return found
 
 
-def _nested(host: list[Event]) -> Iterator[tuple[int, Event, list[tuple[int, Event]]]]:
-    """Each event with its place, and those around it, the outermost first."""
-    around: list[tuple[int, Event]] = []
-    for index, event in enumerate(host):
-        while around and (around[-1][1].thread != event.thread or around[-1][1].end <= event.start):
-            around.pop()
-        yield index, event, around
-        around.append((index, event))
+def _nested(host: Events) -> Iterator[tuple[int, list[int]]]:
+    """The place of each event, and of those around it, the outermost first."""
+    for _, first, after in host.threads():
+        around: list[int] = []
+        ends: list[int] = []
+        columns = (host.start[first:after].tolist(), host.end[first:after].tolist())
+        for row, start, end in zip(range(first, after), *columns, strict=True):
+            while ends and ends[-1] <= start:
+                ends.pop()
+                around.pop()
+            yield row, around
+            around.append(row)
+            ends.append(end)

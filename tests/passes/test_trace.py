@@ -9,9 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import gpuprof
 from gpuprof.analysis.kernel_time import kernel_times, union_ns
-from gpuprof.passes import trace
-from gpuprof.schema import TABLES, UNATTRIBUTED, table
-from gpuprof.traces.events import KERNEL, OPERATOR, RANGE, Event, host_kind
+from gpuprof.passes import kineto_events, trace
+from gpuprof.schema import TABLES, UNATTRIBUTED
+from gpuprof.traces.events import KERNEL, OPERATOR, RANGE, Event, Events, apart, host_kind
 from gpuprof.traces.owners import KernelCall, attribute
 from gpuprof.workload import from_module
 from gpuprof.workload.training import checkpoint
@@ -70,10 +70,11 @@ class Timeline:
 
 def attributed(timeline, calls=(), nodes=()):
     """``nodes`` says which module made an autograd node: {(thread, number): module}."""
-    rows, estimates, facts, _ = attribute(
-        timeline.events, list(calls), lambda thread, number: dict(nodes).get((thread, number)), COMPOSITE.__contains__
-    )
-    return table("kernels", rows), table("estimates", estimates), facts
+
+    def maker(thread, number):
+        return dict(nodes).get((thread, number))
+
+    return attribute(*apart(Events.of(timeline.events)), list(calls), maker, COMPOSITE.__contains__)[:3]
 
 
 def places(kernels):
@@ -372,13 +373,17 @@ class Raw:
             "end_ns": 20, "correlation_id": 3, "linked_correlation_id": 0, "sequence_nr": -1, "fwd_thread_id": 0,
             "flops": 0, "shapes": [], "scope": 0, "is_user_annotation": False, "activity_type": "",
         }  # fmt: skip
-        for field, value in (defaults | fields).items():
-            if field not in missing:
-                setattr(self, field, lambda value=value: value)
+        self.fields = {field: value for field, value in (defaults | fields).items() if field not in missing}
+
+
+for field in (*kineto_events.FIELDS, "activity_type", "metadata_json", "is_hidden_event"):
+    setattr(Raw, field, lambda self, field=field: self.fields[field])
 
 
 def profiler_of(*events):
-    return SimpleNamespace(profiler=SimpleNamespace(kineto_results=SimpleNamespace(events=lambda: list(events))))
+    results = SimpleNamespace(events=lambda: list(events))
+    activities = {torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA}
+    return SimpleNamespace(profiler=SimpleNamespace(kineto_results=results), activities=activities)
 
 
 HOST, GPU = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
@@ -387,7 +392,7 @@ HOST, GPU = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
 @pytest.mark.parametrize("missing", [(), ("activity_type", "metadata_json", "is_hidden_event")], ids=["2.13", "2.11"])
 def test_only_operators_ranges_and_kernels_are_read(missing):
     node = "autograd::engine::evaluate_function: MmBackward0"
-    events = trace.read(
+    read = trace.read(
         profiler_of(
             Raw("aten::mm", HOST, missing, correlation_id=11, flops=48, shapes=[[2, 3], [3, 4]]),
             Raw(node, HOST, missing, correlation_id=12, sequence_nr=5, fwd_thread_id=1),
@@ -402,6 +407,7 @@ def test_only_operators_ranges_and_kernels_are_read(missing):
         )
     )
 
+    events = sorted(read, key=lambda event: event.kind == KERNEL)
     assert [e.name for e in events] == ["aten::mm", node, "gpuprof#0", "sm90_xmma_gemm"]
     assert events[0] == Event("aten::mm", OPERATOR, 1, 10, 20, 11, 0, -1, 0, 48, [[2, 3], [3, 4]])
     assert (events[1].number, events[1].forward_thread) == (5, 1)
@@ -410,13 +416,23 @@ def test_only_operators_ranges_and_kernels_are_read(missing):
 
 def test_the_installed_torch_offers_every_field_that_is_read():
     binding = torch._C._autograd._KinetoEvent
-    asked = set(trace.read.__code__.co_names) - {"profiler", "kineto_results", "events", "append"}
+    assert {"name", "device_type", "linked_correlation_id", "is_user_annotation"} <= set(kineto_events.FIELDS)
+    assert all(hasattr(binding, field) for field in kineto_events.FIELDS)
 
-    fields = {
-        name for name in asked if name in vars(Raw("", HOST)) and name not in ("activity_type", "is_hidden_event")
-    }
-    assert {"name", "device_type", "linked_correlation_id", "is_user_annotation"} <= fields
-    assert all(hasattr(binding, field) for field in fields)
+
+def test_what_an_operator_calls_has_no_shapes_unless_it_may_take_its_place():
+    """Also where both begin at once, and the inner one comes first."""
+    shapes = [[2, 3], [3, 4]]
+    times = {"aten::addmm": (10, 30), "aten::mm": (12, 20), "aten::mv": (40, 45), "aten::sum": (40, 60)}
+    ops = [
+        Raw(name, HOST, start_ns=start, end_ns=end, shapes=shapes, correlation_id=number)
+        for number, (name, (start, end)) in enumerate(times.items())
+    ]
+    assert {e.name: e.shapes for e in trace.read(profiler_of(*ops))} == dict.fromkeys(times, shapes) | {"aten::mm": ()}
+    mode = Raw("PythonDispatchMode", HOST, start_ns=70, end_ns=80)
+    assert {e.name: e.shapes for e in trace.read(profiler_of(*ops, mode)) if e.kind == OPERATOR} == dict.fromkeys(
+        times, shapes
+    )
 
 
 @pytest.mark.parametrize(
@@ -591,11 +607,10 @@ def test_kernels_of_compiled_code_on_a_gpu_go_to_what_their_mark_says():
         asked.append((mark, caller, phase))
         return told[mark]
 
-    rows, _, facts, _ = attribute(
-        compiled_layer(Timeline()).events, [("layer", False)], lambda *_: "layer", COMPOSITE.__contains__,
-        kernel_at=kernel_at,
+    kernels, _, facts, _ = attribute(
+        *apart(Events.of(compiled_layer(Timeline()).events)), [("layer", False)], lambda *_: "layer",
+        COMPOSITE.__contains__, kernel_at=kernel_at,
     )  # fmt: skip
-    kernels = table("kernels", rows)
     assert places(kernels) == [
         ("split_k", "fc", "forward", "aten::addmm"),
         ("reduce", "fc", "forward", "aten::addmm"),
@@ -615,7 +630,9 @@ def test_kernels_of_compiled_code_on_a_gpu_go_to_what_their_mark_says():
 
 def test_compiled_code_without_marks_hides_what_is_in_it():
     events = [event for event in compiled_layer(Timeline()).events if not event.name.startswith("gpuprof:kernel:")]
-    rows, _, facts, _ = attribute(events, [("layer", False)], lambda *_: "layer", COMPOSITE.__contains__)
+    kernels, _, facts, _ = attribute(
+        *apart(Events.of(events)), [("layer", False)], lambda *_: "layer", COMPOSITE.__contains__
+    )
     assert facts["hidden"] == ["layer"]
-    assert {row["module"] for row in rows} == {"layer"}
-    assert {row["compiled"] for row in rows} == {""}
+    assert set(kernels["module"]) == {"layer"}
+    assert set(kernels["compiled"]) == {""}
