@@ -230,6 +230,8 @@ class Traffic:
                 self._made[storage] = number
                 self._handed_back.discard(storage)
                 part.makers[storage] = module
+                if storage not in part.places:
+                    part.writers.pop(storage, None)  # of another one, which is gone and had this address
         chosen = weighs and known.name in _LOOKUPS and given[0].dim() > 2  # whole matrices, to multiply with
         for storage in results - self._weights.keys():
             if chosen or (weighs and not inputs):

@@ -6,7 +6,7 @@ from torch import nn
 
 from gpuprof import count
 from gpuprof.errors import GpuprofError
-from gpuprof.workload.weightless import Answers, Weightless
+from gpuprof.workload.weightless import Answers, Weightless, execute, repeated
 
 HINT = "count a real step with 'gpuprof profile MODEL --passes count'"
 X = torch.empty(4, 8, device="meta")
@@ -88,6 +88,54 @@ def test_a_recurrent_layer_takes_a_state_of_zeros(linear):
     state = torch.zeros(1, 4, 8, device="meta")
     for layer in (nn.LSTM(8, 8, device="meta"), nn.GRU(8, 8, device="meta")):
         assert layer(X[None], (state, state) if isinstance(layer, nn.LSTM) else state)[0].shape == (1, 4, 8)
+
+
+ATEN = torch.ops.aten
+HALF = torch.empty(4, 8, device="meta", dtype=torch.bfloat16)
+WHOLE = torch.empty(4, 8, device="meta", dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("operator", "given"),
+    [
+        (ATEN.mm.default, (HALF, HALF.t())),
+        (ATEN.mul.Tensor, (HALF, 2.0)),
+        (ATEN.add.Tensor, (X.t(), X.t())),
+        (ATEN.clone.default, (X.expand(3, 4, 8),)),
+        (ATEN.native_layer_norm.default, (X, [8], None, None, 1e-5)),
+        (ATEN.max.dim, (X, 1)),
+        (ATEN.embedding.default, (X, torch.tensor([[1, 2]]))),
+        (ATEN.eq.Scalar, (WHOLE, 1)),
+    ],
+)
+def test_an_empty_result_is_made_again_as_the_operator_makes_it(operator, given):
+    first = execute(operator, given, {})
+    again = repeated(operator, given, {}, first)(*given)
+    assert type(again) is type(first)
+    for one, other in zip(*(x if isinstance(x, tuple) else (x,) for x in (again, first)), strict=True):
+        assert (one.shape, one.stride(), one.dtype, one.device) == (other.shape, other.stride(), other.dtype, X.device)
+        assert one.untyped_storage()._cdata != other.untyped_storage()._cdata
+        assert one.untyped_storage().nbytes() == other.untyped_storage().nbytes()
+
+
+def test_views_and_changes_in_place_are_of_what_is_given():
+    for operator, given in ((ATEN.view.default, (X, [32])), (ATEN.add_.Tensor, (X.clone(), 1))):
+        again = repeated(operator, given, {}, execute(operator, given, {}))(*given)
+        assert again.untyped_storage()._cdata == given[0].untyped_storage()._cdata
+
+
+@pytest.mark.parametrize(
+    ("operator", "given"),
+    [
+        (ATEN.mul.Tensor, (torch.ones(2), 2)),  # for real
+        (ATEN.index.Tensor, (X, [torch.tensor([True, False, True, False])])),  # as many as are true
+        (ATEN.div.Tensor, (WHOLE, WHOLE)),  # in torch's default dtype, of the moment
+        (ATEN.native_dropout.default, (X, 0.0, False)),  # may hand back what it was given
+        (ATEN.sum.default, (X,)),  # a number
+    ],
+)
+def test_what_metadata_do_not_tell_is_carried_out_each_time(operator, given):
+    assert repeated(operator, given, {}, execute(operator, given, {})) is None
 
 
 def test_more_places_than_features_raise_as_they_do_in_a_real_step(linear):
