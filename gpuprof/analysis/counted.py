@@ -118,7 +118,7 @@ def priced(run: Record, ops: pd.DataFrame, convention: str | None = None) -> pd.
     else:
         counts = {name: integers(figures[name]) for name in ("flops", "macs")}
     times = {name: pd.Series(figures[name], ops.index, "float64") for name in ("ideal_s", "hardware_ideal_s")}
-    return ops.assign(phase=pd.Series(figures["phase"], ops.index, "object"), **counts, **times)
+    return ops.assign(phase=pd.Series(figures["phase"], ops.index, ops["phase"].dtype), **counts, **times)
 
 
 _READ = ("phase", "kind", "dtype", "flops_causal", "flops_full", "flops_hardware")

@@ -31,7 +31,8 @@ def once(find: Callable[Concatenate[Record, _Asked], _Found]) -> Callable[Concat
         kept = run.__dict__.setdefault("_found", {})
         state, key = _state(run), (find.__module__, find.__name__, args, *kwargs.items())
         if key not in kept or kept[key][0] != state:
-            kept[key] = (state, find(run, *args, **kwargs))
+            held = [run.held(name) for name in TABLES]  # so that no other table comes to have the id of one of them
+            kept[key] = (state, find(run, *args, **kwargs), held)
         return kept[key][1]
 
     return found
