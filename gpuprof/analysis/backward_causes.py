@@ -98,8 +98,9 @@ def explain(run: Record, ops: pd.DataFrame, table: pd.DataFrame) -> tuple[dict[s
         ops: what `gpuprof.analysis.counted.counted` gives of it.
         table: by module, with what was computed again: a column ``flops_recompute``.
     """
-    ops = ops.assign(row=range(len(ops)))
-    mine = {str(path): rows for path, rows in ops.groupby("module", sort=False)}
+    mine: dict[str, list[Any]] = {}
+    for row in ops[_OF_ROW].reset_index(drop=True).itertuples():
+        mine.setdefault(row.module, []).append(row)
     children: dict[str, list[str]] = {path: [] for path in table.index}
     for path in run.tree["module"]:
         if path:
@@ -108,12 +109,12 @@ def explain(run: Record, ops: pd.DataFrame, table: pd.DataFrame) -> tuple[dict[s
     parts: dict[str, Part] = {}
     alone = []
     for path in [*reversed(list(run.tree["module"])), UNATTRIBUTED]:  # children before their parent
-        own = _own(path, mine.get(path), facts)
+        own = _own(path, mine.get(path, []), facts)
         alone.append(own)
         named = [(child.rpartition(".")[2], parts[child]) for child in children.get(path, [])]
         part = merged([("its own products", own), *named] if named else [("", own)])
         if not part.cause and path in mine:
-            lookup = mine[path]["op"].str.startswith("aten::embedding").any()
+            lookup = any(row.op.startswith("aten::embedding") for row in mine[path])
             part.cause = EMBEDDING if lookup else NO_PRODUCT
         elif not part.cause and any(child.cause for _, child in named):
             part.cause = NO_PRODUCT
@@ -126,10 +127,14 @@ def explain(run: Record, ops: pd.DataFrame, table: pd.DataFrame) -> tuple[dict[s
     return parts, alone
 
 
+_OF_ROW = ["module", "phase", "op", "kind", "shapes", "calls", "flops", "flops_hardware"]
+"""Columns of what was counted that causes are found in."""
+
+
 class _Facts:
     """What the record says of modules: what of them is trained, and what ran before them."""
 
-    def __init__(self, run: Record, children: dict[str, list[str]], mine: dict[str, pd.DataFrame]) -> None:
+    def __init__(self, run: Record, children: dict[str, list[str]], mine: dict[str, list[Any]]) -> None:
         rows = zip(run.tree["module"], run.tree["params"], run.tree["trainable_params"], strict=True)
         # none of a recording, and of a training those of the whole model alone
         known = [] if run.tree["params"].isna().any() else list(rows)
@@ -139,12 +144,8 @@ class _Facts:
             for path, below in children.items()
             if path in self.params
         }
-        starts = {
-            path: int(rows.loc[rows["phase"] == "forward", "row"].min())
-            for path, rows in mine.items()
-            if (rows["phase"] == "forward").any()
-        }
-        self.starts = starts
+        forwards = {path: [row.Index for row in rows if row.phase == "forward"] for path, rows in mine.items()}
+        self.starts = starts = {path: min(rows) for path, rows in forwards.items() if rows}
         self.of_classes = run.metered
         trained = [
             starts[path]
@@ -163,20 +164,18 @@ class _Facts:
         return self.first_trained is not None and self.first_trained < self.starts.get(path, 0)
 
 
-def _own(path: str, rows: pd.DataFrame | None, facts: _Facts) -> Part:
+def _own(path: str, rows: list[Any], facts: _Facts) -> Part:
     """The products that a module owns itself."""
-    if rows is None:
-        return Part()
-    products = rows[rows["kind"].isin(PRODUCTS) & (rows["flops"].fillna(0) > 0)]
-    forward, backward = (products[products["phase"] == phase] for phase in ("forward", "backward"))
-    part = Part(int(forward["flops"].sum()), int(backward["flops"].sum()))
+    products = [row for row in rows if row.kind in PRODUCTS and not pd.isna(row.flops) and row.flops > 0]
+    forward, backward = ([row for row in products if row.phase == phase] for phase in ("forward", "backward"))
+    part = Part(sum(int(row.flops) for row in forward), sum(int(row.flops) for row in backward))
     if not part.forward and not part.backward:
         return part
     part.notes = _fused(forward, backward)
     if part.backward == ASSUMED * part.forward:
         part.cause, part.explained = TWO, part.backward
         return part
-    if not (rows["phase"] == "backward").any():
+    if not any(row.phase == "backward" for row in rows):
         _, trainable = facts.params.get(path, (0, 0))
         part.cause = UNUSED if trainable else NOT_PASSED if facts.trained_before(path) else NOTHING_TRAINED
         part.words, part.explained = CAUSES[part.cause], 0
@@ -215,18 +214,18 @@ def _cause(group: _Products, path: str, facts: _Facts) -> tuple[str, str] | None
     return SOME_GRADIENTS, f"{group.backward} of the {2 * group.forward} factors of its products need a gradient"
 
 
-def _matched(forward: pd.DataFrame, backward: pd.DataFrame) -> list[_Products] | None:
+def _matched(forward: list[Any], backward: list[Any]) -> list[_Products] | None:
     """Products and their gradients by what one costs; None where a gradient fits no product."""
     calls: Counter[tuple[str, int]] = Counter()
     operands: dict[tuple[str, int], list[tuple[Any, Any]]] = {}
-    for row in forward.itertuples():
+    for row in forward:
         key = (_family(row.kind), int(row.flops) // int(row.calls))
         calls[key] += int(row.calls)
         operands.setdefault(key, []).append(_factors(row.shapes, row.kind))
     gradients: Counter[tuple[str, int]] = Counter()
     first: Counter[tuple[str, int]] = Counter()
     second: Counter[tuple[str, int]] = Counter()
-    for row in backward.itertuples():
+    for row in backward:
         count, total = 1, int(row.flops) // int(row.calls)
         if row.kind == "attention":  # both products of it, each with both its gradients
             count = 2
@@ -267,9 +266,10 @@ def _side(results: tuple[tuple[int, ...], ...], operands: list[tuple[Any, Any]])
     return sides.pop() if len(sides) == 1 else None
 
 
-def _fused(forward: pd.DataFrame, backward: pd.DataFrame) -> list[str]:
+def _fused(forward: list[Any], backward: list[Any]) -> list[str]:
     """What a fused attention backward adds in hardware, where it is exactly the scores once more."""
-    above, below = (int(rows.loc[rows["kind"] == "attention", "flops_hardware"].sum()) for rows in (backward, forward))
+    fused = ([row.flops_hardware for row in rows if row.kind == "attention"] for rows in (backward, forward))
+    above, below = (sum(int(flops) for flops in known if not pd.isna(flops)) for known in fused)
     if above and 2 * above == 5 * below:
         return ["fused attention computes its scores again: 2.5 x in hardware"]
     return []

@@ -27,6 +27,7 @@ from gpuprof.analysis.each import each
 from gpuprof.analysis.generation import moved, withheld_of_bytes
 from gpuprof.analysis.kernel_time import owned
 from gpuprof.analysis.known_flops import at_least, none_known
+from gpuprof.analysis.once import once
 from gpuprof.analysis.ranks import by_rank, require_kernels, straggler
 from gpuprof.analysis.shares import regions
 from gpuprof.analysis.steps import refuse_log, step_seconds
@@ -163,6 +164,19 @@ def budget(
         GpuprofError: the run was not counted or traced, has no kernels, or has no such denominator or phase; or a
             phase is asked for of a job, or in a convention that knows the step as a whole alone.
     """
+    if ceilings is None:
+        return _budget(run, convention, denominator, phase)
+    return _split(run, convention, denominator, phase, ceilings)
+
+
+@once
+def _budget(run: Record, convention: str | None, denominator: str | None, phase: str | None) -> Budget:
+    return _split(run, convention, denominator, phase, None)
+
+
+def _split(
+    run: Record, convention: str | None, denominator: str | None, phase: str | None, ceilings: dict[str, Any] | None
+) -> Budget:
     refuse_log(run, "budget", "trace")
     if run.busy.empty if run.is_job else run.kernels.empty or not run.done("trace") or not run.done("count"):
         raise GpuprofError("a budget needs operators and kernels: profile with the passes count, time and trace")
