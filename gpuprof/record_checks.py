@@ -124,10 +124,13 @@ def checked_columns(name: str, columns: dict[str, Any]) -> dict[str, Any]:
     for column, rows in known.items():
         types = {int} if column in INTEGERS else {int, float} if column in FLOATS else {str}
         values = rows.values if isinstance(rows, Column) else rows
-        if not isinstance(values, list) or not set(map(type, values)) <= types | {type(None)}:
+        found = set(map(type, values)) if isinstance(values, list) else {object}
+        if not found <= types | {type(None)}:
             raise ValueError(f"{name}.{column} is no list of {'texts' if types == {str} else 'figures'}")
+        if types == {str}:
+            continue
         most = _LARGEST if column in COUNTS else 2**63
-        figures = [] if types == {str} else [value for value in values if value is not None]
+        figures = values if found <= types else [value for value in values if value is not None]
         extremes = figures if column in FLOATS or not figures else (min(figures), max(figures))
         if not all(-most < value < most for value in extremes):  # no NaN either
             raise ValueError(f"{name}.{column} is out of range")

@@ -302,11 +302,11 @@ def table(name: str, rows: list[dict[str, Any]] | dict[str, Any]) -> pd.DataFram
 
 
 def _frame(held: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    index = pd.RangeIndex(len(next(iter(held.values()))))
     typed = {column: _typed(column, values) for column, values in held.items()}
-    # texts as they are: of objects that nobody says are some pandas would make texts of its own
-    return pd.DataFrame({
-        column: pd.Series(values, dtype=values.dtype, copy=False) for column, values in typed.items()
-    })  # fmt: skip
+    # of objects that nobody says are some pandas would make texts of its own
+    series = {column: pd.Series(values, index, values.dtype, copy=False) for column, values in typed.items()}
+    return pd.DataFrame(series, index, copy=False)
 
 
 @cache
@@ -378,14 +378,14 @@ def integers(values: Iterable[Any], times: Iterable[int] | None = None) -> Any:
     return np.array([pd.NA if value is None else value for value in exact], dtype=object)
 
 
-def _int64(values: Iterable[Any]) -> Any:
+def _int64(values: Sequence[Any]) -> Any:
     """The same of integers of 64 bits, whose sums are nobody's."""
-    exact = _exact(values)
-    missing = np.zeros(len(exact), dtype=bool)
-    if None in exact:
-        missing[:] = [value is None for value in exact]
-        exact = [1 if value is None else value for value in exact]  # pandas has a 1 there, too
-    return pd.arrays.IntegerArray(np.array(exact, dtype="int64"), missing)
+    try:
+        return pd.arrays.IntegerArray(np.array(values, dtype="int64"), np.zeros(len(values), dtype=bool))
+    except (TypeError, ValueError):  # some are missing
+        exact = _exact(values)
+    missing = np.array([value is None for value in exact], dtype=bool)
+    return pd.arrays.IntegerArray(np.array([value or 0 for value in exact], dtype="int64"), missing)
 
 
 def _exact(values: Iterable[Any]) -> list[int | None]:
