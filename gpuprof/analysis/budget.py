@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from gpuprof import units
 from gpuprof.analysis.bounds import BOUNDS, add_bounds, bandwidth_of
-from gpuprof.analysis.budget_words import LAUNCH_GAP_S, evidence, negative, title
+from gpuprof.analysis.budget_words import EVIDENCE, LAUNCH_GAP_S, evidence, negative, title
 from gpuprof.analysis.communication import PERHAPS, collectives
 from gpuprof.analysis.compiled import hardware_of_compiled
 from gpuprof.analysis.consistency import withheld_of_kernels, withheld_of_step
@@ -218,7 +218,9 @@ def _split(
     parts["title"] = [title(part, run, unknown) for part in PARTS]
     parts["time_s"] = [float("nan") if part in unknown else float(sums.get(part, 0.0)) for part in PARTS]
     parts["share"] = parts["time_s"] / step_s
-    parts["what"] = [evidence(part, run, ops, kernels, facts) for part in PARTS]
+    of_parts = dict(iter(kernels[EVIDENCE].groupby("part", sort=False)))
+    nothing = kernels[EVIDENCE].head(0)
+    parts["what"] = [evidence(part, run, ops, kernels, of_parts.get(part, nothing), facts) for part in PARTS]
     did = run.nodes.empty or hardware_of_compiled(run) is not None
     peakless = sorted(set(ops.loc[ops["ideal_s"].isna(), "dtype"]))
     if reason:

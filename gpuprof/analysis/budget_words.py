@@ -72,10 +72,23 @@ def negative(part: str, where: str = "") -> str:
     return f"{words(part).capitalize()} is negative{where}: {why}."
 
 
-def evidence(part: str, run: Record, ops: pd.DataFrame, kernels: pd.DataFrame, facts: dict[str, Any]) -> str:
-    """The evidence of a part in a few words; empty where there is nothing to say."""
-    columns = ["op", "kind", "start_ns", "duration_ns", "own_s", "kernels"]
-    mine = kernels.loc[kernels["part"] == part, columns]
+EVIDENCE = ["part", "op", "kind", "start_ns", "duration_ns", "own_s", "kernels"]
+"""Columns of the kernels of a part that are its evidence."""
+
+
+def evidence(
+    part: str, run: Record, ops: pd.DataFrame, kernels: pd.DataFrame, mine: pd.DataFrame, facts: dict[str, Any]
+) -> str:
+    """The evidence of a part in a few words; empty where there is nothing to say.
+
+    Args:
+        part: of a step.
+        run: whose.
+        ops: as in `gpuprof.analysis.budget.Budget`.
+        kernels: likewise.
+        mine: those of the part, the columns `EVIDENCE`.
+        facts: of the whole.
+    """
     took = units.duration(float(mine["own_s"].sum()))
     cuda = run.device.get("type") == "cuda"
     many = f"{mine['kernels'].sum():,} {'kernels' if cuda else 'operators'}"
