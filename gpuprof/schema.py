@@ -304,9 +304,10 @@ def table(name: str, rows: list[dict[str, Any]] | dict[str, Any]) -> pd.DataFram
 def _frame(held: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
     index = pd.RangeIndex(len(next(iter(held.values()))))
     typed = {column: _typed(column, values) for column, values in held.items()}
-    # of objects that nobody says are some pandas would make texts of its own
-    series = {column: pd.Series(values, index, values.dtype, copy=False) for column, values in typed.items()}
-    return pd.DataFrame(series, index, copy=False)
+    for column, values in typed.items():
+        if values.dtype == "object":  # of objects that nobody says are some pandas would make texts of its own
+            typed[column] = pd.Series(values, index, "object", copy=False)
+    return pd.DataFrame(typed, index, copy=False)
 
 
 @cache
