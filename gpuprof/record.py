@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from gpuprof import log, log_content
+from gpuprof.coded import Column, coded
 from gpuprof.errors import ForeignFileError, GpuprofError, no_run
 from gpuprof.files import write_atomically
 from gpuprof.record_checks import check_facts, check_tables, checked_columns
@@ -42,7 +43,7 @@ class PassOutcome:
 
 
 class _Held:
-    """A raw table of a record: columns of plain values until its frame is asked for, and from then on the frame."""
+    """A raw table of a record: columns as in a file until its frame is asked for, and from then on the frame."""
 
     def __set_name__(self, _: type, name: str) -> None:
         self._name = name
@@ -120,12 +121,17 @@ class Record:
             name: of `TABLES`.
         """
         held = self.__dict__[name]
-        return held if isinstance(held, dict) else columns(held)
+        return {column: self.column(name, column) for column in held} if isinstance(held, dict) else columns(held)
 
     def column(self, name: str, column: str) -> list[Any]:
         """One column of it likewise."""
         held = self.__dict__[name]
-        return held[column] if isinstance(held, dict) else values(held[column])
+        if not isinstance(held, dict):
+            return values(held[column])
+        if isinstance(held[column], Column):
+            held[column] = [*held[column]]
+        found: list[Any] = held[column]
+        return found
 
     def distinct(self, name: str, column: str) -> set[Any]:
         """What a column has, each once."""
@@ -190,8 +196,8 @@ class Record:
         Raises:
             GpuprofError: the file cannot be written.
         """
-        text = json.dumps(self.to_dict(), allow_nan=False, separators=(",", ":"))
-        return write_atomically(path, text)
+        content = self.to_dict() | {name: coded(self.columns(name)) for name in TABLES}
+        return write_atomically(path, json.dumps(content, allow_nan=False, separators=(",", ":")))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -201,7 +207,7 @@ class Record:
             GpuprofError: no such file, not a gpuprof run, truncated, a part missing or broken, or written by a newer
                 gpuprof.
         """
-        data = read(path)
+        data = _read(path, TABLES)
         with whole_file(path):
             tables: dict[str, Any] = {name: plain(name, data.get(name, [])) for name in TABLES}
             check_tables(tables)
@@ -224,6 +230,14 @@ def read(path: str | os.PathLike[str], tables: Iterable[str] = TABLES) -> dict[s
     Raises:
         GpuprofError: as in `Record.load`.
     """
+    data = _read(path, tables)
+    return data | {
+        name: {column: [*values] for column, values in data[name].items()} for name in tables if name in data
+    }
+
+
+def _read(path: str | os.PathLike[str], tables: Iterable[str]) -> dict[str, Any]:
+    """The same, with columns as the file has them."""
     path = Path(path)
     if path.is_dir():
         path = log.of_folder(path)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gpuprof.coded import Column, decoded
 from gpuprof.dates import in_utc
 from gpuprof.schema import (
     ALL,
@@ -115,17 +116,23 @@ def _is_number(value: Any, most: int = 2**63) -> bool:
     return type(value) in (int, float) and abs(value) < most  # no NaN either
 
 
-def checked_columns(name: str, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """The columns of a `table` that a file holds, if every one is of its type and as long as the others."""
-    known = {column: columns[column] for column in TABLES[name] if column in columns or column not in DEFAULTS}
+def checked_columns(name: str, columns: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a `table` that a file holds, `decoded`, if each is of its type and as long as the others."""
+    known = decoded(columns, [column for column in TABLES[name] if column in columns or column not in DEFAULTS])
     if len(set(map(len, known.values()))) > 1:
         raise ValueError(f"{name} has columns of different length")
-    for column, values in known.items():
+    for column, rows in known.items():
         types = {int} if column in INTEGERS else {int, float} if column in FLOATS else {str}
-        if not isinstance(values, list) or not set(map(type, values)) <= types | {type(None)}:
+        values = rows.values if isinstance(rows, Column) else rows
+        found = set(map(type, values)) if isinstance(values, list) else {object}
+        if not found <= types | {type(None)}:
             raise ValueError(f"{name}.{column} is no list of {'texts' if types == {str} else 'figures'}")
+        if types == {str}:
+            continue
         most = _LARGEST if column in COUNTS else 2**63
-        if types != {str} and not all(_is_number(value, most) for value in {*values} - {None}):
+        figures = values if found <= types else [value for value in values if value is not None]
+        extremes = figures if column in FLOATS or not figures else (min(figures), max(figures))
+        if not all(-most < value < most for value in extremes):  # no NaN either
             raise ValueError(f"{name}.{column} is out of range")
     return known
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from operator import mul
 from typing import Any
 
+from gpuprof.coded import Column
 from gpuprof.late import np, pd
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 FACTS = ("workload", "device", "environment", "settings", "warnings", "doubts")
 """Parts of a saved run beside its passes and tables."""
@@ -284,18 +287,37 @@ FLOATS = {"time_s", "start_s", "value", "total_s", "dynamo_s", "inductor_s"}
 _ROOM = 2**60  # of a whole column: eight of them may be added up
 
 
-def table(name: str, rows: list[dict[str, Any]] | dict[str, list[Any]]) -> pd.DataFrame:
+def table(name: str, rows: list[dict[str, Any]] | dict[str, Any]) -> pd.DataFrame:
     """A raw table with exactly its columns; integers stay exact, unknown ones are missing, never 0.
 
     Args:
         name: of `TABLES`.
-        rows: a list of rows, or columns by name; what is not given is missing, and the launch 0.
+        rows: a list of rows, or columns by name, each a list or a `Column`; what is not given is missing, and the
+            launch 0.
     """
-    return pd.DataFrame({column: _typed(column, values) for column, values in plain(name, rows).items()})
+    held = plain(name, rows)
+    if not next(iter(held.values())):
+        return _without_rows(name).copy()
+    return _frame(held)
 
 
-def plain(name: str, rows: list[dict[str, Any]] | dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """What `table` makes a frame of: exactly its columns, of plain values; arguments as for `table`.
+def _frame(held: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    index = pd.RangeIndex(len(next(iter(held.values()))))
+    typed = {column: _typed(column, values) for column, values in held.items()}
+    for column, values in typed.items():
+        if values.dtype == "object":  # of objects that nobody says are some pandas would make texts of its own
+            typed[column] = pd.Series(values, index, "object", copy=False)
+    return pd.DataFrame(typed, index, copy=False)
+
+
+@cache
+def _without_rows(name: str) -> pd.DataFrame:
+    """Most tables of most runs: a copy is made in less time than another."""
+    return _frame({column: [] for column in TABLES[name]})
+
+
+def plain(name: str, rows: list[dict[str, Any]] | dict[str, Any]) -> dict[str, Any]:
+    """What `table` makes a frame of: exactly its columns, of values of Python; arguments as for `table`.
 
     A text that is not there is empty.
 
@@ -303,43 +325,78 @@ def plain(name: str, rows: list[dict[str, Any]] | dict[str, list[Any]]) -> dict[
         KeyError: columns are given, but not one that has no default.
     """
     if isinstance(rows, list):
-        made = {column: [row.get(column, DEFAULTS.get(column)) for row in rows] for column in TABLES[name]}
+        made: dict[str, Any] = {
+            column: [row.get(column, DEFAULTS.get(column)) for row in rows] for column in TABLES[name]
+        }
     elif rows:
         length = len(next(iter(rows.values())))
         given = {column: [default] * length for column, default in DEFAULTS.items()} | rows
         made = {column: given[column] for column in TABLES[name]}
     else:
         return {column: [] for column in TABLES[name]}
-    for column, values in made.items():
-        if column not in INTEGERS and column not in FLOATS and None in values:
-            made[column] = ["" if value is None else value for value in values]
+    for column in made.keys() - INTEGERS - FLOATS:
+        made[column] = _told(made[column])
     return made
 
 
-def _typed(column: str, values: list[Any]) -> Any:
+def _told(texts: Any) -> Any:
+    if isinstance(texts, Column):
+        return Column(_told(texts.values), texts.places)
+    return ["" if text is None else text for text in texts] if None in texts else texts
+
+
+def _typed(column: str, held: Sequence[Any]) -> Any:
     # never through a frame of mixed values: pandas would make floats of integers, and those round beyond 2**53
-    if isinstance(values, pd.api.extensions.ExtensionArray):  # integers, and those that are missing, already
-        return values
+    if isinstance(held, pd.api.extensions.ExtensionArray):  # integers, and those that are missing, already
+        return held
+    if isinstance(held, Column):
+        index = np.asarray(held.places)
+        if column in COUNTS:
+            found = integers(held.values, np.bincount(index, minlength=len(held.values)).tolist())
+        else:
+            found = _typed(column, held.values)
+        return found.take(index)
     if column in COUNTS:
-        return integers(values)
+        return integers(held)
     if column in INTEGERS:
-        return pd.array([None if value is None or value is pd.NA else int(value) for value in values], dtype="Int64")
-    if column in FLOATS:
-        return pd.Series(values, dtype="float64")
-    return pd.Series(values, dtype="object")
+        return _int64(held)
+    return np.array(held, dtype="float64" if column in FLOATS else "object")
 
 
-def integers(values: Iterable[Any]) -> Any:
+def integers(values: Iterable[Any], times: Iterable[int] | None = None) -> Any:
     """A column of exact integers of any size, missing where they are None or missing.
+
+    Args:
+        values: integers.
+        times: how often each will be in the column; once by default.
 
     Returns:
         An array of pandas's Int64 where even sums of it stay below 2**63, else of Python's own integers: pandas would
         let Int64 wrap around without a word.
     """
-    exact = [value if type(value) is int else None if pd.isna(value) else int(value) for value in values]
-    if sum(abs(value) for value in exact if value) < _ROOM:
-        return pd.array(exact, dtype="Int64")
+    exact = _exact(values)
+    sizes = (abs(value or 0) for value in exact)
+    if sum(sizes if times is None else map(mul, sizes, times)) < _ROOM:
+        return _int64(exact)
     return np.array([pd.NA if value is None else value for value in exact], dtype=object)
+
+
+def _int64(values: Sequence[Any]) -> Any:
+    """The same of integers of 64 bits, whose sums are nobody's."""
+    try:
+        return pd.arrays.IntegerArray(np.array(values, dtype="int64"), np.zeros(len(values), dtype=bool))
+    except (TypeError, ValueError):  # some are missing
+        exact = _exact(values)
+    missing = np.array([value is None for value in exact], dtype=bool)
+    return pd.arrays.IntegerArray(np.array([value or 0 for value in exact], dtype="int64"), missing)
+
+
+def _exact(values: Iterable[Any]) -> list[int | None]:
+    """Values as integers of Python, None where one is missing."""
+    held = values if isinstance(values, list) else list(values)
+    if set(map(type, held)) <= {int, type(None)}:
+        return held
+    return [None if pd.isna(value) else int(value) for value in held]
 
 
 def columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
@@ -349,8 +406,8 @@ def columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
 
 def values(column: pd.Series) -> list[Any]:
     """A column of a table as JSON-ready values: what is missing is None."""
-    found = column.tolist()
-    return found if set(map(type, found)) <= {int, str} else [_plain(value) for value in found]
+    held = column.tolist()
+    return held if set(map(type, held)) <= {str, int} else [_plain(value) for value in held]
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ PACKAGE = Path(gpuprof.__file__).parent
 
 # from the bottom up: a module may import from its own layer and from those before it
 LAYERS = [
-    ("errors", "late", "process", "signals", "undo", "units", "version"),
+    ("coded", "errors", "late", "process", "signals", "undo", "units", "version"),
     ("files", "schema"),
     ("dates", "pictures"),
     ("store_url",),
@@ -52,6 +52,7 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 TORCH_FREE = [
+    "coded",
     "errors",
     "late",
     "process",

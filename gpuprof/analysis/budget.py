@@ -17,15 +17,17 @@ from typing import Any, Literal
 
 from gpuprof import units
 from gpuprof.analysis.bounds import BOUNDS, add_bounds, bandwidth_of
-from gpuprof.analysis.budget_words import LAUNCH_GAP_S, evidence, negative, title
+from gpuprof.analysis.budget_words import EVIDENCE, LAUNCH_GAP_S, evidence, negative, title
 from gpuprof.analysis.communication import PERHAPS, collectives
 from gpuprof.analysis.compiled import hardware_of_compiled
 from gpuprof.analysis.consistency import withheld_of_kernels, withheld_of_step
 from gpuprof.analysis.counted import convention_of, counted, formula_parts, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds
+from gpuprof.analysis.each import each
 from gpuprof.analysis.generation import moved, withheld_of_bytes
 from gpuprof.analysis.kernel_time import owned
 from gpuprof.analysis.known_flops import at_least, none_known
+from gpuprof.analysis.once import once
 from gpuprof.analysis.ranks import by_rank, require_kernels, straggler
 from gpuprof.analysis.shares import regions
 from gpuprof.analysis.steps import refuse_log, step_seconds
@@ -162,6 +164,19 @@ def budget(
         GpuprofError: the run was not counted or traced, has no kernels, or has no such denominator or phase; or a
             phase is asked for of a job, or in a convention that knows the step as a whole alone.
     """
+    if ceilings is None:
+        return _budget(run, convention, denominator, phase)
+    return _split(run, convention, denominator, phase, ceilings)
+
+
+@once
+def _budget(run: Record, convention: str | None, denominator: str | None, phase: str | None) -> Budget:
+    return _split(run, convention, denominator, phase, None)
+
+
+def _split(
+    run: Record, convention: str | None, denominator: str | None, phase: str | None, ceilings: dict[str, Any] | None
+) -> Budget:
     refuse_log(run, "budget", "trace")
     if run.busy.empty if run.is_job else run.kernels.empty or not run.done("trace") or not run.done("count"):
         raise GpuprofError("a budget needs operators and kernels: profile with the passes count, time and trace")
@@ -187,7 +202,9 @@ def budget(
         add_bounds(ops, run, known.get("clock") if name == "datasheet" else None, bandwidth, ceilings)
     kernels, step_s, slowed, notes = _timed(classified(run, convention), run, phase)
     if places := regions(run):  # bounds are of the modules that have the time
-        ops["module"], kernels["module"] = (rows["module"].replace(places) for rows in (ops, kernels))
+        ops["module"], kernels["module"] = (
+            each(rows["module"], lambda module: places.get(module, module)) for rows in (ops, kernels)
+        )
     rows = _rows(kernels, step_s, ops, cuda)
     sums = rows.groupby("part")["time_s"].sum()
     unknown = {part for part, column in BOUNDS.items() if column not in ops}
@@ -201,7 +218,9 @@ def budget(
     parts["title"] = [title(part, run, unknown) for part in PARTS]
     parts["time_s"] = [float("nan") if part in unknown else float(sums.get(part, 0.0)) for part in PARTS]
     parts["share"] = parts["time_s"] / step_s
-    parts["what"] = [evidence(part, run, ops, kernels, facts) for part in PARTS]
+    of_parts = dict(iter(kernels[EVIDENCE].groupby("part", sort=False)))
+    nothing = kernels[EVIDENCE].head(0)
+    parts["what"] = [evidence(part, run, ops, kernels, of_parts.get(part, nothing), facts) for part in PARTS]
     did = run.nodes.empty or hardware_of_compiled(run) is not None
     peakless = sorted(set(ops.loc[ops["ideal_s"].isna(), "dtype"]))
     if reason:
@@ -271,7 +290,8 @@ def idle_owners(found: Budget, longest_gap_s: float = math.inf) -> pd.DataFrame:
         many), idle_s and share (of the step).
     """
     late = found.kernels[(found.kernels["idle_s"] > 0) & (found.kernels["gap_s"] <= longest_gap_s)]
-    late = late.assign(owner=[layer_of(module, found.run.recorded) for module in late["module"]])
+    recorded = found.run.recorded
+    late = late[["phase", "op", "idle_s"]].assign(owner=each(late["module"], lambda module: layer_of(module, recorded)))
     rows = []
     for (owner, phase), group in late.groupby(["owner", "phase"], sort=False):
         idle_s = group["idle_s"].sum()
@@ -436,10 +456,11 @@ def _rows(kernels: pd.DataFrame, step_s: float, ops: pd.DataFrame, cuda: bool) -
     """Time by owner and part: that of the kernels, the bounds moved out of it, and the gaps."""
     key = ["module", "phase", "op"]
     late = kernels[kernels["idle_s"] > 0]
-    short = (late["gap_s"] <= LAUNCH_GAP_S) & cuda
+    short = ((late["gap_s"] <= LAUNCH_GAP_S) & cuda).to_numpy("int64")
+    waits = np.array(["idle_host", "idle_launch"], dtype=object)[short]
     pieces = [
         kernels[[*key, "part"]].assign(time_s=kernels["own_s"]),
-        late[key].assign(part=np.where(short, "idle_launch", "idle_host"), time_s=late["idle_s"]),
+        late[key].assign(part=pd.Series(waits, late.index, dtype="object"), time_s=late["idle_s"]),
     ]
     for part, column in BOUNDS.items():
         if column in ops:

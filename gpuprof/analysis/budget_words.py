@@ -72,9 +72,23 @@ def negative(part: str, where: str = "") -> str:
     return f"{words(part).capitalize()} is negative{where}: {why}."
 
 
-def evidence(part: str, run: Record, ops: pd.DataFrame, kernels: pd.DataFrame, facts: dict[str, Any]) -> str:
-    """The evidence of a part in a few words; empty where there is nothing to say."""
-    mine = kernels[kernels["part"] == part]
+EVIDENCE = ["part", "op", "kind", "start_ns", "duration_ns", "own_s", "kernels"]
+"""Columns of the kernels of a part that are its evidence."""
+
+
+def evidence(
+    part: str, run: Record, ops: pd.DataFrame, kernels: pd.DataFrame, mine: pd.DataFrame, facts: dict[str, Any]
+) -> str:
+    """The evidence of a part in a few words; empty where there is nothing to say.
+
+    Args:
+        part: of a step.
+        run: whose.
+        ops: as in `gpuprof.analysis.budget.Budget`.
+        kernels: likewise.
+        mine: those of the part, the columns `EVIDENCE`.
+        facts: of the whole.
+    """
     took = units.duration(float(mine["own_s"].sum()))
     cuda = run.device.get("type") == "cuda"
     many = f"{mine['kernels'].sum():,} {'kernels' if cuda else 'operators'}"
@@ -96,7 +110,7 @@ def evidence(part: str, run: Record, ops: pd.DataFrame, kernels: pd.DataFrame, f
         return f"{units.percent(covered)} of their FLOPs have one measured"
     if part in ("idle_launch", "idle_host"):
         launch = (kernels["gap_s"] <= LAUNCH_GAP_S) & cuda
-        late = kernels[(kernels["idle_s"] > 0) & (launch == (part == "idle_launch"))]
+        late = kernels.loc[(kernels["idle_s"] > 0) & (launch == (part == "idle_launch")), ["op", "kernel", "idle_s"]]
         if late.empty:
             return ""
         longest = late.loc[late["idle_s"].idxmax()]

@@ -7,8 +7,9 @@ intervals: kernels of several streams, or of one that overlap, count once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from gpuprof.analysis.each import each, where
 from gpuprof.analysis.kernel_time import busy_seconds, owned, union_ns
 from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
@@ -45,7 +46,7 @@ class Account(NamedTuple):
 
 def communicating(kernels: pd.DataFrame) -> np.ndarray:
     """Which rows of ``kernels`` are communication: by their own name, or that of the operator that launched them."""
-    return _where(kernels["kernel"], communicates) | _where(kernels["op"], communicates)
+    return where(kernels["kernel"], communicates) | where(kernels["op"], communicates)
 
 
 def account(run: Record) -> Account:
@@ -77,8 +78,8 @@ def calls(run: Record) -> pd.DataFrame:
     kernels = kernels.assign(exposed_ns=owned(start, duration, communicate)[0], end_ns=start + duration)[communicate]
     if kernels.empty:
         return table("collectives", []).drop(columns="rank")
-    op = kernels["op"].map(plain_op)
-    kernels["name"] = op.where(_where(op, communicates), _each(kernels["kernel"], function_of))
+    op = each(kernels["op"], plain_op)
+    kernels["name"] = op.where(where(op, communicates), each(kernels["kernel"], function_of))
     alone = pd.Series([f"kernel {place}" for place in range(len(kernels))], kernels.index)  # launched by no operator
     grouped = kernels.groupby(kernels["call"].astype("object").where(kernels["call"].notna(), alone), sort=False)
     first = grouped.first()
@@ -105,11 +106,11 @@ def _told(run: Record) -> Callable[[str, str, str, str], tuple[int | None, str]]
         run.ops["kind"] == "communication", ["module", "phase", "op", "shapes", "group", "calls", "bytes"]
     ]
     for module, phase, op, shapes, group, count, nbytes in rows.itertuples(index=False, name=None):
-        each = None if pd.isna(nbytes) or not count else int(nbytes) // int(count)
+        of_call = None if pd.isna(nbytes) or not count else int(nbytes) // int(count)
         op, shapes = plain_op(op), input_shapes(shapes)
         for key in ((module, phase, op, shapes), (op, shapes), (op,)):
             sizes, groups = found.setdefault(key, (set(), set()))
-            sizes.add(each)
+            sizes.add(of_call)
             groups.add(group)
 
     def known(module: str, phase: str, op: str, shapes: str) -> tuple[int | None, str]:
@@ -136,11 +137,11 @@ def collectives(run: Record) -> pd.DataFrame:
     communicate = communicating(kernels)
     start, duration = (kernels[name].to_numpy("int64") for name in ("start_ns", "duration_ns"))
     kernels["exposed_ns"] = owned(start, duration, communicate)[0]
-    ops = kernels["op"].map(plain_op)
-    by_name = _where(kernels["kernel"], _unknown_collective)
-    maybe = ~communicate & (by_name | _where(ops, _unknown_collective))
-    by_op = np.where(communicate, _where(ops, communicates), ~by_name)
-    kernels["name"] = ops.where(by_op, _each(kernels["kernel"], function_of))
+    ops = each(kernels["op"], plain_op)
+    by_name = where(kernels["kernel"], _unknown_collective)
+    maybe = ~communicate & (by_name | where(ops, _unknown_collective))
+    by_op = np.where(communicate, where(ops, communicates), ~by_name)
+    kernels["name"] = ops.where(by_op, each(kernels["kernel"], function_of))
     kernels["kind"] = np.where(maybe, PERHAPS, "communication")
     in_job = "rank" in run.workload
     ops = run.ops[["bytes", "group"]].assign(op=run.ops["op"].map(plain_op))
@@ -167,12 +168,3 @@ def collectives(run: Record) -> pd.DataFrame:
 
 def _unknown_collective(name: str) -> bool:
     return perhaps_communicates(name) and rule_for(name) is None
-
-
-def _where(names: pd.Series, is_so: Callable[[str], bool]) -> np.ndarray:
-    return _each(names, is_so).to_numpy("bool")
-
-
-def _each(names: pd.Series, of: Callable[[str], Any]) -> pd.Series:
-    """Something of each name, found out once where many have it: a generation's steps launch the same kernels."""
-    return names.map({name: of(name) for name in names.unique()})

@@ -8,6 +8,7 @@ from typing import Any
 from gpuprof import units
 from gpuprof.analysis.consistency import owned_kernels
 from gpuprof.analysis.counted import priced
+from gpuprof.analysis.each import each_row
 from gpuprof.analysis.generation import is_generation
 from gpuprof.analysis.operators import GENERATED
 from gpuprof.analysis.shares import owners
@@ -21,8 +22,11 @@ COLUMNS = ["owners", "graph", "flops", "vector_flops", "bytes", "flops_per_s", "
 
 def graphs(run: Record) -> list[int | None]:
     """The graph of each row of ``kernels`` that a compiler wrote: those of other graphs have the same names."""
-    rows = run.kernels[["op", "compiled"]].itertuples(index=False, name=None)
-    return [int(of.partition("/")[0]) if of and op.startswith(GENERATED) else None for op, of in rows]
+
+    def graph(op: str, compiled: str) -> int | None:
+        return int(compiled.partition("/")[0]) if compiled and op.startswith(GENERATED) else None
+
+    return each_row(run.kernels[["op", "compiled"]], graph).tolist()
 
 
 def of_compiled(run: Record, names: Sequence[tuple[str, int | None]], convention: str | None = None) -> pd.DataFrame:

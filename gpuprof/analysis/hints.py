@@ -16,6 +16,7 @@ from gpuprof.analysis.budget import Budget
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.hints_of_work import LEAST_GAIN, Looked
 from gpuprof.analysis.next_steps import next_step
+from gpuprof.analysis.once import once
 
 MOST = 5
 """Hints that are given."""
@@ -43,6 +44,7 @@ class Hint(NamedTuple):
     part: str
 
 
+@once
 def hints(found: Budget) -> list[Hint]:
     """The `MOST` hints with the largest gain, that first; fewer where the record has evidence for fewer.
 

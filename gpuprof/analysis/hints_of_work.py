@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 from gpuprof import units
 from gpuprof.analysis.budget import Budget
 from gpuprof.analysis.denominators import denominators, peak_dtype
+from gpuprof.analysis.each import each, where
 from gpuprof.analysis.generation import generation, moved
 from gpuprof.analysis.kernel_time import busy_seconds
 from gpuprof.analysis.operators import GENERATED, plain_op
@@ -51,14 +53,14 @@ def attention(found: Budget) -> Looked:
     Single queries are left out: what they take is reading the cache, fused or not.
     """
     kernels = found.kernels[found.kernels["work"] == "attention"]
-    kernels = kernels[kernels["shapes"].map(_many_queries).astype(bool)]
+    kernels = kernels[where(kernels["shapes"], _many_queries)]
     modules = set(kernels.loc[kernels["kind"] != "attention", "module"])
     kernels = kernels[kernels["module"].isin(modules)]
     ops = found.mine(found.run.ops)
     ops = ops[ops["module"].isin(modules) & ops["op"].str.match(_ATTENTION_PRODUCT)]
     ops = ops[ops["shapes"].map(_many_queries).astype(bool)]
     now = float(kernels["own_s"].sum())
-    products = float(kernels.loc[kernels["op"].str.match(_ATTENTION_PRODUCT), "own_s"].sum())
+    products = float(kernels.loc[where(kernels["op"], re.compile(_ATTENTION_PRODUCT).match), "own_s"].sum())
     if ops.empty or not products:
         return
     rate = float(ops["flops_hardware"].sum()) / products
@@ -90,7 +92,7 @@ def precision(found: Budget) -> Looked:
     kernels, ops = found.kernels[products], found.ops[found.ops["dtype"] == "float32"]
     by_peak = {
         dtype: float(rows["own_s"].sum())
-        for dtype, rows in kernels.groupby(kernels["kind"].map(lambda kind: peak_dtype("float32", kind, found.run)))
+        for dtype, rows in kernels.groupby(each(kernels["kind"], lambda kind: peak_dtype("float32", kind, found.run)))
     }
     bytes_s = float(ops["bytes_s"].sum()) if "bytes_s" in ops else 0.0
     for dtype, what, action in (
@@ -147,7 +149,7 @@ def optimizer(found: Budget) -> Looked:
     sizes = run.memory[run.memory["source"] == "analytic"].groupby("quantity")["bytes"].sum()
     if kernels.empty or not found.bandwidth or not len(run.tree) or "gradients" not in sizes:
         return
-    if kernels["op"].str.contains("::_fused_").any():
+    if any("::_fused_" in op for op in {*kernels["op"]}):
         return
     needed_bytes = 2 * int(run.tree["trainable_bytes"].iloc[0]) + int(sizes["gradients"])
     needed_bytes += 2 * int(sizes.get("optimizer_state", 0))
@@ -208,7 +210,9 @@ def elementwise(found: Budget) -> Looked:
     if "bytes_s" not in found.ops:
         return
     kernels, ops = (
-        rows[(rows["part"] == "memory") & (rows["kind"] == "vector") & ~rows["op"].str.contains(_NOT_FUSED)]
+        rows[
+            (rows["part"] == "memory") & (rows["kind"] == "vector") & ~where(rows["op"], re.compile(_NOT_FUSED).search)
+        ]
         for rows in (found.kernels, found.ops)
     )
     now, needed = float(kernels["own_s"].sum()), float(ops["bytes_s"].sum())
@@ -216,7 +220,8 @@ def elementwise(found: Budget) -> Looked:
         return
     classes = dict(zip(found.run.tree["module"], found.run.tree["class"], strict=True))
     many = units.number(int(kernels["kernels"].sum()), "elementwise operator")
-    by_class = kernels.groupby(kernels["module"].map(classes).fillna("no module"))["own_s"].sum()
+    of_class = each(kernels["module"], lambda module: classes.get(module, "no module"))
+    by_class = kernels["own_s"].groupby(of_class).sum()
     yield (
         f"{many} take {of_step(found, now)}, where their bytes need "
         f"{units.duration(needed)} at {units.si(found.bandwidth, 'B/s')}; {units.percent(by_class.max() / now)} of it "
@@ -266,7 +271,7 @@ def alignment(found: Budget) -> Looked:
 
 def layout(found: Budget) -> Looked:
     """Convolutions that cuDNN has to lay out anew for tensor cores."""
-    turned = found.kernels[found.kernels["kernel"].str.contains("nchwToNhwc|nhwcToNchw", regex=True)]
+    turned = found.kernels[where(found.kernels["kernel"], re.compile("nchwToNhwc|nhwcToNchw").search)]
     if len(turned):
         seconds = float(turned["own_s"].sum())
         yield (
@@ -333,8 +338,8 @@ def cache(found: Budget) -> Looked:
     if (decode := found.decode) is None:
         return
     decoding = (rows[rows["phase"] == "decode"] for rows in (found.run.ops, decode.kernels))
-    joined = (rows[rows["op"].map(plain_op) == "aten::cat"] for rows in decoding)
-    ops, kernels = (rows[rows["shapes"].map(_appends).astype(bool)] for rows in joined)
+    joined = (rows[where(rows["op"], lambda op: plain_op(op) == "aten::cat")] for rows in decoding)
+    ops, kernels = (rows[where(rows["shapes"], _appends)] for rows in joined)
     must = moved(found.run)
     if ops.empty or kernels.empty or "decode" not in must.index or ops["bytes"].isna().any():
         return

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from gpuprof.analysis.each import numbered
 from gpuprof.late import np, pd
 from gpuprof.paths import ancestors
 from gpuprof.record import Record
@@ -16,15 +19,23 @@ def kernel_times(kernels: pd.DataFrame, paths: list[str]) -> dict[str, dict[str,
             for path in ancestors(module):
                 times[path][phase] = times[path].get(phase, 0.0) + nanoseconds * 1e-9
         return times
-    members: dict[tuple[str, str], list[int]] = {}
-    for index, (module, phase) in enumerate(zip(kernels["module"], kernels["phase"], strict=True)):
+    members: dict[tuple[str, str], list[np.ndarray]] = {}
+    for (module, phase), rows in _rows_by(kernels, ["module", "phase"]).items():
         for path in ancestors(module):
-            members.setdefault((path, phase), []).append(index)
+            members.setdefault((path, phase), []).append(rows)
     start = kernels["start_ns"].to_numpy("int64")
     end = start + kernels["duration_ns"].to_numpy("int64")
-    for (path, phase), rows in members.items():
-        times[path][phase] = union_ns(start[rows], end[rows]) * 1e-9
+    for (path, phase), several in members.items():
+        among = np.concatenate(several)
+        times[path][phase] = union_ns(start[among], end[among]) * 1e-9
     return times
+
+
+def _rows_by(kernels: pd.DataFrame, columns: list[str]) -> dict[Any, np.ndarray]:
+    """Numbers of the rows that are alike in these columns, by what they have there, the first of which comes first."""
+    places, first = numbered(kernels[columns])
+    rows = np.split(np.argsort(places, kind="stable"), np.cumsum(np.bincount(places)))[:-1]  # the last has none
+    return dict(zip(first.itertuples(index=False, name=None), rows, strict=True))
 
 
 def of_ranks(run: Record) -> dict[str, dict[str, float]]:
@@ -51,6 +62,13 @@ def busy_seconds(kernels: pd.DataFrame) -> float:
     """Seconds in which at least one of these rows of ``kernels`` ran."""
     start = kernels["start_ns"].to_numpy("int64")
     return union_ns(start, start + kernels["duration_ns"].to_numpy("int64")) * 1e-9
+
+
+def busy_seconds_by(kernels: pd.DataFrame, columns: list[str]) -> dict[Any, float]:
+    """The same of the rows that are alike in these columns, by what they have there, the first of which comes first."""
+    start = kernels["start_ns"].to_numpy("int64")
+    end = start + kernels["duration_ns"].to_numpy("int64")
+    return {key: union_ns(start[rows], end[rows]) * 1e-9 for key, rows in _rows_by(kernels, columns).items()}
 
 
 def union_ns(start: np.ndarray, end: np.ndarray) -> int:

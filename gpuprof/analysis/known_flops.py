@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from gpuprof import units
+from gpuprof.analysis.each import numbered
 from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
-from gpuprof.late import pd
+from gpuprof.late import np, pd
 from gpuprof.record import Record
 from gpuprof.theory import rule_for
 from gpuprof.theory.kernel_names import multiplies
@@ -30,10 +31,10 @@ def matmul_kernels(run: Record) -> pd.DataFrame:
         return run.kernels.head(0).assign(priced=False)
     columns = ["op", "shapes", "kernel", "compiled"]
     of_call = _flops_of_calls(run)
-    found = {key: _of(key, of_call, run) for key in set(run.kernels[columns].itertuples(index=False, name=None))}
-    each = [found[key] for key in run.kernels[columns].itertuples(index=False, name=None)]
-    products = run.kernels.assign(priced=[priced for _, priced in each])
-    return products[[product for product, _ in each]]
+    places, calls = numbered(run.kernels[columns])
+    found = [_of(key, of_call, run) for key in calls.itertuples(index=False, name=None)]
+    multiply, priced = (np.array([is_so[at] for is_so in found], dtype=bool)[places] for at in (0, 1))
+    return run.kernels.assign(priced=priced)[multiply]
 
 
 def priced_share(run: Record) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.counted import priced
+from gpuprof.analysis.each import each
 from gpuprof.analysis.fused import graphs, of_compiled
 from gpuprof.analysis.kernel_time import own_of_ranks
 from gpuprof.analysis.operators import GENERATED, kinds, plain_op
@@ -60,7 +61,7 @@ def by_op(run: Record, convention: str | None = None) -> pd.DataFrame:
         table["kernels"], table["time_s"] = (kernels[name].astype("Float64") for name in ("kernels", "time_s"))
         table["time_share"] = table["time_s"] / kernels["time_s"].sum()
     elif run.done("trace"):
-        kernels = run.kernels.groupby(run.kernels["op"].map(plain_op))["duration_ns"].agg(["sum", "size"])
+        kernels = run.kernels["duration_ns"].groupby(each(run.kernels["op"], plain_op)).agg(["sum", "size"])
         table = table.reindex(table.index.union(kernels.index, sort=False))
         table["kernels"] = kernels["size"].reindex(table.index).astype("Int64")
         table["time_s"] = kernels["sum"].reindex(table.index).astype("Float64") * 1e-9
@@ -87,7 +88,7 @@ def _of_compiled(run: Record, convention: str | None) -> pd.DataFrame:
     """What ran, by the plain operator that its kernels are booked on: FLOPs, ideal_s and those of compiled kernels."""
     work = priced(run, ran(run), convention)
     sums = work.groupby("within")[["flops", "ideal_s"]].sum()
-    launched = dict(zip(run.kernels["compiled"], run.kernels["op"].map(plain_op), strict=True))
+    launched = dict(zip(run.kernels["compiled"], each(run.kernels["op"], plain_op), strict=True))
     nodes = run.nodes[(run.nodes["repeat"] == 0) & (run.nodes["kernel"] != "")]
     ops = [launched.get(f"{one}/{kernel}", "") for one, kernel in zip(nodes["graph"], nodes["kernel"], strict=True)]
     compiled = nodes.groupby(ops)[["flops_hardware", "vector_flops"]].sum(min_count=1)
@@ -105,7 +106,8 @@ def by_kernel(run: Record, convention: str | None = None) -> pd.DataFrame:
         GpuprofError: the run is of a job.
     """
     require_kernels(run, "a table by kernel")
-    kind = run.kernels["op"].map(plain_op).map(kinds(run)).mask(communicating(run.kernels), "communication")
+    known = kinds(run)
+    kind = each(run.kernels["op"], lambda op: known[plain_op(op)]).mask(communicating(run.kernels), "communication")
     compiled = len(run.nodes) > 0
     key = ["kernel", "graph"] if compiled else ["kernel"]
     kernels = run.kernels.assign(kind=kind, graph=pd.array(graphs(run), dtype="Int64"))

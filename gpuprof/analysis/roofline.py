@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
+from gpuprof.analysis.each import each, each_row, where
 from gpuprof.analysis.executed import counters_only, executed_by_kernel, flops_by_dtype
 from gpuprof.analysis.generation import PARTS, is_generation, moved
 from gpuprof.analysis.kernel_time import busy_seconds
@@ -28,6 +28,8 @@ from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import NOBODYS, PHASES, integers
 from gpuprof.theory.rules import PRODUCTS
+
+_MESSAGES = "communication"
 
 BY = ("op", "class", "module", "kernel")
 """What a point may be."""
@@ -272,20 +274,20 @@ def _work(run: Record, ceilings: Roofs) -> pd.DataFrame:
 
 def _keyed(run: Record, rows: pd.DataFrame, by: str, known: dict[str, str]) -> pd.DataFrame:
     """Rows with their plain operator, and the name, phase and kind of the point that they belong to."""
-    rows = rows.assign(op=rows["op"].map(plain_op))
-    communicate = communicating(rows) if "kernel" in rows else [known.get(op) == "communication" for op in rows["op"]]
-    kind = ["communication" if so else known.get(op, "") for so, op in zip(communicate, rows["op"], strict=True)]
-    phase = rows["phase"] if is_generation(run) else [""] * len(rows)
-    if by == "op":
-        keys: Iterable[Any] = zip(rows["op"], phase, kind, strict=True)
-    elif by == "kernel":
-        keys = zip(rows.get("kernel", [""] * len(rows)), phase, kind, strict=True)
-    else:
-        classes = dict(zip(run.tree["module"], run.tree["class"], strict=True)) | {name: name for name in NOBODYS}
-        names = rows["module"].map(classes) if by == "class" else rows["module"]
-        sort = ["matmul" if one in PRODUCTS else one if one == "communication" else "vector" for one in kind]
-        keys = zip(names, rows["phase"], sort, strict=True)
-    return rows.assign(key=pd.Series(list(keys), index=rows.index, dtype="object"))
+    rows = rows.assign(op=each(rows["op"], plain_op))
+    communicate = communicating(rows) if "kernel" in rows else where(rows["op"], lambda op: known.get(op) == _MESSAGES)
+    classes = dict(zip(run.tree["module"], run.tree["class"], strict=True)) | {name: name for name in NOBODYS}
+    in_phases = is_generation(run)
+
+    def key(module: str, phase: str, op: str, kernel: str, communicates: bool) -> tuple[str, str, str]:
+        kind = _MESSAGES if communicates else known.get(op, "")
+        if by in ("op", "kernel"):
+            return op if by == "op" else kernel, phase if in_phases else "", kind
+        sort = "matmul" if kind in PRODUCTS else kind if kind == _MESSAGES else "vector"
+        return classes[module] if by == "class" else module, phase, sort
+
+    columns = rows[["module", "phase", "op"]].assign(kernel=rows.get("kernel", ""), communicates=communicate)
+    return rows.assign(key=each_row(columns, key))
 
 
 def _of_kernels(work: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFrame:

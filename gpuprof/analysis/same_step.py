@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from gpuprof import units
+from gpuprof.analysis.each import numbered
 from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, plain_op
-from gpuprof.late import pattern, pd
+from gpuprof.late import np, pattern, pd
 from gpuprof.record import Record
 from gpuprof.theory import rule_for
 from gpuprof.theory.rows import read_shapes
@@ -155,12 +156,14 @@ def _traced_calls(run: Record) -> _Calls:
     kinds = dict(zip(map(plain_op, run.ops["op"]), run.ops["kind"], strict=True))
     products = [op for op in run.kernels["op"].unique() if _kind(plain_op(op), kinds) in PRODUCTS]
     calls = run.kernels.loc[run.kernels["op"].isin(products), ["module", "phase", "op", "shapes", "call"]]
+    calls = calls.dropna(subset=["call"])
+    places, first = numbered(calls.drop(columns="call"))
+    of_place = pd.DataFrame({"place": places, "call": calls["call"].to_numpy("int64")}).drop_duplicates()["place"]
     found: _Calls = {}
-    for module, phase, op, shapes, _ in (
-        calls.dropna(subset=["call"]).drop_duplicates().itertuples(index=False, name=None)
-    ):
+    rows = zip(first.itertuples(index=False, name=None), np.bincount(of_place).tolist(), strict=True)
+    for (module, phase, op, shapes), number in rows:
         if not _EMPTY.search(shapes):
-            found.setdefault((module, phase, plain_op(op)), Counter())[shapes] += 1
+            found.setdefault((module, phase, plain_op(op)), Counter())[shapes] += number
     return found
 
 

@@ -62,12 +62,12 @@ def split_kernels(run: Record) -> pd.DataFrame:
         known = {owner: moved for owner, moved in of_owners.items() if moved}
         if known and len(of_owners) > 1:
             shares[kernel] = known
+    if not shares:
+        return run.kernels.reset_index(drop=True).assign(part=0, parts=1, kernels=1)
     split = [shares.get(kernel, {}) for kernel in run.kernels["compiled"]]
     many = [max(len(part), 1) for part in split]
     rows = run.kernels.iloc[np.repeat(np.arange(len(many)), many)].reset_index(drop=True)
     rows = rows.assign(part=[part for parts in many for part in range(parts)], parts=np.repeat(many, many), kernels=1)
-    if not shares:
-        return rows
     columns = {name: list(rows[name]) for name in ("module", "phase", "start_ns", "duration_ns", "kernels")}
     at = 0
     for part, number in zip(split, many, strict=True):

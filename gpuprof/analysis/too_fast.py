@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from gpuprof import units
 from gpuprof.analysis.denominators import WORDS, denominator, ideal_seconds
-from gpuprof.analysis.kernel_time import busy_seconds
+from gpuprof.analysis.each import each, where
+from gpuprof.analysis.kernel_time import busy_seconds, busy_seconds_by
 from gpuprof.analysis.operators import input_shapes, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.shares import split_kernels
@@ -81,10 +82,8 @@ def of_modules(run: Record) -> Iterator[str]:
     ops = ran(run)
     work = ops[["module", "phase"]].assign(ideal_s=ideal_seconds(ops, "flops_hardware", peaks, run))
     ideal = work.groupby(["module", "phase"])["ideal_s"].sum(min_count=1)
-    shares = {}
-    for key, group in split_kernels(run).groupby(["module", "phase"], sort=False):
-        seconds = busy_seconds(group)
-        shares[key] = ideal.get(key, 0.0) / seconds if seconds else 0.0
+    busy_s = busy_seconds_by(split_kernels(run), ["module", "phase"])
+    shares = {key: ideal.get(key, 0.0) / seconds if seconds else 0.0 for key, seconds in busy_s.items()}
     for (module, phase), share in sorted(shares.items(), key=lambda item: -item[1]):
         if share > _most(name):
             yield (
@@ -104,9 +103,9 @@ def of_operators(run: Record) -> Iterator[str]:
     work = run.ops.assign(ideal_s=ideal_seconds(run.ops, "flops_hardware", peaks, run))
     ideal = work.groupby([work["op"].map(plain_op), work["shapes"].map(input_shapes)])["ideal_s"].sum(min_count=1)
     shares = {}
-    for key, group in run.kernels.groupby([run.kernels["op"].map(plain_op), "shapes"], sort=False):
+    for key, group in run.kernels.groupby([each(run.kernels["op"], plain_op), "shapes"], sort=False):
         if ideal.get(key, 0.0) > 0:
-            products = group[group["kernel"].map(multiplies)]
+            products = group[where(group["kernel"], multiplies)]
             seconds = busy_seconds(group if products.empty else products)
             shares[key] = ideal[key] / seconds if seconds else 0.0
     for (op, shapes), share in sorted(shares.items(), key=lambda item: -item[1]):

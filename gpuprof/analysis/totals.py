@@ -12,7 +12,7 @@ from gpuprof.analysis.counted import counted, counted_columns, hardware, whole_s
 from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.directions import direction
 from gpuprof.analysis.generation import new_tokens_per_s
-from gpuprof.analysis.kernel_time import kernel_times, own_of_ranks
+from gpuprof.analysis.kernel_time import busy_seconds, own_of_ranks
 from gpuprof.analysis.ranks import busy_of_ranks
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import step_seconds
@@ -122,7 +122,7 @@ def _of_kernels(run: Record) -> dict[str, Any]:
         figures["kernel_s"], own, column = busy_of_ranks(run), own_of_ranks(run), "time_s"
     elif run.done("trace") and run.has("kernels"):
         own, column = split_kernels(run), "duration_ns"
-        figures["kernel_s"] = kernel_times(own.assign(module="", phase=""), [""])[""].get("", 0.0)
+        figures["kernel_s"] = busy_seconds(own)
     else:
         return figures
     owned = (own["module"] != UNATTRIBUTED) | (own["phase"] == "optimizer")

@@ -8,6 +8,7 @@ from typing import Any
 from gpuprof import units
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.consistency import IN_GRAPHS, graph_share
+from gpuprof.analysis.each import each, where
 from gpuprof.analysis.known_flops import NEARLY_ALL, matmul_kernels, priced_share
 from gpuprof.analysis.operators import plain_op
 from gpuprof.analysis.steps import step_seconds
@@ -96,7 +97,7 @@ def _graphs(run: Record, facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _launchers(run: Record, facts: dict[str, Any]) -> Iterator[str]:
-    kernels = run.kernels[run.kernels["call"].isna() & ~run.kernels["op"].map(launches_graph)]
+    kernels = run.kernels[run.kernels["call"].isna() & ~where(run.kernels["op"], launches_graph)]
     times = kernels.groupby("op")["duration_ns"].sum().nlargest(_NAMES)
     named = _named([op or "nothing that is recorded" for op in times.index])
     yield from _share_of(
@@ -116,7 +117,7 @@ def _without_flops(run: Record, facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _as_sums(run: Record, facts: dict[str, Any]) -> Iterator[str]:
-    kernels = run.kernels[run.kernels["kernel"].map(_perhaps_sums).astype(bool)]
+    kernels = run.kernels[where(run.kernels["kernel"], _perhaps_sums)]
     times = kernels.groupby("kernel")["duration_ns"].sum().sort_values(ascending=False)
     yield from _share_of(
         run, int(times.sum()),
@@ -133,7 +134,7 @@ def _perhaps_sums(kernel: str) -> bool:
 
 def _unread(run: Record, facts: dict[str, Any]) -> Iterator[str]:
     unread = run.passes["count"].facts.get("ops_unread") or {} if run.done("count") else {}
-    times = run.kernels.groupby(run.kernels["op"].map(plain_op))["duration_ns"].sum()
+    times = run.kernels["duration_ns"].groupby(each(run.kernels["op"], plain_op)).sum()
     by_reason: dict[str, list[str]] = {}
     for op, why in unread.items():
         by_reason.setdefault(str(why), []).append(op)

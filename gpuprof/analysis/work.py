@@ -10,6 +10,7 @@ from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.consistency import withheld_of_owners
 from gpuprof.analysis.counted import chosen, convention_of, counted, priced, whole_step
 from gpuprof.analysis.denominators import ideal_seconds
+from gpuprof.analysis.each import each, each_row
 from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import kinds, plain_op
 from gpuprof.analysis.ran import ran
@@ -88,7 +89,7 @@ def _score_shapes(run: Record) -> dict[str, set[Shape]]:
     return scores
 
 
-def _work(rows: pd.DataFrame, scores: dict[str, set[Shape]]) -> list[str]:
+def _work(rows: pd.DataFrame, scores: dict[str, set[Shape]]) -> pd.Series:
     """The work of operators or kernels: products of attention, and what is done to its scores, are attention."""
 
     def one(module: str, op: str, kind: str, shapes: str) -> str:
@@ -100,9 +101,7 @@ def _work(rows: pd.DataFrame, scores: dict[str, set[Shape]]) -> list[str]:
                 return "attention"
         return _WORK.get(kind, "other")
 
-    columns = rows[["module", "op", "kind", "shapes"]]
-    known = {key: one(*key) for key in set(columns.itertuples(index=False, name=None))}
-    return [known[key] for key in columns.itertuples(index=False, name=None)]
+    return each_row(rows[["module", "op", "kind", "shapes"]], one)
 
 
 def classified(run: Record, convention: str | None) -> pd.DataFrame:
@@ -114,11 +113,11 @@ def classified(run: Record, convention: str | None) -> pd.DataFrame:
 def _classified(run: Record, convention: str) -> pd.DataFrame:
     ops = _operators(run, convention)
     kernels = split_kernels(run).sort_values("start_ns", kind="stable", ignore_index=True)
-    kernels["op"] = kernels["op"].map(plain_op)
-    kernels["kind"] = kernels["op"].map(kinds(run))
-    key = ["module", "phase", "op"]
-    heaviest = ops.sort_values("bytes", na_position="first", kind="stable").drop_duplicates(key, keep="last")
-    kernels["dtype"] = kernels[key].merge(heaviest[[*key, "dtype"]], on=key, how="left")["dtype"].fillna("")
+    kernels["op"] = each(kernels["op"], plain_op)
+    kernels["kind"] = each(kernels["op"], kinds(run))
+    heaviest = ops.sort_values("bytes", na_position="first", kind="stable")
+    dtypes = {tuple(key): dtype for *key, dtype in heaviest[["module", "phase", "op", "dtype"]].itertuples(index=False)}
+    kernels["dtype"] = each_row(kernels[["module", "phase", "op"]], lambda *key: dtypes.get(key, ""))
     kernels["work"] = _work(kernels, _score_shapes(run))
     if "compiled" in ops:
         of_kernel = _of_kernels(ops[ops["compiled"] != ""])
