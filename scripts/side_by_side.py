@@ -10,6 +10,8 @@ import argparse
 import contextlib
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -62,6 +64,13 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def cpu_name() -> str:
+    """The processor, as Linux calls it."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return found[1].strip() if found else platform.machine()
+
+
 @contextlib.contextmanager
 def unpacked(commit: str) -> Iterator[Path]:
     """A folder with the package as it was at a commit, to import gpuprof from."""
@@ -73,7 +82,7 @@ def unpacked(commit: str) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Used:
-    """What a process used: seconds of processor time, seconds on the clock, and the most bytes resident."""
+    """What a process used: seconds of processor time and the most bytes resident; and what it said."""
 
     processor_s: float
     peak_bytes: int
