@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from side_by_side import cpu_name
 from torch import nn
 from torch.nn import functional as F
 
@@ -853,13 +854,6 @@ def _table(found: dict[str, dict[str, dict[str, Any]]], section: str, column: st
         for tool in found
     ]
     yield f"| **exact, in FLOPs or MACs** | of {len(names)} | " + " | ".join(f"**{n}**" for n in exact) + " |"
-
-
-def cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        if match := re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()):
-            return match[1].strip()
-    return "unknown model"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
