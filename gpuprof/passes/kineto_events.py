@@ -26,7 +26,7 @@ from gpuprof.traces.events import (
     device_kind,
     host_kind,
 )
-from gpuprof.traces.taken_over import may_take_over
+from gpuprof.traces.taken_over import takes_over
 
 FIELDS = (
     "name", "scope", "device_type", "is_user_annotation", "start_thread_id", "device_resource_id", "start_ns", "end_ns",
@@ -37,7 +37,10 @@ FIELDS = (
 _AT_ONCE = 256  # events: all that they hold stays in the processor's cache
 _BACKWARD_FUNCTION, _USER_SCOPE = 1, 7  # of torch's RecordScope
 _DEVICE, _DEVICE_LABEL = -1, -2  # in place of a scope
-_MAKER, _SHAPES = 1, 2
+_MAKER, _SHAPES, _FLOPS = 1, 2, 4
+_ESTIMATED = {"aten::conv2d", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mul", "aten::add"}
+"""Operators whose FLOPs torch estimates, as of 2.11 to 2.13."""
+
 _ZERO, _NOTHING = array("q", [0] * _AT_ONCE), array("q", [-1] * _AT_ONCE)
 
 
@@ -49,8 +52,11 @@ def read(profiler: profile) -> Events:
     """
     results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]
     on_device = ProfilerActivity.CUDA in profiler.activities
-    events = _Reader(on_device).read(results.events())
-    return _Reader(on_device, all_shapes=True).read(results.events()) if may_take_over(events) else events
+    reader = _Reader(on_device)
+    if not reader.through(results.events()):
+        reader = _Reader(on_device, all_shapes=True)
+        reader.through(results.events())
+    return reader.read()
 
 
 class _Sorts(dict[tuple[str, int], int]):
@@ -60,13 +66,15 @@ class _Sorts(dict[tuple[str, int], int]):
         names: of each pair.
         kinds: what events of the pair are.
         asks_more: what else these are asked for: who made a node, the shapes of an operator that may be an outermost
-            one, or nothing.
+            one, torch's estimate; the sum of these, or 0.
+        take_over: whether one of them may do something in an operator's place.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.kinds: list[str] = []
         self.asks_more: list[int] = []
+        self.take_over = False
 
     def __missing__(self, pair: tuple[str, int]) -> int:
         name, scope = pair
@@ -77,8 +85,10 @@ class _Sorts(dict[tuple[str, int], int]):
         number = self[pair] = len(self)
         self.names.append(name)
         self.kinds.append(kind)
+        self.take_over |= takes_over(name, kind)
         counted = kind == OPERATOR and not is_composite_name(name)
-        self.asks_more.append(_MAKER if kind in (NODE, FUNCTION) else _SHAPES if counted else 0)
+        more = _MAKER if kind in (NODE, FUNCTION) else _SHAPES if counted else 0
+        self.asks_more.append(more | (_FLOPS if kind == OPERATOR and name in _ESTIMATED else 0))
         return number
 
 
@@ -102,8 +112,12 @@ class _Reader:
         self._ask: dict[str, Callable[[Any], Any]] = {}
         self._columns = {name: array("q") for name in Events.COLUMNS}
 
-    def read(self, events: list[Any]) -> Events:
-        """All of them, in their order. The list is empty afterwards."""
+    def through(self, events: list[Any]) -> bool:
+        """Go through all of them, in their order; what was read is out of the list.
+
+        Returns:
+            False as soon as there is one that may take operators over, if not all of these are asked for shapes.
+        """
         if events:
             methods = {name: getattr(type(events[0]), name) for name in FIELDS}
             self._ask = {name: getattr(method, "__func__", method) for name, method in methods.items()}
@@ -116,6 +130,12 @@ class _Reader:
                 self._read_device(list(compress(few, map(not_, on_host))))
                 few = list(compress(few, on_host))
             self._read_host(few)
+            if self._sorts.take_over and not self._all_shapes:
+                return False
+        return True
+
+    def read(self) -> Events:
+        """What was gone through."""
         shapes = [*map(marshal.loads, self._shapes), ()]
         columns = {name: np.array(column, np.int64) for name, column in self._columns.items()}
         columns["shape"][columns["shape"] < 0] = len(self._shapes)
@@ -134,18 +154,19 @@ class _Reader:
         for name, values in (("sort", sorts), ("thread", thread), ("start", start), ("end", end)):
             columns[name].extend(values)
         columns["number"].extend(map(ask["sequence_nr"], events))
-        columns["flops"].extend(map(ask["flops"], events))
         if self._on_device:
             columns["correlation"].extend(map(ask["correlation_id"], events))
             columns["linked"].extend(map(ask["linked_correlation_id"], events))
         self._fill(len(events))
         asks_more = list(map(self._sorts.asks_more.__getitem__, sorts))
         for place in compress(range(len(events)), asks_more):
-            if asks_more[place] == _MAKER:
+            more = asks_more[place]
+            if more & _MAKER:
                 columns["forward_thread"][first + place] = ask["fwd_thread_id"](events[place])
-                continue
+            if more & _FLOPS:
+                columns["flops"][first + place] = ask["flops"](events[place])
             busy = self._busy.get(thread[place], -1)
-            if self._all_shapes or start[place] >= busy or end[place] > busy:
+            if more & _SHAPES and (self._all_shapes or start[place] >= busy or end[place] > busy):
                 self._busy[thread[place]] = end[place]
                 shapes = marshal.dumps(ask["shapes"](events[place]), 2)
                 columns["shape"][first + place] = self._shapes.setdefault(shapes, len(self._shapes))
@@ -175,7 +196,6 @@ def _cleared(events: Events) -> Events:
     """Without what is no part of a step, and numbers where they say nothing."""
     sort = events.sort
     events.number[~events.sorts(NODE, FUNCTION, OPERATOR, RANGE)[sort]] = -1  # a range of somebody's own makes one too
-    events.flops[~events.sorts(OPERATOR)[sort]] = 0
     # a call into the runtime names the operator that called it, or has a number of another sequence
     calls = events.sorts(RANGE)[sort] & (events.linked > 0)
     left = ~(calls | events.sorts(RUNTIME, WAIT)[sort])

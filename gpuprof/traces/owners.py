@@ -317,8 +317,11 @@ class _Walk:
     def _open(self, row: int, sort: int, start: int, end: int, around: _Frame) -> _Frame:
         """What an event opens that is no counted operator."""
         name, kind = self._host.names[sort], self._host.kinds[sort]
-        if kind == FUNCTION:
-            return _Frame(end, around.owner, around.phase, around.node, name)
+        if kind in (OPERATOR, FUNCTION):
+            frame = _Frame(end, around.owner, around.phase, around.node, name)
+            if kind == OPERATOR:  # composed of those that are counted
+                frame.kernel_call = around.kernel_call
+            return frame
         if kind == CALL:
             return self._call(name, start, end, around)
         if kind == NODE:
@@ -331,9 +334,7 @@ class _Walk:
             return _Frame(end, around.owner, "optimizer", name=name)
         unit = self._unit_of(name) if kind == RANGE else None
         frame = _Frame(end, around.owner if unit is None else unit, around.phase, around.node, name)
-        if kind == OPERATOR:  # composed of those that are counted
-            frame.kernel_call = around.kernel_call
-        elif kind == COMPILED:
+        if kind == COMPILED:
             self.regions.append((row, frame.owner))
         return frame
 

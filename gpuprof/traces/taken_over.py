@@ -43,9 +43,13 @@ def taken_over(host: Events) -> set[int]:
 
 def may_take_over(host: Events) -> bool:
     """Whether there is anything among the events that may do something in an operator's place."""
-    sorts = list(zip(host.names, host.kinds, strict=True))
-    kinds = [kind in (MODE, SUBCLASS) or (kind == OPERATOR and communicates(name)) for name, kind in sorts]
-    return bool(np.array(kinds, np.bool_)[host.sort].any())
+    sorts = list(map(takes_over, host.names, host.kinds))
+    return bool(np.array(sorts, np.bool_)[host.sort].any())
+
+
+def takes_over(name: str, kind: str) -> bool:
+    """Whether an event of this name and kind may do something in the place of an operator around it."""
+    return kind in (MODE, SUBCLASS) or (kind == OPERATOR and communicates(name))
 
 
 def around_products(host: Events) -> set[int]:
