@@ -72,6 +72,7 @@ class Generation:
     cache_bytes: int | None = None
 
 
+@once
 def phases_of(run: Record) -> list[str]:
     """The `PARTS` that a run has, in their order; none of one that is no generation."""
     found = {phase for name in ("ops", "samples", "kernels", "busy") for phase in run.distinct(name, "phase")}

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.counted import priced
-from gpuprof.analysis.each import each
+from gpuprof.analysis.each import each, numbered
 from gpuprof.analysis.fused import graphs, of_compiled
 from gpuprof.analysis.kernel_time import own_of_ranks
 from gpuprof.analysis.operators import GENERATED, kinds, plain_op
@@ -111,7 +111,8 @@ def by_kernel(run: Record, convention: str | None = None) -> pd.DataFrame:
     compiled = len(run.nodes) > 0
     key = ["kernel", "graph"] if compiled else ["kernel"]
     kernels = run.kernels.assign(kind=kind, graph=pd.array(graphs(run), dtype="Int64"))
-    grouped = kernels.groupby(key, sort=False, dropna=False)
+    places, first = numbered(kernels[key])  # by numbers: pandas would read each of the long names in full
+    grouped = kernels.groupby(places, sort=False)
     table = pd.DataFrame(
         {
             "time_s": (time_s := grouped["duration_ns"].sum().astype("float64") * 1e-9),
@@ -122,7 +123,9 @@ def by_kernel(run: Record, convention: str | None = None) -> pd.DataFrame:
             "ops": grouped["op"].agg(_words),
         }
     )
-    table = table.sort_values("time_s", ascending=False).reset_index()
+    rows = first.reset_index(drop=True).assign(kernel=pd.Series(first["kernel"].tolist()))
+    table = pd.concat([rows, table], axis=1)
+    table = table.sort_values("time_s", ascending=False, ignore_index=True)
     if not compiled:
         return table
     graph = [None if pd.isna(number) else int(number) for number in table.pop("graph")]
