@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuprof.errors import GpuprofError, is_out_of_memory
+from gpuprof.signals import held_back
 
 if TYPE_CHECKING:
     from gpuprof.record import Record  # which loads pandas, and a plan is checked without
@@ -218,17 +219,18 @@ def _measure(point: Point, options: Sequence[str], folder: Path, limit_s: float 
     path.unlink(missing_ok=True)
     begin = time.perf_counter()
     with tempfile.TemporaryFile("w+", errors="replace") as said:
-        child = subprocess.Popen(
-            [*command(), *point.arguments, *options, "-q", "-o", str(path)], stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=said, start_new_session=True, pass_fds=(lock,),
-        )  # fmt: skip
-        late = True
+        child, late = None, True
         try:
+            with held_back():
+                child = subprocess.Popen(
+                    [*command(), *point.arguments, *options, "-q", "-o", str(path)], stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL, stderr=said, start_new_session=True, pass_fds=(lock,),
+                )  # fmt: skip
             with suppress(subprocess.TimeoutExpired):
                 child.wait(limit_s)
                 late = False
         finally:
-            if late:
+            if child is not None and late:
                 stop(child)
         said.seek(0)
         complaint = said.read()

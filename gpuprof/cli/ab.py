@@ -84,19 +84,23 @@ def _launch(command: str, path: Path) -> Record:
     from gpuprof.analysis.check import check_timed
     from gpuprof.analysis.comparison import launches
     from gpuprof.record import load
+    from gpuprof.signals import held_back
     from gpuprof.sweep import stop
 
     out = shlex.quote(str(path))
     path.unlink(missing_ok=True)
     line = command.replace("{out}", out) if "{out}" in command else f"{command} -o {out}"
     with tempfile.TemporaryFile("w+", errors="replace") as said:
-        child = subprocess.Popen(
-            line, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
-        )
+        child = None
         try:
+            with held_back():
+                child = subprocess.Popen(
+                    line, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
+                    start_new_session=True,
+                )  # fmt: skip
             child.wait()
         finally:
-            if child.returncode is None:
+            if child is not None and child.returncode is None:
                 stop(child)
         said.seek(0)
         complaint = [text.strip() for text in said if text.strip()]

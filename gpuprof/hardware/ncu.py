@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from gpuprof.errors import GpuprofError
 from gpuprof.hardware.counters import CHIPS, names_of
+from gpuprof.signals import held_back
 
 DRIVER_PARAMS = Path("/proc/driver/nvidia/params")
 OWN_STATUS = Path("/proc/self/status")
@@ -304,19 +305,20 @@ def _run(command: Sequence[str], limit_s: float) -> str:
         GpuprofError: it failed or took too long.
     """
     with tempfile.TemporaryFile("w+", errors="replace") as out, tempfile.TemporaryFile("w+", errors="replace") as err:
+        child = None
         try:
-            child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=os.environ | {"LC_ALL": "C"},
-                start_new_session=True,
-            )  # fmt: skip
+            with held_back():
+                child = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=os.environ | {"LC_ALL": "C"},
+                    start_new_session=True,
+                )  # fmt: skip
+            child.wait(limit_s)
         except OSError as error:
             raise UnavailableError(f"ncu does not run ({error.strerror or error})", _REINSTALL) from error
-        try:
-            child.wait(limit_s)
         except subprocess.TimeoutExpired:
             raise GpuprofError(f"Nsight Compute was killed after {limit_s:g} s: measure a smaller step") from None
         finally:
-            if child.poll() is None:
+            if child is not None and child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
         out.seek(0)

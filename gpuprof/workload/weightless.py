@@ -49,6 +49,11 @@ _LIKE: dict[Any, Any] = {
     _aten.new_zeros.default: 0, _aten.new_ones.default: 1, _aten.new_full.default: None,
 }  # fmt: skip
 _CONSTANTS = {_aten.zeros.default, _aten.ones.default, _aten.full.default, _aten.eye.default}
+# draws that torch's Python makes on `meta`, where nothing is kept of them, and what that asks of their arguments
+_DRAWS: dict[Any, Callable[..., bool]] = {
+    _aten.normal_.default: lambda mean=0.0, std=1.0: std >= 0,
+    _aten.uniform_.default: lambda low=0.0, high=1.0: low <= high,
+}
 _SMALL = 1 << 22  # elements: masks yes, caches no
 
 _WRITTEN = {torch.tensor, torch.as_tensor}
@@ -98,6 +103,8 @@ def execute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if overwritten:
             _overwritten.update(tensor.untyped_storage() for tensor in tensors(out) if _is_plain(tensor))
         return out
+    if func in _DRAWS and args[0].device.type == "meta" and _DRAWS[func](*args[1:]):
+        return args[0]
     if func in _READS_VALUES:
         raise GpuprofError(f"the model reads the value of a computed tensor ({func}), {_MEND}")
     if func in _PACKS:

@@ -336,7 +336,8 @@ def gpuprof_cli(*arguments, cwd):
 
 def wait_until_gone(pid):
     """What has ended keeps its number until the system has taken notice."""
-    for _ in range(200):
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
@@ -355,7 +356,7 @@ def test_an_ab_that_is_told_to_end_leaves_nothing_running(tmp_path, number, stat
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.02)
     child.send_signal(number)
-    _, complaint = child.communicate(timeout=30)
+    _, complaint = child.communicate(timeout=120)
 
     assert (child.returncode, complaint) == (status, said)
     wait_until_gone(int((tmp_path / "pid").read_text()))
@@ -384,7 +385,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, arguments, words):
 
 def test_the_exit_status_of_bad_input_is_2(tmp_path):
     child = gpuprof_cli("check", "absent.json", "--against", "absent.json", cwd=tmp_path)
-    said, complaint = child.communicate(timeout=30)
+    said, complaint = child.communicate(timeout=120)
 
     assert (child.returncode, said) == (2, "")
     assert complaint.startswith("gpuprof: no file absent.json")

@@ -87,7 +87,7 @@ def alive(pid):
         return False
 
 
-def until(condition, seconds=30):
+def until(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -203,7 +203,7 @@ def test_an_interrupted_sweep_ends_its_child_and_keeps_what_is_done(folder, chil
     parent, pid = started(child, folder, "good", "wait")
 
     parent.send_signal(signal.SIGINT)
-    complaint = parent.communicate(timeout=30)[1]
+    complaint = parent.communicate(timeout=120)[1]
 
     assert parent.returncode == 130
     assert complaint.splitlines()[0].startswith("[1/2] good: done in ")

@@ -219,7 +219,7 @@ def test_without_a_terminal_it_is_a_line_for_each_read_as_it_comes(tmp_path):
         lines += [process.stdout.readline() for _ in range(21)]
     finally:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=120)
 
     assert process.returncode == 0
     reads = [line for line in lines if line.startswith("step")]  # the change comes when it is sure, at whichever look

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def stand_in(tmp_path, monkeypatch):
     return install
 
 
-def profiled(path, limit_s=20.0):
+def profiled(path, limit_s=120.0):
     return ncu.profile(path, ["sm__ops.sum"], ["true"], limit_s)
 
 
@@ -155,10 +156,10 @@ def test_a_run_that_goes_wrong_says_how(stand_in, profiling, importing, reason):
 def test_time_up_kills_everything_that_was_started(stand_in, tmp_path):
     path = stand_in(f"sleep 600 & echo $! > {tmp_path}/child; wait")
 
-    with pytest.raises(GpuprofError, match=r"killed after 0\.5 s"):
-        profiled(path, limit_s=0.5)
+    with pytest.raises(GpuprofError, match="killed after 2 s"):
+        profiled(path, limit_s=2.0)
 
-    assert not alive((tmp_path / "child").read_text())
+    wait_until_gone((tmp_path / "child").read_text())
 
 
 def alive(pid):
@@ -167,6 +168,14 @@ def alive(pid):
         return Path(f"/proc/{pid.strip()}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def wait_until_gone(pid):
+    """What is killed runs until the system takes it off its core, which may be after its parent has ended."""
+    end = time.monotonic() + 60
+    while alive(pid):
+        assert time.monotonic() < end, f"process {pid} is still there"
+        time.sleep(0.02)
 
 
 def test_sigterm_ends_ncu_and_its_application_too(stand_in, tmp_path):
@@ -184,8 +193,36 @@ def test_sigterm_ends_ncu_and_its_application_too(stand_in, tmp_path):
 
     parent.terminate()
 
-    assert parent.wait(30) == 143
-    assert not alive((tmp_path / "child").read_text())
+    assert parent.wait(120) == 143
+    wait_until_gone((tmp_path / "child").read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ncu_starts_ends_it_too(stand_in, monkeypatch, number):
+    started, start = [], subprocess.Popen
+
+    def interrupted(command, **how):
+        started.append(start(command, **how))
+        if "--export" in command:
+            os.kill(os.getpid(), number)
+            assert started[-1].poll() is None
+        return started[-1]
+
+    def told(*_):
+        raise SystemExit(128 + number)
+
+    path = stand_in("exec sleep 600")
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    before = signal.signal(number, told)
+    try:
+        with pytest.raises(SystemExit) as end:
+            profiled(path)
+        assert signal.getsignal(number) is told
+    finally:
+        signal.signal(number, before)
+
+    assert end.value.code == 128 + number
+    assert started[-1].returncode == -signal.SIGKILL
 
 
 def test_no_ncu(monkeypatch):

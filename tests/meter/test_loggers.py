@@ -64,7 +64,7 @@ def of_wandb(folder):
     """The history in the one file of a run that was never sent, by name and the step that the framework gave it."""
     wandb.finish()
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    written, deadline = [], time.monotonic() + 30
+    written, deadline = [], time.monotonic() + 120
     while not written or written[-1].WhichOneof("record_type") != "exit":  # which a process of its own writes
         assert time.monotonic() < deadline
         written = list(records(path.read_bytes()))
