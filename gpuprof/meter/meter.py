@@ -11,13 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import get_autocast_dtype, is_autocast_enabled
 
 from gpuprof.analysis.unpriced import unpriced
 from gpuprof.errors import GpuprofError, first_line
 from gpuprof.hardware.peaks import check_peak
+from gpuprof.late import pd
 from gpuprof.log import Log, made
 from gpuprof.meter import counts
 from gpuprof.meter.account import Account, of_job

@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import pandas as pd
-
 from gpuprof.analysis.counted import priced
 from gpuprof.analysis.denominators import peak_dtype
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.schema import MODEL
 

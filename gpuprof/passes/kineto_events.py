@@ -9,10 +9,10 @@ from itertools import compress
 from operator import not_
 from typing import Any
 
-import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from gpuprof.late import np
 from gpuprof.passes.operators import is_composite_name
 from gpuprof.traces.events import (
     FUNCTION,

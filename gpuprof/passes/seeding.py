@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
 import torch
+
+from gpuprof.late import np
 
 
 def seed_all(seed: int) -> None:

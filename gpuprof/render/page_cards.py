@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.consistency import withheld_of_step
 from gpuprof.analysis.counted import convention_of
@@ -22,6 +20,7 @@ from gpuprof.analysis.known_flops import at_least, known_of
 from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.totals import totals
 from gpuprof.analysis.untold import host_steps
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.render.charts import sizes
 from gpuprof.render.header import of_steps

@@ -5,8 +5,6 @@ from __future__ import annotations
 import html
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -14,6 +12,7 @@ from gpuprof import units
 from gpuprof.analysis.backward_causes import ASSUMED
 from gpuprof.analysis.budget import Budget
 from gpuprof.analysis.generation import PARTS, bandwidths, parts, withheld_of_bytes
+from gpuprof.late import np, pd
 from gpuprof.record import Record
 from gpuprof.render import palette
 from gpuprof.render.backward_chart import RATIOS, chart_rows

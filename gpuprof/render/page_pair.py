@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import pandas as pd
-
 from gpuprof.analysis.budget import budget
 from gpuprof.analysis.check import Check, compare
 from gpuprof.analysis.comparison import KEYS, differences, fingerprint, workload_key
 from gpuprof.analysis.executed import counters_only
 from gpuprof.errors import GpuprofError
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.render.comparison import summary
 from gpuprof.render.page import check_page, doubts, filled, has_budget, section

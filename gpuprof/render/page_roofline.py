@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import pandas as pd
 import plotly.graph_objects as go
 
 from gpuprof import units
 from gpuprof.analysis.roofline import dtypes, roofs
 from gpuprof.analysis.roofline import roofline as points
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.render import palette
 from gpuprof.render.page_charts import LEGEND, MARGIN, compact, laid_out, safe

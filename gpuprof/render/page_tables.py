@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import pandas as pd
-
 from gpuprof import units
 from gpuprof.analysis.counted import convention_of
 from gpuprof.analysis.generation import (
     phases_of,
 )
+from gpuprof.late import pd
 from gpuprof.record import Record
 from gpuprof.render.tables import plain, readable, spread
 from gpuprof.render.tree import build, has_rate, walk

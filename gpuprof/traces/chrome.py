@@ -11,10 +11,10 @@ from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 from numpy.typing import NDArray
 
 from gpuprof.errors import GpuprofError
+from gpuprof.late import np
 from gpuprof.traces.chrome_text import UNREADABLE, Args, Event, ExactEvent, Progress, decoded, pieces
 from gpuprof.traces.events import Inputs
 from gpuprof.traces.foreign import kind_of, other_device

@@ -17,9 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import numpy as np
-
 from gpuprof.errors import GpuprofError, first_line
+from gpuprof.late import np
 from gpuprof.traces.foreign import no_trace
 
 try:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from gpuprof.hardware.facts import device_facts, recorded_gpu
+from gpuprof.late import np
 from gpuprof.traces.chrome import KERNEL, Recorded
 from gpuprof.traces.steps import Window
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
+
+from gpuprof.late import np
 
 CALL = "call"
 """A call of a module, marked by gpuprof."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 from numpy.typing import NDArray
 
+from gpuprof.late import np
 from gpuprof.traces.events import CALL, FUNCTION, NODE, NODE_PREFIX, OPERATOR, RANGE, Events
 
 FOLLOWS = "::AccumulateGrad"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import pandas as pd
-
+from gpuprof.late import pd
 from gpuprof.schema import table
 from gpuprof.theory.kernel_names import tensor_float32
 from gpuprof.theory.priced import FIGURES, Described

@@ -7,10 +7,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from gpuprof.late import np, pd
 from gpuprof.schema import GRADIENT_ALLREDUCE, UNATTRIBUTED, table
 from gpuprof.theory.names import all_reduces
 from gpuprof.traces import phases

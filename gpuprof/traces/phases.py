@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 
-import numpy as np
-
+from gpuprof.late import np
 from gpuprof.traces.events import NODE, PHASE, PHASE_MARK, RANGE, Events
 
 SERVED = re.compile(r"execute_(?:\d+_)?context_(\d+)\(.*\)_generation_(\d+)\(.*\)").fullmatch

@@ -13,8 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-
+from gpuprof.late import np
 from gpuprof.paths import ancestors
 from gpuprof.traces.chrome import LABEL, MODULE, Host, Recorded
 from gpuprof.traces.events import (

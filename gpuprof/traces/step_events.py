@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import numpy as np
-
+from gpuprof.late import np
 from gpuprof.theory.generated import generated
 from gpuprof.traces import chrome
 from gpuprof.traces.chrome import Host, Recorded

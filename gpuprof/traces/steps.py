@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from gpuprof.errors import GpuprofError
+from gpuprof.late import np
 from gpuprof.traces.chrome import KERNEL, OPERATOR, Device, Recorded
 
 Step = int | Literal["all"] | None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
+from gpuprof.late import np
 from gpuprof.theory import rule_for
 from gpuprof.theory.names import communicates
 from gpuprof.theory.rules import PRODUCTS
