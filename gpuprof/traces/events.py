@@ -10,11 +10,14 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from gpuprof.late import np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Integers = NDArray[np.int64]
 
 CALL = "call"
 """A call of a module, marked by gpuprof."""
@@ -96,9 +99,6 @@ class Event(NamedTuple):
     flops: int = 0
     shapes: Any = ()
     inputs: int = -1
-
-
-Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

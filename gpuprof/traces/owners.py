@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuprof.late import np, pd
 from gpuprof.schema import GRADIENT_ALLREDUCE, UNATTRIBUTED, table
@@ -28,11 +26,15 @@ from gpuprof.traces.events import (
     RANGE,
     RUNTIME,
     Events,
-    Integers,
     launches_graph,
 )
 from gpuprof.traces.nodes import FOLLOWS, made_by_nodes, node_numbers
 from gpuprof.traces.taken_over import around_products, taken_over
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gpuprof.traces.events import Integers
 
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 """Products of matrices. None of them calls another, but where torch.func or forward-mode differentiation does."""
