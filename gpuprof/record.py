@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from gpuprof import log, log_content
@@ -42,8 +43,14 @@ class PassOutcome:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+_making = Lock()
+
+
 class _Held:
-    """A raw table of a record: columns as in a file until its frame is asked for, and from then on the frame."""
+    """A raw table of a record: columns as in a file until its frame is asked for, and from then on the frame.
+
+    Columns that are set are the record's from then on.
+    """
 
     def __set_name__(self, _: type, name: str) -> None:
         self._name = name
@@ -53,7 +60,10 @@ class _Held:
             return None  # what a record holds by default: no rows
         held = record.__dict__[self._name]
         if isinstance(held, dict):
-            held = record.__dict__[self._name] = table(self._name, held)
+            with _making:  # whoever asks meanwhile gets the same frame
+                held = record.__dict__[self._name]
+                if isinstance(held, dict):
+                    held = record.__dict__[self._name] = table(self._name, held)
         return held
 
     def __set__(self, record: Record, value: pd.DataFrame | dict[str, list[Any]] | None) -> None:
@@ -175,8 +185,8 @@ class Record:
             return f"rank {self.workload['rank']} of {world}"
         return f"{world} ranks" if world > 1 else ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The run as JSON-ready values; tables column by column."""
+    def _facts(self) -> dict[str, Any]:
+        """What a file has beside the tables."""
         return {
             "gpuprof": "run",
             "schema_version": SCHEMA_VERSION,
@@ -187,7 +197,12 @@ class Record:
             "passes": {name: vars(outcome) for name, outcome in self.passes.items()},
             "warnings": self.warnings,
             **({"doubts": self.doubts} if self.doubts else {}),
-            **{name: self.columns(name) for name in TABLES},
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run as JSON-ready values; tables column by column, in lists of the caller's own."""
+        return self._facts() | {
+            name: {column: [*given] for column, given in self.columns(name).items()} for name in TABLES
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -196,7 +211,7 @@ class Record:
         Raises:
             GpuprofError: the file cannot be written.
         """
-        content = self.to_dict() | {name: coded(self.columns(name)) for name in TABLES}
+        content = self._facts() | {name: coded(self.columns(name)) for name in TABLES}
         return write_atomically(path, json.dumps(content, allow_nan=False, separators=(",", ":")))
 
     @classmethod

@@ -1,6 +1,7 @@
 import gzip
 import json
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from runs import compiled_run, generation_run, gpu_run, rank_run
@@ -313,3 +314,19 @@ def test_what_a_run_may_hold(tmp_path, where, value):
 def test_what_cannot_be_unpacked_is_one_line(tmp_path, content):
     with pytest.raises(gpuprof.GpuprofError, match="is not a whole gpuprof run"):
         gpuprof.load(broken(tmp_path, content))
+
+
+def test_what_is_done_to_the_lists_of_a_run_changes_no_run(tmp_path):
+    run = gpuprof.load(gpu_run().save(tmp_path / "run.json"))
+    given = run.to_dict()
+    given["ops"]["flops_full"][0] = -1
+
+    assert run.to_dict()["ops"]["flops_full"] == run.ops["flops_full"].to_list() != given["ops"]["flops_full"]
+
+
+def test_threads_that_ask_at_once_get_one_frame(tmp_path):
+    run = gpuprof.load(gpu_run().save(tmp_path / "run.json"))
+    with ThreadPoolExecutor(8) as threads:
+        frames = {id(frame) for frame in threads.map(lambda _: run.ops, range(64))}
+
+    assert frames == {id(run.ops)}

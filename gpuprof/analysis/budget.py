@@ -209,7 +209,10 @@ def _split(
     sums = rows.groupby("part")["time_s"].sum()
     unknown = {part for part, column in BOUNDS.items() if column not in ops}
     unknown |= set() if name and not reason and not none_known(run) else {"ideal"}
-    facts = {"peaks": peaks, "bandwidth": bandwidth, "flops": whole_step(run, convention)["flops"]}
+    flops = whole_step(run, convention)["flops"]
+    if phase is not None and flops is not None:  # a formula, which knows the whole step alone, was refused before
+        flops = int(ops["flops"].sum())
+    facts = {"peaks": peaks, "bandwidth": bandwidth, "flops": flops}
     again = everything[everything["phase"] == "recompute"]
     facts |= {"withheld": reason, "again": float(again["flops_hardware"].sum())}
     facts["vector"] = float(again["vector_flops"].sum()) if len(run.nodes) else 0.0

@@ -65,7 +65,8 @@ def main() -> None:
             answer(command)
         with command.make_context("gpuprof", sys.argv[1:]) as context:
             command.invoke(context)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # a shell may have closed it
+            sys.stdout.flush()
     except typer.Exit as end:
         sys.exit(end.exit_code)
     except GpuprofError as error:

@@ -134,9 +134,13 @@ def terminal_width() -> int:
     """Columns of the terminal, 120 where there is none."""
     import shutil
 
-    return shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    return shutil.get_terminal_size((120, 24)).columns if _is_terminal() or "COLUMNS" in os.environ else 120
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()  # None where a shell has closed it
 
 
 def in_color() -> bool:
     """Whether to colour: a terminal that can, and nobody said NO_COLOR."""
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and "NO_COLOR" not in os.environ
+    return _is_terminal() and os.environ.get("TERM") != "dumb" and "NO_COLOR" not in os.environ

@@ -140,6 +140,8 @@ def repeated(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any)
     Returns:
         What takes the arguments and returns such a result; None where metadata alone do not tell what that is.
     """
+    if torch._C._len_torch_dispatch_stack():  # a mode of somebody else's around it is to see each call
+        return None
     given = list(tensors([args, kwargs]))
     if func in _BY_VALUES or getattr(func, "namespace", "") != "aten" or not any(tensor.is_meta for tensor in given):
         return None

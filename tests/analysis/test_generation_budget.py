@@ -48,6 +48,15 @@ def test_the_floor_is_what_must_move():
     assert found.floor_s == pytest.approx(4740 / 8 * NS)
 
 
+@pytest.mark.parametrize(
+    ("phase", "flops"), [("prefill", "20.00 KFLOPs"), ("decode", "4.800 KFLOPs"), (None, "24.80 KFLOPs")]
+)
+def test_the_flops_of_a_budget_are_those_of_its_phase(phase, flops):
+    parts = budget(waiting_run(), phase=phase).parts.set_index("part")
+
+    assert parts.loc["ideal", "what"].startswith(flops)
+
+
 def test_phases_add_up_to_the_step():
     run = waiting_run()
     phases = [budget(run, phase=phase) for phase in ("prefill", "decode")]
