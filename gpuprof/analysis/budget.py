@@ -23,7 +23,7 @@ from gpuprof.analysis.compiled import hardware_of_compiled
 from gpuprof.analysis.consistency import withheld_of_kernels, withheld_of_step
 from gpuprof.analysis.counted import convention_of, counted, formula_parts, whole_step
 from gpuprof.analysis.denominators import denominators, ideal_seconds
-from gpuprof.analysis.each import each
+from gpuprof.analysis.each import each, numbered
 from gpuprof.analysis.generation import moved, withheld_of_bytes
 from gpuprof.analysis.kernel_time import owned
 from gpuprof.analysis.known_flops import at_least, none_known
@@ -473,8 +473,10 @@ def _rows(kernels: pd.DataFrame, step_s: float, ops: pd.DataFrame, cuda: bool) -
     if rest > 1e-9 * step_s:  # the step was longer than the traced one
         nobody = {"module": UNATTRIBUTED, "phase": "other", "op": "", "part": "other", "time_s": rest}
         pieces.append(pd.DataFrame([nobody]))
-    rows = pd.concat(pieces, ignore_index=True).groupby([*key, "part"], sort=False, as_index=False)["time_s"].sum()
-    return rows[rows["time_s"] != 0].reset_index(drop=True)
+    rows = pd.concat(pieces, ignore_index=True)
+    places, first = numbered(rows[[*key, "part"]])
+    sums = first.assign(time_s=rows["time_s"].groupby(places, sort=False).sum().to_numpy())
+    return sums[sums["time_s"] != 0].reset_index(drop=True)
 
 
 def _perhaps(run: Record) -> list[str]:

@@ -44,7 +44,7 @@ def numbered(rows: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
     places = np.zeros(len(rows), dtype="int64")
     for _, column in rows.items():
         found, known = _places(column)
-        places = pd.factorize(places * len(known) + found)[0]
+        places = pd.factorize(places * len(known) + found)[0] if places.any() else found
     first = np.zeros(int(places.max(initial=-1)) + 1, dtype="int64")
     first[places[::-1]] = np.arange(len(rows))[::-1]
     return places, rows.iloc[first]
