@@ -74,10 +74,9 @@ def measured(options: dict[str, int], source: Any) -> dict[str, Any]:
 
 
 def least(options: dict[str, int], source: Any, rounds: int) -> dict[str, Any]:
-    """The round whose passes took least, with the median of the steps alone of all."""
-    all_rounds = [measured(options, source) for _ in range(rounds)]
-    best: dict[str, Any] = min(all_rounds, key=lambda one: one["passes"])
-    best["step"] = statistics.median(second for one in all_rounds for second in one["alone"])
+    """The round whose passes took least, with the median of its own steps alone: no other round's neighbours in it."""
+    best: dict[str, Any] = min((measured(options, source) for _ in range(rounds)), key=lambda one: one["passes"])
+    best["step"] = statistics.median(best["alone"])
     print("  " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in best["parts"].items()), file=sys.stderr)
     return best
 
