@@ -17,6 +17,11 @@ torch.set_num_threads(1)
 os.environ.pop("COLUMNS", None)  # 80 in the workers of pytest-xdist, where nobody looks on
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Bytes are not for names: what is packed has the time in it, and processes at once would not agree."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items):
     """Skip what needs a GPU where there is none."""
     if torch.cuda.is_available():
