@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.torch_version import TorchVersion
 
 from gpuprof.late import np
 from gpuprof.passes.operators import is_composite_name
@@ -40,6 +41,7 @@ _DEVICE, _DEVICE_LABEL = -1, -2  # in place of a scope
 _MAKER, _SHAPES, _FLOPS = 1, 2, 4
 _ESTIMATED = {"aten::conv2d", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mul", "aten::add"}
 """Operators whose FLOPs torch estimates, as of 2.11 to 2.13."""
+_KNOWN = TorchVersion(torch.__version__) < "2.14"  # a later torch may estimate more: all operators are asked
 
 _ZERO, _NOTHING = array("q", [0] * _AT_ONCE), array("q", [-1] * _AT_ONCE)
 
@@ -88,7 +90,7 @@ class _Sorts(dict[tuple[str, int], int]):
         self.take_over |= takes_over(name, kind)
         counted = kind == OPERATOR and not is_composite_name(name)
         more = _MAKER if kind in (NODE, FUNCTION) else _SHAPES if counted else 0
-        self.asks_more.append(more | (_FLOPS if kind == OPERATOR and name in _ESTIMATED else 0))
+        self.asks_more.append(more | (_FLOPS if kind == OPERATOR and (name in _ESTIMATED or not _KNOWN) else 0))
         return number
 
 
