@@ -50,7 +50,7 @@ from gpuprof.workload.parallel import replicas
 from gpuprof.workload.workload import call_arguments, check_call, check_parts
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 _WORTH_COUNTING = 1e-4
 """Share of a step's FLOPs above which a dtype gets counters: every kernel is replayed again and again for each dtype.
@@ -314,7 +314,7 @@ def _complete(measuring: Measuring, control: Control) -> None:
         measuring.tell("ceiling", 0, 1)
         add_ceilings(run)
         measuring.tell("ceiling", 1, 1)
-    run.tree = with_all_owners(run, workload.model)
+    add_all_owners(run, workload.model)
     if not (control.alone or run.kernels.empty):
         run.ranks = table("ranks", list(_of_rank(run, control.rank, measuring)))
     run.warnings += [*never_made(workload.model), *control.late]
@@ -390,12 +390,12 @@ def _multiplied(run: Record, least: float = 0.0) -> list[str]:
         least: share of the step's FLOPs up to which a dtype is left out.
     """
     flops: dict[str, int] = {}
-    counted = run.ops["flops_full"].fillna(0)
-    for dtype, kind, work in zip(run.ops["dtype"], run.ops["kind"], counted, strict=True):
+    dtypes, kinds, counted = (run.column("ops", name) for name in ("dtype", "kind", "flops_full"))
+    for dtype, kind, work in zip(dtypes, kinds, counted, strict=True):
         against = peak_dtype(dtype, kind, run)
         for name in (against, "float32") if against == "tf32" else (against,):
-            flops[name] = flops.get(name, 0) + work
-    return sorted(dtype for dtype, work in flops.items() if work > least * counted.sum())
+            flops[name] = flops.get(name, 0) + (work or 0)
+    return sorted(dtype for dtype, work in flops.items() if work > least * sum(filter(None, counted)))
 
 
 def add_ceilings(run: Record) -> None:
@@ -428,15 +428,15 @@ def add_ceilings(run: Record) -> None:
         run.device["peak_spread"] = {dtype: entry["spread"] for dtype, entry in known.items()}
 
 
-def with_all_owners(run: Record, model: torch.nn.Module) -> pd.DataFrame:
-    """The tree with every module that a pass booked anything on, also under a path no counted step called it by."""
-    tree = run.tree
-    booked = {*run.kernels["module"], *run.estimates["module"], *run.memory["module"], *run.timeline["module"]}
-    booked -= {*tree["module"], UNATTRIBUTED}
-    if not (booked or tree.empty):
-        return tree
-    calls = dict.fromkeys(sorted(booked), 0) | dict(zip(tree["module"], tree["calls"], strict=True))
-    return module_tree(model, calls, dict(zip(tree["module"], tree["causality"], strict=True)))
+def add_all_owners(run: Record, model: torch.nn.Module) -> None:
+    """Add to the tree every module that a pass booked anything on, also under a path no counted step called it by."""
+    modules, calls, causality = (run.column("tree", name) for name in ("module", "calls", "causality"))
+    booked = set().union(*(run.distinct(name, "module") for name in ("kernels", "estimates", "memory", "timeline")))
+    booked -= {*modules, UNATTRIBUTED}
+    if modules and not booked:
+        return
+    called = dict.fromkeys(sorted(booked), 0) | dict(zip(modules, calls, strict=True))
+    run.tree = module_tree(model, called, dict(zip(modules, causality, strict=True)))
 
 
 def never_made(model: torch.nn.Module) -> list[str]:

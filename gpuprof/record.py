@@ -10,15 +10,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from gpuprof import log, log_content
-from gpuprof.coded import Column, coded
+from gpuprof.coded import coded
 from gpuprof.errors import ForeignFileError, GpuprofError, no_run
 from gpuprof.files import write_atomically
 from gpuprof.record_checks import check_facts, check_tables, checked_columns
-from gpuprof.schema import FACTS, SCHEMA_VERSION, SINCE, TABLES, columns, plain, table, values
+from gpuprof.schema import FACTS, SCHEMA_VERSION, SINCE, TABLES, columns, plain, table
+from gpuprof.tables import HeldTable, Tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,36 +43,8 @@ class PassOutcome:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-_making = Lock()
-
-
-class _Held:
-    """A raw table of a record: columns as in a file until its frame is asked for, and from then on the frame.
-
-    Columns that are set are the record's from then on.
-    """
-
-    def __set_name__(self, _: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, record: Record | None, _: type | None = None) -> Any:
-        if record is None:
-            return None  # what a record holds by default: no rows
-        held = record.__dict__[self._name]
-        if isinstance(held, dict):
-            with _making:  # whoever asks meanwhile gets the same frame
-                held = record.__dict__[self._name]
-                if isinstance(held, dict):
-                    held = record.__dict__[self._name] = table(self._name, held)
-        return held
-
-    def __set__(self, record: Record, value: pd.DataFrame | dict[str, list[Any]] | None) -> None:
-        frame = value is not None and not isinstance(value, dict)
-        record.__dict__[self._name] = value if frame else plain(self._name, value or {})
-
-
 @dataclass
-class Record:
+class Record(Tables):
     """One workload, measured once: of a single process, of one rank of a job, or of the job as a whole.
 
     The tables are tidy and raw; `TABLES` says what each column holds. What they come to is a matter of
@@ -104,59 +76,25 @@ class Record:
     passes: dict[str, PassOutcome] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     doubts: dict[str, list[str]] = field(default_factory=dict)
-    tree: pd.DataFrame = _Held()
-    ops: pd.DataFrame = _Held()
-    kernels: pd.DataFrame = _Held()
-    graphs: pd.DataFrame = _Held()
-    nodes: pd.DataFrame = _Held()
-    compilations: pd.DataFrame = _Held()
-    breaks: pd.DataFrame = _Held()
-    estimates: pd.DataFrame = _Held()
-    counters: pd.DataFrame = _Held()
-    samples: pd.DataFrame = _Held()
-    generation: pd.DataFrame = _Held()
-    traffic: pd.DataFrame = _Held()
-    launches: pd.DataFrame = _Held()
-    ranks: pd.DataFrame = _Held()
-    busy: pd.DataFrame = _Held()
-    collectives: pd.DataFrame = _Held()
-    memory: pd.DataFrame = _Held()
-    timeline: pd.DataFrame = _Held()
-    telemetry: pd.DataFrame = _Held()
-
-    def columns(self, name: str) -> dict[str, list[Any]]:
-        """A raw table as plain values, column by column, None where one is missing. Not to be changed.
-
-        Args:
-            name: of `TABLES`.
-        """
-        held = self.__dict__[name]
-        return {column: self.column(name, column) for column in held} if isinstance(held, dict) else columns(held)
-
-    def column(self, name: str, column: str) -> list[Any]:
-        """One column of it likewise."""
-        held = self.__dict__[name]
-        if not isinstance(held, dict):
-            return values(held[column])
-        if isinstance(held[column], Column):
-            held[column] = [*held[column]]
-        found: list[Any] = held[column]
-        return found
-
-    def distinct(self, name: str, column: str) -> set[Any]:
-        """What a column has, each once."""
-        held = self.__dict__[name]
-        return set(held[column] if isinstance(held, dict) else held[column].unique())
-
-    def held(self, name: str) -> dict[str, list[Any]] | pd.DataFrame:
-        """A raw table as the record has it: columns until its frame was asked for, and from then on the frame."""
-        held: dict[str, list[Any]] | pd.DataFrame = self.__dict__[name]
-        return held
-
-    def has(self, name: str) -> bool:
-        """Whether a raw table has any row."""
-        held = self.__dict__[name]
-        return bool(next(iter(held.values()))) if isinstance(held, dict) else len(held) > 0
+    tree: pd.DataFrame = HeldTable()
+    ops: pd.DataFrame = HeldTable()
+    kernels: pd.DataFrame = HeldTable()
+    graphs: pd.DataFrame = HeldTable()
+    nodes: pd.DataFrame = HeldTable()
+    compilations: pd.DataFrame = HeldTable()
+    breaks: pd.DataFrame = HeldTable()
+    estimates: pd.DataFrame = HeldTable()
+    counters: pd.DataFrame = HeldTable()
+    samples: pd.DataFrame = HeldTable()
+    generation: pd.DataFrame = HeldTable()
+    traffic: pd.DataFrame = HeldTable()
+    launches: pd.DataFrame = HeldTable()
+    ranks: pd.DataFrame = HeldTable()
+    busy: pd.DataFrame = HeldTable()
+    collectives: pd.DataFrame = HeldTable()
+    memory: pd.DataFrame = HeldTable()
+    timeline: pd.DataFrame = HeldTable()
+    telemetry: pd.DataFrame = HeldTable()
 
     def done(self, name: str) -> bool:
         """Whether the named pass ran to its end."""

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,11 @@ WIDTH, KEYS, INNER = 576, 192, 1536
 LAYER = WIDTH * (2 * WIDTH + 2 * KEYS + 3 * INNER)
 """Weights of a layer that tokens are multiplied by."""
 
-Counter = Callable[[], dict[str, int]]
-"""Counts one step, and returns its totals; those of a plain step are none."""
+Totals = Callable[[], dict[str, int]]
+"""What a count comes to, added up when that is asked for; of a plain step nothing."""
+
+Counter = Callable[[], Totals]
+"""Counts one step."""
 
 
 def weightless_execute() -> Any:
@@ -46,8 +50,9 @@ def weightless_execute() -> Any:
     return execute
 
 
-def totals(ops: Any) -> dict[str, int]:
-    """Matmul FLOPs by convention, without attention as well."""
+def totals(counted: Any) -> dict[str, int]:
+    """Matmul FLOPs of a count by convention, without attention as well."""
+    ops = counted.ops
     # some releases of transformers compute the rotary angles by a small matmul
     ops = ops[~ops["module"].str.endswith("rotary_emb")]
     products = ops[ops["kind"] != "attention"]
@@ -62,9 +67,12 @@ def flop_counter(step: Callable[[], Any], name: str) -> Counter:
     """FlopCounterMode around a step, and what its total is called."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    def count() -> dict[str, int]:
+    def count() -> Totals:
         with FlopCounterMode(display=False) as counter:
             step()
+        return partial(added_up, counter)
+
+    def added_up(counter: FlopCounterMode) -> dict[str, int]:
         by_module = counter.get_flop_counts().items()
         rotary = sum(sum(flops.values()) for path, flops in by_module if path.endswith("rotary_emb"))
         return {name: counter.get_total_flops() - rotary}
@@ -98,7 +106,7 @@ def without_weights() -> tuple[dict[str, Counter], dict[str, int]]:
                 model.lm_head(output.last_hidden_state)
 
     counters = {
-        "gpuprof": lambda: totals(counting.count(workload, execute).ops),
+        "gpuprof": lambda: partial(totals, counting.count(workload, execute)),
         "FlopCounterMode": flop_counter(one_by_one, "full"),
     }
     return counters, WEIGHTLESS
@@ -120,13 +128,13 @@ def really_run(mode: str) -> tuple[dict[str, Counter], dict[str, int]]:
     with tempfile.TemporaryDirectory() as folder:
         workload = build(str(small_model(Path(folder))), Options(mode=mode, batch_size=1, device="cpu", **sizes))
 
-    def plain() -> dict[str, int]:
+    def plain() -> Totals:
         workload.step()
-        return {}
+        return dict
 
     counters = {
         "plain": plain,
-        "gpuprof": lambda: totals(counting.count(workload).ops),
+        "gpuprof": lambda: partial(totals, counting.count(workload)),
         "FlopCounterMode": flop_counter(workload.step, "products"),  # which does not know the attention of a CPU
     }
     if mode == "train":
@@ -173,7 +181,7 @@ def measured(rounds: int, only: str | None) -> dict[str, dict[str, float]]:
                 start = time.process_time()
                 found = count()
                 took = time.process_time() - start
-                wrong = {what: total for what, total in found.items() if total != expected.get(what, total)}
+                wrong = {what: total for what, total in found().items() if total != expected.get(what, total)}
                 if wrong:
                     sys.exit(f"{step}: {name} counts {wrong}, which should be {expected}")
                 if number:

@@ -19,9 +19,9 @@ from gpuprof.parallel.layout import layout
 from gpuprof.passes.counting import Counted
 from gpuprof.passes.module_tree import module_tree
 from gpuprof.passes.trace import Traced
-from gpuprof.profiler import add_ceilings, never_made, say_what_is_withheld, with_all_owners
+from gpuprof.profiler import add_all_owners, add_ceilings, never_made, say_what_is_withheld
 from gpuprof.record import PassOutcome, Record
-from gpuprof.schema import columns, table
+from gpuprof.schema import table
 from gpuprof.theory.rules import RULES_VERSION
 from gpuprof.workload import Workload
 
@@ -112,7 +112,7 @@ def run_of(live: LiveStep, counts: list[Counted], workload: Workload, machine: M
         run.warnings.append(f"what torch.compile made is not told apart: {live.refused}")
     if not machine.denominator:  # nothing was ever counted
         add_ceilings(run)
-    run.tree = with_all_owners(run, model)
+    add_all_owners(run, model)
     if lies and not run.kernels.empty:
         run.ranks = table("ranks", [row | {"step": 0} for row in rank_rows(run, lies["rank"])])
     run.warnings += never_made(model)
@@ -127,7 +127,7 @@ def _added(model: torch.nn.Module, counts: list[Counted]) -> tuple[Any, Any, Pas
     causality: dict[str, str] = {}
     facts: dict[str, Any] = {"calls": 0, "ops_without_rule": []}
     for found in counts:
-        add_rows(sums, "ops", columns(found.ops))
+        add_rows(sums, "ops", found.columns("ops"))
         for module, times, how in found.tree[["module", "calls", "causality"]].itertuples(index=False, name=None):
             calls[module] += int(times)
             known = causality.get(module, "")

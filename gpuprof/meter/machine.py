@@ -47,7 +47,7 @@ class Machine:
 
     def run(self, found: Counted) -> Record:
         """A count as a run."""
-        return Record(**self.facts, passes={"count": found.outcome}, ops=found.ops, tree=found.tree)
+        return Record(**self.facts, passes={"count": found.outcome}, ops=found.held("ops"), tree=found.held("tree"))
 
     def need(self, run: Record, work: Work) -> None:
         """The peaks of what was counted will be asked for."""

@@ -7,6 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import Hashable, Iterable
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -446,7 +447,7 @@ class Meter:
         )
         signature.learn(found, work, varies=untold)
         if self._log is not None:
-            self._log.counted(signature.number, signature.words, found._replace(ops=found.ops[rows]))
+            self._log.counted(signature.number, signature.words, replace(found, ops=found.ops[rows]))
         self._machine.need(run, work)
         if signature.key and not signature.varies:
             self._shapes.add(signature.key, work)

@@ -23,7 +23,6 @@ from gpuprof.hardware.ceilings import float32_precision, matmul
 from gpuprof.passes.counting import count
 from gpuprof.passes.preserve import preserved
 from gpuprof.passes.seeding import seed_all
-from gpuprof.schema import columns
 from gpuprof.workload import Options, build
 
 OP = "gpuprof|op|"
@@ -68,7 +67,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
                     depth -= 1
 
             counted = count(workload, mark=mark)
-    return {"ops": columns(counted.ops), "row_of": counted.row_of, "refused": refused}
+    return {"ops": counted.columns("ops"), "row_of": counted.row_of, "refused": refused}
 
 
 def _calibrations(device: torch.device, dtypes: Sequence[str]) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:

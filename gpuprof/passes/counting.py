@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,7 +29,7 @@ from gpuprof.passes.place import Place
 from gpuprof.passes.specs import add_key, decide, is_wrapper, made_again, nested_device, spec_of, torch_free
 from gpuprof.passes.traffic import Traffic
 from gpuprof.record import PassOutcome
-from gpuprof.schema import table
+from gpuprof.tables import HeldTable, Tables
 from gpuprof.theory import rule_for
 from gpuprof.theory.attention import BLOCKS
 from gpuprof.theory.masks import AttentionFacts
@@ -62,28 +63,31 @@ _label_begins = torch.ops.profiler._record_function_enter_new.default
 _label_ends = torch.ops.profiler._record_function_exit._RecordFunction
 
 
-class Counted(NamedTuple):
+@dataclass
+class Counted(Tables):
     """What the counting pass gives: the raw tables, how it ended, and what the step returned.
 
     Attributes:
+        ops, tree, traffic: the tables.
         row_of: row of ``ops`` of each signature of calls, by its number.
         amounts: of `gpuprof.passes.inputs.Given`.
     """
 
-    ops: pd.DataFrame
-    tree: pd.DataFrame
-    traffic: pd.DataFrame
     outcome: PassOutcome
-    result: Any
     row_of: list[int]
     amounts: dict[str, int | None]
+    result: Any = None
+    ops: pd.DataFrame = HeldTable()
+    tree: pd.DataFrame = HeldTable()
+    traffic: pd.DataFrame = HeldTable()
 
 
 def count(workload: Workload, execute: Execute | None = None, mark: Mark | None = None) -> Counted:
     """Run one step and count every operator of it; arguments as for `counting`."""
     with counting(workload, execute, mark) as found:
         result = _with_room(workload.step)
-    return found[0]._replace(result=result)
+    found[0].result = result
+    return found[0]
 
 
 @contextmanager
@@ -154,7 +158,7 @@ def counting(
         facts |= known
     outcome = PassOutcome("done", facts=facts)
     tree = module_tree(model, calls, causality)
-    found.append(Counted(table("ops", rows), tree, table("traffic", moved), outcome, None, row_of, given.amounts))
+    found.append(Counted(outcome, row_of, given.amounts, ops=rows, tree=tree, traffic=moved))
 
 
 def _with_room(step: Callable[[], Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -10,14 +10,10 @@ from torch.nn.parameter import is_lazy
 from gpuprof.attribution import named_paths
 from gpuprof.passes.kept import elements_bytes
 from gpuprof.paths import ancestors
-from gpuprof.schema import table
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
-def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[str, str]) -> pd.DataFrame:
-    """The ``tree`` table: one row per module, parameters of its children included, each parameter once.
+def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[str, str]) -> list[dict[str, Any]]:
+    """Rows of the ``tree`` table: one per module, parameters of its children included, each parameter once.
 
     A module that several share has a row under each that called it, and one where it is first. Parameters that a lazy
     module has not made have no size, and are none yet. They are those of the model, their bytes those that this process
@@ -52,4 +48,4 @@ def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[s
                 "causality": causality.get(path, ""),
             }
         )
-    return table("tree", rows)
+    return rows

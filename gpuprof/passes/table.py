@@ -139,7 +139,7 @@ def _count(measuring: Measuring) -> PassOutcome:
     """The counting pass."""
     run = measuring.run
     counted, difference = steady.count_steady(measuring.workload, measuring.seeded)
-    run.ops, run.tree, run.traffic = counted.ops, counted.tree, counted.traffic
+    run.ops, run.tree, run.traffic = map(counted.held, ("ops", "tree", "traffic"))
     run.workload |= counted.amounts
     run.warnings += [*difference, *_bounds(counted.outcome), *_loss_warning(counted.result)]
     return counted.outcome
