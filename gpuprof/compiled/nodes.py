@@ -20,7 +20,7 @@ import torch
 from torch.fx import Graph, Node
 
 from gpuprof.passes.operators import name_of
-from gpuprof.passes.specs import spec_of, torch_free
+from gpuprof.passes.specs import spec_of
 from gpuprof.paths import ancestors
 from gpuprof.schema import NOBODYS, PHASES, UNATTRIBUTED
 from gpuprof.theory import rule_for
@@ -29,6 +29,7 @@ from gpuprof.theory.names import without_overload
 from gpuprof.theory.priced import FIGURES, Described, describe, dtype_of, shapes_text, tensor_specs
 from gpuprof.theory.rules import Missing, TensorSpec
 from gpuprof.theory.vector import GATHERS
+from gpuprof.workload.options import dtype_name
 
 Owner = Callable[[Node], str | None]
 """Path of the module whose work a node is; None of no module's, or of one that cannot be told."""
@@ -270,7 +271,7 @@ def _specs(value: Any) -> Any:
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return value.node.hint if value.node.has_hint() else _UNKNOWN
     if isinstance(value, torch.Tensor):
-        return torch_free(TensorSpec(tuple(map(_specs, value.shape)), value.dtype))  # type: ignore[arg-type]
+        return TensorSpec(tuple(map(_specs, value.shape)), dtype_name(value.dtype))
     if isinstance(value, (tuple, list)):
         return tuple(_specs(item) for item in value)
     if isinstance(value, dict):

@@ -26,7 +26,7 @@ from gpuprof.passes.module_tree import module_tree
 from gpuprof.passes.operators import is_composite, is_question, name_of, nested_kernel
 from gpuprof.passes.phases import observed_phases
 from gpuprof.passes.place import Place
-from gpuprof.passes.specs import add_key, decide, is_wrapper, made_again, nested_device, spec_of, torch_free
+from gpuprof.passes.specs import add_key, decide, is_wrapper, made_again, nested_device, spec_of
 from gpuprof.passes.traffic import Traffic
 from gpuprof.record import PassOutcome
 from gpuprof.tables import HeldTable, Tables
@@ -34,7 +34,7 @@ from gpuprof.theory import rule_for
 from gpuprof.theory.attention import BLOCKS
 from gpuprof.theory.masks import AttentionFacts
 from gpuprof.theory.names import all_reduces, without_overload
-from gpuprof.theory.nested import nested_in
+from gpuprof.theory.nested import first_nested
 from gpuprof.theory.priced import FIGURES, Described, describe, tensor_specs
 from gpuprof.workload import Workload
 from gpuprof.workload.causality import attention_facts
@@ -146,7 +146,7 @@ def counting(
         if not call.in_backward:
             calls[call.scope.module] = calls.get(call.scope.module, 0) + 1
     missing = sorted({op for op, kind in zip(rows["op"], rows["kind"], strict=True) if not kind})
-    facts = {"calls": sum(counter.calls), "ops_without_rule": missing}
+    facts = {"calls": sum(one.calls for one in counter.signatures), "ops_without_rule": missing}
     facts |= {"ops_bounded": sorted(counter.bounds)} if counter.bounds else {}
     facts |= {"sparse": sorted(counter.sparse)} if counter.sparse else {}
     facts |= {"values": sorted(counter.by_values)} if counter.by_values else {}
@@ -203,13 +203,14 @@ def warm_up(workload: Workload) -> str:
 class _Operator:
     """What is known of an operator once it was called."""
 
-    __slots__ = ("all_reduces", "composite", "func", "kind", "values")
+    __slots__ = ("all_reduces", "composite", "func", "kind", "label", "values")
 
     def __init__(self, func: Any) -> None:
         rule = rule_for(name := name_of(func))
         self.func = func
         self.kind, self.values = ("", False) if rule is None else (rule.kind, rule.values)
         self.all_reduces = all_reduces(name)
+        self.label = func in (_label_begins, _label_ends)
         registered = isinstance(func, torch._ops.OpOverload) and not is_question(func)
         self.composite = registered and is_composite(func.name())
 
@@ -222,27 +223,50 @@ class _Given(NamedTuple):
     kwargs: tuple[Any, ...]
 
 
+class _Signature:
+    """Calls that cost the same and are booked alike.
+
+    Attributes:
+        given: what they are given.
+        scope: what they are booked on.
+        phase: in which they run.
+        number: of the signature, from 0 on.
+        calls: how often they ran.
+        made: what the first of them returned, as rules see it.
+    """
+
+    __slots__ = ("calls", "given", "made", "number", "phase", "scope")
+
+    def __init__(self, given: _Given, scope: Scope, phase: str, number: int) -> None:
+        self.given = given
+        self.scope = scope
+        self.phase = phase
+        self.number = number
+        self.calls = 0
+        self.made: Any = None
+
+
+_Signatures = dict[str, dict[int, _Signature]]
+"""By the phase and the identity of the scope."""
+
+
 class _Call:
     """How to carry out and book calls of an operator whose arguments have the same metadata.
 
     Attributes:
         given: what they are given.
-        numbers: of their signatures, by the phase and the identity of the scope.
+        signatures: of these calls.
         run: carries one out.
         made: what the last of them returned, as rules see it; None before.
     """
 
-    __slots__ = ("given", "made", "numbers", "run")
+    __slots__ = ("given", "made", "run", "signatures")
 
-    def __init__(self, given: _Given, numbers: dict[str, dict[int, int]], run: Callable[..., Any]) -> None:
+    def __init__(self, given: _Given, signatures: _Signatures, run: Callable[..., Any]) -> None:
         self.given = given
-        self.numbers = numbers
+        self.signatures = signatures
         self.run = run
         self.made: Any = None
-
-
-_Signature = tuple[_Given, Scope, str]
-"""Calls that cost the same and are booked alike, on this scope in this phase."""
 
 
 class _Counter(TorchDispatchMode):
@@ -259,15 +283,14 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self, place: Place, execute: Execute | None, mark: Mark | None, traffic: Traffic | None) -> None:
         super().__init__()
-        self.calls: list[int] = []  # of each signature, by its number
         self.nested: set[str] = set()  # operators that were given nested tensors, once there are rows
         self.bounds: set[str] = set()  # operators whose FLOPs are at most those counted
         self.sparse: set[str] = set()  # operators on sparse tensors, without their overload
         self.by_values: set[str] = set()  # operators whose FLOPs values decide, and not shapes alone
-        self._signatures: list[_Signature] = []
-        self._outputs: list[Any] = []
+        self.signatures: list[_Signature] = []
         self._operators: dict[int, _Operator] = {}  # by identity: an operator's own hash is Python
-        self._numbers: dict[_Given, tuple[_Given, dict[str, dict[int, int]]]] = {}
+        self._given: dict[_Given, tuple[_Given, _Signatures]] = {}
+        self._unlike: set[int] = set()  # identities of those with more in them than plain tensors
         self._known: dict[Any, _Call] = {}
         self._place = place
         self._execute = execute
@@ -329,22 +352,20 @@ class _Counter(TorchDispatchMode):
                 return operator.func(*args, **kwargs)  # shapes alone, as of a FakeTensorMode: nothing is done
             call = self._call(operator, args, kwargs, key)
         scope, phase = self._place(operator.all_reduces)
-        numbers = call.numbers.get(phase)
-        number = None if numbers is None else numbers.get(id(scope))
-        if number is None:
-            number = self._number(call, scope, phase)
+        of_phase = call.signatures.get(phase)
+        signature = None if of_phase is None else of_phase.get(id(scope))
+        if signature is None:
+            signature = self._signature(call, scope, phase)
         if self._mark is None:
             out = call.run(*args, **kwargs) if run is None else run()
         else:
-            with self._mark(number):
+            with self._mark(signature.number):
                 out = call.run(*args, **kwargs) if run is None else run()
-        if operator.func is _label_begins:
-            self._place.label_begins(args[0])
-        elif operator.func is _label_ends:
-            self._place.label_ends()
-        self.calls[number] += 1
-        if self.calls[number] == 1:
-            self._outputs[number] = call.made = made_again(out, call.made)
+        if operator.label:
+            self._labels(operator.func, args)
+        signature.calls += 1
+        if signature.calls == 1:
+            signature.made = call.made = made_again(out, call.made)
         if self._traffic is not None:
             self._traffic.operator(operator.func, operator.kind, scope, args, kwargs, out)
         return out
@@ -357,9 +378,11 @@ class _Counter(TorchDispatchMode):
         """What is known of a call; from now on, if it has a key."""
         values = operator.values and decide(args)
         given = _Given(operator.func, spec_of(args, values), spec_of(tuple(kwargs.items()), values) if kwargs else ())
-        given, numbers = self._numbers.setdefault(given, (given, {}))
-        call = _Call(given, numbers, partial(self._carry_out, operator.func))
-        if key is not None:
+        given, signatures = self._given.setdefault(given, (given, {}))
+        call = _Call(given, signatures, partial(self._carry_out, operator.func))
+        if key is None:
+            self._unlike.add(id(given))
+        else:
             self._known[key] = call
             call.run = (
                 getattr(operator.func, "_op", operator.func)
@@ -378,13 +401,19 @@ class _Counter(TorchDispatchMode):
         call.run = repeated(func, args, kwargs, out) or call.run
         return out
 
-    def _number(self, call: _Call, scope: Scope, phase: str) -> int:
-        """The number of a new signature."""
-        number = call.numbers.setdefault(phase, {})[id(scope)] = len(self.calls)
-        self._signatures.append((call.given, scope, phase))  # where the scope stays, and its identity its own
-        self.calls.append(0)
-        self._outputs.append(None)
-        return number
+    def _labels(self, func: Any, args: tuple[Any, ...]) -> None:
+        """A label has begun or ended."""
+        if func is _label_begins:
+            self._place.label_begins(args[0])
+        else:
+            self._place.label_ends()
+
+    def _signature(self, call: _Call, scope: Scope, phase: str) -> _Signature:
+        """A new signature, which keeps the scope, so that its identity stays its own."""
+        made = _Signature(call.given, scope, phase, len(self.signatures))
+        call.signatures.setdefault(phase, {})[id(scope)] = made
+        self.signatures.append(made)
+        return made
 
     def rows(
         self, device: str, short_name: Callable[[str], str]
@@ -403,7 +432,8 @@ class _Counter(TorchDispatchMode):
         facts: dict[int, AttentionFacts | None] = {}  # of each scope; equal ones are one
         alike: dict[Any, Any] = {}
         described: dict[Any, tuple[Described, tuple[Any, ...]]] = {}  # once for all modules that make the same call
-        for (given, scope, phase), made, times in zip(self._signatures, self._outputs, self.calls, strict=True):
+        for signature in self.signatures:
+            given, scope, made = signature.given, signature.scope, signature.made
             if id(scope) not in facts:
                 facts[id(scope)] = alike.setdefault(scope.facts, scope.facts)
             call = id(given), made, id(facts[id(scope)])
@@ -418,28 +448,29 @@ class _Counter(TorchDispatchMode):
             elif found.causality:
                 causality.setdefault(module, found.causality)
             group = short_name(_group(given)) if found.kind == "communication" else ""
-            row = rows.setdefault((module, phase, id(said), group), len(calls))
+            row = rows.setdefault((module, signature.phase, id(said), group), len(calls))
             if row == len(calls):
                 calls.append(0)
-                shared.append((module, phase, said, group))
-            calls[row] += times
+                shared.append((module, signature.phase, said, group))
+            calls[row] += signature.calls
             row_of.append(row)
         return _columns(shared, calls), causality, row_of
 
     def _described(self, given: _Given, made: Any, facts: AttentionFacts | None, device: str) -> Described:
         """What a call is and costs, by its rule; with what is to be said of its operator."""
-        args, kwargs = torch_free(given.args), dict(torch_free(given.kwargs))
-        found = describe(name_of(given.func), args, kwargs, torch_free(made), facts, device)
-        everything = args, tuple(kwargs.values())
+        found = describe(name_of(given.func), given.args, dict(given.kwargs), made, facts, device)
+        if found.bound:
+            self.bounds.add(found.op)
+        if id(given) not in self._unlike:
+            return found
+        everything = given.args, given.kwargs
         specs = tensor_specs(everything)
         if any(spec.stored is not None for spec in specs):
             self.sparse.add(without_overload(found.op))
-        if next(nested_in(everything), None) is not None:
+        if first_nested(everything) is not None:
             self.nested.add(found.op)
-        if found.bound:
-            self.bounds.add(found.op)
         read = any(spec.values is not None for spec in specs)
-        if read or any(isinstance(arg, tuple) and arg[:1] == (BLOCKS,) for arg in args):
+        if read or any(isinstance(arg, tuple) and arg[:1] == (BLOCKS,) for arg in given.args):
             self.by_values.add(found.op)
         return found
 

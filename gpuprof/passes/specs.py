@@ -12,6 +12,7 @@ from gpuprof.errors import GpuprofError
 from gpuprof.theory import TensorSpec
 from gpuprof.theory.nested import Nested
 from gpuprof.workload.nested import part_shapes
+from gpuprof.workload.options import dtype_name
 
 _ROWS_FIRST = (torch.sparse_csr, torch.sparse_bsr)
 _COMPRESSED = (*_ROWS_FIRST, torch.sparse_csc, torch.sparse_bsc)
@@ -20,7 +21,7 @@ _PLAIN = {type(None), bool, int, float, str, torch.dtype, torch.layout, torch.de
 
 
 def tensor_spec(tensor: torch.Tensor, values: bool) -> TensorSpec:
-    """A tensor as rules see it, its dtype still torch's.
+    """A tensor as rules see it.
 
     Args:
         tensor: of any layout.
@@ -30,7 +31,7 @@ def tensor_spec(tensor: torch.Tensor, values: bool) -> TensorSpec:
     Raises:
         GpuprofError: a sparse tensor has lost what it stores.
     """
-    spec = TensorSpec(tuple(tensor.shape), tensor.dtype)  # type: ignore[arg-type]
+    spec = TensorSpec(tuple(tensor.shape), dtype_name(tensor.dtype))
     if tensor.is_meta and tensor.layout in (torch.sparse_coo, *_COMPRESSED):
         raise GpuprofError(
             "a sparse tensor was moved to the meta device, where it does not know how much it stores: "
@@ -104,10 +105,10 @@ def spec_of(value: Any, values: bool = False) -> Any:
     if isinstance(value, torch.Tensor):
         if value.is_nested:
             parts = part_shapes(value)
-            return Nested(TensorSpec((1, *shape), value.dtype) for shape in parts)  # type: ignore[arg-type]
+            return Nested(TensorSpec((1, *shape), dtype_name(value.dtype)) for shape in parts)
         if values or value.layout is not torch.strided:
             return tensor_spec(value, values)
-        return TensorSpec(tuple(value.shape), value.dtype)  # type: ignore[arg-type]  # named by torch_free
+        return TensorSpec(tuple(value.shape), dtype_name(value.dtype))
     if value is None or isinstance(value, (int, float, str)):
         return value
     if isinstance(value, (tuple, list)):
@@ -156,19 +157,5 @@ def add_key(key: list[Any], given: Iterable[Any], values: bool, exact: bool) -> 
 def made_again(out: Any, before: Any) -> Any:
     """`spec_of` a result; the one before, if it says the same of one plain tensor."""
     plain = type(out) is torch.Tensor and out.layout is torch.strided and not out.is_nested
-    same = plain and type(before) is TensorSpec and out.shape == before.shape and out.dtype is before.dtype
+    same = plain and type(before) is TensorSpec and out.shape == before.shape and dtype_name(out.dtype) == before.dtype
     return before if same and before.stored is None else spec_of(out)
-
-
-@functools.cache
-def _dtype_name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def torch_free(value: Any) -> Any:
-    """The same with dtypes by name. Left for the end of a step, as each signature needs it once."""
-    if isinstance(value, TensorSpec):
-        return TensorSpec(value.shape, _dtype_name(value.dtype), *value[2:])
-    if isinstance(value, tuple):
-        return (Nested if isinstance(value, Nested) else tuple)([torch_free(item) for item in value])
-    return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .rules import TensorSpec
@@ -37,10 +37,12 @@ def packed_shape(parts: Sequence[Sequence[int]]) -> tuple[int, ...]:
     )
 
 
-def nested_in(value: Any) -> Iterator[Nested]:
-    """Every nested tensor in a nest of tuples."""
+def first_nested(value: Any) -> Nested | None:
+    """The first nested tensor in a nest of tuples; None without any."""
     if isinstance(value, Nested):
-        yield value
-    elif isinstance(value, tuple) and not isinstance(value, TensorSpec):
+        return value
+    if isinstance(value, tuple) and not isinstance(value, TensorSpec):
         for item in value:
-            yield from nested_in(item)
+            if (found := first_nested(item)) is not None:
+                return found
+    return None

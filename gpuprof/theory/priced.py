@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from .masked import with_facts
 from .masks import AttentionFacts
 from .names import without_overload
-from .nested import Nested, nested_in
+from .nested import Nested, first_nested
 from .rules import Cost, Kind, NotKnownError, TensorSpec, cost_of, least_bytes, total
 
 FIGURES = ("flops_causal", "flops_full", "flops_hardware", "vector_flops", "bytes")
@@ -106,7 +106,7 @@ def price(
 
     On nested tensors it is that of the same operator on each of their sequences, added up.
     """
-    if "padded" not in kwargs and next(nested_in((args, tuple(kwargs.values()), out)), None) is None:
+    if "padded" not in kwargs and first_nested((args, tuple(kwargs.values()), out)) is None:
         found = cost_of(op, args, kwargs, out)
         return None if found is None else (*with_facts(op, args, kwargs, out, *found, facts), found[1])
     costs, known, kind = [], True, None
@@ -131,7 +131,7 @@ def _padded(op: str, args: tuple[Any, ...], cost: Cost, device: str) -> int | No
     torch pads products of tensors with heads, and on a CPU the scores in its fused layers; there a GPU's kernels take
     each sequence by itself.
     """
-    plain, nested = without_overload(op), next(nested_in(args), None)
+    plain, nested = without_overload(op), first_nested(args)
     if nested is not None and plain in _WIDTH_AT and device == "cpu":
         lengths = [spec.shape[-2] for spec in nested]
         added = len(lengths) * max(lengths) ** 2 - sum(length**2 for length in lengths)
@@ -150,8 +150,8 @@ _WIDTH_AT = {"aten::_native_multi_head_attention": 3, "aten::_transformer_encode
 def _alone(args: tuple[Any, ...], kwargs: tuple[Any, ...], out: Any) -> Counter[tuple[Any, ...]]:
     """A call on nested tensors as calls on each of their sequences, equal ones once; any other call by itself."""
     call = (args, kwargs, out)
-    length = next((len(value) for value in nested_in(call)), None)
-    return Counter([call] if length is None else [_at(call, index, length) for index in range(length)])
+    nested = first_nested(call)
+    return Counter([call] if nested is None else [_at(call, index, len(nested)) for index in range(len(nested))])
 
 
 def _at(value: Any, index: int, length: int) -> Any:

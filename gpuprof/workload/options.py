@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -174,6 +175,7 @@ def preferred_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
+@functools.cache
 def dtype_name(dtype: torch.dtype) -> str:
     """`torch.bfloat16` as `bfloat16`."""
     return str(dtype).removeprefix("torch.")
