@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from gpuprof.paths import ancestors
 from gpuprof.schema import UNATTRIBUTED
 from gpuprof.theory.masks import AttentionFacts
 from gpuprof.undo import patched
+
+_next_number = torch.autograd._get_sequence_nr
 
 
 def in_backward() -> bool:
@@ -79,10 +82,11 @@ class Ownership:
     def __init__(self, mark: Mark | None = None) -> None:
         self.calls: list[Call] = []
         self._mark = mark
-        self._stacks: dict[int, list[Call]] = {}  # by thread: the calls that are open, the outermost first
+        # by thread: the calls that are open, the outermost first
+        self._stacks: defaultdict[int, list[Call]] = defaultdict(list)
         # by thread: the sequence numbers at which the scope changed, and which scope new nodes belong to from there on
-        self._numbers: dict[int, list[int]] = {}
-        self._scopes: dict[int, list[Scope | None]] = {}
+        self._numbers: defaultdict[int, list[int]] = defaultdict(list)
+        self._scopes: defaultdict[int, list[Scope | None]] = defaultdict(list)
         self._seen: dict[int, int] = {}  # by thread: the next sequence number at the last change or claim
 
     def open(self, scope: Scope) -> Call:
@@ -90,7 +94,7 @@ class Ownership:
         thread = get_ident()
         call = Call(scope, in_backward(), thread)
         self.calls.append(call)
-        self._stacks.setdefault(thread, []).append(call)
+        self._stacks[thread].append(call)
         self._change(thread, scope)
         return call
 
@@ -121,18 +125,18 @@ class Ownership:
 
     def _change(self, thread: int, scope: Scope | None) -> None:
         """New nodes of this thread belong to that scope."""
-        self._seen[thread] = torch.autograd._get_sequence_nr()
-        self._numbers.setdefault(thread, []).append(self._seen[thread])
-        self._scopes.setdefault(thread, []).append(scope)
+        self._seen[thread] = number = _next_number()
+        self._numbers[thread].append(number)
+        self._scopes[thread].append(scope)
 
     def claim(self, scope: Scope | None) -> None:
         """The nodes made on this thread since the last change or claim belong to that scope, and the next ones too."""
         thread = get_ident()
-        scopes = self._scopes.setdefault(thread, [])
+        scopes = self._scopes[thread]
         if not scopes or scopes[-1] is not scope:
-            self._numbers.setdefault(thread, []).append(self._seen.get(thread, 0))
+            self._numbers[thread].append(self._seen.get(thread, 0))
             scopes.append(scope)
-        self._seen[thread] = torch.autograd._get_sequence_nr()
+        self._seen[thread] = _next_number()
 
     def running(self) -> Scope | None:
         """The innermost scope that is open on this thread."""
@@ -141,7 +145,7 @@ class Ownership:
 
     def open_here(self) -> list[Call]:
         """The calls that are open on this thread, the outermost first: now, and as long as there is this."""
-        return self._stacks.setdefault(get_ident(), [])
+        return self._stacks[get_ident()]
 
     @contextmanager
     def within(self, scope: Scope) -> Iterator[None]:
@@ -237,9 +241,10 @@ def observed(
     hidden = set() if through_compiled else inside_compiled(model)
 
     def called(module: torch.nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        scope, *others = scopes[module]
-        if others and (running := ownership.running()) is not None:
-            scope = min(scopes[module], key=lambda one: _distance(callers[one.module], running.module))
+        its = scopes[module]
+        scope = its[0]
+        if len(its) > 1 and (running := ownership.running()) is not None:
+            scope = min(its, key=lambda one: _distance(callers[one.module], running.module))
         return ownership.run(scope, call, args, kwargs)
 
     def reopening(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -40,12 +40,12 @@ class Step(NamedTuple):
 
     Attributes:
         ops: the operator table.
-        row_of: row of it by the number in a range's name.
+        row_of: row of it by the number in a range's name; None of calls that failed.
         refused: why a dtype could not be multiplied for the calibration.
     """
 
     ops: pd.DataFrame
-    row_of: list[int]
+    row_of: list[int | None]
     refused: dict[str, str]
 
 
@@ -284,7 +284,8 @@ def _rows(
             continue
         # operators within operators: the innermost is the one that launched it
         inside = max(_OPERATION.findall(launch.ranges), key=lambda found: int(found[1]), default=None)
-        owner = nobody if inside is None else owners[step.row_of[int(inside[0])]]
+        row = None if inside is None else step.row_of[int(inside[0])]
+        owner = nobody if row is None else owners[row]
         values = counters.values(launch.metrics, columns)
         for column, factor in scale.items():
             value = values[column]

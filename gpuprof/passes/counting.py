@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from gpuprof.passes.module_tree import module_tree
 from gpuprof.passes.operators import is_composite, is_question, name_of, nested_kernel
 from gpuprof.passes.phases import observed_phases
 from gpuprof.passes.place import Place
-from gpuprof.passes.specs import add_key, decide, is_wrapper, made_again, nested_device, spec_of
+from gpuprof.passes.specs import add_key, decide, is_plainly, is_wrapper, nested_device, spec_of
 from gpuprof.passes.traffic import Traffic
 from gpuprof.record import PassOutcome
 from gpuprof.tables import HeldTable, Tables
@@ -57,6 +58,9 @@ _JAGGED_PRODUCTS = {
     _bmm.default: (_bmm.default, 0),
     _matmul_backward.default: (_matmul_backward.default, 1),
 }
+_LOGGED = 1 << 18
+"""Length of the log at which it is added up."""
+
 _GROUPS = ("group_name", "process_group", "group")
 """What arguments are called that name the process group of a collective."""
 _label_begins = torch.ops.profiler._record_function_enter_new.default
@@ -69,12 +73,12 @@ class Counted(Tables):
 
     Attributes:
         ops, tree, traffic: the tables.
-        row_of: row of ``ops`` of each signature of calls, by its number.
+        row_of: row of ``ops`` of each signature of calls that was marked, by its number; None where they failed.
         amounts: of `gpuprof.passes.inputs.Given`.
     """
 
     outcome: PassOutcome
-    row_of: list[int]
+    row_of: list[int | None]
     amounts: dict[str, int | None]
     result: Any = None
     ops: pd.DataFrame = HeldTable()
@@ -146,7 +150,7 @@ def counting(
         if not call.in_backward:
             calls[call.scope.module] = calls.get(call.scope.module, 0) + 1
     missing = sorted({op for op, kind in zip(rows["op"], rows["kind"], strict=True) if not kind})
-    facts = {"calls": sum(one.calls for one in counter.signatures), "ops_without_rule": missing}
+    facts = {"calls": sum(rows["calls"]), "ops_without_rule": missing}
     facts |= {"ops_bounded": sorted(counter.bounds)} if counter.bounds else {}
     facts |= {"sparse": sorted(counter.sparse)} if counter.sparse else {}
     facts |= {"values": sorted(counter.by_values)} if counter.by_values else {}
@@ -223,31 +227,19 @@ class _Given(NamedTuple):
     kwargs: tuple[Any, ...]
 
 
-class _Signature:
-    """Calls that cost the same and are booked alike.
+class _Made:
+    """Calls that are given the same and return the same, and so cost the same.
 
     Attributes:
         given: what they are given.
-        scope: what they are booked on.
-        phase: in which they run.
-        number: of the signature, from 0 on.
-        calls: how often they ran.
-        made: what the first of them returned, as rules see it.
+        out: what they return, as rules see it.
     """
 
-    __slots__ = ("calls", "given", "made", "number", "phase", "scope")
+    __slots__ = ("given", "out")
 
-    def __init__(self, given: _Given, scope: Scope, phase: str, number: int) -> None:
+    def __init__(self, given: _Given, out: Any) -> None:
         self.given = given
-        self.scope = scope
-        self.phase = phase
-        self.number = number
-        self.calls = 0
-        self.made: Any = None
-
-
-_Signatures = dict[str, dict[int, _Signature]]
-"""By the phase and the identity of the scope."""
+        self.out = out
 
 
 class _Call:
@@ -255,22 +247,20 @@ class _Call:
 
     Attributes:
         given: what they are given.
-        signatures: of these calls.
         run: carries one out.
-        made: what the last of them returned, as rules see it; None before.
+        made: what the last of them came to; None before.
     """
 
-    __slots__ = ("given", "made", "run", "signatures")
+    __slots__ = ("given", "made", "run")
 
-    def __init__(self, given: _Given, signatures: _Signatures, run: Callable[..., Any]) -> None:
+    def __init__(self, given: _Given, run: Callable[..., Any]) -> None:
         self.given = given
-        self.signatures = signatures
         self.run = run
-        self.made: Any = None
+        self.made: _Made | None = None
 
 
 class _Counter(TorchDispatchMode):
-    """Tallies operator calls by signature; rules are applied once per signature, when the step is over.
+    """Logs operator calls; they are added up, and rules applied once for all that are alike, when the step is over.
 
     A step makes the same calls over and over: what is known of one is found by the metadata of its arguments.
     """
@@ -287,11 +277,15 @@ class _Counter(TorchDispatchMode):
         self.bounds: set[str] = set()  # operators whose FLOPs are at most those counted
         self.sparse: set[str] = set()  # operators on sparse tensors, without their overload
         self.by_values: set[str] = set()  # operators whose FLOPs values decide, and not shapes alone
-        self.signatures: list[_Signature] = []
         self._operators: dict[int, _Operator] = {}  # by identity: an operator's own hash is Python
-        self._given: dict[_Given, tuple[_Given, _Signatures]] = {}
+        self._given: dict[_Given, _Given] = {}
         self._unlike: set[int] = set()  # identities of those with more in them than plain tensors
+        self._made: dict[tuple[int, Any], _Made] = {}  # by the identity of what was given, and what came of it
         self._known: dict[Any, _Call] = {}
+        self._scopes: dict[int, Scope] = {}  # by identity, which stays their own as long as they are in here
+        self._log: list[Any] = []  # of each call that is not in the sums yet what it came to, its scope and its phase
+        self._sums: Counter[tuple[_Made, int, str]] = Counter()
+        self._numbers: dict[tuple[int, int, str], int] = {}  # of signatures, by what is given, scope and phase
         self._place = place
         self._execute = execute
         self._mark = mark
@@ -352,20 +346,21 @@ class _Counter(TorchDispatchMode):
                 return operator.func(*args, **kwargs)  # shapes alone, as of a FakeTensorMode: nothing is done
             call = self._call(operator, args, kwargs, key)
         scope, phase = self._place(operator.all_reduces)
-        of_phase = call.signatures.get(phase)
-        signature = None if of_phase is None else of_phase.get(id(scope))
-        if signature is None:
-            signature = self._signature(call, scope, phase)
         if self._mark is None:
             out = call.run(*args, **kwargs) if run is None else run()
         else:
-            with self._mark(signature.number):
+            number = self._numbers.setdefault((id(call.given), id(scope), phase), len(self._numbers))
+            with self._mark(number):
                 out = call.run(*args, **kwargs) if run is None else run()
         if operator.label:
             self._labels(operator.func, args)
-        signature.calls += 1
-        if signature.calls == 1:
-            signature.made = call.made = made_again(out, call.made)
+        made = call.made
+        if made is None or not is_plainly(out, made.out):
+            made = call.made = self._come_to(call.given, out)
+        self._scopes[id(scope)] = scope
+        self._log += made, id(scope), phase  # not as tuples: the garbage collector looks at those
+        if len(self._log) >= _LOGGED:
+            self._add_up()
         if self._traffic is not None:
             self._traffic.operator(operator.func, operator.kind, scope, args, kwargs, out)
         return out
@@ -378,8 +373,8 @@ class _Counter(TorchDispatchMode):
         """What is known of a call; from now on, if it has a key."""
         values = operator.values and decide(args)
         given = _Given(operator.func, spec_of(args, values), spec_of(tuple(kwargs.items()), values) if kwargs else ())
-        given, signatures = self._given.setdefault(given, (given, {}))
-        call = _Call(given, signatures, partial(self._carry_out, operator.func))
+        given = self._given.setdefault(given, given)
+        call = _Call(given, partial(self._carry_out, operator.func))
         if key is None:
             self._unlike.add(id(given))
         else:
@@ -408,57 +403,63 @@ class _Counter(TorchDispatchMode):
         else:
             self._place.label_ends()
 
-    def _signature(self, call: _Call, scope: Scope, phase: str) -> _Signature:
-        """A new signature, which keeps the scope, so that its identity stays its own."""
-        made = _Signature(call.given, scope, phase, len(self.signatures))
-        call.signatures.setdefault(phase, {})[id(scope)] = made
-        self.signatures.append(made)
-        return made
+    def _come_to(self, given: _Given, out: Any) -> _Made:
+        """What a call has come to."""
+        key = id(given), spec_of(out)
+        return self._made.setdefault(key, _Made(given, key[1]))
+
+    def _add_up(self) -> None:
+        """Add what was logged to the sums: all at once that costs far less than with each call."""
+        each = iter(self._log)
+        self._sums.update(zip(each, each, each, strict=True))
+        self._log.clear()
 
     def rows(
         self, device: str, short_name: Callable[[str], str]
-    ) -> tuple[dict[str, list[Any]], dict[str, str], list[int]]:
+    ) -> tuple[dict[str, list[Any]], dict[str, str], list[int | None]]:
         """Columns of the ``ops`` table, the causality of modules that attend (known or unknown), rows by signature.
 
         Args:
             device: type of the device.
             short_name: of a process group, by the name that torch gives it.
         """
+        self._add_up()
         causality: dict[str, str] = {}
-        row_of: list[int] = []
-        rows: dict[Any, int] = {}
-        shared: list[tuple[str, str, tuple[Any, ...], str]] = []  # by row, what the calls in it have in common
-        calls: list[int] = []
-        facts: dict[int, AttentionFacts | None] = {}  # of each scope; equal ones are one
         alike: dict[Any, Any] = {}
+        facts = {place: alike.setdefault(scope.facts, scope.facts) for place, scope in self._scopes.items()}
         described: dict[Any, tuple[Described, tuple[Any, ...]]] = {}  # once for all modules that make the same call
-        for signature in self.signatures:
-            given, scope, made = signature.given, signature.scope, signature.made
-            if id(scope) not in facts:
-                facts[id(scope)] = alike.setdefault(scope.facts, scope.facts)
-            call = id(given), made, id(facts[id(scope)])
-            known = described.get(call)
+        rows: dict[Any, int] = {}
+        shared: dict[str, list[str]] = {"module": [], "phase": [], "group": []}
+        says: list[tuple[Any, ...]] = []  # by row, what the calls in it have in common
+        calls: list[int] = []
+        row_of: dict[tuple[int, int, str], int] = {}
+        for (made, place, phase), times in self._sums.items():
+            known = described.get((made, id(facts[place])))
             if known is None:
-                found = self._described(given, made, scope.facts, device)
-                known = described[call] = found, alike.setdefault(found[:5], found[:5])
+                found = self._described(made, facts[place], device)
+                known = described[made, id(facts[place])] = found, alike.setdefault(found[:5], found[:5])
             found, said = known
-            module = scope.module
+            module = self._scopes[place].module
             if found.causality == "unknown":
                 causality[module] = "unknown"
             elif found.causality:
                 causality.setdefault(module, found.causality)
-            group = short_name(_group(given)) if found.kind == "communication" else ""
-            row = rows.setdefault((module, signature.phase, id(said), group), len(calls))
+            group = short_name(_group(made.given)) if found.kind == "communication" else ""
+            row = rows.setdefault((module, phase, id(said), group), len(calls))
             if row == len(calls):
+                for column, value in zip(shared.values(), (module, phase, group), strict=True):
+                    column.append(value)
+                says.append(said)
                 calls.append(0)
-                shared.append((module, signature.phase, said, group))
-            calls[row] += signature.calls
-            row_of.append(row)
-        return _columns(shared, calls), causality, row_of
+            calls[row] += times
+            if self._numbers:
+                row_of.setdefault((id(made.given), place, phase), row)
+        return _columns(shared, says, calls), causality, [row_of.get(signature) for signature in self._numbers]
 
-    def _described(self, given: _Given, made: Any, facts: AttentionFacts | None, device: str) -> Described:
+    def _described(self, made: _Made, facts: AttentionFacts | None, device: str) -> Described:
         """What a call is and costs, by its rule; with what is to be said of its operator."""
-        found = describe(name_of(given.func), given.args, dict(given.kwargs), made, facts, device)
+        given = made.given
+        found = describe(name_of(given.func), given.args, dict(given.kwargs), made.out, facts, device)
         if found.bound:
             self.bounds.add(found.op)
         if id(given) not in self._unlike:
@@ -475,14 +476,12 @@ class _Counter(TorchDispatchMode):
         return found
 
 
-def _columns(rows: list[tuple[str, str, tuple[Any, ...], str]], calls: list[int]) -> dict[str, list[Any]]:
-    """Columns of ``ops``: module, phase, what `Described` begins with, and group of each row, and how often it ran."""
-    said = [row[2] for row in rows]
-    columns: dict[str, list[Any]] = {"module": [row[0] for row in rows], "phase": [row[1] for row in rows]}
-    columns |= {name: [one[place] for one in said] for place, name in enumerate(("op", "kind", "shapes", "dtype"))}
-    columns |= {"calls": calls, "group": [row[3] for row in rows]}
+def _columns(columns: dict[str, list[Any]], says: list[tuple[Any, ...]], calls: list[int]) -> dict[str, list[Any]]:
+    """Columns of ``ops``: some that there are, what `Described` begins with of each row, and how often that ran."""
+    columns |= {name: [said[place] for said in says] for place, name in enumerate(("op", "kind", "shapes", "dtype"))}
+    columns["calls"] = calls
     for place, name in enumerate(FIGURES):
-        each = [one[4][place] for one in said]
+        each = [said[4][place] for said in says]
         columns[name] = [None if one is None else one * times for one, times in zip(each, calls, strict=True)]
     return columns
 

@@ -14,6 +14,7 @@ from gpuprof.schema import GRADIENT_ALLREDUCE
 _GRADIENTS = Scope(GRADIENT_ALLREDUCE)
 
 _current_node, _current_backward = torch._C._current_autograd_node, torch._C._current_graph_task_id
+_grad_enabled = torch.is_grad_enabled
 
 _NUMBERLESS = 1 << 63
 """From there on are the numbers of nodes that have none, as AccumulateGrad."""
@@ -30,6 +31,7 @@ class Place:
         self._labels: list[Scope | None] = []  # of each that is open the unit, or that of the one around
         self._units: dict[str, Scope] = {}
         self._last_owner = NOWHERE
+        self._running: tuple[int, int] | None = None  # backward and number of the last node
         # what runs a backward: nothing, or the node that holds a checkpoint's own
         self._runners: dict[int, Scope] = {}
 
@@ -42,15 +44,14 @@ class Place:
         """
         node = _current_node()
         if node is None or self.phase.name == "optimizer":  # which a hook may step in the middle of a backward
-            open_calls = self._open
-            scope, phase = open_calls[-1].scope if open_calls else NOWHERE, self.phase.name
+            found = self._open[-1].scope if self._open else NOWHERE, self.phase.name
         else:
-            scope, phase = self._of_node(node)
+            found = self._of_node(node)
         if self._labels and self._labels[-1] is not None:
-            return self._labels[-1], phase
-        if reduces and phase == "backward" and (node is None or node._sequence_nr() >= _NUMBERLESS):
-            return _GRADIENTS, phase
-        return scope, phase
+            return self._labels[-1], found[1]
+        if reduces and found[1] == "backward" and (node is None or node._sequence_nr() >= _NUMBERLESS):
+            return _GRADIENTS, found[1]
+        return found
 
     def label_begins(self, label: str) -> None:
         """A label of anybody's: FSDP says in its own which unit it works for."""
@@ -67,10 +68,13 @@ class Place:
         open_calls = self._open
         if open_calls and open_calls[-1].in_backward:
             return open_calls[-1].scope, "recompute"
-        owner = self._last_owner = self._owner(node)
+        running = _current_backward(), node._sequence_nr()
+        if running != self._running:  # else one more operator of the same node
+            self._running, self._last_owner = running, self._owner(*running)
+        owner = self._last_owner
         if self.phase.keeps_graph:
             self.ownership.claim(owner)
-        elif torch.is_grad_enabled():  # a function of somebody's own that runs its forward again
+        elif _grad_enabled():  # a function of somebody's own that runs its forward again
             return owner, "recompute"
         return owner, "backward"
 
@@ -78,13 +82,12 @@ class Place:
         """An outermost backward begins or ends; what a hook does inside of one changes nothing here."""
         if in_backward():
             return
-        self._last_owner = NOWHERE
+        self._last_owner, self._running = NOWHERE, None
         self._runners.clear()
         if self.phase.keeps_graph:
             self.ownership.claim(self.ownership.running())
 
-    def _owner(self, node: Any) -> Scope:
-        backward, number = _current_backward(), node._sequence_nr()
+    def _owner(self, backward: int, number: int) -> Scope:
         runner = self._runners.get(backward)
         if runner is None:
             runner = self._runners[backward] = self._last_owner

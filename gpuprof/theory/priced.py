@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .masked import with_facts
@@ -89,8 +90,13 @@ def tensor_specs(value: Any) -> list[TensorSpec]:
 
 def shapes_text(specs: list[TensorSpec], most: int = 8) -> str:
     """Their shapes as the ``ops`` table has them."""
-    text = " ".join("x".join(map(str, spec.shape)) or "scalar" for spec in specs[:most])
+    text = " ".join([_shape_text(spec.shape) for spec in specs[:most]])
     return text if len(specs) <= most else f"{text} and {len(specs) - most} more"
+
+
+@lru_cache(1 << 12)
+def _shape_text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def dtype_of(specs: list[TensorSpec]) -> str:
