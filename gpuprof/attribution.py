@@ -185,14 +185,12 @@ def named_paths(
 def _callers(paths: dict[str, torch.nn.Module]) -> dict[str, str]:
     """The module above each path that would call it: containers such as a ModuleList call nothing."""
 
-    def has_forward(module: torch.nn.Module) -> bool:
-        # asked of the class: scripted modules have a forward of another kind
-        return inspect.getattr_static(type(module), "forward") is not torch.nn.Module.forward
-
+    # asked of the class: scripted modules have a forward of another kind
+    forwards = {kind: inspect.getattr_static(kind, "forward") for kind in set(map(type, paths.values()))}
     callers = {}
     for path in paths:
         above = path.rpartition(".")[0]
-        while above and not has_forward(paths[above]):
+        while above and forwards[type(paths[above])] is torch.nn.Module.forward:
             above = above.rpartition(".")[0]
         callers[path] = above
     return callers

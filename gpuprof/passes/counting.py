@@ -27,7 +27,7 @@ from gpuprof.passes.module_tree import module_tree
 from gpuprof.passes.operators import is_composite, is_question, name_of, nested_kernel
 from gpuprof.passes.phases import observed_phases
 from gpuprof.passes.place import Place
-from gpuprof.passes.specs import add_key, decide, is_plainly, is_wrapper, nested_device, spec_of
+from gpuprof.passes.specs import add_key, decide, is_plain, is_wrapper, nested_device, spec_of
 from gpuprof.passes.traffic import Traffic
 from gpuprof.record import PassOutcome
 from gpuprof.tables import HeldTable, Tables
@@ -233,13 +233,15 @@ class _Made:
     Attributes:
         given: what they are given.
         out: what they return, as rules see it.
+        plain: shape and dtype of that, where it is one plain tensor.
     """
 
-    __slots__ = ("given", "out")
+    __slots__ = ("given", "out", "plain")
 
-    def __init__(self, given: _Given, out: Any) -> None:
+    def __init__(self, given: _Given, out: Any, plain: tuple[torch.Size, torch.dtype] | None) -> None:
         self.given = given
         self.out = out
+        self.plain = plain
 
 
 class _Call:
@@ -355,7 +357,7 @@ class _Counter(TorchDispatchMode):
         if operator.label:
             self._labels(operator.func, args)
         made = call.made
-        if made is None or not is_plainly(out, made.out):
+        if made is None or not is_plain(out) or made.plain != (out.shape, out.dtype):
             made = call.made = self._come_to(call.given, out)
         self._scopes[id(scope)] = scope
         self._log += made, id(scope), phase  # not as tuples: the garbage collector looks at those
@@ -406,7 +408,7 @@ class _Counter(TorchDispatchMode):
     def _come_to(self, given: _Given, out: Any) -> _Made:
         """What a call has come to."""
         key = id(given), spec_of(out)
-        return self._made.setdefault(key, _Made(given, key[1]))
+        return self._made.setdefault(key, _Made(given, key[1], (out.shape, out.dtype) if is_plain(out) else None))
 
     def _add_up(self) -> None:
         """Add what was logged to the sums: all at once that costs far less than with each call."""
@@ -429,7 +431,9 @@ class _Counter(TorchDispatchMode):
         facts = {place: alike.setdefault(scope.facts, scope.facts) for place, scope in self._scopes.items()}
         described: dict[Any, tuple[Described, tuple[Any, ...]]] = {}  # once for all modules that make the same call
         rows: dict[Any, int] = {}
-        shared: dict[str, list[str]] = {"module": [], "phase": [], "group": []}
+        modules: list[str] = []
+        phases: list[str] = []
+        groups: list[str] = []
         says: list[tuple[Any, ...]] = []  # by row, what the calls in it have in common
         calls: list[int] = []
         row_of: dict[tuple[int, int, str], int] = {}
@@ -447,14 +451,17 @@ class _Counter(TorchDispatchMode):
             group = short_name(_group(made.given)) if found.kind == "communication" else ""
             row = rows.setdefault((module, phase, id(said), group), len(calls))
             if row == len(calls):
-                for column, value in zip(shared.values(), (module, phase, group), strict=True):
-                    column.append(value)
+                modules.append(module)
+                phases.append(phase)
+                groups.append(group)
                 says.append(said)
                 calls.append(0)
             calls[row] += times
             if self._numbers:
                 row_of.setdefault((id(made.given), place, phase), row)
-        return _columns(shared, says, calls), causality, [row_of.get(signature) for signature in self._numbers]
+        columns: dict[str, list[Any]] = {"module": modules, "phase": phases, "group": groups, "calls": calls}
+        columns |= _columns(says, calls)
+        return columns, causality, [row_of.get(signature) for signature in self._numbers]
 
     def _described(self, made: _Made, facts: AttentionFacts | None, device: str) -> Described:
         """What a call is and costs, by its rule; with what is to be said of its operator."""
@@ -476,10 +483,9 @@ class _Counter(TorchDispatchMode):
         return found
 
 
-def _columns(columns: dict[str, list[Any]], says: list[tuple[Any, ...]], calls: list[int]) -> dict[str, list[Any]]:
-    """Columns of ``ops``: some that there are, what `Described` begins with of each row, and how often that ran."""
-    columns |= {name: [said[place] for said in says] for place, name in enumerate(("op", "kind", "shapes", "dtype"))}
-    columns["calls"] = calls
+def _columns(says: list[tuple[Any, ...]], calls: list[int]) -> dict[str, list[Any]]:
+    """Columns of ``ops``, of what `Described` begins with of each row, and how often that ran."""
+    columns = {name: [said[place] for said in says] for place, name in enumerate(("op", "kind", "shapes", "dtype"))}
     for place, name in enumerate(FIGURES):
         each = [said[4][place] for said in says]
         columns[name] = [None if one is None else one * times for one, times in zip(each, calls, strict=True)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import defaultdict
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -25,27 +26,47 @@ def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[s
         causality: known, unknown or empty, by path.
     """
     called = {above for path in calls for above in ancestors(path)}
-    sizes = {id(p): (p.numel(), elements_bytes([p])) for p in model.parameters() if not is_lazy(p)}
+    paths = list(named_paths(model))
+    parameters = _parameters(paths)
     rows: list[dict[str, Any]] = []
     seen: set[torch.nn.Module] = set()
-    for path, module in named_paths(model):
+    for path, module in paths:
         if module in seen and path not in called:
             continue
         seen.add(module)
-        params = [p for p in module.parameters() if id(p) in sizes]
-        held = [sizes[id(p)] for p in params]
-        trainable = [sizes[id(p)] for p in params if p.requires_grad]
+        sizes = list(parameters[path].values())
         rows.append(
             {
                 "module": path,
                 "class": type(module).__name__,
                 "extra": " ".join(module.extra_repr().split()),
                 "calls": calls.get(path, 0),
-                "params": sum(numel for numel, _ in held),
-                "trainable_params": sum(numel for numel, _ in trainable),
-                "param_bytes": sum(size for _, size in held),
-                "trainable_bytes": sum(size for _, size in trainable),
+                "params": sum([size.numel for size in sizes]),
+                "trainable_params": sum([size.numel for size in sizes if size.trainable]),
+                "param_bytes": sum([size.bytes for size in sizes]),
+                "trainable_bytes": sum([size.bytes for size in sizes if size.trainable]),
                 "causality": causality.get(path, ""),
             }
         )
     return rows
+
+
+class _Size(NamedTuple):
+    """How large a parameter is, and whether it is trained."""
+
+    numel: int
+    bytes: int
+    trainable: bool
+
+
+def _parameters(paths: list[tuple[str, torch.nn.Module]]) -> dict[str, dict[int, _Size]]:
+    """Of each module the parameters in it and its children, by identity; ``paths`` a parent before its children."""
+    found: defaultdict[str, dict[int, _Size]] = defaultdict(dict)
+    for path, module in reversed(paths):
+        for parameter in module._parameters.values():
+            if parameter is not None and not is_lazy(parameter):
+                size = _Size(parameter.numel(), elements_bytes([parameter]), parameter.requires_grad)
+                found[path][id(parameter)] = size
+        if path:
+            found[path.rpartition(".")[0]].update(found[path])
+    return found

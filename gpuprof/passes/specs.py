@@ -17,6 +17,7 @@ from gpuprof.workload.options import dtype_name
 _ROWS_FIRST = (torch.sparse_csr, torch.sparse_bsr)
 _COMPRESSED = (*_ROWS_FIRST, torch.sparse_csc, torch.sparse_bsc)
 _OFFSETS = (torch.int32, torch.int64)
+_Tensor, _Parameter, _strided = torch.Tensor, torch.nn.Parameter, torch.strided  # found at once, and so often
 _PLAIN = {type(None), bool, int, float, str, torch.dtype, torch.layout, torch.device, torch.memory_format}
 
 
@@ -135,8 +136,8 @@ def add_key(key: list[Any], given: Iterable[Any], values: bool, exact: bool) -> 
     """
     for value in given:
         kind = type(value)
-        if kind is torch.Tensor or kind is torch.nn.Parameter:
-            if value.layout is not torch.strided or value.is_nested:
+        if kind is _Tensor or kind is _Parameter:
+            if value.layout is not _strided or value.is_nested:
                 return False
             key += (kind, value.shape, value.dtype, value.is_meta)
             if values and value.dtype in _OFFSETS and value.dim() == 1:
@@ -154,8 +155,6 @@ def add_key(key: list[Any], given: Iterable[Any], values: bool, exact: bool) -> 
     return True
 
 
-def is_plainly(out: Any, spec: Any) -> bool:
-    """Whether a result is one plain tensor, and `spec_of` it what is given: told far quicker than by making another."""
-    plain = type(out) is torch.Tensor and out.layout is torch.strided and not out.is_nested
-    same = plain and type(spec) is TensorSpec and out.shape == spec.shape and dtype_name(out.dtype) == spec.dtype
-    return same and spec.stored is None
+def is_plain(value: Any) -> bool:
+    """Whether it is one tensor, of which `spec_of` says shape and dtype and no more."""
+    return type(value) is _Tensor and value.layout is _strided and not value.is_nested
