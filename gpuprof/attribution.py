@@ -184,7 +184,6 @@ def named_paths(
 
 def _callers(paths: dict[str, torch.nn.Module]) -> dict[str, str]:
     """The module above each path that would call it: containers such as a ModuleList call nothing."""
-
     # asked of the class: scripted modules have a forward of another kind
     forwards = {kind: inspect.getattr_static(kind, "forward") for kind in set(map(type, paths.values()))}
     callers = {}

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import operator
+import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -156,8 +159,12 @@ STEPS = {
 """What is counted, and how often for each round that is asked for: short ones more often."""
 
 
-def measured(rounds: int, only: str | None) -> dict[str, dict[str, float]]:
-    """The least processor time of each counter on each step, in seconds; a round before those that count is left out.
+Seconds = dict[str, dict[str, list[float]]]
+"""Of processor time, by step and counter, one of each round."""
+
+
+def measured(rounds: int, only: str | None) -> Seconds:
+    """What each counter takes for each step; a round before those that count is left out.
 
     Raises:
         SystemExit: a total is not the expected one.
@@ -165,7 +172,7 @@ def measured(rounds: int, only: str | None) -> dict[str, dict[str, float]]:
     import torch
 
     torch.set_num_threads(1)
-    seconds: dict[str, dict[str, float]] = {}
+    seconds: Seconds = {}
     for step, (make, often) in STEPS.items():
         try:
             counters, expected = make()
@@ -173,7 +180,7 @@ def measured(rounds: int, only: str | None) -> dict[str, dict[str, float]]:
             if only is None:
                 raise
             continue  # a step that the older build cannot take
-        least = seconds[step] = {}
+        taken = seconds[step] = defaultdict(list)
         for number in range(rounds * often + 1):
             for name, count in counters.items():
                 if only is not None and name not in ("plain", only):
@@ -185,24 +192,28 @@ def measured(rounds: int, only: str | None) -> dict[str, dict[str, float]]:
                 if wrong:
                     sys.exit(f"{step}: {name} counts {wrong}, which should be {expected}")
                 if number:
-                    least[name] = min(took, least.get(name, took))
+                    taken[name].append(took)
     return seconds
 
 
-def rows(here: dict[str, dict[str, float]], base: dict[str, dict[str, float]], commit: str) -> list[Ratio]:
+def added(seconds: dict[str, list[float]], name: str) -> float:
+    """What a counter adds to the plain step of the same round, the median: that step's own time varies by more."""
+    return statistics.median(map(operator.sub, seconds[name], seconds["plain"]))
+
+
+def rows(here: Seconds, base: Seconds, commit: str) -> list[Ratio]:
     found = []
-    whole = here["without weights"]
+    whole = {name: min(each) for name, each in here["without weights"].items()}
     work = f"count {MODEL} without weights, prefill and {NEW_TOKENS - 1} decodes"
     found.append(Ratio(work, "FlopCounterMode on meta", whole["gpuprof"], whole["FlopCounterMode"], target=0.5))
     if "without weights" in base:
-        found.append(Ratio(work, f"the build of {commit}", whole["gpuprof"], base["without weights"]["gpuprof"]))
+        found.append(Ratio(work, f"the build of {commit}", whole["gpuprof"], min(base["without weights"]["gpuprof"])))
     for step, target in (("train", 0.6), ("generate", None)):
         work = f"what counting adds to a step of 8 layers on a CPU, {step}"
-        plain, ours, torchs = (here[step][name] for name in ("plain", "gpuprof", "FlopCounterMode"))
-        found.append(Ratio(work, "what FlopCounterMode adds", ours - plain, torchs - plain, target=target))
+        ours, torchs = (added(here[step], name) for name in ("gpuprof", "FlopCounterMode"))
+        found.append(Ratio(work, "what FlopCounterMode adds", ours, torchs, target=target))
         if step in base:
-            before = base[step]["gpuprof"] - base[step]["plain"]
-            found.append(Ratio(work, f"the build of {commit}", ours - plain, before))
+            found.append(Ratio(work, f"the build of {commit}", ours, added(base[step], "gpuprof")))
     return found
 
 
