@@ -110,7 +110,7 @@ def place(given: Given, device: torch.device, dtype: torch.dtype | None) -> Give
             if device.type == "meta" and value.layout is not torch.strided:
                 return value  # what is sparse is small, and on `meta` it would not know how much it stores
             if value.is_floating_point():
-                return value.to(device=device, dtype=dtype or value.dtype)
+                return _moved(value, device, dtype or value.dtype)
             return value if device.type == "meta" else value.to(device)
         if isinstance(value, Mapping):
             # of its own class, which the model may ask for more than items
@@ -130,6 +130,14 @@ def place(given: Given, device: torch.device, dtype: torch.dtype | None) -> Give
         return value
 
     return replace(given, args=move(given.args), kwargs=move(given.kwargs))
+
+
+def _moved(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor somewhere else, which has its gradient there if it has one: handing that back is no work of a step."""
+    moved = tensor.to(device=device, dtype=dtype)
+    if moved is tensor or not (tensor.is_leaf and tensor.requires_grad):
+        return moved
+    return moved.detach().requires_grad_()
 
 
 def _refuse_moving(model: torch.nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:

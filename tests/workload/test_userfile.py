@@ -6,9 +6,10 @@ import torch.distributed as dist
 
 from gpuprof.compiled.regions import regions
 from gpuprof.errors import GpuprofError
+from gpuprof.passes.counting import count
 from gpuprof.workload import Options, build
 from gpuprof.workload.userfile import Given, place
-from gpuprof.workload.weightless import Weightless
+from gpuprof.workload.weightless import Weightless, execute
 
 HEAD = "import torch\nfrom torch import nn\n"
 
@@ -102,6 +103,19 @@ def test_options_that_apply_to_any_module(write):
     forward = build(reference, Options(mode="forward"))
     assert not forward.model.training
     assert forward.step().shape == (2, 3)
+
+
+def test_an_input_whose_gradient_is_asked_for_has_it_where_the_model_is(write):
+    """Two products of 4 x 8 x 3: the input's gradient and the weight's; nothing copies one to where the input was."""
+    reference = write("def make():\n    return nn.Linear(8, 3, bias=False), torch.ones(4, 8, requires_grad=True)\n")
+
+    without_weights = count(build(reference, Options(), weightless=True), execute)
+    in_another_dtype = count(build(reference, Options(dtype="bfloat16")))
+
+    for counted in (without_weights, in_another_dtype):
+        backward = counted.ops[counted.ops["phase"] == "backward"]
+        assert backward["flops_full"].sum() == 2 * (2 * 4 * 8 * 3)
+        assert not backward["op"].str.contains("copy").any()
 
 
 def test_weightless_keeps_integers_ties_and_the_optimizer(write):
