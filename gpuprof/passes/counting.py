@@ -233,15 +233,17 @@ class _Made:
     Attributes:
         given: what they are given.
         out: what they return, as rules see it.
-        plain: shape and dtype of that, where it is one plain tensor.
+        shape, dtype: of that, where it is one plain tensor.
     """
 
-    __slots__ = ("given", "out", "plain")
+    __slots__ = ("dtype", "given", "out", "shape")
 
-    def __init__(self, given: _Given, out: Any, plain: tuple[torch.Size, torch.dtype] | None) -> None:
+    def __init__(self, given: _Given, returned: Any) -> None:
         self.given = given
-        self.out = out
-        self.plain = plain
+        self.out = spec_of(returned)
+        plain = is_plain(returned)
+        self.shape: torch.Size | None = returned.shape if plain else None
+        self.dtype: torch.dtype | None = returned.dtype if plain else None
 
 
 class _Call:
@@ -356,11 +358,13 @@ class _Counter(TorchDispatchMode):
                 out = call.run(*args, **kwargs) if run is None else run()
         if operator.label:
             self._labels(operator.func, args)
+        # whether it returns one plain tensor is settled by what it is given; the size of that is not always
         made = call.made
-        if made is None or not is_plain(out) or made.plain != (out.shape, out.dtype):
+        if made is None or made.shape is None or out.shape != made.shape or out.dtype is not made.dtype:
             made = call.made = self._come_to(call.given, out)
-        self._scopes[id(scope)] = scope
-        self._log += made, id(scope), phase  # not as tuples: the garbage collector looks at those
+        place = id(scope)
+        self._scopes[place] = scope
+        self._log += made, place, phase  # not as tuples: the garbage collector looks at those
         if len(self._log) >= _LOGGED:
             self._add_up()
         if self._traffic is not None:
@@ -379,13 +383,12 @@ class _Counter(TorchDispatchMode):
         call = _Call(given, partial(self._carry_out, operator.func))
         if key is None:
             self._unlike.add(id(given))
-        else:
-            self._known[key] = call
-            call.run = (
-                getattr(operator.func, "_op", operator.func)
-                if self._execute is None
-                else partial(self._learn, call, operator.func)
-            )
+            return call
+        self._known[key] = call
+        if self._execute is not None:
+            call.run = partial(self._learn, call, operator.func)
+        elif isinstance(operator.func, torch._ops.OpOverload):
+            call.run = operator.func._op  # what it calls itself
         return call
 
     def _carry_out(self, func: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -407,8 +410,8 @@ class _Counter(TorchDispatchMode):
 
     def _come_to(self, given: _Given, out: Any) -> _Made:
         """What a call has come to."""
-        key = id(given), spec_of(out)
-        return self._made.setdefault(key, _Made(given, key[1], (out.shape, out.dtype) if is_plain(out) else None))
+        made = _Made(given, out)
+        return self._made.setdefault((id(given), made.out), made)
 
     def _add_up(self) -> None:
         """Add what was logged to the sums: all at once that costs far less than with each call."""

@@ -157,4 +157,4 @@ def add_key(key: list[Any], given: Iterable[Any], values: bool, exact: bool) -> 
 
 def is_plain(value: Any) -> bool:
     """Whether it is one tensor, of which `spec_of` says shape and dtype and no more."""
-    return type(value) is _Tensor and value.layout is _strided and not value.is_nested
+    return type(value) in (_Tensor, _Parameter) and value.layout is _strided and not value.is_nested
