@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import gpuprof
+from gpuprof.passes import counting
 from gpuprof.profiler import run_passes
-from gpuprof.workload import Options, build, load_preset, preset_names
+from gpuprof.workload import Options, build, from_module, load_preset, preset_names
 
 
 def flops(model, given, column="flops_full", **kwargs):
@@ -156,3 +158,37 @@ def test_checkpoints_without_weights_recompute_what_a_real_step_does(plain, kind
     down_proj = 2 * 16 * 1536 * 576  # a recomputation that may stop early does not come to the last product
     layers = plain["forward"] - 2 * 16 * 49152 * 576
     assert again["recompute"] == layers - (30 * down_proj if kind == "non-reentrant" else 0)
+
+
+def test_a_call_that_returns_another_size_is_another_row():
+    """What is looked for in six numbers is there once, then five times: 48 bytes are read, and 8 written for each."""
+    some, most = torch.zeros(6, dtype=torch.int64), torch.ones(6, dtype=torch.int64)
+    some[0], most[0] = 1, 0
+    counted = counting.count(from_module(nn.Linear(1, 1), step=lambda: [torch.nonzero(x) for x in (some, most, some)]))
+
+    rows = counted.ops.set_index("shapes")[["op", "calls", "bytes"]].to_dict("index")
+    assert rows == {
+        "6 -> 1x1": {"op": "aten::nonzero.default", "calls": 2, "bytes": 2 * (48 + 8)},
+        "6 -> 5x1": {"op": "aten::nonzero.default", "calls": 1, "bytes": 48 + 5 * 8},
+    }
+
+
+def test_a_call_that_fails_is_no_work_but_has_its_number():
+    numbers = []
+    one, other = torch.ones(2, 3), torch.ones(3, 4)
+
+    @contextmanager
+    def mark(number):
+        numbers.append(number)
+        yield
+
+    def step():
+        with suppress(RuntimeError):
+            torch.mm(one, one)
+        torch.mm(one, other)
+
+    counted = counting.count(from_module(nn.Linear(1, 1), step=step), mark=mark)
+
+    assert numbers == [0, 1]
+    assert counted.row_of == [None, 0]
+    assert counted.ops[["shapes", "calls", "flops_full"]].to_numpy().tolist() == [["2x3 3x4 -> 2x4", 1, 2 * 2 * 3 * 4]]
