@@ -14,11 +14,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from gpuprof import log, log_content
-from gpuprof.coded import Column, coded
+from gpuprof.coded import Column, coded, distinct
 from gpuprof.errors import ForeignFileError, GpuprofError, no_run
 from gpuprof.files import write_atomically
 from gpuprof.record_checks import check_facts, check_tables, checked_columns
-from gpuprof.schema import FACTS, SCHEMA_VERSION, SINCE, TABLES, columns, plain, table, values
+from gpuprof.schema import FACTS, SCHEMA_VERSION, SINCE, TABLES, columns, frame, plain, table, values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,12 +63,12 @@ class _Held:
             with _making:  # whoever asks meanwhile gets the same frame
                 held = record.__dict__[self._name]
                 if isinstance(held, dict):
-                    held = record.__dict__[self._name] = table(self._name, held)
+                    held = record.__dict__[self._name] = frame(self._name, held)
         return held
 
     def __set__(self, record: Record, value: pd.DataFrame | dict[str, list[Any]] | None) -> None:
-        frame = value is not None and not isinstance(value, dict)
-        record.__dict__[self._name] = value if frame else plain(self._name, value or {})
+        made = value is not None and not isinstance(value, dict)
+        record.__dict__[self._name] = value if made else plain(self._name, value or {})
 
 
 @dataclass
@@ -146,7 +146,7 @@ class Record:
     def distinct(self, name: str, column: str) -> set[Any]:
         """What a column has, each once."""
         held = self.__dict__[name]
-        return set(held[column] if isinstance(held, dict) else held[column].unique())
+        return distinct(held[column]) if isinstance(held, dict) else {*held[column].unique()}
 
     def held(self, name: str) -> dict[str, list[Any]] | pd.DataFrame:
         """A raw table as the record has it: columns until its frame was asked for, and from then on the frame."""
@@ -224,10 +224,11 @@ class Record:
         """
         data = _read(path, TABLES)
         with whole_file(path):
-            tables: dict[str, Any] = {name: plain(name, data.get(name, [])) for name in TABLES}
-            check_tables(tables)
             passes = {name: PassOutcome(**outcome) for name, outcome in data["passes"].items()}
-            return cls(**{key: data[key] for key in FACTS}, passes=passes, **tables)
+            tables = {name: data[name] for name in TABLES if name in data}
+            loaded = cls(**{key: data[key] for key in FACTS}, passes=passes, **tables)
+            check_tables({name: loaded.__dict__[name] for name in TABLES})
+            return loaded
 
 
 def load(path: str | os.PathLike[str]) -> Record:
