@@ -146,7 +146,7 @@ class Record:
     def distinct(self, name: str, column: str) -> set[Any]:
         """What a column has, each once."""
         held = self.__dict__[name]
-        return distinct(held[column]) if isinstance(held, dict) else {*held[column].unique()}
+        return distinct(held[column] if isinstance(held, dict) else held[column].tolist())
 
     def held(self, name: str) -> dict[str, list[Any]] | pd.DataFrame:
         """A raw table as the record has it: columns until its frame was asked for, and from then on the frame."""
