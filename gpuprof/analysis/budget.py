@@ -295,7 +295,7 @@ def idle_owners(found: Budget, longest_gap_s: float = math.inf) -> pd.DataFrame:
     waited = (found.kernels["idle_s"] > 0) & (found.kernels["gap_s"] <= longest_gap_s)
     late = found.kernels.loc[waited, ["module", "phase", "op", "idle_s"]]
     recorded = found.run.recorded
-    late["owner"] = each(late["module"], lambda module: layer_of(module, recorded))
+    late = late.assign(owner=each(late["module"], lambda module: layer_of(module, recorded)))
     rows = []
     for (owner, phase), places in rows_by(late, ["owner", "phase"]).items():
         group = late[["op", "idle_s"]].iloc[places]

@@ -277,8 +277,12 @@ def _work(run: Record, ceilings: Roofs) -> pd.DataFrame:
 
 def _keyed(run: Record, rows: pd.DataFrame, by: str, known: dict[str, str]) -> pd.DataFrame:
     """Rows with their plain operator, and the name, phase and kind of the point that they belong to."""
-    rows = rows.assign(op=each(rows["op"], plain_op))
-    communicate = communicating(rows) if "kernel" in rows else where(rows["op"], lambda op: known.get(op) == _MESSAGES)
+    told = [name for name in ("module", "phase", "op", "kernel") if name in rows]
+    places, alike = numbered(rows[told])
+    found = alike.assign(op=each(alike["op"], plain_op))
+    communicate = (
+        communicating(found) if "kernel" in rows else where(found["op"], lambda op: known.get(op) == _MESSAGES)
+    )
     classes = dict(zip(run.tree["module"], run.tree["class"], strict=True)) | {name: name for name in NOBODYS}
     in_phases = is_generation(run)
 
@@ -289,8 +293,9 @@ def _keyed(run: Record, rows: pd.DataFrame, by: str, known: dict[str, str]) -> p
         sort = "matmul" if kind in PRODUCTS else kind if kind == _MESSAGES else "vector"
         return classes[module] if by == "class" else module, phase, sort
 
-    columns = rows[["module", "phase", "op"]].assign(kernel=rows.get("kernel", ""), communicates=communicate)
-    return rows.assign(key=each_row(columns, key))
+    columns = found[["module", "phase", "op"]].assign(kernel=found.get("kernel", ""), communicates=communicate)
+    found["key"] = each_row(columns, key)
+    return rows.assign(**found[["op", "key"]].take(places).set_axis(rows.index))
 
 
 def _of_kernels(work: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFrame:
