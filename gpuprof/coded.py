@@ -48,6 +48,13 @@ class Column(Sequence[Any]):
         return [*self][row] if isinstance(row, slice) else self.values[self.places[row]]
 
 
+def distinct(column: Iterable[Any]) -> set[Any]:
+    """The values that a column has in any row, each once."""
+    if isinstance(column, Column):  # it may know more of them
+        return {column.values[place] for place in {*column.places}}
+    return {*column}
+
+
 class _Group(NamedTuple):
     """Columns that repeat together.
 
@@ -137,8 +144,8 @@ def _decoded(name: str, forms: dict[str, Any], shared: dict[str, tuple[array[int
     values, owner = form["values"], form["index"] if isinstance(form["index"], str) else name
     try:
         if owner not in shared:
-            places = array("I", forms[owner]["index"])
-            shared[owner] = (places, max(places, default=-1))
+            index = forms[owner]["index"]
+            shared[owner] = (array("I", index), max(index, default=-1))
         places, last = shared[owner]
     except (OverflowError, TypeError) as error:
         raise ValueError(f"the index of {name} is none") from error

@@ -17,7 +17,7 @@ from gpuprof.coded import coded
 from gpuprof.errors import ForeignFileError, GpuprofError, no_run
 from gpuprof.files import write_atomically
 from gpuprof.record_checks import check_facts, check_tables, checked_columns
-from gpuprof.schema import FACTS, SCHEMA_VERSION, SINCE, TABLES, columns, plain, table
+from gpuprof.schema import FACTS, SCHEMA_VERSION, SINCE, TABLES, columns, table
 from gpuprof.tables import HeldTable, Tables
 
 if TYPE_CHECKING:
@@ -162,10 +162,11 @@ class Record(Tables):
         """
         data = _read(path, TABLES)
         with whole_file(path):
-            tables: dict[str, Any] = {name: plain(name, data.get(name, [])) for name in TABLES}
-            check_tables(tables)
             passes = {name: PassOutcome(**outcome) for name, outcome in data["passes"].items()}
-            return cls(**{key: data[key] for key in FACTS}, passes=passes, **tables)
+            tables = {name: data[name] for name in TABLES if name in data}
+            loaded = cls(**{key: data[key] for key in FACTS}, passes=passes, **tables)
+            check_tables({name: loaded.__dict__[name] for name in TABLES})
+            return loaded
 
 
 def load(path: str | os.PathLike[str]) -> Record:

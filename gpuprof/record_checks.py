@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from math import isnan
 from typing import Any
 
-from gpuprof.coded import Column, decoded
+from gpuprof.coded import Column, decoded, distinct
 from gpuprof.dates import in_utc
 from gpuprof.schema import (
     ALL,
@@ -124,17 +125,23 @@ def checked_columns(name: str, columns: dict[str, Any]) -> dict[str, Any]:
     for column, rows in known.items():
         types = {int} if column in INTEGERS else {int, float} if column in FLOATS else {str}
         values = rows.values if isinstance(rows, Column) else rows
-        found = set(map(type, values)) if isinstance(values, list) else {object}
+        found: set[type] = {int}  # the sums of steps
+        if rows is not values or rows is columns[column]:
+            found = set(map(type, values)) if isinstance(values, list) else {object}
         if not found <= types | {type(None)}:
             raise ValueError(f"{name}.{column} is no list of {'texts' if types == {str} else 'figures'}")
         if types == {str}:
             continue
         most = _LARGEST if column in COUNTS else 2**63
         figures = values if found <= types else [value for value in values if value is not None]
-        extremes = figures if column in FLOATS or not figures else (min(figures), max(figures))
-        if not all(-most < value < most for value in extremes):  # no NaN either
+        if not _below_in_size(figures, most):
             raise ValueError(f"{name}.{column} is out of range")
     return known
+
+
+def _below_in_size(figures: list[Any], most: int) -> bool:
+    """Whether all of them are, and none is NaN: it may be neither the least nor the largest, but shows in a sum."""
+    return not figures or (-most < min(figures) and max(figures) < most and not isnan(sum(figures)))
 
 
 Columns = Mapping[str, Sequence[Any]]
@@ -149,7 +156,7 @@ def check_tables(tables: Mapping[str, Columns]) -> None:
     """
     modules = {*tables["tree"]["module"], *NOBODYS}
     booked = ("ops", "kernels", "nodes", "counters", "busy", "traffic")
-    if not {module for name in booked for module in set(tables[name]["module"])} - {ALL} <= modules:
+    if not {module for name in booked for module in distinct(tables[name]["module"])} - {ALL} <= modules:
         raise ValueError("rows of modules that it has not")
     _check_samples(tables["samples"])
     _check_of_ranks(tables)
@@ -218,7 +225,7 @@ def _check_compiled(tables: Mapping[str, Columns]) -> None:
     figures = [column for column in nodes if column in INTEGERS]
     if _below(0, nodes, *figures) or _below(1, nodes, "calls") or not {*nodes["repeat"]} <= {0, 1}:
         raise ValueError("nodes has a figure out of range")
-    calls = [_call(key) for key in set(tables["kernels"]["compiled"]) - {""}]
+    calls = [_call(key) for key in distinct(tables["kernels"]["compiled"]) - {""}]
     if not all(call and int(call[1]) in numbers for call in calls):
         raise ValueError("kernels of graphs that it has not")
     if _below(0, tables["compilations"], "total_s", "dynamo_s", "inductor_s"):

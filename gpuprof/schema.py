@@ -295,24 +295,26 @@ def table(name: str, rows: list[dict[str, Any]] | dict[str, Any]) -> pd.DataFram
         rows: a list of rows, or columns by name, each a list or a `Column`; what is not given is missing, and the
             launch 0.
     """
-    held = plain(name, rows)
-    if not next(iter(held.values())):
-        return _without_rows(name).copy()
-    return _frame(held)
+    return frame(name, plain(name, rows))
 
 
-def _frame(held: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-    index = pd.RangeIndex(len(next(iter(held.values()))))
+def frame(name: str, held: Mapping[str, Any]) -> pd.DataFrame:
+    """The same of columns that are `plain` already."""
+    return _frame(held) if next(iter(held.values())) else _without_rows(name).copy(deep=False)
+
+
+def _frame(held: Mapping[str, Any]) -> pd.DataFrame:
+    index, objects = pd.RangeIndex(len(next(iter(held.values())))), np.dtype(object)  # by name pandas looks for it long
     typed = {column: _typed(column, values) for column, values in held.items()}
     for column, values in typed.items():
-        if values.dtype == "object":  # of objects that nobody says are some pandas would make texts of its own
-            typed[column] = pd.Series(values, index, "object", copy=False)
+        if values.dtype == objects:  # of objects that nobody says are some pandas would make texts of its own
+            typed[column] = pd.Series(values, index, objects, copy=False)
     return pd.DataFrame(typed, index, copy=False)
 
 
 @cache
 def _without_rows(name: str) -> pd.DataFrame:
-    """Most tables of most runs: a copy is made in less time than another."""
+    """Most tables of most runs: a copy is made in less time than another, and has no values that could be changed."""
     return _frame({column: [] for column in TABLES[name]})
 
 
@@ -350,12 +352,8 @@ def _typed(column: str, held: Sequence[Any]) -> Any:
     if isinstance(held, pd.api.extensions.ExtensionArray):  # integers, and those that are missing, already
         return held
     if isinstance(held, Column):
-        index = np.asarray(held.places)
-        if column in COUNTS:
-            found = integers(held.values, np.bincount(index, minlength=len(held.values)).tolist())
-        else:
-            found = _typed(column, held.values)
-        return found.take(index)
+        places = np.asarray(held.places)
+        return integers(held.values, places) if column in COUNTS else _typed(column, held.values).take(places)
     if column in COUNTS:
         return integers(held)
     if column in INTEGERS:
@@ -363,22 +361,30 @@ def _typed(column: str, held: Sequence[Any]) -> Any:
     return np.array(held, dtype="float64" if column in FLOATS else "object")
 
 
-def integers(values: Iterable[Any], times: Iterable[int] | None = None) -> Any:
+def integers(values: Iterable[Any], places: np.ndarray | None = None) -> Any:
     """A column of exact integers of any size, missing where they are None or missing.
 
     Args:
         values: integers.
-        times: how often each will be in the column; once by default.
+        places: of each row the place of its value among them; by default each has one row.
 
     Returns:
         An array of pandas's Int64 where even sums of it stay below 2**63, else of Python's own integers: pandas would
         let Int64 wrap around without a word.
     """
     exact = _exact(values)
-    sizes = (abs(value or 0) for value in exact)
-    if sum(sizes if times is None else map(mul, sizes, times)) < _ROOM:
-        return _int64(exact)
-    return np.array([pd.NA if value is None else value for value in exact], dtype=object)
+    sizes = [abs(value or 0) for value in exact]
+    if places is None:
+        most = sum(sizes)
+    else:
+        most = max(sizes, default=0) * len(places)
+        if most >= _ROOM:  # counting them takes longer, and they are rarely so large
+            most = sum(map(mul, sizes, np.bincount(places, minlength=len(sizes)).tolist()))
+    if most < _ROOM:
+        held = _int64(exact)
+    else:
+        held = np.array([pd.NA if value is None else value for value in exact], dtype=object)
+    return held if places is None else held.take(places)
 
 
 def _int64(values: Sequence[Any]) -> Any:

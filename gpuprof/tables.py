@@ -5,8 +5,8 @@ from __future__ import annotations
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from gpuprof.coded import Column
-from gpuprof.schema import columns, plain, table, values
+from gpuprof.coded import Column, distinct
+from gpuprof.schema import columns, frame, plain, values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,7 @@ class HeldTable:
             with _making:  # whoever asks meanwhile gets the same frame
                 held = owner.__dict__[self._name]
                 if isinstance(held, dict):
-                    held = owner.__dict__[self._name] = table(self._name, held)
+                    held = owner.__dict__[self._name] = frame(self._name, held)
         return held
 
     def __set__(self, owner: Tables, value: pd.DataFrame | Columns | list[dict[str, Any]] | None) -> None:
@@ -67,7 +67,7 @@ class Tables:
     def distinct(self, name: str, column: str) -> set[Any]:
         """What a column has, each once."""
         held = self.__dict__[name]
-        return set(held[column] if isinstance(held, dict) else held[column].unique())
+        return distinct(held[column] if isinstance(held, dict) else held[column].tolist())
 
     def held(self, name: str) -> Columns | pd.DataFrame:
         """A raw table as it is here: columns until its frame was asked for, and from then on the frame."""

@@ -5,7 +5,7 @@ import pytest
 from runs import gpu_run
 
 import gpuprof
-from gpuprof.coded import Column, coded, decoded
+from gpuprof.coded import Column, coded, decoded, distinct
 
 LAYERS = [f"layers.{layer}" for layer in range(10) for _ in range(6)]
 PHASES = ["forward", "forward", "forward", "backward", "backward", "backward"] * 10
@@ -60,6 +60,12 @@ def test_a_column_is_a_sequence_of_its_rows():
     )  # fmt: skip
 
 
+def test_distinct_values_are_those_that_rows_have():
+    column = Column(["a", "in no row", None, "a"], array("I", [3, 2, 0, 2]))
+
+    assert distinct(column) == distinct([*column]) == {"a", None}
+
+
 def saved(tmp_path, change):
     """The file of a run with 60 rows more of ``memory``, changed."""
     run = gpu_run()
@@ -95,6 +101,7 @@ def test_a_file_has_the_columns_coded_and_a_run_plain(tmp_path):
     (lambda memory: memory["phase"].update(values="ab"), "the index of phase leads nowhere"),
     (lambda memory: memory["phase"].update(values=["forward", 3]), "memory.phase is no list of texts"),
     (lambda memory: memory["phase"].pop("values"), "'values'"),
+    (lambda memory: memory["phase"].update(steps=[1] * 60), "memory.phase is no list of texts"),
     (lambda memory: memory["bytes"]["steps"].__setitem__(3, "1"), "the steps of bytes are none"),
     (lambda memory: memory["bytes"]["steps"].__setitem__(3, 2**1000), "memory.bytes is out of range"),
     (lambda memory: memory["bytes"]["steps"].__setitem__(3, True), "the steps of bytes are none"),

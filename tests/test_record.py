@@ -202,6 +202,7 @@ def changed(run, where, value):
         (["ops", "dtype"], ["float32"], "ops has columns of different length"),
         (["tree", "module", 4], "gone", "rows of modules that it has not"),
         (["samples", "time_s", 1], float("nan"), "samples.time_s is out of range"),
+        (["samples", "time_s", 0], float("nan"), "samples.time_s is out of range"),
         (["samples", "time_s", 1], float("inf"), "samples.time_s is out of range"),
         (["samples", "time_s", 1], True, "samples.time_s is no list of figures"),
         (["samples", "time_s", 0], 0, "samples has a step of no time"),

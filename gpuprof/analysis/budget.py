@@ -25,7 +25,7 @@ from gpuprof.analysis.counted import convention_of, counted, formula_parts, whol
 from gpuprof.analysis.denominators import denominators, ideal_seconds
 from gpuprof.analysis.each import each, numbered
 from gpuprof.analysis.generation import moved, withheld_of_bytes
-from gpuprof.analysis.kernel_time import owned
+from gpuprof.analysis.kernel_time import owned, rows_by
 from gpuprof.analysis.known_flops import at_least, none_known
 from gpuprof.analysis.once import once
 from gpuprof.analysis.ranks import by_rank, require_kernels, straggler
@@ -292,11 +292,13 @@ def idle_owners(found: Budget, longest_gap_s: float = math.inf) -> pd.DataFrame:
         Columns owner (module, with ``*`` for the number of a layer), phase, op (the one waited for longest), gaps (how
         many), idle_s and share (of the step).
     """
-    late = found.kernels[(found.kernels["idle_s"] > 0) & (found.kernels["gap_s"] <= longest_gap_s)]
+    waited = (found.kernels["idle_s"] > 0) & (found.kernels["gap_s"] <= longest_gap_s)
+    late = found.kernels.loc[waited, ["module", "phase", "op", "idle_s"]]
     recorded = found.run.recorded
-    late = late[["phase", "op", "idle_s"]].assign(owner=each(late["module"], lambda module: layer_of(module, recorded)))
+    late = late.assign(owner=each(late["module"], lambda module: layer_of(module, recorded)))
     rows = []
-    for (owner, phase), group in late.groupby(["owner", "phase"], sort=False):
+    for (owner, phase), places in rows_by(late, ["owner", "phase"]).items():
+        group = late[["op", "idle_s"]].iloc[places]
         idle_s = group["idle_s"].sum()
         op = group.groupby("op")["idle_s"].sum().idxmax()
         rows.append((owner, phase, op, len(group), idle_s, idle_s / found.step_s))
@@ -458,25 +460,28 @@ def _timed(kernels: pd.DataFrame, run: Record, phase: str | None) -> tuple[pd.Da
 def _rows(kernels: pd.DataFrame, step_s: float, ops: pd.DataFrame, cuda: bool) -> pd.DataFrame:
     """Time by owner and part: that of the kernels, the bounds moved out of it, and the gaps."""
     key = ["module", "phase", "op"]
-    late = kernels[kernels["idle_s"] > 0]
+    places, alike = numbered(kernels[[*key, "part"]])
+    late = kernels.loc[kernels["idle_s"] > 0, ["gap_s", "idle_s"]]
     short = ((late["gap_s"] <= LAUNCH_GAP_S) & cuda).to_numpy("int64")
-    waits = np.array(["idle_host", "idle_launch"], dtype=object)[short]
-    pieces = [
-        kernels[[*key, "part"]].assign(time_s=kernels["own_s"]),
-        late[key].assign(part=pd.Series(waits, late.index, dtype="object"), time_s=late["idle_s"]),
-    ]
+    # a row is a place among the owners, and a time: there are far fewer of them than kernels
+    owners = [alike, alike.assign(part="idle_host"), alike.assign(part="idle_launch")]
+    among = [places, places[late.index] + len(alike) * (1 + short)]
+    times = [kernels["own_s"], late["idle_s"]]
     for part, column in BOUNDS.items():
         if column in ops:
-            moved = ops[[*key, "part"]].assign(time_s=ops[column].fillna(0.0))
-            pieces += [moved.assign(part=part), moved.assign(time_s=-moved["time_s"])]
+            time_s = ops[column].fillna(0.0)
+            owners += [ops[key].assign(part=part), ops[[*key, "part"]]]
+            times += [time_s, -time_s]
     rest = step_s - float(kernels["own_s"].sum() + late["idle_s"].sum())
     if rest > 1e-9 * step_s:  # the step was longer than the traced one
-        nobody = {"module": UNATTRIBUTED, "phase": "other", "op": "", "part": "other", "time_s": rest}
-        pieces.append(pd.DataFrame([nobody]))
-    rows = pd.concat(pieces, ignore_index=True)
-    places, first = numbered(rows[[*key, "part"]])
-    sums = first.assign(time_s=rows["time_s"].groupby(places, sort=False).sum().to_numpy())
-    return sums[sums["time_s"] != 0].reset_index(drop=True)
+        owners.append(pd.DataFrame([{"module": UNATTRIBUTED, "phase": "other", "op": "", "part": "other"}]))
+        times.append(pd.Series([rest]))
+    known, first = numbered(pd.concat(owners, ignore_index=True))
+    among.append(np.arange(3 * len(alike), len(known)))
+    places, there = pd.factorize(known[np.concatenate(among)])
+    sums = pd.concat(times, ignore_index=True).groupby(places, sort=False).sum()
+    rows = first.iloc[there].assign(time_s=sums.to_numpy())
+    return rows[rows["time_s"] != 0].reset_index(drop=True)
 
 
 def _perhaps(run: Record) -> list[str]:

@@ -110,10 +110,10 @@ def evidence(
         return f"{units.percent(covered)} of their FLOPs have one measured"
     if part in ("idle_launch", "idle_host"):
         launch = (kernels["gap_s"] <= LAUNCH_GAP_S) & cuda
-        late = kernels.loc[(kernels["idle_s"] > 0) & (launch == (part == "idle_launch")), ["op", "kernel", "idle_s"]]
+        late = kernels.loc[(kernels["idle_s"] > 0) & (launch == (part == "idle_launch")), "idle_s"]
         if late.empty:
             return ""
-        longest = late.loc[late["idle_s"].idxmax()]
+        longest = kernels.loc[late.idxmax(), ["op", "kernel"]]
         size = f" {'up to' if part == 'idle_launch' else 'over'} {units.duration(LAUNCH_GAP_S, 1)}" if cuda else ""
         return f"{len(late):,} gaps{size}, the longest before {units.shortened(longest['op'] or longest['kernel'])}"
     if part == "other" and facts["unseen"] > mine["own_s"].sum():

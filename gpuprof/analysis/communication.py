@@ -49,6 +49,12 @@ def communicating(kernels: pd.DataFrame) -> np.ndarray:
     return where(kernels["kernel"], communicates) | where(kernels["op"], communicates)
 
 
+@once
+def messages(run: Record) -> np.ndarray:
+    """The same of the kernels of a run."""
+    return communicating(run.kernels)
+
+
 def account(run: Record) -> Account:
     """What the device did in the traced step, to the nanosecond.
 
@@ -60,7 +66,7 @@ def account(run: Record) -> Account:
         raise GpuprofError("this run has no kernels: profile with the trace pass")
     start = kernels["start_ns"].to_numpy("int64")
     end = start + kernels["duration_ns"].to_numpy("int64")
-    communicate = communicating(kernels)
+    communicate = messages(run)
     busy, compute = union_ns(start, end), union_ns(start[~communicate], end[~communicate])
     step = int(end.max() - start.min())
     return Account(compute, union_ns(start[communicate], end[communicate]), busy - compute, step - busy, step)
@@ -133,29 +139,31 @@ def collectives(run: Record) -> pd.DataFrame:
         counted step, missing where they are not known; time_s is a union of intervals; exposed_s adds up to that of
         `account`, and is missing of what is perhaps communication.
     """
-    kernels = run.kernels.sort_values("start_ns", kind="stable", ignore_index=True)
-    communicate = communicating(kernels)
+    kernels = run.kernels.assign(communicates=messages(run))
+    kernels = kernels.sort_values("start_ns", kind="stable", ignore_index=True)
+    communicate = kernels["communicates"].to_numpy()
     start, duration = (kernels[name].to_numpy("int64") for name in ("start_ns", "duration_ns"))
     kernels["exposed_ns"] = owned(start, duration, communicate)[0]
-    ops = each(kernels["op"], plain_op)
     by_name = where(kernels["kernel"], _unknown_collective)
-    maybe = ~communicate & (by_name | where(ops, _unknown_collective))
+    maybe = ~communicate & (by_name | where(kernels["op"], lambda op: _unknown_collective(plain_op(op))))
+    kernels = kernels[communicate | maybe].assign(group="")
+    communicate, maybe, by_name = (of_all[communicate | maybe] for of_all in (communicate, maybe, by_name))
+    ops = each(kernels["op"], plain_op)
     by_op = np.where(communicate, where(ops, communicates), ~by_name)
     kernels["name"] = ops.where(by_op, each(kernels["kernel"], function_of))
     kernels["kind"] = np.where(maybe, PERHAPS, "communication")
     in_job = "rank" in run.workload
     ops = run.ops[["bytes", "group"]].assign(op=run.ops["op"].map(plain_op))
-    messages = kernels[communicate | maybe].assign(group="")
     if in_job:
         known = _told(run)
         columns = ["module", "phase", "op", "shapes"]
-        told = (known(*row) for row in messages[columns].itertuples(index=False, name=None))
-        messages["group"] = [group for _, group in told]
+        told = (known(*row) for row in kernels[columns].itertuples(index=False, name=None))
+        kernels["group"] = [group for _, group in told]
     else:
         ops["group"] = ""
     sizes = ops.groupby(["op", "group"])["bytes"].agg(lambda known: known.sum(skipna=False))
     rows = []
-    for (kind, name, group), found in messages.groupby(["kind", "name", "group"], sort=False):
+    for (kind, name, group), found in kernels.groupby(["kind", "name", "group"], sort=False):
         count = found["call"].nunique() + int(found["call"].isna().sum())
         exposed_s = float("nan") if kind == PERHAPS else int(found["exposed_ns"].sum()) * 1e-9
         rows.append((name, group, kind, count, sizes.get((name, group)), busy_seconds(found), exposed_s))

@@ -13,7 +13,7 @@ from typing import Any
 
 from gpuprof import units
 from gpuprof.analysis.consistency import mismoved, withheld_of_kernels, withheld_of_step
-from gpuprof.analysis.kernel_time import kernel_times, of_ranks
+from gpuprof.analysis.kernel_time import of_ranks, phase_times
 from gpuprof.analysis.once import once
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import step_seconds
@@ -299,7 +299,7 @@ def _kernel_seconds(run: Record) -> dict[str, float]:
     """Kernel time of the traced step by phase."""
     if run.is_job:
         return of_ranks(run).get(ALL, {})
-    return kernel_times(split_kernels(run).assign(module=""), [""])[""]
+    return phase_times(split_kernels(run))
 
 
 def _numbered(run: Record) -> pd.DataFrame:

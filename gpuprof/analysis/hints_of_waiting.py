@@ -52,10 +52,10 @@ def _rest(found: Budget) -> Budget:
 def launches(found: Budget) -> Looked:
     """Gaps as short as a launch."""
     found = _rest(found)
-    late = found.kernels[(found.kernels["idle_s"] > 0) & (found.kernels["gap_s"] <= LAUNCH_GAP_S)]
+    late = found.kernels.loc[(found.kernels["idle_s"] > 0) & (found.kernels["gap_s"] <= LAUNCH_GAP_S), "idle_s"]
     if late.empty or not on_a_gpu(found) or is_compiled(found, "without_cuda_graphs"):  # with them it does not wait so
         return
-    idle_s, kernels = float(late["idle_s"].sum()), found.kernels
+    idle_s, kernels = float(late.sum()), found.kernels
     number = int(kernels["kernels"].sum())
     mean_s = float(kernels["own_s"].sum()) / number
     worst = idle_owners(found, LAUNCH_GAP_S).iloc[0]
@@ -72,10 +72,11 @@ def launches(found: Budget) -> Looked:
 def host(found: Budget) -> Looked:
     """Gaps in which the host did something else."""
     found, cuda = _rest(found), on_a_gpu(found)
-    late = found.kernels[(found.kernels["idle_s"] > 0) & ((found.kernels["gap_s"] > LAUNCH_GAP_S) | (not cuda))]
+    waited = (found.kernels["idle_s"] > 0) & ((found.kernels["gap_s"] > LAUNCH_GAP_S) | (not cuda))
+    late = found.kernels.loc[waited, ["gap_s", "idle_s"]]
     if late.empty:
         return
-    idle_s, longest = float(late["idle_s"].sum()), late.loc[late["gap_s"].idxmax()]
+    idle_s, longest = float(late["idle_s"].sum()), found.kernels.loc[late["gap_s"].idxmax()]
     where = units.shortened(longest["op"] or longest["kernel"])
     where += f" of {longest['module'] or '(root)'}{_in_phase(longest['phase'])}"
     most = units.duration(float(longest["gap_s" if cuda else "idle_s"]))

@@ -145,7 +145,7 @@ def recompute(found: Budget) -> Looked:
 def optimizer(found: Budget) -> Looked:
     """An optimizer that reads and writes its state many times over."""
     run, seconds = found.run, found.seconds("optimizer")
-    kernels = found.kernels[found.kernels["part"] == "optimizer"]
+    kernels = found.kernels.loc[found.kernels["part"] == "optimizer", ["op", "kernels"]]
     sizes = run.memory[run.memory["source"] == "analytic"].groupby("quantity")["bytes"].sum()
     if kernels.empty or not found.bandwidth or not len(run.tree) or "gradients" not in sizes:
         return
@@ -209,11 +209,12 @@ def elementwise(found: Budget) -> Looked:
     """Elementwise operators and reductions that are far from the bandwidth; lookups are not for fusing."""
     if "bytes_s" not in found.ops:
         return
+    fusable = (
+        rows[["part", "kind", "op", *columns]][rows["part"] == "memory"]
+        for rows, columns in ((found.kernels, ("module", "own_s", "kernels")), (found.ops, ("bytes", "bytes_s")))
+    )
     kernels, ops = (
-        rows[
-            (rows["part"] == "memory") & (rows["kind"] == "vector") & ~where(rows["op"], re.compile(_NOT_FUSED).search)
-        ]
-        for rows in (found.kernels, found.ops)
+        rows[(rows["kind"] == "vector") & ~where(rows["op"], re.compile(_NOT_FUSED).search)] for rows in fusable
     )
     now, needed = float(kernels["own_s"].sum()), float(ops["bytes_s"].sum())
     if kernels.empty or ops["bytes"].isna().any():
@@ -233,11 +234,8 @@ def elementwise(found: Budget) -> Looked:
 
 def alignment(found: Budget) -> Looked:
     """Products whose sizes tensor cores have to pad, against the others of the same run."""
-    kernels = found.kernels[
-        (found.kernels["part"] == "matmul")
-        & found.kernels["op"].isin(_FACTORS.keys())
-        & found.kernels["dtype"].isin(["float16", "bfloat16"])
-    ]
+    kernels = found.kernels.loc[found.kernels["part"] == "matmul", ["op", "shapes", "dtype", "own_s", "call"]]
+    kernels = kernels[kernels["op"].isin(_FACTORS.keys()) & kernels["dtype"].isin(["float16", "bfloat16"])]
     if kernels.empty or not on_a_gpu(found):
         return
     sums = {True: [0.0, 0.0], False: [0.0, 0.0]}  # FLOPs and seconds, by whether they are aligned

@@ -15,12 +15,14 @@ def kernel_times(kernels: pd.DataFrame, paths: list[str]) -> dict[str, dict[str,
     """Seconds of kernel time by module (children included) and phase: the union of the kernels' intervals."""
     times: dict[str, dict[str, float]] = {path: {} for path in paths}
     if _disjoint(kernels):  # one stream at a time: the union of any of them is their sum
-        for (module, phase), nanoseconds in kernels.groupby(["module", "phase"])["duration_ns"].sum().items():
+        places, owners = numbered(kernels[["module", "phase"]])
+        sums = kernels["duration_ns"].groupby(places).sum()
+        for (module, phase), nanoseconds in sorted(zip(owners.itertuples(index=False, name=None), sums, strict=True)):
             for path in ancestors(module):
                 times[path][phase] = times[path].get(phase, 0.0) + nanoseconds * 1e-9
         return times
     members: dict[tuple[str, str], list[np.ndarray]] = {}
-    for (module, phase), rows in _rows_by(kernels, ["module", "phase"]).items():
+    for (module, phase), rows in rows_by(kernels, ["module", "phase"]).items():
         for path in ancestors(module):
             members.setdefault((path, phase), []).append(rows)
     start = kernels["start_ns"].to_numpy("int64")
@@ -31,7 +33,7 @@ def kernel_times(kernels: pd.DataFrame, paths: list[str]) -> dict[str, dict[str,
     return times
 
 
-def _rows_by(kernels: pd.DataFrame, columns: list[str]) -> dict[Any, np.ndarray]:
+def rows_by(kernels: pd.DataFrame, columns: list[str]) -> dict[Any, np.ndarray]:
     """Numbers of the rows that are alike in these columns, by what they have there, the first of which comes first."""
     places, first = numbered(kernels[columns])
     rows = np.split(np.argsort(places, kind="stable"), np.cumsum(np.bincount(places)))[:-1]  # the last has none
@@ -64,11 +66,16 @@ def busy_seconds(kernels: pd.DataFrame) -> float:
     return union_ns(start, start + kernels["duration_ns"].to_numpy("int64")) * 1e-9
 
 
+def phase_times(kernels: pd.DataFrame) -> dict[str, float]:
+    """Seconds of kernel time by phase, of all modules together."""
+    return {phase: seconds for (phase,), seconds in busy_seconds_by(kernels, ["phase"]).items()}
+
+
 def busy_seconds_by(kernels: pd.DataFrame, columns: list[str]) -> dict[Any, float]:
     """The same of the rows that are alike in these columns, by what they have there, the first of which comes first."""
     start = kernels["start_ns"].to_numpy("int64")
     end = start + kernels["duration_ns"].to_numpy("int64")
-    return {key: union_ns(start[rows], end[rows]) * 1e-9 for key, rows in _rows_by(kernels, columns).items()}
+    return {key: union_ns(start[rows], end[rows]) * 1e-9 for key, rows in rows_by(kernels, columns).items()}
 
 
 def union_ns(start: np.ndarray, end: np.ndarray) -> int:

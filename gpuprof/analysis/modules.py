@@ -14,6 +14,7 @@ from gpuprof.analysis.executed import executed_flops
 from gpuprof.analysis.generation import bandwidth, moved, moved_by_module, phases_of, withheld_of_kernel_bytes
 from gpuprof.analysis.kernel_time import kernel_times, of_ranks
 from gpuprof.analysis.known_flops import none_known
+from gpuprof.analysis.once import once
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.rates import ideal_move_s, quotient, rate, ratio
 from gpuprof.analysis.shares import untimed
@@ -67,7 +68,7 @@ def by_module(run: Record, convention: str | None = None) -> pd.DataFrame:
 def module_columns(run: Record, convention: str | None = None) -> dict[str, list[Any]]:
     """The same as plain values, column by column, None where one is missing."""
     found = _found(run, convention)
-    return {name: found.get(name) or [None] * len(found["module"]) for name in _columns(run)}
+    return {name: [*(found.get(name) or [None] * len(found["module"]))] for name in _columns(run)}
 
 
 def _columns(run: Record) -> list[str]:
@@ -82,6 +83,7 @@ def _typed(name: str, values: list[Any] | None, length: int) -> Any:
     return pd.array(values, dtype="Int64") if name in ("calls", "params", "trainable_params") else integers(values)
 
 
+@once
 def _found(run: Record, convention: str | None) -> dict[str, list[Any]]:
     """The columns of which a pass told anything, and the ideal times."""
     tree, parts = {name: run.column("tree", name) for name in MODULE_COLUMNS[:5]}, phases_of(run)

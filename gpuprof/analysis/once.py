@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from types import MappingProxyType
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from gpuprof.record import Record
 from gpuprof.schema import TABLES
@@ -29,6 +32,22 @@ _SUMS = {
 """Columns whose sums tell that a table was changed in place."""
 
 
+class _State(NamedTuple):
+    """What tells whether a run is as it was.
+
+    Attributes:
+        told: differs where it is not.
+        held: its tables, so that no other comes to have the id of one of them.
+    """
+
+    told: str
+    held: list[Any]
+
+
+_states: ContextVar[Mapping[int, _State]] = ContextVar("states", default=MappingProxyType({}))
+"""Of the runs that are `unchanged`, by their ids."""
+
+
 def once(find: Callable[Concatenate[_Of, _Asked], _Found]) -> Callable[Concatenate[_Of, _Asked], _Found]:
     """Found once for each state of a run and what else is given: every table and page asks again.
 
@@ -38,22 +57,34 @@ def once(find: Callable[Concatenate[_Of, _Asked], _Found]) -> Callable[Concatena
     @wraps(find)
     def found(of: _Of, *args: _Asked.args, **kwargs: _Asked.kwargs) -> _Found:
         run = of if isinstance(of, Record) else of.run
-        kept: dict[Any, tuple[str, _Found, Any]] = of.__dict__.setdefault("_found", {})
-        state = _state(run)
+        kept: dict[Any, tuple[_State, _Found]] = of.__dict__.setdefault("_found", {})
         key = (find.__module__, find.__name__, args, *kwargs.items())
-        if key not in kept or kept[key][0] != state:
-            held = [run.held(name) for name in TABLES]  # so that no other table comes to have the id of one of them
-            kept[key] = (state, find(of, *args, **kwargs), held)
+        with unchanged(run) as state:
+            if key not in kept or kept[key][0].told != state.told:
+                kept[key] = (state, find(of, *args, **kwargs))
         return kept[key][1]
 
     return found
 
 
-def _state(run: Record) -> str:
+@contextmanager
+def unchanged(run: Record) -> Iterator[_State]:
+    """Nothing in a run changes here: its state, for which all kernels are added up, is found once."""
+    known = _states.get()
+    state = known.get(id(run)) or _state(run)
+    before = _states.set({**known, id(run): state} if run.has("kernels") else known)
+    try:
+        yield state
+    finally:
+        _states.reset(before)
+
+
+def _state(run: Record) -> _State:
     # kernels are walked as frames, and the others with them: a state that does not change when a frame is asked for
     frames = run.has("kernels")
-    sums = [_sums(name, getattr(run, name) if frames else run.held(name)) for name in TABLES]
-    return repr([sums, run.passes, run.workload, run.device, run.environment, run.settings])
+    held = [getattr(run, name) if frames else run.held(name) for name in TABLES]
+    sums = [_sums(*of_table) for of_table in zip(TABLES, held, strict=True)]
+    return _State(repr([sums, run.passes, run.workload, run.device, run.environment, run.settings]), held)
 
 
 def _sums(name: str, held: Any) -> tuple[Any, ...]:

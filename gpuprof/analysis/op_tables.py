@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from gpuprof.analysis.communication import communicating
+from gpuprof.analysis.communication import messages
 from gpuprof.analysis.counted import priced
 from gpuprof.analysis.each import each, numbered
 from gpuprof.analysis.fused import graphs, of_compiled
@@ -107,7 +107,7 @@ def by_kernel(run: Record, convention: str | None = None) -> pd.DataFrame:
     """
     require_kernels(run, "a table by kernel")
     known = kinds(run)
-    kind = each(run.kernels["op"], lambda op: known[plain_op(op)]).mask(communicating(run.kernels), "communication")
+    kind = each(run.kernels["op"], lambda op: known[plain_op(op)]).mask(messages(run), "communication")
     compiled = len(run.nodes) > 0
     key = ["kernel", "graph"] if compiled else ["kernel"]
     kernels = run.kernels.assign(kind=kind, graph=pd.array(graphs(run), dtype="Int64"))

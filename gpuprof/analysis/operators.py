@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from gpuprof.analysis.once import once
 from gpuprof.record import Record
 from gpuprof.schema import ALL
 from gpuprof.theory import rule_for
@@ -23,6 +24,7 @@ def plain_op(op: str) -> str:
     return without_overload(op).rstrip("_")
 
 
+@once
 def kinds(run: Record) -> dict[str, str]:
     """Kind of each plain operator of a run; of those that only the trace saw by their rule, empty without one.
 

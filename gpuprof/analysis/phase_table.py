@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from gpuprof.analysis.communication import communicating
+from gpuprof.analysis.communication import messages
 from gpuprof.analysis.compiled import hardware_of_compiled
 from gpuprof.analysis.consistency import withheld_of_step
 from gpuprof.analysis.counted import counted
 from gpuprof.analysis.generation import moved, phases_of, withheld_of_bytes, withheld_of_kernel_bytes
-from gpuprof.analysis.kernel_time import kernel_times, of_ranks
+from gpuprof.analysis.kernel_time import of_ranks, phase_times
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.rates import ideal_move_s, rate
 from gpuprof.analysis.shares import split_kernels
@@ -68,12 +68,10 @@ def by_phase(run: Record, convention: str | None = None) -> pd.DataFrame:
     for name, quantile in (("time_q1_s", 0.25), ("time_q3_s", 0.75)):
         table[name] = times.quantile(quantile).reindex(table.index)
     if run.done("trace") or len(run.busy):
-        kernels = split_kernels(run)
-        seconds = of_ranks(run).get(ALL, {}) if run.is_job else kernel_times(kernels.assign(module=""), [""])[""]
+        seconds = of_ranks(run).get(ALL, {}) if run.is_job else phase_times(split_kernels(run))
         table["kernel_time_s"] = pd.array([seconds.get(phase) for phase in table.index], dtype="Float64")
-        messages = run.kernels[communicating(run.kernels)]
-        if len(messages):
-            seconds = kernel_times(messages.assign(module=""), [""])[""]
+        if messages(run).any():
+            seconds = phase_times(run.kernels[messages(run)])
             table["communication_time_s"] = pd.array([seconds.get(phase) for phase in table.index], dtype="Float64")
         table["kernel_flops_per_s"] = rate(run, table["flops"], table["kernel_time_s"])
         table["kernel_mfu"] = rate(run, table["ideal_s"], table["kernel_time_s"])

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.consistency import withheld_of_kernels
 from gpuprof.analysis.denominators import denominators, peak_dtype
-from gpuprof.analysis.each import each, each_row, where
+from gpuprof.analysis.each import each, each_row, numbered, where
 from gpuprof.analysis.executed import counters_only, executed_by_kernel, flops_by_dtype
 from gpuprof.analysis.generation import PARTS, is_generation, moved
-from gpuprof.analysis.kernel_time import busy_seconds
+from gpuprof.analysis.kernel_time import busy_seconds, busy_seconds_by
+from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import input_shapes, kinds, plain_op
 from gpuprof.analysis.ran import ran
 from gpuprof.analysis.ranks import require_kernels
@@ -93,6 +94,7 @@ def chosen_roofs(run: Record, denominator: str | None = None) -> Roofs:
     raise GpuprofError(f"no denominator {denominator!r} in this run: there are {names}")
 
 
+@once
 def dtypes(run: Record) -> list[str]:
     """Dtypes of the peaks that a run's products go against, the one with most FLOPs first."""
     sums: Counter[str] = Counter()
@@ -155,16 +157,17 @@ def roofline(run: Record, by: str = "op", denominator: str | None = None, phase:
     figures = ["flops", "bytes", "compute_s"]
     sums = work.groupby("key", sort=False)[figures].sum(min_count=1).to_dict(orient="index")
     dram = _dram(run, by, known)
-    total = float(kernels["duration_ns"].sum())
+    total, busy_s = float(kernels["duration_ns"].sum()), busy_seconds_by(kernels, ["key"])
+    places, alike = numbered(kernels[["key", "kernel"]])
+    alike = alike.assign(duration_ns=kernels["duration_ns"].groupby(places).sum().array)
     rows = []
-    for key, group in kernels.groupby("key", sort=False):
-        seconds = busy_seconds(group)
-        names = group.groupby("kernel")["duration_ns"].sum().sort_values(ascending=False, kind="stable").index
+    for key, group in alike.groupby("key", sort=False):
+        names = group.sort_values("kernel").sort_values("duration_ns", ascending=False, kind="stable")["kernel"].array
         flops, nbytes, compute_s = (_known(sums.get(key, {}).get(figure)) for figure in figures)
         row = dict(zip(("name", "phase", "kind"), key, strict=True))
         row |= {
             "kernel": names[0], "kernels": len(names), "flops": flops, "bytes": nbytes,
-            "time_s": seconds, "time_share": group["duration_ns"].sum() / total, "dram_bytes": dram.get(key),
+            "time_s": busy_s[key,], "time_share": group["duration_ns"].sum() / total, "dram_bytes": dram.get(key),
         }  # fmt: skip
         rows.append(row | _held_against(row, compute_s, ceilings))
     table = pd.DataFrame({name: _typed(name, [row.get(name) for row in rows]) for name in COLUMNS})
@@ -274,8 +277,12 @@ def _work(run: Record, ceilings: Roofs) -> pd.DataFrame:
 
 def _keyed(run: Record, rows: pd.DataFrame, by: str, known: dict[str, str]) -> pd.DataFrame:
     """Rows with their plain operator, and the name, phase and kind of the point that they belong to."""
-    rows = rows.assign(op=each(rows["op"], plain_op))
-    communicate = communicating(rows) if "kernel" in rows else where(rows["op"], lambda op: known.get(op) == _MESSAGES)
+    told = [name for name in ("module", "phase", "op", "kernel") if name in rows]
+    places, alike = numbered(rows[told])
+    found = alike.assign(op=each(alike["op"], plain_op))
+    communicate = (
+        communicating(found) if "kernel" in rows else where(found["op"], lambda op: known.get(op) == _MESSAGES)
+    )
     classes = dict(zip(run.tree["module"], run.tree["class"], strict=True)) | {name: name for name in NOBODYS}
     in_phases = is_generation(run)
 
@@ -286,8 +293,9 @@ def _keyed(run: Record, rows: pd.DataFrame, by: str, known: dict[str, str]) -> p
         sort = "matmul" if kind in PRODUCTS else kind if kind == _MESSAGES else "vector"
         return classes[module] if by == "class" else module, phase, sort
 
-    columns = rows[["module", "phase", "op"]].assign(kernel=rows.get("kernel", ""), communicates=communicate)
-    return rows.assign(key=each_row(columns, key))
+    columns = found[["module", "phase", "op"]].assign(kernel=found.get("kernel", ""), communicates=communicate)
+    found["key"] = each_row(columns, key)
+    return rows.assign(**found[["op", "key"]].take(places).set_axis(rows.index))
 
 
 def _of_kernels(work: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFrame:

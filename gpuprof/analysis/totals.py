@@ -13,6 +13,7 @@ from gpuprof.analysis.denominators import denominator
 from gpuprof.analysis.directions import direction
 from gpuprof.analysis.generation import new_tokens_per_s
 from gpuprof.analysis.kernel_time import busy_seconds, own_of_ranks
+from gpuprof.analysis.once import once
 from gpuprof.analysis.ranks import busy_of_ranks
 from gpuprof.analysis.shares import split_kernels
 from gpuprof.analysis.steps import step_seconds
@@ -115,6 +116,7 @@ def _rates(run: Record, convention: str | None, figures: dict[str, Any], step_s:
     }
 
 
+@once
 def _of_kernels(run: Record) -> dict[str, Any]:
     """Kernel time of the traced step, and the share of it that has an owner."""
     figures: dict[str, Any] = {}

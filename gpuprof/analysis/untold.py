@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpuprof import units
-from gpuprof.analysis.communication import communicating
+from gpuprof.analysis.communication import messages
 from gpuprof.analysis.consistency import IN_GRAPHS, graph_share
 from gpuprof.analysis.each import each, where
 from gpuprof.analysis.known_flops import NEARLY_ALL, matmul_kernels, priced_share
@@ -57,7 +57,7 @@ def _shapes(run: Record, facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _modules(run: Record, facts: dict[str, Any]) -> Iterator[str]:
-    nobodys = (run.kernels["phase"] == "optimizer") | communicating(run.kernels)  # nor need they be
+    nobodys = (run.kernels["phase"] == "optimizer") | messages(run)  # nor need they be
     kernels = run.kernels[(run.kernels["module"] == UNATTRIBUTED) & ~nobodys]
     nowhere, backward = (int(rows["duration_ns"].sum()) for rows in (kernels, kernels[kernels["phase"] == "backward"]))
     text = "{} of the kernel time is of no module"

@@ -10,7 +10,7 @@ from gpuprof.analysis.communication import communicating
 from gpuprof.analysis.consistency import withheld_of_owners
 from gpuprof.analysis.counted import chosen, convention_of, counted, priced, whole_step
 from gpuprof.analysis.denominators import ideal_seconds
-from gpuprof.analysis.each import each, each_row
+from gpuprof.analysis.each import each, each_row, numbered
 from gpuprof.analysis.once import once
 from gpuprof.analysis.operators import kinds, plain_op
 from gpuprof.analysis.ran import ran
@@ -113,23 +113,25 @@ def classified(run: Record, convention: str | None) -> pd.DataFrame:
 def _classified(run: Record, convention: str) -> pd.DataFrame:
     ops = _operators(run, convention)
     kernels = split_kernels(run).sort_values("start_ns", kind="stable", ignore_index=True)
-    kernels["op"] = each(kernels["op"], plain_op)
-    kernels["kind"] = each(kernels["op"], kinds(run))
+    places, alike = numbered(kernels[["module", "phase", "op", "shapes", "kernel", "compiled"]])
+    found = alike.assign(op=each(alike["op"], plain_op))  # of those that are alike: there are far fewer
+    found["kind"] = each(found["op"], kinds(run))
     heaviest = ops.sort_values("bytes", na_position="first", kind="stable")
     dtypes = {tuple(key): dtype for *key, dtype in heaviest[["module", "phase", "op", "dtype"]].itertuples(index=False)}
-    kernels["dtype"] = each_row(kernels[["module", "phase", "op"]], lambda *key: dtypes.get(key, ""))
-    kernels["work"] = _work(kernels, _score_shapes(run))
+    found["dtype"] = each_row(found[["module", "phase", "op"]], lambda *key: dtypes.get(key, ""))
+    found["work"] = _work(found, _score_shapes(run))
     if "compiled" in ops:
         of_kernel = _of_kernels(ops[ops["compiled"] != ""])
-        owners = zip(*(kernels[name] for name in ("compiled", "module", "phase", "work")), strict=True)
-        kernels["work"] = [
+        owners = zip(*(found[name] for name in ("compiled", "module", "phase", "work")), strict=True)
+        found["work"] = [
             of_kernel.get((kernel, *owner), of_kernel.get((kernel, "", ""), work)) for kernel, *owner, work in owners
         ]
     if withheld_of_owners(run):
-        kernels["module"] = UNATTRIBUTED
-    phase = kernels["phase"]
+        found["module"] = UNATTRIBUTED
+    phase = found["phase"]
     if chosen(run, convention).recompute_in_backward:
         phase = phase.replace("recompute", "backward")
-    kernels["part"] = kernels["work"].where(phase.isin(MODEL), phase)
-    kernels.loc[communicating(kernels), ["kind", "work", "part"]] = "communication"
-    return kernels
+    found["part"] = found["work"].where(phase.isin(MODEL), phase)
+    found.loc[communicating(found), ["kind", "work", "part"]] = "communication"
+    of_rows = found[["op", "module", "kind", "dtype", "work", "part"]].take(places).set_axis(kernels.index)
+    return kernels.assign(**of_rows)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from gpuprof.analysis.executed import counters_only
+from gpuprof.analysis.once import unchanged
 from gpuprof.errors import GpuprofError
 from gpuprof.record import Record
 from gpuprof.render.view import BY, View
@@ -70,8 +71,10 @@ def render(run: Record, format: str = "tree", view: View | None = None) -> str:
     only_counters = counters_only(run)
     if only_counters and format in ("calflops", "perfetto"):
         raise GpuprofError(f"a table of Nsight Compute has kernels alone, nothing for {format}: give --by kernel")
-    if format == "tree":
-        from gpuprof.render.verdict import verdict_text
+    with unchanged(run):
+        if format == "tree":
+            from gpuprof.render.verdict import verdict_text
 
-        return verdict_text(run, view) + (_of("executed", "render") if only_counters else FORMATS["tree"])(run, view)
-    return FORMATS[format](run, view)
+            tree = _of("executed", "render") if only_counters else FORMATS["tree"]
+            return verdict_text(run, view) + tree(run, view)
+        return FORMATS[format](run, view)

@@ -19,6 +19,7 @@ from gpuprof.analysis.budget_words import negative, words
 from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.hints import Hint, hints
 from gpuprof.analysis.known_flops import at_least, known_of, priced_share
+from gpuprof.analysis.once import unchanged
 from gpuprof.errors import GpuprofError
 from gpuprof.late import pd
 from gpuprof.pictures import check_drawing, check_picture
@@ -49,7 +50,8 @@ def render_budget(found: Budget, format: str = "text", view: View | None = None)
     """
     if format not in FORMATS:
         raise GpuprofError(f"no format {format!r}: known are {', '.join(FORMATS)}")
-    return FORMATS[format](found, view or View(by="part"))
+    with unchanged(found.run):
+        return FORMATS[format](found, view or View(by="part"))
 
 
 def frame(found: Budget, view: View) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from gpuprof.analysis.generation import (
 from gpuprof.analysis.hints import hints
 from gpuprof.analysis.known_flops import at_least, known_of
 from gpuprof.analysis.modules import by_module
+from gpuprof.analysis.once import unchanged
 from gpuprof.analysis.op_tables import by_kernel, by_op
 from gpuprof.analysis.phase_table import by_phase
 from gpuprof.analysis.ranks import by_rank, straggler
@@ -71,15 +72,16 @@ def render_page(run: Record, convention: str | None = None, command: str = "") -
     check_page()
     if counters_only(run):
         raise GpuprofError("a table of Nsight Compute has kernels alone, no page: 'gpuprof show RUN' reports them")
-    return filled(
-        title=title(run),
-        subtitles=[subtitle(run)],
-        verdict=verdict(run, convention),
-        cards=list(cards(run, convention)),
-        warnings=doubts(run),
-        untold=untold(run),
-        sections=list(_sections(run, convention, command)),
-    )
+    with unchanged(run):
+        return filled(
+            title=title(run),
+            subtitles=[subtitle(run)],
+            verdict=verdict(run, convention),
+            cards=list(cards(run, convention)),
+            warnings=doubts(run),
+            untold=untold(run),
+            sections=list(_sections(run, convention, command)),
+        )
 
 
 def filled(**content: Any) -> str:

@@ -14,6 +14,7 @@ from rich.text import Text
 from gpuprof import units
 from gpuprof.analysis.denominators import WORDS
 from gpuprof.analysis.executed import counters_only
+from gpuprof.analysis.once import unchanged
 from gpuprof.analysis.roofline import Roofs, by_bound, chosen_roofs, clouds, dtypes, roofline, roofs
 from gpuprof.errors import GpuprofError
 from gpuprof.late import pd
@@ -43,7 +44,8 @@ def render_roofline(run: Record, format: str = "text", view: View | None = None,
     """
     if format not in FORMATS:
         raise GpuprofError(f"no format {format!r}: known are {', '.join(FORMATS)}")
-    return FORMATS[format](run, view or View(by="op"), denominator)
+    with unchanged(run):
+        return FORMATS[format](run, view or View(by="op"), denominator)
 
 
 def text(run: Record, view: View, denominator: str | None) -> str:

@@ -5,6 +5,7 @@ import pytest
 import gpuprof
 from gpuprof.analysis.counted import counted, counted_columns
 from gpuprof.analysis.modules import by_module, module_columns
+from gpuprof.analysis.once import unchanged
 from gpuprof.analysis.op_tables import ruleless
 from gpuprof.analysis.telemetry import invalid
 from gpuprof.analysis.totals import totals
@@ -112,6 +113,17 @@ def test_figures_follow_a_table_that_is_set_anew_or_changed_in_its_frame():
     assert totals(run)["flops"] == EXACT
     run.ops.loc[0, ["flops_causal", "flops_full", "flops_hardware"]] = 8
     assert totals(run)["flops"] == 8
+
+
+def test_a_run_that_is_unchanged_is_looked_at_once_and_anew_afterwards():
+    run = gpu_run()
+    whole = sum(run.column("kernels", "duration_ns"))
+
+    with unchanged(run):
+        before = totals(run)["kernel_s"]
+        run.kernels["duration_ns"] *= 2  # which nobody may
+        assert totals(run)["kernel_s"] == before == pytest.approx(whole * 1e-9)
+    assert totals(run)["kernel_s"] > before
 
 
 def test_columns_of_a_table_one_by_one():
