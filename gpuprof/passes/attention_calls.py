@@ -39,7 +39,7 @@ class AttentionCalls(TorchFunctionMode):
             causal = True if kwargs.get("is_causal") else False if kwargs.get("attn_mask") is None else None
             width, heads = args[3:5]
             facts = AttentionFacts(causal, None, (width // heads,), align="top-left")
-            with self._within(self.place()[0].module, facts):
+            with self._within(self.place.now()[0].module, facts):
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -51,7 +51,7 @@ class AttentionCalls(TorchFunctionMode):
         self, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
         **kwargs: Any,
     ) -> Any:  # fmt: skip
-        around, _ = self.place()
+        around, _ = self.place.now()
         dims = (query.size(-1), value.size(-1))  # of strided nested tensors too, which have no shape
         if attn_mask is None:
             facts = AttentionFacts(is_causal, None, dims, align="top-left")

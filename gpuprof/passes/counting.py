@@ -349,7 +349,7 @@ class _Counter(TorchDispatchMode):
             if run is None and self._execute is None and nowhere(args, kwargs):
                 return operator.func(*args, **kwargs)  # shapes alone, as of a FakeTensorMode: nothing is done
             call = self._call(operator, args, kwargs, key)
-        scope, phase = self._place(operator.all_reduces)
+        scope, phase = self._place.now(operator.all_reduces)
         if self._mark is None:
             out = call.run(*args, **kwargs) if run is None else run()
         else:

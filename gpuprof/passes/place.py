@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -31,27 +30,36 @@ class Place:
         self._labels: list[Scope | None] = []  # of each that is open the unit, or that of the one around
         self._units: dict[str, Scope] = {}
         self._last_owner = NOWHERE
-        self._running: tuple[int, int] | None = None  # backward and number of the last node
+        self._at: tuple[int, int] | None = None  # backward and number of the last node
         # what runs a backward: nothing, or the node that holds a checkpoint's own
         self._runners: dict[int, Scope] = {}
 
-    def __call__(self, reduces: bool = False) -> tuple[Scope, str]:
-        """What is booked now.
+    def now(self, reduces: bool = False) -> tuple[Scope, str]:
+        """What is booked now. It is asked of every operator: all in one piece, as calls take longer than what they do.
 
         Args:
             reduces: whether the operator is an all-reduce: a bucket of gradients is sent when the last of them is
                 there, and that is not this one's module's work.
         """
-        node = _current_node()
-        if node is None or self.phase.name == "optimizer":  # which a hook may step in the middle of a backward
-            found = self._open[-1].scope if self._open else NOWHERE, self.phase.name
+        node, phase, running = _current_node(), self.phase.name, self._open
+        if node is None or phase == "optimizer":  # which a hook may step in the middle of a backward
+            scope = running[-1].scope if running else NOWHERE
+        elif running and running[-1].in_backward:
+            scope, phase = running[-1].scope, "recompute"
         else:
-            found = self._of_node(node)
+            at = _current_backward(), node._sequence_nr()
+            if at != self._at:  # else one more operator of the same node
+                self._at, self._last_owner = at, self._owner(*at)
+            scope, phase = self._last_owner, "backward"
+            if self.phase.keeps_graph:
+                self.ownership.claim(scope)
+            elif _grad_enabled():  # a function of somebody's own that runs its forward again
+                phase = "recompute"
         if self._labels and self._labels[-1] is not None:
-            return self._labels[-1], found[1]
-        if reduces and found[1] == "backward" and (node is None or node._sequence_nr() >= _NUMBERLESS):
-            return _GRADIENTS, found[1]
-        return found
+            return self._labels[-1], phase
+        if reduces and phase == "backward" and (node is None or node._sequence_nr() >= _NUMBERLESS):
+            return _GRADIENTS, phase
+        return scope, phase
 
     def label_begins(self, label: str) -> None:
         """A label of anybody's: FSDP says in its own which unit it works for."""
@@ -64,25 +72,11 @@ class Place:
         if self._labels:
             self._labels.pop()
 
-    def _of_node(self, node: Any) -> tuple[Scope, str]:
-        open_calls = self._open
-        if open_calls and open_calls[-1].in_backward:
-            return open_calls[-1].scope, "recompute"
-        running = _current_backward(), node._sequence_nr()
-        if running != self._running:  # else one more operator of the same node
-            self._running, self._last_owner = running, self._owner(*running)
-        owner = self._last_owner
-        if self.phase.keeps_graph:
-            self.ownership.claim(owner)
-        elif _grad_enabled():  # a function of somebody's own that runs its forward again
-            return owner, "recompute"
-        return owner, "backward"
-
     def phase_changed(self, _: str) -> None:
         """An outermost backward begins or ends; what a hook does inside of one changes nothing here."""
         if in_backward():
             return
-        self._last_owner, self._running = NOWHERE, None
+        self._last_owner, self._at = NOWHERE, None
         self._runners.clear()
         if self.phase.keeps_graph:
             self.ownership.claim(self.ownership.running())
