@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from torch.nested._internal.nested_tensor import NestedTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpuprof.attribution import Ownership, Scope, observed
+from gpuprof.coded import Column
 from gpuprof.errors import GpuprofError
 from gpuprof.parallel.layout import short_names
 from gpuprof.parallel.units import unit_of
@@ -421,7 +423,7 @@ class _Counter(TorchDispatchMode):
 
     def rows(
         self, device: str, short_name: Callable[[str], str]
-    ) -> tuple[dict[str, list[Any]], dict[str, str], list[int | None]]:
+    ) -> tuple[dict[str, Sequence[Any]], dict[str, str], list[int | None]]:
         """Columns of the ``ops`` table, the causality of modules that attend (known or unknown), rows by signature.
 
         Args:
@@ -432,39 +434,28 @@ class _Counter(TorchDispatchMode):
         causality: dict[str, str] = {}
         alike: dict[Any, Any] = {}
         facts = {place: alike.setdefault(scope.facts, scope.facts) for place, scope in self._scopes.items()}
-        described: dict[Any, tuple[Described, tuple[Any, ...]]] = {}  # once for all modules that make the same call
-        rows: dict[Any, int] = {}
-        modules: list[str] = []
-        phases: list[str] = []
-        groups: list[str] = []
-        says: list[tuple[Any, ...]] = []  # by row, what the calls in it have in common
-        calls: list[int] = []
-        row_of: dict[tuple[int, int, str], int] = {}
+        described: dict[Any, tuple[Described, int]] = {}  # once for all modules that make the same call
+        says: dict[tuple[Any, ...], int] = {}  # what calls say in the table, and its number
+        rows: dict[tuple[str, str, int, str], int] = {}  # how often each ran
+        row_of: dict[tuple[int, int, str], tuple[str, str, int, str]] = {}
         for (made, place, phase), times in self._sums.items():
             known = described.get((made, id(facts[place])))
             if known is None:
                 found = self._described(made, facts[place], device)
-                known = described[made, id(facts[place])] = found, alike.setdefault(found[:5], found[:5])
+                known = described[made, id(facts[place])] = found, says.setdefault(found[:5], len(says))
             found, said = known
             module = self._scopes[place].module
             if found.causality == "unknown":
                 causality[module] = "unknown"
             elif found.causality:
                 causality.setdefault(module, found.causality)
-            group = short_name(_group(made.given)) if found.kind == "communication" else ""
-            row = rows.setdefault((module, phase, id(said), group), len(calls))
-            if row == len(calls):
-                modules.append(module)
-                phases.append(phase)
-                groups.append(group)
-                says.append(said)
-                calls.append(0)
-            calls[row] += times
+            row = module, phase, said, short_name(_group(made.given)) if found.kind == "communication" else ""
+            rows[row] = rows.get(row, 0) + times
             if self._numbers:
                 row_of.setdefault((id(made.given), place, phase), row)
-        columns: dict[str, list[Any]] = {"module": modules, "phase": phases, "group": groups, "calls": calls}
-        columns |= _columns(says, calls)
-        return columns, causality, [row_of.get(signature) for signature in self._numbers]
+        at = {row: number for number, row in enumerate(rows)} if self._numbers else {}
+        marked = [at[row_of[signature]] if signature in row_of else None for signature in self._numbers]
+        return _columns(rows, list(says)), causality, marked
 
     def _described(self, made: _Made, facts: AttentionFacts | None, device: str) -> Described:
         """What a call is and costs, by its rule; with what is to be said of its operator."""
@@ -486,12 +477,24 @@ class _Counter(TorchDispatchMode):
         return found
 
 
-def _columns(says: list[tuple[Any, ...]], calls: list[int]) -> dict[str, list[Any]]:
-    """Columns of ``ops``, of what `Described` begins with of each row, and how often that ran."""
-    columns = {name: [said[place] for said in says] for place, name in enumerate(("op", "kind", "shapes", "dtype"))}
-    for place, name in enumerate(FIGURES):
-        each = [said[4][place] for said in says]
-        columns[name] = [None if one is None else one * times for one, times in zip(each, calls, strict=True)]
+def _columns(rows: dict[tuple[str, str, int, str], int], says: list[tuple[Any, ...]]) -> dict[str, Sequence[Any]]:
+    """Columns of ``ops``.
+
+    Args:
+        rows: how often each ran, by module, phase, the place of what it says, and group.
+        says: what `Described` begins with.
+    """
+    modules, phases, places, groups = zip(*rows, strict=True) if rows else ((),) * 4
+    columns: dict[str, Sequence[Any]] = {"module": [*modules], "phase": [*phases], "group": [*groups]}
+    said = array("I", places)
+    for at, name in enumerate(("op", "kind", "shapes", "dtype")):
+        columns[name] = Column([each[at] for each in says], said)
+    columns["calls"] = [*rows.values()]
+    pairs: dict[tuple[int, int], int] = {}
+    priced = array("I", [pairs.setdefault(pair, len(pairs)) for pair in zip(places, rows.values(), strict=True)])
+    for at, name in enumerate(FIGURES):
+        each = [(says[place][4][at], times) for place, times in pairs]
+        columns[name] = Column([None if one is None else one * times for one, times in each], priced)
     return columns
 
 
