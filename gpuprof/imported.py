@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import reprlib
@@ -33,6 +32,7 @@ from gpuprof.traces.owners import Attributed, attribute
 from gpuprof.traces.scopes import Scopes, graphs_of, makers, outside_operators, scopes_of
 from gpuprof.traces.step_events import events_of
 from gpuprof.traces.steps import EARLY, OUTSIDE, Step, Steps, Window, steps_of, window_of
+from gpuprof.undo import uncollected
 
 Progress = Callable[[str, int, int], None]
 PathLike = str | os.PathLike[str]
@@ -163,9 +163,7 @@ def _rank(recorded: Recorded, place: int) -> int:
 
 
 def _run(recorded: Recorded, step: Step, settings: dict[str, Any], device_name: str | None, name: str | None) -> Run:
-    collecting = gc.isenabled()
-    gc.disable()  # it would walk over hundreds of thousands of new tuples again and again, and find nothing
-    try:
+    with uncollected():
         steps = steps_of(recorded)
         window = window_of(recorded, steps, step)
         scopes = scopes_of(recorded, window.host)
@@ -173,9 +171,6 @@ def _run(recorded: Recorded, step: Step, settings: dict[str, Any], device_name: 
         maker = makers(host, scopes.calls)
         found = _generated_named(attribute(host, device, scopes.calls, maker, is_composite, marked=False))
         found.facts.update(_compiled(host, scopes, maker, found, len(recorded.device.start) > 0))
-    finally:
-        if collecting:
-            gc.enable()
     return _assembled(recorded, steps, window, scopes, found, settings, device_name, name)
 
 

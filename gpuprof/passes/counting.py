@@ -39,6 +39,7 @@ from gpuprof.theory.masks import AttentionFacts
 from gpuprof.theory.names import all_reduces, without_overload
 from gpuprof.theory.nested import first_nested
 from gpuprof.theory.priced import FIGURES, Described, describe, tensor_specs
+from gpuprof.undo import uncollected
 from gpuprof.workload import Workload
 from gpuprof.workload.causality import attention_facts
 from gpuprof.workload.nested import padded_product
@@ -146,7 +147,8 @@ def counting(
         yield found
         given = inputs()
     _refuse_other_threads(ownership)
-    rows, causality, row_of = counter.rows(workload.device.type, short_names(model))
+    with uncollected():
+        rows, causality, row_of = counter.rows(workload.device.type, short_names(model))
     calls: dict[str, int] = {}
     for call in ownership.calls:
         if not call.in_backward:

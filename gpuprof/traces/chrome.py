@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from gpuprof.late import np
 from gpuprof.traces.chrome_text import UNREADABLE, Args, Event, ExactEvent, Progress, decoded, pieces
 from gpuprof.traces.events import Inputs
 from gpuprof.traces.foreign import kind_of, other_device
+from gpuprof.undo import uncollected
 
 OPERATOR, LABEL, MODULE = 0, 1, 2
 """Categories of `Host`."""
@@ -261,14 +261,9 @@ def read(path: str | os.PathLike[str], progress: Progress | None = None) -> Reco
         raise GpuprofError(f"{path} is a table of Nsight Compute, no trace")
     fields: dict[str, Any] = {}
     columns = _Columns()
-    collects = gc.isenabled()
-    gc.disable()  # nothing here makes cycles, and to look for them among many objects takes longer than to decode
-    try:
+    with uncollected():  # to look among so many objects takes longer than to decode
         for events in pieces(path, fields, columns.left_out, progress or (lambda done, total: None)):
             columns.add(events)
-    finally:
-        if collects:
-            gc.enable()
     categories, left_out = dict(columns.categories), dict(columns.left_out)
     if other := other_device(categories):
         raise GpuprofError(f"{path} is a trace of {other}: those of CUDA, of ROCm and of CPUs are read")
