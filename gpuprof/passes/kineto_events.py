@@ -144,8 +144,8 @@ class _Reader:
         return _cleared(Events(self._sorts.names, self._sorts.kinds, shapes, **columns))
 
     def _on_host(self, events: list[Any]) -> list[bool]:
-        cpu = torch.autograd.DeviceType.CPU
-        return [device == cpu for device in map(self._ask["device_type"], events)]
+        cpu = torch.autograd.DeviceType.CPU.value  # to compare these themselves would be a call of the binding
+        return [device.value == cpu for device in map(self._ask["device_type"], events)]
 
     def _read_host(self, events: list[Any]) -> None:
         ask, columns = self._ask, self._columns

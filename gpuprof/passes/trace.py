@@ -200,10 +200,10 @@ def ingest(
     compiled: Captured | None = None,
 ) -> Traced:
     """The tables of a recorded step; ``unit`` as of `attribute`, ``compiled`` what was captured of it."""
-    events = without_outside(read(profiler))
+    host, device = apart(without_outside(read(profiler)))
     made = Lowered(compiled.graphs, compiled.device, compiled.facts) if compiled is not None else None
     found = attribute(
-        *apart(events), *owners(events, ownership), is_composite=is_composite_name, unit_of=unit,
+        host, device, *owners(host, ownership), is_composite=is_composite_name, unit_of=unit,
         kernel_at=made.kernel_call if made is not None else None,
     )  # fmt: skip
     if compiled is not None and compiled.without_cuda_graphs:
@@ -216,12 +216,12 @@ def ingest(
     )  # fmt: skip
 
 
-def owners(events: Events, ownership: Ownership) -> tuple[list[tuple[str, bool]], Callable[[int, int], str | None]]:
+def owners(host: Events, ownership: Ownership) -> tuple[list[tuple[str, bool]], Callable[[int, int], str | None]]:
     """Module calls as the trace numbers them, and who made an autograd node of a Kineto thread."""
     calls = [(call.scope.module, call.in_backward) for call in ownership.calls]
-    rows = events.rows(CALL)
-    marks = zip(events.thread[rows].tolist(), events.sort[rows].tolist(), strict=True)
-    thread_of = {thread: ownership.calls[int(events.names[sort][len(CALL_MARK) :])].thread for thread, sort in marks}
+    rows = host.rows(CALL)
+    marks = zip(host.thread[rows].tolist(), host.sort[rows].tolist(), strict=True)
+    thread_of = {thread: ownership.calls[int(host.names[sort][len(CALL_MARK) :])].thread for thread, sort in marks}
 
     def maker(thread: int, number: int) -> str | None:
         scope = ownership.maker(thread_of.get(thread, 0), number)

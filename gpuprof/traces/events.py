@@ -156,7 +156,8 @@ class Events:
 
     def take(self, rows: NDArray[Any]) -> Events:
         """Those at these places, or where a mask says so."""
-        taken = {name: getattr(self, name)[rows] for name in self.COLUMNS}
+        places = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        taken = {name: getattr(self, name).take(places) for name in self.COLUMNS}
         return Events(self.names, self.kinds, self.shapes, **taken)
 
     def sorts(self, *kinds: str) -> NDArray[np.bool_]:
@@ -259,8 +260,12 @@ def device_kind(name: str, label: bool = False) -> str:
 def apart(events: Events) -> tuple[Events, Events]:
     """Those of the host, by thread and start, a range before what is inside it; and the work of the device."""
     host = np.flatnonzero(~events.sorts(KERNEL, WAIT)[events.sort])
-    order = np.lexsort((-events.end[host], events.start[host], events.thread[host]))
-    return events.take(host[order]), events.take(events.rows(KERNEL))
+    host = host[np.lexsort((events.start[host], events.thread[host]))]
+    start, thread = events.start[host], events.thread[host]
+    alike = np.r_[False, (start[1:] == start[:-1]) & (thread[1:] == thread[:-1]), False]
+    tied = np.flatnonzero(alike[1:] | alike[:-1])  # few, and of the rest most are in order already
+    host[tied] = host[tied][np.lexsort((-events.end[host[tied]], start[tied], thread[tied]))]
+    return events.take(host), events.take(events.rows(KERNEL))
 
 
 def without_outside(events: Events) -> Events:

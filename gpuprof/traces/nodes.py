@@ -20,26 +20,29 @@ def node_numbers(host: Events) -> dict[int, tuple[int, int]]:
     Args:
         host: by thread and start, a range before what is inside it.
     """
-    found: dict[int, tuple[int, int]] = {}
-    waiting: list[tuple[int, int, str]] = []  # open nodes without a number: place, end, name
-    is_node = [kind == NODE for kind in host.kinds]
+    nodes = host.sorts(NODE)[host.sort]
+    numbered, without = np.flatnonzero(nodes & (host.number >= 0)), nodes & (host.number < 0)
+    numbers = zip(host.forward_thread[numbered].tolist(), host.number[numbered].tolist(), strict=True)
+    found = dict(zip(numbered.tolist(), numbers, strict=True))
+    names = {host.names[sort] for sort in np.unique(host.sort[without]).tolist()}
+    sorts = [
+        kind == FUNCTION and NODE_PREFIX + name in names for name, kind in zip(host.names, host.kinds, strict=True)
+    ]
+    either = without | np.array(sorts, np.bool_)[host.sort]
     for _, first, after in host.threads():
-        rows = first + np.flatnonzero(host.sorts(NODE, FUNCTION)[host.sort[first:after]])
+        rows = first + np.flatnonzero(either[first:after])
         columns = (host.sort, host.start, host.end, host.forward_thread, host.number)
-        waiting.clear()
+        waiting: list[tuple[int, int, str]] = []  # open nodes without a number: place, end, name
         for row, sort, start, end, *number in zip(rows.tolist(), *(c[rows].tolist() for c in columns), strict=True):
-            if is_node[sort]:
+            if host.kinds[sort] == NODE:
+                waiting.append((row, end, host.names[sort]))
+                continue
+            while waiting and waiting[-1][1] <= start:
+                waiting.pop()
+            if waiting and waiting[-1][2] == NODE_PREFIX + host.names[sort]:
+                place, _, _ = waiting.pop()
                 if number[1] >= 0:
-                    found[row] = (number[0], number[1])
-                else:
-                    waiting.append((row, end, host.names[sort]))
-            elif waiting:
-                while waiting and waiting[-1][1] <= start:
-                    waiting.pop()
-                if waiting and waiting[-1][2] == NODE_PREFIX + host.names[sort]:
-                    place, _, _ = waiting.pop()
-                    if number[1] >= 0:
-                        found[place] = (number[0], number[1])
+                    found[place] = (number[0], number[1])
     return found
 
 

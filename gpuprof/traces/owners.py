@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuprof.late import np, pd
@@ -215,7 +215,7 @@ def attribute(
 
 
 def _known(modules: list[str]) -> list[str]:
-    return [UNATTRIBUTED if module == _UNKNOWN else module for module in modules]
+    return [UNATTRIBUTED if module == _UNKNOWN else module for module in modules] if _UNKNOWN in modules else modules
 
 
 class _Walk:
@@ -271,26 +271,54 @@ class _Walk:
         Args:
             asked: of which events in no counted operator `opened` is to know.
         """
-        host = self._host
+        host, rows = self._host, self._heard(asked)
         names = [self._unmarked, *(phase for _, phase in self._marks)]
-        place = np.searchsorted(np.array([start for start, _ in self._marks], np.int64), host.start, side="right")
+        starts = np.array([start for start, _ in self._marks], np.int64)
         outside = _Frame(sys.maxsize, UNATTRIBUTED, "")
         for _, first, after in host.threads():
             self._last_owner, self._closure_end = UNATTRIBUTED, 0
-            columns = (column[first:after].tolist() for column in (host.sort, host.start, host.end, place, asked))
-            self._thread(enumerate(zip(*columns, strict=True), first), names, outside)
+            of_thread = rows[np.searchsorted(rows, first) : np.searchsorted(rows, after)]
+            place = np.searchsorted(starts, host.start[of_thread], side="right")
+            columns = (column[of_thread].tolist() for column in (host.sort, host.start, host.end, asked))
+            self._thread(zip(of_thread.tolist(), *columns, place.tolist(), strict=True), names, outside)
         for node in self._nodes:
             self._again += node.ran_again()
 
+    def _heard(self, asked: NDArray[np.bool_]) -> NDArray[np.intp]:
+        """Places of the events to go through: of what is sure to run in a counted operator there is nothing to say.
+
+        Nor, where one event is always inside another to the nanosecond, of what leaves all in it as it is around it,
+        such as a composed operator. Unless somebody asks for its name: a call into the runtime does, for what it
+        launches.
+        """
+        host, kinds = self._host, {*self._host.kinds}
+        if MARK in kinds:  # what runs for it may be anything
+            return np.arange(len(host))
+        counted = np.array(self._counted, np.bool_)[host.sort]
+        counted[list(self._taken_over)] = False
+        heard = np.ones(len(host), np.bool_)
+        if self._marked and RUNTIME not in kinds:
+            sorts = list(zip(host.names, host.kinds, strict=True))
+            silent = [
+                kind in (OPERATOR, FUNCTION) or (kind == RANGE and self._unit_of(name) is None) for name, kind in sorts
+            ]
+            heard = counted | asked | ~np.array(silent, np.bool_)[host.sort]
+        for _, first, after in host.threads():
+            rows = slice(first, after)
+            start, end = host.start[rows], host.end[rows]
+            outermost = counted[rows] & (start >= _reach(end, counted[rows]))
+            heard[rows] &= start >= _reach(end, outermost)
+        return np.flatnonzero(heard)
+
     def _thread(
-        self, events: Iterator[tuple[int, tuple[int, int, int, int, bool]]], names: list[str], outside: _Frame
+        self, events: Iterable[tuple[int, int, int, int, bool, int]], names: list[str], outside: _Frame
     ) -> None:
-        """Go through the events of a thread: of each its place, sort, start, end, place of the phase, and if asked."""
+        """Go through the events of a thread: of each its place, sort, start, end, if asked, and place of the phase."""
         kinds, counted, taken_over = self._host.kinds, self._counted, self._taken_over
         stack: list[_Frame] = []
         around = outside  # the innermost that is open; the others are on the stack
         busy = -sys.maxsize  # until when a counted operator runs: what it does inside is its own
-        for row, (sort, start, end, place, asks) in events:
+        for row, sort, start, end, asks, place in events:
             if start < busy:
                 continue
             while around.end <= start:
@@ -474,14 +502,21 @@ class _Walk:
         host = self._host
         twice = np.array([name in _TWICE for name in host.names], np.bool_) & host.sorts(OPERATOR)
         rows = np.flatnonzero(twice[host.sort])
-        for row, number in zip(rows.tolist(), calls.at(rows).tolist(), strict=True):
-            if number < 0 or (outer := int(calls.rows[number])) == row:
-                continue
+        numbers = calls.at(rows)
+        inside = (numbers >= 0) & ~np.isin(rows, calls.rows)
+        for row, number in zip(rows[inside].tolist(), numbers[inside].tolist(), strict=True):
+            outer = int(calls.rows[number])
             # in recordings of torch 1.8 an operator has a twin inside, on the same
             alike = not self._marked and host.shapes[host.shape[row]] == host.shapes[host.shape[outer]]
             if not alike and _calls_itself(calls.names[number], host.names[host.sort[row]]):
                 return True
         return False
+
+
+def _reach(end: Integers, which: NDArray[np.bool_]) -> Integers:
+    """Of each event until when those of some that began before it run."""
+    lowest = np.iinfo(np.int64).min
+    return np.r_[lowest, np.maximum.accumulate(np.where(which, end, lowest))[:-1]]
 
 
 def _hidden(regions: list[tuple[int, str]], calls: OpCalls) -> list[str]:
@@ -575,7 +610,7 @@ def _when(events: Events, rows: Any) -> dict[str, Any]:
 
 def _taken(texts: list[str], places: NDArray[Any]) -> list[str]:
     """The texts at these places."""
-    return list(map(texts.__getitem__, places.tolist()))
+    return np.array(texts, object).take(places).tolist()
 
 
 def _shapes(shapes: Any, most: int = 8) -> str:
