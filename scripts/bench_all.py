@@ -47,8 +47,9 @@ def page(rows: list[Ratio], base: str, rounds: int) -> str:
 `scripts/bench_*.py` measures its rows alone.
 
 Both figures of a row are of one run, in which all take turns: the least of the rounds, of processor time where the unit
-is s and nothing else is said. A ratio below 1 is in gpuprof's favour; a target is the most that it may be. {base} is
-a commit before gpuprof was worked on for speed; it did less (no verdict, fewer tables).
+is s and nothing else is said; of what is added to a step the median of the rounds. A ratio below 1 is in gpuprof's
+favour; a target is the most that it may be. {base} is a commit before gpuprof was worked on for speed; it did less (no
+verdict, fewer tables).
 
 {markdown(rows)}
 """
