@@ -83,12 +83,18 @@ def _typed(name: str, values: list[Any] | None, length: int) -> Any:
     return pd.array(values, dtype="Int64") if name in ("calls", "params", "trainable_params") else integers(values)
 
 
-@once
 def _found(run: Record, convention: str | None) -> dict[str, list[Any]]:
-    """The columns of which a pass told anything, and the ideal times."""
-    tree, parts = {name: run.column("tree", name) for name in MODULE_COLUMNS[:5]}, phases_of(run)
-    paths = [*tree["module"], UNATTRIBUTED]
-    found = {name: [*values, None] for name, values in tree.items()} | {"module": paths, "class": [*tree["class"], ""]}
+    """The columns of which the tree or a pass told anything, and the ideal times."""
+    nobody = {"module": UNATTRIBUTED, "class": ""}
+    tree = {name: [*run.column("tree", name), nobody.get(name)] for name in MODULE_COLUMNS[:5]}
+    return _of_passes(run, convention) | tree
+
+
+@once
+def _of_passes(run: Record, convention: str | None) -> dict[str, list[Any]]:
+    """Those that are not as the tree has them, and the modules they are of."""
+    paths, parts = [*run.column("tree", "module"), UNATTRIBUTED], phases_of(run)
+    found = {"module": paths}
     if run.done("count") and not none_known(run):
         found |= _counts(run, convention, paths, parts)
         if run.has("nodes"):

@@ -362,9 +362,9 @@ class _Counter(TorchDispatchMode):
                 out = call.run(*args, **kwargs) if run is None else run()
         if operator.label:
             self._labels(operator.func, args)
-        # whether it returns one plain tensor is settled by what it is given; the size of that is not always
+        # what is given settles whether it returns one plain tensor, or perhaps none, but not always the size of that
         made = call.made
-        if made is None or made.shape is None or out.shape != made.shape or out.dtype is not made.dtype:
+        if made is None or made.shape is None or out is None or out.shape != made.shape or out.dtype is not made.dtype:
             made = call.made = self._come_to(call.given, out)
         place = id(scope)
         self._scopes[place] = scope

@@ -27,7 +27,7 @@ def module_tree(model: torch.nn.Module, calls: dict[str, int], causality: dict[s
     """
     called = {above for path in calls for above in ancestors(path)}
     paths = list(named_paths(model))
-    parameters = _parameters(paths)
+    parameters = _parameters(model, paths)
     rows: list[dict[str, Any]] = []
     seen: set[torch.nn.Module] = set()
     for path, module in paths:
@@ -59,14 +59,21 @@ class _Size(NamedTuple):
     trainable: bool
 
 
-def _parameters(paths: list[tuple[str, torch.nn.Module]]) -> dict[str, dict[int, _Size]]:
-    """Of each module the parameters in it and its children, by identity; ``paths`` a parent before its children."""
+def _parameters(model: torch.nn.Module, paths: list[tuple[str, torch.nn.Module]]) -> dict[str, dict[int, _Size]]:
+    """Of each module the model's parameters in it and its children, by identity.
+
+    A model may say which those are by a ``parameters`` of its own.
+
+    Args:
+        model: the model.
+        paths: its modules, a parent before its children.
+    """
+    sizes = {
+        id(p): _Size(p.numel(), elements_bytes([p]), p.requires_grad) for p in model.parameters() if not is_lazy(p)
+    }
     found: defaultdict[str, dict[int, _Size]] = defaultdict(dict)
     for path, module in reversed(paths):
-        for parameter in module._parameters.values():
-            if parameter is not None and not is_lazy(parameter):
-                size = _Size(parameter.numel(), elements_bytes([parameter]), parameter.requires_grad)
-                found[path][id(parameter)] = size
+        found[path] |= {id(p): sizes[id(p)] for p in module._parameters.values() if id(p) in sizes}
         if path:
-            found[path.rpartition(".")[0]].update(found[path])
-    return found
+            found[path.rpartition(".")[0]] |= found[path]
+    return found | {"": sizes}

@@ -115,6 +115,19 @@ def test_figures_follow_a_table_that_is_set_anew_or_changed_in_its_frame():
     assert totals(run)["flops"] == 8
 
 
+def test_modules_are_named_as_the_tree_names_them_now():
+    run = gpu_run()
+    before = by_module(run)
+
+    run.tree["class"], run.tree["calls"] = "Renamed", 7
+    after = by_module(run)
+
+    assert set(before["calls"][:-1]) == {1}
+    assert set(after["class"][:-1]) == {"Renamed"}
+    assert set(after["calls"][:-1]) == {7}
+    assert after.drop(columns=["class", "calls"]).equals(before.drop(columns=["class", "calls"]))
+
+
 def test_a_run_that_is_unchanged_is_looked_at_once_and_anew_afterwards():
     run = gpu_run()
     whole = sum(run.column("kernels", "duration_ns"))

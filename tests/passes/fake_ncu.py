@@ -73,6 +73,8 @@ def flops(name, step):
         m, n, k = map(int, found.groups())
         return 2 * m * n * k
     row = step["row_of"][int(re.search(r"op\|(\d+)", name).group(1))]
+    if row is None:  # the call failed
+        return 0
     ops = step["ops"]
     return ops["flops_hardware"][row] // ops["calls"][row] if "mm" in ops["op"][row] else 0
 

@@ -162,6 +162,14 @@ def test_a_launch_outside_every_range_belongs_to_nobody():
     assert list(frame["tensor_bfloat16"]) == [5, 7]
 
 
+def test_a_launch_of_a_call_that_failed_belongs_to_nobody():
+    frame, _ = by_hand(launch("gpuprof|op|0|1", 5), launch("gpuprof|op|1|1", 7), step=STEP._replace(row_of=[None, 0]))
+
+    assert list(frame["module"]) == [UNATTRIBUTED, "a"]
+    assert list(frame["phase"]) == ["other", "forward"]
+    assert list(frame["tensor_bfloat16"]) == [5, 7]
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_of_nested_operators_the_innermost_counts_in_whichever_order_they_are_printed(order):
     ops = table("ops", [{"module": name, "phase": "forward", "op": "x", "calls": 1, "dtype": ""} for name in "ab"])

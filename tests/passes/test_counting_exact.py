@@ -173,6 +173,22 @@ def test_a_call_that_returns_another_size_is_another_row():
     }
 
 
+def test_a_call_may_return_a_tensor_or_none():
+    library = torch.library.Library("gpuprof_tests", "FRAGMENT")
+    library.define("odd(Tensor x) -> Tensor?")
+    answers = iter([torch.ones(2), None, torch.ones(2), torch.ones(3), None])
+    library.impl("odd", lambda _: next(answers), "CompositeExplicitAutograd")
+
+    def step():
+        return [torch.ops.gpuprof_tests.odd(torch.ones(4)) for _ in range(5)]
+
+    counted = counting.count(from_module(nn.Linear(1, 1), step=step))
+
+    assert [None if out is None else len(out) for out in counted.result] == [2, None, 2, 3, None]
+    rows = counted.ops[counted.ops["op"] == "gpuprof_tests::odd.default"]
+    assert dict(zip(rows["shapes"], rows["calls"], strict=True)) == {"4 -> 2": 2, "4 -> ": 2, "4 -> 3": 1}
+
+
 def test_a_call_that_fails_is_no_work_but_has_its_number():
     numbers = []
     one, other = torch.ones(2, 3), torch.ones(3, 4)

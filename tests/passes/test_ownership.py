@@ -330,6 +330,24 @@ def test_tied_weights():
     assert list(tree.loc[["", "one", "two"], "params"]) == [WIDTH * WIDTH] * 3
 
 
+def test_a_model_that_says_which_its_parameters_are():
+    class Probe(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(WIDTH, WIDTH, bias=False).requires_grad_(False)
+            self.head = nn.Linear(WIDTH, 1, bias=False)
+            self.outside = [nn.Parameter(torch.ones(5))]  # in no module
+
+        def parameters(self, recurse=True):
+            return iter([*self.head.parameters(), *self.outside])
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    tree = profile(Probe(), inputs()).tree.set_index("module")
+    assert tree["params"].to_dict() == {"": WIDTH + 5, "body": 0, "head": WIDTH}
+
+
 def test_a_module_called_twice():
     class Twice(nn.Module):
         def __init__(self):
