@@ -61,6 +61,7 @@ _JAGGED_PRODUCTS = {
     _bmm.default: (_bmm.default, 0),
     _matmul_backward.default: (_matmul_backward.default, 1),
 }
+_NUMBERS = (bool, int, float, complex)
 _LOGGED = 1 << 18
 """Length of the log at which it is added up."""
 
@@ -415,7 +416,8 @@ class _Counter(TorchDispatchMode):
     def _come_to(self, given: _Given, out: Any) -> _Made:
         """What a call has come to."""
         made = _Made(given, out)
-        return self._made.setdefault((id(given), made.out), made)
+        told = type(out) if isinstance(out, _NUMBERS) else made.out  # which number it is says nothing of the cost
+        return self._made.setdefault((id(given), told), made)
 
     def _add_up(self) -> None:
         """Add what was logged to the sums: all at once that costs far less than with each call."""

@@ -173,6 +173,15 @@ def test_a_call_that_returns_another_size_is_another_row():
     }
 
 
+def test_numbers_that_are_read_are_one_call_whatever_they_are():
+    values = torch.arange(5.0)
+    counted = counting.count(from_module(nn.Linear(1, 1), step=lambda: [value.item() for value in values]))
+
+    assert counted.result == [0, 1, 2, 3, 4]
+    rows = counted.ops[counted.ops["op"] == "aten::_local_scalar_dense.default"]
+    assert rows[["shapes", "calls"]].to_numpy().tolist() == [["scalar -> ", 5]]
+
+
 def test_a_call_may_return_a_tensor_or_none():
     library = torch.library.Library("gpuprof_tests", "FRAGMENT")
     library.define("odd(Tensor x) -> Tensor?")
