@@ -1,6 +1,6 @@
 """What counting costs beside torch's FlopCounterMode, and beside an older build.
 
-Three steps, each counted by both in one process, taking turns:
+Three steps, each counted by both in a process of its own, taking turns:
 
 - without weights: the published LLaVA-OneVision report's workload, 16 image crops, a prompt of 7,405 positions, 7 new
   tokens. FlopCounterMode runs the same modules on meta tensors.
@@ -163,8 +163,8 @@ Seconds = dict[str, dict[str, list[float]]]
 """Of processor time, by step and counter, one of each round."""
 
 
-def measured(rounds: int, only: str | None) -> Seconds:
-    """What each counter takes for each step; a round before those that count is left out.
+def measured(step: str, rounds: int, only: str | None) -> dict[str, list[float]]:
+    """What each counter takes for a step; a round before those that count is left out.
 
     Raises:
         SystemExit: a total is not the expected one.
@@ -172,27 +172,26 @@ def measured(rounds: int, only: str | None) -> Seconds:
     import torch
 
     torch.set_num_threads(1)
-    seconds: Seconds = {}
-    for step, (make, often) in STEPS.items():
-        try:
-            counters, expected = make()
-        except Exception:
-            if only is None:
-                raise
-            continue  # a step that the older build cannot take
-        taken = seconds[step] = defaultdict(list)
-        for number in range(rounds * often + 1):
-            for name, count in counters.items():
-                if only is not None and name not in ("plain", only):
-                    continue
-                start = time.process_time()
-                found = count()
-                took = time.process_time() - start
-                wrong = {what: total for what, total in found().items() if total != expected.get(what, total)}
-                if wrong:
-                    sys.exit(f"{step}: {name} counts {wrong}, which should be {expected}")
-                if number:
-                    taken[name].append(took)
+    make, often = STEPS[step]
+    try:
+        counters, expected = make()
+    except Exception:
+        if only is None:
+            raise
+        return {}  # a step that the older build cannot take
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for number in range(rounds * often + 1):
+        for name, count in counters.items():
+            if only is not None and name not in ("plain", only):
+                continue
+            start = time.process_time()
+            found = count()
+            took = time.process_time() - start
+            wrong = {what: total for what, total in found().items() if total != expected.get(what, total)}
+            if wrong:
+                sys.exit(f"{step}: {name} counts {wrong}, which should be {expected}")
+            if number:
+                seconds[name].append(took)
     return seconds
 
 
@@ -206,33 +205,35 @@ def rows(here: Seconds, base: Seconds, commit: str) -> list[Ratio]:
     whole = {name: min(each) for name, each in here["without weights"].items()}
     work = f"count {MODEL} without weights, prefill and {NEW_TOKENS - 1} decodes"
     found.append(Ratio(work, "FlopCounterMode on meta", whole["gpuprof"], whole["FlopCounterMode"], target=0.5))
-    if "without weights" in base:
+    if base.get("without weights"):
         found.append(Ratio(work, f"the build of {commit}", whole["gpuprof"], min(base["without weights"]["gpuprof"])))
     for step, target in (("train", 0.6), ("generate", None)):
         work = f"what counting adds to a step of 8 layers on a CPU, {step}"
         ours, torchs = (added(here[step], name) for name in ("gpuprof", "FlopCounterMode"))
         found.append(Ratio(work, "what FlopCounterMode adds", ours, torchs, target=target))
-        if step in base:
+        if base.get(step):
             found.append(Ratio(work, f"the build of {commit}", ours, added(base[step], "gpuprof")))
     return found
 
 
 def main() -> int:
     made = parser(__doc__)
-    made.add_argument("--child", choices=("all", "gpuprof"), help=argparse.SUPPRESS)
+    made.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     asked = made.parse_args()
     if asked.child:
-        print(json.dumps(measured(asked.rounds, None if asked.child == "all" else asked.child)))
+        step, counters = asked.child
+        print(json.dumps(measured(step, asked.rounds, None if counters == "all" else counters)))
         return 0
 
-    def child(source: Path, counters: str) -> Any:
-        arguments = [__file__, "--child", counters, "--rounds", str(asked.rounds)]
-        return json.loads(used(arguments, source).output.splitlines()[-1])
+    def each(source: Path, counters: str) -> Seconds:
+        arguments = [__file__, "--rounds", str(asked.rounds), "--child"]
+        said = {step: used([*arguments, step, counters], source).output for step in STEPS}
+        return {step: json.loads(output.splitlines()[-1]) for step, output in said.items()}
 
-    here, base = child(ROOT, "all"), {}
+    here, base = each(ROOT, "all"), {}
     if asked.base:
         with unpacked(asked.base) as source:
-            base = child(source, "gpuprof")
+            base = each(source, "gpuprof")
     return finish(rows(here, base, asked.base), asked)
 
 
