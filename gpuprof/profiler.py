@@ -288,7 +288,7 @@ def _run_wanted(measuring: Measuring, control: Control) -> None:
                 if one.name in measuring.wanted:
                     measuring.watch.begin(one.name)
                     run.passes[one.name] = _run_pass(one, measuring, failures, control)
-            run.compilations, run.breaks = measuring.watch.compilations, measuring.watch.breaks
+            run.compilations, run.breaks = measuring.watch.rows, measuring.watch.breaks
     except GpuprofError:  # ranks are not at the same point
         raise
     except Exception as error:  # not of a pass: after an error of the device, nothing can be copied back

@@ -299,6 +299,14 @@ def test_loading_and_showing_a_run_needs_no_torch(tmp_path):
     assert "torch" not in loaded_by(code)
 
 
+def test_a_model_is_counted_and_saved_without_pandas(tmp_path):
+    path = tmp_path / "run.json"
+    code = f"import gpuprof\ngpuprof.count('smollm2-135m').save({str(path)!r})"
+
+    assert "pandas" not in loaded_by(code)
+    assert gpuprof.load(path).done("count")
+
+
 def test_a_counted_run_is_shown_without_anything_heavy(tmp_path):
     run = gpuprof.Run({"name": "m", "mode": "train"}, {"type": "meta"}, {}, passes={"count": PassOutcome("done")})
     run.tree = {name: [""] if name not in INTEGERS else [1] for name in TABLES["tree"]}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch._dynamo.utils as dynamo
 from torch._dynamo import trace_rules
@@ -23,11 +23,7 @@ from torch._dynamo.callback import CallbackArgs, CallbackTrigger, callback_handl
 
 from gpuprof.compiled.afresh import Backend, compiled_afresh
 from gpuprof.compiled.caches import clear_caches, empty_caches
-from gpuprof.schema import table
 from gpuprof.undo import patched, undoing
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _PACKAGE = Path(__file__).parents[1]
 _OURS = [_PACKAGE / part for part in ("passes", "compiled", "attribution.py", "undo.py")]
@@ -72,18 +68,13 @@ class Watch:
         self._step = step
 
     @property
-    def compilations(self) -> pd.DataFrame:
-        """The table of that name."""
-        return table("compilations", self.rows)
-
-    @property
-    def breaks(self) -> pd.DataFrame:
-        """The table of that name: what is compiled afresh in several passes breaks in each."""
+    def breaks(self) -> list[dict[str, Any]]:
+        """Rows of the table of that name: what is compiled afresh in several passes breaks in each."""
         most: Counter[tuple[str, str, str]] = Counter()
         for found in self._breaks.values():
             most |= found
         names = ("frame", "place", "reason")
-        return table("breaks", [dict(zip(names, key, strict=True)) | {"breaks": n} for key, n in most.items()])
+        return [dict(zip(names, key, strict=True)) | {"breaks": n} for key, n in most.items()]
 
     def in_timed_steps(self) -> str:
         """What was compiled in timed steps, and why; empty where nothing was."""
