@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -48,9 +48,6 @@ from gpuprof.workload import Options, Workload, build, from_module
 from gpuprof.workload.options import check_seed, dtype_name
 from gpuprof.workload.parallel import replicas
 from gpuprof.workload.workload import call_arguments, check_call, check_parts
-
-if TYPE_CHECKING:
-    pass
 
 _WORTH_COUNTING = 1e-4
 """Share of a step's FLOPs above which a dtype gets counters: every kernel is replayed again and again for each dtype.

@@ -61,7 +61,8 @@ _JAGGED_PRODUCTS = {
     _bmm.default: (_bmm.default, 0),
     _matmul_backward.default: (_matmul_backward.default, 1),
 }
-_NUMBERS = (bool, int, float, complex)
+_NUMBERS = (bool, int, float, complex)  # of Python, as `item` returns
+
 _LOGGED = 1 << 18
 """Length of the log at which it is added up."""
 

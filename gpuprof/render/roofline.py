@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import textwrap
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rich.console import Group
 from rich.table import Table
@@ -23,9 +23,6 @@ from gpuprof.render.charts import subject
 from gpuprof.render.console import to_text
 from gpuprof.render.tables import plain
 from gpuprof.render.view import View
-
-if TYPE_CHECKING:
-    pass
 
 _TOP = 20  # rows for people, unless they say how many
 _LIMITS = ("memory", "compute")
