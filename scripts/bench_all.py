@@ -33,7 +33,7 @@ def markdown(rows: list[Ratio]) -> str:
         target = "" if row.target is None else f"{row.target:g}"
         verdict = "" if row.target is None else "met" if row.met else "**missed**"
         figure, other = (f"{value:.3g} {row.unit}" for value in (row.here, row.there))
-        lines.append(f"| {row.work} | {figure} | {row.against}: {other} | {row.ratio:.2f} | {target} | {verdict} |")
+        lines.append(f"| {row.work} | {figure} | {row.against}: {other} | {row.ratio:.3f} | {target} | {verdict} |")
     return "\n".join(lines)
 
 
